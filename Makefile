@@ -1,0 +1,36 @@
+# Everything a developer runs. `make run` and `make test` install nothing but what they need.
+
+# Where `make run` listens; ports from 1024 on need no privilege.
+HTTP_PORT ?= 8080
+GRPC_PORT ?= 8443
+
+.DEFAULT_GOAL := help
+.PHONY: help run build test lint openapi bench
+
+help: ## Show this help
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: ## Start an agent on ports 8080 (HTTP) and 8443 (gRPC)
+	EA_ENV=$${EA_ENV:-development} EA_BIND_ADDRESS=$${EA_BIND_ADDRESS:-127.0.0.1} \
+	EA_HTTP_PORT=$(HTTP_PORT) EA_GRPC_PORT=$(GRPC_PORT) cargo run --release --bin election-agent
+
+build: ## Build the agent: target/release/election-agent
+	cargo build --release --locked
+
+test: ## Install what the tests need and run them all
+	scripts/install-test-tools
+	cargo test --workspace --locked
+
+lint: ## Check format, lints, docs, and licences if cargo-deny is installed
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
+	else echo "cargo-deny is not installed: licences and advisories are not checked"; fi
+
+openapi: ## Write openapi/openapi_v3.yaml from the code
+	cargo run --quiet --bin election-agent -- openapi > openapi/openapi_v3.yaml.new
+	mv openapi/openapi_v3.yaml.new openapi/openapi_v3.yaml
+
+bench: ## Measure the pure parts and one RPC on loopback
+	cargo bench --workspace --locked

@@ -1,0 +1,256 @@
+//! Builds the agent from its configuration, and runs it.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::server::NamedService as _;
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+
+use crate::{
+    config::{Config, Listen, Store, Urls},
+    election::Elections,
+    lease::{
+        LeaseNode, NodeError, Settings,
+        embedded::Embedded,
+        quorum::{Options, Quorum},
+        redis::{Redis, Server},
+    },
+    listener::{self, Lifetime},
+    proto::election_server::ElectionServer,
+    readiness::Monitor,
+    stack::stack,
+    telemetry::metrics::Metrics,
+    transport::{
+        Mux,
+        grpc::{self, Handler},
+        rest,
+    },
+};
+
+/// Why the agent cannot start; the text names the setting to change.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A port cannot be had.
+    #[error("cannot listen on {address} ({variable}): {error}: {advice}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// The port's variable.
+        variable: &'static str,
+        /// What the system says.
+        error: io::Error,
+        /// What to change.
+        advice: String,
+    },
+    /// The place where leases are kept cannot be opened.
+    #[error(transparent)]
+    Store(#[from] NodeError),
+    /// The build is broken.
+    #[error("the built-in protobuf descriptors do not parse: {0}")]
+    Descriptors(#[from] tonic_reflection::server::Error),
+}
+
+/// An agent that listens, ready to run.
+pub struct App {
+    listeners: Vec<TcpListener>,
+    mux: Mux,
+    metrics: Metrics,
+    monitor: Monitor,
+    quorum: Quorum,
+    lifetime: Lifetime,
+    request_timeout: Duration,
+    shutdown_grace: Duration,
+}
+
+impl App {
+    /// Opens the ports and the lease nodes.
+    ///
+    /// A Redis server that does not answer is no error: the agent starts, is not ready, and keeps
+    /// trying.
+    ///
+    /// # Errors
+    /// A port or file that cannot be opened.
+    pub async fn build(config: &Config) -> Result<Self, StartError> {
+        let listeners = bind(&config.listen).await?;
+        let max_term = config.limits.max_term;
+        let nodes = vec![node(&config.store, max_term).await?];
+        let quorum = Quorum::new(
+            nodes,
+            Options::new(
+                config.store.operation_timeout,
+                config.store.restart_guard,
+                max_term,
+            ),
+        );
+        let elections = Elections::new(
+            quorum.clone(),
+            max_term,
+            config.limits.allow_forced_handover,
+        );
+        let metrics = Metrics::new(&config.telemetry.buckets);
+
+        let health = HealthReporter::new();
+        let election = config.listen.grpc.then(|| Handler::new(elections.clone()));
+        let mut services = vec![HealthServer::<HealthService>::NAME];
+        services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));
+        services.extend(grpc::REFLECTION);
+        let grpc = grpc::Services::new(
+            election,
+            HealthService::from_health_reporter(health.clone()),
+        )?;
+        let (monitor, readiness) =
+            Monitor::start(quorum.clone(), health, services, metrics.clone()).await;
+        let rest = rest::router(rest::Sources {
+            elections: config.listen.http.then_some(elections),
+            readiness,
+            metrics: config.telemetry.metrics.then(|| metrics.clone()),
+        });
+        Ok(Self {
+            listeners,
+            mux: Mux::new(grpc, rest),
+            metrics,
+            monitor,
+            quorum,
+            lifetime: Lifetime {
+                idle: config.listen.idle,
+                age: config.listen.age,
+                age_grace: config.listen.age_grace,
+            },
+            request_timeout: config.limits.request_timeout,
+            shutdown_grace: config.listen.shutdown_grace,
+        })
+    }
+
+    /// Where the agent listens: gRPC's port first.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect()
+    }
+
+    /// Serves until `shutdown`, then says so to probes, stops accepting, and answers what is under way,
+    /// for as long as the grace lasts.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let connections = TaskTracker::new();
+        let service = stack(self.mux, self.request_timeout, self.metrics);
+        let accepting = self.listeners.into_iter().map(|listener| {
+            tokio::spawn(listener::serve(
+                listener,
+                service.clone(),
+                self.lifetime,
+                connections.clone(),
+                shutdown.clone(),
+            ))
+        });
+        let accepting: Vec<_> = accepting.collect();
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = self.monitor.run() => {}
+        }
+
+        let draining = async {
+            self.monitor.drain().await;
+            for loop_ in accepting {
+                // A loop that panicked accepts no more either.
+                let _ = loop_.await;
+            }
+            connections.close();
+            connections.wait().await;
+            // Withdrawals of what was granted to callers that have gone.
+            self.quorum.drain().await;
+        };
+        match timeout(self.shutdown_grace, draining).await {
+            Ok(()) => tracing::info!("every request was answered; bye"),
+            Err(_) => tracing::warn!(
+                connections = connections.len(),
+                "EA_SHUTDOWN_GRACE is over before every request was answered; bye"
+            ),
+        }
+    }
+}
+
+/// The one place that knows the kinds of nodes.
+async fn node(store: &Store, max_term: Duration) -> Result<Arc<dyn LeaseNode>, StartError> {
+    let settings = Settings {
+        retention: store.token_retention,
+        guard: store.restart_guard.duration(max_term),
+    };
+    Ok(match (&store.urls, &store.embedded_path) {
+        (Urls::Single(server), _) => {
+            tracing::info!(server = server.name(), "leases are kept on Redis");
+            Arc::new(
+                Redis::start(
+                    Server::clone(server),
+                    &store.prefix,
+                    store.operation_timeout,
+                    settings,
+                )
+                .await,
+            )
+        }
+        (Urls::None, Some(path)) => {
+            tracing::info!(
+                path = %path.display(),
+                "leases are kept in this process and its file: run one agent only"
+            );
+            Arc::new(Embedded::open(path, settings)?)
+        }
+        (Urls::None, None) => {
+            tracing::warn!(
+                "leases are kept in this process's memory and are forgotten with it: run one agent \
+                 only, and set EA_REDIS_URLS or EA_EMBEDDED_PATH for more than trying it out"
+            );
+            Arc::new(Embedded::in_memory(settings))
+        }
+    })
+}
+
+async fn bind(listen: &Listen) -> Result<Vec<TcpListener>, StartError> {
+    let mut listeners = vec![bind_one(listen.address, listen.grpc_port, "EA_GRPC_PORT").await?];
+    if listen.http_port != listen.grpc_port {
+        listeners.push(bind_one(listen.address, listen.http_port, "EA_HTTP_PORT").await?);
+    }
+    Ok(listeners)
+}
+
+async fn bind_one(
+    address: IpAddr,
+    port: u16,
+    variable: &'static str,
+) -> Result<TcpListener, StartError> {
+    let address = SocketAddr::new(address, port);
+    TcpListener::bind(address).await.map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::PermissionDenied => format!(
+                "ports below 1024 need a privilege: set {variable} to one from 1024 on, such as {}, or \
+                 give the process CAP_NET_BIND_SERVICE",
+                if port == 80 { 8080 } else { 8443 }
+            ),
+            io::ErrorKind::AddrInUse => {
+                format!("another process has it: stop that or set {variable} to a free port")
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                "no interface has that address: set EA_BIND_ADDRESS to one that this machine has"
+                    .to_owned()
+            }
+            _ => format!("set {variable} or EA_BIND_ADDRESS to what this machine can listen on"),
+        };
+        StartError::Bind {
+            address,
+            variable,
+            error,
+            advice,
+        }
+    })
+}

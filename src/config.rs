@@ -1,0 +1,463 @@
+//! Configuration: defaults < YAML file (`EA_CONFIG_FILE`) < environment < command-line flags.
+//!
+//! Every setting is declared once, in the table of its group ([`SETTINGS`] has them all): its variable,
+//! default and meaning. Flags, file keys, `--help`, `election-agent config` and the README's table are
+//! made from it. All mistakes are reported together, each naming its variable.
+
+mod kube;
+mod limits;
+mod listen;
+mod redis;
+mod telemetry;
+mod values;
+
+use std::{ffi::OsString, fmt, fmt::Write as _};
+
+pub use kube::Kube;
+pub use limits::Limits;
+pub use listen::Listen;
+pub use redis::{Store, Urls};
+pub use telemetry::{Environment, LogLevel, Telemetry};
+pub use values::{Mistakes, Values};
+use values::{Reader, Source};
+
+/// A setting, declared once.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// The environment variable: `EA_GRPC_PORT`. The flag is `--grpc-port`, the file's key `grpc_port`.
+    pub variable: &'static str,
+    /// Another variable for the same setting.
+    pub alias: Option<&'static str>,
+    /// The value when none is given; empty when the setting is off by default.
+    pub default: &'static str,
+    /// What it does, its range and its unit.
+    pub meaning: &'static str,
+    /// Whether the value holds credentials, and in what form.
+    pub secret: Secret,
+}
+
+/// How a setting's value is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secret {
+    /// As it is.
+    No,
+    /// URLs, without the passwords in them.
+    Urls,
+}
+
+const fn setting(variable: &'static str, default: &'static str, meaning: &'static str) -> Setting {
+    Setting {
+        variable,
+        alias: None,
+        default,
+        meaning,
+        secret: Secret::No,
+    }
+}
+
+impl Setting {
+    /// The variable without its prefix, in lower case: the file's key.
+    #[must_use]
+    pub fn key(&self) -> String {
+        self.variable.trim_start_matches("EA_").to_ascii_lowercase()
+    }
+
+    /// The command-line flag, without its dashes.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.key().replace('_', "-")
+    }
+}
+
+/// Every setting, by group.
+pub const SETTINGS: [&[Setting]; 5] = [
+    listen::SETTINGS,
+    redis::SETTINGS,
+    limits::SETTINGS,
+    kube::SETTINGS,
+    telemetry::SETTINGS,
+];
+
+/// Every setting.
+pub fn settings() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.into_iter().flatten()
+}
+
+/// The effective configuration, validated.
+#[derive(Debug)]
+pub struct Config {
+    /// Where and what to serve.
+    pub listen: Listen,
+    /// Where leases are kept.
+    pub store: Store,
+    /// Bounds on requests.
+    pub limits: Limits,
+    /// Kubernetes.
+    pub kube: Kube,
+    /// Logs and metrics.
+    pub telemetry: Telemetry,
+    values: Values,
+}
+
+impl Config {
+    /// Validates the values.
+    ///
+    /// # Errors
+    /// Every mistake, each with its variable and what to change.
+    pub fn new(values: Values) -> Result<Self, Mistakes> {
+        let mut reader = Reader::new(&values);
+        let listen = Listen::read(&mut reader);
+        let limits = Limits::read(&mut reader);
+        let store = Store::read(&mut reader);
+        let kube = Kube::read(&mut reader);
+        let telemetry = Telemetry::read(&mut reader);
+        let mistakes = reader.mistakes();
+        match (listen, limits, store, kube, telemetry) {
+            (Some(listen), Some(limits), Some(store), Some(kube), Some(telemetry))
+                if mistakes.is_empty() =>
+            {
+                Ok(Self {
+                    listen,
+                    store,
+                    limits,
+                    kube,
+                    telemetry,
+                    values,
+                })
+            }
+            _ => Err(mistakes),
+        }
+    }
+
+    /// Variables that look like settings but are none.
+    #[must_use]
+    pub fn unknown_variables(&self) -> &[String] {
+        self.values.unknown_variables()
+    }
+}
+
+/// A configuration file that gives the same configuration, with where each value is from. Defaults are
+/// comments, and secrets are hidden.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for setting in settings() {
+            let (value, source) = self.values.get(setting.variable);
+            let shown = match setting.secret {
+                Secret::No => value.to_owned(),
+                Secret::Urls => redis::hide_credentials(value),
+            };
+            let quoted = serde_json::to_string(&shown).map_err(|_| fmt::Error)?;
+            let comment = if source == Source::Default { "# " } else { "" };
+            writeln!(
+                f,
+                "{comment}{}: {quoted} # {}, {source}",
+                setting.key(),
+                setting.variable
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// The settings as the README's Markdown table.
+#[must_use]
+pub fn markdown() -> String {
+    let mut table = "| variable | default | meaning |\n|---|---|---|\n".to_owned();
+    for setting in settings() {
+        let default = match setting.default {
+            "" => String::new(),
+            default => format!("`{default}`"),
+        };
+        let alias = setting
+            .alias
+            .map(|alias| format!(" (or `{alias}`)"))
+            .unwrap_or_default();
+        let _ = writeln!(
+            table,
+            "| `{}`{alias} | {default} | {} |",
+            setting.variable, setting.meaning
+        );
+    }
+    table
+}
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve.
+    Serve,
+    /// Print the effective configuration.
+    PrintConfig,
+    /// Print the OpenAPI document.
+    PrintOpenApi,
+    /// Print the README's table of settings.
+    PrintSettings,
+}
+
+/// Reads the command line, the environment and the file.
+///
+/// # Errors
+/// Exits as clap does for `--help`, `--version` and malformed command lines; otherwise what is wrong with
+/// the environment or the file.
+pub fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<(Command, Values), Mistakes> {
+    let mut matches = command_line().get_matches_from(args);
+    let command = match matches.subcommand_name() {
+        Some("config") => Command::PrintConfig,
+        Some("openapi") => Command::PrintOpenApi,
+        Some("settings") => Command::PrintSettings,
+        _ => Command::Serve,
+    };
+    let mut flags = Vec::new();
+    for setting in settings() {
+        if let Some(value) = matches.remove_one::<String>(setting.variable) {
+            flags.push((setting.variable, value));
+        }
+    }
+    let file = matches.remove_one::<String>("config_file");
+    Ok((command, Values::collect(flags, file, env)?))
+}
+
+fn command_line() -> clap::Command {
+    let mut command = clap::Command::new("election-agent")
+        .about("Leader election as a service over gRPC, gRPC-Web and REST")
+        .after_help(
+            "Every option is also an environment variable and a key of the YAML file: --grpc-port is \
+             EA_GRPC_PORT and grpc_port. Flags win over variables, variables over the file.",
+        )
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand(
+            clap::Command::new("config")
+                .about("Prints the effective configuration as YAML, secrets hidden"),
+        )
+        .subcommand(clap::Command::new("openapi").about("Prints the OpenAPI document as YAML"))
+        .subcommand(
+            clap::Command::new("settings").about("Prints all settings as a Markdown table"),
+        )
+        .arg(
+            clap::Arg::new("config_file")
+                .long("config-file")
+                .value_name("PATH")
+                .global(true)
+                .help("A YAML file of settings [env: EA_CONFIG_FILE]"),
+        );
+    for setting in settings() {
+        let default = match setting.default {
+            "" => String::new(),
+            default => format!(" [default: {default}]"),
+        };
+        let alias = setting
+            .alias
+            .map(|alias| format!(" or {alias}"))
+            .unwrap_or_default();
+        command = command.arg(
+            clap::Arg::new(setting.variable)
+                .long(setting.flag())
+                .value_name("VALUE")
+                .global(true)
+                .help(format!(
+                    "{}{default} [env: {}{alias}]",
+                    setting.meaning, setting.variable
+                )),
+        );
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(env: &[(&str, &str)]) -> Result<Config, Mistakes> {
+        let env = env.iter().map(|(name, value)| (name.into(), value.into()));
+        Config::new(Values::collect(Vec::new(), None, env)?)
+    }
+
+    fn mistakes(env: &[(&str, &str)]) -> String {
+        config(env)
+            .map(|_| String::new())
+            .unwrap_or_else(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_keep_leases_in_process() {
+        let config = config(&[]).expect("valid");
+        assert_eq!(
+            (config.listen.grpc_port, config.listen.http_port),
+            (443, 80)
+        );
+        assert!(matches!(config.store.urls, Urls::None));
+        assert_eq!(config.limits.max_term.as_secs(), 60);
+        assert!(!config.kube.required);
+    }
+
+    #[test]
+    fn settings_are_declared_once() {
+        let mut names: Vec<_> = settings().map(|setting| setting.variable).collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+        command_line().debug_assert();
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_each_with_its_variable() {
+        let told = mistakes(&[
+            ("EA_GRPC_PORT", "65536"),
+            ("EA_HTTP_ENABLE", "perhaps"),
+            ("EA_MAX_TERM", "10"),
+            ("EA_REDIS_MODE", "ring"),
+            ("EA_RESTART_GUARD", "maybe"),
+            ("EA_ENV", "staging"),
+            ("EA_LOG_LEVEL", "chatty"),
+            ("EA_METRIC_REQUEST_DURATION_BUCKETS", "0.1,0.01"),
+            ("EA_REDIS_PREFIX", "a{b}"),
+            ("EA_KUBE_IN_CLUSTER", "1?"),
+            ("EA_REDIS_URLS", "redis://user:s3cret@:port/x"),
+        ]);
+        for named in [
+            "EA_GRPC_PORT",
+            "EA_HTTP_ENABLE",
+            "EA_MAX_TERM",
+            "EA_REDIS_MODE",
+            "EA_RESTART_GUARD",
+            "EA_ENV",
+            "EA_LOG_LEVEL",
+            "EA_METRIC_REQUEST_DURATION_BUCKETS",
+            "EA_REDIS_PREFIX",
+            "EA_KUBE_IN_CLUSTER",
+            "EA_REDIS_URLS",
+        ] {
+            assert!(told.contains(named), "{named} is not in: {told}");
+        }
+        assert!(!told.contains("s3cret"), "{told}");
+    }
+
+    #[test]
+    fn broken_redis_urls_are_refused_without_their_passwords() {
+        for url in [
+            "redis://:s3cret@",
+            "redis://u:s3cret@host:notaport",
+            "redis://u:s3cret@host:6379/notadb",
+            "redis://u:s3cret@host:6379#insecure",
+            "http://u:s3cret@host",
+            "u:s3cret@host:6379",
+            "redis://u:s3cret@ho st",
+        ] {
+            let told = mistakes(&[("EA_REDIS_URLS", url)]);
+            assert!(told.contains("EA_REDIS_URLS"), "{url}: {told}");
+            assert!(
+                told.contains("redis[s]://user:password@host:port/db"),
+                "{url}: {told}"
+            );
+            assert!(!told.contains("s3cret"), "{url}: {told}");
+        }
+    }
+
+    #[test]
+    fn an_alias_and_its_setting_must_not_contradict() {
+        let config = config(&[("EA_KEY_PREFIX", "mine")]).expect("valid");
+        assert_eq!(config.store.prefix, "mine");
+        let told = mistakes(&[("EA_KEY_PREFIX", "mine"), ("EA_REDIS_PREFIX", "yours")]);
+        assert!(
+            told.contains("EA_KEY_PREFIX") && told.contains("EA_REDIS_PREFIX"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn an_empty_variable_is_one_that_is_not_set() {
+        assert!(config(&[("EA_REDIS_URLS", ""), ("EA_GRPC_PORT", "")]).is_ok());
+    }
+
+    #[test]
+    fn what_needs_another_setting_says_so() {
+        for (env, named) in [
+            (&[("EA_REDIS_MODE", "failover")][..], "EA_REDIS_MODE"),
+            (
+                &[
+                    ("EA_EMBEDDED_PATH", "/tmp/x"),
+                    ("EA_REDIS_URLS", "redis://localhost"),
+                ],
+                "EA_EMBEDDED_PATH",
+            ),
+            (&[("EA_KUBE_ENABLE", "true")], "EA_KUBE_ENABLE"),
+            (
+                &[("EA_GRPC_ENABLE", "false"), ("EA_HTTP_ENABLE", "false")],
+                "EA_HTTP_ENABLE",
+            ),
+        ] {
+            let told = mistakes(env);
+            assert!(told.contains(named), "{env:?}: {told}");
+        }
+    }
+
+    #[test]
+    fn the_printed_configuration_hides_secrets_and_reads_back() {
+        let config = config(&[
+            ("EA_REDIS_URLS", "rediss://u:s3cret@h:1/2"),
+            ("EA_GRPC_PORT", "9"),
+        ])
+        .expect("valid");
+        let printed = config.to_string();
+        assert!(!printed.contains("s3cret"), "{printed}");
+        assert!(printed.contains("rediss://u:***@h:1/2"), "{printed}");
+        assert!(
+            printed.contains("grpc_port: \"9\" # EA_GRPC_PORT, environment"),
+            "{printed}"
+        );
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), &printed).expect("written");
+        let path = file.path().display().to_string();
+        let again = Config::new(Values::collect(Vec::new(), Some(path), []).expect("reads"));
+        assert_eq!(again.expect("valid").listen.grpc_port, 9);
+    }
+
+    #[test]
+    fn flags_win_over_variables_and_variables_over_the_file() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(
+            file.path(),
+            "grpc: {port: 1}\nhttp_port: 2\nmax_term: 30s\n",
+        )
+        .expect("written");
+        let args = ["election-agent", "--grpc-port", "5"].map(OsString::from);
+        let env = [
+            ("EA_CONFIG_FILE".into(), file.path().into()),
+            ("EA_HTTP_PORT".into(), "4".into()),
+            ("EA_GRPC_PORT".into(), "4".into()),
+        ];
+        let (_, values) = parse(args, env).expect("reads");
+        let config = Config::new(values).expect("valid");
+        assert_eq!((config.listen.grpc_port, config.listen.http_port), (5, 4));
+        assert_eq!(config.limits.max_term.as_secs(), 30);
+    }
+
+    #[test]
+    fn a_bad_file_is_refused_naming_what_is_wrong() {
+        for (text, named) in [
+            ("grpc_prot: 1\n", "grpc_prot"),
+            ("- 1\n", "EA_CONFIG_FILE"),
+            ("grpc_port: [1, {a: b}]\n", "grpc_port"),
+            ("a: b: c\n", "EA_CONFIG_FILE"),
+        ] {
+            let file = tempfile::NamedTempFile::new().expect("a file");
+            std::fs::write(file.path(), text).expect("written");
+            let path = Some(file.path().display().to_string());
+            let told = Values::collect(Vec::new(), path, [])
+                .expect_err("refused")
+                .to_string();
+            assert!(told.contains(named), "{text}: {told}");
+        }
+        let missing = Values::collect(Vec::new(), Some("/no/such/file".to_owned()), []);
+        assert!(
+            missing
+                .expect_err("refused")
+                .to_string()
+                .contains("/no/such/file")
+        );
+    }
+}

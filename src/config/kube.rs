@@ -1,0 +1,46 @@
+//! Kubernetes.
+
+use super::{Setting, setting, values::Reader};
+
+pub(super) const SETTINGS: &[Setting] = &[
+    setting(
+        "EA_KUBE_ENABLE",
+        "true",
+        "look up pods; this version cannot yet: it answers that the lookup is disabled, and refuses to start when this is set to true",
+    ),
+    setting(
+        "EA_KUBE_IN_CLUSTER",
+        "true",
+        "use the pod's service account rather than a kubeconfig for the pod lookup",
+    ),
+];
+
+/// Kubernetes.
+#[derive(Debug, Clone)]
+pub struct Kube {
+    /// Whether pods are to be looked up.
+    pub enable: bool,
+    /// Whether the agent must not start without.
+    pub required: bool,
+    /// Whether to use the pod's service account.
+    pub in_cluster: bool,
+}
+
+impl Kube {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let enable = reader.bool("EA_KUBE_ENABLE");
+        let in_cluster = reader.bool("EA_KUBE_IN_CLUSTER");
+        let required = enable == Some(true) && reader.is_given("EA_KUBE_ENABLE");
+        if required {
+            reader.mistake(
+                "EA_KUBE_ENABLE",
+                "this version cannot look up pods yet: leave it out or set it to false",
+            );
+        }
+        Some(Self {
+            enable: enable?,
+            required,
+            in_cluster: in_cluster?,
+        })
+    }
+}

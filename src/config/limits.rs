@@ -1,0 +1,53 @@
+//! Bounds on what requests may ask.
+
+use std::time::Duration;
+
+use super::{Setting, setting, values::Reader};
+use crate::election::types::MIN_TERM;
+
+pub(super) const SETTINGS: &[Setting] = &[
+    setting(
+        "EA_MAX_TERM",
+        "60s",
+        "longest term a request may ask for (1s to 24h); also how long a restarted lease node abstains from grants",
+    ),
+    setting(
+        "EA_REQUEST_TIMEOUT",
+        "15s",
+        "longest time an answer takes (10ms to 1h); a shorter `grpc-timeout` counts instead",
+    ),
+    setting(
+        "EA_ALLOW_FORCED_HANDOVER",
+        "false",
+        "let a handover replace a leader that did not ask for it; only fencing tokens then protect against the old leader",
+    ),
+];
+
+/// Bounds on what requests may ask.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// The longest term.
+    pub max_term: Duration,
+    /// The longest time an answer takes.
+    pub request_timeout: Duration,
+    /// Whether a handover may replace a leader that did not ask for it.
+    pub allow_forced_handover: bool,
+}
+
+impl Limits {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let day = Duration::from_secs(24 * 3600);
+        let max_term = reader.duration("EA_MAX_TERM", MIN_TERM, day);
+        let request_timeout = reader.duration(
+            "EA_REQUEST_TIMEOUT",
+            Duration::from_millis(10),
+            Duration::from_secs(3600),
+        );
+        let allow_forced_handover = reader.bool("EA_ALLOW_FORCED_HANDOVER");
+        Some(Self {
+            max_term: max_term?,
+            request_timeout: request_timeout?,
+            allow_forced_handover: allow_forced_handover?,
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! Where the agent listens, and how long connections live.
+
+use std::{net::IpAddr, time::Duration};
+
+use super::{Setting, setting, values::Reader};
+
+pub(super) const SETTINGS: &[Setting] = &[
+    setting(
+        "EA_BIND_ADDRESS",
+        "0.0.0.0",
+        "IP address that both ports listen on; `::` for IPv6 and, where the system maps it, IPv4",
+    ),
+    setting(
+        "EA_GRPC_ENABLE",
+        "true",
+        "serve elections over gRPC and gRPC-Web; health and reflection stay",
+    ),
+    setting(
+        "EA_GRPC_PORT",
+        "443",
+        "port for gRPC clients; both ports serve everything, equal numbers are one listener, 0 is any free port",
+    ),
+    setting(
+        "EA_HTTP_ENABLE",
+        "true",
+        "serve elections over REST, with the OpenAPI document and Swagger UI; probes and metrics stay",
+    ),
+    setting("EA_HTTP_PORT", "80", "port for HTTP clients; as above"),
+    setting(
+        "EA_GRPC_MAX_CONNECTION_IDLE",
+        "30s",
+        "a connection without requests for this long is closed (GOAWAY); 0s: never",
+    ),
+    setting(
+        "EA_GRPC_MAX_CONNECTION_AGE",
+        "300s",
+        "a connection of this age, ±10 %, is closed (GOAWAY), so that clients spread over agents; 0s: never",
+    ),
+    setting(
+        "EA_GRPC_MAX_CONNECTION_AGE_GRACE",
+        "30s",
+        "how long the requests of a connection past its age may still take",
+    ),
+    setting(
+        "EA_SHUTDOWN_GRACE",
+        "30s",
+        "how long requests under way may still take after SIGTERM or SIGINT",
+    ),
+];
+
+/// Where the agent listens, and how long connections live.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// The address of both ports.
+    pub address: IpAddr,
+    /// Whether elections are served over gRPC.
+    pub grpc: bool,
+    /// The port named for gRPC.
+    pub grpc_port: u16,
+    /// Whether elections are served over REST.
+    pub http: bool,
+    /// The port named for HTTP.
+    pub http_port: u16,
+    /// How long a connection may be without requests; `None` for ever.
+    pub idle: Option<Duration>,
+    /// How old a connection may get; `None` for ever.
+    pub age: Option<Duration>,
+    /// How long requests of a connection past its age may take.
+    pub age_grace: Duration,
+    /// How long requests may take after a signal to stop.
+    pub shutdown_grace: Duration,
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Listen {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        let never = |duration: Duration| (!duration.is_zero()).then_some(duration);
+        let address = reader.with("EA_BIND_ADDRESS", |raw| {
+            raw.parse()
+                .map_err(|_| "give an IP address, such as 127.0.0.1 or ::".to_owned())
+        });
+        let grpc = reader.bool("EA_GRPC_ENABLE");
+        let grpc_port = reader.port("EA_GRPC_PORT");
+        let http = reader.bool("EA_HTTP_ENABLE");
+        let http_port = reader.port("EA_HTTP_PORT");
+        let idle = reader.duration("EA_GRPC_MAX_CONNECTION_IDLE", Duration::ZERO, 24 * HOUR);
+        let age = reader.duration("EA_GRPC_MAX_CONNECTION_AGE", Duration::ZERO, 24 * HOUR);
+        let age_grace = reader.duration("EA_GRPC_MAX_CONNECTION_AGE_GRACE", Duration::ZERO, HOUR);
+        let shutdown_grace = reader.duration("EA_SHUTDOWN_GRACE", Duration::ZERO, HOUR);
+        if (grpc, http) == (Some(false), Some(false)) {
+            reader.mistake(
+                "EA_HTTP_ENABLE",
+                "it and EA_GRPC_ENABLE are both false, so nothing would be served: set one to true",
+            );
+        }
+        Some(Self {
+            address: address?,
+            grpc: grpc?,
+            grpc_port: grpc_port?,
+            http: http?,
+            http_port: http_port?,
+            idle: never(idle?),
+            age: never(age?),
+            age_grace: age_grace?,
+            shutdown_grace: shutdown_grace?,
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! Where leases are kept.
+
+use std::{path::PathBuf, time::Duration};
+
+use url::Url;
+
+use super::{Secret, Setting, setting, values::Reader};
+use crate::lease::{guard::RestartGuard, redis::Server};
+
+pub(super) const SETTINGS: &[Setting] = &[
+    setting(
+        "EA_REDIS_MODE",
+        "single",
+        "how Redis is run: `single`; `failover` and `cluster` are not part of this version yet",
+    ),
+    Setting {
+        secret: Secret::Urls,
+        ..setting(
+            "EA_REDIS_URLS",
+            "",
+            "Redis server that keeps the leases: `redis[s]://user:password@host:port/db`; this version takes one; none: the agent itself keeps them",
+        )
+    },
+    setting(
+        "EA_REDIS_MASTER",
+        "",
+        "name of the primary for `failover`; not part of this version yet",
+    ),
+    Setting {
+        alias: Some("EA_KEY_PREFIX"),
+        ..setting(
+            "EA_REDIS_PREFIX",
+            "ela",
+            "what all Redis keys begin with: 1 to 64 printable ASCII characters without spaces and braces",
+        )
+    },
+    setting(
+        "EA_REDIS_OPERATION_TIMEOUT",
+        "3s",
+        "how long a lease node may take to answer (10ms to 1m)",
+    ),
+    setting(
+        "EA_REDIS_TLS_CA_FILE",
+        "",
+        "PEM file of the certificate authorities trusted for `rediss` URLs, instead of the system's",
+    ),
+    setting(
+        "EA_EMBEDDED_PATH",
+        "",
+        "file in which the agent itself keeps leases when no Redis is configured, so that they survive its restart; none: memory",
+    ),
+    setting(
+        "EA_RESTART_GUARD",
+        "on",
+        "what happens when a lease node may have lost its memory: `on`: it abstains from new grants for EA_MAX_TERM, except on a first start; `strict`: on a first start, too; `off`: nothing, and two leaders may have time left after a restart without data",
+    ),
+    setting(
+        "EA_TOKEN_RETENTION",
+        "168h",
+        "how long the last fencing token of an election is remembered after it was last granted or extended (1h to 87600h)",
+    ),
+];
+
+/// Where leases are kept.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// The Redis servers.
+    pub urls: Urls,
+    /// What all Redis keys begin with.
+    pub prefix: String,
+    /// How long a node may take to answer.
+    pub operation_timeout: Duration,
+    /// The file of the in-process node.
+    pub embedded_path: Option<PathBuf>,
+    /// What is done about nodes that may have lost their memory.
+    pub restart_guard: RestartGuard,
+    /// How long a floor outlives the last grant.
+    pub token_retention: Duration,
+}
+
+/// The Redis servers that keep leases.
+#[derive(Debug, Clone)]
+pub enum Urls {
+    /// None: the agent itself keeps them.
+    None,
+    /// One server.
+    Single(Box<Server>),
+}
+
+impl Store {
+    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        reader.with("EA_REDIS_MODE", |raw| match raw {
+            "single" => Ok(()),
+            "failover" | "cluster" => {
+                Err("this version keeps leases on a single server only: give single".to_owned())
+            }
+            _ => Err("give single".to_owned()),
+        });
+        let ca = match reader.raw("EA_REDIS_TLS_CA_FILE") {
+            "" => None,
+            path => match std::fs::read(path) {
+                Ok(pem) => Some(pem),
+                Err(error) => {
+                    reader.mistake(
+                        "EA_REDIS_TLS_CA_FILE",
+                        format!("cannot read {path}: {error}"),
+                    );
+                    None
+                }
+            },
+        };
+        let urls = read_urls(reader, ca.as_deref());
+        let prefix = reader.with("EA_REDIS_PREFIX", |raw| {
+            let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}');
+            if (1..=64).contains(&raw.len()) && raw.chars().all(plain) {
+                Ok(raw.to_owned())
+            } else {
+                Err("give 1 to 64 printable ASCII characters without spaces and braces".to_owned())
+            }
+        });
+        let operation_timeout = reader.duration(
+            "EA_REDIS_OPERATION_TIMEOUT",
+            Duration::from_millis(10),
+            Duration::from_secs(60),
+        );
+        let hour = Duration::from_secs(3600);
+        let token_retention = reader.duration("EA_TOKEN_RETENTION", hour, 87_600 * hour);
+        let restart_guard = reader.parsed("EA_RESTART_GUARD");
+        let embedded_path = match reader.raw("EA_EMBEDDED_PATH") {
+            "" => None,
+            path => Some(PathBuf::from(path)),
+        };
+        if embedded_path.is_some() && !reader.raw("EA_REDIS_URLS").is_empty() {
+            reader.mistake(
+                "EA_EMBEDDED_PATH",
+                "leases are kept on EA_REDIS_URLS or in this file, not on both: set one of them",
+            );
+        }
+        Some(Self {
+            urls: urls?,
+            prefix: prefix?,
+            operation_timeout: operation_timeout?,
+            embedded_path,
+            restart_guard: restart_guard?,
+            token_retention: token_retention?,
+        })
+    }
+}
+
+/// Mistakes never quote a URL: it may hold a password wherever it is malformed.
+fn read_urls(reader: &mut Reader<'_>, ca: Option<&[u8]>) -> Option<Urls> {
+    let urls: Vec<_> = split(reader.raw("EA_REDIS_URLS")).collect();
+    let mut servers = Vec::new();
+    for (index, url) in urls.iter().enumerate() {
+        match Server::from_url(url, ca) {
+            Ok(server) => servers.push(server),
+            Err(what) => reader.mistake(
+                "EA_REDIS_URLS",
+                format!("URL {} of {} is not valid: {what}", index + 1, urls.len()),
+            ),
+        }
+    }
+    if servers.len() != urls.len() {
+        return None;
+    }
+    match servers.pop() {
+        None => Some(Urls::None),
+        Some(server) if servers.is_empty() => Some(Urls::Single(Box::new(server))),
+        Some(_) => {
+            reader.mistake(
+                "EA_REDIS_URLS",
+                format!("it has {} URLs, and this version takes one", urls.len()),
+            );
+            None
+        }
+    }
+}
+
+fn split(urls: &str) -> impl Iterator<Item = &str> {
+    urls.split(',').map(str::trim).filter(|url| !url.is_empty())
+}
+
+/// The URLs without the passwords in them; what is no URL is hidden whole.
+pub(super) fn hide_credentials(urls: &str) -> String {
+    let hidden: Vec<_> = split(urls)
+        .map(|url| match Url::parse(url) {
+            Ok(mut url) if url.has_host() => {
+                if url.password().is_some() && url.set_password(Some("***")).is_err() {
+                    return "***".to_owned();
+                }
+                url.to_string()
+            }
+            _ => "***".to_owned(),
+        })
+        .collect();
+    hidden.join(",")
+}

@@ -1,0 +1,350 @@
+//! The domain: who leads an election.
+//!
+//! [`Elections`] is what every transport calls. It takes validated names and numbers
+//! ([`types`]), asks the [quorum] of lease nodes, and answers; it knows neither
+//! gRPC nor HTTP nor Redis.
+
+pub mod types;
+
+use std::time::Duration;
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use tokio::time::{Instant, sleep};
+
+pub use crate::lease::Denial;
+use crate::lease::{
+    Extend, Lease, Over, Resign,
+    quorum::{self, Claim, Claimed, Quorum},
+};
+use types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token, Value};
+
+/// How many leaders a page holds when the request does not say.
+pub const DEFAULT_PAGE: usize = 100;
+/// The most leaders a page holds.
+pub const MAX_PAGE: usize = 1000;
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The request is out of range; nothing was changed.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// Not known: no quorum of nodes decided, or the deadline passed.
+    #[error(transparent)]
+    Unknown(#[from] quorum::Error),
+}
+
+/// Asks to become the leader.
+#[derive(Debug, Clone)]
+pub struct Campaign {
+    /// The election.
+    pub election: ElectionId,
+    /// Who campaigns.
+    pub candidate: Candidate,
+    /// For how long.
+    pub term: Term,
+    /// What others see of the leader.
+    pub value: Value,
+    /// Makes a retry safe.
+    pub request_id: Option<RequestId>,
+}
+
+/// What came of a [`Campaign`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The candidate leads.
+    Elected {
+        /// Its fencing token.
+        token: Token,
+        /// How long it may act as leader, counted from before it asked.
+        valid_for: Duration,
+    },
+    /// Another leads.
+    NotElected(Lease),
+}
+
+/// How often, and how far apart, an extension is tried again when the nodes gave no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    times: u32,
+    interval: Duration,
+}
+
+impl Retry {
+    /// Validates 0 to 10 retries, 0 to 1000 ms apart.
+    ///
+    /// # Errors
+    /// [`Invalid`] names the number that is out of range.
+    pub fn new(times: i64, interval_ms: i64) -> Result<Self, Invalid> {
+        let within = |field, number: i64, most: i64, unit| {
+            u32::try_from(number)
+                .ok()
+                .filter(|_| number <= most)
+                .ok_or_else(|| Invalid(format!("`{field}` is {number}: give 0 to {most}{unit}")))
+        };
+        Ok(Self {
+            times: within("retries", times, 10, "")?,
+            interval: Duration::from_millis(
+                within("retry_interval", interval_ms, 1000, " milliseconds")?.into(),
+            ),
+        })
+    }
+}
+
+/// Asks to hand a leadership over.
+#[derive(Debug, Clone)]
+pub struct Handover {
+    /// The election.
+    pub election: ElectionId,
+    /// Who is to lead.
+    pub leader: Candidate,
+    /// For how long.
+    pub term: Term,
+    /// The leader that hands over; without it only a vacant election changes hands.
+    pub current_leader: Option<Candidate>,
+    /// The token of `current_leader`.
+    pub token: Option<Token>,
+}
+
+/// Asks for a page of leaders.
+#[derive(Debug, Clone)]
+pub struct List {
+    kind: Kind,
+    limit: usize,
+    after: Option<ElectionId>,
+}
+
+impl List {
+    /// Validates a request for up to `page_size` leaders (0 means [`DEFAULT_PAGE`]) of `kind`, from
+    /// where the page that gave `page_token` ended.
+    ///
+    /// # Errors
+    /// [`Invalid`]: a kind or page size out of range, or a page token that was not given for the kind.
+    pub fn new(kind: &str, page_size: i64, page_token: &str) -> Result<Self, Invalid> {
+        let kind = Kind::new(kind)?;
+        let limit = match usize::try_from(page_size) {
+            Ok(0) => DEFAULT_PAGE,
+            Ok(size) if size <= MAX_PAGE => size,
+            _ => {
+                return Err(Invalid(format!(
+                    "`page_size` is {page_size}: give 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}"
+                )));
+            }
+        };
+        let after = if page_token.is_empty() {
+            None
+        } else {
+            let after = BASE64_URL_SAFE_NO_PAD
+                .decode(page_token)
+                .ok()
+                .and_then(|path| String::from_utf8(path).ok())
+                .and_then(|path| ElectionId::from_path(&path).ok())
+                .filter(|after| after.kind() == kind.as_str());
+            Some(after.ok_or_else(|| {
+                Invalid(
+                    "`page_token` is not one that a page of this kind gave: give the last page's \
+                     next_page_token unchanged, or leave it out for the first page"
+                        .to_owned(),
+                )
+            })?)
+        };
+        Ok(Self { kind, limit, after })
+    }
+}
+
+/// A page of leaders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaders {
+    /// Elections and who leads them.
+    pub leaders: Vec<(ElectionId, Lease)>,
+    /// Where the next page starts; empty on the last.
+    pub next_page_token: String,
+}
+
+/// Elections on a quorum of lease nodes. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Elections {
+    quorum: Quorum,
+    max_term: Duration,
+    allow_forced_handover: bool,
+}
+
+impl Elections {
+    /// Elections with terms up to `max_term`, whose leaders may be replaced by others than themselves
+    /// only when `allow_forced_handover` is set.
+    #[must_use]
+    pub fn new(quorum: Quorum, max_term: Duration, allow_forced_handover: bool) -> Self {
+        Self {
+            quorum,
+            max_term,
+            allow_forced_handover,
+        }
+    }
+
+    /// The longest term.
+    #[must_use]
+    pub fn max_term(&self) -> Duration {
+        self.max_term
+    }
+
+    /// Asks for the leadership; never waits for it.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]: it may or may not have been granted for a moment; it is taken back.
+    pub async fn campaign(&self, campaign: Campaign, deadline: Instant) -> Result<Outcome, Error> {
+        let claim = Claim {
+            election: campaign.election,
+            candidate: campaign.candidate,
+            term: campaign.term,
+            value: campaign.value,
+            request_id: campaign.request_id,
+            over: Over::Own,
+        };
+        match self.quorum.claim(claim, deadline).await? {
+            Claimed::Won { token, valid_for } => Ok(Outcome::Elected { token, valid_for }),
+            Claimed::Lost(lease) => Ok(Outcome::NotElected(lease)),
+            // Only a handover presents a token.
+            Claimed::TokenMismatch => Err(contradiction()),
+        }
+    }
+
+    /// Extends a term that has not lapsed; `Ok(Err(_))` says why the caller does not lead.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]: it may or may not have been extended, also after all retries.
+    pub async fn extend(
+        &self,
+        extend: Extend,
+        retry: Retry,
+        deadline: Instant,
+    ) -> Result<Result<(), Denial>, Error> {
+        let mut left = retry.times;
+        loop {
+            match self.quorum.extend(extend.clone(), deadline).await {
+                Err(quorum::Error::Unavailable { .. })
+                    if left > 0 && Instant::now() + retry.interval < deadline =>
+                {
+                    left -= 1;
+                    sleep(retry.interval).await;
+                }
+                result => return Ok(result?),
+            }
+        }
+    }
+
+    /// Gives a leadership up; `Ok(Err(_))` says why the caller does not lead.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]: the election may or may not be vacant now.
+    pub async fn resign(
+        &self,
+        resign: Resign,
+        deadline: Instant,
+    ) -> Result<Result<(), Denial>, Error> {
+        Ok(self.quorum.resign(resign, deadline).await?)
+    }
+
+    /// Moves a leadership to another candidate in one step; `Ok(Err(_))` says why it was refused.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]: the old or the new leader may lead.
+    pub async fn handover(
+        &self,
+        handover: Handover,
+        deadline: Instant,
+    ) -> Result<Result<(), Denial>, Error> {
+        let over = match handover.current_leader {
+            _ if self.allow_forced_handover => Over::Anyone,
+            Some(leader) => Over::Leader(leader, handover.token),
+            None => Over::Vacant,
+        };
+        let claim = Claim {
+            election: handover.election,
+            candidate: handover.leader,
+            term: handover.term,
+            value: Value::default(),
+            request_id: None,
+            over,
+        };
+        match self.quorum.claim(claim, deadline).await? {
+            Claimed::Won { .. } => Ok(Ok(())),
+            Claimed::Lost(_) => Ok(Err(Denial::HeldByOther)),
+            Claimed::TokenMismatch => Ok(Err(Denial::StaleToken)),
+        }
+    }
+
+    /// Who leads; `None` when the election is vacant.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]: no quorum of nodes agreed.
+    pub async fn leader(
+        &self,
+        election: &ElectionId,
+        deadline: Instant,
+    ) -> Result<Option<Lease>, Error> {
+        Ok(self.quorum.read(election, deadline).await?)
+    }
+
+    /// A page of the elections of a kind that are held.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`]: fewer nodes than a quorum answered.
+    pub async fn leaders(&self, list: List, deadline: Instant) -> Result<Leaders, Error> {
+        let page = self
+            .quorum
+            .list(&list.kind, list.after, list.limit, deadline)
+            .await?;
+        Ok(Leaders {
+            leaders: page.leases,
+            next_page_token: page
+                .next
+                .map(|next| BASE64_URL_SAFE_NO_PAD.encode(next.path()))
+                .unwrap_or_default(),
+        })
+    }
+}
+
+fn contradiction() -> Error {
+    Error::Unknown(quorum::Error::Unavailable {
+        reason: "the lease nodes contradict each other".to_owned(),
+        retry_after: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retries_out_of_range_are_told_the_range() {
+        assert!(Retry::new(0, 0).is_ok() && Retry::new(10, 1000).is_ok());
+        for (times, interval, told) in [
+            (-1, 0, "`retries` is -1: give 0 to 10"),
+            (11, 0, "`retries` is 11: give 0 to 10"),
+            (
+                0,
+                1001,
+                "`retry_interval` is 1001: give 0 to 1000 milliseconds",
+            ),
+        ] {
+            assert_eq!(Retry::new(times, interval), Err(Invalid(told.to_owned())));
+        }
+    }
+
+    #[test]
+    fn a_page_token_must_be_one_of_the_kind() {
+        let token = BASE64_URL_SAFE_NO_PAD.encode("batch/nightly");
+        assert!(List::new("batch", 0, &token).is_ok());
+        for (kind, size, token) in [
+            ("other", 0, token.as_str()),
+            ("batch", 0, "no token"),
+            ("batch", -1, ""),
+            ("batch", 1001, ""),
+        ] {
+            assert!(
+                List::new(kind, size, token).is_err(),
+                "{kind} {size} {token}"
+            );
+        }
+    }
+}

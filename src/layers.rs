@@ -1,0 +1,7 @@
+//! The layers around the mux, one a file; `crate::stack` has their order.
+
+pub mod body_limit;
+pub mod catch_panic;
+pub mod deadline;
+pub mod measure;
+pub mod respond;

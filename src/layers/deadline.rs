@@ -1,0 +1,222 @@
+//! Gives every request a deadline: the server's limit or the caller's `grpc-timeout`, whichever is
+//! sooner.
+//!
+//! The deadline travels with the request ([`Deadline`]), so that lease nodes are not waited for longer;
+//! and it is kept here, should anything below overlook it. It covers the time to the answer's headers: a
+//! stream that has begun goes on.
+//!
+//! Refusals: DeadlineExceeded (DEADLINE_EXCEEDED, 504); InvalidArgument for a malformed `grpc-timeout`.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::body::Body;
+use futures_util::future::{Either, Ready, ready};
+use http::{Extensions, HeaderMap, Request};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+use tower::{Layer, Service};
+
+use crate::transport::status::{Code, Problem};
+
+/// When the caller stops waiting.
+#[derive(Debug, Clone, Copy)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// The deadline of the request with these extensions; at once if it passed no [`Limit`] layer.
+    pub(crate) fn of(extensions: &Extensions) -> Self {
+        extensions
+            .get::<Self>()
+            .copied()
+            .unwrap_or_else(|| Self(Instant::now()))
+    }
+
+    /// The moment.
+    pub(crate) fn instant(self) -> Instant {
+        self.0
+    }
+}
+
+/// Applies [`Limit`].
+#[derive(Debug, Clone, Copy)]
+pub struct DeadlineLayer {
+    limit: Duration,
+}
+
+impl DeadlineLayer {
+    /// Gives requests this long at the most.
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Self { limit }
+    }
+}
+
+impl<S> Layer<S> for DeadlineLayer {
+    type Service = Limit<S>;
+
+    fn layer(&self, inner: S) -> Limit<S> {
+        Limit {
+            inner,
+            limit: self.limit,
+        }
+    }
+}
+
+/// Answers for a service that is slower than the deadline.
+#[derive(Debug, Clone)]
+pub struct Limit<S> {
+    inner: S,
+    limit: Duration,
+}
+
+impl<S> Service<Request<Body>> for Limit<S>
+where
+    S: Service<Request<Body>, Error = Problem>,
+{
+    type Response = S::Response;
+    type Error = Problem;
+    type Future = Either<InTime<S::Future>, Ready<Result<S::Response, Problem>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let limit = match grpc_timeout(request.headers()) {
+            Ok(timeout) => timeout.map_or(self.limit, |timeout| timeout.min(self.limit)),
+            Err(problem) => return Either::Right(ready(Err(problem))),
+        };
+        let deadline = Instant::now() + limit;
+        request.extensions_mut().insert(Deadline(deadline));
+        Either::Left(InTime {
+            future: self.inner.call(request),
+            timer: sleep_until(deadline),
+        })
+    }
+}
+
+/// The caller's timeout: [1 to 8 digits and a
+/// unit](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests).
+fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    let Some(header) = headers.get("grpc-timeout") else {
+        return Ok(None);
+    };
+    let parse = || {
+        let (digits, unit) = header.to_str().ok()?.split_at_checked(header.len() - 1)?;
+        if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return None;
+        }
+        let number: u64 = digits.parse().ok()?;
+        match unit {
+            "H" => Some(Duration::from_secs(number * 3600)),
+            "M" => Some(Duration::from_secs(number * 60)),
+            "S" => Some(Duration::from_secs(number)),
+            "m" => Some(Duration::from_millis(number)),
+            "u" => Some(Duration::from_micros(number)),
+            "n" => Some(Duration::from_nanos(number)),
+            _ => None,
+        }
+    };
+    if header.is_empty() {
+        return Ok(None);
+    }
+    parse().map(Some).ok_or_else(|| {
+        Problem::new(
+            Code::InvalidArgument,
+            "the grpc-timeout header is malformed: give 1 to 8 digits and one of H, M, S, m, u, n",
+        )
+    })
+}
+
+pin_project! {
+    /// The answer, if it comes in time.
+    pub struct InTime<F> {
+        #[pin]
+        future: F,
+        #[pin]
+        timer: Sleep,
+    }
+}
+
+impl<F, T> Future for InTime<F>
+where
+    F: Future<Output = Result<T, Problem>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        if let Poll::Ready(answer) = this.future.poll(cx) {
+            return Poll::Ready(answer);
+        }
+        this.timer.poll(cx).map(|()| {
+            Err(Problem::new(
+                Code::DeadlineExceeded,
+                "the deadline passed before the answer was known",
+            ))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+
+    /// Answers with the time left, or never.
+    async fn ask(timeout: Option<&str>, answers: bool) -> Result<Duration, Problem> {
+        let inner = service_fn(move |request: Request<Body>| async move {
+            if !answers {
+                std::future::pending::<()>().await;
+            }
+            Ok(Deadline::of(request.extensions()).instant() - Instant::now())
+        });
+        let mut request = Request::new(Body::empty());
+        if let Some(timeout) = timeout {
+            let timeout = timeout.parse().expect("a header value");
+            request.headers_mut().insert("grpc-timeout", timeout);
+        }
+        DeadlineLayer::new(Duration::from_secs(10))
+            .layer(inner)
+            .oneshot(request)
+            .await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_sooner_of_both_limits_counts() {
+        for (timeout, left) in [
+            (None, Duration::from_secs(10)),
+            (Some("1H"), Duration::from_secs(10)),
+            (Some("2S"), Duration::from_secs(2)),
+            (Some("300m"), Duration::from_millis(300)),
+            (Some("99999999n"), Duration::from_nanos(99_999_999)),
+        ] {
+            assert_eq!(ask(timeout, true).await, Ok(left), "{timeout:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_answer_in_time_is_deadline_exceeded() {
+        let started = Instant::now();
+        let refused = ask(Some("250m"), false)
+            .await
+            .map_err(|problem| problem.code);
+        assert_eq!(refused, Err(Code::DeadlineExceeded));
+        assert_eq!(started.elapsed().as_millis(), 250);
+    }
+
+    #[tokio::test]
+    async fn a_malformed_timeout_is_refused() {
+        for timeout in ["S", "1", "1s", "123456789S", "-1S", "1 S", "½S"] {
+            let refused = ask(Some(timeout), true)
+                .await
+                .map_err(|problem| problem.code);
+            assert_eq!(refused, Err(Code::InvalidArgument), "{timeout}");
+        }
+    }
+}

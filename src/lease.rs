@@ -1,0 +1,278 @@
+//! Leases on N nodes: what a node does, and how a quorum of them decides.
+//!
+//! A *node* is one independent place that stores leases. [`LeaseNode`] is the whole contract between a
+//! node and the [quorum]: to add a kind of node, implement it so that the operation sequences
+//! of the contract suite give the replies that the [in-process node](embedded) gives.
+
+pub mod embedded;
+pub mod guard;
+pub mod quorum;
+pub mod redis;
+mod tally;
+pub mod token;
+
+use std::{fmt, time::Duration};
+
+pub use tally::Denial;
+
+use async_trait::async_trait;
+
+use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+
+/// An independent place that stores leases.
+///
+/// # What a node keeps
+/// Per election a **lease** (leader, token, value, request id, elected-at, expiry), which vanishes at
+/// its expiry, and a **floor**, the highest token accepted, which outlives the lease by
+/// [`Settings::retention`]. Once per node a **marker**: which run of the server wrote it, and the time
+/// from which that run may grant.
+///
+/// # What every operation promises
+/// - *Atomic*: it takes effect wholly at one instant or not at all, whatever else runs.
+/// - *Honest*: an `Ok` reply means that it took effect and, for a durable node, is on disk. An
+///   [`Err`](NodeError) means that it may or may not have taken effect, now or later: the caller must
+///   treat it as unknown.
+/// - *Expiry counts from the operation*: a lease written or renewed for a term is held for at least
+///   that long, by a clock whose rate is right within the drift allowance.
+/// - *Never shorter*: no operation but [`resign`](Self::resign), [`withdraw`](Self::withdraw) and a
+///   grant to another candidate brings a lease's expiry forward.
+/// - *Cancel-safe*: dropping the future has the same effect as an `Err`.
+///
+/// A node does not bound the time an operation takes; the quorum does.
+#[async_trait]
+pub trait LeaseNode: Send + Sync + 'static {
+    /// What logs and `/readyz` call the node: its address, without credentials.
+    fn name(&self) -> &str;
+
+    /// Writes a lease if the election allows it. In this order:
+    ///
+    /// 1. The lease is another's and [`Grant::over`] does not allow to replace it:
+    ///    [`GrantReply::Held`], or [`GrantReply::TokenMismatch`] when only the token is wrong.
+    /// 2. Unless [`Settings::guard`] is `None`: no marker: [`GrantReply::Unmarked`]. The marker is of
+    ///    another run: it is rewritten for this run, ready after the guard, and the reply is
+    ///    [`GrantReply::Guarded`]; so it is while the marker's ready-at has not come. (This holds for
+    ///    the candidate's own lease too: a server rolled back to an old snapshot may hold a lease that
+    ///    the candidate has since given up.)
+    /// 3. The lease is the candidate's with the same request id: it is renewed, and the reply is
+    ///    [`GrantReply::Granted`] with the token it has.
+    /// 4. The token is not above the floor: [`GrantReply::Stale`].
+    /// 5. Otherwise lease and floor are written: [`GrantReply::Granted`].
+    async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError>;
+
+    /// Renews the leader's lease.
+    ///
+    /// No lease: [`ExtendReply::Missing`]; another's: [`ExtendReply::Held`]. A token was given and the
+    /// lease has a larger one: [`ExtendReply::Stale`]; a smaller one: [`ExtendReply::Behind`], and
+    /// nothing is changed (only a token that a quorum confirms may be raised, by [`heal`](Self::heal)).
+    /// Otherwise the lease is renewed: [`ExtendReply::Renewed`].
+    async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError>;
+
+    /// Writes a lease that a quorum is known to hold, so that the node holds it too.
+    ///
+    /// Allowed (`true`) when there is no lease or the same leader's with no larger token, and the token
+    /// is not below the floor; also while guarded, and without a marker.
+    async fn heal(&self, heal: &Heal) -> Result<bool, NodeError>;
+
+    /// Deletes the leader's lease; the replies are those of [`extend`](Self::extend).
+    async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError>;
+
+    /// Deletes the lease if leader and token are exactly these, and raises the floor to the token, so
+    /// that a grant of it that arrives late is refused.
+    async fn withdraw(
+        &self,
+        election: &ElectionId,
+        leader: &Candidate,
+        token: Token,
+    ) -> Result<(), NodeError>;
+
+    /// The election's lease.
+    async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError>;
+
+    /// Up to `limit` leases of a kind whose elections come after `after`, ordered by the bytes of their
+    /// names. A node looks at no more than [`LIST_EXAMINES`] entries of its index, so that a listing
+    /// never holds other requests up: a page may be short, or even empty, and still have a next.
+    async fn list(
+        &self,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+    ) -> Result<Page, NodeError>;
+
+    /// Writes the marker for this run of the server, ready to grant after `wait`, unless there is a
+    /// marker already.
+    async fn mark(&self, wait: Duration) -> Result<(), NodeError>;
+
+    /// Answers if the node works, and what its marker says.
+    async fn probe(&self) -> Result<Probe, NodeError>;
+}
+
+/// How many entries of its index a node looks at to make a [`Page`].
+pub const LIST_EXAMINES: usize = 1000;
+
+/// A page of held elections.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The elections and their leases, in order.
+    pub leases: Vec<(ElectionId, Lease)>,
+    /// The last election that was looked at, when there may be more after it.
+    pub next: Option<ElectionId>,
+}
+
+/// What every node is built with.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How long a floor outlives the last grant.
+    pub retention: Duration,
+    /// How long a node abstains from grants after it may have lost memory; `None` turns the guard off.
+    pub guard: Option<Duration>,
+}
+
+/// What a node stores for a held election.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Who leads.
+    pub leader: Candidate,
+    /// The leader's fencing token.
+    pub token: Token,
+    /// The leader's public data.
+    pub value: Value,
+    /// When the token was granted, in ms since the Unix epoch by the granting agent's clock.
+    pub elected_at: u64,
+    /// How long until the lease expires unless renewed.
+    pub remaining: Duration,
+}
+
+/// Asks for a lease.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The election.
+    pub election: ElectionId,
+    /// Who is to lead.
+    pub candidate: Candidate,
+    /// The token that the agent proposes.
+    pub token: Token,
+    /// How long the lease is held.
+    pub term: Term,
+    /// The new leader's public data.
+    pub value: Value,
+    /// Makes a repeated grant find the first one's lease.
+    pub request_id: Option<RequestId>,
+    /// Now, in ms since the Unix epoch.
+    pub elected_at: u64,
+    /// Whose lease may be replaced.
+    pub over: Over,
+}
+
+/// Whose lease a [`Grant`] may replace; a vacant election may always be granted.
+#[derive(Debug, Clone)]
+pub enum Over {
+    /// Nobody's: a handover by somebody who does not say for whom.
+    Vacant,
+    /// The candidate's own: a campaign.
+    Own,
+    /// This leader's, if the token is its token or not given: a handover.
+    Leader(Candidate, Option<Token>),
+    /// Anybody's: a forced handover.
+    Anyone,
+}
+
+/// What came of a [`Grant`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GrantReply {
+    /// The lease is the candidate's, with this token.
+    Granted(Token),
+    /// The lease is this one and stays.
+    Held(Lease),
+    /// The lease is of the leader that hands over, but the token it gave is not the lease's.
+    TokenMismatch,
+    /// The proposed token is not above this floor.
+    Stale(Token),
+    /// The node has no marker: it is new, or has lost its memory.
+    Unmarked,
+    /// The node abstains from grants for this long.
+    Guarded(Duration),
+}
+
+/// Asks to renew a lease.
+#[derive(Debug, Clone)]
+pub struct Extend {
+    /// The election.
+    pub election: ElectionId,
+    /// Who must hold the lease.
+    pub leader: Candidate,
+    /// The token that the lease must have, when given.
+    pub token: Option<Token>,
+    /// How long the lease is held from now on, at the least.
+    pub term: Term,
+}
+
+/// What came of an [`Extend`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExtendReply {
+    /// The lease, with this token, is renewed.
+    Renewed(Token),
+    /// There is no lease.
+    Missing,
+    /// The lease is another's.
+    Held,
+    /// The lease has a larger token.
+    Stale,
+    /// The lease has a smaller token.
+    Behind,
+}
+
+/// Asks to write a lease that a quorum holds.
+#[derive(Debug, Clone)]
+pub struct Heal {
+    /// The election.
+    pub election: ElectionId,
+    /// The lease as a node of the quorum has it.
+    pub lease: Lease,
+    /// How long the lease is held from now on, at the least.
+    pub term: Term,
+}
+
+/// Asks to delete a lease.
+#[derive(Debug, Clone)]
+pub struct Resign {
+    /// The election.
+    pub election: ElectionId,
+    /// Who must hold the lease.
+    pub leader: Candidate,
+    /// The token that the lease must have, when given.
+    pub token: Option<Token>,
+}
+
+/// What came of a [`Resign`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResignReply {
+    /// The lease is deleted.
+    Resigned,
+    /// There was none.
+    Missing,
+    /// It is another's.
+    Held,
+    /// It has another token.
+    Stale,
+}
+
+/// What a node says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// How long the node abstains from grants; `None` when it has no marker, zero when it grants.
+    ///
+    /// A marker of another run counts as not begun: the full guard.
+    pub guard: Option<Duration>,
+}
+
+/// A node gave no answer, so what was asked may or may not have happened.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NodeError(String);
+
+impl NodeError {
+    /// An error from the text an operator reads; it holds no credentials.
+    pub fn new(reason: impl fmt::Display) -> Self {
+        Self(reason.to_string())
+    }
+}

@@ -1,0 +1,806 @@
+//! A quorum of N ≥ 1 nodes decides; the only way leases are read or written.
+//!
+//! The algorithm is [Redlock](https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/)
+//! with fencing tokens that every node checks against its floor, a guard for nodes that lost their
+//! memory, and withdrawal of what a lost vote left behind.
+//!
+//! Every operation asks all nodes at once and answers as soon as a quorum has decided. An answer that
+//! did not come is never counted as a vote. Grants are owned by a task, not by the caller's future: when
+//! the caller goes away, its grant is withdrawn.
+
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use pin_project_lite::pin_project;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, Sleep, sleep, sleep_until},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Over, Page, Probe,
+    Resign,
+    guard::{Markers, RestartGuard},
+    tally::{
+        Denial, Done, Extensions, Failure, Granted, Grants, Reads, Resignations, Verdict, agreed,
+        quorum,
+    },
+    token::{TokenSource, WallClock},
+};
+use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+
+/// The longest pause before a split vote is tried again; the first ones are shorter.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// How often a withdrawal that a node did not answer is repeated.
+const WITHDRAW_AGAIN: Duration = Duration::from_millis(250);
+
+/// How a quorum works.
+#[derive(Clone)]
+pub struct Options {
+    /// How long a node may take to answer.
+    pub operation_timeout: Duration,
+    /// What is done about nodes without a marker.
+    pub restart_guard: RestartGuard,
+    /// The longest term that any agent grants.
+    pub max_term: Duration,
+    /// The clock that tokens are taken from; [`SystemTime::now`] outside of tests.
+    pub clock: WallClock,
+}
+
+impl Options {
+    /// Options that use the system's clock.
+    #[must_use]
+    pub fn new(
+        operation_timeout: Duration,
+        restart_guard: RestartGuard,
+        max_term: Duration,
+    ) -> Self {
+        Self {
+            operation_timeout,
+            restart_guard,
+            max_term,
+            clock: Arc::new(SystemTime::now),
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No quorum agreed: the outcome is not known.
+    #[error("{reason}")]
+    Unavailable {
+        /// What an operator needs to know.
+        reason: String,
+        /// When trying again may help, if known.
+        retry_after: Option<Duration>,
+    },
+    /// The caller's deadline came first: the outcome is not known.
+    #[error("the deadline passed before a quorum of lease nodes answered")]
+    DeadlineExceeded,
+}
+
+impl Error {
+    fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable {
+            reason: reason.into(),
+            retry_after: None,
+        }
+    }
+}
+
+/// Asks for a leadership; the quorum adds the token.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The election.
+    pub election: ElectionId,
+    /// Who is to lead.
+    pub candidate: Candidate,
+    /// How long.
+    pub term: Term,
+    /// The new leader's public data.
+    pub value: Value,
+    /// Makes a retry find the first try's grant.
+    pub request_id: Option<RequestId>,
+    /// Whose leadership may be replaced.
+    pub over: Over,
+}
+
+/// What came of a [`Claim`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// The candidate leads.
+    Won {
+        /// Its fencing token.
+        token: Token,
+        /// How long it may act as leader, counted from before the claim was made.
+        valid_for: Duration,
+    },
+    /// Another leads.
+    Lost(Lease),
+    /// The leader that hands over leads, but with another token.
+    TokenMismatch,
+}
+
+/// How a node does.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// The node's name.
+    pub name: String,
+    /// What it says of itself, or why it says nothing.
+    pub probe: Result<Probe, NodeError>,
+}
+
+/// The nodes, and what is needed to decide with them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Quorum {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    nodes: Vec<Node>,
+    limit: Duration,
+    markers: Markers,
+    tokens: TokenSource,
+    tasks: TaskTracker,
+}
+
+#[derive(Clone)]
+struct Node(Arc<dyn LeaseNode>);
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.name())
+    }
+}
+
+impl Quorum {
+    /// A quorum of `nodes`, which must not be empty and must be independent of each other.
+    #[must_use]
+    pub fn new(nodes: Vec<Arc<dyn LeaseNode>>, options: Options) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                nodes: nodes.into_iter().map(Node).collect(),
+                limit: options.operation_timeout,
+                markers: Markers::new(options.restart_guard, options.max_term),
+                tokens: TokenSource::new(options.clock),
+                tasks: TaskTracker::new(),
+            }),
+        }
+    }
+
+    /// Asks for a leadership. The operation goes on when the returned future is dropped, and what it was
+    /// granted then is withdrawn.
+    ///
+    /// # Errors
+    /// [`Error`]: not known, and being cleaned up.
+    pub async fn claim(&self, claim: Claim, deadline: Instant) -> Result<Claimed, Error> {
+        let (answer, claimed) = oneshot::channel();
+        let quorum = self.clone();
+        self.inner
+            .tasks
+            .spawn(async move { quorum.run_claim(claim, deadline, answer).await });
+        claimed
+            .await
+            .unwrap_or_else(|_| Err(Error::unavailable("the agent is shutting down")))
+    }
+
+    async fn run_claim(
+        &self,
+        claim: Claim,
+        deadline: Instant,
+        answer: oneshot::Sender<Result<Claimed, Error>>,
+    ) {
+        let mut attempt = 0;
+        let result = loop {
+            let Some(token) = self.inner.tokens.next() else {
+                break Err(Error::unavailable(
+                    "fencing tokens are used up: a node has accepted a token near 2^53",
+                ));
+            };
+            let grant = Arc::new(Grant {
+                election: claim.election.clone(),
+                candidate: claim.candidate.clone(),
+                token,
+                term: claim.term,
+                value: claim.value.clone(),
+                request_id: claim.request_id.clone(),
+                elected_at: self.inner.tokens.unix_millis(),
+                over: claim.over.clone(),
+            });
+            let vote = self.vote(&grant, deadline).await;
+            // Where this grant is, or may yet be, stored.
+            let left = vote.perhaps(token);
+            let Vote {
+                started,
+                tally,
+                unmarked,
+                verdict,
+                ..
+            } = vote;
+            let failure = match verdict {
+                Verdict::Decided(Granted::Won(won)) => {
+                    let used = started.elapsed() + claim.term.drift();
+                    let valid_for = claim.term.duration().saturating_sub(used);
+                    if valid_for.is_zero() {
+                        self.withdraw(&grant, left, started);
+                        break Err(too_slow());
+                    }
+                    let claimed = Claimed::Won {
+                        token: won,
+                        valid_for,
+                    };
+                    // A repeated request may have got its old token from some nodes and this one from
+                    // others; and a caller that has gone will not use what it was granted.
+                    if answer.send(Ok(claimed)).is_err() || won != token {
+                        self.withdraw(&grant, left, started);
+                    }
+                    return;
+                }
+                Verdict::Decided(Granted::Lost(lease)) => {
+                    self.withdraw(&grant, left, started);
+                    break Ok(Claimed::Lost(lease));
+                }
+                Verdict::Decided(Granted::TokenMismatch) => {
+                    self.withdraw(&grant, left, started);
+                    break Ok(Claimed::TokenMismatch);
+                }
+                Verdict::Open | Verdict::Hopeless => tally.failure(),
+            };
+            self.withdraw(&grant, left, started);
+            if answer.is_closed() {
+                return;
+            }
+            if let Some(wait) = self.inner.markers.wait(&failure) {
+                self.mark(&unmarked, wait, deadline).await;
+            }
+            let pause = match failure {
+                // The cause is mended: the very next vote should decide.
+                Failure::AllUnmarked | Failure::Unmarked | Failure::Stale if attempt == 0 => {
+                    Duration::ZERO
+                }
+                Failure::AllUnmarked | Failure::Unmarked | Failure::Stale | Failure::Split => {
+                    pause(attempt)
+                }
+                Failure::Unreachable(errors) => break Err(unreachable(&errors, deadline)),
+                Failure::Guarded(wait) => break Err(guarded(wait)),
+            };
+            attempt += 1;
+            if Instant::now() + pause >= deadline {
+                break Err(match failure {
+                    Failure::Split => Error::unavailable(
+                        "no candidate got a quorum of the nodes before the deadline: try again",
+                    ),
+                    _ => Error::DeadlineExceeded,
+                });
+            }
+            sleep(pause).await;
+        };
+        // A caller that has gone does not want to know, and nothing was granted to it.
+        let _ = answer.send(result);
+    }
+
+    async fn vote(&self, grant: &Arc<Grant>, deadline: Instant) -> Vote {
+        let nodes = self.inner.nodes.len();
+        let mut vote = Vote {
+            started: Instant::now(),
+            tally: Grants::new(nodes),
+            replies: vec![None; nodes],
+            unmarked: Vec::new(),
+            verdict: Verdict::Open,
+        };
+        let mut round = self.ask(deadline, |node| {
+            let grant = Arc::clone(grant);
+            async move { node.grant(&grant).await }
+        });
+        while vote.verdict == Verdict::Open
+            && let Some((node, reply)) = round.next().await
+        {
+            match &reply {
+                Ok(GrantReply::Unmarked) => vote.unmarked.push(node),
+                Ok(GrantReply::Granted(_) | GrantReply::Guarded(_)) => self.inner.markers.note(),
+                Ok(GrantReply::Stale(floor)) => {
+                    self.inner.markers.note();
+                    self.inner.tokens.seen(*floor);
+                }
+                _ => {}
+            }
+            vote.replies[node] = reply.as_ref().ok().cloned();
+            vote.tally.add(reply);
+            vote.verdict = vote.tally.verdict();
+        }
+        vote
+    }
+
+    /// Marks nodes and waits until they are: the next vote needs it.
+    async fn mark(&self, nodes: &[usize], wait: Duration, deadline: Instant) {
+        let names: Vec<_> = nodes
+            .iter()
+            .map(|node| self.inner.nodes[*node].0.name())
+            .collect();
+        if wait.is_zero() {
+            tracing::info!(
+                nodes = names.join(", "),
+                "new lease nodes: they grant from now on"
+            );
+        } else {
+            tracing::warn!(
+                nodes = names.join(", "),
+                wait_ms = wait.as_millis(),
+                "lease nodes without a marker may have lost their memory: they abstain from grants"
+            );
+        }
+        let mut round = self.ask_some(nodes, deadline, |node| async move { node.mark(wait).await });
+        while round.next().await.is_some() {}
+    }
+
+    /// Takes a grant back at these nodes, in the background, until each has answered or the lease must
+    /// have lapsed.
+    fn withdraw(&self, grant: &Arc<Grant>, nodes: Vec<usize>, granted: Instant) {
+        if nodes.is_empty() {
+            return;
+        }
+        let quorum = self.clone();
+        let grant = Arc::clone(grant);
+        let until = granted + self.inner.limit + grant.term.duration();
+        self.inner.tasks.spawn(async move {
+            let mut left = nodes;
+            while !left.is_empty() && Instant::now() < until {
+                let mut round = quorum.ask_some(&left, until, |node| {
+                    let grant = Arc::clone(&grant);
+                    async move {
+                        node.withdraw(&grant.election, &grant.candidate, grant.token)
+                            .await
+                    }
+                });
+                let mut failed = Vec::new();
+                while let Some((node, reply)) = round.next().await {
+                    if reply.is_err() {
+                        failed.push(node);
+                    }
+                }
+                left = failed;
+                if !left.is_empty() {
+                    sleep(WITHDRAW_AGAIN).await;
+                }
+            }
+        });
+    }
+
+    /// Extends a leader's term; `Ok(Err(_))` says why not.
+    ///
+    /// # Errors
+    /// [`Error`]: not known; the term may or may not have been extended.
+    pub async fn extend(
+        &self,
+        extend: Extend,
+        deadline: Instant,
+    ) -> Result<Result<(), Denial>, Error> {
+        let started = Instant::now();
+        let extend = Arc::new(extend);
+        let nodes = self.inner.nodes.len();
+        let mut tally = Extensions::new(nodes);
+        let mut replies = vec![None; nodes];
+        let mut round = self.ask(deadline, |node| {
+            let extend = Arc::clone(&extend);
+            async move { node.extend(&extend).await }
+        });
+        let verdict = loop {
+            let verdict = tally.verdict();
+            if verdict != Verdict::Open {
+                break verdict;
+            }
+            let Some((node, reply)) = round.next().await else {
+                break verdict;
+            };
+            replies[node] = reply.as_ref().ok().cloned();
+            tally.add(reply);
+        };
+        match verdict {
+            Verdict::Decided(Done::Yes) => {
+                if round.is_open() || replies.iter().any(is_lacking) {
+                    let quorum = self.clone();
+                    let healed = Arc::clone(&extend);
+                    self.inner.tasks.spawn(async move {
+                        while let Some((node, reply)) = round.next().await {
+                            replies[node] = reply.ok();
+                        }
+                        quorum.heal(&healed, &replies, deadline).await;
+                    });
+                }
+            }
+            Verdict::Decided(Done::AfterRaising) => {
+                let had = replies
+                    .iter()
+                    .flatten()
+                    .filter(|reply| is_renewed(reply))
+                    .count();
+                if had + self.heal(&extend, &replies, deadline).await < quorum(nodes) {
+                    return Err(unreachable(&tally.errors(), deadline));
+                }
+            }
+            Verdict::Decided(Done::No(denial)) => return Ok(Err(denial)),
+            Verdict::Open | Verdict::Hopeless => {
+                return Err(unreachable(&tally.errors(), deadline));
+            }
+        }
+        if started.elapsed() + extend.term.drift() >= extend.term.duration() {
+            return Err(too_slow());
+        }
+        Ok(Ok(()))
+    }
+
+    /// Writes the lease to the nodes that lack it, from one that was renewed; gives how many took it.
+    async fn heal(
+        &self,
+        extend: &Arc<Extend>,
+        replies: &[Option<ExtendReply>],
+        deadline: Instant,
+    ) -> usize {
+        let lacking: Vec<_> = (0..replies.len())
+            .filter(|node| is_lacking(&replies[*node]))
+            .collect();
+        let source: Vec<_> = (0..replies.len())
+            .filter(|node| replies[*node].as_ref().is_some_and(is_renewed))
+            .take(1)
+            .collect();
+        if lacking.is_empty() {
+            return 0;
+        }
+        let mut reading = self.ask_some(&source, deadline, |node| {
+            let extend = Arc::clone(extend);
+            async move { node.read(&extend.election).await }
+        });
+        let Some((_, Ok(Some(lease)))) = reading.next().await else {
+            return 0;
+        };
+        if lease.leader != extend.leader {
+            return 0;
+        }
+        let heal = Arc::new(Heal {
+            election: extend.election.clone(),
+            lease,
+            term: extend.term,
+        });
+        let mut round = self.ask_some(&lacking, deadline, |node| {
+            let heal = Arc::clone(&heal);
+            async move { node.heal(&heal).await }
+        });
+        let mut healed = 0;
+        while let Some((node, reply)) = round.next().await {
+            if reply == Ok(true) {
+                healed += 1;
+                tracing::debug!(node = self.inner.nodes[node].0.name(), "healed a lease");
+            }
+        }
+        healed
+    }
+
+    /// Gives a leadership up; `Ok(Err(_))` says why not.
+    ///
+    /// # Errors
+    /// [`Error`]: not known; the leader may or may not have resigned.
+    pub async fn resign(
+        &self,
+        resign: Resign,
+        deadline: Instant,
+    ) -> Result<Result<(), Denial>, Error> {
+        let resign = Arc::new(resign);
+        let mut tally = Resignations::new(self.inner.nodes.len());
+        let mut round = self.ask(deadline, |node| {
+            let resign = Arc::clone(&resign);
+            async move { node.resign(&resign).await }
+        });
+        let verdict = loop {
+            let verdict = tally.verdict();
+            if verdict != Verdict::Open {
+                break verdict;
+            }
+            let Some((_, reply)) = round.next().await else {
+                break verdict;
+            };
+            tally.add(reply);
+        };
+        if round.is_open() {
+            // The election is vacant already; the other nodes should soon agree.
+            self.inner
+                .tasks
+                .spawn(async move { while round.next().await.is_some() {} });
+        }
+        match verdict {
+            Verdict::Decided(Done::No(denial)) => Ok(Err(denial)),
+            Verdict::Decided(_) => Ok(Ok(())),
+            Verdict::Open | Verdict::Hopeless => Err(unreachable(&tally.errors(), deadline)),
+        }
+    }
+
+    /// The lease that a quorum holds.
+    ///
+    /// # Errors
+    /// [`Error`]: not known.
+    pub async fn read(
+        &self,
+        election: &ElectionId,
+        deadline: Instant,
+    ) -> Result<Option<Lease>, Error> {
+        let election = Arc::new(election.clone());
+        let mut tally = Reads::new(self.inner.nodes.len());
+        let mut round = self.ask(deadline, |node| {
+            let election = Arc::clone(&election);
+            async move { node.read(&election).await }
+        });
+        loop {
+            match tally.verdict() {
+                Verdict::Decided(lease) => return Ok(lease),
+                Verdict::Hopeless => return Err(unreachable(&tally.errors(), deadline)),
+                Verdict::Open => {}
+            }
+            match round.next().await {
+                Some((_, reply)) => tally.add(reply),
+                None => return Err(unreachable(&tally.errors(), deadline)),
+            }
+        }
+    }
+
+    /// The leases of a kind that a quorum holds, after `after`, in order of their names; short pages may
+    /// have a next.
+    ///
+    /// # Errors
+    /// [`Error`]: fewer nodes than a quorum answered.
+    pub async fn list(
+        &self,
+        kind: &Kind,
+        after: Option<ElectionId>,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Page, Error> {
+        let request = Arc::new((kind.clone(), after));
+        let mut round = self.ask(deadline, |node| {
+            let request = Arc::clone(&request);
+            async move { node.list(&request.0, request.1.as_ref(), limit).await }
+        });
+        let quorum = quorum(self.inner.nodes.len());
+        let (mut pages, mut errors) = (Vec::new(), Vec::new());
+        while let Some((_, reply)) = round.next().await {
+            match reply {
+                Ok(page) => pages.push(page),
+                Err(error) => errors.push(error),
+            }
+            if pages.len() >= quorum {
+                let (page, unanimous) = merge(&pages, quorum, limit);
+                if unanimous || !round.is_open() {
+                    return Ok(page);
+                }
+            }
+        }
+        if pages.len() >= quorum {
+            return Ok(merge(&pages, quorum, limit).0);
+        }
+        Err(unreachable(&errors, deadline))
+    }
+
+    /// Asks every node how it does.
+    pub async fn status(&self) -> Vec<NodeStatus> {
+        let mut round = self.ask(Instant::now() + self.inner.limit, |node| async move {
+            node.probe().await
+        });
+        let mut status: Vec<_> = self
+            .inner
+            .nodes
+            .iter()
+            .map(|node| NodeStatus {
+                name: node.0.name().to_owned(),
+                probe: Err(NodeError::new("no answer")),
+            })
+            .collect();
+        while let Some((node, probe)) = round.next().await {
+            if matches!(probe, Ok(Probe { guard: Some(_) })) {
+                self.inner.markers.note();
+            }
+            status[node].probe = probe;
+        }
+        status
+    }
+
+    /// How many nodes have to answer.
+    #[must_use]
+    pub fn needed(&self) -> usize {
+        quorum(self.inner.nodes.len())
+    }
+
+    /// Waits until every claim has been answered and every withdrawal is through.
+    pub async fn drain(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+
+    fn ask<T, F>(&self, deadline: Instant, call: impl Fn(Arc<dyn LeaseNode>) -> F) -> Round<F, T>
+    where
+        F: Future<Output = Result<T, NodeError>>,
+    {
+        let all: Vec<_> = (0..self.inner.nodes.len()).collect();
+        self.ask_some(&all, deadline, call)
+    }
+
+    /// Puts a question to these nodes at once; each has the operation timeout, but not longer than the
+    /// deadline.
+    fn ask_some<T, F>(
+        &self,
+        nodes: &[usize],
+        deadline: Instant,
+        call: impl Fn(Arc<dyn LeaseNode>) -> F,
+    ) -> Round<F, T>
+    where
+        F: Future<Output = Result<T, NodeError>>,
+    {
+        Round {
+            calls: nodes
+                .iter()
+                .map(|&node| Call {
+                    node,
+                    reply: call(Arc::clone(&self.inner.nodes[node].0)),
+                })
+                .collect(),
+            waiting: nodes.to_vec(),
+            timer: Box::pin(sleep_until(deadline.min(Instant::now() + self.inner.limit))),
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+pin_project! {
+    /// A question to one node.
+    struct Call<F> {
+        node: usize,
+        #[pin]
+        reply: F,
+    }
+}
+
+impl<F: Future> Future for Call<F> {
+    type Output = (usize, F::Output);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.reply.poll(cx).map(|reply| (*this.node, reply))
+    }
+}
+
+/// The answers to one question, as they come in.
+struct Round<F, T>
+where
+    F: Future<Output = Result<T, NodeError>>,
+{
+    calls: FuturesUnordered<Call<F>>,
+    waiting: Vec<usize>,
+    timer: Pin<Box<Sleep>>,
+    inner: Arc<Inner>,
+}
+
+impl<F, T> Round<F, T>
+where
+    F: Future<Output = Result<T, NodeError>>,
+{
+    /// The next answer, with the node's number. When the time is over, the nodes that have not answered
+    /// are given as errors; `None` when every node has been given.
+    async fn next(&mut self) -> Option<(usize, Result<T, NodeError>)> {
+        let last = *self.waiting.last()?;
+        let (node, reply) = tokio::select! {
+            biased;
+            Some(answer) = self.calls.next() => answer,
+            () = &mut self.timer => {
+                let name = self.inner.nodes[last].0.name();
+                (last, Err(NodeError::new(format!("{name}: no answer in time"))))
+            }
+        };
+        self.waiting.retain(|waiting| *waiting != node);
+        Some((node, reply))
+    }
+
+    fn is_open(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
+
+/// One round of grants.
+struct Vote {
+    started: Instant,
+    tally: Grants,
+    replies: Vec<Option<GrantReply>>,
+    unmarked: Vec<usize>,
+    verdict: Verdict<Granted>,
+}
+
+impl Vote {
+    /// The nodes that have granted this token, or may yet.
+    fn perhaps(&self, token: Token) -> Vec<usize> {
+        (0..self.replies.len())
+            .filter(|node| match &self.replies[*node] {
+                None => true,
+                Some(reply) => *reply == GrantReply::Granted(token),
+            })
+            .collect()
+    }
+}
+
+fn is_renewed(reply: &ExtendReply) -> bool {
+    matches!(reply, ExtendReply::Renewed(_))
+}
+
+fn is_lacking(reply: &Option<ExtendReply>) -> bool {
+    matches!(reply, Some(ExtendReply::Missing | ExtendReply::Behind))
+}
+
+fn unreachable(errors: &[NodeError], deadline: Instant) -> Error {
+    if Instant::now() >= deadline {
+        return Error::DeadlineExceeded;
+    }
+    let causes: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    Error::unavailable(format!(
+        "no quorum of lease nodes agreed ({})",
+        if causes.is_empty() {
+            "they contradict each other".to_owned()
+        } else {
+            causes.join("; ")
+        }
+    ))
+}
+
+fn too_slow() -> Error {
+    Error::unavailable("the lease nodes took as long as the term to answer")
+}
+
+fn guarded(wait: Duration) -> Error {
+    Error::Unavailable {
+        reason: format!(
+            "lease nodes abstain from new grants for another {:.1} s: they have restarted and may have \
+             forgotten a leader that still has time left",
+            wait.as_secs_f64()
+        ),
+        retry_after: Some(wait),
+    }
+}
+
+/// Uniform between zero and a limit that doubles with every attempt, so that candidates that got in
+/// each other's way come apart.
+fn pause(attempt: u32) -> Duration {
+    let limit = Duration::from_millis(5 << attempt.min(10)).min(LONGEST_PAUSE);
+    limit.mul_f64(fastrand::f64())
+}
+
+/// The leases on which a quorum of pages agrees, and whether every page has all of them.
+fn merge(pages: &[Page], quorum: usize, limit: usize) -> (Page, bool) {
+    // A page says nothing of elections after its last.
+    let upto = pages.iter().filter_map(|page| page.next.as_ref()).min();
+    let mut found: BTreeMap<&ElectionId, Vec<Lease>> = BTreeMap::new();
+    for (election, lease) in pages.iter().flat_map(|page| &page.leases) {
+        if upto.is_none_or(|upto| election <= upto) {
+            found.entry(election).or_default().push(lease.clone());
+        }
+    }
+    let unanimous = found
+        .values()
+        .all(|leases| agreed(leases, pages.len()).is_some());
+    let mut merged = Page {
+        leases: Vec::new(),
+        next: upto.cloned(),
+    };
+    for (election, leases) in found {
+        if let Some(lease) = agreed(&leases, quorum) {
+            merged.leases.push((election.clone(), lease));
+        }
+        if merged.leases.len() == limit {
+            merged.next = Some(election.clone());
+            break;
+        }
+    }
+    (merged, unanimous)
+}

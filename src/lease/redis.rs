@@ -1,0 +1,442 @@
+//! The Redis node: every operation is one Lua script, so the server runs it atomically.
+
+mod keys;
+mod script;
+mod single;
+
+use std::{fmt, time::Duration};
+
+use async_trait::async_trait;
+use redis::{Client, IntoConnectionInfo as _, Script, ScriptInvocation, TlsCertificates};
+
+use super::{
+    Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, LeaseNode, NodeError, Over,
+    Page, Probe, Resign, ResignReply, Settings,
+};
+use crate::election::types::{Candidate, ElectionId, Kind, Token, Value, millis};
+use keys::Keys;
+use script::SCRIPTS;
+use single::Link;
+
+/// Where a Redis server is and how to talk to it; validated, but nothing is connected.
+#[derive(Clone)]
+pub struct Server {
+    name: String,
+    client: Client,
+}
+
+impl Server {
+    /// Reads `redis[s]://[[user]:password@]host[:port][/db]`; `ca` is a PEM file's content that
+    /// replaces the system's trusted roots for `rediss`.
+    ///
+    /// # Errors
+    /// Says what is wrong with the URL. The text never holds the URL's credentials.
+    pub fn from_url(url: &str, ca: Option<&[u8]>) -> Result<Self, String> {
+        let expected = "write redis[s]://user:password@host:port/db, with reserved characters in user \
+                        and password percent-encoded";
+        let parsed = url::Url::parse(url).map_err(|error| format!("{error}: {expected}"))?;
+        if !matches!(parsed.scheme(), "redis" | "rediss") {
+            return Err(format!("its scheme is \"{}\": {expected}", parsed.scheme()));
+        }
+        if parsed.fragment().is_some() {
+            return Err(format!("it has a fragment (after \"#\"): {expected}"));
+        }
+        let host = parsed
+            .host_str()
+            .filter(|host| !host.is_empty())
+            .ok_or_else(|| format!("it names no host: {expected}"))?;
+        let db = parsed.path().trim_start_matches('/');
+        if !db.is_empty() && db.parse::<u16>().is_err() {
+            return Err(format!("its database \"{db}\" is not a number: {expected}"));
+        }
+        let name = match db {
+            "" | "0" => format!("{host}:{}", parsed.port().unwrap_or(6379)),
+            db => format!("{host}:{}/{db}", parsed.port().unwrap_or(6379)),
+        };
+
+        let tls = parsed.scheme() == "rediss";
+        let info = parsed
+            .into_connection_info()
+            .map_err(|error| format!("{error}: {expected}"))?;
+        // Without it every small reply waits for the acknowledgement of the one before.
+        let tcp = info.tcp_settings().clone().set_nodelay(true);
+        let info = info.set_tcp_settings(tcp);
+        let client = match ca.filter(|_| tls) {
+            Some(ca) => Client::build_with_tls(
+                info,
+                TlsCertificates {
+                    client_tls: None,
+                    root_cert: Some(ca.to_vec()),
+                },
+            ),
+            None => Client::open(info),
+        };
+        let client = client.map_err(|error| error.to_string())?;
+        Ok(Self { name, client })
+    }
+
+    /// `host:port`, and the database when it is not 0.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Server").field(&self.name).finish()
+    }
+}
+
+/// Leases on one Redis server.
+#[derive(Debug)]
+pub struct Redis {
+    link: Link,
+    keys: Keys,
+    settings: Settings,
+}
+
+impl Redis {
+    /// Starts connecting and returns when the first attempt has ended, well or not. Keys begin with
+    /// `prefix`; `limit` bounds attempts to connect and pings.
+    pub async fn start(server: Server, prefix: &str, limit: Duration, settings: Settings) -> Self {
+        let node = Self {
+            link: Link::start(server.name, server.client, limit),
+            keys: Keys::new(prefix),
+            settings,
+        };
+        node.link.attempted().await;
+        node
+    }
+
+    fn guard_arg(&self) -> String {
+        self.settings
+            .guard
+            .map_or_else(String::new, |guard| millis(guard).to_string())
+    }
+
+    fn retention_ms(&self) -> u64 {
+        millis(self.settings.retention)
+    }
+
+    /// Runs a script and gives its reply's fields; a nil reply has none.
+    async fn fields(&self, invocation: &ScriptInvocation<'_>) -> Result<Fields, NodeError> {
+        self.link
+            .run(async |connection| invocation.invoke_async(connection).await)
+            .await
+            .map(Option::unwrap_or_default)
+    }
+
+    /// Runs a script and gives its only field.
+    async fn field(&self, invocation: &ScriptInvocation<'_>) -> Result<Option<String>, NodeError> {
+        self.link
+            .run(async |connection| invocation.invoke_async(connection).await)
+            .await
+    }
+
+    fn unexpected(&self, script: &str, reply: impl fmt::Debug) -> NodeError {
+        NodeError::new(format!(
+            "{}: the {script} script answered {reply:?}, which this version does not know",
+            self.link.name()
+        ))
+    }
+}
+
+type Fields = Vec<String>;
+
+/// The keys and arguments of a script, in its header's order.
+fn invoke<'a>(
+    script: &'a Script,
+    keys: &[&str],
+    args: &[&(dyn AsRef<[u8]> + Sync)],
+) -> ScriptInvocation<'a> {
+    let mut invocation = script.prepare_invoke();
+    for key in keys {
+        invocation.key(*key);
+    }
+    for arg in args {
+        invocation.arg(arg.as_ref());
+    }
+    invocation
+}
+
+fn optional(token: Option<Token>) -> String {
+    token.map_or(0, Token::get).to_string()
+}
+
+/// A lease from the fields that the scripts' `read_lease` gives.
+fn lease(fields: &[String]) -> Option<Lease> {
+    let [leader, token, value, elected_at, remaining] = fields else {
+        return None;
+    };
+    Some(Lease {
+        leader: Candidate::new("leader", leader).ok()?,
+        token: Token::new(token.parse().ok()?)?,
+        value: Value::new(value).ok()?,
+        elected_at: elected_at.parse().ok()?,
+        remaining: Duration::from_millis(remaining.parse().ok()?),
+    })
+}
+
+fn token(text: &str) -> Option<Token> {
+    Token::new(text.parse().ok()?)
+}
+
+#[async_trait]
+impl LeaseNode for Redis {
+    fn name(&self) -> &str {
+        self.link.name()
+    }
+
+    async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
+        let (over, over_leader, over_token) = match &grant.over {
+            Over::Vacant => ("vacant", "", None),
+            Over::Own => ("own", "", None),
+            Over::Leader(leader, token) => ("leader", leader.as_str(), *token),
+            Over::Anyone => ("anyone", "", None),
+        };
+        let reply = self
+            .fields(&invoke(
+                &SCRIPTS.grant,
+                &[
+                    &self.keys.lease(&grant.election),
+                    &self.keys.floor(&grant.election),
+                    &self.keys.marker,
+                    &self.keys.index,
+                    &self.keys.expiry,
+                ],
+                &[
+                    &grant.election.path(),
+                    &grant.candidate.as_str(),
+                    &grant.token.to_string(),
+                    &grant.term.millis().to_string(),
+                    &grant.value.as_str(),
+                    &grant.request_id.as_ref().map_or("", |id| id.as_str()),
+                    &grant.elected_at.to_string(),
+                    &self.retention_ms().to_string(),
+                    &self.guard_arg(),
+                    &over,
+                    &over_leader,
+                    &optional(over_token),
+                    &self.keys.lease_prefix(),
+                ],
+            ))
+            .await?;
+        let known = match reply.split_first() {
+            Some((word, rest)) => match (word.as_str(), rest) {
+                ("granted", [granted]) => token(granted).map(GrantReply::Granted),
+                ("held", held) => lease(held).map(GrantReply::Held),
+                ("mismatch", []) => Some(GrantReply::TokenMismatch),
+                ("stale", [floor]) => token(floor).map(GrantReply::Stale),
+                ("unmarked", []) => Some(GrantReply::Unmarked),
+                ("guarded", [ms]) => ms
+                    .parse()
+                    .ok()
+                    .map(|ms| GrantReply::Guarded(Duration::from_millis(ms))),
+                _ => None,
+            },
+            None => None,
+        };
+        known.ok_or_else(|| self.unexpected("grant", &reply))
+    }
+
+    async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
+        let reply = self
+            .fields(&invoke(
+                &SCRIPTS.extend,
+                &[
+                    &self.keys.lease(&extend.election),
+                    &self.keys.floor(&extend.election),
+                ],
+                &[
+                    &extend.leader.as_str(),
+                    &optional(extend.token),
+                    &extend.term.millis().to_string(),
+                    &self.retention_ms().to_string(),
+                ],
+            ))
+            .await?;
+        let known = match reply.split_first() {
+            Some((word, rest)) => match (word.as_str(), rest) {
+                ("renewed", [renewed]) => token(renewed).map(ExtendReply::Renewed),
+                ("missing", []) => Some(ExtendReply::Missing),
+                ("held", []) => Some(ExtendReply::Held),
+                ("stale", []) => Some(ExtendReply::Stale),
+                ("behind", []) => Some(ExtendReply::Behind),
+                _ => None,
+            },
+            None => None,
+        };
+        known.ok_or_else(|| self.unexpected("extend", &reply))
+    }
+
+    async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
+        let reply = self
+            .field(&invoke(
+                &SCRIPTS.heal,
+                &[
+                    &self.keys.lease(&heal.election),
+                    &self.keys.floor(&heal.election),
+                    &self.keys.index,
+                    &self.keys.expiry,
+                ],
+                &[
+                    &heal.election.path(),
+                    &heal.lease.leader.as_str(),
+                    &heal.lease.token.to_string(),
+                    &heal.term.millis().to_string(),
+                    &heal.lease.value.as_str(),
+                    &heal.lease.elected_at.to_string(),
+                    &self.retention_ms().to_string(),
+                ],
+            ))
+            .await?;
+        match reply.as_deref() {
+            Some("1") => Ok(true),
+            Some("0") => Ok(false),
+            _ => Err(self.unexpected("heal", &reply)),
+        }
+    }
+
+    async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError> {
+        let reply = self
+            .field(&invoke(
+                &SCRIPTS.resign,
+                &[
+                    &self.keys.lease(&resign.election),
+                    &self.keys.index,
+                    &self.keys.expiry,
+                ],
+                &[
+                    &resign.election.path(),
+                    &resign.leader.as_str(),
+                    &optional(resign.token),
+                ],
+            ))
+            .await?;
+        match reply.as_deref() {
+            Some("resigned") => Ok(ResignReply::Resigned),
+            Some("missing") => Ok(ResignReply::Missing),
+            Some("held") => Ok(ResignReply::Held),
+            Some("stale") => Ok(ResignReply::Stale),
+            _ => Err(self.unexpected("resign", &reply)),
+        }
+    }
+
+    async fn withdraw(
+        &self,
+        election: &ElectionId,
+        leader: &Candidate,
+        token: Token,
+    ) -> Result<(), NodeError> {
+        self.field(&invoke(
+            &SCRIPTS.withdraw,
+            &[
+                &self.keys.lease(election),
+                &self.keys.floor(election),
+                &self.keys.index,
+                &self.keys.expiry,
+            ],
+            &[
+                &election.path(),
+                &leader.as_str(),
+                &token.to_string(),
+                &self.retention_ms().to_string(),
+            ],
+        ))
+        .await
+        .map(|_| ())
+    }
+
+    async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError> {
+        let reply = self
+            .fields(&invoke(&SCRIPTS.read, &[&self.keys.lease(election)], &[]))
+            .await?;
+        if reply.is_empty() {
+            return Ok(None);
+        }
+        lease(&reply)
+            .map(Some)
+            .ok_or_else(|| self.unexpected("read", &reply))
+    }
+
+    async fn list(
+        &self,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+    ) -> Result<Page, NodeError> {
+        let least = match after {
+            Some(after) => format!("({}", after.path()),
+            None => format!("[{}/", kind.as_str()),
+        };
+        // "0" follows "/": every path of the kind, and of no other, is below.
+        let greatest = format!("({}0", kind.as_str());
+        let invocation = invoke(
+            &SCRIPTS.list,
+            &[&self.keys.index, &self.keys.expiry],
+            &[
+                &least,
+                &greatest,
+                &limit.to_string(),
+                &LIST_EXAMINES.to_string(),
+                &self.keys.lease_prefix(),
+            ],
+        );
+        let reply: Vec<redis::Value> = self
+            .link
+            .run(async |connection| invocation.invoke_async(connection).await)
+            .await?;
+        page(&reply).ok_or_else(|| self.unexpected("list", &reply))
+    }
+
+    async fn mark(&self, wait: Duration) -> Result<(), NodeError> {
+        self.field(&invoke(
+            &SCRIPTS.mark,
+            &[&self.keys.marker],
+            &[&millis(wait).to_string()],
+        ))
+        .await
+        .map(|_| ())
+    }
+
+    async fn probe(&self) -> Result<Probe, NodeError> {
+        let Some(guard) = self.settings.guard else {
+            self.link
+                .run(async |connection| redis::cmd("PING").query_async::<()>(connection).await)
+                .await?;
+            return Ok(Probe { guard: None });
+        };
+        let reply = self
+            .field(&invoke(
+                &SCRIPTS.probe,
+                &[&self.keys.marker],
+                &[&millis(guard).to_string()],
+            ))
+            .await?;
+        let guard = reply
+            .as_deref()
+            .map(|ms| ms.parse().map(Duration::from_millis))
+            .transpose()
+            .map_err(|_| self.unexpected("probe", &reply))?;
+        Ok(Probe { guard })
+    }
+}
+
+fn page(reply: &[redis::Value]) -> Option<Page> {
+    let (last, leases) = reply.split_first()?;
+    let last: String = redis::from_redis_value_ref(last).ok()?;
+    let leases = leases
+        .iter()
+        .map(|entry| {
+            let fields: Fields = redis::from_redis_value_ref(entry).ok()?;
+            let (path, held) = fields.split_first()?;
+            Some((ElectionId::from_path(path).ok()?, lease(held)?))
+        })
+        .collect::<Option<Vec<_>>>()?;
+    let next = match last.as_str() {
+        "" => None,
+        last => Some(ElectionId::from_path(last).ok()?),
+    };
+    Some(Page { leases, next })
+}

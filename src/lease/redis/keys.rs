@@ -1,0 +1,62 @@
+//! Every Redis key, in one place.
+//!
+//! All keys of a node share one hash tag, so that a script's keys are always in one slot.
+
+use crate::election::types::ElectionId;
+
+/// Makes the keys under a prefix (`EA_REDIS_PREFIX`).
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    lease: String,
+    floor: String,
+    /// Hash: `run_id` of the server that may grant, `ready_at` in ms since the epoch.
+    pub(super) marker: String,
+    /// Sorted set of `kind/name` by name: what listings walk.
+    pub(super) index: String,
+    /// Sorted set of `kind/name` by the ms at which its lease may be over: what grants tidy.
+    pub(super) expiry: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        let key = |name: &str| format!("{prefix}:{{0}}:{name}");
+        Self {
+            lease: key("lease:"),
+            floor: key("floor:"),
+            marker: key("marker"),
+            index: key("index"),
+            expiry: key("expiry"),
+        }
+    }
+
+    /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`; expires with the term.
+    pub(super) fn lease(&self, election: &ElectionId) -> String {
+        [&self.lease, election.path()].concat()
+    }
+
+    /// String: the highest token accepted; expires after the retention.
+    pub(super) fn floor(&self, election: &ElectionId) -> String {
+        [&self.floor, election.path()].concat()
+    }
+
+    /// What all lease keys begin with.
+    pub(super) fn lease_prefix(&self) -> &str {
+        &self.lease
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_share_one_hash_tag() {
+        let keys = Keys::new("ela");
+        let election = ElectionId::new("batch", "nightly").expect("valid");
+        assert_eq!(keys.lease(&election), "ela:{0}:lease:batch/nightly");
+        assert_eq!(keys.floor(&election), "ela:{0}:floor:batch/nightly");
+        for key in [&keys.marker, &keys.index, &keys.expiry] {
+            assert!(key.starts_with("ela:{0}:"), "{key}");
+        }
+    }
+}

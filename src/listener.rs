@@ -1,0 +1,241 @@
+//! The accept loop: HTTP/1.1 and HTTP/2 on the same port, connections that do not live for ever, and a
+//! shutdown that loses no request.
+//!
+//! A connection ends, with GOAWAY or `Connection: close`, when it has been without requests for
+//! [`Lifetime::idle`], when it is [`Lifetime::age`] old, or when the agent shuts down. Requests under way
+//! are answered first.
+
+use std::{
+    convert::Infallible,
+    io,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{body::Body, response::Response};
+use http::Request;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use pin_project_lite::pin_project;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::{Service, ServiceExt as _};
+
+/// How long a client may take to send the headers of an HTTP/1.1 request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the loop rests when the system cannot accept, as without free file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long connections live.
+#[derive(Debug, Clone, Copy)]
+pub struct Lifetime {
+    /// How long a connection may be without requests; `None` for ever.
+    pub idle: Option<Duration>,
+    /// How old it may get, ±10 %; `None` for ever.
+    pub age: Option<Duration>,
+    /// How long the requests of a connection past its age may take.
+    pub age_grace: Duration,
+}
+
+/// Accepts connections until `shutdown`, then closes the listener and returns; the connections go on in
+/// `connections` until their requests are answered.
+pub async fn serve<S>(
+    listener: TcpListener,
+    service: S,
+    lifetime: Lifetime,
+    connections: TaskTracker,
+    shutdown: CancellationToken,
+) where
+    S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let connection = connection(stream, service.clone(), lifetime, shutdown.clone());
+                connections.spawn(connection);
+            }
+            Err(error) if is_of_the_connection(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether the client went away before it was accepted.
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+    )
+}
+
+async fn connection<S>(
+    stream: TcpStream,
+    service: S,
+    lifetime: Lifetime,
+    shutdown: CancellationToken,
+) where
+    S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    // Answers are small: none should wait for the acknowledgement of the one before. A socket that
+    // cannot be set is closed already, which serving it will find.
+    let _ = stream.set_nodelay(true);
+    let requests = Requests::default();
+    let counted = requests.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let under_way = counted.begin();
+        let answer = service.clone().oneshot(request.map(Body::new));
+        async move {
+            let response = answer.await?;
+            Ok::<_, Infallible>(response.map(|body| Tracked {
+                body,
+                _under_way: under_way,
+            }))
+        }
+    });
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT);
+    server.http2().timer(TokioTimer::new());
+    let mut served = pin!(server.serve_connection(TokioIo::new(stream), service));
+
+    let retired = pin!(async {
+        tokio::select! {
+            () = shutdown.cancelled() => None,
+            () = aged(lifetime.age) => Some(lifetime.age_grace),
+            () = requests.idle_for(lifetime.idle) => Some(lifetime.age_grace),
+        }
+    });
+    let grace = tokio::select! {
+        // How a connection ends is the client's affair; requests have been answered or are gone.
+        _ = served.as_mut() => return,
+        grace = retired => grace,
+    };
+    served.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = served => {}
+        () = after(grace) => {}
+    }
+}
+
+async fn aged(age: Option<Duration>) {
+    after(age.map(|age| age.mul_f64(0.9 + fastrand::f64() * 0.2))).await;
+}
+
+/// Waits this long; for ever without a time.
+async fn after(time: Option<Duration>) {
+    match time {
+        Some(time) => sleep(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The requests of one connection.
+#[derive(Debug, Clone)]
+struct Requests {
+    under_way: Arc<AtomicUsize>,
+    ended: watch::Sender<Instant>,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self {
+            under_way: Arc::default(),
+            ended: watch::Sender::new(Instant::now()),
+        }
+    }
+}
+
+impl Requests {
+    fn begin(&self) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(self.clone())
+    }
+
+    /// Returns when there has been no request for this long; looks only as often as it must.
+    async fn idle_for(&self, limit: Option<Duration>) {
+        let Some(limit) = limit else {
+            return std::future::pending().await;
+        };
+        loop {
+            let until = *self.ended.borrow() + limit;
+            if self.under_way.load(Ordering::Relaxed) > 0 {
+                sleep(limit).await;
+            } else if until <= Instant::now() {
+                return;
+            } else {
+                sleep_until(until).await;
+            }
+        }
+    }
+}
+
+/// A request whose answer has not been sent whole.
+#[derive(Debug)]
+struct UnderWay(Requests);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.ended.send_replace(Instant::now());
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+pin_project! {
+    /// A body that keeps its request under way until it has been sent.
+    struct Tracked {
+        #[pin]
+        body: Body,
+        _under_way: UnderWay,
+    }
+}
+
+impl HttpBody for Tracked {
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        self.project().body.poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

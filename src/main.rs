@@ -1,0 +1,72 @@
+//! Parses the configuration, starts the agent, and waits for a signal.
+
+use std::process::ExitCode;
+
+use election_agent::{
+    app::App,
+    config::{self, Command, Config},
+    shutdown, telemetry,
+    transport::rest::openapi,
+};
+
+/// The configuration is wrong or the agent cannot start with it.
+const UNUSABLE: u8 = 2;
+
+fn main() -> ExitCode {
+    let (command, values) = match config::parse(std::env::args_os(), std::env::vars_os()) {
+        Ok(parsed) => parsed,
+        Err(mistakes) => return refuse(&mistakes),
+    };
+    match command {
+        Command::PrintOpenApi => print!("{}", openapi::yaml(&openapi::document())),
+        Command::PrintSettings => print!("{}", config::markdown()),
+        Command::PrintConfig => match Config::new(values) {
+            Ok(config) => print!("{config}"),
+            Err(mistakes) => return refuse(&mistakes),
+        },
+        Command::Serve => match Config::new(values) {
+            Ok(config) => return serve(&config),
+            Err(mistakes) => return refuse(&mistakes),
+        },
+    }
+    ExitCode::SUCCESS
+}
+
+fn refuse(mistakes: &config::Mistakes) -> ExitCode {
+    eprintln!("election-agent cannot start; its configuration has mistakes:\n{mistakes}");
+    ExitCode::from(UNUSABLE)
+}
+
+#[tokio::main]
+async fn serve(config: &Config) -> ExitCode {
+    telemetry::init(config.telemetry.environment, config.telemetry.log_level);
+    for variable in config.unknown_variables() {
+        tracing::warn!(
+            variable,
+            "no such setting; election-agent --help lists them all"
+        );
+    }
+    // Both answers mean that there is one: TLS to Redis needs it.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let shutdown = match shutdown::on_signal() {
+        Ok(shutdown) => shutdown,
+        Err(error) => {
+            tracing::error!(%error, "cannot listen for signals");
+            return ExitCode::FAILURE;
+        }
+    };
+    match App::build(config).await {
+        Ok(app) => {
+            for address in app.addresses() {
+                tracing::info!(%address, "listening");
+            }
+            app.run(shutdown).await;
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            eprintln!("election-agent cannot start: {error}");
+            ExitCode::from(UNUSABLE)
+        }
+    }
+}

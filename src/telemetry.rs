@@ -1,0 +1,22 @@
+//! Logs and metrics.
+
+pub mod metrics;
+
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::config::{Environment, LogLevel};
+
+/// Sends log lines to stderr: JSON in production, readable elsewhere. Does nothing when the process
+/// already has a subscriber.
+pub fn init(environment: Environment, level: LogLevel) {
+    let filter = EnvFilter::new(level.filter());
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    // A second call, as tests make, keeps the first subscriber.
+    let _ = match environment {
+        Environment::Production => registry
+            .with(lines.json().flatten_event(true).with_target(false))
+            .try_init(),
+        Environment::Development | Environment::Test => registry.with(lines).try_init(),
+    };
+}

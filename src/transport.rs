@@ -1,0 +1,199 @@
+//! The mux: one service that answers gRPC, gRPC-Web, REST and probes on every port.
+
+pub mod grpc;
+pub mod rest;
+pub mod status;
+
+use std::task::{Context, Poll};
+
+use axum::{body::Body, response::Response};
+use futures_util::future::{BoxFuture, FutureExt as _, ready};
+use http::{HeaderMap, Method, Request, Version, header};
+use tonic_web::{GrpcWebLayer, GrpcWebService};
+use tower::{Layer as _, Service, ServiceExt as _};
+
+use status::{Code, Problem};
+
+/// How a caller speaks, and so how it is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// gRPC-Web over HTTP/1.1 or HTTP/2, with the content type of its answers.
+    GrpcWeb(&'static str),
+    /// REST, and everything else that is not gRPC.
+    Rest,
+}
+
+impl Protocol {
+    /// Tells the protocol from a request's content type.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Self {
+        let content_type = headers
+            .get(header::CONTENT_TYPE)
+            .map_or(&b""[..], |value| value.as_bytes());
+        if content_type.starts_with(b"application/grpc-web-text") {
+            Self::GrpcWeb("application/grpc-web-text+proto")
+        } else if content_type.starts_with(b"application/grpc-web") {
+            Self::GrpcWeb("application/grpc-web+proto")
+        } else if content_type.starts_with(b"application/grpc") {
+            Self::Grpc
+        } else {
+            Self::Rest
+        }
+    }
+}
+
+/// What a request is for: the `action` of metrics. Few and fixed, whatever paths callers make up.
+#[must_use]
+pub fn action(method: &Method, path: &str) -> &'static str {
+    if let Some(rpc) = path.strip_prefix(grpc::ELECTION_PATH) {
+        return match rpc {
+            "Campaign" => "campaign",
+            "ExtendElectedTerm" => "extend",
+            "Resign" => "resign",
+            "Handover" => "handover",
+            "GetLeader" => "leader",
+            "ListLeaders" => "list",
+            "GetPods" => "pods",
+            _ => "other",
+        };
+    }
+    let mut segments = path.trim_start_matches('/').split('/');
+    match segments.next() {
+        Some("election") => match *method {
+            Method::POST => "campaign",
+            Method::PATCH => "extend",
+            Method::DELETE => "resign",
+            Method::PUT => "handover",
+            Method::GET => "leader",
+            _ => "other",
+        },
+        Some("elections") => "list",
+        Some("kube") => "pods",
+        Some("livez" | "readyz" | "grpc.health.v1.Health") => "probe",
+        _ => "other",
+    }
+}
+
+/// The answer to every question for pods, as long as the agent cannot look them up.
+fn pods_disabled() -> Problem {
+    Problem::new(
+        Code::Disabled,
+        "this agent does not look up pods: this version has no Kubernetes access yet",
+    )
+}
+
+/// Sends each request to gRPC or to the HTTP routes by its protocol.
+#[derive(Clone)]
+pub struct Mux {
+    grpc: GrpcWebService<grpc::Services>,
+    rest: axum::Router,
+}
+
+impl Mux {
+    /// A mux over the gRPC services and the HTTP routes.
+    #[must_use]
+    pub fn new(grpc: grpc::Services, rest: axum::Router) -> Self {
+        Self {
+            // Around gRPC alone: to plain HTTP/1 it would answer 400.
+            grpc: GrpcWebLayer::new().layer(grpc),
+            rest,
+        }
+    }
+}
+
+impl Service<Request<Body>> for Mux {
+    type Response = Response;
+    type Error = Problem;
+    type Future = BoxFuture<'static, Result<Response, Problem>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Problem>> {
+        // gRPC services and axum routers are always ready.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.version() < Version::HTTP_11 {
+            let problem = Problem::new(
+                Code::InvalidArgument,
+                "HTTP/1.0 is not supported: use HTTP/1.1 or HTTP/2 (in nginx: proxy_http_version 1.1)",
+            );
+            return ready(Err(problem)).boxed();
+        }
+        match Protocol::of(request.headers()) {
+            Protocol::Grpc | Protocol::GrpcWeb(_) if request.method() != Method::POST => {
+                let problem = Problem::new(Code::MethodNotAllowed, "gRPC calls are POST requests");
+                ready(Err(problem)).boxed()
+            }
+            Protocol::Grpc if request.version() != Version::HTTP_2 => {
+                let problem = Problem::new(
+                    Code::InvalidArgument,
+                    "gRPC needs HTTP/2: over HTTP/1.1 use gRPC-Web (application/grpc-web+proto) or REST",
+                );
+                ready(Err(problem)).boxed()
+            }
+            Protocol::Grpc | Protocol::GrpcWeb(_) => self
+                .grpc
+                .call(request)
+                .map(|response| {
+                    let Ok(response) = response;
+                    Ok(grpc::tell_too_large(response).map(Body::new))
+                })
+                .boxed(),
+            Protocol::Rest => self
+                .rest
+                .clone()
+                .oneshot(request)
+                .map(|response| {
+                    let Ok(response) = response;
+                    Ok(response)
+                })
+                .boxed(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_content_type_tells_the_protocol() {
+        for (content_type, protocol) in [
+            ("application/grpc", Protocol::Grpc),
+            ("application/grpc+proto", Protocol::Grpc),
+            (
+                "application/grpc-web",
+                Protocol::GrpcWeb("application/grpc-web+proto"),
+            ),
+            (
+                "application/grpc-web-text",
+                Protocol::GrpcWeb("application/grpc-web-text+proto"),
+            ),
+            ("application/json", Protocol::Rest),
+        ] {
+            let headers = HeaderMap::from_iter([(
+                header::CONTENT_TYPE,
+                http::HeaderValue::from_static(content_type),
+            )]);
+            assert_eq!(Protocol::of(&headers), protocol, "{content_type}");
+        }
+        assert_eq!(Protocol::of(&HeaderMap::new()), Protocol::Rest);
+    }
+
+    #[test]
+    fn made_up_paths_do_not_make_up_actions() {
+        assert_eq!(action(&Method::POST, "/election/a/b"), "campaign");
+        assert_eq!(
+            action(&Method::POST, "/grpc.election_agent.v1.Election/Campaign"),
+            "campaign"
+        );
+        assert_eq!(
+            action(&Method::POST, "/grpc.election_agent.v1.Election/x"),
+            "other"
+        );
+        assert_eq!(action(&Method::GET, "/wp-login.php"), "other");
+        assert_eq!(action(&Method::OPTIONS, "/election/x"), "other");
+    }
+}

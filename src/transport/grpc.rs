@@ -1,0 +1,254 @@
+//! The gRPC services: elections, health and reflection.
+
+pub mod codec;
+mod convert;
+
+use std::{
+    convert::Infallible,
+    task::{Context, Poll},
+};
+
+use futures_util::future::{BoxFuture, FutureExt as _, ready};
+use http::{Request, Response};
+use tonic::{Status, body::Body};
+use tonic_health::{pb::health_server::HealthServer, server::HealthService};
+use tonic_reflection::server::Builder;
+use tower::{Service, util::BoxCloneSyncService};
+
+use super::{
+    pods_disabled,
+    status::{Code, Problem},
+};
+use crate::{
+    election::{Elections, types::ElectionId},
+    layers::{
+        body_limit::{self, MAX_BODY},
+        deadline::Deadline,
+    },
+    proto::{self, election_server::ElectionServer},
+};
+
+/// What the paths of the election service's methods begin with.
+pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
+
+/// The full names of the reflection services.
+pub const REFLECTION: [&str; 2] = [
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+];
+
+/// The election service over the domain.
+#[derive(Debug, Clone)]
+pub struct Handler {
+    elections: Elections,
+}
+
+impl Handler {
+    /// A handler that asks these elections.
+    #[must_use]
+    pub fn new(elections: Elections) -> Self {
+        Self { elections }
+    }
+}
+
+#[tonic::async_trait]
+impl proto::election_server::Election for Handler {
+    async fn campaign(
+        &self,
+        request: tonic::Request<proto::CampaignRequest>,
+    ) -> Result<tonic::Response<proto::CampaignResult>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let asked = convert::campaign(request.get_ref(), self.elections.max_term())
+            .map_err(Problem::from)?;
+        let outcome = self
+            .elections
+            .campaign(asked.clone(), deadline)
+            .await
+            .map_err(Problem::from)?;
+        Ok(convert::campaign_result(&asked, outcome).into())
+    }
+
+    async fn extend_elected_term(
+        &self,
+        request: tonic::Request<proto::ExtendElectedTermRequest>,
+    ) -> Result<tonic::Response<proto::BoolValue>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let (extend, retry) =
+            convert::extend(request.get_ref(), self.elections.max_term()).map_err(Problem::from)?;
+        let done = self
+            .elections
+            .extend(extend, retry, deadline)
+            .await
+            .map_err(Problem::from)?;
+        Ok(convert::verdict(done).into())
+    }
+
+    async fn resign(
+        &self,
+        request: tonic::Request<proto::ResignRequest>,
+    ) -> Result<tonic::Response<proto::BoolValue>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let resign = convert::resign(request.get_ref()).map_err(Problem::from)?;
+        let done = self
+            .elections
+            .resign(resign, deadline)
+            .await
+            .map_err(Problem::from)?;
+        Ok(convert::verdict(done).into())
+    }
+
+    async fn handover(
+        &self,
+        request: tonic::Request<proto::HandoverRequest>,
+    ) -> Result<tonic::Response<proto::BoolValue>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let handover = convert::handover(request.get_ref(), self.elections.max_term())
+            .map_err(Problem::from)?;
+        let done = self
+            .elections
+            .handover(handover, deadline)
+            .await
+            .map_err(Problem::from)?;
+        Ok(convert::verdict(done).into())
+    }
+
+    async fn get_leader(
+        &self,
+        request: tonic::Request<proto::GetLeaderRequest>,
+    ) -> Result<tonic::Response<proto::StringValue>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let request = request.get_ref();
+        let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
+        let lease = self
+            .elections
+            .leader(&election, deadline)
+            .await
+            .map_err(Problem::from)?;
+        let lease = lease.ok_or_else(|| Problem::new(Code::NotFound, "the election is vacant"))?;
+        Ok(proto::StringValue {
+            value: lease.leader.as_str().to_owned(),
+        }
+        .into())
+    }
+
+    async fn list_leaders(
+        &self,
+        request: tonic::Request<proto::ListLeadersRequest>,
+    ) -> Result<tonic::Response<proto::Leaders>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let list = convert::list(request.get_ref()).map_err(Problem::from)?;
+        let page = self
+            .elections
+            .leaders(list, deadline)
+            .await
+            .map_err(Problem::from)?;
+        Ok(convert::leaders(page).into())
+    }
+
+    async fn get_pods(
+        &self,
+        _: tonic::Request<proto::GetPodsRequest>,
+    ) -> Result<tonic::Response<proto::Pods>, Status> {
+        Err(pods_disabled().into())
+    }
+}
+
+/// All gRPC services, by path. Answers UNIMPLEMENTED for the rest.
+#[derive(Clone)]
+pub struct Services {
+    election: Option<ElectionServer<Handler>>,
+    health: HealthServer<HealthService>,
+    /// Full name and service.
+    reflection: [(&'static str, Boxed); 2],
+}
+
+type Boxed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
+
+impl Services {
+    /// The election service (unless it is switched off), health and reflection.
+    ///
+    /// # Errors
+    /// When the descriptors that were built in do not parse.
+    pub fn new(
+        election: Option<Handler>,
+        health: HealthService,
+    ) -> Result<Self, tonic_reflection::server::Error> {
+        let descriptors = || {
+            let builder = Builder::configure()
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            match election {
+                Some(_) => builder.register_encoded_file_descriptor_set(proto::DESCRIPTORS),
+                None => builder,
+            }
+        };
+        let v1 = descriptors()
+            .build_v1()?
+            .max_decoding_message_size(MAX_BODY);
+        let v1alpha = descriptors()
+            .build_v1alpha()?
+            .max_decoding_message_size(MAX_BODY);
+        Ok(Self {
+            reflection: [
+                (REFLECTION[0], Boxed::new(v1)),
+                (REFLECTION[1], Boxed::new(v1alpha)),
+            ],
+            election: election
+                .map(|handler| ElectionServer::new(handler).max_decoding_message_size(MAX_BODY)),
+            health: HealthServer::new(health).max_decoding_message_size(MAX_BODY),
+        })
+    }
+}
+
+impl Service<Request<Body>> for Services {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Generated services are always ready.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let path = request.uri().path();
+        if path.starts_with(ELECTION_PATH) {
+            return match &mut self.election {
+                Some(election) => election.call(request),
+                None => refuse(Problem::new(
+                    Code::Disabled,
+                    "this agent does not serve elections over gRPC (EA_GRPC_ENABLE=false)",
+                )),
+            };
+        }
+        if path.starts_with("/grpc.health.v1.Health/") {
+            return self.health.call(request);
+        }
+        let service = path.split('/').nth(1);
+        for (name, reflection) in &mut self.reflection {
+            if service == Some(*name) {
+                return reflection.call(request).boxed();
+            }
+        }
+        refuse(Problem::new(
+            Code::MethodNotAllowed,
+            "there is no such gRPC service: ask the reflection service for those there are",
+        ))
+    }
+}
+
+fn refuse(problem: Problem) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {
+    ready(Ok(Status::from(problem).into_http())).boxed()
+}
+
+/// Tonic refuses a message over the limit with OUT_OF_RANGE, which nothing else here answers; the error
+/// table has another row for it.
+pub(super) fn tell_too_large<B>(mut response: Response<B>) -> Response<B> {
+    let out_of_range = Status::from_header_map(response.headers())
+        .is_some_and(|status| status.code() == tonic::Code::OutOfRange);
+    if out_of_range {
+        let status = Status::from(body_limit::too_large());
+        // Only headers that cannot be built fail to be added.
+        let _ = status.add_header(response.headers_mut());
+    }
+    response
+}

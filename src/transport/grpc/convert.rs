@@ -1,0 +1,129 @@
+//! Between protobuf messages and the domain's types.
+
+use crate::{
+    election::{
+        Campaign, Denial, Handover, Leaders, List, Outcome, Retry,
+        types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
+    },
+    lease::{Extend, Lease, Resign},
+    proto,
+    transport::status::reason,
+};
+use std::time::Duration;
+
+pub(super) fn campaign(
+    request: &proto::CampaignRequest,
+    max_term: Duration,
+) -> Result<Campaign, Invalid> {
+    Ok(Campaign {
+        election: ElectionId::new(&request.kind, &request.election)?,
+        candidate: Candidate::new("candidate", &request.candidate)?,
+        term: Term::from_millis(request.term.into(), max_term)?,
+        value: Value::new(&request.value)?,
+        request_id: RequestId::new(&request.request_id)?,
+    })
+}
+
+pub(super) fn campaign_result(asked: &Campaign, outcome: Outcome) -> proto::CampaignResult {
+    let kind = asked.election.kind().to_owned();
+    match outcome {
+        Outcome::Elected { token, valid_for } => proto::CampaignResult {
+            elected: true,
+            leader: asked.candidate.as_str().to_owned(),
+            kind,
+            token: token.get(),
+            valid_for: millis_i32(valid_for),
+            value: asked.value.as_str().to_owned(),
+        },
+        Outcome::NotElected(lease) => proto::CampaignResult {
+            elected: false,
+            leader: lease.leader.as_str().to_owned(),
+            kind,
+            token: lease.token.get(),
+            valid_for: 0,
+            value: lease.value.as_str().to_owned(),
+        },
+    }
+}
+
+pub(super) fn extend(
+    request: &proto::ExtendElectedTermRequest,
+    max_term: Duration,
+) -> Result<(Extend, Retry), Invalid> {
+    let extend = Extend {
+        election: ElectionId::new(&request.kind, &request.election)?,
+        leader: Candidate::new("leader", &request.leader)?,
+        token: Token::optional(request.token)?,
+        term: Term::from_millis(request.term.into(), max_term)?,
+    };
+    Ok((
+        extend,
+        Retry::new(request.retries.into(), request.retry_interval.into())?,
+    ))
+}
+
+pub(super) fn resign(request: &proto::ResignRequest) -> Result<Resign, Invalid> {
+    Ok(Resign {
+        election: ElectionId::new(&request.kind, &request.election)?,
+        leader: Candidate::new("leader", &request.leader)?,
+        token: Token::optional(request.token)?,
+    })
+}
+
+pub(super) fn handover(
+    request: &proto::HandoverRequest,
+    max_term: Duration,
+) -> Result<Handover, Invalid> {
+    let current_leader = match request.current_leader.as_str() {
+        "" => None,
+        name => Some(Candidate::new("current_leader", name)?),
+    };
+    Ok(Handover {
+        election: ElectionId::new(&request.kind, &request.election)?,
+        leader: Candidate::new("leader", &request.leader)?,
+        term: Term::from_millis(request.term.into(), max_term)?,
+        current_leader,
+        token: Token::optional(request.token)?,
+    })
+}
+
+pub(super) fn list(request: &proto::ListLeadersRequest) -> Result<List, Invalid> {
+    List::new(&request.kind, request.page_size.into(), &request.page_token)
+}
+
+pub(super) fn leaders(page: Leaders) -> proto::Leaders {
+    proto::Leaders {
+        leaders: page
+            .leaders
+            .into_iter()
+            .map(|(election, lease)| leader(&election, &lease))
+            .collect(),
+        next_page_token: page.next_page_token,
+    }
+}
+
+fn leader(election: &ElectionId, lease: &Lease) -> proto::Leader {
+    proto::Leader {
+        election: election.name().to_owned(),
+        name: lease.leader.as_str().to_owned(),
+        kind: election.kind().to_owned(),
+        token: lease.token.get(),
+        remaining: millis_i32(lease.remaining),
+        value: lease.value.as_str().to_owned(),
+        elected_at: i64::try_from(lease.elected_at).unwrap_or(i64::MAX),
+    }
+}
+
+pub(super) fn verdict(done: Result<(), Denial>) -> proto::BoolValue {
+    proto::BoolValue {
+        value: done.is_ok(),
+        reason: done
+            .err()
+            .map(|denial| reason(denial).to_owned())
+            .unwrap_or_default(),
+    }
+}
+
+fn millis_i32(duration: Duration) -> i32 {
+    i32::try_from(millis(duration)).unwrap_or(i32::MAX)
+}

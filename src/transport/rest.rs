@@ -1,0 +1,8 @@
+//! REST: JSON over HTTP/1.1 and HTTP/2, probes, metrics, and the OpenAPI document.
+
+mod dto;
+mod extract;
+pub mod openapi;
+mod routes;
+
+pub use routes::{Sources, router};

@@ -1,0 +1,443 @@
+//! The JSON documents of the REST contract, and how they become the domain's types.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::{
+    election::{
+        self, Campaign, Handover, Outcome, Retry,
+        types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
+    },
+    lease::{self, Lease},
+};
+
+/// Names an election in a path.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct ElectionPath {
+    /// The election's kind: 1 to 256 bytes without control characters and "/".
+    #[serde(default)]
+    #[param(example = "batch", min_length = 1, max_length = 256)]
+    kind: String,
+    /// The election's name: 1 to 256 bytes without control characters and "/".
+    #[param(example = "nightly-report", min_length = 1, max_length = 256)]
+    name: String,
+}
+
+impl ElectionPath {
+    pub(super) fn election(&self) -> Result<ElectionId, Invalid> {
+        ElectionId::new(&self.kind, &self.name)
+    }
+}
+
+/// Asks to become the leader.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({
+    "candidate": "worker-1", "term": 10000, "value": "10.0.0.7:9000", "request_id": "5f1c"
+}))]
+pub(super) struct CampaignRequest {
+    /// The name the caller campaigns under: 1 to 256 bytes without control characters.
+    #[schema(min_length = 1, max_length = 256)]
+    pub(super) candidate: String,
+    /// How long the leadership lasts unless extended, in ms: at most EA_MAX_TERM.
+    #[schema(minimum = 1000, maximum = 86_400_000)]
+    term: i64,
+    /// Public data of the leader, such as its address: at most 1024 bytes.
+    #[serde(default)]
+    #[schema(max_length = 1024)]
+    value: String,
+    /// Makes a retry safe: a retry with the same id gets the same answer and token.
+    #[serde(default)]
+    #[schema(max_length = 256)]
+    request_id: String,
+}
+
+impl CampaignRequest {
+    pub(super) fn campaign(
+        &self,
+        election: ElectionId,
+        max_term: Duration,
+    ) -> Result<Campaign, Invalid> {
+        Ok(Campaign {
+            election,
+            candidate: Candidate::new("candidate", &self.candidate)?,
+            term: Term::from_millis(self.term, max_term)?,
+            value: Value::new(&self.value)?,
+            request_id: RequestId::new(&self.request_id)?,
+        })
+    }
+}
+
+/// What came of a campaign.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "elected": true, "leader": "worker-1", "kind": "batch", "token": 1_795_449_600_000_000_u64,
+    "valid_for": 9893, "value": "10.0.0.7:9000"
+}))]
+pub(super) struct CampaignResult {
+    /// Whether the caller is the leader.
+    elected: bool,
+    /// The leader: the caller when elected.
+    leader: String,
+    /// The election's kind.
+    kind: String,
+    /// The caller's fencing token when elected, else the leader's. Below 2^53.
+    #[schema(minimum = 1)]
+    token: u64,
+    /// For how many ms, counted from before the caller sent the request, the caller may act as leader; 0
+    /// when not elected.
+    valid_for: u64,
+    /// The leader's value.
+    value: String,
+}
+
+impl CampaignResult {
+    pub(super) fn new(asked: &Campaign, outcome: Outcome) -> Self {
+        let kind = asked.election.kind().to_owned();
+        match outcome {
+            Outcome::Elected { token, valid_for } => Self {
+                elected: true,
+                leader: asked.candidate.as_str().to_owned(),
+                kind,
+                token: token.get(),
+                valid_for: millis(valid_for),
+                value: asked.value.as_str().to_owned(),
+            },
+            Outcome::NotElected(lease) => Self {
+                elected: false,
+                leader: lease.leader.as_str().to_owned(),
+                kind,
+                token: lease.token.get(),
+                valid_for: 0,
+                value: lease.value.as_str().to_owned(),
+            },
+        }
+    }
+}
+
+/// Extends the leader's term.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"leader": "worker-1", "term": 10000, "token": 1_795_449_600_000_000_u64}))]
+pub(super) struct ExtendRequest {
+    /// The leader's name.
+    #[schema(min_length = 1, max_length = 256)]
+    leader: String,
+    /// The new term, in ms from now: at most EA_MAX_TERM. Never shortens the term.
+    #[schema(minimum = 1000, maximum = 86_400_000)]
+    term: i64,
+    /// How often the agent tries again when the lease nodes gave no answer.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 10)]
+    retries: i64,
+    /// How long the agent waits before each retry, in ms.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 1000)]
+    retry_interval: i64,
+    /// The leader's fencing token; when not 0 it must be the current one.
+    #[serde(default)]
+    #[schema(maximum = 9_007_199_254_740_991_u64)]
+    token: u64,
+}
+
+impl ExtendRequest {
+    pub(super) fn extend(
+        &self,
+        election: ElectionId,
+        max_term: Duration,
+    ) -> Result<(lease::Extend, Retry), Invalid> {
+        let extend = lease::Extend {
+            election,
+            leader: Candidate::new("leader", &self.leader)?,
+            token: Token::optional(self.token)?,
+            term: Term::from_millis(self.term, max_term)?,
+        };
+        Ok((extend, Retry::new(self.retries, self.retry_interval)?))
+    }
+}
+
+/// Hands the leadership over.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"leader": "worker-2", "term": 10000, "current_leader": "worker-1"}))]
+pub(super) struct HandoverRequest {
+    /// The candidate to become the leader.
+    #[schema(min_length = 1, max_length = 256)]
+    leader: String,
+    /// The new leader's term, in ms: at most EA_MAX_TERM.
+    #[schema(minimum = 1000, maximum = 86_400_000)]
+    term: i64,
+    /// The leader that hands over; needed unless the election is vacant.
+    #[serde(default)]
+    #[schema(max_length = 256)]
+    current_leader: String,
+    /// The fencing token of current_leader; when not 0 it must be the current one.
+    #[serde(default)]
+    #[schema(maximum = 9_007_199_254_740_991_u64)]
+    token: u64,
+}
+
+impl HandoverRequest {
+    pub(super) fn handover(
+        &self,
+        election: ElectionId,
+        max_term: Duration,
+    ) -> Result<Handover, Invalid> {
+        let current_leader = match self.current_leader.as_str() {
+            "" => None,
+            name => Some(Candidate::new("current_leader", name)?),
+        };
+        Ok(Handover {
+            election,
+            leader: Candidate::new("leader", &self.leader)?,
+            term: Term::from_millis(self.term, max_term)?,
+            current_leader,
+            token: Token::optional(self.token)?,
+        })
+    }
+}
+
+/// Gives the leadership up.
+#[derive(Debug, Deserialize, ToSchema, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+#[schema(example = json!({"leader": "worker-1"}))]
+pub(super) struct ResignRequest {
+    /// The leader's name.
+    #[param(required = false, min_length = 1, max_length = 256)]
+    #[schema(min_length = 1, max_length = 256)]
+    leader: String,
+    /// The leader's fencing token; when not 0 it must be the current one.
+    #[serde(default)]
+    #[param(maximum = 9_007_199_254_740_991_u64)]
+    #[schema(maximum = 9_007_199_254_740_991_u64)]
+    token: u64,
+}
+
+impl ResignRequest {
+    pub(super) fn resign(&self, election: ElectionId) -> Result<lease::Resign, Invalid> {
+        Ok(lease::Resign {
+            election,
+            leader: Candidate::new("leader", &self.leader)?,
+            token: Token::optional(self.token)?,
+        })
+    }
+}
+
+/// The request was carried out.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"value": true}))]
+pub(super) struct Done {
+    /// Always true: a refusal has an error status.
+    value: bool,
+}
+
+impl Done {
+    pub(super) const YES: Self = Self { value: true };
+}
+
+/// A held election and its leader.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "leader": "worker-1", "kind": "batch", "election": "nightly-report",
+    "token": 1_795_449_600_000_000_u64, "remaining": 8211, "value": "10.0.0.7:9000",
+    "elected_at": 1_795_449_600_000_u64
+}))]
+pub(super) struct Leader {
+    /// The leader's name.
+    leader: String,
+    /// The election's kind.
+    kind: String,
+    /// The election's name.
+    election: String,
+    /// The leader's fencing token. Below 2^53.
+    #[schema(minimum = 1)]
+    token: u64,
+    /// How long the term lasts unless extended, in ms.
+    remaining: u64,
+    /// The leader's value.
+    value: String,
+    /// When the token was granted, in ms since the Unix epoch by the granting agent's clock.
+    elected_at: u64,
+}
+
+impl Leader {
+    pub(super) fn new(election: &ElectionId, lease: &Lease) -> Self {
+        Self {
+            leader: lease.leader.as_str().to_owned(),
+            kind: election.kind().to_owned(),
+            election: election.name().to_owned(),
+            token: lease.token.get(),
+            remaining: millis(lease.remaining),
+            value: lease.value.as_str().to_owned(),
+            elected_at: lease.elected_at,
+        }
+    }
+}
+
+/// Asks for a page of leaders.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct ListQuery {
+    /// The kind whose elections are listed; "default" when left out.
+    #[serde(default)]
+    #[param(max_length = 256)]
+    kind: String,
+    /// How many leaders a page holds; 0 or left out means 100.
+    #[serde(default)]
+    #[param(minimum = 0, maximum = 1000)]
+    page_size: i64,
+    /// next_page_token of the page before; left out for the first page.
+    #[serde(default)]
+    page_token: String,
+}
+
+impl ListQuery {
+    pub(super) fn list(&self) -> Result<election::List, Invalid> {
+        election::List::new(&self.kind, self.page_size, &self.page_token)
+    }
+}
+
+/// A page of held elections.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Leaders {
+    /// At most page_size leaders; a page may be shorter than asked even if more follow.
+    leaders: Vec<Leader>,
+    /// Where the next page starts; empty on the last page.
+    next_page_token: String,
+}
+
+impl From<election::Leaders> for Leaders {
+    fn from(page: election::Leaders) -> Self {
+        Self {
+            leaders: page
+                .leaders
+                .iter()
+                .map(|(election, lease)| Leader::new(election, lease))
+                .collect(),
+            next_page_token: page.next_page_token,
+        }
+    }
+}
+
+/// The pods of a Deployment; every member is always present.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Pods {
+    /// The pods.
+    items: Vec<Pod>,
+}
+
+/// A pod of a Deployment.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[schema(example = json!({
+    "name": "web-7d4b9c-x2x7p", "deployment": "web", "ip": "10.0.0.7",
+    "status": {"phase": "Running", "reason": "", "terminating": false, "podScheduled": true,
+        "podInitialized": true, "podReady": true, "containersReady": true},
+    "replicaSet": {"name": "web-7d4b9c", "revision": 4, "availableReplicas": 3,
+        "fullyLabeledReplicas": 3, "readyReplicas": 3, "replicas": 3, "desiredReplicas": 3,
+        "maxReplicas": 4}
+}))]
+pub(super) struct Pod {
+    /// The pod's name.
+    name: String,
+    /// The Deployment that the pod belongs to.
+    deployment: String,
+    /// The pod's address; empty while it has none.
+    ip: String,
+    /// How the pod is.
+    status: PodStatus,
+    /// The ReplicaSet that the pod belongs to.
+    replica_set: ReplicaSet,
+}
+
+/// How a pod is.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PodStatus {
+    /// Pending, Running, Succeeded, Failed or Unknown.
+    phase: String,
+    /// Why the pod is in this phase; mostly empty.
+    reason: String,
+    /// Whether its deletion was asked for; the phase may still be Running.
+    terminating: bool,
+    /// The condition PodScheduled.
+    pod_scheduled: bool,
+    /// The condition Initialized.
+    pod_initialized: bool,
+    /// The condition Ready.
+    pod_ready: bool,
+    /// The condition ContainersReady.
+    containers_ready: bool,
+}
+
+/// A revision of a Deployment.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ReplicaSet {
+    /// The ReplicaSet's name.
+    name: String,
+    /// The rollout's revision: larger is newer.
+    revision: i32,
+    /// Available pods.
+    available_replicas: i32,
+    /// Pods that have the template's labels.
+    fully_labeled_replicas: i32,
+    /// Ready pods.
+    ready_replicas: i32,
+    /// Pods.
+    replicas: i32,
+    /// Pods that the Deployment wants.
+    desired_replicas: i32,
+    /// Pods that the Deployment allows during a rollout.
+    max_replicas: i32,
+}
+
+/// Whether the agent can answer.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "ready": true, "needed": 1, "nodes": [{"name": "127.0.0.1:6379", "up": true, "guard": 0}]
+}))]
+pub(super) struct Readiness {
+    /// Whether a quorum of lease nodes answers and the agent is not shutting down.
+    pub(super) ready: bool,
+    /// How many lease nodes have to answer.
+    pub(super) needed: usize,
+    /// The lease nodes.
+    pub(super) nodes: Vec<Node>,
+}
+
+/// A lease node as the agent sees it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Node {
+    /// The node's address.
+    name: String,
+    /// Whether it answers.
+    up: bool,
+    /// Why it does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    /// For how many ms it still abstains from new grants; left out before the first grant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guard: Option<u64>,
+}
+
+impl From<&lease::quorum::NodeStatus> for Node {
+    fn from(status: &lease::quorum::NodeStatus) -> Self {
+        Self {
+            name: status.name.clone(),
+            up: status.probe.is_ok(),
+            error: status.probe.as_ref().err().map(ToString::to_string),
+            guard: status
+                .probe
+                .as_ref()
+                .ok()
+                .and_then(|probe| probe.guard)
+                .map(millis),
+        }
+    }
+}

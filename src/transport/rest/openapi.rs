@@ -1,0 +1,244 @@
+//! The OpenAPI document, made from the handlers and the error table.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use utoipa::{
+    Modify, OpenApi, ToSchema,
+    openapi::{
+        ContentBuilder, HeaderBuilder, Ref, RefOr, Response, ResponseBuilder,
+        path::{Operation, PathItem},
+        schema::{Object, Type},
+    },
+};
+
+use super::{dto, routes};
+use crate::transport::status::Code;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Election Agent",
+        description = "Leader election as a service. At most one candidate leads an election while its \
+            term has time left; every grant carries a fencing token that only rises."
+    ),
+    servers((url = "/")),
+    paths(
+        routes::leader, routes::campaign, routes::extend, routes::handover, routes::resign,
+        routes::leaders, routes::pods, routes::siblings, routes::livez, routes::readyz, routes::metrics,
+    ),
+    components(schemas(ProblemDocument, dto::Leader)),
+    modifiers(&DefaultKind, &Errors),
+    tags(
+        (name = "elections", description = "Who leads, and how to become it"),
+        (name = "pods", description = "Which pods of a Kubernetes Deployment are newer"),
+        (name = "operations", description = "Probes and metrics; never behind authentication"),
+    )
+)]
+struct Document;
+
+/// The document.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+/// The document as YAML, as `openapi/openapi_v3.yaml` has it.
+#[must_use]
+pub fn yaml(document: &utoipa::openapi::OpenApi) -> String {
+    #[expect(
+        clippy::expect_used,
+        reason = "a tree of strings and numbers always serializes"
+    )]
+    document.to_yaml().expect("the document serializes")
+}
+
+/// An [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem document.
+#[derive(ToSchema)]
+#[schema(as = Problem)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used; crate::transport::status::Problem writes it"
+)]
+struct ProblemDocument {
+    /// Always about:blank: the title says what the status means.
+    r#type: String,
+    /// The HTTP status in words.
+    title: String,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What is wrong and what to change.
+    detail: String,
+    /// The same as detail.
+    message: String,
+    /// The row of the error table.
+    code: String,
+    /// Why a leader's request was refused: NO_TERM, HELD_BY_OTHER or STALE_TOKEN.
+    reason: Option<String>,
+}
+
+/// The election routes exist without the kind, too.
+struct DefaultKind;
+
+impl Modify for DefaultKind {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let Some(with_kind) = openapi.paths.paths.get(routes::ELECTION) else {
+            return;
+        };
+        let mut without = with_kind.clone();
+        for operation in operations(&mut without) {
+            operation.operation_id = operation.operation_id.take().map(|id| id + "_default");
+            if let Some(parameters) = &mut operation.parameters {
+                parameters.retain(|parameter| {
+                    !matches!(parameter, RefOr::T(parameter) if parameter.name == "kind")
+                });
+            }
+            operation.description = Some("As with a kind, for the kind \"default\".".to_owned());
+        }
+        openapi
+            .paths
+            .paths
+            .insert(routes::ELECTION_OF_DEFAULT_KIND.to_owned(), without);
+    }
+}
+
+/// Every operation of the API may be refused by a layer, whatever its handler says.
+struct Errors;
+
+/// What any request may be answered.
+const COMMON: [Code; 9] = [
+    Code::InvalidArgument,
+    Code::Unauthenticated,
+    Code::PermissionDenied,
+    Code::MethodNotAllowed,
+    Code::PayloadTooLarge,
+    Code::RateLimited,
+    Code::Unavailable,
+    Code::DeadlineExceeded,
+    Code::Internal,
+];
+
+impl Modify for Errors {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        for item in openapi.paths.paths.values_mut() {
+            for operation in operations(item) {
+                let of_the_api = operation
+                    .tags
+                    .as_ref()
+                    .is_none_or(|tags| tags.iter().all(|tag| tag != "operations"));
+                let responses = &mut operation.responses.responses;
+                for (status, declared) in responses.iter_mut() {
+                    let row = Code::ALL.iter().find(|code| code.http().as_str() == status);
+                    if let Some(code) = row {
+                        *declared = Ref::from_response_name(code.name()).into();
+                    }
+                }
+                for code in COMMON.iter().filter(|_| of_the_api) {
+                    responses
+                        .entry(code.http().as_str().to_owned())
+                        .or_insert_with(|| Ref::from_response_name(code.name()).into());
+                }
+                if operation.request_body.is_some() {
+                    let code = Code::UnsupportedMediaType;
+                    responses.insert(
+                        code.http().as_str().to_owned(),
+                        Ref::from_response_name(code.name()).into(),
+                    );
+                }
+            }
+        }
+        if let Some(components) = &mut openapi.components {
+            for code in Code::ALL {
+                components
+                    .responses
+                    .insert(code.name().to_owned(), response(*code).into());
+            }
+        }
+    }
+}
+
+/// The answers that share this row's HTTP status, as one response.
+fn response(code: Code) -> Response {
+    let same_status: Vec<_> = Code::ALL
+        .iter()
+        .filter(|other| other.http() == code.http())
+        .collect();
+    let meaning: Vec<_> = same_status
+        .iter()
+        .map(|code| format!("{}: {}", code.name(), code.meaning()))
+        .collect();
+    let example = json!({
+        "type": "about:blank",
+        "title": code.http().canonical_reason(),
+        "status": code.http().as_u16(),
+        "detail": code.meaning(),
+        "message": code.meaning(),
+        "code": code.name(),
+    });
+    let mut response = ResponseBuilder::new()
+        .description(meaning.join(" "))
+        .content(
+            "application/problem+json",
+            ContentBuilder::new()
+                .schema(Some(Ref::from_schema_name("Problem")))
+                .example(Some(example))
+                .build(),
+        );
+    for (header, description, of) in [
+        (
+            "Retry-After",
+            "When trying again may help, in seconds",
+            &[429, 503][..],
+        ),
+        ("Allow", "The methods that the path has", &[405]),
+        ("WWW-Authenticate", "How to prove who you are", &[401]),
+    ] {
+        if of.contains(&code.http().as_u16()) {
+            response = response.header(
+                header,
+                HeaderBuilder::new()
+                    .schema(Some(Object::with_type(Type::String)))
+                    .description(Some(description))
+                    .build(),
+            );
+        }
+    }
+    response.build()
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [
+        &mut item.get,
+        &mut item.post,
+        &mut item.put,
+        &mut item.patch,
+        &mut item.delete,
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// Every documented path and method, for tests and tools.
+#[must_use]
+pub fn documented() -> BTreeMap<String, Vec<&'static str>> {
+    document()
+        .paths
+        .paths
+        .iter()
+        .map(|(path, item)| {
+            let methods = [
+                ("GET", &item.get),
+                ("POST", &item.post),
+                ("PUT", &item.put),
+                ("PATCH", &item.patch),
+                ("DELETE", &item.delete),
+            ];
+            let methods = methods
+                .into_iter()
+                .filter(|(_, operation)| operation.is_some())
+                .map(|(method, _)| method);
+            (path.clone(), methods.collect())
+        })
+        .collect()
+}

@@ -1,0 +1,302 @@
+//! Every HTTP path, and what it does.
+
+use axum::{
+    Json as Answer, Router,
+    extract::{FromRequest as _, FromRequestParts as _, Request, State},
+    http::{Method, Uri, header},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::sync::watch;
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::{
+    dto::{
+        CampaignRequest, CampaignResult, Done, ElectionPath, ExtendRequest, HandoverRequest,
+        Leader, Leaders, ListQuery, Pods, Readiness, ResignRequest,
+    },
+    extract::{Json, Params, Search},
+    openapi,
+};
+use crate::{
+    election::Elections,
+    layers::deadline::Deadline,
+    readiness::Report,
+    telemetry::metrics::{self, Metrics},
+    transport::{
+        pods_disabled,
+        status::{Code, Problem},
+    },
+};
+
+pub(super) const ELECTION: &str = "/election/{kind}/{name}";
+pub(super) const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
+
+/// What the routes answer from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The elections; `None` when their routes are switched off.
+    pub elections: Option<Elections>,
+    /// Whether the agent is ready.
+    pub readiness: watch::Receiver<Report>,
+    /// The metrics; `None` when they are switched off.
+    pub metrics: Option<Metrics>,
+}
+
+/// All routes. Probes and metrics stay when the elections' routes are switched off.
+pub fn router(sources: Sources) -> Router {
+    let mut router = Router::new()
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz).with_state(sources.readiness));
+    if let Some(metrics) = sources.metrics {
+        router = router.route("/metrics", get(self::metrics).with_state(metrics));
+    }
+    if let Some(elections) = sources.elections {
+        let election = get(leader)
+            .post(campaign)
+            .patch(extend)
+            .put(handover)
+            .delete(resign);
+        let api = Router::new()
+            .route(ELECTION, election.clone())
+            .route(ELECTION_OF_DEFAULT_KIND, election)
+            .route("/elections", get(leaders))
+            .route("/kube/{namespace}/{deployment}/pods", get(pods))
+            .route("/kube/{namespace}/pods/{pod}/siblings", get(siblings))
+            .with_state(elections);
+        let document = openapi::document();
+        let yaml = (
+            [(header::CONTENT_TYPE, "application/yaml")],
+            openapi::yaml(&document),
+        );
+        router = router
+            .merge(api)
+            .route("/openapi_v3.yaml", get(async || yaml))
+            .merge(SwaggerUi::new("/swagger-ui").url("/openapi.json", document));
+    }
+    router
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+}
+
+async fn not_found(uri: Uri) -> Problem {
+    Problem::new(
+        Code::NotFound,
+        format!(
+            "there is nothing at {}: /swagger-ui/ lists the paths",
+            uri.path()
+        ),
+    )
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    Problem::new(
+        Code::MethodNotAllowed,
+        format!(
+            "{} has no {method}: the Allow header lists its methods",
+            uri.path()
+        ),
+    )
+}
+
+/// Tells who leads the election.
+#[utoipa::path(
+    get, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
+    responses((status = 200, description = "The election is held", body = Leader), (status = 404))
+)]
+pub(super) async fn leader(
+    State(elections): State<Elections>,
+    deadline: Deadline,
+    Params(path): Params<ElectionPath>,
+) -> Result<Answer<Leader>, Problem> {
+    let election = path.election()?;
+    let lease = elections.leader(&election, deadline.instant()).await?;
+    let lease = lease.ok_or_else(|| Problem::new(Code::NotFound, "the election is vacant"))?;
+    Ok(Answer(Leader::new(&election, &lease)))
+}
+
+/// Asks to become the leader; never waits for the election to become vacant.
+#[utoipa::path(
+    post, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
+    request_body = CampaignRequest,
+    responses((status = 200, description = "The caller leads, or another does", body = CampaignResult))
+)]
+pub(super) async fn campaign(
+    State(elections): State<Elections>,
+    deadline: Deadline,
+    Params(path): Params<ElectionPath>,
+    Json(request): Json<CampaignRequest>,
+) -> Result<Answer<CampaignResult>, Problem> {
+    let asked = request.campaign(path.election()?, elections.max_term())?;
+    let outcome = elections
+        .campaign(asked.clone(), deadline.instant())
+        .await?;
+    Ok(Answer(CampaignResult::new(&asked, outcome)))
+}
+
+/// Extends the leader's term, counted from now; never revives one that has lapsed.
+#[utoipa::path(
+    patch, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
+    request_body = ExtendRequest,
+    responses((status = 200, description = "The term is extended", body = Done),
+        (status = 404), (status = 409))
+)]
+pub(super) async fn extend(
+    State(elections): State<Elections>,
+    deadline: Deadline,
+    Params(path): Params<ElectionPath>,
+    Json(request): Json<ExtendRequest>,
+) -> Result<Answer<Done>, Problem> {
+    let (extend, retry) = request.extend(path.election()?, elections.max_term())?;
+    elections
+        .extend(extend, retry, deadline.instant())
+        .await??;
+    Ok(Answer(Done::YES))
+}
+
+/// Moves the leadership to another candidate in one step, with a new token.
+#[utoipa::path(
+    put, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
+    request_body = HandoverRequest,
+    responses((status = 200, description = "The new leader leads", body = Done), (status = 409))
+)]
+pub(super) async fn handover(
+    State(elections): State<Elections>,
+    deadline: Deadline,
+    Params(path): Params<ElectionPath>,
+    Json(request): Json<HandoverRequest>,
+) -> Result<Answer<Done>, Problem> {
+    let handover = request.handover(path.election()?, elections.max_term())?;
+    elections.handover(handover, deadline.instant()).await??;
+    Ok(Answer(Done::YES))
+}
+
+/// Gives the leadership up. The leader is named in the query or in a JSON body.
+#[utoipa::path(
+    delete, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath, ResignRequest),
+    request_body = Option<ResignRequest>,
+    responses((status = 200, description = "The election is vacant", body = Done),
+        (status = 404), (status = 409))
+)]
+pub(super) async fn resign(
+    State(elections): State<Elections>,
+    deadline: Deadline,
+    Params(path): Params<ElectionPath>,
+    uri: Uri,
+    request: Request,
+) -> Result<Answer<Done>, Problem> {
+    let (mut parts, body) = request.into_parts();
+    let query = uri.query().is_some_and(|query| !query.is_empty());
+    let in_query = match query {
+        true => Some(
+            Search::<ResignRequest>::from_request_parts(&mut parts, &())
+                .await?
+                .0,
+        ),
+        false => None,
+    };
+    let request = Request::from_parts(parts, body);
+    let in_body = Option::<Json<ResignRequest>>::from_request(request, &()).await?;
+    let request = match (in_query, in_body) {
+        (Some(request), None) | (None, Some(Json(request))) => request,
+        (Some(_), Some(_)) => {
+            return Err(Problem::new(
+                Code::InvalidArgument,
+                "the leader is named twice: give it in the query or in the body, not in both",
+            ));
+        }
+        (None, None) => {
+            return Err(Problem::new(
+                Code::InvalidArgument,
+                "the leader is not named: give {\"leader\": …} as the body or ?leader=… as the query",
+            ));
+        }
+    };
+    elections
+        .resign(request.resign(path.election()?)?, deadline.instant())
+        .await??;
+    Ok(Answer(Done::YES))
+}
+
+/// Lists the leaders of a kind's elections, page by page.
+#[utoipa::path(
+    get, path = "/elections", tag = "elections", params(ListQuery),
+    responses((status = 200, description = "A page of leaders", body = Leaders))
+)]
+pub(super) async fn leaders(
+    State(elections): State<Elections>,
+    deadline: Deadline,
+    Search(query): Search<ListQuery>,
+) -> Result<Answer<Leaders>, Problem> {
+    let page = elections.leaders(query.list()?, deadline.instant()).await?;
+    Ok(Answer(page.into()))
+}
+
+/// Lists the pods of a Deployment with the revision each belongs to.
+#[utoipa::path(
+    get, path = "/kube/{namespace}/{deployment}/pods", tag = "pods",
+    params(("namespace" = String, Path, description = "The namespace: a DNS label"),
+        ("deployment" = String, Path, description = "The Deployment")),
+    responses((status = 200, description = "The pods", body = Pods), (status = 404), (status = 501))
+)]
+pub(super) async fn pods() -> Problem {
+    pods_disabled()
+}
+
+/// Lists a pod's siblings: the pods of its Deployment, itself among them.
+#[utoipa::path(
+    get, path = "/kube/{namespace}/pods/{pod}/siblings", tag = "pods",
+    params(("namespace" = String, Path, description = "The namespace: a DNS label"),
+        ("pod" = String, Path, description = "The pod")),
+    responses((status = 200, description = "The pods", body = Pods), (status = 404), (status = 501))
+)]
+pub(super) async fn siblings() -> Problem {
+    pods_disabled()
+}
+
+/// Answers as long as the process works.
+#[utoipa::path(
+    get, path = "/livez", tag = "operations",
+    responses((status = 200, description = "The process works", body = String, content_type = "text/plain"))
+)]
+pub(super) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+/// Tells whether a quorum of lease nodes answers, and which node does not.
+#[utoipa::path(
+    get, path = "/readyz", tag = "operations",
+    responses((status = 200, description = "The agent can answer", body = Readiness), (status = 503))
+)]
+pub(super) async fn readyz(
+    State(report): State<watch::Receiver<Report>>,
+) -> Result<Answer<Readiness>, Problem> {
+    let report = report.borrow();
+    let document = Readiness {
+        ready: report.ready(),
+        needed: report.needed,
+        nodes: report.nodes.iter().map(Into::into).collect(),
+    };
+    match report.why_not() {
+        None => Ok(Answer(document)),
+        Some(reason) => Err(Problem::new(Code::Unavailable, reason)
+            .with("needed", document.needed)
+            .with(
+                "nodes",
+                serde_json::to_value(document.nodes).unwrap_or_default(),
+            )),
+    }
+}
+
+/// The agent's metrics as OpenMetrics text.
+#[utoipa::path(
+    get, path = "/metrics", tag = "operations",
+    responses((status = 200, description = "The metrics", body = String,
+        content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"))
+)]
+pub(super) async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
+    (
+        [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
+        metrics.text(),
+    )
+}

@@ -1,0 +1,241 @@
+//! The one error table: every layer and every transport answers from it.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderValue, StatusCode, header};
+use serde_json::{Map, Value, json};
+use tonic::Status;
+
+use super::Protocol;
+use crate::{
+    election::{self, Denial, types::Invalid},
+    lease::quorum,
+};
+
+macro_rules! table {
+    ($($(#[doc = $doc:literal])+ $code:ident => $grpc:ident, $http:ident;)+) => {
+        /// What went wrong, as a caller of any protocol sees it.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Code { $($(#[doc = $doc])+ $code,)+ }
+
+        impl Code {
+            /// Every row of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$code),+];
+
+            /// The row's name: the `code` member of a problem.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$code => stringify!($code),)+ }
+            }
+
+            /// The status that gRPC and gRPC-Web callers get.
+            #[must_use]
+            pub fn grpc(self) -> tonic::Code {
+                match self { $(Self::$code => tonic::Code::$grpc,)+ }
+            }
+
+            /// The status that REST callers get.
+            #[must_use]
+            pub fn http(self) -> StatusCode {
+                match self { $(Self::$code => StatusCode::$http,)+ }
+            }
+
+            /// What the row means, for the API reference.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$code => concat!($($doc),+).trim_ascii(),)+ }
+            }
+        }
+    };
+}
+
+table! {
+    /// The request is malformed or a value is out of range; nothing was changed.
+    InvalidArgument => InvalidArgument, BAD_REQUEST;
+    /// The caller did not prove who it is; nothing was changed.
+    Unauthenticated => Unauthenticated, UNAUTHORIZED;
+    /// The caller may not do this; nothing was changed.
+    PermissionDenied => PermissionDenied, FORBIDDEN;
+    /// There is no such path, or the election is vacant.
+    NotFound => NotFound, NOT_FOUND;
+    /// The path does not have this method; `Allow` lists those it has.
+    MethodNotAllowed => Unimplemented, METHOD_NOT_ALLOWED;
+    /// Another candidate leads, or the token is not the leader's.
+    Conflict => AlreadyExists, CONFLICT;
+    /// The request is over 64 KiB; nothing was changed.
+    PayloadTooLarge => ResourceExhausted, PAYLOAD_TOO_LARGE;
+    /// The body is not of a media type that the path takes; nothing was changed.
+    UnsupportedMediaType => InvalidArgument, UNSUPPORTED_MEDIA_TYPE;
+    /// The caller asks too often; nothing was changed.
+    RateLimited => ResourceExhausted, TOO_MANY_REQUESTS;
+    /// The agent has too much to do; nothing was changed.
+    Overloaded => ResourceExhausted, TOO_MANY_REQUESTS;
+    /// This agent does not offer that; nothing was changed.
+    Disabled => Unimplemented, NOT_IMPLEMENTED;
+    /// No quorum of lease nodes gave an answer: the outcome is not known.
+    Unavailable => Unavailable, SERVICE_UNAVAILABLE;
+    /// The deadline passed first: the outcome is not known.
+    DeadlineExceeded => DeadlineExceeded, GATEWAY_TIMEOUT;
+    /// The agent is at fault; its log has the cause.
+    Internal => Internal, INTERNAL_SERVER_ERROR;
+}
+
+/// The header that says when to try again.
+const GRPC_RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+/// An error on its way to the caller.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// The row of the table.
+    pub code: Code,
+    /// What is wrong and what to change; holds no internals and no secrets.
+    pub message: String,
+    /// When trying again may help.
+    pub retry_after: Option<Duration>,
+    /// Further members of the problem document.
+    pub details: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem of this row.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            retry_after: None,
+            details: Map::new(),
+        }
+    }
+
+    /// Adds a member to the problem document.
+    #[must_use]
+    pub fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
+        self.details.insert(member.to_owned(), value.into());
+        self
+    }
+
+    /// The answer to a caller of this protocol.
+    #[must_use]
+    pub fn render(self, protocol: Protocol) -> Response {
+        match protocol {
+            Protocol::Rest => self.into_response(),
+            Protocol::Grpc => Status::from(self).into_http(),
+            Protocol::GrpcWeb(content_type) => {
+                let mut response: Response = Status::from(self).into_http();
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+                response
+            }
+        }
+    }
+}
+
+/// An RFC 9457 problem document with the members `code` and `message`.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = self.code.http();
+        let mut document = json!({
+            "type": "about:blank",
+            "title": status.canonical_reason().unwrap_or("Error"),
+            "status": status.as_u16(),
+            "detail": self.message,
+            "message": self.message,
+            "code": self.code.name(),
+        });
+        if let Some(members) = document.as_object_mut() {
+            members.extend(self.details);
+        }
+        let mut response = Response::new(Body::from(document.to_string()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(wait) = self.retry_after.or(default_retry(self.code)) {
+            headers.insert(
+                header::RETRY_AFTER,
+                HeaderValue::from(wait.as_millis().div_ceil(1000) as u64),
+            );
+        }
+        if self.code == Code::Unauthenticated {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response.extensions_mut().insert(self.code);
+        response
+    }
+}
+
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        let mut status = Self::new(problem.code.grpc(), problem.message);
+        if let Some(wait) = problem.retry_after {
+            let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            status.metadata_mut().insert(GRPC_RETRY_PUSHBACK, ms.into());
+        }
+        status
+    }
+}
+
+/// 429 always tells when to come back.
+fn default_retry(code: Code) -> Option<Duration> {
+    (code.http() == StatusCode::TOO_MANY_REQUESTS).then_some(Duration::from_secs(1))
+}
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        Self::new(Code::InvalidArgument, invalid.0)
+    }
+}
+
+impl From<election::Error> for Problem {
+    fn from(error: election::Error) -> Self {
+        match error {
+            election::Error::Invalid(invalid) => invalid.into(),
+            election::Error::Unknown(quorum::Error::DeadlineExceeded) => {
+                Self::new(Code::DeadlineExceeded, error.to_string())
+            }
+            election::Error::Unknown(quorum::Error::Unavailable {
+                reason,
+                retry_after,
+            }) => Self {
+                retry_after,
+                ..Self::new(Code::Unavailable, reason)
+            },
+        }
+    }
+}
+
+/// The word of a refusal that both transports give: `reason` of BoolValue and of the problem document.
+#[must_use]
+pub fn reason(denial: Denial) -> &'static str {
+    match denial {
+        Denial::NoTerm => "NO_TERM",
+        Denial::HeldByOther => "HELD_BY_OTHER",
+        Denial::StaleToken => "STALE_TOKEN",
+    }
+}
+
+impl From<Denial> for Problem {
+    fn from(denial: Denial) -> Self {
+        let (code, message) = match denial {
+            Denial::NoTerm => (
+                Code::NotFound,
+                "the election is vacant: the term has lapsed, was given up, or never was; campaign again",
+            ),
+            Denial::HeldByOther => (Code::Conflict, "another candidate leads the election"),
+            Denial::StaleToken => (
+                Code::Conflict,
+                "the token is not the leader's current one: another process has campaigned under this \
+                 name since",
+            ),
+        };
+        Self::new(code, message).with("reason", reason(denial))
+    }
+}
