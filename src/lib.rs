@@ -16,6 +16,38 @@
 //! 6. [`lease::LeaseNode`] is what a node does: [`lease::redis`] on a Redis server,
 //!    [`lease::embedded`] in this process.
 //!
+//! The domain runs without any transport, as in tests:
+//!
+//! ```
+//! use std::{sync::Arc, time::Duration};
+//! use election_agent::{
+//!     election::{Campaign, Elections, Outcome, types::{Candidate, ElectionId, Term, Value}},
+//!     lease::{Settings, embedded::Embedded, guard::RestartGuard, quorum::{Options, Quorum}},
+//! };
+//! use tokio::time::Instant;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let minute = Duration::from_secs(60);
+//! let settings = Settings { retention: minute, guard: RestartGuard::On.duration(minute) };
+//! let nodes = vec![Arc::new(Embedded::in_memory(settings)) as _];
+//! let options = Options::new(Duration::from_secs(3), RestartGuard::On, minute);
+//! let elections = Elections::new(Quorum::new(nodes, options), minute, false);
+//!
+//! let campaign = Campaign {
+//!     election: ElectionId::new("batch", "nightly-report")?,
+//!     candidate: Candidate::new("candidate", "worker-1")?,
+//!     term: Term::from_millis(10_000, elections.max_term())?,
+//!     value: Value::default(),
+//!     request_id: None,
+//! };
+//! let deadline = Instant::now() + Duration::from_secs(1);
+//! let outcome = elections.campaign(campaign, deadline).await?;
+//! assert!(matches!(outcome, Outcome::Elected { .. }));
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Around it: [`config`] reads and validates all settings, [`app`] builds everything from them,
 //! [`readiness`] and [`telemetry`] tell operators how it does, [`shutdown`] ends it well.
 

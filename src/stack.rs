@@ -60,3 +60,129 @@ impl MakeRequestId for RandomId {
         HeaderValue::try_from(id).ok().map(RequestId::new)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::{StatusCode, header};
+    use http_body_util::BodyExt as _;
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+    use crate::transport::status::Code;
+
+    /// What a request of this content type gets when the mux answers with this problem.
+    async fn refused(problem: Problem, content_type: &str) -> Response {
+        let mux = service_fn(move |_: Request<Body>| {
+            let problem = problem.clone();
+            async move { Err::<Response, _>(problem) }
+        });
+        let stack = stack(mux, Duration::from_secs(1), Metrics::new(&[1.0]));
+        let request = Request::post("/election/e")
+            .header(header::CONTENT_TYPE, content_type)
+            .body(Body::empty())
+            .expect("a request");
+        let Ok(response) = stack.oneshot(request).await;
+        response
+    }
+
+    fn of<'a>(response: &'a Response, name: &str) -> &'a str {
+        response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    }
+
+    /// The error table as existing clients know it; a change here is a change of the contract.
+    const TABLE: [(Code, tonic::Code, u16); 14] = [
+        (Code::InvalidArgument, tonic::Code::InvalidArgument, 400),
+        (Code::Unauthenticated, tonic::Code::Unauthenticated, 401),
+        (Code::PermissionDenied, tonic::Code::PermissionDenied, 403),
+        (Code::NotFound, tonic::Code::NotFound, 404),
+        (Code::MethodNotAllowed, tonic::Code::Unimplemented, 405),
+        (Code::Conflict, tonic::Code::AlreadyExists, 409),
+        (Code::PayloadTooLarge, tonic::Code::ResourceExhausted, 413),
+        (
+            Code::UnsupportedMediaType,
+            tonic::Code::InvalidArgument,
+            415,
+        ),
+        (Code::RateLimited, tonic::Code::ResourceExhausted, 429),
+        (Code::Overloaded, tonic::Code::ResourceExhausted, 429),
+        (Code::Disabled, tonic::Code::Unimplemented, 501),
+        (Code::Unavailable, tonic::Code::Unavailable, 503),
+        (Code::DeadlineExceeded, tonic::Code::DeadlineExceeded, 504),
+        (Code::Internal, tonic::Code::Internal, 500),
+    ];
+
+    #[tokio::test]
+    async fn every_row_of_the_error_table_is_told_in_every_protocol() {
+        assert_eq!(Code::ALL.len(), TABLE.len());
+        for (code, grpc, http) in TABLE {
+            let mut problem = Problem::new(code, "what to change: ä").with("reason", "WHY");
+            problem.retry_after =
+                (code == Code::Unavailable).then_some(Duration::from_millis(1_200));
+
+            for (content_type, answered) in [
+                ("application/grpc", "application/grpc"),
+                ("application/grpc-web+proto", "application/grpc-web+proto"),
+                (
+                    "application/grpc-web-text",
+                    "application/grpc-web-text+proto",
+                ),
+            ] {
+                let response = refused(problem.clone(), content_type).await;
+                assert_eq!(response.status(), StatusCode::OK, "{code:?}");
+                assert_eq!(of(&response, "content-type"), answered);
+                assert_eq!(
+                    of(&response, "grpc-status"),
+                    (grpc as i32).to_string(),
+                    "{code:?}"
+                );
+                assert_eq!(
+                    of(&response, "grpc-message"),
+                    "what%20to%20change:%20%C3%A4"
+                );
+                let pushback = if code == Code::Unavailable {
+                    "1200"
+                } else {
+                    ""
+                };
+                assert_eq!(of(&response, "grpc-retry-pushback-ms"), pushback);
+                let body = response.into_body().collect().await.expect("a body");
+                assert!(
+                    body.trailers().is_none(),
+                    "trailers-only: all is in the headers"
+                );
+                assert!(body.to_bytes().is_empty());
+            }
+
+            let response = refused(problem, "application/json").await;
+            assert_eq!(response.status().as_u16(), http, "{code:?}");
+            assert_eq!(of(&response, "content-type"), "application/problem+json");
+            let retry = match http {
+                429 => "1",
+                503 => "2",
+                _ => "",
+            };
+            assert_eq!(of(&response, "retry-after"), retry, "{code:?}");
+            assert_eq!(of(&response, "www-authenticate").is_empty(), http != 401);
+            assert_eq!(of(&response, "x-request-id").len(), 32);
+            let body = response
+                .into_body()
+                .collect()
+                .await
+                .expect("a body")
+                .to_bytes();
+            let document: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+            let title = StatusCode::from_u16(http)
+                .expect("a status")
+                .canonical_reason();
+            let expected = serde_json::json!({
+                "type": "about:blank", "title": title, "status": http, "detail": "what to change: ä",
+                "message": "what to change: ä", "code": format!("{code:?}"), "reason": "WHY",
+            });
+            assert_eq!(document, expected);
+        }
+    }
+}

@@ -1,26 +1,34 @@
 //! Refuses bodies over 64 KiB.
 //!
-//! A `Content-Length` over the limit is refused before anything is read. A REST body without one is cut
-//! off at the limit, which the JSON reader answers in the same words. A gRPC body is a stream of messages
-//! of any total length, so each message is held to the limit by tonic's decoder.
+//! REST and gRPC-Web bodies are short, so they are read whole here, and what is over the limit is
+//! refused before anything below sees it. The rest of a body that is not absurdly long is read and
+//! thrown away first: over HTTP/1.1 the caller would otherwise find its connection reset instead of the
+//! answer. A gRPC body is a stream of messages of any total length; tonic's decoder holds each message
+//! to the limit.
 //!
-//! Refusal: PayloadTooLarge (RESOURCE_EXHAUSTED, 413).
+//! Refusal: PayloadTooLarge (RESOURCE_EXHAUSTED, 413); InvalidArgument for a body that breaks off.
 
 use std::task::{Context, Poll};
 
 use axum::body::Body;
-use futures_util::future::{Either, Ready, ready};
-use http::{Request, header};
-use http_body_util::Limited;
-use tower::{Layer, Service};
+use bytes::{Bytes, BytesMut};
+use futures_util::future::{BoxFuture, Either, FutureExt as _};
+use http::Request;
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use tower::{Layer, Service, ServiceExt as _};
 
 use crate::transport::{
     Protocol,
     status::{Code, Problem},
 };
 
-/// The largest body of a REST request and message of a gRPC call, in bytes.
+/// The largest body of a REST request and the largest message of a gRPC call, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
+/// The largest body of a gRPC-Web request: a message of [`MAX_BODY`], its frame, and base64.
+const MAX_GRPC_WEB_BODY: usize = 2 * MAX_BODY;
+/// How much of a body is read in order to be thrown away.
+const MAX_DISCARDED: usize = 1024 * 1024;
 
 /// What a body over the limit is answered.
 pub(crate) fn too_large() -> Problem {
@@ -50,72 +58,125 @@ pub struct BodyLimit<S> {
 
 impl<S> Service<Request<Body>> for BodyLimit<S>
 where
-    S: Service<Request<Body>, Error = Problem>,
+    S: Service<Request<Body>, Error = Problem, Response: 'static, Future: Send>
+        + Clone
+        + Send
+        + 'static,
 {
     type Response = S::Response;
     type Error = Problem;
-    type Future = Either<S::Future, Ready<Result<S::Response, Problem>>>;
+    type Future = Either<S::Future, BoxFuture<'static, Result<S::Response, Problem>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let announced = request
-            .headers()
-            .get(header::CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > MAX_BODY as u64) {
-            return Either::Right(ready(Err(too_large())));
-        }
-        let request = match Protocol::of(request.headers()) {
-            Protocol::Rest => request.map(|body| Body::new(Limited::new(body, MAX_BODY))),
-            Protocol::Grpc | Protocol::GrpcWeb(_) => request,
+        let limit = match Protocol::of(request.headers()) {
+            Protocol::Rest => MAX_BODY,
+            Protocol::GrpcWeb(_) => MAX_GRPC_WEB_BODY,
+            Protocol::Grpc => return Either::Left(self.inner.call(request)),
         };
-        Either::Left(self.inner.call(request))
+        if request.body().is_end_stream() {
+            return Either::Left(self.inner.call(request));
+        }
+        let inner = self.inner.clone();
+        let read_first = async move {
+            let (parts, body) = request.into_parts();
+            let body = read(body, limit).await?;
+            inner.oneshot(Request::from_parts(parts, body.into())).await
+        };
+        Either::Right(read_first.boxed())
+    }
+}
+
+async fn read(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let (mut kept, mut seen) = (BytesMut::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Problem::new(
+                Code::InvalidArgument,
+                format!("the body breaks off: {error}"),
+            )
+        })?;
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
+        seen += data.len();
+        if seen <= limit {
+            kept.extend_from_slice(data);
+        } else if seen > MAX_DISCARDED {
+            break;
+        }
+    }
+    if seen > limit {
+        Err(too_large())
+    } else {
+        Ok(kept.freeze())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt as _;
-    use tower::ServiceExt as _;
-    use tower_test::mock;
+    use http::header;
+    use tower_test::mock::{self, Handle};
 
     use super::*;
 
-    fn request(length: Option<usize>, body: usize) -> Request<Body> {
-        let mut request = Request::new(Body::from(vec![b'x'; body]));
-        if let Some(length) = length {
-            request
-                .headers_mut()
-                .insert(header::CONTENT_LENGTH, length.into());
-        }
-        request
-    }
+    type Inner = Handle<Request<Body>, ()>;
 
-    #[tokio::test]
-    async fn an_announced_body_over_the_limit_is_refused_unread() {
+    fn limited() -> (
+        impl Service<Request<Body>, Response = (), Error = Problem, Future: Send>,
+        Inner,
+    ) {
         let (inner, mut handle) = mock::pair::<Request<Body>, ()>();
-        let limited = BodyLimitLayer.layer(inner.map_err(|_| too_large()));
         handle.allow(1);
-        let refused = limited.oneshot(request(Some(MAX_BODY + 1), 0)).await;
-        assert_eq!(
-            refused.map_err(|problem| problem.code),
-            Err(Code::PayloadTooLarge)
-        );
+        let as_problem = |error| Problem::new(Code::Internal, format!("{error}"));
+        (BodyLimitLayer.layer(inner.map_err(as_problem)), handle)
+    }
+
+    fn request(content_type: &str, body: usize) -> Request<Body> {
+        Request::post("/")
+            .header(header::CONTENT_TYPE, content_type)
+            .body(Body::from(vec![b'x'; body]))
+            .expect("a request")
     }
 
     #[tokio::test]
-    async fn an_unannounced_body_is_cut_off_at_the_limit() {
-        for (size, fits) in [(MAX_BODY, true), (MAX_BODY + 1, false)] {
-            let (inner, mut handle) = mock::pair::<Request<Body>, ()>();
-            let limited = BodyLimitLayer.layer(inner.map_err(|_| too_large()));
-            let call = tokio::spawn(limited.oneshot(request(None, size)));
-            let (passed, respond) = handle.next_request().await.expect("passed on");
-            assert_eq!(passed.into_body().collect().await.is_ok(), fits);
-            respond.send_response(());
+    async fn a_body_at_the_limit_is_passed_on_whole() {
+        for (content_type, size) in [
+            ("application/json", 0),
+            ("application/json", MAX_BODY),
+            ("application/grpc-web-text", MAX_GRPC_WEB_BODY),
+            ("application/grpc", 10 * MAX_BODY),
+        ] {
+            let (service, mut inner) = limited();
+            let call = tokio::spawn(service.oneshot(request(content_type, size)).boxed());
+            let (passed, answer) = inner.next_request().await.expect("passed on");
+            let body = passed.into_body().collect().await.expect("readable");
+            assert_eq!(body.to_bytes().len(), size, "{content_type}");
+            answer.send_response(());
             assert_eq!(call.await.expect("no panic"), Ok(()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_and_never_passed_on() {
+        for (content_type, size) in [
+            ("application/json", MAX_BODY + 1),
+            ("application/json", 10 * MAX_DISCARDED),
+            ("application/grpc-web+proto", MAX_GRPC_WEB_BODY + 1),
+        ] {
+            let (service, mut inner) = limited();
+            let refused = service.oneshot(request(content_type, size)).await;
+            assert_eq!(
+                refused.map_err(|problem| problem.code),
+                Err(Code::PayloadTooLarge)
+            );
+            assert!(
+                inner.next_request().await.is_none(),
+                "{content_type} {size}"
+            );
         }
     }
 }

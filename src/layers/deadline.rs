@@ -90,6 +90,10 @@ where
             Ok(timeout) => timeout.map_or(self.limit, |timeout| timeout.min(self.limit)),
             Err(problem) => return Either::Right(ready(Err(problem))),
         };
+        if limit.is_zero() {
+            // Nobody waits for the answer, so nothing should be done for it.
+            return Either::Right(ready(Err(exceeded())));
+        }
         let deadline = Instant::now() + limit;
         request.extensions_mut().insert(Deadline(deadline));
         Either::Left(InTime {
@@ -132,6 +136,13 @@ fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
     })
 }
 
+fn exceeded() -> Problem {
+    Problem::new(
+        Code::DeadlineExceeded,
+        "the deadline passed before the answer was known",
+    )
+}
+
 pin_project! {
     /// The answer, if it comes in time.
     pub struct InTime<F> {
@@ -153,12 +164,7 @@ where
         if let Poll::Ready(answer) = this.future.poll(cx) {
             return Poll::Ready(answer);
         }
-        this.timer.poll(cx).map(|()| {
-            Err(Problem::new(
-                Code::DeadlineExceeded,
-                "the deadline passed before the answer was known",
-            ))
-        })
+        this.timer.poll(cx).map(|()| Err(exceeded()))
     }
 }
 

@@ -106,7 +106,8 @@ impl Metrics {
         self.duration
             .get_or_create(&labels)
             .observe(took.as_secs_f64());
-        if status == tonic::Code::Unavailable {
+        // A probe that is told "not ready" asked for nothing that a quorum decides.
+        if status == tonic::Code::Unavailable && action != "probe" {
             self.unavailable.inc();
         }
     }

@@ -8,7 +8,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use redis::{AsyncConnectionConfig, Client, RedisError, RedisResult, aio::MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, aio::MultiplexedConnection,
+};
 use tokio::{
     sync::{Notify, watch},
     task::AbortHandle,
@@ -186,7 +188,11 @@ fn lost(error: &RedisError) -> bool {
 }
 
 fn describe(name: &str, error: &RedisError) -> NodeError {
-    NodeError::new(format!("{name}: {error}"))
+    let advice = match error.kind() {
+        ErrorKind::AuthenticationFailed => ": check the user and password in EA_REDIS_URLS",
+        _ => "",
+    };
+    NodeError::new(format!("{name}: {error}{advice}"))
 }
 
 fn jittered(pause: Duration) -> Duration {

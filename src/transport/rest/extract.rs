@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
 use crate::{
-    layers::{body_limit, deadline::Deadline},
+    layers::deadline::Deadline,
     transport::status::{Code, Problem},
 };
 
@@ -64,14 +64,10 @@ async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Prob
     Bytes::from_request(request, state)
         .await
         .map_err(|rejection| {
-            if rejection.status() == Code::PayloadTooLarge.http() {
-                body_limit::too_large()
-            } else {
-                Problem::new(
-                    Code::InvalidArgument,
-                    format!("the body cannot be read: {}", rejection.body_text()),
-                )
-            }
+            Problem::new(
+                Code::InvalidArgument,
+                format!("the body cannot be read: {}", rejection.body_text()),
+            )
         })
 }
 

@@ -1,0 +1,727 @@
+//! Malformed and out-of-range requests: each gets a clear error, and changes nothing.
+
+use election_agent::proto::{
+    CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, HandoverRequest,
+    ListLeadersRequest, ResignRequest,
+};
+use prost::Message as _;
+use reqwest::Method;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::{Code, Status};
+
+use crate::harness::{Agent, Fixture, Store, campaign, on_every_store};
+
+on_every_store! {
+    grpc_requests_out_of_range_are_refused,
+    rest_requests_out_of_range_are_refused,
+}
+
+/// The state that bad input must not change, and what it is.
+async fn state(agent: &Agent) -> (Value, Value) {
+    let mut leader = agent.get("/election/held").await.body;
+    leader["remaining"] = Value::Null;
+    let mut all = agent.get("/elections").await.body;
+    all["leaders"][0]["remaining"] = Value::Null;
+    assert_eq!(all["leaders"].as_array().map(Vec::len), Some(1));
+    (leader, all)
+}
+
+async fn grpc_requests_out_of_range_are_refused(store: Store) {
+    let fixture = Fixture::on(store).await;
+    let agent = &fixture.agent;
+    agent.campaign("held", "a", 60_000).await;
+    let before = state(agent).await;
+    let long = "x".repeat(257);
+    let client = || agent.grpc();
+    let refused = |answer: Result<(), Status>, told: &str| {
+        let status = answer.expect_err(told);
+        assert_eq!(status.code(), Code::InvalidArgument, "{told}");
+        assert!(
+            status.message().contains(told),
+            "{told} is not in: {}",
+            status.message()
+        );
+    };
+
+    let good = || campaign("held", "b", 5_000);
+    for (request, told) in [
+        (
+            CampaignRequest {
+                election: String::new(),
+                ..good()
+            },
+            "`election` is empty",
+        ),
+        (
+            CampaignRequest {
+                election: long.clone(),
+                ..good()
+            },
+            "`election` is 257 bytes long",
+        ),
+        (
+            CampaignRequest {
+                election: "a/b".into(),
+                ..good()
+            },
+            "`election` holds a \"/\"",
+        ),
+        (
+            CampaignRequest {
+                election: "a\u{0}b".into(),
+                ..good()
+            },
+            "control character U+0000",
+        ),
+        (
+            CampaignRequest {
+                kind: long.clone(),
+                ..good()
+            },
+            "`kind` is 257 bytes long",
+        ),
+        (
+            CampaignRequest {
+                kind: "a/b".into(),
+                ..good()
+            },
+            "`kind` holds a \"/\"",
+        ),
+        (
+            CampaignRequest {
+                kind: "a\tb".into(),
+                ..good()
+            },
+            "`kind` holds the control character",
+        ),
+        (
+            CampaignRequest {
+                candidate: String::new(),
+                ..good()
+            },
+            "`candidate` is empty",
+        ),
+        (
+            CampaignRequest {
+                candidate: long.clone(),
+                ..good()
+            },
+            "`candidate` is 257 bytes long",
+        ),
+        (
+            CampaignRequest {
+                candidate: "a\nb".into(),
+                ..good()
+            },
+            "control character U+000A",
+        ),
+        (CampaignRequest { term: 0, ..good() }, "1000 to 60000"),
+        (
+            CampaignRequest {
+                term: 999,
+                ..good()
+            },
+            "1000 to 60000",
+        ),
+        (
+            CampaignRequest {
+                term: 60_001,
+                ..good()
+            },
+            "1000 to 60000",
+        ),
+        (CampaignRequest { term: -1, ..good() }, "`term` is -1"),
+        (
+            CampaignRequest {
+                value: "v".repeat(1025),
+                ..good()
+            },
+            "`value` is 1025 bytes long",
+        ),
+        (
+            CampaignRequest {
+                request_id: long.clone(),
+                ..good()
+            },
+            "`request_id` is 257 bytes long",
+        ),
+    ] {
+        refused(client().campaign(request).await.map(drop), told);
+    }
+    let good = || ExtendElectedTermRequest {
+        election: "held".into(),
+        leader: "a".into(),
+        term: 5_000,
+        ..ExtendElectedTermRequest::default()
+    };
+    for (request, told) in [
+        (
+            ExtendElectedTermRequest {
+                leader: String::new(),
+                ..good()
+            },
+            "`leader` is empty",
+        ),
+        (
+            ExtendElectedTermRequest { term: 1, ..good() },
+            "1000 to 60000",
+        ),
+        (
+            ExtendElectedTermRequest {
+                retries: 11,
+                ..good()
+            },
+            "`retries` is 11: give 0 to 10",
+        ),
+        (
+            ExtendElectedTermRequest {
+                retries: -1,
+                ..good()
+            },
+            "`retries` is -1",
+        ),
+        (
+            ExtendElectedTermRequest {
+                retry_interval: 1001,
+                ..good()
+            },
+            "0 to 1000 milliseconds",
+        ),
+        (
+            ExtendElectedTermRequest {
+                retry_interval: -1,
+                ..good()
+            },
+            "`retry_interval` is -1",
+        ),
+        (
+            ExtendElectedTermRequest {
+                token: 1 << 53,
+                ..good()
+            },
+            "`token` is 9007199254740992",
+        ),
+    ] {
+        refused(client().extend_elected_term(request).await.map(drop), told);
+    }
+    let good = || ResignRequest {
+        election: "held".into(),
+        leader: "a".into(),
+        ..ResignRequest::default()
+    };
+    for (request, told) in [
+        (
+            ResignRequest {
+                election: String::new(),
+                ..good()
+            },
+            "`election` is empty",
+        ),
+        (
+            ResignRequest {
+                leader: long.clone(),
+                ..good()
+            },
+            "`leader` is 257 bytes long",
+        ),
+        (
+            ResignRequest {
+                token: u64::MAX,
+                ..good()
+            },
+            "`token` is",
+        ),
+    ] {
+        refused(client().resign(request).await.map(drop), told);
+    }
+    let good = || HandoverRequest {
+        election: "held".into(),
+        leader: "b".into(),
+        current_leader: "a".into(),
+        term: 5_000,
+        ..HandoverRequest::default()
+    };
+    for (request, told) in [
+        (
+            HandoverRequest {
+                leader: String::new(),
+                ..good()
+            },
+            "`leader` is empty",
+        ),
+        (
+            HandoverRequest {
+                current_leader: long.clone(),
+                ..good()
+            },
+            "`current_leader` is 257",
+        ),
+        (
+            HandoverRequest {
+                term: 70_000,
+                ..good()
+            },
+            "1000 to 60000",
+        ),
+    ] {
+        refused(client().handover(request).await.map(drop), told);
+    }
+    let request = GetLeaderRequest::default();
+    refused(
+        client().get_leader(request).await.map(drop),
+        "`election` is empty",
+    );
+    for (request, told) in [
+        (
+            ListLeadersRequest {
+                page_size: -1,
+                ..Default::default()
+            },
+            "`page_size` is -1",
+        ),
+        (
+            ListLeadersRequest {
+                page_size: 1001,
+                ..Default::default()
+            },
+            "give 1 to 1000",
+        ),
+        (
+            ListLeadersRequest {
+                page_token: "?".into(),
+                ..Default::default()
+            },
+            "`page_token`",
+        ),
+        (
+            ListLeadersRequest {
+                kind: "a/b".into(),
+                ..Default::default()
+            },
+            "`kind` holds a \"/\"",
+        ),
+    ] {
+        refused(client().list_leaders(request).await.map(drop), told);
+    }
+    assert_eq!(state(agent).await, before);
+}
+
+async fn rest_requests_out_of_range_are_refused(store: Store) {
+    let fixture = Fixture::on(store).await;
+    let agent = &fixture.agent;
+    agent.campaign("held", "a", 60_000).await;
+    let before = state(agent).await;
+    let long = "x".repeat(257);
+    let good = json!({"candidate": "b", "term": 5000});
+    for (method, path, body, told) in [
+        (
+            Method::POST,
+            format!("/election/{long}"),
+            good.clone(),
+            "`election` is 257 bytes long",
+        ),
+        (
+            Method::POST,
+            "/election/a%2Fb".into(),
+            good.clone(),
+            "`election` holds a \"/\"",
+        ),
+        (
+            Method::POST,
+            "/election/a%00b".into(),
+            good.clone(),
+            "control character U+0000",
+        ),
+        (
+            Method::POST,
+            "/election/a%FFb".into(),
+            good.clone(),
+            "percent-encode names as UTF-8",
+        ),
+        (
+            Method::POST,
+            "/election/a%2Fb/c".into(),
+            good,
+            "`kind` holds a \"/\"",
+        ),
+        (
+            Method::POST,
+            "/election/held".into(),
+            json!({"term": 5000}),
+            "`candidate`",
+        ),
+        (
+            Method::POST,
+            "/election/held".into(),
+            json!({"candidate": "b"}),
+            "`term`",
+        ),
+        (
+            Method::POST,
+            "/election/held".into(),
+            json!({"candidate": "b", "term": 5000, "tern": 1}),
+            "unknown field `tern`",
+        ),
+        (
+            Method::POST,
+            "/election/held".into(),
+            json!({"candidate": "b", "term": "5000"}),
+            "expected i64",
+        ),
+        (
+            Method::POST,
+            "/election/held".into(),
+            json!({"candidate": "b", "term": 5000.5}),
+            "expected i64",
+        ),
+        (
+            Method::POST,
+            "/election/held".into(),
+            json!({"candidate": "b", "term": 99_999_999_999_i64}),
+            "1000 to 60000",
+        ),
+        (
+            Method::PATCH,
+            "/election/held".into(),
+            json!({"leader": "a", "term": 5000, "retries": 11}),
+            "`retries` is 11",
+        ),
+        (
+            Method::PATCH,
+            "/election/held".into(),
+            json!({"leader": "a", "term": 5000, "token": -1}),
+            "expected u64",
+        ),
+        (
+            Method::PUT,
+            "/election/held".into(),
+            json!({"leader": "b", "term": 5000, "token": 1_u64 << 53}),
+            "`token` is 9007199254740992",
+        ),
+        (
+            Method::DELETE,
+            "/election/held".into(),
+            json!({"leader": ""}),
+            "`leader` is empty",
+        ),
+        (
+            Method::DELETE,
+            "/election/held".into(),
+            json!({"name": "a"}),
+            "unknown field `name`",
+        ),
+        (
+            Method::DELETE,
+            "/election/held?leader=a".into(),
+            json!({"leader": "a"}),
+            "not in both",
+        ),
+    ] {
+        let refused = agent.rest(method.clone(), &path, Some(body.clone())).await;
+        let message = refused.text("message");
+        assert_eq!(
+            (refused.status, refused.text("code")),
+            (400, "InvalidArgument"),
+            "{path} {body}"
+        );
+        assert!(
+            message.contains(told),
+            "{method} {path} {body}: {told} is not in: {message}"
+        );
+    }
+    for (method, path, told) in [
+        (Method::DELETE, "/election/held", "the leader is not named"),
+        (
+            Method::DELETE,
+            "/election/held?leader=a&who=b",
+            "unknown field `who`",
+        ),
+        (
+            Method::DELETE,
+            "/election/held?leader=a&token=x",
+            "invalid digit",
+        ),
+        (Method::GET, "/elections?page_size=1001", "give 1 to 1000"),
+        (Method::GET, "/elections?page_size=x", "invalid digit"),
+        (Method::GET, "/elections?kind=a%2Fb", "`kind` holds a \"/\""),
+        (Method::GET, "/elections?page=2", "unknown field `page`"),
+        (Method::GET, "/elections?page_token=e30", "`page_token`"),
+    ] {
+        let refused = agent.rest(method, path, None).await;
+        assert_eq!(
+            (refused.status, refused.text("code")),
+            (400, "InvalidArgument"),
+            "{path}"
+        );
+        let message = refused.text("message");
+        assert!(
+            message.contains(told),
+            "{path}: {told} is not in: {message}"
+        );
+    }
+    assert_eq!(state(agent).await, before);
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_json_are_refused() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let agent = &fixture.agent;
+    let good = r#"{"candidate":"b","term":5000}"#;
+    let many = format!(
+        r#"{{"candidate":"b","term":5000,"value":"{}"}}"#,
+        "v".repeat(65_536)
+    );
+    for (content_type, body, status, code) in [
+        ("application/json", "{", 400, "InvalidArgument"),
+        ("application/json", "", 400, "InvalidArgument"),
+        ("application/json", "[]", 400, "InvalidArgument"),
+        (
+            "application/json",
+            r#"{"candidate":"b","candidate":"c","term":5000}"#,
+            400,
+            "InvalidArgument",
+        ),
+        (
+            "application/json",
+            &format!("{good} {good}"),
+            400,
+            "InvalidArgument",
+        ),
+        ("text/plain", good, 415, "UnsupportedMediaType"),
+        (
+            "application/x-www-form-urlencoded",
+            good,
+            415,
+            "UnsupportedMediaType",
+        ),
+        ("", good, 415, "UnsupportedMediaType"),
+        ("application/json", &many, 413, "PayloadTooLarge"),
+    ] {
+        let mut request = agent
+            .request(Method::POST, "/election/e")
+            .body(body.to_owned());
+        if !content_type.is_empty() {
+            request = request.header("content-type", content_type);
+        }
+        let refused = agent.send(request).await;
+        assert_eq!(
+            (refused.status, refused.text("code")),
+            (status, code),
+            "{content_type} {body:.50}"
+        );
+        assert_eq!(refused.header("content-type"), "application/problem+json");
+    }
+    let not_utf8 = agent
+        .request(Method::POST, "/election/e")
+        .header("content-type", "application/json; charset=utf-8")
+        .body(b"{\"candidate\":\"\xff\",\"term\":5000}".to_vec());
+    assert_eq!(agent.send(not_utf8).await.status, 400);
+    assert_eq!(
+        agent.leader("e").await.expect_err("vacant").code(),
+        Code::NotFound
+    );
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_told_what_there_is() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let agent = &fixture.agent;
+    for path in [
+        "/",
+        "/election",
+        "/election/a/b/c",
+        "/elections/x",
+        "/metrics/",
+        "/readyz/x",
+    ] {
+        let refused = agent.get(path).await;
+        assert_eq!(
+            (refused.status, refused.text("code")),
+            (404, "NotFound"),
+            "{path}"
+        );
+        assert_eq!(refused.header("content-type"), "application/problem+json");
+    }
+    for (method, path, allowed) in [
+        (
+            Method::OPTIONS,
+            "/election/e",
+            "DELETE,GET,HEAD,PATCH,POST,PUT",
+        ),
+        (
+            Method::TRACE,
+            "/election/k/e",
+            "DELETE,GET,HEAD,PATCH,POST,PUT",
+        ),
+        (Method::POST, "/elections", "GET,HEAD"),
+        (Method::DELETE, "/livez", "GET,HEAD"),
+        (Method::PUT, "/kube/n/d/pods", "GET,HEAD"),
+    ] {
+        let refused = agent.rest(method.clone(), path, None).await;
+        assert_eq!(
+            (refused.status, refused.text("code")),
+            (405, "MethodNotAllowed"),
+            "{path}"
+        );
+        let mut allow: Vec<_> = refused.header("allow").split(',').map(str::trim).collect();
+        allow.sort_unstable();
+        assert_eq!(allow.join(","), allowed, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn http_1_0_is_told_what_to_use() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let mut stream = tokio::net::TcpStream::connect(fixture.agent.address())
+        .await
+        .expect("connects");
+    stream
+        .write_all(b"GET /election/e HTTP/1.0\r\n\r\n")
+        .await
+        .expect("sent");
+    let mut answer = String::new();
+    stream
+        .read_to_string(&mut answer)
+        .await
+        .expect("an answer, and the end");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(
+        head.starts_with("HTTP/1.0 400") && head.contains("application/problem+json"),
+        "{head}"
+    );
+    let problem: Value = serde_json::from_str(body).expect("a problem");
+    assert_eq!(problem["code"], "InvalidArgument");
+    assert!(
+        problem["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("HTTP/1.1")),
+        "{body}"
+    );
+}
+
+/// A gRPC message with its length before it.
+fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).expect("short");
+    [&[0][..], &length.to_be_bytes(), message].concat()
+}
+
+/// A raw gRPC call; its client has no opinion of what it sends.
+fn post(agent: &Agent, path: &str, content_type: &str) -> reqwest::RequestBuilder {
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .expect("a client");
+    client
+        .post(format!("http://{}{path}", agent.address()))
+        .header("content-type", content_type)
+        .header("te", "trailers")
+}
+
+/// The HTTP status, gRPC status and gRPC message; trailers-only answers have them in the headers.
+async fn answer(request: reqwest::RequestBuilder) -> (u16, String, String) {
+    let response = request.send().await.expect("an answer");
+    let header = |name: &str| {
+        let value = response.headers().get(name);
+        value
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    (
+        response.status().as_u16(),
+        header("grpc-status"),
+        header("grpc-message"),
+    )
+}
+
+#[tokio::test]
+async fn malformed_grpc_is_refused_in_its_own_protocol() {
+    const PATH: &str = "/grpc.election_agent.v1.Election/Campaign";
+    let fixture = Fixture::on(Store::Memory).await;
+    let agent = &fixture.agent;
+    // Field 1, of type string, with a byte that is not UTF-8.
+    let not_utf8 = framed(&[0x0a, 1, 0xff]);
+    let truncated = framed(&[0x0a, 9, b'x']);
+    let good = framed(&campaign("e", "a", 5_000).encode_to_vec());
+    let too_large = framed(&vec![0; 65_537]);
+    let (ok, invalid, exhausted, unimplemented) = ("0", "3", "8", "12");
+    for (path, content_type, body, grpc_status, told) in [
+        (PATH, "application/grpc", not_utf8, invalid, "UTF-8"),
+        (
+            PATH,
+            "application/grpc",
+            truncated,
+            invalid,
+            "does%20not%20decode",
+        ),
+        (
+            PATH,
+            "application/grpc",
+            too_large,
+            exhausted,
+            "65536%20bytes",
+        ),
+        (
+            "/grpc.election_agent.v1.Election/Nope",
+            "application/grpc",
+            vec![],
+            unimplemented,
+            "",
+        ),
+        (
+            "/nope.Nope/Nope",
+            "application/grpc",
+            vec![],
+            unimplemented,
+            "no%20such",
+        ),
+        (
+            "/election/e",
+            "application/grpc",
+            vec![],
+            unimplemented,
+            "no%20such",
+        ),
+        (
+            PATH,
+            "application/grpc-web+proto",
+            framed(&[0x0a, 1, 0xff]),
+            invalid,
+            "UTF-8",
+        ),
+    ] {
+        let (status, code, message) = answer(post(agent, path, content_type).body(body)).await;
+        assert_eq!(
+            (status, code.as_str()),
+            (200, grpc_status),
+            "{path} {told}: {message}"
+        );
+        assert!(message.contains(told), "{told} is not in: {message}");
+    }
+    assert_eq!(
+        agent.leader("e").await.expect_err("vacant").code(),
+        Code::NotFound
+    );
+    // The same path and the same way of asking work with a good message.
+    let (status, code, _) = answer(post(agent, PATH, "application/grpc").body(good)).await;
+    assert_eq!(status, 200);
+    assert!(code.is_empty() || code == ok, "{code}");
+    assert_eq!(agent.leader("e").await.expect("held"), "a");
+}
+
+#[tokio::test]
+async fn a_malformed_or_expired_grpc_timeout_is_refused() {
+    const PATH: &str = "/grpc.election_agent.v1.Election/GetLeader";
+    let fixture = Fixture::on(Store::Memory).await;
+    for (timeout, grpc_status) in [("soon", "3"), ("0n", "4")] {
+        let request =
+            post(&fixture.agent, PATH, "application/grpc").header("grpc-timeout", timeout);
+        let (status, code, message) = answer(request.body(framed(&[0x0a, 1, b'e']))).await;
+        assert_eq!(
+            (status, code.as_str()),
+            (200, grpc_status),
+            "{timeout}: {message}"
+        );
+    }
+}

@@ -1,0 +1,314 @@
+//! The same random operations on the in-process node and on a real Redis give the same replies.
+
+use std::time::Duration;
+
+use election_agent::{
+    election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
+    lease::{
+        Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Over, Page,
+        Probe, Resign, ResignReply, Settings,
+        embedded::Embedded,
+        redis::{Redis as RedisNode, Server},
+    },
+};
+use futures_util::future::join_all;
+use proptest::{
+    prelude::*,
+    strategy::ValueTree as _,
+    test_runner::{Config, TestRunner},
+};
+
+use crate::harness::Redis;
+
+const SETTINGS: Settings = Settings {
+    retention: Duration::from_secs(3600),
+    guard: Some(Duration::from_secs(60)),
+};
+
+/// An operation of a node.
+#[derive(Debug, Clone)]
+enum Op {
+    Grant(Grant),
+    Extend(Extend),
+    Heal(Heal),
+    Resign(Resign),
+    Withdraw(ElectionId, Candidate, Token),
+    Read(ElectionId),
+    List(Kind, Option<ElectionId>, usize),
+    Mark(Duration),
+    Probe,
+}
+
+/// What a node replied, without what depends on the moment: times left.
+#[derive(Debug, PartialEq)]
+enum Reply {
+    Granted(GrantReply),
+    Extended(ExtendReply),
+    Healed(bool),
+    Resigned(ResignReply),
+    Nothing,
+    Lease(Option<Lease>),
+    Page(Page),
+    Probed(Probe),
+}
+
+/// Rounds a time left, so that milliseconds between two nodes do not count.
+fn rounded(time: Duration) -> Duration {
+    Duration::from_secs((time.as_millis() + 500) as u64 / 1000)
+}
+
+fn timeless(lease: Lease) -> Lease {
+    Lease {
+        remaining: rounded(lease.remaining),
+        ..lease
+    }
+}
+
+async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
+    Ok(match op {
+        Op::Grant(grant) => Reply::Granted(match node.grant(grant).await? {
+            GrantReply::Held(lease) => GrantReply::Held(timeless(lease)),
+            GrantReply::Guarded(wait) => GrantReply::Guarded(rounded(wait)),
+            reply => reply,
+        }),
+        Op::Extend(extend) => Reply::Extended(node.extend(extend).await?),
+        Op::Heal(heal) => Reply::Healed(node.heal(heal).await?),
+        Op::Resign(resign) => Reply::Resigned(node.resign(resign).await?),
+        Op::Withdraw(election, leader, token) => {
+            node.withdraw(election, leader, *token).await?;
+            Reply::Nothing
+        }
+        Op::Read(election) => Reply::Lease(node.read(election).await?.map(timeless)),
+        Op::List(kind, after, limit) => {
+            let page = node.list(kind, after.as_ref(), *limit).await?;
+            Reply::Page(Page {
+                leases: page
+                    .leases
+                    .into_iter()
+                    .map(|(election, lease)| (election, timeless(lease)))
+                    .collect(),
+                next: page.next,
+            })
+        }
+        Op::Mark(wait) => {
+            node.mark(*wait).await?;
+            Reply::Nothing
+        }
+        Op::Probe => Reply::Probed(Probe {
+            guard: node.probe().await?.guard.map(rounded),
+        }),
+    })
+}
+
+fn election() -> impl Strategy<Value = ElectionId> {
+    prop::sample::select(vec![
+        ("k", "a"),
+        ("k", "b"),
+        ("k", "é{0}"),
+        ("k0", "a"),
+        ("j", "a"),
+    ])
+    .prop_map(|(kind, name)| ElectionId::new(kind, name).expect("valid"))
+}
+
+fn candidate() -> impl Strategy<Value = Candidate> {
+    prop::sample::select(vec!["x", "y", "z/1"])
+        .prop_map(|name| Candidate::new("candidate", name).expect("valid"))
+}
+
+/// Around 2^52, where numbers that went through a float's text form would lose digits.
+fn token() -> impl Strategy<Value = Token> {
+    (0..12_u64).prop_map(|n| Token::new((1 << 52) + n).expect("in range"))
+}
+
+fn term(ms: &'static [i64]) -> impl Strategy<Value = Term> {
+    prop::sample::select(ms)
+        .prop_map(|ms| Term::from_millis(ms, Duration::from_secs(60)).expect("in range"))
+}
+
+fn over() -> impl Strategy<Value = Over> {
+    prop_oneof![
+        4 => Just(Over::Own),
+        1 => Just(Over::Vacant),
+        1 => Just(Over::Anyone),
+        2 => (candidate(), prop::option::of(token())).prop_map(|(who, token)| Over::Leader(who, token)),
+    ]
+}
+
+fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
+    let value = || prop::sample::select(vec!["", "v", "10.0.0.1:80\n\u{0}é"]);
+    let grant = (
+        (election(), candidate(), token(), term(terms)),
+        (value(), prop::sample::select(vec!["", "r1", "r2"]), over()),
+    )
+        .prop_map(|((election, candidate, token, term), (value, id, over))| {
+            Op::Grant(Grant {
+                election,
+                candidate,
+                token,
+                term,
+                value: Value::new(value).expect("valid"),
+                request_id: RequestId::new(id).expect("valid"),
+                elected_at: 1_795_000_000_000,
+                over,
+            })
+        });
+    let extend = (
+        election(),
+        candidate(),
+        prop::option::of(token()),
+        term(terms),
+    )
+        .prop_map(|(election, leader, token, term)| {
+            Op::Extend(Extend {
+                election,
+                leader,
+                token,
+                term,
+            })
+        });
+    let heal = (election(), candidate(), token(), term(terms), value()).prop_map(
+        |(election, leader, token, term, value)| {
+            Op::Heal(Heal {
+                election,
+                lease: Lease {
+                    leader,
+                    token,
+                    value: Value::new(value).expect("valid"),
+                    elected_at: 1_795_000_000_001,
+                    remaining: term.duration(),
+                },
+                term,
+            })
+        },
+    );
+    let resign = (election(), candidate(), prop::option::of(token())).prop_map(
+        |(election, leader, token)| {
+            Op::Resign(Resign {
+                election,
+                leader,
+                token,
+            })
+        },
+    );
+    let withdraw = (election(), candidate(), token())
+        .prop_map(|(election, leader, token)| Op::Withdraw(election, leader, token));
+    let list = (
+        prop::sample::select(vec!["k", "k0", "none"]),
+        prop::option::of(election()),
+        1..4_usize,
+    )
+        .prop_map(|(kind, after, limit)| {
+            let kind = Kind::new(kind).expect("valid");
+            let after = after.filter(|after| after.kind() == kind.as_str());
+            Op::List(kind, after, limit)
+        });
+    prop_oneof![
+        8 => grant,
+        4 => extend,
+        2 => heal,
+        2 => resign,
+        2 => withdraw,
+        2 => election().prop_map(Op::Read),
+        2 => list,
+        1 => prop::sample::select(vec![0, 60]).prop_map(|s| Op::Mark(Duration::from_secs(s))),
+        1 => Just(Op::Probe),
+    ]
+}
+
+/// Both nodes, new, and marked ready in three of four cases.
+async fn pair(redis: &Redis, prefix: usize, marked: bool) -> (Embedded, RedisNode) {
+    let server = Server::from_url(&redis.url(), None).expect("a URL");
+    let prefix = format!("p{prefix}");
+    let real = RedisNode::start(server, &prefix, Duration::from_secs(10), SETTINGS).await;
+    let model = Embedded::in_memory(SETTINGS);
+    if marked {
+        for node in [&model as &dyn LeaseNode, &real] {
+            node.mark(Duration::ZERO).await.expect("marked");
+        }
+    }
+    (model, real)
+}
+
+async fn same_replies(
+    (model, real): &(Embedded, RedisNode),
+    ops: &[Op],
+) -> Result<(), TestCaseError> {
+    for (n, op) in ops.iter().enumerate() {
+        let expected = apply(model, op).await.expect("in memory nothing fails");
+        let replied = apply(real, op).await.expect("Redis answers");
+        prop_assert_eq!(
+            &replied,
+            &expected,
+            "operation {}: {:?} of {:?}",
+            n,
+            op,
+            ops
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn redis_replies_as_the_in_process_node_does() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let redis = runtime.block_on(Redis::start());
+    let case = std::cell::Cell::new(0);
+    let mut runner = TestRunner::new(Config {
+        cases: 400,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let sequences = (
+        prop::collection::vec(op(&[30_000, 60_000]), 1..60),
+        prop::bool::weighted(0.75),
+    );
+    runner
+        .run(&sequences, |(ops, marked)| {
+            case.set(case.get() + 1);
+            runtime.block_on(async {
+                let nodes = pair(&redis, case.get(), marked).await;
+                same_replies(&nodes, &ops).await
+            })
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Terms lapse in real time, so all sequences wait for it together.
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_replies_as_the_in_process_node_does_after_terms_lapsed() {
+    let redis = Redis::start().await;
+    let mut runner = TestRunner::new(Config::default());
+    let mut sequence = |terms| {
+        prop::collection::vec(op(terms), 1..30)
+            .new_tree(&mut runner)
+            .expect("a sequence")
+            .current()
+    };
+    let cases: Vec<_> = (0..100)
+        .map(|case| {
+            (
+                case,
+                sequence(&[1_000, 60_000]),
+                sequence(&[30_000, 60_000]),
+            )
+        })
+        .collect();
+    let mut pairs = Vec::new();
+    for (case, before, _) in &cases {
+        let nodes = pair(&redis, *case, true).await;
+        same_replies(&nodes, before)
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
+        pairs.push(nodes);
+    }
+    // Not a condition to wait for: the time itself is what is tested.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let after = cases
+        .iter()
+        .zip(&pairs)
+        .map(|((_, _, after), nodes)| same_replies(nodes, after));
+    for result in join_all(after).await {
+        result.unwrap_or_else(|error| panic!("{error}"));
+    }
+}

@@ -1,0 +1,146 @@
+//! What is committed or served as documentation says what the code does.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use election_agent::{config, transport::rest::openapi};
+use reqwest::Method;
+
+use crate::harness::{Agent, Fixture, Store};
+
+fn committed(path: &str) -> String {
+    let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+#[test]
+fn the_committed_openapi_document_is_the_codes() {
+    let emitted = openapi::yaml(&openapi::document());
+    assert!(
+        committed("openapi/openapi_v3.yaml") == emitted,
+        "openapi/openapi_v3.yaml is not what the code emits: run `make openapi` and commit"
+    );
+}
+
+#[tokio::test]
+async fn the_document_is_served_with_a_user_interface() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let agent = &fixture.agent;
+    let yaml = agent.get("/openapi_v3.yaml").await;
+    assert_eq!(
+        (yaml.status, yaml.header("content-type")),
+        (200, "application/yaml")
+    );
+    assert_eq!(
+        yaml.body.as_str().expect("text"),
+        openapi::yaml(&openapi::document())
+    );
+    let json = agent.get("/openapi.json").await;
+    assert_eq!(json.body["info"]["title"], "Election Agent");
+    let page = agent.get("/swagger-ui/").await;
+    assert_eq!(
+        (page.status, page.header("content-type")),
+        (200, "text/html")
+    );
+    assert_eq!(
+        agent.get("/swagger-ui/swagger-ui-bundle.js").await.status,
+        200
+    );
+    let settings = agent.get("/swagger-ui/swagger-initializer.js").await;
+    assert!(
+        settings
+            .body
+            .as_str()
+            .is_some_and(|text| text.contains("/openapi.json"))
+    );
+}
+
+#[tokio::test]
+async fn every_documented_operation_exists_and_no_other() {
+    let fixture = Fixture::on(Store::Memory).await;
+    for (path, methods) in openapi::documented() {
+        let example = path.replace(['{', '}'], "");
+        let refused = fixture.agent.rest(Method::OPTIONS, &example, None).await;
+        assert_eq!(refused.status, 405, "{path} is documented, but not routed");
+        let allowed: BTreeSet<_> = refused.header("allow").split(',').map(str::trim).collect();
+        let mut documented: BTreeSet<_> = methods.into_iter().collect();
+        if documented.contains("GET") {
+            documented.insert("HEAD");
+        }
+        assert_eq!(allowed, documented, "{path}");
+    }
+}
+
+#[test]
+fn the_readme_lists_every_setting() {
+    assert!(
+        committed("README.md").contains(&config::markdown()),
+        "the README's table of settings is not the code's: replace it by what `cargo run -- settings` \
+         prints"
+    );
+}
+
+/// The commands of the README's tour, with the output that it prints below each.
+fn tour() -> Vec<(String, String)> {
+    let readme = committed("README.md");
+    let blocks = readme.split("```console\n").skip(1);
+    let mut steps: Vec<(String, String)> = Vec::new();
+    for block in blocks.filter_map(|block| block.split("\n```").next()) {
+        for line in block.lines() {
+            match (line.strip_prefix("$ "), steps.last_mut()) {
+                (Some(command), _) => steps.push((command.to_owned(), String::new())),
+                (None, Some((command, _))) if command.ends_with('\\') => {
+                    command.push('\n');
+                    command.push_str(line);
+                }
+                (None, Some((_, output))) => {
+                    output.push_str(line);
+                    output.push('\n');
+                }
+                (None, None) => panic!("output before the first command: {line}"),
+            }
+        }
+    }
+    steps
+}
+
+/// Numbers of three digits or more differ from run to run.
+fn without_numbers(text: &str) -> String {
+    let mut shown = String::new();
+    let mut digits = String::new();
+    for c in text.trim().chars().chain(['\0']) {
+        if c.is_ascii_digit() {
+            digits.push(c);
+            continue;
+        }
+        shown.push_str(if digits.len() >= 3 { "N" } else { &digits });
+        digits.clear();
+        shown.push(c);
+    }
+    shown
+}
+
+#[tokio::test]
+async fn the_readmes_tour_works_as_printed() {
+    let agent = Agent::start(&[]).await;
+    let address = agent.address().to_string();
+    let mut curls = 0;
+    for (command, printed) in tour() {
+        // grpcurl is nothing that a test may take for granted; the reflection tests do what it does.
+        if !command.starts_with("curl ") {
+            continue;
+        }
+        let here = command.replace("localhost:8080", &address);
+        let output = Command::new("sh")
+            .args(["-c", &here])
+            .output()
+            .expect("runs");
+        let output = String::from_utf8(output.stdout).expect("UTF-8");
+        assert_eq!(
+            without_numbers(&output),
+            without_numbers(&printed),
+            "{command}"
+        );
+        curls += 1;
+    }
+    assert!(curls >= 5, "the tour has {curls} steps");
+}

@@ -1,0 +1,440 @@
+//! A Redis server that stops, dies, forgets, or refuses.
+
+use std::time::{Duration, Instant};
+
+use election_agent::proto::GetLeaderRequest;
+use redis::AsyncCommands as _;
+use tonic::{Code, Request};
+
+use crate::harness::{Agent, Redis, campaign, eventually};
+
+async fn agent(redis: &Redis, settings: &[(&str, &str)]) -> Agent {
+    let mut all = vec![("EA_REDIS_URLS".to_owned(), redis.url())];
+    all.extend(
+        settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+    );
+    Agent::start(&all).await
+}
+
+async fn code(agent: &Agent, candidate: &str) -> Option<Code> {
+    let answer = agent.grpc().campaign(campaign("e", candidate, 1_000)).await;
+    answer.err().map(|status| status.code())
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_unavailable_within_the_operation_timeout() {
+    let redis = Redis::start().await;
+    let agent = agent(&redis, &[("EA_REDIS_OPERATION_TIMEOUT", "300ms")]).await;
+    assert!(agent.campaign("e", "a", 60_000).await.elected);
+    redis.signal("STOP");
+    let asked = Instant::now();
+    assert_eq!(code(&agent, "b").await, Some(Code::Unavailable));
+    let took = asked.elapsed();
+    assert!(
+        took >= Duration::from_millis(290),
+        "an unknown outcome needs the time: {took:?}"
+    );
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    let extend = agent.rest(
+        reqwest::Method::PATCH,
+        "/election/e",
+        Some(serde_json::json!({"leader": "a", "term": 1000})),
+    );
+    let refused = extend.await;
+    assert_eq!((refused.status, refused.text("code")), (503, "Unavailable"));
+    redis.signal("CONT");
+    let leader = eventually("the leader is known again", async || {
+        agent.leader("e").await.ok()
+    })
+    .await;
+    assert_eq!(leader, "a");
+}
+
+#[tokio::test]
+async fn a_server_that_dies_is_named_and_used_again_when_it_is_back() {
+    let mut redis = Redis::start().await;
+    let settings = [("EA_RESTART_GUARD", "off"), ("EA_METRIC_ENABLE", "true")];
+    let agent = agent(&redis, &settings).await;
+    assert!(agent.campaign("e", "a", 60_000).await.elected);
+    redis.kill();
+    let asked = Instant::now();
+    assert_eq!(code(&agent, "b").await, Some(Code::Unavailable));
+    assert!(
+        asked.elapsed() < Duration::from_secs(1),
+        "a refused connection needs no timeout"
+    );
+    let not_ready = eventually("not ready", async || {
+        Some(agent.get("/readyz").await).filter(|answer| answer.status == 503)
+    })
+    .await;
+    let address = redis.url().replace("redis://", "");
+    assert!(
+        not_ready.text("message").contains(&address),
+        "{not_ready:?}"
+    );
+    assert_eq!(not_ready.body["nodes"][0]["up"], false);
+    let metrics = agent.get("/metrics").await;
+    let metrics = metrics.body.as_str().expect("text");
+    assert!(
+        metrics.contains("election_agent_disconnected_redis_backends 1"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains("election_agent_unavailable_total 1"),
+        "{metrics}"
+    );
+
+    redis.run().await;
+    let won = eventually("elected again", async || {
+        agent.grpc().campaign(campaign("e", "b", 1_000)).await.ok()
+    });
+    assert!(
+        won.await.into_inner().elected,
+        "the server has forgotten the first leader"
+    );
+    eventually("ready again", async || {
+        (agent.get("/readyz").await.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_has_forgotten_its_leases_abstains_for_the_longest_term() {
+    let mut redis = Redis::start().await;
+    let agent = agent(&redis, &[("EA_MAX_TERM", "3s")]).await;
+    let first = agent.campaign("e", "a", 3_000).await;
+    let asked = Instant::now();
+    redis.kill();
+    redis.run().await;
+    let refused = eventually("guarded", async || {
+        let body = serde_json::json!({"candidate": "b", "term": 1000});
+        let answer = agent
+            .rest(reqwest::Method::POST, "/election/e", Some(body))
+            .await;
+        assert_eq!(
+            (answer.status, answer.text("code")),
+            (503, "Unavailable"),
+            "{answer:?}"
+        );
+        Some(answer).filter(|answer| answer.text("message").contains("abstain"))
+    })
+    .await;
+    assert!(
+        matches!(refused.header("retry-after").parse(), Ok(1..=3)),
+        "{refused:?}"
+    );
+    let ready = agent.get("/readyz").await;
+    assert_eq!(
+        ready.status, 200,
+        "extensions and reads are answered: {ready:?}"
+    );
+    let next = eventually("elected after the guard", async || {
+        agent.grpc().campaign(campaign("e", "b", 1_000)).await.ok()
+    })
+    .await
+    .into_inner();
+    assert!(next.elected && next.token > first.token);
+    assert!(
+        asked.elapsed() >= Duration::from_millis(2_900),
+        "the first leader had time left"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_kept_its_data_abstains_after_a_restart_but_extends() {
+    let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let agent = agent(&redis, &[("EA_MAX_TERM", "4s")]).await;
+    let won = agent.campaign("e", "a", 4_000).await;
+    redis.kill();
+    redis.run().await;
+    eventually("extended by the server that was restarted", async || {
+        let request = election_agent::proto::ExtendElectedTermRequest {
+            election: "e".to_owned(),
+            leader: "a".to_owned(),
+            term: 4_000,
+            token: won.token,
+            ..Default::default()
+        };
+        agent
+            .grpc()
+            .extend_elected_term(request)
+            .await
+            .ok()
+            .filter(|done| done.get_ref().value)
+    })
+    .await;
+    assert_eq!(
+        code(&agent, "a").await,
+        Some(Code::Unavailable),
+        "no new grants, even to a"
+    );
+    assert!(
+        !agent.campaign("e", "b", 1_000).await.elected,
+        "b is told the leader"
+    );
+}
+
+#[tokio::test]
+async fn strict_waits_on_a_first_start_too() {
+    let redis = Redis::start().await;
+    let settings = [("EA_RESTART_GUARD", "strict"), ("EA_MAX_TERM", "1s")];
+    let agent = agent(&redis, &settings).await;
+    assert_eq!(code(&agent, "a").await, Some(Code::Unavailable));
+    eventually("elected after the wait", async || {
+        agent.grpc().campaign(campaign("e", "a", 1_000)).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_never_asked_for_a_grant_knows_that_a_server_has_forgotten() {
+    let mut redis = Redis::start().await;
+    let first = agent(&redis, &[("EA_MAX_TERM", "60s")]).await;
+    let second = agent(&redis, &[("EA_MAX_TERM", "60s")]).await;
+    assert!(first.campaign("e", "a", 60_000).await.elected);
+    eventually("the second agent has seen the marker", async || {
+        let ready = second.get("/readyz").await;
+        (ready.body["nodes"][0]["guard"] == 0).then_some(())
+    })
+    .await;
+    redis.kill();
+    redis.run().await;
+    eventually("guarded", async || {
+        let refused = second
+            .grpc()
+            .campaign(campaign("e", "b", 1_000))
+            .await
+            .expect_err("unknown");
+        assert_eq!(refused.code(), Code::Unavailable, "a has time left");
+        refused.message().contains("abstain").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn scripts_that_the_server_has_dropped_are_loaded_again() {
+    let redis = Redis::start().await;
+    let agent = agent(&redis, &[]).await;
+    let won = agent.campaign("e", "a", 60_000).await;
+    let mut connection = redis.connect().await;
+    let flushed = redis::cmd("SCRIPT")
+        .arg("FLUSH")
+        .query_async::<()>(&mut connection)
+        .await;
+    flushed.expect("flushed");
+    assert!(agent.extend("e", "a", 60_000, won.token).await.value);
+    assert!(!agent.campaign("e", "b", 60_000).await.elected);
+    assert_eq!(agent.leader("e").await.expect("held"), "a");
+}
+
+#[tokio::test]
+async fn what_a_caller_that_gave_up_was_granted_is_taken_back() {
+    let redis = Redis::start().await;
+    let agent = agent(&redis, &[]).await;
+    assert_eq!(code(&agent, "first").await, None);
+    assert!(agent.resign("e", "first", 0).await.value);
+    redis.signal("STOP");
+    let mut request = Request::new(campaign("e", "gone", 60_000));
+    request.set_timeout(Duration::from_millis(200));
+    agent
+        .grpc()
+        .campaign(request)
+        .await
+        .expect_err("the deadline passed");
+    redis.signal("CONT");
+    // Redis runs the grant when it goes on; for a minute nobody would lead.
+    let won = eventually("another candidate is elected", async || {
+        let answer = agent
+            .grpc()
+            .campaign(campaign("e", "next", 60_000))
+            .await
+            .ok()?;
+        Some(answer.into_inner()).filter(|result| result.elected)
+    });
+    assert_eq!(won.await.leader, "next");
+}
+
+#[tokio::test]
+async fn the_callers_deadline_is_kept() {
+    let redis = Redis::start().await;
+    let agent = agent(&redis, &[]).await;
+    redis.signal("STOP");
+    let asked = Instant::now();
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .expect("a client");
+    let election = prost::Message::encode_to_vec(&GetLeaderRequest {
+        election: "e".to_owned(),
+        kind: String::new(),
+    });
+    let length = u32::try_from(election.len()).expect("short").to_be_bytes();
+    let answer = client
+        .post(format!(
+            "http://{}/grpc.election_agent.v1.Election/GetLeader",
+            agent.address()
+        ))
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "150m")
+        .body([&[0][..], &length, &election].concat())
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(answer.headers()["grpc-status"], "4", "{answer:?}");
+    assert!(
+        (150..1_500).contains(&asked.elapsed().as_millis()),
+        "{:?}",
+        asked.elapsed()
+    );
+    redis.signal("CONT");
+}
+
+#[tokio::test]
+async fn an_agent_starts_without_its_server_and_finds_it_later() {
+    let mut redis = Redis::start().await;
+    redis.kill();
+    let agent = agent(&redis, &[]).await;
+    assert_eq!(agent.get("/readyz").await.status, 503);
+    assert_eq!(agent.get("/livez").await.status, 200);
+    redis.run().await;
+    eventually("elected", async || {
+        agent.grpc().campaign(campaign("e", "a", 1_000)).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_database_number_a_user_with_few_rights_and_a_prefix_are_used() {
+    // What the README says the agent's user needs, and nothing else.
+    let users = "--user default off --user agent on >p@ss/word ~mine:* -@all +evalsha \
+                 +script|load +ping +select +hget +hmget +hset +hdel +get +set +del \
+                 +exists +pttl +pexpire +zadd +zrem +zrangebylex +zrangebyscore +time +info \
+                 --user admin on >admin ~* &* +@all";
+    let redis = Redis::with(&users.split_whitespace().collect::<Vec<_>>()).await;
+    let url = format!("{}/3", redis.url_as("agent:p%40ss%2Fword@"));
+    let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_REDIS_PREFIX", "mine")];
+    let settings: Vec<_> = settings
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    let agent = Agent::start(&settings).await;
+    let won = agent.campaign("e", "a", 60_000).await;
+    assert!(won.elected);
+    assert!(agent.extend("e", "a", 60_000, won.token).await.value);
+    assert_eq!(
+        agent.get("/elections").await.body["leaders"]
+            .as_array()
+            .map(Vec::len),
+        Some(1)
+    );
+    assert!(agent.resign("e", "a", won.token).await.value);
+    assert!(agent.campaign("e", "a", 60_000).await.elected);
+    let client = redis::Client::open(format!("{}/3", redis.url_as("admin:admin@"))).expect("a URL");
+    let mut connection = client
+        .get_multiplexed_async_connection()
+        .await
+        .expect("connects");
+    let mut keys: Vec<String> = connection.keys("*").await.expect("keys");
+    keys.sort_unstable();
+    assert_eq!(
+        keys,
+        [
+            "mine:{0}:expiry",
+            "mine:{0}:floor:default/e",
+            "mine:{0}:index",
+            "mine:{0}:lease:default/e",
+            "mine:{0}:marker",
+        ]
+    );
+    let retention: i64 = connection
+        .pttl("mine:{0}:floor:default/e")
+        .await
+        .expect("a time");
+    assert!(
+        (604_700_000..=604_800_000).contains(&retention),
+        "seven days: {retention}"
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_without_telling_it() {
+    let redis = Redis::with(&["--requirepass", "right"]).await;
+    let url = redis.url_as(":wr0ng-s3cret@");
+    let agent = Agent::start(&[("EA_REDIS_URLS".to_owned(), url)]).await;
+    let not_ready = agent.get("/readyz").await;
+    assert_eq!(not_ready.status, 503);
+    assert!(
+        not_ready
+            .text("message")
+            .contains("check the user and password"),
+        "{not_ready:?}"
+    );
+    let refused = agent
+        .grpc()
+        .campaign(campaign("e", "a", 1_000))
+        .await
+        .expect_err("unknown");
+    assert_eq!(refused.code(), Code::Unavailable);
+    let log = agent.log().join("\n");
+    for text in [log.as_str(), not_ready.text("message"), refused.message()] {
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+    assert!(log.contains("check the user and password"), "{log}");
+}
+
+#[tokio::test]
+async fn tls_is_spoken_and_the_certificate_is_checked() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let certificate = made.cert.pem();
+    let redis = Redis::with_tls(
+        &certificate,
+        &made.signing_key.serialize_pem(),
+        &["--requirepass", "pw"],
+    )
+    .await;
+    let ca = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(ca.path(), &certificate).expect("written");
+    let url = ("EA_REDIS_URLS".to_owned(), redis.url_as(":pw@"));
+    let trusted = (
+        "EA_REDIS_TLS_CA_FILE".to_owned(),
+        ca.path().display().to_string(),
+    );
+    let agent = Agent::start(&[url.clone(), trusted]).await;
+    assert!(agent.campaign("e", "a", 60_000).await.elected);
+
+    let distrusting = Agent::start(&[url]).await;
+    let not_ready = distrusting.get("/readyz").await;
+    assert_eq!(not_ready.status, 503);
+    assert!(
+        not_ready.text("message").contains("certificate"),
+        "{not_ready:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_index_forgets_elections_that_nobody_lists() {
+    let redis = Redis::start().await;
+    let agent = agent(&redis, &[]).await;
+    for n in 0..20 {
+        agent.campaign(&format!("short{n}"), "a", 1_000).await;
+    }
+    let mut connection = redis.connect().await;
+    let extended = agent.extend("short7", "a", 60_000, 0).await;
+    assert!(extended.value);
+    eventually("the other terms have lapsed", async || {
+        agent.leader("short19").await.is_err().then_some(())
+    })
+    .await;
+    for n in 0..10 {
+        agent.campaign(&format!("long{n}"), "a", 60_000).await;
+    }
+    for key in ["ela:{0}:index", "ela:{0}:expiry"] {
+        let size: usize = connection.zcard(key).await.expect("a size");
+        assert_eq!(
+            size, 11,
+            "{key}: ten long ones, and the one that was extended"
+        );
+    }
+}

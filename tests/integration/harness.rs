@@ -1,0 +1,172 @@
+//! Starts real servers on free ports, and stops them.
+
+mod agent;
+mod redis;
+
+pub(crate) use agent::{Agent, output as command_output};
+pub(crate) use redis::Redis;
+
+use std::time::Duration;
+
+use election_agent::proto::{
+    BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
+    ResignRequest,
+};
+use tempfile::TempDir;
+
+/// An agent and what it keeps its leases in.
+pub(crate) struct Fixture {
+    pub(crate) agent: Agent,
+    _redis: Option<Redis>,
+    _directory: Option<TempDir>,
+}
+
+/// The kinds of stores.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Store {
+    Memory,
+    Durable,
+    Redis,
+}
+
+impl Fixture {
+    pub(crate) async fn on(store: Store) -> Self {
+        Self::with(store, &[]).await
+    }
+
+    pub(crate) async fn with(store: Store, settings: &[(&str, &str)]) -> Self {
+        let (mut redis, mut directory) = (None, None);
+        let mut settings: Vec<_> = settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect();
+        match store {
+            Store::Memory => {}
+            Store::Durable => {
+                let made = TempDir::new().expect("a directory");
+                let path = made.path().join("leases.redb").display().to_string();
+                settings.push(("EA_EMBEDDED_PATH".to_owned(), path));
+                directory = Some(made);
+            }
+            Store::Redis => {
+                let started = Redis::start().await;
+                settings.push(("EA_REDIS_URLS".to_owned(), started.url()));
+                redis = Some(started);
+            }
+        }
+        Self {
+            agent: Agent::start(&settings).await,
+            _redis: redis,
+            _directory: directory,
+        }
+    }
+}
+
+/// Makes one test of each function for each kind of store.
+macro_rules! on_every_store {
+    ($($test:ident),+ $(,)?) => {
+        on_every_store!(@ memory Memory $($test)+);
+        on_every_store!(@ durable Durable $($test)+);
+        on_every_store!(@ redis Redis $($test)+);
+    };
+    (@ $module:ident $store:ident $($test:ident)+) => {
+        mod $module {
+            use crate::harness::Store;
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $test() {
+                super::$test(Store::$store).await;
+            })+
+        }
+    };
+}
+pub(crate) use on_every_store;
+
+pub(crate) fn campaign(election: &str, candidate: &str, term: i32) -> CampaignRequest {
+    CampaignRequest {
+        election: election.to_owned(),
+        candidate: candidate.to_owned(),
+        term,
+        ..CampaignRequest::default()
+    }
+}
+
+/// The four calls that most tests make, by their answers' content.
+impl Agent {
+    pub(crate) async fn campaign(
+        &self,
+        election: &str,
+        candidate: &str,
+        term: i32,
+    ) -> CampaignResult {
+        self.grpc()
+            .campaign(campaign(election, candidate, term))
+            .await
+            .expect("an answer")
+            .into_inner()
+    }
+
+    pub(crate) async fn extend(
+        &self,
+        election: &str,
+        leader: &str,
+        term: i32,
+        token: u64,
+    ) -> BoolValue {
+        let request = ExtendElectedTermRequest {
+            election: election.to_owned(),
+            leader: leader.to_owned(),
+            term,
+            token,
+            ..ExtendElectedTermRequest::default()
+        };
+        self.grpc()
+            .extend_elected_term(request)
+            .await
+            .expect("an answer")
+            .into_inner()
+    }
+
+    pub(crate) async fn resign(&self, election: &str, leader: &str, token: u64) -> BoolValue {
+        let request = ResignRequest {
+            election: election.to_owned(),
+            leader: leader.to_owned(),
+            token,
+            ..ResignRequest::default()
+        };
+        self.grpc()
+            .resign(request)
+            .await
+            .expect("an answer")
+            .into_inner()
+    }
+
+    /// Who leads, or the status that says why that is not known.
+    pub(crate) async fn leader(&self, election: &str) -> Result<String, tonic::Status> {
+        let request = GetLeaderRequest {
+            election: election.to_owned(),
+            kind: String::new(),
+        };
+        self.grpc()
+            .get_leader(request)
+            .await
+            .map(|answer| answer.into_inner().value)
+    }
+}
+
+/// Asks again and again until the answer is there.
+///
+/// # Panics
+/// When it is not there in ten seconds.
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let waiting = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting)
+        .await
+        .unwrap_or_else(|_| panic!("not within ten seconds: {what}"))
+}

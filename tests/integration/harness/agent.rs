@@ -1,0 +1,204 @@
+//! An `election-agent` process.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::mpsc,
+    time::Duration,
+};
+
+use election_agent::proto::election_client::ElectionClient;
+use reqwest::Method;
+use serde_json::Value;
+use tonic::transport::{Channel, Endpoint};
+
+use super::eventually;
+
+/// A running agent; killed when dropped.
+pub(crate) struct Agent {
+    child: Child,
+    address: SocketAddr,
+    early_log: Vec<String>,
+    log: mpsc::Receiver<String>,
+    http: reqwest::Client,
+    channel: Channel,
+}
+
+/// An answer over REST.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: reqwest::header::HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn text(&self, member: &str) -> &str {
+        self.body[member].as_str().unwrap_or_default()
+    }
+}
+
+/// The agent's binary, with only these settings.
+pub(crate) fn command(settings: &[(String, String)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_election-agent"));
+    command
+        .env_clear()
+        .env("EA_BIND_ADDRESS", "127.0.0.1")
+        .env("EA_HTTP_PORT", "0")
+        .env("EA_GRPC_PORT", "0")
+        .envs(settings.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// Runs the agent's binary to its end.
+pub(crate) fn output(arguments: &[&str], settings: &[(&str, &str)]) -> Output {
+    let settings: Vec<_> = settings
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
+    command(&settings).args(arguments).output().expect("runs")
+}
+
+pub(crate) fn signal(pid: u32, name: &str) {
+    let sent = Command::new("kill")
+        .args([&format!("-{name}"), &pid.to_string()])
+        .status();
+    assert!(sent.expect("kill runs").success(), "SIG{name} was not sent");
+}
+
+impl Agent {
+    pub(crate) async fn start(settings: &[(String, String)]) -> Self {
+        let mut child = command(settings)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let (sender, log) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut early_log = Vec::new();
+        let address = loop {
+            let line = log
+                .recv_timeout(Duration::from_secs(20))
+                .expect("the agent says where it listens");
+            early_log.push(line.clone());
+            let line: Value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+            if line["message"] == "listening" {
+                break line["address"]
+                    .as_str()
+                    .expect("an address")
+                    .parse()
+                    .expect("an address");
+            }
+        };
+        let channel = Endpoint::from_shared(format!("http://{address}"))
+            .expect("a URL")
+            .connect()
+            .await
+            .expect("connects");
+        Self {
+            child,
+            address,
+            early_log,
+            log,
+            http: reqwest::Client::new(),
+            channel,
+        }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    pub(crate) fn grpc(&self) -> ElectionClient<Channel> {
+        ElectionClient::new(self.channel())
+    }
+
+    pub(crate) async fn rest(&self, method: Method, path: &str, body: Option<Value>) -> Answer {
+        let mut request = self
+            .http
+            .request(method, format!("http://{}{path}", self.address));
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        self.send(request).await
+    }
+
+    pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Answer {
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.expect("a body");
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Answer {
+            status,
+            headers,
+            body,
+        }
+    }
+
+    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http
+            .request(method, format!("http://{}{path}", self.address))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.rest(Method::GET, path, None).await
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
+    /// Ends the agent at once, as a crash would.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("reaped");
+    }
+
+    /// Waits for the agent's own end.
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
+        eventually("the agent exits", async || {
+            self.child.try_wait().expect("waits")
+        })
+        .await
+    }
+
+    /// The log lines until the agent listened.
+    pub(crate) fn early_log(&self) -> &[String] {
+        &self.early_log
+    }
+
+    /// All log lines until now, once.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.early_log
+            .iter()
+            .cloned()
+            .chain(self.log.try_iter())
+            .collect()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // An agent that has ended cannot be killed, which is as well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

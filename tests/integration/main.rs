@@ -1,0 +1,19 @@
+//! Agents as separate processes on real stores, asked by real clients.
+
+#![expect(
+    clippy::expect_used,
+    reason = "a test that cannot go on should say where"
+)]
+
+mod bad_input;
+mod commands;
+mod contention;
+mod contract;
+mod differential;
+mod documents;
+mod durability;
+mod faults;
+mod harness;
+mod reflection;
+mod serving;
+mod terms;

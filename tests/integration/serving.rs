@@ -1,0 +1,359 @@
+//! Ports, protocols, connections, and a shutdown that loses nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use election_agent::proto::{CampaignResult, election_client::ElectionClient};
+use prost::Message as _;
+use reqwest::Method;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tonic::{Code, transport::Endpoint};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use crate::harness::{Agent, Fixture, Store, campaign, eventually};
+
+async fn agent(settings: &[(&str, &str)]) -> Agent {
+    Fixture::with(Store::Memory, settings).await.agent
+}
+
+#[tokio::test]
+async fn http_1_http_2_and_grpc_share_a_port() {
+    let agent = agent(&[]).await;
+    assert!(agent.campaign("e", "a", 30_000).await.elected);
+    let h2c = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .expect("a client");
+    let url = format!("http://{}/election/e", agent.address());
+    for (client, version) in [
+        (reqwest::Client::new(), reqwest::Version::HTTP_11),
+        (h2c, reqwest::Version::HTTP_2),
+    ] {
+        let answer = client.get(&url).send().await.expect("an answer");
+        assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
+        assert!(
+            answer
+                .text()
+                .await
+                .expect("text")
+                .contains("\"leader\":\"a\"")
+        );
+    }
+}
+
+#[tokio::test]
+async fn both_ports_serve_the_same() {
+    let (grpc, http) = (free_port(), free_port());
+    let (grpc_text, http_text) = (grpc.to_string(), http.to_string());
+    let _agent = agent(&[("EA_GRPC_PORT", &grpc_text), ("EA_HTTP_PORT", &http_text)]).await;
+    for (n, port) in [grpc, http].into_iter().enumerate() {
+        let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URL");
+        let mut client = ElectionClient::new(endpoint.connect().await.expect("connects"));
+        let election = format!("e{n}");
+        let won = client
+            .campaign(campaign(&election, "a", 30_000))
+            .await
+            .expect("an answer");
+        assert!(won.into_inner().elected);
+    }
+    for port in [grpc, http] {
+        let url = format!("http://127.0.0.1:{port}/election/e1");
+        assert_eq!(reqwest::get(url).await.expect("an answer").status(), 200);
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
+}
+
+#[tokio::test]
+async fn grpc_web_works_over_http_1() {
+    let agent = agent(&[]).await;
+    let request = campaign("e", "a", 30_000).encode_to_vec();
+    let length = u32::try_from(request.len()).expect("short").to_be_bytes();
+    let answer = agent
+        .request(Method::POST, "/grpc.election_agent.v1.Election/Campaign")
+        .header("content-type", "application/grpc-web+proto")
+        .body([&[0][..], &length, &request].concat())
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(
+        answer.headers()["content-type"],
+        "application/grpc-web+proto"
+    );
+    let body = answer.bytes().await.expect("a body");
+    let message_ends = 5 + u32::from_be_bytes(body[1..5].try_into().expect("a frame")) as usize;
+    let result = CampaignResult::decode(&body[5..message_ends]).expect("a message");
+    assert!(result.elected && result.token > 0);
+    let trailers = &body[message_ends..];
+    assert_eq!(trailers[0], 0x80, "a frame of trailers");
+    assert!(
+        String::from_utf8_lossy(&trailers[5..]).contains("grpc-status:0"),
+        "{trailers:?}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_switched_off_says_so_and_probes_stay() {
+    let without_grpc = agent(&[("EA_GRPC_ENABLE", "false")]).await;
+    let refused = without_grpc
+        .grpc()
+        .campaign(campaign("e", "a", 1_000))
+        .await
+        .expect_err("off");
+    assert_eq!(refused.code(), Code::Unimplemented);
+    assert!(refused.message().contains("EA_GRPC_ENABLE"), "{refused:?}");
+    let mut health = HealthClient::new(without_grpc.channel());
+    assert!(health.check(HealthCheckRequest::default()).await.is_ok());
+    assert_eq!(
+        without_grpc.get("/election/e").await.text("code"),
+        "NotFound"
+    );
+    let body = json!({"candidate": "a", "term": 1000});
+    assert_eq!(
+        without_grpc
+            .rest(Method::POST, "/election/e", Some(body))
+            .await
+            .status,
+        200
+    );
+
+    let without_http = agent(&[("EA_HTTP_ENABLE", "false"), ("EA_METRIC_ENABLE", "false")]).await;
+    assert!(without_http.campaign("e", "a", 1_000).await.elected);
+    for (path, status) in [
+        ("/election/e", 404),
+        ("/swagger-ui/", 404),
+        ("/metrics", 404),
+        ("/livez", 200),
+        ("/readyz", 200),
+    ] {
+        assert_eq!(without_http.get(path).await.status, status, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn requests_carry_an_id_and_are_measured() {
+    let agent = agent(&[("EA_METRIC_REQUEST_DURATION_BUCKETS", "0.5,7")]).await;
+    let named = agent
+        .request(Method::GET, "/election/e")
+        .header("x-request-id", "mine");
+    assert_eq!(agent.send(named).await.header("x-request-id"), "mine");
+    assert_eq!(
+        agent.get("/election/e").await.header("x-request-id").len(),
+        32
+    );
+    agent.campaign("e", "a", 30_000).await;
+    agent
+        .rest(Method::POST, "/election/e", Some(json!({"candidate": "b"})))
+        .await;
+    let metrics = agent.get("/metrics").await;
+    assert!(
+        metrics
+            .header("content-type")
+            .starts_with("application/openmetrics-text")
+    );
+    let metrics = metrics.body.as_str().expect("text").to_owned();
+    for line in [
+        "election_agent_request_duration_seconds_count{action=\"leader\",status=\"not_found\"} 2",
+        "election_agent_request_duration_seconds_count{action=\"campaign\",status=\"ok\"} 1",
+        "election_agent_request_duration_seconds_count{action=\"campaign\",status=\"invalid_argument\"} 1",
+        "election_agent_request_duration_seconds_bucket{le=\"7.0\",action=\"campaign\",status=\"ok\"} 1",
+        "election_agent_requests_in_flight{action=\"campaign\"} 0",
+        "election_agent_unavailable_total 0",
+        "election_agent_disconnected_redis_backends 0",
+    ] {
+        assert!(
+            metrics.lines().any(|other| other == line),
+            "{line} is not in:\n{metrics}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
+    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "300ms")]).await;
+    let mut idle = tokio::net::TcpStream::connect(agent.address())
+        .await
+        .expect("connects");
+    let mut busy = tokio::net::TcpStream::connect(agent.address())
+        .await
+        .expect("connects");
+    let opened = Instant::now();
+    let mut closed = Box::pin(async {
+        let mut rest = Vec::new();
+        idle.read_to_end(&mut rest).await.expect("an orderly end");
+        opened.elapsed()
+    });
+    let idle_for = loop {
+        busy.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .expect("open");
+        let mut answer = [0; 1024];
+        let length = busy.read(&mut answer).await.expect("open");
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+        let pause = tokio::time::timeout(Duration::from_millis(50), &mut closed);
+        if let Ok(idle_for) = pause.await {
+            break idle_for;
+        }
+    };
+    assert!(idle_for >= Duration::from_millis(290), "{idle_for:?}");
+}
+
+#[tokio::test]
+async fn an_old_connection_is_closed_and_every_request_is_answered_or_not_carried_out() {
+    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_AGE", "200ms")]).await;
+    let mut first = tokio::net::TcpStream::connect(agent.address())
+        .await
+        .expect("connects");
+    let opened = Instant::now();
+    let mut rest = Vec::new();
+    first.read_to_end(&mut rest).await.expect("an orderly end");
+    assert!(
+        opened.elapsed() >= Duration::from_millis(170),
+        "{:?}",
+        opened.elapsed()
+    );
+
+    // tonic's channel connects again when it is told to go away, but gives up on requests that it had
+    // not sent.
+    let mut client = agent.grpc();
+    let mut answered = 0;
+    for n in 0.. {
+        let election = format!("e{n}");
+        match client.campaign(campaign(&election, "a", 30_000)).await {
+            Ok(result) => {
+                assert!(result.into_inner().elected);
+                answered += 1;
+            }
+            Err(status) => {
+                let vacant = agent.get(&format!("/election/{election}")).await;
+                assert_eq!(
+                    vacant.status, 404,
+                    "carried out, but not answered: {status}"
+                );
+            }
+        }
+        if opened.elapsed() > Duration::from_millis(1_500) {
+            break;
+        }
+    }
+    assert!(answered > 20, "{answered}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shutdown_under_load_loses_no_answered_request() {
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let path = directory.path().join("leases.redb").display().to_string();
+    let settings = vec![("EA_EMBEDDED_PATH".to_owned(), path)];
+    let mut agent = Agent::start(&settings).await;
+    let stopping = Arc::new(AtomicBool::new(false));
+    let workers: Vec<_> = (0..16)
+        .map(|worker| {
+            let (mut client, stopping) = (agent.grpc(), Arc::clone(&stopping));
+            tokio::spawn(async move {
+                let mut answered = HashMap::new();
+                for n in 0.. {
+                    let election = format!("w{worker}n{n}");
+                    match client.campaign(campaign(&election, "a", 60_000)).await {
+                        Ok(result) => {
+                            let result = result.into_inner();
+                            assert!(result.elected);
+                            answered.insert(election, result.token);
+                        }
+                        Err(status) => {
+                            assert!(
+                                stopping.load(Ordering::SeqCst),
+                                "before the signal: {status}"
+                            );
+                            return (answered, election);
+                        }
+                    }
+                }
+                unreachable!("a worker goes on until it is refused")
+            })
+        })
+        .collect();
+    eventually("work is under way", async || {
+        let page = agent.get("/elections?page_size=1000").await;
+        (page.body["leaders"].as_array()?.len() > 100).then_some(())
+    })
+    .await;
+    stopping.store(true, Ordering::SeqCst);
+    let asked = Instant::now();
+    agent.signal("TERM");
+    assert!(agent.exit().await.success());
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
+
+    let again = Agent::start(&settings).await;
+    let mut checked = 0;
+    for worker in workers {
+        let (answered, refused) = worker.await.expect("no panic");
+        let vacant = again
+            .leader(&refused)
+            .await
+            .expect_err("carried out, but not answered");
+        assert_eq!(vacant.code(), Code::NotFound);
+        for (election, token) in answered {
+            let leader = again.get(&format!("/election/{election}")).await;
+            assert_eq!(leader.body["token"], token, "{election}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 100, "{checked}");
+}
+
+#[tokio::test]
+async fn a_shutdown_tells_probes_and_does_not_wait_for_their_streams() {
+    let mut agent = agent(&[]).await;
+    let mut health = HealthClient::new(agent.channel());
+    let watch = HealthCheckRequest {
+        service: "readiness".to_owned(),
+    };
+    let mut updates = health.watch(watch).await.expect("a stream").into_inner();
+    let first = updates.message().await.expect("open").expect("a status");
+    assert_eq!(first.status().as_str_name(), "SERVING");
+    agent.signal("INT");
+    let last = updates.message().await.expect("open").expect("a status");
+    assert_eq!(last.status().as_str_name(), "NOT_SERVING");
+    assert!(updates.message().await.expect("an orderly end").is_none());
+    assert!(agent.exit().await.success());
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_within_its_grace_whatever_a_client_does() {
+    let mut agent = agent(&[("EA_SHUTDOWN_GRACE", "300ms")]).await;
+    // Headers are in, the body never comes: the request is under way for ever.
+    let mut stuck = tokio::net::TcpStream::connect(agent.address())
+        .await
+        .expect("connects");
+    let head = "POST /election/e HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 9\r\n\r\n{";
+    stuck.write_all(head.as_bytes()).await.expect("sent");
+    eventually("the request is under way", async || {
+        let metrics = agent.get("/metrics").await;
+        let under_way = "election_agent_requests_in_flight{action=\"campaign\"} 1";
+        metrics.body.as_str()?.contains(under_way).then_some(())
+    })
+    .await;
+    let asked = Instant::now();
+    agent.signal("TERM");
+    assert!(agent.exit().await.success());
+    let took = asked.elapsed();
+    assert!(
+        took >= Duration::from_millis(290) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
+}
