@@ -32,5 +32,5 @@ openapi: ## Write openapi/openapi_v3.yaml from the code
 	cargo run --quiet --bin election-agent -- openapi > openapi/openapi_v3.yaml.new
 	mv openapi/openapi_v3.yaml.new openapi/openapi_v3.yaml
 
-bench: ## Measure the pure parts and one RPC on loopback
-	cargo bench --workspace --locked
+bench: ## Measure one call of each kind on loopback
+	cargo bench --locked --bench rpc
