@@ -80,6 +80,12 @@ impl App {
     /// # Errors
     /// A port or file that cannot be opened.
     pub async fn build(config: &Config) -> Result<Self, StartError> {
+        if config.kube.enable {
+            tracing::warn!(
+                "pods cannot be looked up: GetPods and /kube answer that it is disabled; \
+                 EA_KUBE_ENABLE=false silences this"
+            );
+        }
         let listeners = bind(&config.listen).await?;
         let max_term = config.limits.max_term;
         let nodes = vec![node(&config.store, max_term).await?];
@@ -230,27 +236,54 @@ async fn bind_one(
     variable: &'static str,
 ) -> Result<TcpListener, StartError> {
     let address = SocketAddr::new(address, port);
-    TcpListener::bind(address).await.map_err(|error| {
-        let advice = match error.kind() {
-            io::ErrorKind::PermissionDenied => format!(
-                "ports below 1024 need a privilege: set {variable} to one from 1024 on, such as {}, or \
-                 give the process CAP_NET_BIND_SERVICE",
-                if port == 80 { 8080 } else { 8443 }
-            ),
-            io::ErrorKind::AddrInUse => {
-                format!("another process has it: stop that or set {variable} to a free port")
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                "no interface has that address: set EA_BIND_ADDRESS to one that this machine has"
-                    .to_owned()
-            }
-            _ => format!("set {variable} or EA_BIND_ADDRESS to what this machine can listen on"),
-        };
-        StartError::Bind {
-            address,
-            variable,
-            error,
-            advice,
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| cannot_bind(address, variable, error))
+}
+
+fn cannot_bind(address: SocketAddr, variable: &'static str, error: io::Error) -> StartError {
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "ports below 1024 need a privilege: set {variable} to one from 1024 on, such as {}, or give \
+             the process CAP_NET_BIND_SERVICE",
+            if address.port() == 80 { 8080 } else { 8443 }
+        ),
+        io::ErrorKind::AddrInUse => {
+            format!("another process has it: stop that or set {variable} to a free port")
         }
-    })
+        io::ErrorKind::AddrNotAvailable => {
+            "no interface has that address: set EA_BIND_ADDRESS to one that this machine has"
+                .to_owned()
+        }
+        _ => format!("set {variable} or EA_BIND_ADDRESS to what this machine can listen on"),
+    };
+    StartError::Bind {
+        address,
+        variable,
+        error,
+        advice,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_needs_a_privilege_is_told_with_the_setting_to_change() {
+        for (port, variable, instead) in
+            [(80, "EA_HTTP_PORT", "8080"), (443, "EA_GRPC_PORT", "8443")]
+        {
+            let address = SocketAddr::from(([0, 0, 0, 0], port));
+            let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+            let told = cannot_bind(address, variable, denied).to_string();
+            for part in [
+                format!("0.0.0.0:{port}"),
+                format!("set {variable} to"),
+                instead.to_owned(),
+            ] {
+                assert!(told.contains(&part), "{part} is not in: {told}");
+            }
+        }
+    }
 }

@@ -126,6 +126,17 @@ impl Candidate {
         Ok(Self(name.into()))
     }
 
+    /// As [`Candidate::new`]; empty means that the caller named none.
+    ///
+    /// # Errors
+    /// [`Invalid`] when it is too long or holds a control character.
+    pub fn optional(field: &str, name: &str) -> Result<Option<Self>, Invalid> {
+        if name.is_empty() {
+            return Ok(None);
+        }
+        Self::new(field, name).map(Some)
+    }
+
     /// The name.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -8,38 +8,26 @@
 //! did not come is never counted as a vote. Grants are owned by a task, not by the caller's future: when
 //! the caller goes away, its grant is withdrawn.
 
+mod claim;
+mod merge;
+mod round;
+
 use std::{
-    collections::BTreeMap,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use pin_project_lite::pin_project;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, Sleep, sleep, sleep_until},
-};
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Over, Page, Probe,
-    Resign,
+    Extend, ExtendReply, Heal, Lease, LeaseNode, NodeError, Over, Page, Probe, Resign,
     guard::{Markers, RestartGuard},
-    tally::{
-        Denial, Done, Extensions, Failure, Granted, Grants, Reads, Resignations, Verdict, agreed,
-        quorum,
-    },
+    tally::{Denial, Done, Extensions, Reads, Resignations, Verdict, quorum},
     token::{TokenSource, WallClock},
 };
 use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
-
-/// The longest pause before a split vote is tried again; the first ones are shorter.
-const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// How often a withdrawal that a node did not answer is repeated.
-const WITHDRAW_AGAIN: Duration = Duration::from_millis(250);
+use merge::merge;
 
 /// How a quorum works.
 #[derive(Clone)]
@@ -191,188 +179,6 @@ impl Quorum {
         claimed
             .await
             .unwrap_or_else(|_| Err(Error::unavailable("the agent is shutting down")))
-    }
-
-    async fn run_claim(
-        &self,
-        claim: Claim,
-        deadline: Instant,
-        answer: oneshot::Sender<Result<Claimed, Error>>,
-    ) {
-        let mut attempt = 0;
-        let result = loop {
-            let Some(token) = self.inner.tokens.next() else {
-                break Err(Error::unavailable(
-                    "fencing tokens are used up: a node has accepted a token near 2^53",
-                ));
-            };
-            let grant = Arc::new(Grant {
-                election: claim.election.clone(),
-                candidate: claim.candidate.clone(),
-                token,
-                term: claim.term,
-                value: claim.value.clone(),
-                request_id: claim.request_id.clone(),
-                elected_at: self.inner.tokens.unix_millis(),
-                over: claim.over.clone(),
-            });
-            let vote = self.vote(&grant, deadline).await;
-            // Where this grant is, or may yet be, stored.
-            let left = vote.perhaps(token);
-            let Vote {
-                started,
-                tally,
-                unmarked,
-                verdict,
-                ..
-            } = vote;
-            let failure = match verdict {
-                Verdict::Decided(Granted::Won(won)) => {
-                    let used = started.elapsed() + claim.term.drift();
-                    let valid_for = claim.term.duration().saturating_sub(used);
-                    if valid_for.is_zero() {
-                        self.withdraw(&grant, left, started);
-                        break Err(too_slow());
-                    }
-                    let claimed = Claimed::Won {
-                        token: won,
-                        valid_for,
-                    };
-                    // A repeated request may have got its old token from some nodes and this one from
-                    // others; and a caller that has gone will not use what it was granted.
-                    if answer.send(Ok(claimed)).is_err() || won != token {
-                        self.withdraw(&grant, left, started);
-                    }
-                    return;
-                }
-                Verdict::Decided(Granted::Lost(lease)) => {
-                    self.withdraw(&grant, left, started);
-                    break Ok(Claimed::Lost(lease));
-                }
-                Verdict::Decided(Granted::TokenMismatch) => {
-                    self.withdraw(&grant, left, started);
-                    break Ok(Claimed::TokenMismatch);
-                }
-                Verdict::Open | Verdict::Hopeless => tally.failure(),
-            };
-            self.withdraw(&grant, left, started);
-            if answer.is_closed() {
-                return;
-            }
-            if let Some(wait) = self.inner.markers.wait(&failure) {
-                self.mark(&unmarked, wait, deadline).await;
-            }
-            let pause = match failure {
-                // The cause is mended: the very next vote should decide.
-                Failure::AllUnmarked | Failure::Unmarked | Failure::Stale if attempt == 0 => {
-                    Duration::ZERO
-                }
-                Failure::AllUnmarked | Failure::Unmarked | Failure::Stale | Failure::Split => {
-                    pause(attempt)
-                }
-                Failure::Unreachable(errors) => break Err(unreachable(&errors, deadline)),
-                Failure::Guarded(wait) => break Err(guarded(wait)),
-            };
-            attempt += 1;
-            if Instant::now() + pause >= deadline {
-                break Err(match failure {
-                    Failure::Split => Error::unavailable(
-                        "no candidate got a quorum of the nodes before the deadline: try again",
-                    ),
-                    _ => Error::DeadlineExceeded,
-                });
-            }
-            sleep(pause).await;
-        };
-        // A caller that has gone does not want to know, and nothing was granted to it.
-        let _ = answer.send(result);
-    }
-
-    async fn vote(&self, grant: &Arc<Grant>, deadline: Instant) -> Vote {
-        let nodes = self.inner.nodes.len();
-        let mut vote = Vote {
-            started: Instant::now(),
-            tally: Grants::new(nodes),
-            replies: vec![None; nodes],
-            unmarked: Vec::new(),
-            verdict: Verdict::Open,
-        };
-        let mut round = self.ask(deadline, |node| {
-            let grant = Arc::clone(grant);
-            async move { node.grant(&grant).await }
-        });
-        while vote.verdict == Verdict::Open
-            && let Some((node, reply)) = round.next().await
-        {
-            match &reply {
-                Ok(GrantReply::Unmarked) => vote.unmarked.push(node),
-                Ok(GrantReply::Granted(_) | GrantReply::Guarded(_)) => self.inner.markers.note(),
-                Ok(GrantReply::Stale(floor)) => {
-                    self.inner.markers.note();
-                    self.inner.tokens.seen(*floor);
-                }
-                _ => {}
-            }
-            vote.replies[node] = reply.as_ref().ok().cloned();
-            vote.tally.add(reply);
-            vote.verdict = vote.tally.verdict();
-        }
-        vote
-    }
-
-    /// Marks nodes and waits until they are: the next vote needs it.
-    async fn mark(&self, nodes: &[usize], wait: Duration, deadline: Instant) {
-        let names: Vec<_> = nodes
-            .iter()
-            .map(|node| self.inner.nodes[*node].0.name())
-            .collect();
-        if wait.is_zero() {
-            tracing::info!(
-                nodes = names.join(", "),
-                "new lease nodes: they grant from now on"
-            );
-        } else {
-            tracing::warn!(
-                nodes = names.join(", "),
-                wait_ms = wait.as_millis(),
-                "lease nodes without a marker may have lost their memory: they abstain from grants"
-            );
-        }
-        let mut round = self.ask_some(nodes, deadline, |node| async move { node.mark(wait).await });
-        while round.next().await.is_some() {}
-    }
-
-    /// Takes a grant back at these nodes, in the background, until each has answered or the lease must
-    /// have lapsed.
-    fn withdraw(&self, grant: &Arc<Grant>, nodes: Vec<usize>, granted: Instant) {
-        if nodes.is_empty() {
-            return;
-        }
-        let quorum = self.clone();
-        let grant = Arc::clone(grant);
-        let until = granted + self.inner.limit + grant.term.duration();
-        self.inner.tasks.spawn(async move {
-            let mut left = nodes;
-            while !left.is_empty() && Instant::now() < until {
-                let mut round = quorum.ask_some(&left, until, |node| {
-                    let grant = Arc::clone(&grant);
-                    async move {
-                        node.withdraw(&grant.election, &grant.candidate, grant.token)
-                            .await
-                    }
-                });
-                let mut failed = Vec::new();
-                while let Some((node, reply)) = round.next().await {
-                    if reply.is_err() {
-                        failed.push(node);
-                    }
-                }
-                left = failed;
-                if !left.is_empty() {
-                    sleep(WITHDRAW_AGAIN).await;
-                }
-            }
-        });
     }
 
     /// Extends a leader's term; `Ok(Err(_))` says why not.
@@ -621,114 +427,6 @@ impl Quorum {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
     }
-
-    fn ask<T, F>(&self, deadline: Instant, call: impl Fn(Arc<dyn LeaseNode>) -> F) -> Round<F, T>
-    where
-        F: Future<Output = Result<T, NodeError>>,
-    {
-        let all: Vec<_> = (0..self.inner.nodes.len()).collect();
-        self.ask_some(&all, deadline, call)
-    }
-
-    /// Puts a question to these nodes at once; each has the operation timeout, but not longer than the
-    /// deadline.
-    fn ask_some<T, F>(
-        &self,
-        nodes: &[usize],
-        deadline: Instant,
-        call: impl Fn(Arc<dyn LeaseNode>) -> F,
-    ) -> Round<F, T>
-    where
-        F: Future<Output = Result<T, NodeError>>,
-    {
-        Round {
-            calls: nodes
-                .iter()
-                .map(|&node| Call {
-                    node,
-                    reply: call(Arc::clone(&self.inner.nodes[node].0)),
-                })
-                .collect(),
-            waiting: nodes.to_vec(),
-            timer: Box::pin(sleep_until(deadline.min(Instant::now() + self.inner.limit))),
-            inner: Arc::clone(&self.inner),
-        }
-    }
-}
-
-pin_project! {
-    /// A question to one node.
-    struct Call<F> {
-        node: usize,
-        #[pin]
-        reply: F,
-    }
-}
-
-impl<F: Future> Future for Call<F> {
-    type Output = (usize, F::Output);
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        this.reply.poll(cx).map(|reply| (*this.node, reply))
-    }
-}
-
-/// The answers to one question, as they come in.
-struct Round<F, T>
-where
-    F: Future<Output = Result<T, NodeError>>,
-{
-    calls: FuturesUnordered<Call<F>>,
-    waiting: Vec<usize>,
-    timer: Pin<Box<Sleep>>,
-    inner: Arc<Inner>,
-}
-
-impl<F, T> Round<F, T>
-where
-    F: Future<Output = Result<T, NodeError>>,
-{
-    /// The next answer, with the node's number. When the time is over, the nodes that have not answered
-    /// are given as errors; `None` when every node has been given.
-    async fn next(&mut self) -> Option<(usize, Result<T, NodeError>)> {
-        let last = *self.waiting.last()?;
-        let (node, reply) = tokio::select! {
-            biased;
-            Some(answer) = self.calls.next() => answer,
-            () = &mut self.timer => {
-                let name = self.inner.nodes[last].0.name();
-                (last, Err(NodeError::new(format!("{name}: no answer in time"))))
-            }
-        };
-        self.waiting.retain(|waiting| *waiting != node);
-        Some((node, reply))
-    }
-
-    fn is_open(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-}
-
-/// One round of grants.
-struct Vote {
-    started: Instant,
-    tally: Grants,
-    replies: Vec<Option<GrantReply>>,
-    unmarked: Vec<usize>,
-    verdict: Verdict<Granted>,
-}
-
-impl Vote {
-    /// The nodes that have granted this token, or may yet.
-    fn perhaps(&self, token: Token) -> Vec<usize> {
-        (0..self.replies.len())
-            .filter(|node| match &self.replies[*node] {
-                None => true,
-                Some(reply) => *reply == GrantReply::Granted(token),
-            })
-            .collect()
-    }
 }
 
 fn is_renewed(reply: &ExtendReply) -> bool {
@@ -756,51 +454,4 @@ fn unreachable(errors: &[NodeError], deadline: Instant) -> Error {
 
 fn too_slow() -> Error {
     Error::unavailable("the lease nodes took as long as the term to answer")
-}
-
-fn guarded(wait: Duration) -> Error {
-    Error::Unavailable {
-        reason: format!(
-            "lease nodes abstain from new grants for another {:.1} s: they have restarted and may have \
-             forgotten a leader that still has time left",
-            wait.as_secs_f64()
-        ),
-        retry_after: Some(wait),
-    }
-}
-
-/// Uniform between zero and a limit that doubles with every attempt, so that candidates that got in
-/// each other's way come apart.
-fn pause(attempt: u32) -> Duration {
-    let limit = Duration::from_millis(5 << attempt.min(10)).min(LONGEST_PAUSE);
-    limit.mul_f64(fastrand::f64())
-}
-
-/// The leases on which a quorum of pages agrees, and whether every page has all of them.
-fn merge(pages: &[Page], quorum: usize, limit: usize) -> (Page, bool) {
-    // A page says nothing of elections after its last.
-    let upto = pages.iter().filter_map(|page| page.next.as_ref()).min();
-    let mut found: BTreeMap<&ElectionId, Vec<Lease>> = BTreeMap::new();
-    for (election, lease) in pages.iter().flat_map(|page| &page.leases) {
-        if upto.is_none_or(|upto| election <= upto) {
-            found.entry(election).or_default().push(lease.clone());
-        }
-    }
-    let unanimous = found
-        .values()
-        .all(|leases| agreed(leases, pages.len()).is_some());
-    let mut merged = Page {
-        leases: Vec::new(),
-        next: upto.cloned(),
-    };
-    for (election, leases) in found {
-        if let Some(lease) = agreed(&leases, quorum) {
-            merged.leases.push((election.clone(), lease));
-        }
-        if merged.leases.len() == limit {
-            merged.next = Some(election.clone());
-            break;
-        }
-    }
-    (merged, unanimous)
 }

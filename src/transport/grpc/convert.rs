@@ -74,15 +74,11 @@ pub(super) fn handover(
     request: &proto::HandoverRequest,
     max_term: Duration,
 ) -> Result<Handover, Invalid> {
-    let current_leader = match request.current_leader.as_str() {
-        "" => None,
-        name => Some(Candidate::new("current_leader", name)?),
-    };
     Ok(Handover {
         election: ElectionId::new(&request.kind, &request.election)?,
         leader: Candidate::new("leader", &request.leader)?,
         term: Term::from_millis(request.term.into(), max_term)?,
-        current_leader,
+        current_leader: Candidate::optional("current_leader", &request.current_leader)?,
         token: Token::optional(request.token)?,
     })
 }

@@ -186,15 +186,11 @@ impl HandoverRequest {
         election: ElectionId,
         max_term: Duration,
     ) -> Result<Handover, Invalid> {
-        let current_leader = match self.current_leader.as_str() {
-            "" => None,
-            name => Some(Candidate::new("current_leader", name)?),
-        };
         Ok(Handover {
             election,
             leader: Candidate::new("leader", &self.leader)?,
             term: Term::from_millis(self.term, max_term)?,
-            current_leader,
+            current_leader: Candidate::optional("current_leader", &self.current_leader)?,
             token: Token::optional(self.token)?,
         })
     }

@@ -1,0 +1,108 @@
+//! A question to several nodes at once, and their answers as they come in.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{Inner, Quorum};
+use crate::lease::{LeaseNode, NodeError};
+
+impl Quorum {
+    /// Puts a question to all nodes at once, as [`Self::ask_some`] does.
+    pub(super) fn ask<T, F>(
+        &self,
+        deadline: Instant,
+        call: impl Fn(Arc<dyn LeaseNode>) -> F,
+    ) -> Round<F, T>
+    where
+        F: Future<Output = Result<T, NodeError>>,
+    {
+        let all: Vec<_> = (0..self.inner.nodes.len()).collect();
+        self.ask_some(&all, deadline, call)
+    }
+
+    /// Puts a question to these nodes at once; each has the operation timeout, but not longer than the
+    /// deadline.
+    pub(super) fn ask_some<T, F>(
+        &self,
+        nodes: &[usize],
+        deadline: Instant,
+        call: impl Fn(Arc<dyn LeaseNode>) -> F,
+    ) -> Round<F, T>
+    where
+        F: Future<Output = Result<T, NodeError>>,
+    {
+        Round {
+            calls: nodes
+                .iter()
+                .map(|&node| Call {
+                    node,
+                    reply: call(Arc::clone(&self.inner.nodes[node].0)),
+                })
+                .collect(),
+            waiting: nodes.to_vec(),
+            timer: Box::pin(sleep_until(deadline.min(Instant::now() + self.inner.limit))),
+            inner: Arc::clone(&self.inner),
+        }
+    }
+}
+
+pin_project! {
+    /// A question to one node.
+    struct Call<F> {
+        node: usize,
+        #[pin]
+        reply: F,
+    }
+}
+
+impl<F: Future> Future for Call<F> {
+    type Output = (usize, F::Output);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        this.reply.poll(cx).map(|reply| (*this.node, reply))
+    }
+}
+
+/// The answers to one question, as they come in.
+pub(super) struct Round<F, T>
+where
+    F: Future<Output = Result<T, NodeError>>,
+{
+    calls: FuturesUnordered<Call<F>>,
+    waiting: Vec<usize>,
+    timer: Pin<Box<Sleep>>,
+    inner: Arc<Inner>,
+}
+
+impl<F, T> Round<F, T>
+where
+    F: Future<Output = Result<T, NodeError>>,
+{
+    /// The next answer, with the node's number. When the time is over, the nodes that have not answered
+    /// are given as errors; `None` when every node has been given.
+    pub(super) async fn next(&mut self) -> Option<(usize, Result<T, NodeError>)> {
+        let last = *self.waiting.last()?;
+        let (node, reply) = tokio::select! {
+            biased;
+            Some(answer) = self.calls.next() => answer,
+            () = &mut self.timer => {
+                let name = self.inner.nodes[last].0.name();
+                (last, Err(NodeError::new(format!("{name}: no answer in time"))))
+            }
+        };
+        self.waiting.retain(|waiting| *waiting != node);
+        Some((node, reply))
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+}
