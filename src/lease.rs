@@ -24,7 +24,9 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 /// # What a node keeps
 /// Per election a **lease** (leader, token, value, request id, elected-at, expiry), which vanishes at
 /// its expiry, and a **floor**, the highest token accepted, which outlives the lease by
-/// [`Settings::retention`]. Once per node a **marker**: which run of the server wrote it, and the time
+/// [`Settings::retention`]. With the lease, until it is extended: the **attempt**, which names the
+/// grant that last wrote or renewed it, and what to go back to if that grant is withdrawn.
+/// Once per node a **marker**: which run of the server wrote it, and the time
 /// from which that run may grant.
 ///
 /// # What every operation promises
@@ -57,6 +59,9 @@ pub trait LeaseNode: Send + Sync + 'static {
     ///    [`GrantReply::Granted`] with the token it has.
     /// 4. The token is not above the floor: [`GrantReply::Stale`].
     /// 5. Otherwise lease and floor are written: [`GrantReply::Granted`].
+    ///
+    /// In 3 and 5 [`Grant::attempt`] becomes the lease's attempt, and the lease as it was, if there was
+    /// one, is kept to go back to. The floor outlives the term by [`Settings::retention`].
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError>;
 
     /// Renews the leader's lease.
@@ -64,26 +69,30 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// No lease: [`ExtendReply::Missing`]; another's: [`ExtendReply::Held`]. A token was given and the
     /// lease has a larger one: [`ExtendReply::Stale`]; a smaller one: [`ExtendReply::Behind`], and
     /// nothing is changed (only a token that a quorum confirms may be raised, by [`heal`](Self::heal)).
-    /// Otherwise the lease is renewed: [`ExtendReply::Renewed`].
+    /// Otherwise the lease is renewed: [`ExtendReply::Renewed`]. Its attempt and what to go back to are
+    /// forgotten: it is in use, so no grant of it may be withdrawn any more. The floor is at least the
+    /// lease's token, and outlives the new term by [`Settings::retention`].
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError>;
 
     /// Writes a lease that a quorum is known to hold, so that the node holds it too.
     ///
     /// Allowed (`true`) when there is no lease or the same leader's with no larger token, and the token
-    /// is not below the floor; also while guarded, and without a marker.
+    /// is not below the floor; also while guarded, and without a marker. The lease has no attempt then;
+    /// its request id is kept if the token is the same, else it has none. The token becomes the floor,
+    /// which outlives the term by [`Settings::retention`].
     async fn heal(&self, heal: &Heal) -> Result<bool, NodeError>;
 
     /// Deletes the leader's lease; the replies are those of [`extend`](Self::extend).
     async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError>;
 
-    /// Deletes the lease if leader and token are exactly these, and raises the floor to the token, so
-    /// that a grant of it that arrives late is refused.
-    async fn withdraw(
-        &self,
-        election: &ElectionId,
-        leader: &Candidate,
-        token: Token,
-    ) -> Result<(), NodeError>;
+    /// Takes a grant back that was not answered: if the lease's attempt is this grant's, it is as it was
+    /// before, for what is left of its time then; without a lease before, or when that time is over,
+    /// there is none. In any case the floor is at least the grant's token, so that the grant is refused
+    /// if it arrives only now.
+    ///
+    /// What it goes back to has been promised: to the same candidate by an earlier answer, or to a
+    /// leader that does not know whether its handover took place.
+    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError>;
 
     /// The election's lease.
     async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError>;
@@ -99,10 +108,12 @@ pub trait LeaseNode: Send + Sync + 'static {
     ) -> Result<Page, NodeError>;
 
     /// Writes the marker for this run of the server, ready to grant after `wait`, unless there is a
-    /// marker already.
-    async fn mark(&self, wait: Duration) -> Result<(), NodeError>;
+    /// marker already; tells whether it was written.
+    async fn mark(&self, wait: Duration) -> Result<bool, NodeError>;
 
-    /// Answers if the node works, and what its marker says.
+    /// Answers if the node works, and what its marker says. A marker of another run is rewritten for
+    /// this one, as [`grant`](Self::grant) does, so that the guard begins with the restart and not with
+    /// the first campaign after it.
     async fn probe(&self) -> Result<Probe, NodeError>;
 }
 
@@ -121,7 +132,7 @@ pub struct Page {
 /// What every node is built with.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// How long a floor outlives the last grant.
+    /// How long a floor outlives the last term.
     pub retention: Duration,
     /// How long a node abstains from grants after it may have lost memory; `None` turns the guard off.
     pub guard: Option<Duration>,
@@ -151,6 +162,8 @@ pub struct Grant {
     pub candidate: Candidate,
     /// The token that the agent proposes.
     pub token: Token,
+    /// Names this grant among all: a random number.
+    pub attempt: u64,
     /// How long the lease is held.
     pub term: Term,
     /// The new leader's public data.
@@ -260,19 +273,23 @@ pub enum ResignReply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
     /// How long the node abstains from grants; `None` when it has no marker, zero when it grants.
-    ///
-    /// A marker of another run counts as not begun: the full guard.
     pub guard: Option<Duration>,
 }
 
-/// A node gave no answer, so what was asked may or may not have happened.
+/// A node gave no answer. The text is for operators; it holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NodeError(String);
+pub enum NodeError {
+    /// What was asked did not reach the node, and never will.
+    #[error("{0}")]
+    NotSent(String),
+    /// What was asked may or may not have happened, or may happen yet.
+    #[error("{0}")]
+    Unknown(String),
+}
 
 impl NodeError {
-    /// An error from the text an operator reads; it holds no credentials.
-    pub fn new(reason: impl fmt::Display) -> Self {
-        Self(reason.to_string())
+    /// An error after which it is not known what the node did.
+    pub fn unknown(reason: impl fmt::Display) -> Self {
+        Self::Unknown(reason.to_string())
     }
 }

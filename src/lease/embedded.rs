@@ -59,6 +59,16 @@ struct Held {
     expires: Instant,
     /// The term that the log has for this lease: what it counts for after a restart.
     logged_term: Duration,
+    /// The grant that may still be withdrawn. Not in the log: withdrawals do not outlive the process.
+    attempt: Option<Attempt>,
+}
+
+/// A grant that nobody has made use of yet.
+#[derive(Debug, Clone)]
+struct Attempt {
+    name: u64,
+    /// The lease that it replaced or renewed, to go back to.
+    before: Option<Box<Held>>,
 }
 
 #[derive(Debug)]
@@ -112,12 +122,14 @@ impl Embedded {
                     elected_at: lease.elected_at,
                     expires: now + term,
                     logged_term: term,
+                    attempt: None,
                 };
                 state.leases.insert(election.clone(), held);
             }
             let floor = Floor {
                 token: floor,
-                expires: now + settings.retention,
+                expires: state.leases.get(&election).map_or(now, |held| held.expires)
+                    + settings.retention,
                 sequence: 0,
             };
             state.floors.insert(election, floor);
@@ -149,6 +161,23 @@ impl Embedded {
             Record::new(floor.token, state.leases.get(election))
         });
         log.append(sequence, Change::Election(election.into(), record));
+    }
+
+    /// Raises the floor to the token, and keeps it for the retention after the term.
+    fn keep_floor(&self, state: &mut State, election: &ElectionId, token: Token, now: Instant) {
+        let term = state.held(election, now).map_or(now, |held| held.expires);
+        let expires = term + self.settings.retention;
+        if let Some(floor) = state.floors.get_mut(election.path()) {
+            floor.token = floor.token.max(token);
+            floor.expires = floor.expires.max(expires);
+            return;
+        }
+        let floor = Floor {
+            token,
+            expires,
+            sequence: 0,
+        };
+        state.floors.insert(election.path().into(), floor);
     }
 
     fn log_marker(&self, state: &mut State, wait: Duration) {
@@ -221,20 +250,6 @@ impl State {
             .map(|floor| floor.token)
     }
 
-    fn raise_floor(&mut self, election: &ElectionId, token: Token, expires: Instant) {
-        if let Some(floor) = self.floors.get_mut(election.path()) {
-            floor.token = floor.token.max(token);
-            floor.expires = expires;
-            return;
-        }
-        let floor = Floor {
-            token,
-            expires,
-            sequence: 0,
-        };
-        self.floors.insert(election.path().into(), floor);
-    }
-
     fn last_change(&self, election: &ElectionId) -> u64 {
         self.floors
             .get(election.path())
@@ -287,7 +302,6 @@ impl LeaseNode for Embedded {
             let mut state = self.lock();
             let now = Instant::now();
             let mut outgrown = false;
-            let floor_expires = now + self.settings.retention;
             let reply = match state.held_mut(&extend.election, now) {
                 None => ExtendReply::Missing,
                 Some(held) if held.leader != extend.leader => ExtendReply::Held,
@@ -299,11 +313,12 @@ impl LeaseNode for Embedded {
                 }
                 Some(held) => {
                     outgrown = held.renew(now, extend.term.duration());
+                    held.attempt = None;
                     ExtendReply::Renewed(held.token)
                 }
             };
             if let ExtendReply::Renewed(token) = reply {
-                state.raise_floor(&extend.election, token, floor_expires);
+                self.keep_floor(&mut state, &extend.election, token, now);
             }
             if outgrown {
                 self.log(&mut state, extend.election.path());
@@ -339,9 +354,10 @@ impl LeaseNode for Embedded {
                     elected_at: lease.elected_at,
                     expires: now + term,
                     logged_term: term,
+                    attempt: None,
                 };
                 state.leases.insert(election.path().into(), held);
-                state.raise_floor(election, lease.token, now + self.settings.retention);
+                self.keep_floor(&mut state, election, lease.token, now);
                 self.log(&mut state, election.path());
             }
             (above_floor && free, state.last_change(election))
@@ -371,27 +387,22 @@ impl LeaseNode for Embedded {
         Ok(reply)
     }
 
-    async fn withdraw(
-        &self,
-        election: &ElectionId,
-        leader: &Candidate,
-        token: Token,
-    ) -> Result<(), NodeError> {
+    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
+        let election = &grant.election;
         let sequence = {
             let mut state = self.lock();
             let now = Instant::now();
-            if state
+            let withdrawn = state
                 .held(election, now)
-                .is_some_and(|held| held.leader == *leader && held.token == token)
-            {
-                state.leases.remove(election.path());
+                .and_then(|held| held.attempt.clone())
+                .filter(|attempt| attempt.name == grant.attempt);
+            if let Some(withdrawn) = withdrawn {
+                match withdrawn.before.filter(|before| before.expires > now) {
+                    Some(before) => state.leases.insert(election.path().into(), *before),
+                    None => state.leases.remove(election.path()),
+                };
             }
-            if state
-                .floor(election, now)
-                .is_none_or(|floor| floor <= token)
-            {
-                state.raise_floor(election, token, now + self.settings.retention);
-            }
+            self.keep_floor(&mut state, election, grant.token, now);
             self.log(&mut state, election.path());
             state.last_change(election)
         };
@@ -427,11 +438,11 @@ impl LeaseNode for Embedded {
                 .take_while(|(path, _)| path.starts_with(&prefix))
                 .enumerate()
             {
-                let election = ElectionId::from_path(path).map_err(NodeError::new)?;
+                let election = ElectionId::from_path(path).map_err(NodeError::unknown)?;
                 if held.expires > now {
                     page.leases.push((election.clone(), held.lease(now)));
                 }
-                if page.leases.len() == limit || examined == LIST_EXAMINES {
+                if page.leases.len() == limit || examined + 1 == LIST_EXAMINES {
                     page.next = Some(election);
                     break;
                 }
@@ -442,19 +453,21 @@ impl LeaseNode for Embedded {
         Ok(page)
     }
 
-    async fn mark(&self, wait: Duration) -> Result<(), NodeError> {
-        let sequence = {
+    async fn mark(&self, wait: Duration) -> Result<bool, NodeError> {
+        let (written, sequence) = {
             let mut state = self.lock();
-            if state.marker.is_none() {
+            let written = state.marker.is_none();
+            if written {
                 state.marker = Some(Marker {
                     ready_at: Instant::now() + wait,
                     logged_waiting: !wait.is_zero(),
                 });
                 self.log_marker(&mut state, wait);
             }
-            state.sequence
+            (written, state.sequence)
         };
-        self.settled(sequence).await
+        self.settled(sequence).await?;
+        Ok(written)
     }
 
     async fn probe(&self) -> Result<Probe, NodeError> {
@@ -497,14 +510,25 @@ impl Embedded {
             }
         }
 
+        let before = held.map(|held| {
+            Box::new(Held {
+                attempt: None,
+                ..held.clone()
+            })
+        });
+        let attempt = Some(Attempt {
+            name: grant.attempt,
+            before,
+        });
         let repeated = own
             .filter(|held| grant.request_id.is_some() && held.request_id == grant.request_id)
             .map(|held| held.token);
         let left = own.map_or(Duration::ZERO, |held| held.expires - now);
         if let Some(token) = repeated {
-            let outgrown = state
-                .held_mut(election, now)
-                .is_some_and(|held| held.renew(now, grant.term.duration()));
+            let outgrown = state.held_mut(election, now).is_some_and(|held| {
+                held.attempt = attempt;
+                held.renew(now, grant.term.duration())
+            });
             if outgrown {
                 self.log(state, election.path());
             }
@@ -526,9 +550,10 @@ impl Embedded {
             elected_at: grant.elected_at,
             expires: now + term,
             logged_term: term,
+            attempt,
         };
         state.leases.insert(election.path().into(), held);
-        state.raise_floor(election, grant.token, now + self.settings.retention);
+        self.keep_floor(state, election, grant.token, now);
         self.log(state, election.path());
         if let Some(marker) = &mut state.marker
             && marker.logged_waiting

@@ -11,8 +11,6 @@ use std::{
     time::Duration,
 };
 
-use super::tally::Failure;
-
 /// How nodes that may have lost their memory are treated (`EA_RESTART_GUARD`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartGuard {
@@ -73,16 +71,35 @@ impl Markers {
         self.seen.store(true, Ordering::Relaxed);
     }
 
-    /// How long the nodes without a marker have to wait, when a grant failed for want of markers.
-    pub(super) fn wait(&self, failure: &Failure) -> Option<Duration> {
-        match failure {
-            Failure::AllUnmarked
-                if self.guard == RestartGuard::On && !self.seen.load(Ordering::Relaxed) =>
-            {
-                Some(Duration::ZERO)
-            }
-            Failure::AllUnmarked | Failure::Unmarked => Some(self.longest_term),
-            _ => None,
+    /// Whether some node ever had a marker, and the guard is on.
+    pub(super) fn seen(&self) -> bool {
+        self.guard != RestartGuard::Off && self.seen.load(Ordering::Relaxed)
+    }
+
+    /// How long nodes without a marker have to wait: not at all if they are new, which they can be only
+    /// when `all` have none and none was ever seen.
+    pub(super) fn wait(&self, all: bool) -> Duration {
+        let new = all && !self.seen.load(Ordering::Relaxed);
+        if new && self.guard == RestartGuard::On {
+            Duration::ZERO
+        } else {
+            self.longest_term
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_new_only_when_none_has_a_marker_and_none_was_ever_seen() {
+        let term = Duration::from_secs(60);
+        let on = Markers::new(RestartGuard::On, term);
+        assert_eq!((on.wait(true), on.wait(false)), (Duration::ZERO, term));
+        on.note();
+        assert_eq!((on.wait(true), on.seen()), (term, true));
+        let strict = Markers::new(RestartGuard::Strict, term);
+        assert_eq!(strict.wait(true), term);
     }
 }

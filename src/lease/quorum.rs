@@ -13,7 +13,8 @@ mod merge;
 mod round;
 
 use std::{
-    sync::Arc,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -141,12 +142,41 @@ struct Inner {
     tasks: TaskTracker,
 }
 
-#[derive(Clone)]
-struct Node(Arc<dyn LeaseNode>);
+/// A node, and what was last logged of it.
+struct Node {
+    node: Arc<dyn LeaseNode>,
+    complaint: Mutex<Option<(NodeError, Instant)>>,
+}
 
-impl std::fmt::Debug for Node {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0.name())
+/// How often the same complaint about a node is logged.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
+
+impl Node {
+    fn name(&self) -> &str {
+        self.node.name()
+    }
+
+    /// Logs why the node did not do what it was asked: when that changes, and now and then. Callers are
+    /// not told, as they may be anybody.
+    fn complain(&self, error: &NodeError) {
+        let mut last = self
+            .complaint
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let known = last
+            .as_ref()
+            .is_some_and(|(known, at)| known == error && now - *at < COMPLAIN_EVERY);
+        if !known {
+            *last = Some((error.clone(), now));
+            tracing::warn!(node = self.name(), %error, "a lease node failed");
+        }
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -156,7 +186,13 @@ impl Quorum {
     pub fn new(nodes: Vec<Arc<dyn LeaseNode>>, options: Options) -> Self {
         Self {
             inner: Arc::new(Inner {
-                nodes: nodes.into_iter().map(Node).collect(),
+                nodes: nodes
+                    .into_iter()
+                    .map(|node| Node {
+                        node,
+                        complaint: Mutex::default(),
+                    })
+                    .collect(),
                 limit: options.operation_timeout,
                 markers: Markers::new(options.restart_guard, options.max_term),
                 tokens: TokenSource::new(options.clock),
@@ -176,9 +212,12 @@ impl Quorum {
         self.inner
             .tasks
             .spawn(async move { quorum.run_claim(claim, deadline, answer).await });
-        claimed
-            .await
-            .unwrap_or_else(|_| Err(Error::unavailable("the agent is shutting down")))
+        claimed.await.unwrap_or_else(|_| {
+            // The task panicked, or the process is ending.
+            Err(Error::unavailable(
+                "the agent failed while it asked; its log has the cause",
+            ))
+        })
     }
 
     /// Extends a leader's term; `Ok(Err(_))` says why not.
@@ -230,12 +269,12 @@ impl Quorum {
                     .filter(|reply| is_renewed(reply))
                     .count();
                 if had + self.heal(&extend, &replies, deadline).await < quorum(nodes) {
-                    return Err(unreachable(&tally.errors(), deadline));
+                    return Err(self.undecided(deadline));
                 }
             }
             Verdict::Decided(Done::No(denial)) => return Ok(Err(denial)),
             Verdict::Open | Verdict::Hopeless => {
-                return Err(unreachable(&tally.errors(), deadline));
+                return Err(self.undecided(deadline));
             }
         }
         if started.elapsed() + extend.term.drift() >= extend.term.duration() {
@@ -284,7 +323,7 @@ impl Quorum {
         while let Some((node, reply)) = round.next().await {
             if reply == Ok(true) {
                 healed += 1;
-                tracing::debug!(node = self.inner.nodes[node].0.name(), "healed a lease");
+                tracing::debug!(node = self.inner.nodes[node].name(), "healed a lease");
             }
         }
         healed
@@ -324,7 +363,7 @@ impl Quorum {
         match verdict {
             Verdict::Decided(Done::No(denial)) => Ok(Err(denial)),
             Verdict::Decided(_) => Ok(Ok(())),
-            Verdict::Open | Verdict::Hopeless => Err(unreachable(&tally.errors(), deadline)),
+            Verdict::Open | Verdict::Hopeless => Err(self.undecided(deadline)),
         }
     }
 
@@ -346,12 +385,12 @@ impl Quorum {
         loop {
             match tally.verdict() {
                 Verdict::Decided(lease) => return Ok(lease),
-                Verdict::Hopeless => return Err(unreachable(&tally.errors(), deadline)),
+                Verdict::Hopeless => return Err(self.undecided(deadline)),
                 Verdict::Open => {}
             }
             match round.next().await {
                 Some((_, reply)) => tally.add(reply),
-                None => return Err(unreachable(&tally.errors(), deadline)),
+                None => return Err(self.undecided(deadline)),
             }
         }
     }
@@ -390,7 +429,7 @@ impl Quorum {
         if pages.len() >= quorum {
             return Ok(merge(&pages, quorum, limit).0);
         }
-        Err(unreachable(&errors, deadline))
+        Err(self.undecided(deadline))
     }
 
     /// Asks every node how it does.
@@ -403,8 +442,8 @@ impl Quorum {
             .nodes
             .iter()
             .map(|node| NodeStatus {
-                name: node.0.name().to_owned(),
-                probe: Err(NodeError::new("no answer")),
+                name: node.name().to_owned(),
+                probe: Err(NodeError::unknown("no answer")),
             })
             .collect();
         while let Some((node, probe)) = round.next().await {
@@ -413,7 +452,52 @@ impl Quorum {
             }
             status[node].probe = probe;
         }
+        if self.inner.markers.seen() {
+            // What has lost its memory begins to wait now, not at the next campaign.
+            let unmarked: Vec<_> = (0..status.len())
+                .filter(|node| matches!(status[*node].probe, Ok(Probe { guard: None })))
+                .collect();
+            self.mark(&unmarked, false, Instant::now() + self.inner.limit)
+                .await;
+        }
         status
+    }
+
+    /// Marks nodes that have no marker, and waits until they are; tells whether any answered. Only if
+    /// `all` nodes have none may they be new.
+    async fn mark(&self, nodes: &[usize], all: bool, deadline: Instant) -> bool {
+        let wait = self.inner.markers.wait(all);
+        let mut round = self.ask_some(nodes, deadline, |node| async move { node.mark(wait).await });
+        let mut answered = false;
+        while let Some((node, reply)) = round.next().await {
+            answered |= reply.is_ok();
+            let node = self.inner.nodes[node].name();
+            match reply {
+                Ok(true) if wait.is_zero() => {
+                    tracing::info!(node, "a new lease node: it grants from now on");
+                }
+                Ok(true) => tracing::warn!(
+                    node,
+                    wait_ms = wait.as_millis(),
+                    "a lease node without a marker may have lost its memory: it abstains from grants"
+                ),
+                Ok(false) | Err(_) => {}
+            }
+        }
+        answered
+    }
+
+    /// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.
+    fn undecided(&self, deadline: Instant) -> Error {
+        if Instant::now() >= deadline {
+            return Error::DeadlineExceeded;
+        }
+        Error::unavailable(format!(
+            "no quorum of lease nodes gave an answer ({} of {} are needed): the outcome is not known; /readyz \
+             and the agent's log have the cause",
+            self.needed(),
+            self.inner.nodes.len()
+        ))
     }
 
     /// How many nodes have to answer.
@@ -435,21 +519,6 @@ fn is_renewed(reply: &ExtendReply) -> bool {
 
 fn is_lacking(reply: &Option<ExtendReply>) -> bool {
     matches!(reply, Some(ExtendReply::Missing | ExtendReply::Behind))
-}
-
-fn unreachable(errors: &[NodeError], deadline: Instant) -> Error {
-    if Instant::now() >= deadline {
-        return Error::DeadlineExceeded;
-    }
-    let causes: Vec<_> = errors.iter().map(ToString::to_string).collect();
-    Error::unavailable(format!(
-        "no quorum of lease nodes agreed ({})",
-        if causes.is_empty() {
-            "they contradict each other".to_owned()
-        } else {
-            causes.join("; ")
-        }
-    ))
 }
 
 fn too_slow() -> Error {

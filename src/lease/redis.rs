@@ -135,7 +135,7 @@ impl Redis {
     }
 
     fn unexpected(&self, script: &str, reply: impl fmt::Debug) -> NodeError {
-        NodeError::new(format!(
+        NodeError::unknown(format!(
             "{}: the {script} script answered {reply:?}, which this version does not know",
             self.link.name()
         ))
@@ -219,6 +219,7 @@ impl LeaseNode for Redis {
                     &over_leader,
                     &optional(over_token),
                     &self.keys.lease_prefix(),
+                    &grant.attempt.to_string(),
                 ],
             ))
             .await?;
@@ -323,24 +324,19 @@ impl LeaseNode for Redis {
         }
     }
 
-    async fn withdraw(
-        &self,
-        election: &ElectionId,
-        leader: &Candidate,
-        token: Token,
-    ) -> Result<(), NodeError> {
+    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
         self.field(&invoke(
             &SCRIPTS.withdraw,
             &[
-                &self.keys.lease(election),
-                &self.keys.floor(election),
+                &self.keys.lease(&grant.election),
+                &self.keys.floor(&grant.election),
                 &self.keys.index,
                 &self.keys.expiry,
             ],
             &[
-                &election.path(),
-                &leader.as_str(),
-                &token.to_string(),
+                &grant.election.path(),
+                &grant.attempt.to_string(),
+                &grant.token.to_string(),
                 &self.retention_ms().to_string(),
             ],
         ))
@@ -390,14 +386,19 @@ impl LeaseNode for Redis {
         page(&reply).ok_or_else(|| self.unexpected("list", &reply))
     }
 
-    async fn mark(&self, wait: Duration) -> Result<(), NodeError> {
-        self.field(&invoke(
-            &SCRIPTS.mark,
-            &[&self.keys.marker],
-            &[&millis(wait).to_string()],
-        ))
-        .await
-        .map(|_| ())
+    async fn mark(&self, wait: Duration) -> Result<bool, NodeError> {
+        let reply = self
+            .field(&invoke(
+                &SCRIPTS.mark,
+                &[&self.keys.marker],
+                &[&millis(wait).to_string()],
+            ))
+            .await?;
+        match reply.as_deref() {
+            Some("1") => Ok(true),
+            Some("0") => Ok(false),
+            _ => Err(self.unexpected("mark", &reply)),
+        }
     }
 
     async fn probe(&self) -> Result<Probe, NodeError> {

@@ -26,7 +26,7 @@ pub(super) enum Verdict<T> {
 struct Roll {
     nodes: usize,
     outstanding: usize,
-    errors: Vec<NodeError>,
+    errors: usize,
 }
 
 impl Roll {
@@ -34,7 +34,7 @@ impl Roll {
         Self {
             nodes,
             outstanding: nodes,
-            errors: Vec::new(),
+            errors: 0,
         }
     }
 
@@ -45,16 +45,19 @@ impl Roll {
     /// Notes an answer, and gives its content if there is one.
     fn note<T>(&mut self, reply: Result<T, NodeError>) -> Option<T> {
         self.outstanding -= 1;
-        reply.map_err(|error| self.errors.push(error)).ok()
+        if reply.is_err() {
+            self.errors += 1;
+        }
+        reply.ok()
     }
 
     /// How many nodes may yet turn out to have done anything.
     fn unknown(&self) -> usize {
-        self.outstanding + self.errors.len()
+        self.outstanding + self.errors
     }
 
     fn unreachable(&self) -> bool {
-        self.errors.len() > self.nodes - self.quorum()
+        self.errors > self.nodes - self.quorum()
     }
 }
 
@@ -91,7 +94,7 @@ pub(super) enum Failure {
     /// The token was too small for some node.
     Stale,
     /// Too few nodes answered.
-    Unreachable(Vec<NodeError>),
+    Unreachable,
     /// Too many nodes abstain; after this long enough of them no longer do.
     Guarded(Duration),
     /// The candidates got in each other's way.
@@ -177,14 +180,15 @@ impl Grants {
     }
 
     /// Why no quorum agreed, once it cannot or the time for it is over.
-    pub(super) fn failure(mut self) -> Failure {
+    pub(super) fn failure(&self) -> Failure {
         let abstaining = self.guarded.len();
         let granting = self
             .roll
             .nodes
             .saturating_sub(abstaining + self.roll.unknown());
         let missing = self.roll.quorum().saturating_sub(granting);
-        self.guarded.sort_unstable();
+        let mut guarded = self.guarded.clone();
+        guarded.sort_unstable();
         if self.unmarked == self.roll.nodes {
             Failure::AllUnmarked
         } else if self.unmarked > 0 {
@@ -192,11 +196,8 @@ impl Grants {
         } else if self.stale {
             Failure::Stale
         } else if self.roll.unreachable() {
-            Failure::Unreachable(self.roll.errors)
-        } else if let Some(wait) = missing
-            .checked_sub(1)
-            .and_then(|last| self.guarded.get(last))
-        {
+            Failure::Unreachable
+        } else if let Some(wait) = missing.checked_sub(1).and_then(|last| guarded.get(last)) {
             Failure::Guarded(*wait)
         } else {
             Failure::Split
@@ -278,10 +279,6 @@ impl Extensions {
         }
         Verdict::Hopeless
     }
-
-    pub(super) fn errors(self) -> Vec<NodeError> {
-        self.roll.errors
-    }
 }
 
 /// The reason most nodes give; of equal numbers, the one that says most.
@@ -336,14 +333,10 @@ impl Resignations {
         if self.roll.outstanding > 0 {
             return Verdict::Open;
         }
-        if self.resigned + self.roll.errors.len() < quorum {
+        if self.resigned + self.roll.errors < quorum {
             return Verdict::Decided(Done::No(denial(self.stale, self.held, self.missing)));
         }
         Verdict::Hopeless
-    }
-
-    pub(super) fn errors(self) -> Vec<NodeError> {
-        self.roll.errors
     }
 }
 
@@ -387,10 +380,6 @@ impl Reads {
         } else {
             Verdict::Open
         }
-    }
-
-    pub(super) fn errors(self) -> Vec<NodeError> {
-        self.roll.errors
     }
 }
 
@@ -440,7 +429,7 @@ mod tests {
     }
 
     fn error<T>() -> Result<T, NodeError> {
-        Err(NodeError::new("down"))
+        Err(NodeError::unknown("down"))
     }
 
     fn grants(nodes: usize, replies: &[Result<GrantReply, NodeError>]) -> Grants {
@@ -485,10 +474,10 @@ mod tests {
             failure(&[Ok(Yes(token(2))), Ok(Stale(token(3))), error()]),
             Failure::Stale
         );
-        assert!(matches!(
+        assert_eq!(
             failure(&[Ok(Yes(token(2))), error(), error()]),
-            Failure::Unreachable(errors) if errors.len() == 2
-        ));
+            Failure::Unreachable
+        );
         assert_eq!(
             failure(&[
                 Ok(Yes(token(2))),

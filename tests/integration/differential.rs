@@ -32,7 +32,7 @@ enum Op {
     Extend(Extend),
     Heal(Heal),
     Resign(Resign),
-    Withdraw(ElectionId, Candidate, Token),
+    Withdraw(Grant),
     Read(ElectionId),
     List(Kind, Option<ElectionId>, usize),
     Mark(Duration),
@@ -47,6 +47,7 @@ enum Reply {
     Healed(bool),
     Resigned(ResignReply),
     Nothing,
+    Marked(bool),
     Lease(Option<Lease>),
     Page(Page),
     Probed(Probe),
@@ -74,8 +75,8 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         Op::Extend(extend) => Reply::Extended(node.extend(extend).await?),
         Op::Heal(heal) => Reply::Healed(node.heal(heal).await?),
         Op::Resign(resign) => Reply::Resigned(node.resign(resign).await?),
-        Op::Withdraw(election, leader, token) => {
-            node.withdraw(election, leader, *token).await?;
+        Op::Withdraw(grant) => {
+            node.withdraw(grant).await?;
             Reply::Nothing
         }
         Op::Read(election) => Reply::Lease(node.read(election).await?.map(timeless)),
@@ -90,10 +91,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
                 next: page.next,
             })
         }
-        Op::Mark(wait) => {
-            node.mark(*wait).await?;
-            Reply::Nothing
-        }
+        Op::Mark(wait) => Reply::Marked(node.mark(*wait).await?),
         Op::Probe => Reply::Probed(Probe {
             guard: node.probe().await?.guard.map(rounded),
         }),
@@ -137,22 +135,30 @@ fn over() -> impl Strategy<Value = Over> {
 
 fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
     let value = || prop::sample::select(vec!["", "v", "10.0.0.1:80\n\u{0}é"]);
-    let grant = (
-        (election(), candidate(), token(), term(terms)),
-        (value(), prop::sample::select(vec!["", "r1", "r2"]), over()),
-    )
-        .prop_map(|((election, candidate, token, term), (value, id, over))| {
-            Op::Grant(Grant {
-                election,
-                candidate,
-                token,
-                term,
-                value: Value::new(value).expect("valid"),
-                request_id: RequestId::new(id).expect("valid"),
-                elected_at: 1_795_000_000_000,
-                over,
-            })
-        });
+    let grant = || {
+        (
+            (election(), candidate(), token(), term(terms)),
+            (
+                value(),
+                prop::sample::select(vec!["", "r1", "r2"]),
+                over(),
+                0..4_u64,
+            ),
+        )
+            .prop_map(
+                |((election, candidate, token, term), (value, id, over, attempt))| Grant {
+                    election,
+                    candidate,
+                    token,
+                    attempt,
+                    term,
+                    value: Value::new(value).expect("valid"),
+                    request_id: RequestId::new(id).expect("valid"),
+                    elected_at: 1_795_000_000_000,
+                    over,
+                },
+            )
+    };
     let extend = (
         election(),
         candidate(),
@@ -191,8 +197,6 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
             })
         },
     );
-    let withdraw = (election(), candidate(), token())
-        .prop_map(|(election, leader, token)| Op::Withdraw(election, leader, token));
     let list = (
         prop::sample::select(vec!["k", "k0", "none"]),
         prop::option::of(election()),
@@ -204,11 +208,11 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
             Op::List(kind, after, limit)
         });
     prop_oneof![
-        8 => grant,
+        8 => grant().prop_map(Op::Grant),
         4 => extend,
         2 => heal,
         2 => resign,
-        2 => withdraw,
+        3 => grant().prop_map(Op::Withdraw),
         2 => election().prop_map(Op::Read),
         2 => list,
         1 => prop::sample::select(vec![0, 60]).prop_map(|s| Op::Mark(Duration::from_secs(s))),

@@ -1,9 +1,11 @@
 //! Starts real servers on free ports, and stops them.
 
 mod agent;
+mod proxy;
 mod redis;
 
 pub(crate) use agent::{Agent, output as command_output};
+pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
 
 use std::time::Duration;

@@ -91,11 +91,11 @@ impl LeaseRecord {
 
 fn stored_token(token: u64) -> Result<Token, NodeError> {
     Token::new(token)
-        .ok_or_else(|| NodeError::new(format!("the stored token {token} is out of range")))
+        .ok_or_else(|| NodeError::unknown(format!("the stored token {token} is out of range")))
 }
 
 fn stored(invalid: &Invalid) -> NodeError {
-    NodeError::new(format!("a stored lease is not valid: {invalid}"))
+    NodeError::unknown(format!("a stored lease is not valid: {invalid}"))
 }
 
 /// What was on disk when the log was opened.
@@ -127,13 +127,13 @@ impl Log {
     pub(super) fn open(path: &Path) -> Result<(Self, Stored), NodeError> {
         let at = path.display();
         let database = Database::create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => NodeError::new(format!(
+            DatabaseError::DatabaseAlreadyOpen => NodeError::unknown(format!(
                 "EA_EMBEDDED_PATH: {at} is in use by another process: give each agent its own file"
             )),
-            error => NodeError::new(format!("EA_EMBEDDED_PATH: cannot open {at}: {error}")),
+            error => NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot open {at}: {error}")),
         })?;
         let stored = load(&database).map_err(|error| {
-            NodeError::new(format!("EA_EMBEDDED_PATH: cannot read {at}: {error}"))
+            NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot read {at}: {error}"))
         })?;
 
         let (changes, incoming) = channel();
@@ -143,7 +143,7 @@ impl Log {
             .name("lease-log".to_owned())
             .spawn(move || write(&database, &incoming, &report, &at))
             .map_err(|error| {
-                NodeError::new(format!("cannot start the lease log's thread: {error}"))
+                NodeError::unknown(format!("cannot start the lease log's thread: {error}"))
             })?;
         Ok((Self { changes, written }, stored))
     }
@@ -161,12 +161,21 @@ impl Log {
     /// this process could still answer would survive it.
     pub(super) async fn settled(&self, sequence: u64) -> Result<(), NodeError> {
         let mut written = self.written.clone();
+        // The thread is gone: what it wrote last does not say that it can write more.
+        if written.has_changed().is_err() {
+            written.borrow().clone()?;
+            return Err(ended());
+        }
         let state = written
             .wait_for(|written| written.as_ref().map_or(true, |upto| *upto >= sequence))
             .await
-            .map_err(|_| NodeError::new("the lease log's thread has ended: restart the agent"))?;
+            .map_err(|_| ended())?;
         state.clone().map(|_| ())
     }
+}
+
+fn ended() -> NodeError {
+    NodeError::unknown("the lease log's thread has ended: restart the agent")
 }
 
 fn load(database: &Database) -> Result<Stored, Box<dyn std::error::Error>> {
@@ -214,7 +223,7 @@ fn write(
         let last = batch.last().map_or(0, |(sequence, _)| *sequence);
         let written = commit(database, batch).map(|()| last).map_err(|error| {
             tracing::error!(path = at, %error, "the lease log cannot be written; no grant is possible until the cause is mended and the agent restarted");
-            NodeError::new(format!(
+            NodeError::unknown(format!(
                 "EA_EMBEDDED_PATH: cannot write {at}: {error}: mend the cause and restart the agent"
             ))
         });

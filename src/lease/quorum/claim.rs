@@ -7,19 +7,16 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Claim, Claimed, Error, Quorum, too_slow, unreachable};
-use crate::{
-    election::types::Token,
-    lease::{
-        Grant, GrantReply,
-        tally::{Failure, Granted, Grants, Verdict},
-    },
+use super::{Claim, Claimed, Error, Quorum, round::Round, too_slow};
+use crate::lease::{
+    Grant, GrantReply, NodeError,
+    tally::{Failure, Granted, Grants, Verdict},
 };
 
 /// The longest pause before a split vote is tried again; the first ones are shorter.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// How often a withdrawal that a node did not answer is repeated.
-const WITHDRAW_AGAIN: Duration = Duration::from_millis(250);
+/// The first and the longest pause before a withdrawal that a node did not answer is repeated.
+const WITHDRAW_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 
 impl Quorum {
     /// Asks for votes until they decide, and cleans up after votes that did not.
@@ -30,200 +27,211 @@ impl Quorum {
         answer: oneshot::Sender<Result<Claimed, Error>>,
     ) {
         let mut attempt = 0;
-        let result = loop {
+        let error = loop {
             let Some(token) = self.inner.tokens.next() else {
-                break Err(Error::unavailable(
+                break Error::unavailable(
                     "fencing tokens are used up: a node has accepted a token near 2^53",
-                ));
+                );
             };
             let grant = Arc::new(Grant {
                 election: claim.election.clone(),
                 candidate: claim.candidate.clone(),
                 token,
+                attempt: fastrand::u64(..),
                 term: claim.term,
                 value: claim.value.clone(),
                 request_id: claim.request_id.clone(),
                 elected_at: self.inner.tokens.unix_millis(),
                 over: claim.over.clone(),
             });
-            let vote = self.vote(&grant, deadline).await;
-            // Where this grant is, or may yet be, stored.
-            let left = vote.perhaps(token);
-            let Vote {
-                started,
-                tally,
-                unmarked,
-                verdict,
-                ..
-            } = vote;
-            let failure = match verdict {
+            let mut round = self.ask(deadline, |node| {
+                let grant = Arc::clone(&grant);
+                async move { node.grant(&grant).await }
+            });
+            let mut vote = Vote::new(self.inner.nodes.len());
+            while vote.tally.verdict() == Verdict::Open
+                && let Some((node, reply)) = round.next().await
+            {
+                self.learn(&reply);
+                vote.add(&grant, node, reply);
+            }
+            let failure = match vote.tally.verdict() {
                 Verdict::Decided(Granted::Won(won)) => {
-                    let used = started.elapsed() + claim.term.drift();
+                    let used = vote.started.elapsed() + claim.term.drift();
                     let valid_for = claim.term.duration().saturating_sub(used);
-                    if valid_for.is_zero() {
-                        self.withdraw(&grant, left, started);
-                        break Err(too_slow());
-                    }
-                    let claimed = Claimed::Won {
-                        token: won,
-                        valid_for,
+                    let in_time = !valid_for.is_zero();
+                    let outcome = match in_time {
+                        true => Ok(Claimed::Won {
+                            token: won,
+                            valid_for,
+                        }),
+                        false => Err(too_slow()),
                     };
-                    // A repeated request may have got its old token from some nodes and this one from
-                    // others; and a caller that has gone will not use what it was granted.
-                    if answer.send(Ok(claimed)).is_err() || won != token {
-                        self.withdraw(&grant, left, started);
+                    let told = answer.send(outcome).is_ok();
+                    if !told || !in_time {
+                        // Nobody will use what was granted.
+                        self.settle(&grant, round, vote).await;
+                    } else if won != token {
+                        // The repeated request has its old token; some nodes wrote a new lease for it.
+                        self.withdraw(&grant, vote.fresh, vote.started).await;
                     }
                     return;
                 }
                 Verdict::Decided(Granted::Lost(lease)) => {
-                    self.withdraw(&grant, left, started);
-                    break Ok(Claimed::Lost(lease));
+                    // A caller that has gone does not want to know.
+                    let _ = answer.send(Ok(Claimed::Lost(lease)));
+                    return self.settle(&grant, round, vote).await;
                 }
                 Verdict::Decided(Granted::TokenMismatch) => {
-                    self.withdraw(&grant, left, started);
-                    break Ok(Claimed::TokenMismatch);
+                    let _ = answer.send(Ok(Claimed::TokenMismatch));
+                    return self.settle(&grant, round, vote).await;
                 }
-                Verdict::Open | Verdict::Hopeless => tally.failure(),
+                Verdict::Open | Verdict::Hopeless => vote.tally.failure(),
             };
-            self.withdraw(&grant, left, started);
-            if answer.is_closed() {
-                return;
+            let error = match failure {
+                Failure::Guarded(wait) => Some(guarded(wait)),
+                Failure::Unreachable => Some(self.undecided(deadline)),
+                _ if answer.is_closed() => Some(self.undecided(deadline)),
+                Failure::AllUnmarked | Failure::Unmarked | Failure::Stale | Failure::Split => None,
+            };
+            if let Some(error) = error {
+                let _ = answer.send(Err(error));
+                return self.settle(&grant, round, vote).await;
             }
-            if let Some(wait) = self.inner.markers.wait(&failure) {
-                self.mark(&unmarked, wait, deadline).await;
+
+            // Before the next vote, so that what it replaces is what there was before this one.
+            vote.unknown
+                .extend(self.withdraw_once(&grant, &vote.granted(), deadline).await);
+            vote.fresh.clear();
+            vote.repeated.clear();
+            let unmarked = std::mem::take(&mut vote.unmarked);
+            let quorum = self.clone();
+            self.inner
+                .tasks
+                .spawn(async move { quorum.settle(&grant, round, vote).await });
+            let new = failure == Failure::AllUnmarked;
+            if !unmarked.is_empty() && !self.mark(&unmarked, new, deadline).await {
+                break self.undecided(deadline);
             }
             let pause = match failure {
+                Failure::Split => pause(attempt),
                 // The cause is mended: the very next vote should decide.
-                Failure::AllUnmarked | Failure::Unmarked | Failure::Stale if attempt == 0 => {
-                    Duration::ZERO
-                }
-                Failure::AllUnmarked | Failure::Unmarked | Failure::Stale | Failure::Split => {
-                    pause(attempt)
-                }
-                Failure::Unreachable(errors) => break Err(unreachable(&errors, deadline)),
-                Failure::Guarded(wait) => break Err(guarded(wait)),
+                _ if attempt == 0 => Duration::ZERO,
+                _ => pause(attempt),
             };
             attempt += 1;
             if Instant::now() + pause >= deadline {
-                break Err(match failure {
+                break match failure {
                     Failure::Split => Error::unavailable(
                         "no candidate got a quorum of the nodes before the deadline: try again",
                     ),
                     _ => Error::DeadlineExceeded,
-                });
+                };
             }
             sleep(pause).await;
         };
-        // A caller that has gone does not want to know, and nothing was granted to it.
-        let _ = answer.send(result);
+        let _ = answer.send(Err(error));
     }
 
-    async fn vote(&self, grant: &Arc<Grant>, deadline: Instant) -> Vote {
-        let nodes = self.inner.nodes.len();
-        let mut vote = Vote {
-            started: Instant::now(),
-            tally: Grants::new(nodes),
-            replies: vec![None; nodes],
-            unmarked: Vec::new(),
-            verdict: Verdict::Open,
-        };
-        let mut round = self.ask(deadline, |node| {
-            let grant = Arc::clone(grant);
-            async move { node.grant(&grant).await }
-        });
-        while vote.verdict == Verdict::Open
-            && let Some((node, reply)) = round.next().await
-        {
-            match &reply {
-                Ok(GrantReply::Unmarked) => vote.unmarked.push(node),
-                Ok(GrantReply::Granted(_) | GrantReply::Guarded(_)) => self.inner.markers.note(),
-                Ok(GrantReply::Stale(floor)) => {
-                    self.inner.markers.note();
-                    self.inner.tokens.seen(*floor);
-                }
-                _ => {}
+    /// Notes what a reply tells of markers and tokens.
+    fn learn(&self, reply: &Result<GrantReply, NodeError>) {
+        match reply {
+            Ok(GrantReply::Granted(_) | GrantReply::Guarded(_)) => self.inner.markers.note(),
+            Ok(GrantReply::Stale(floor)) => {
+                self.inner.markers.note();
+                self.inner.tokens.seen(*floor);
             }
-            vote.replies[node] = reply.as_ref().ok().cloned();
-            vote.tally.add(reply);
-            vote.verdict = vote.tally.verdict();
+            _ => {}
         }
-        vote
     }
 
-    /// Marks nodes and waits until they are: the next vote needs it.
-    async fn mark(&self, nodes: &[usize], wait: Duration, deadline: Instant) {
-        let names: Vec<_> = nodes
-            .iter()
-            .map(|node| self.inner.nodes[*node].0.name())
-            .collect();
-        if wait.is_zero() {
-            tracing::info!(
-                nodes = names.join(", "),
-                "new lease nodes: they grant from now on"
-            );
-        } else {
-            tracing::warn!(
-                nodes = names.join(", "),
-                wait_ms = wait.as_millis(),
-                "lease nodes without a marker may have lost their memory: they abstain from grants"
-            );
+    /// Waits for the nodes that have not answered a grant, and takes it back wherever it is stored.
+    async fn settle<F>(&self, grant: &Arc<Grant>, mut round: Round<F, GrantReply>, mut vote: Vote)
+    where
+        F: Future<Output = Result<GrantReply, NodeError>>,
+    {
+        while let Some((node, reply)) = round.next().await {
+            self.learn(&reply);
+            vote.add(grant, node, reply);
         }
-        let mut round = self.ask_some(nodes, deadline, |node| async move { node.mark(wait).await });
-        while round.next().await.is_some() {}
+        let nodes = [vote.granted(), vote.unknown].concat();
+        self.withdraw(grant, nodes, vote.started).await;
     }
 
-    /// Takes a grant back at these nodes, in the background, until each has answered or the lease must
-    /// have lapsed.
-    fn withdraw(&self, grant: &Arc<Grant>, nodes: Vec<usize>, granted: Instant) {
-        if nodes.is_empty() {
-            return;
-        }
-        let quorum = self.clone();
-        let grant = Arc::clone(grant);
+    /// Takes a grant back at these nodes, until each has answered or the lease must have lapsed.
+    async fn withdraw(&self, grant: &Arc<Grant>, nodes: Vec<usize>, granted: Instant) {
         let until = granted + self.inner.limit + grant.term.duration();
-        self.inner.tasks.spawn(async move {
-            let mut left = nodes;
-            while !left.is_empty() && Instant::now() < until {
-                let mut round = quorum.ask_some(&left, until, |node| {
-                    let grant = Arc::clone(&grant);
-                    async move {
-                        node.withdraw(&grant.election, &grant.candidate, grant.token)
-                            .await
-                    }
-                });
-                let mut failed = Vec::new();
-                while let Some((node, reply)) = round.next().await {
-                    if reply.is_err() {
-                        failed.push(node);
-                    }
-                }
-                left = failed;
-                if !left.is_empty() {
-                    sleep(WITHDRAW_AGAIN).await;
-                }
+        let (mut left, mut pause) = (nodes, WITHDRAW_AGAIN.0);
+        while !left.is_empty() {
+            left = self.withdraw_once(grant, &left, until).await;
+            if left.is_empty() || Instant::now() + pause >= until {
+                return;
             }
+            sleep(pause).await;
+            pause = (pause * 2).min(WITHDRAW_AGAIN.1);
+        }
+    }
+
+    /// Takes a grant back at these nodes, and gives those that did not answer.
+    async fn withdraw_once(
+        &self,
+        grant: &Arc<Grant>,
+        nodes: &[usize],
+        deadline: Instant,
+    ) -> Vec<usize> {
+        let mut round = self.ask_some(nodes, deadline, |node| {
+            let grant = Arc::clone(grant);
+            async move { node.withdraw(&grant).await }
         });
+        let mut failed = Vec::new();
+        while let Some((node, reply)) = round.next().await {
+            if reply.is_err() {
+                failed.push(node);
+            }
+        }
+        failed
     }
 }
 
-/// One round of grants.
+/// One round of grants, and where the grant is stored.
 struct Vote {
     started: Instant,
     tally: Grants,
-    replies: Vec<Option<GrantReply>>,
+    /// Nodes that wrote a lease with the proposed token.
+    fresh: Vec<usize>,
+    /// Nodes that renewed the lease which an earlier try of the same request was granted.
+    repeated: Vec<usize>,
+    /// Nodes that may have done either.
+    unknown: Vec<usize>,
+    /// Nodes without a marker.
     unmarked: Vec<usize>,
-    verdict: Verdict<Granted>,
 }
 
 impl Vote {
-    /// The nodes that have granted this token, or may yet.
-    fn perhaps(&self, token: Token) -> Vec<usize> {
-        (0..self.replies.len())
-            .filter(|node| match &self.replies[*node] {
-                None => true,
-                Some(reply) => *reply == GrantReply::Granted(token),
-            })
-            .collect()
+    fn new(nodes: usize) -> Self {
+        Self {
+            started: Instant::now(),
+            tally: Grants::new(nodes),
+            fresh: Vec::new(),
+            repeated: Vec::new(),
+            unknown: Vec::new(),
+            unmarked: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, grant: &Grant, node: usize, reply: Result<GrantReply, NodeError>) {
+        match &reply {
+            Ok(GrantReply::Granted(token)) if *token == grant.token => self.fresh.push(node),
+            Ok(GrantReply::Granted(_)) => self.repeated.push(node),
+            Ok(GrantReply::Unmarked) => self.unmarked.push(node),
+            Err(NodeError::Unknown(_)) => self.unknown.push(node),
+            Ok(_) | Err(NodeError::NotSent(_)) => {}
+        }
+        self.tally.add(reply);
+    }
+
+    fn granted(&self) -> Vec<usize> {
+        [&self.fresh[..], &self.repeated[..]].concat()
     }
 }
 

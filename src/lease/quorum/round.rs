@@ -43,7 +43,7 @@ impl Quorum {
                 .iter()
                 .map(|&node| Call {
                     node,
-                    reply: call(Arc::clone(&self.inner.nodes[node].0)),
+                    reply: call(Arc::clone(&self.inner.nodes[node].node)),
                 })
                 .collect(),
             waiting: nodes.to_vec(),
@@ -90,15 +90,24 @@ where
     /// are given as errors; `None` when every node has been given.
     pub(super) async fn next(&mut self) -> Option<(usize, Result<T, NodeError>)> {
         let last = *self.waiting.last()?;
-        let (node, reply) = tokio::select! {
-            biased;
-            Some(answer) = self.calls.next() => answer,
-            () = &mut self.timer => {
-                let name = self.inner.nodes[last].0.name();
-                (last, Err(NodeError::new(format!("{name}: no answer in time"))))
+        let (node, reply) = loop {
+            let answer = tokio::select! {
+                biased;
+                Some(answer) = self.calls.next() => answer,
+                () = &mut self.timer => {
+                    let name = self.inner.nodes[last].name();
+                    (last, Err(NodeError::unknown(format!("{name}: no answer in time"))))
+                }
+            };
+            // A node that was given as an error may answer yet: too late.
+            if self.waiting.contains(&answer.0) {
+                break answer;
             }
         };
         self.waiting.retain(|waiting| *waiting != node);
+        if let Err(error) = &reply {
+            self.inner.nodes[node].complain(error);
+        }
         Some((node, reply))
     }
 

@@ -29,7 +29,8 @@ impl Keys {
         }
     }
 
-    /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`; expires with the term.
+    /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`, and until the first extension
+    /// `attempt` and `before`; expires with the term.
     pub(super) fn lease(&self, election: &ElectionId) -> String {
         [&self.lease, election.path()].concat()
     }

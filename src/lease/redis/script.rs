@@ -30,9 +30,9 @@ macro_rules! scripts {
 scripts! {
     grant: "common" "grant";
     extend: "extend";
-    heal: "heal";
+    heal: "common" "heal";
     resign: "resign";
-    withdraw: "withdraw";
+    withdraw: "common" "withdraw";
     read: "common" "read";
     list: "common" "list";
     mark: "common" "mark";

@@ -34,7 +34,7 @@ pub(super) struct Link {
 }
 
 /// The connection, or why there is none.
-type State = Result<Live, NodeError>;
+type State = Result<Live, String>;
 
 #[derive(Debug, Clone)]
 struct Live {
@@ -46,8 +46,7 @@ struct Live {
 impl Link {
     /// Starts connecting; `limit` bounds every single attempt and ping.
     pub(super) fn start(name: String, client: Client, limit: Duration) -> Self {
-        let (publish, state) =
-            watch::channel(Err(NodeError::new(format!("{name}: not connected yet"))));
+        let (publish, state) = watch::channel(Err(format!("{name}: not connected yet")));
         let supervisor = Supervisor {
             name: name.clone(),
             client,
@@ -73,12 +72,12 @@ impl Link {
         &self,
         command: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
     ) -> Result<T, NodeError> {
-        let mut live = self.state.borrow().clone()?;
+        let mut live = self.state.borrow().clone().map_err(NodeError::NotSent)?;
         command(&mut live.connection).await.map_err(|error| {
             if lost(&error) {
                 live.broken.notify_one();
             }
-            describe(&self.name, &error)
+            NodeError::Unknown(describe(&self.name, &error))
         })
     }
 
@@ -138,7 +137,7 @@ impl Supervisor {
         self.publish.send_modify(|published| *published = state);
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, NodeError> {
+    async fn connect(&self) -> Result<MultiplexedConnection, String> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.limit))
             // The quorum bounds every call; a second timer here would only cost.
@@ -158,13 +157,13 @@ impl Supervisor {
     }
 
     /// Returns when the connection is no longer of use, with the reason.
-    async fn watch(&self, mut connection: MultiplexedConnection, broken: &Notify) -> NodeError {
+    async fn watch(&self, mut connection: MultiplexedConnection, broken: &Notify) -> String {
         loop {
             let reported = timeout(PING_EVERY, broken.notified()).await.is_ok();
             let ping = redis::cmd("PING");
             match timeout(self.limit, ping.query_async::<()>(&mut connection)).await {
                 Ok(Ok(())) if reported => {
-                    return NodeError::new(format!("{}: a request found it broken", self.name));
+                    return format!("{}: a request found it broken", self.name);
                 }
                 Ok(Err(error)) if lost(&error) => return describe(&self.name, &error),
                 // A server that answers with an error (loading, busy) is reached.
@@ -174,11 +173,8 @@ impl Supervisor {
         }
     }
 
-    fn silent(&self, what: &str) -> NodeError {
-        NodeError::new(format!(
-            "{}: no answer to {what} within {:?}",
-            self.name, self.limit
-        ))
+    fn silent(&self, what: &str) -> String {
+        format!("{}: no answer to {what} within {:?}", self.name, self.limit)
     }
 }
 
@@ -187,12 +183,12 @@ fn lost(error: &RedisError) -> bool {
     error.is_io_error() || error.is_unrecoverable_error()
 }
 
-fn describe(name: &str, error: &RedisError) -> NodeError {
+fn describe(name: &str, error: &RedisError) -> String {
     let advice = match error.kind() {
         ErrorKind::AuthenticationFailed => ": check the user and password in EA_REDIS_URLS",
         _ => "",
     };
-    NodeError::new(format!("{name}: {error}{advice}"))
+    format!("{name}: {error}{advice}")
 }
 
 fn jittered(pause: Duration) -> Duration {

@@ -121,6 +121,10 @@ impl Redis {
         super::agent::signal(child.id(), name);
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn url(&self) -> String {
         self.url_as("")
     }

@@ -1,6 +1,6 @@
 -- Shared by the scripts that need them; prepended to the script's text when the agent is built.
 
--- The server's time in ms. It stands still while a script runs.
+-- The server's time in ms.
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -11,13 +11,29 @@ local function run_id()
   return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
 end
 
+-- Writes the marker for this run of the server.
+local function mark(marker_key, wait)
+  redis.call('HSET', marker_key, 'run_id', run_id(), 'ready_at', string.format('%.0f', now_ms() + wait))
+end
+
 -- How long the server abstains from grants by its marker, in ms, or nil when it has none. A marker of
--- another run means that this one has not begun to wait.
+-- another run is rewritten: this run begins to wait.
 local function guard_ms(marker_key, guard)
   local marker = redis.call('HMGET', marker_key, 'run_id', 'ready_at')
-  if not marker[1] then return nil, false end
-  if marker[1] ~= run_id() then return tonumber(guard), true end
-  return math.max(tonumber(marker[2]) - now_ms(), 0), false
+  if not marker[1] then return nil end
+  if marker[1] ~= run_id() then
+    mark(marker_key, guard)
+    return tonumber(guard)
+  end
+  return math.max(tonumber(marker[2]) - now_ms(), 0)
+end
+
+-- Raises the floor to the token, and keeps it for at least so many ms.
+local function keep_floor(key, token, keep)
+  local floor = redis.call('GET', key)
+  keep = math.max(tonumber(keep), redis.call('PTTL', key))
+  if not floor or tonumber(floor) < tonumber(token) then floor = token end
+  redis.call('SET', key, floor, 'PX', keep)
 end
 
 -- The lease as {leader, token, value, elected_at, remaining ms}, or nil.

@@ -4,13 +4,23 @@
 --       5 expiry (zset: path, by the time at which a lease may be over)
 -- ARGV  1 path  2 candidate  3 token  4 term ms  5 value  6 request id ('' for none)  7 elected at
 --       8 retention ms  9 guard ms ('' turns it off)  10 over: 'vacant', 'own', 'leader' or
---       'anyone'  11 leader that hands over  12 its token (0: not given)  13 prefix of all lease keys
+--       'anyone'  11 leader that hands over  12 its token (0: not given)  13 prefix of all
+--       lease keys  14 attempt
 -- Result {'granted', token} {'held', leader, token, value, elected_at, remaining ms} {'mismatch'}
 --        {'stale', floor} {'unmarked'} {'guarded', ms}
 --
 -- Atomic because between looking at lease, floor and marker and writing the lease, no other grant may
 -- come: two candidates would both find the election vacant.
+-- The lease's fields 'attempt' and 'before' are for withdraw.lua.
 -- Touches lease keys beyond KEYS[1] when it tidies the index; they share the hash tag of KEYS[1].
+
+-- What a withdrawal goes back to: the lease's fields, and the time at which it would have lapsed.
+local function before(key, until_ms)
+  local fields = redis.call('HMGET', key, 'leader', 'token', 'value', 'request_id', 'elected_at')
+  fields[4] = fields[4] or ''
+  fields[6] = string.format('%.0f', until_ms)
+  return cmsgpack.pack(fields)
+end
 
 local lease = read_lease(KEYS[1])
 local own = lease and lease[1] == ARGV[2]
@@ -23,30 +33,31 @@ if lease and ARGV[10] ~= 'anyone' then
 end
 
 if ARGV[9] ~= '' then
-  local wait, begin = guard_ms(KEYS[3], ARGV[9])
+  local wait = guard_ms(KEYS[3], ARGV[9])
   if not wait then return {'unmarked'} end
-  if begin then
-    redis.call('HSET', KEYS[3], 'run_id', run_id(), 'ready_at', string.format('%.0f', now_ms() + wait))
-  end
   if wait > 0 then return {'guarded', wait} end
 end
 
+local now = now_ms()
 local term = tonumber(ARGV[4])
 if own then term = math.max(term, lease[5]) end
 
-if own and ARGV[6] ~= '' and redis.call('HGET', KEYS[1], 'request_id') == ARGV[6] then
+local request_id = ARGV[6]
+if own and request_id ~= '' and redis.call('HGET', KEYS[1], 'request_id') == request_id then
+  redis.call('HSET', KEYS[1], 'attempt', ARGV[14], 'before', before(KEYS[1], now + lease[5]))
   redis.call('PEXPIRE', KEYS[1], term)
+  keep_floor(KEYS[2], lease[2], term + ARGV[8])
   return {'granted', lease[2]}
 end
 
 local floor = redis.call('GET', KEYS[2])
 if floor and tonumber(ARGV[3]) <= tonumber(floor) then return {'stale', floor} end
 
-local now = now_ms()
+redis.call('HSET', KEYS[1], 'before', lease and before(KEYS[1], now + lease[5]) or '')
 redis.call('HSET', KEYS[1], 'leader', ARGV[2], 'token', ARGV[3], 'value', ARGV[5],
-  'request_id', ARGV[6], 'elected_at', ARGV[7])
+  'request_id', request_id, 'elected_at', ARGV[7], 'attempt', ARGV[14])
 redis.call('PEXPIRE', KEYS[1], term)
-redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[8])
+keep_floor(KEYS[2], ARGV[3], term + ARGV[8])
 redis.call('ZADD', KEYS[4], 0, ARGV[1])
 redis.call('ZADD', KEYS[5], now + term, ARGV[1])
 
@@ -54,7 +65,7 @@ redis.call('ZADD', KEYS[5], now + term, ARGV[1])
 -- as large as what is held. Extensions do not write the index: a lease that was extended is put back.
 for _, path in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, 4)) do
   local left = redis.call('PTTL', ARGV[13] .. path)
-  if left > 0 then
+  if left >= 0 then
     redis.call('ZADD', KEYS[5], now + left, path)
   else
     redis.call('ZREM', KEYS[4], path)

@@ -14,11 +14,11 @@ if lease[1] then
   if lease[1] ~= ARGV[2] or tonumber(lease[2]) > token then return 0 end
   term = math.max(term, redis.call('PTTL', KEYS[1]))
   if lease[2] ~= ARGV[3] then redis.call('HDEL', KEYS[1], 'request_id') end
+  redis.call('HDEL', KEYS[1], 'attempt', 'before')
 end
 redis.call('HSET', KEYS[1], 'leader', ARGV[2], 'token', ARGV[3], 'value', ARGV[5], 'elected_at', ARGV[6])
 redis.call('PEXPIRE', KEYS[1], term)
-redis.call('SET', KEYS[2], ARGV[3], 'PX', ARGV[7])
-local time = redis.call('TIME')
+keep_floor(KEYS[2], ARGV[3], term + ARGV[7])
 redis.call('ZADD', KEYS[3], 0, ARGV[1])
-redis.call('ZADD', KEYS[4], time[1] * 1000 + math.floor(time[2] / 1000) + term, ARGV[1])
+redis.call('ZADD', KEYS[4], now_ms() + term, ARGV[1])
 return 1

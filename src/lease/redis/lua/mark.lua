@@ -2,10 +2,10 @@
 --
 -- KEYS  1 marker
 -- ARGV  1 wait ms until the server may grant
--- Result nothing
+-- Result 1 when it was written, else 0
 --
 -- Atomic because of two agents that find no marker, the first one's wait counts.
 
-if redis.call('EXISTS', KEYS[1]) == 0 then
-  redis.call('HSET', KEYS[1], 'run_id', run_id(), 'ready_at', string.format('%.0f', now_ms() + ARGV[1]))
-end
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+mark(KEYS[1], ARGV[1])
+return 1
