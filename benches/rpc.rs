@@ -13,9 +13,9 @@ use election_agent::{
         CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest,
         election_client::ElectionClient,
     },
+    shutdown::Stop,
 };
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -33,7 +33,7 @@ fn agent(runtime: &Runtime) -> Channel {
     runtime.block_on(async {
         let app = App::build(&config).await.expect("starts");
         let address = app.addresses()[0];
-        tokio::spawn(app.run(CancellationToken::new()));
+        tokio::spawn(app.run(Stop::default()));
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("a URL");
         endpoint
             .tcp_nodelay(true)

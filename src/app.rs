@@ -1,14 +1,12 @@
 //! Builds the agent from its configuration, and runs it.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::{net::TcpListener, time::timeout};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    net::TcpListener,
+    time::{sleep, timeout},
+};
+use tokio_util::task::TaskTracker;
 use tonic::server::NamedService as _;
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -27,6 +25,7 @@ use crate::{
     listener::{self, Lifetime},
     proto::election_server::ElectionServer,
     readiness::Monitor,
+    shutdown::Stop,
     stack::stack,
     telemetry::metrics::Metrics,
     transport::{
@@ -36,21 +35,15 @@ use crate::{
     },
 };
 
+/// How long the end waits for withdrawals, which lapse by themselves if they are not made.
+const CLEAN_UP: Duration = Duration::from_secs(1);
+
 /// Why the agent cannot start; the text names the setting to change.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A port cannot be had.
-    #[error("cannot listen on {address} ({variable}): {error}: {advice}")]
-    Bind {
-        /// Where.
-        address: SocketAddr,
-        /// The port's variable.
-        variable: &'static str,
-        /// What the system says.
-        error: io::Error,
-        /// What to change.
-        advice: String,
-    },
+    /// Ports cannot be had; a line each.
+    #[error("{0}")]
+    Bind(String),
     /// The place where leases are kept cannot be opened.
     #[error(transparent)]
     Store(#[from] NodeError),
@@ -145,9 +138,9 @@ impl App {
             .collect()
     }
 
-    /// Serves until `shutdown`, then says so to probes, stops accepting, and answers what is under way,
+    /// Serves until it is to stop, then says so to probes, stops accepting, and answers what is under way,
     /// for as long as the grace lasts.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub async fn run(self, stop: Stop) {
         let connections = TaskTracker::new();
         let service = stack(self.mux, self.request_timeout, self.metrics);
         let accepting = self.listeners.into_iter().map(|listener| {
@@ -156,33 +149,37 @@ impl App {
                 service.clone(),
                 self.lifetime,
                 connections.clone(),
-                shutdown.clone(),
+                stop.gently.clone(),
             ))
         });
         let accepting: Vec<_> = accepting.collect();
         tokio::select! {
-            () = shutdown.cancelled() => {}
+            () = stop.gently.cancelled() => {}
             () = self.monitor.run() => {}
         }
 
         let draining = async {
             self.monitor.drain().await;
-            for loop_ in accepting {
+            for accept_loop in accepting {
                 // A loop that panicked accepts no more either.
-                let _ = loop_.await;
+                let _ = accept_loop.await;
             }
             connections.close();
             connections.wait().await;
-            // Withdrawals of what was granted to callers that have gone.
-            self.quorum.drain().await;
         };
-        match timeout(self.shutdown_grace, draining).await {
-            Ok(()) => tracing::info!("every request was answered; bye"),
-            Err(_) => tracing::warn!(
+        tokio::select! {
+            () = draining => {
+                tracing::info!("every request was answered");
+                // What was granted to callers that have gone; a node that is down must not hold the end up.
+                let _ = timeout(CLEAN_UP, self.quorum.drain()).await;
+            }
+            () = sleep(self.shutdown_grace) => tracing::warn!(
                 connections = connections.len(),
-                "EA_SHUTDOWN_GRACE is over before every request was answered; bye"
+                "EA_SHUTDOWN_GRACE is over, and requests are still under way"
             ),
+            () = stop.at_once.cancelled() => {}
         }
+        tracing::info!("bye");
     }
 }
 
@@ -223,25 +220,26 @@ async fn node(store: &Store, max_term: Duration) -> Result<Arc<dyn LeaseNode>, S
 }
 
 async fn bind(listen: &Listen) -> Result<Vec<TcpListener>, StartError> {
-    let mut listeners = vec![bind_one(listen.address, listen.grpc_port, "EA_GRPC_PORT").await?];
+    let mut ports = vec![(listen.grpc_port, "EA_GRPC_PORT")];
     if listen.http_port != listen.grpc_port {
-        listeners.push(bind_one(listen.address, listen.http_port, "EA_HTTP_PORT").await?);
+        ports.push((listen.http_port, "EA_HTTP_PORT"));
     }
-    Ok(listeners)
+    let (mut listeners, mut refused) = (Vec::new(), Vec::new());
+    for (port, variable) in ports {
+        let address = SocketAddr::new(listen.address, port);
+        match TcpListener::bind(address).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => refused.push(cannot_bind(address, variable, &error)),
+        }
+    }
+    if refused.is_empty() {
+        Ok(listeners)
+    } else {
+        Err(StartError::Bind(refused.join("\n")))
+    }
 }
 
-async fn bind_one(
-    address: IpAddr,
-    port: u16,
-    variable: &'static str,
-) -> Result<TcpListener, StartError> {
-    let address = SocketAddr::new(address, port);
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| cannot_bind(address, variable, error))
-}
-
-fn cannot_bind(address: SocketAddr, variable: &'static str, error: io::Error) -> StartError {
+fn cannot_bind(address: SocketAddr, variable: &str, error: &io::Error) -> String {
     let advice = match error.kind() {
         io::ErrorKind::PermissionDenied => format!(
             "ports below 1024 need a privilege: set {variable} to one from 1024 on, such as {}, or give \
@@ -257,12 +255,7 @@ fn cannot_bind(address: SocketAddr, variable: &'static str, error: io::Error) ->
         }
         _ => format!("set {variable} or EA_BIND_ADDRESS to what this machine can listen on"),
     };
-    StartError::Bind {
-        address,
-        variable,
-        error,
-        advice,
-    }
+    format!("cannot listen on {address} ({variable}): {error}: {advice}")
 }
 
 #[cfg(test)]
@@ -276,7 +269,7 @@ mod tests {
         {
             let address = SocketAddr::from(([0, 0, 0, 0], port));
             let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-            let told = cannot_bind(address, variable, denied).to_string();
+            let told = cannot_bind(address, variable, &denied);
             for part in [
                 format!("0.0.0.0:{port}"),
                 format!("set {variable} to"),

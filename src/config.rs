@@ -196,13 +196,12 @@ pub enum Command {
 
 /// Reads the command line, the environment and the file.
 ///
-/// # Errors
-/// Exits as clap does for `--help`, `--version` and malformed command lines; otherwise what is wrong with
-/// the environment or the file.
+/// Exits as clap does for `--help`, `--version` and malformed command lines. What is wrong with the
+/// environment or the file comes beside the command, as not all commands need them.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<(Command, Values), Mistakes> {
+) -> (Command, Result<Values, Mistakes>) {
     let mut matches = command_line().get_matches_from(args);
     let command = match matches.subcommand_name() {
         Some("config") => Command::PrintConfig,
@@ -217,7 +216,7 @@ pub fn parse(
         }
     }
     let file = matches.remove_one::<String>("config_file");
-    Ok((command, Values::collect(flags, file, env)?))
+    (command, Values::collect(flags, file, env))
 }
 
 fn command_line() -> clap::Command {
@@ -290,7 +289,7 @@ mod tests {
         );
         assert!(matches!(config.store.urls, Urls::None));
         assert_eq!(config.limits.max_term.as_secs(), 60);
-        assert!(!config.kube.required);
+        assert!(config.kube.enable);
     }
 
     #[test]
@@ -346,9 +345,16 @@ mod tests {
             "http://u:s3cret@host",
             "u:s3cret@host:6379",
             "redis://u:s3cret@ho st",
+            "redis://admin:1234/s3cret@host:6379",
+            "redis://admin/s3cret@host",
+            "redis://admin:12?s3cret@host:6379",
+            "redis://h?password=s3cret",
+            "redis://u:pa,s3cret:word@host",
+            "s3cret:hunter2@host",
         ] {
             let told = mistakes(&[("EA_REDIS_URLS", url)]);
             assert!(told.contains("EA_REDIS_URLS"), "{url}: {told}");
+            assert!(!redis::hide_credentials(url).contains("s3cret"), "{url}");
             assert!(
                 told.contains("redis[s]://user:password@host:port/db"),
                 "{url}: {told}"
@@ -371,6 +377,33 @@ mod tests {
     #[test]
     fn an_empty_variable_is_one_that_is_not_set() {
         assert!(config(&[("EA_REDIS_URLS", ""), ("EA_GRPC_PORT", "")]).is_ok());
+    }
+
+    #[test]
+    fn a_list_without_urls_is_not_taken_for_none() {
+        for urls in [",", " ", " , "] {
+            let told = mistakes(&[("EA_REDIS_URLS", urls)]);
+            assert!(told.contains("it holds no URL"), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_authorities_must_hold_one_and_be_used() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().display().to_string();
+        for (text, url, told) in [
+            ("", "rediss://h", "holds no certificate"),
+            ("junk", "rediss://h", "holds no certificate"),
+            ("", "redis://h", "has no rediss:// URL"),
+        ] {
+            std::fs::write(file.path(), text).expect("written");
+            let env = [
+                ("EA_REDIS_TLS_CA_FILE", path.as_str()),
+                ("EA_REDIS_URLS", url),
+            ];
+            let mistakes = mistakes(&env);
+            assert!(mistakes.contains(told), "{told} is not in: {mistakes}");
+        }
     }
 
     #[test]
@@ -430,8 +463,8 @@ mod tests {
             ("EA_HTTP_PORT".into(), "4".into()),
             ("EA_GRPC_PORT".into(), "4".into()),
         ];
-        let (_, values) = parse(args, env).expect("reads");
-        let config = Config::new(values).expect("valid");
+        let (_, values) = parse(args, env);
+        let config = Config::new(values.expect("reads")).expect("valid");
         assert_eq!((config.listen.grpc_port, config.listen.http_port), (5, 4));
         assert_eq!(config.limits.max_term.as_secs(), 30);
     }
@@ -443,6 +476,10 @@ mod tests {
             ("- 1\n", "EA_CONFIG_FILE"),
             ("grpc_port: [1, {a: b}]\n", "grpc_port"),
             ("a: b: c\n", "EA_CONFIG_FILE"),
+            ("EA_GRPC_PORT: 1\n", "did you mean grpc_port?"),
+            ("grpc-port: 1\n", "did you mean grpc_port?"),
+            ("grpc_port: 1\ngrpc: {port: 2}\n", "twice"),
+            ("key_prefix: a\nredis_prefix: b\n", "twice"),
         ] {
             let file = tempfile::NamedTempFile::new().expect("a file");
             std::fs::write(file.path(), text).expect("written");

@@ -1,7 +1,7 @@
 //! The domain: who leads an election.
 //!
 //! [`Elections`] is what every transport calls. It takes validated names and numbers
-//! ([`types`]), asks the [quorum] of lease nodes, and answers; it knows neither
+//! ([`types`]), asks the [quorum](crate::lease::quorum) of lease nodes, and answers; it knows neither
 //! gRPC nor HTTP nor Redis.
 
 pub mod types;
@@ -11,10 +11,10 @@ use std::time::Duration;
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use tokio::time::{Instant, sleep};
 
-pub use crate::lease::Denial;
+pub use crate::lease::{Denial, quorum::Error};
 use crate::lease::{
     Extend, Lease, Over, Resign,
-    quorum::{self, Claim, Claimed, Quorum},
+    quorum::{Claim, Claimed, Quorum},
 };
 use types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token, Value};
 
@@ -22,17 +22,6 @@ use types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token, Value}
 pub const DEFAULT_PAGE: usize = 100;
 /// The most leaders a page holds.
 pub const MAX_PAGE: usize = 1000;
-
-/// Why there is no answer.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// The request is out of range; nothing was changed.
-    #[error(transparent)]
-    Invalid(#[from] Invalid),
-    /// Not known: no quorum of nodes decided, or the deadline passed.
-    #[error(transparent)]
-    Unknown(#[from] quorum::Error),
-}
 
 /// Asks to become the leader.
 #[derive(Debug, Clone)]
@@ -190,7 +179,7 @@ impl Elections {
     /// Asks for the leadership; never waits for it.
     ///
     /// # Errors
-    /// [`Error::Unknown`]: it may or may not have been granted for a moment; it is taken back.
+    /// [`Error`]: it may or may not have been granted for a moment; it is taken back.
     pub async fn campaign(&self, campaign: Campaign, deadline: Instant) -> Result<Outcome, Error> {
         let claim = Claim {
             election: campaign.election,
@@ -211,7 +200,7 @@ impl Elections {
     /// Extends a term that has not lapsed; `Ok(Err(_))` says why the caller does not lead.
     ///
     /// # Errors
-    /// [`Error::Unknown`]: it may or may not have been extended, also after all retries.
+    /// [`Error`]: it may or may not have been extended, also after all retries.
     pub async fn extend(
         &self,
         extend: Extend,
@@ -221,13 +210,13 @@ impl Elections {
         let mut left = retry.times;
         loop {
             match self.quorum.extend(extend.clone(), deadline).await {
-                Err(quorum::Error::Unavailable { .. })
+                Err(Error::Unavailable { .. })
                     if left > 0 && Instant::now() + retry.interval < deadline =>
                 {
                     left -= 1;
                     sleep(retry.interval).await;
                 }
-                result => return Ok(result?),
+                result => return result,
             }
         }
     }
@@ -235,19 +224,19 @@ impl Elections {
     /// Gives a leadership up; `Ok(Err(_))` says why the caller does not lead.
     ///
     /// # Errors
-    /// [`Error::Unknown`]: the election may or may not be vacant now.
+    /// [`Error`]: the election may or may not be vacant now.
     pub async fn resign(
         &self,
         resign: Resign,
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
-        Ok(self.quorum.resign(resign, deadline).await?)
+        self.quorum.resign(resign, deadline).await
     }
 
     /// Moves a leadership to another candidate in one step; `Ok(Err(_))` says why it was refused.
     ///
     /// # Errors
-    /// [`Error::Unknown`]: the old or the new leader may lead.
+    /// [`Error`]: the old or the new leader may lead.
     pub async fn handover(
         &self,
         handover: Handover,
@@ -276,19 +265,19 @@ impl Elections {
     /// Who leads; `None` when the election is vacant.
     ///
     /// # Errors
-    /// [`Error::Unknown`]: no quorum of nodes agreed.
+    /// [`Error`]: no quorum of nodes agreed.
     pub async fn leader(
         &self,
         election: &ElectionId,
         deadline: Instant,
     ) -> Result<Option<Lease>, Error> {
-        Ok(self.quorum.read(election, deadline).await?)
+        self.quorum.read(election, deadline).await
     }
 
     /// A page of the elections of a kind that are held.
     ///
     /// # Errors
-    /// [`Error::Unknown`]: fewer nodes than a quorum answered.
+    /// [`Error`]: fewer nodes than a quorum answered.
     pub async fn leaders(&self, list: List, deadline: Instant) -> Result<Leaders, Error> {
         let page = self
             .quorum
@@ -305,10 +294,10 @@ impl Elections {
 }
 
 fn contradiction() -> Error {
-    Error::Unknown(quorum::Error::Unavailable {
+    Error::Unavailable {
         reason: "the lease nodes contradict each other".to_owned(),
         retry_after: None,
-    })
+    }
 }
 
 #[cfg(test)]

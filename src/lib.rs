@@ -6,7 +6,7 @@
 //!
 //! 1. [`listener`] accepts a connection and speaks HTTP/1.1 or HTTP/2 on it. Every port serves the same
 //!    service.
-//! 2. [`stack`] is the order of the [`layers`]: catch panics, name the request, measure it, render
+//! 2. [`stack`] is the order of the [`layers`]: name the request, measure it, catch panics, render
 //!    errors in the caller's protocol, set its deadline, bound its body.
 //! 3. [`transport`] sends it to gRPC (and gRPC-Web) or to the HTTP routes. [`transport::grpc`] and
 //!    [`transport::rest`] convert messages to the domain's types and back;

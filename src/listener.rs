@@ -34,8 +34,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
 
-/// How long a client may take to send the headers of an HTTP/1.1 request.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that was told to end may stay without a request under way.
+const LINGER: Duration = Duration::from_secs(1);
 /// How long the loop rests when the system cannot accept, as without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -64,6 +64,7 @@ pub async fn serve<S>(
         + Send
         + 'static,
 {
+    let mut failing = false;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -72,12 +73,15 @@ pub async fn serve<S>(
         };
         match accepted {
             Ok((stream, _)) => {
+                failing = false;
                 let connection = connection(stream, service.clone(), lifetime, shutdown.clone());
                 connections.spawn(connection);
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections");
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(%error, "cannot accept connections; trying again");
+                }
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -122,10 +126,12 @@ async fn connection<S>(
         }
     });
     let mut server = auto::Builder::new(TokioExecutor::new());
+    // Hyper's timer for headers runs between requests, too; a client that is slow to send them has no
+    // request under way, and so is idle.
     server
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
+        .header_read_timeout(None);
     server.http2().timer(TokioTimer::new());
     let mut served = pin!(server.serve_connection(TokioIo::new(stream), service));
 
@@ -144,6 +150,8 @@ async fn connection<S>(
     served.as_mut().graceful_shutdown();
     tokio::select! {
         _ = served => {}
+        // The peer may be gone, or have sent half a request, and never answer.
+        () = requests.none_for(LINGER) => {}
         () = after(grace) => {}
     }
 }
@@ -182,7 +190,7 @@ impl Requests {
         UnderWay(self.clone())
     }
 
-    /// Returns when there has been no request for this long; looks only as often as it must.
+    /// Returns when there has been no request for this long, now or earlier.
     async fn idle_for(&self, limit: Option<Duration>) {
         let Some(limit) = limit else {
             return std::future::pending().await;
@@ -197,6 +205,13 @@ impl Requests {
                 sleep_until(until).await;
             }
         }
+    }
+
+    /// Returns when there is no request for this long from now on.
+    async fn none_for(&self, limit: Duration) {
+        self.ended
+            .send_modify(|ended| *ended = (*ended).max(Instant::now()));
+        self.idle_for(Some(limit)).await;
     }
 }
 

@@ -13,18 +13,15 @@ use election_agent::{
 const UNUSABLE: u8 = 2;
 
 fn main() -> ExitCode {
-    let (command, values) = match config::parse(std::env::args_os(), std::env::vars_os()) {
-        Ok(parsed) => parsed,
-        Err(mistakes) => return refuse(&mistakes),
-    };
+    let (command, values) = config::parse(std::env::args_os(), std::env::vars_os());
     match command {
         Command::PrintOpenApi => print!("{}", openapi::yaml(&openapi::document())),
         Command::PrintSettings => print!("{}", config::markdown()),
-        Command::PrintConfig => match Config::new(values) {
+        Command::PrintConfig => match values.and_then(Config::new) {
             Ok(config) => print!("{config}"),
             Err(mistakes) => return refuse(&mistakes),
         },
-        Command::Serve => match Config::new(values) {
+        Command::Serve => match values.and_then(Config::new) {
             Ok(config) => return serve(&config),
             Err(mistakes) => return refuse(&mistakes),
         },
@@ -48,8 +45,8 @@ async fn serve(config: &Config) -> ExitCode {
     }
     // Both answers mean that there is one: TLS to Redis needs it.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let shutdown = match shutdown::on_signal() {
-        Ok(shutdown) => shutdown,
+    let stop = match shutdown::on_signal() {
+        Ok(stop) => stop,
         Err(error) => {
             tracing::error!(%error, "cannot listen for signals");
             return ExitCode::FAILURE;
@@ -60,12 +57,11 @@ async fn serve(config: &Config) -> ExitCode {
             for address in app.addresses() {
                 tracing::info!(%address, "listening");
             }
-            app.run(shutdown).await;
+            app.run(stop).await;
             ExitCode::SUCCESS
         }
         Err(error) => {
-            tracing::error!("{error}");
-            eprintln!("election-agent cannot start: {error}");
+            tracing::error!("election-agent cannot start: {error}");
             ExitCode::from(UNUSABLE)
         }
     }

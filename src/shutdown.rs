@@ -2,25 +2,41 @@
 
 use std::io;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A token that is cancelled at the first SIGTERM or SIGINT.
+/// When the agent is to end.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Cancelled when it is to answer what is under way, and end.
+    pub gently: CancellationToken,
+    /// Cancelled when it is to end now.
+    pub at_once: CancellationToken,
+}
+
+/// Stops gently at the first SIGTERM or SIGINT, and at once at the second.
 ///
 /// # Errors
 /// When the system does not let the process listen for signals.
-pub fn on_signal() -> io::Result<CancellationToken> {
+pub fn on_signal() -> io::Result<Stop> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let token = CancellationToken::new();
-    let cancelled = token.clone();
+    let stop = Stop::default();
+    let stopped = stop.clone();
     tokio::spawn(async move {
-        let name = tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
-        };
-        tracing::info!(signal = name, "shutting down");
-        cancelled.cancel();
+        let signal = either(&mut terminate, &mut interrupt).await;
+        tracing::info!(signal, "shutting down; a second signal ends at once");
+        stopped.gently.cancel();
+        let signal = either(&mut terminate, &mut interrupt).await;
+        tracing::warn!(signal, "ending at once");
+        stopped.at_once.cancel();
     });
-    Ok(token)
+    Ok(stop)
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+    tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    }
 }

@@ -34,13 +34,13 @@ where
         + 'static,
 {
     ServiceBuilder::new()
-        // Outermost: a panic anywhere below costs one request, not its connection.
-        .layer(CatchPanicLayer)
-        // Before all that logs or answers, so that every answer carries the id.
+        // Outermost, so that every answer carries the id.
         .layer(SetRequestIdLayer::x_request_id(RandomId))
         .layer(PropagateRequestIdLayer::x_request_id())
-        // Outside of what refuses, so that refusals are measured, too.
+        // Outside of what refuses or panics, so that it is measured, too.
         .layer(MeasureLayer::new(metrics))
+        // A panic anywhere below costs one request, not its connection.
+        .layer(CatchPanicLayer)
         // Whatever is refused below is told in the caller's protocol.
         .layer(RespondLayer)
         // Before the body is read: a slow body uses the caller's time.

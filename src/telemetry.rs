@@ -2,6 +2,8 @@
 
 pub mod metrics;
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::config::{Environment, LogLevel};
@@ -10,7 +12,9 @@ use crate::config::{Environment, LogLevel};
 /// already has a subscriber.
 pub fn init(environment: Environment, level: LogLevel) {
     let filter = EnvFilter::new(level.filter());
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let registry = tracing_subscriber::registry().with(filter);
     // A second call, as tests make, keeps the first subscriber.
     let _ = match environment {

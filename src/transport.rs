@@ -4,11 +4,14 @@ pub mod grpc;
 pub mod rest;
 pub mod status;
 
-use std::task::{Context, Poll};
+use std::{
+    borrow::Cow,
+    task::{Context, Poll},
+};
 
 use axum::{body::Body, response::Response};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
-use http::{HeaderMap, Method, Request, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
 use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service, ServiceExt as _};
 
@@ -29,18 +32,66 @@ impl Protocol {
     /// Tells the protocol from a request's content type.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Self {
-        let content_type = headers
-            .get(header::CONTENT_TYPE)
-            .map_or(&b""[..], |value| value.as_bytes());
-        if content_type.starts_with(b"application/grpc-web-text") {
+        let media_type = media_type(headers);
+        if media_type.starts_with("application/grpc-web-text") {
             Self::GrpcWeb("application/grpc-web-text+proto")
-        } else if content_type.starts_with(b"application/grpc-web") {
+        } else if media_type.starts_with("application/grpc-web") {
             Self::GrpcWeb("application/grpc-web+proto")
-        } else if content_type.starts_with(b"application/grpc") {
+        } else if media_type.starts_with("application/grpc") {
             Self::Grpc
         } else {
             Self::Rest
         }
+    }
+}
+
+/// The content type without its parameters, in lower case.
+fn media_type(headers: &HeaderMap) -> Cow<'_, str> {
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    match media_type.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => media_type.to_ascii_lowercase().into(),
+        false => media_type.into(),
+    }
+}
+
+/// Refuses gRPC requests that the services would misread, and gives the others the content type that
+/// they know.
+fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Problem> {
+    if request.method() != Method::POST {
+        return Err(Problem::new(
+            Code::MethodNotAllowed,
+            "gRPC calls are POST requests",
+        ));
+    }
+    let media_type = media_type(request.headers());
+    let messages = media_type
+        .trim_start_matches("application/grpc")
+        .trim_start_matches("-web")
+        .trim_start_matches("-text");
+    if !matches!(messages, "" | "+proto") {
+        return Err(Problem::new(
+            Code::UnsupportedMediaType,
+            "messages must be protobuf: send application/grpc, application/grpc-web+proto or \
+             application/grpc-web-text+proto",
+        ));
+    }
+    match protocol {
+        Protocol::Grpc if request.version() != Version::HTTP_2 => Err(Problem::new(
+            Code::InvalidArgument,
+            "gRPC needs HTTP/2: over HTTP/1.1 use gRPC-Web (application/grpc-web+proto) or REST",
+        )),
+        Protocol::GrpcWeb(content_type) => {
+            let content_type = HeaderValue::from_static(content_type);
+            request
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, content_type);
+            Ok(())
+        }
+        Protocol::Grpc | Protocol::Rest => Ok(()),
     }
 }
 
@@ -113,7 +164,7 @@ impl Service<Request<Body>> for Mux {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if request.version() < Version::HTTP_11 {
             let problem = Problem::new(
                 Code::InvalidArgument,
@@ -122,25 +173,18 @@ impl Service<Request<Body>> for Mux {
             return ready(Err(problem)).boxed();
         }
         match Protocol::of(request.headers()) {
-            Protocol::Grpc | Protocol::GrpcWeb(_) if request.method() != Method::POST => {
-                let problem = Problem::new(Code::MethodNotAllowed, "gRPC calls are POST requests");
-                ready(Err(problem)).boxed()
+            protocol @ (Protocol::Grpc | Protocol::GrpcWeb(_)) => {
+                if let Err(problem) = check_grpc(&mut request, protocol) {
+                    return ready(Err(problem)).boxed();
+                }
+                self.grpc
+                    .call(request)
+                    .map(|response| {
+                        let Ok(response) = response;
+                        Ok(grpc::blame_the_caller(response).map(Body::new))
+                    })
+                    .boxed()
             }
-            Protocol::Grpc if request.version() != Version::HTTP_2 => {
-                let problem = Problem::new(
-                    Code::InvalidArgument,
-                    "gRPC needs HTTP/2: over HTTP/1.1 use gRPC-Web (application/grpc-web+proto) or REST",
-                );
-                ready(Err(problem)).boxed()
-            }
-            Protocol::Grpc | Protocol::GrpcWeb(_) => self
-                .grpc
-                .call(request)
-                .map(|response| {
-                    let Ok(response) = response;
-                    Ok(grpc::tell_too_large(response).map(Body::new))
-                })
-                .boxed(),
             Protocol::Rest => self
                 .rest
                 .clone()
@@ -171,11 +215,16 @@ mod tests {
                 "application/grpc-web-text",
                 Protocol::GrpcWeb("application/grpc-web-text+proto"),
             ),
+            (
+                "Application/gRPC-Web; charset=utf-8",
+                Protocol::GrpcWeb("application/grpc-web+proto"),
+            ),
+            ("application/grpc+json", Protocol::Grpc),
             ("application/json", Protocol::Rest),
         ] {
             let headers = HeaderMap::from_iter([(
                 header::CONTENT_TYPE,
-                http::HeaderValue::from_static(content_type),
+                HeaderValue::from_static(content_type),
             )]);
             assert_eq!(Protocol::of(&headers), protocol, "{content_type}");
         }

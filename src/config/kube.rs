@@ -20,16 +20,12 @@ pub(super) const SETTINGS: &[Setting] = &[
 pub struct Kube {
     /// Whether pods are to be looked up.
     pub enable: bool,
-    /// Whether the agent must not start without.
-    pub required: bool,
-    /// Whether to use the pod's service account.
-    pub in_cluster: bool,
 }
 
 impl Kube {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let enable = reader.bool("EA_KUBE_ENABLE");
-        let in_cluster = reader.bool("EA_KUBE_IN_CLUSTER");
+        reader.bool("EA_KUBE_IN_CLUSTER");
         let required = enable == Some(true) && reader.is_given("EA_KUBE_ENABLE");
         if required {
             reader.mistake(
@@ -37,10 +33,6 @@ impl Kube {
                 "this version cannot look up pods yet: leave it out or set it to false",
             );
         }
-        Some(Self {
-            enable: enable?,
-            required,
-            in_cluster: in_cluster?,
-        })
+        Some(Self { enable: enable? })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use url::Url;
 
 use super::{Secret, Setting, setting, values::Reader};
@@ -96,19 +97,7 @@ impl Store {
             }
             _ => Err("give single".to_owned()),
         });
-        let ca = match reader.raw("EA_REDIS_TLS_CA_FILE") {
-            "" => None,
-            path => match std::fs::read(path) {
-                Ok(pem) => Some(pem),
-                Err(error) => {
-                    reader.mistake(
-                        "EA_REDIS_TLS_CA_FILE",
-                        format!("cannot read {path}: {error}"),
-                    );
-                    None
-                }
-            },
-        };
+        let ca = read_ca(reader);
         let urls = read_urls(reader, ca.as_deref());
         let prefix = reader.with("EA_REDIS_PREFIX", |raw| {
             let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}');
@@ -147,6 +136,31 @@ impl Store {
     }
 }
 
+fn read_ca(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
+    let path = reader.raw("EA_REDIS_TLS_CA_FILE");
+    if path.is_empty() {
+        return None;
+    }
+    let read = std::fs::read(path).map_err(|error| format!("cannot read {path}: {error}"));
+    let checked = read.and_then(|pem| {
+        let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+        match certificates {
+            Ok(certificates) if !certificates.is_empty() => Ok(pem),
+            Ok(_) => Err(format!("{path} holds no certificate: give a PEM file")),
+            Err(error) => Err(format!("{path} is no PEM file of certificates: {error}")),
+        }
+    });
+    if !reader.raw("EA_REDIS_URLS").contains("rediss://") {
+        reader.mistake(
+            "EA_REDIS_TLS_CA_FILE",
+            "EA_REDIS_URLS has no rediss:// URL that would use it: leave it out",
+        );
+    }
+    checked
+        .map_err(|what| reader.mistake("EA_REDIS_TLS_CA_FILE", what))
+        .ok()
+}
+
 /// Mistakes never quote a URL: it may hold a password wherever it is malformed.
 fn read_urls(reader: &mut Reader<'_>, ca: Option<&[u8]>) -> Option<Urls> {
     let urls: Vec<_> = split(reader.raw("EA_REDIS_URLS")).collect();
@@ -164,6 +178,13 @@ fn read_urls(reader: &mut Reader<'_>, ca: Option<&[u8]>) -> Option<Urls> {
         return None;
     }
     match servers.pop() {
+        None if reader.is_given("EA_REDIS_URLS") => {
+            reader.mistake(
+                "EA_REDIS_URLS",
+                "it holds no URL: give one, or leave it out",
+            );
+            None
+        }
         None => Some(Urls::None),
         Some(server) if servers.is_empty() => Some(Urls::Single(Box::new(server))),
         Some(_) => {
@@ -180,11 +201,12 @@ fn split(urls: &str) -> impl Iterator<Item = &str> {
     urls.split(',').map(str::trim).filter(|url| !url.is_empty())
 }
 
-/// The URLs without the passwords in them; what is no URL is hidden whole.
+/// The URLs without the passwords in them; what is no URL of a server is hidden whole.
 pub(super) fn hide_credentials(urls: &str) -> String {
-    let hidden: Vec<_> = split(urls)
-        .map(|url| match Url::parse(url) {
-            Ok(mut url) if url.has_host() => {
+    let hidden: Vec<_> = urls
+        .split(',')
+        .map(|url| match Url::parse(url.trim()) {
+            Ok(mut url) if Server::from_url(url.as_str(), None).is_ok() => {
                 if url.password().is_some() && url.set_password(Some("***")).is_err() {
                     return "***".to_owned();
                 }

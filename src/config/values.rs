@@ -16,10 +16,6 @@ impl Mistakes {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-
-    fn one(mistake: String) -> Self {
-        Self(vec![mistake])
-    }
 }
 
 impl fmt::Display for Mistakes {
@@ -140,7 +136,10 @@ impl Values {
                 )),
                 (Some(_), Some(value)) if value.is_empty() => {}
                 (Some(setting), Some(value)) => {
-                    self.given.insert(setting.variable, (value, Source::File));
+                    let earlier = self.given.insert(setting.variable, (value, Source::File));
+                    if earlier.is_some() {
+                        mistakes.push(format!("{}: {path} sets it twice", setting.variable));
+                    }
                 }
             }
         }
@@ -214,6 +213,8 @@ fn scalar(value: &Value) -> Option<String> {
 
 /// A hint at the setting that was perhaps meant: one that has the same words.
 fn nearest(key: &str) -> String {
+    let plain = key.to_ascii_lowercase().replace('-', "_");
+    let plain = plain.trim_start_matches("ea_");
     let letters = |text: &str| {
         let mut letters: Vec<_> = text.chars().collect();
         letters.sort_unstable();
@@ -221,7 +222,7 @@ fn nearest(key: &str) -> String {
     };
     settings()
         .map(Setting::key)
-        .find(|known| letters(known) == letters(key))
+        .find(|known| letters(known) == letters(plain))
         .map(|known| format!(": did you mean {known}?"))
         .unwrap_or_else(|| ": election-agent --help lists them all".to_owned())
 }
@@ -313,11 +314,5 @@ impl<'a> Reader<'a> {
 
     pub(super) fn mistakes(self) -> Mistakes {
         Mistakes(self.mistakes)
-    }
-}
-
-impl From<String> for Mistakes {
-    fn from(mistake: String) -> Self {
-        Self::one(mistake)
     }
 }

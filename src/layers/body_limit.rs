@@ -8,7 +8,10 @@
 //!
 //! Refusal: PayloadTooLarge (RESOURCE_EXHAUSTED, 413); InvalidArgument for a body that breaks off.
 
-use std::task::{Context, Poll};
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -16,6 +19,7 @@ use futures_util::future::{BoxFuture, Either, FutureExt as _};
 use http::Request;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
+use tokio::time::timeout;
 use tower::{Layer, Service, ServiceExt as _};
 
 use crate::transport::{
@@ -27,8 +31,9 @@ use crate::transport::{
 pub const MAX_BODY: usize = 64 * 1024;
 /// The largest body of a gRPC-Web request: a message of [`MAX_BODY`], its frame, and base64.
 const MAX_GRPC_WEB_BODY: usize = 2 * MAX_BODY;
-/// How much of a body is read in order to be thrown away.
+/// How much of a body is read in order to be thrown away, and for how long.
 const MAX_DISCARDED: usize = 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// What a body over the limit is answered.
 pub(crate) fn too_large() -> Problem {
@@ -91,28 +96,37 @@ where
 }
 
 async fn read(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
-    let (mut kept, mut seen) = (BytesMut::new(), 0);
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            Problem::new(
-                Code::InvalidArgument,
-                format!("the body breaks off: {error}"),
-            )
-        })?;
-        let Some(data) = frame.data_ref() else {
-            continue;
-        };
-        seen += data.len();
-        if seen <= limit {
-            kept.extend_from_slice(data);
-        } else if seen > MAX_DISCARDED {
-            break;
+    let mut kept = BytesMut::new();
+    if body.size_hint().lower() <= limit as u64 {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                Problem::new(
+                    Code::InvalidArgument,
+                    format!("the body breaks off: {error}"),
+                )
+            })?;
+            if let Some(data) = frame.data_ref() {
+                kept.extend_from_slice(data);
+            }
+            if kept.len() > limit {
+                break;
+            }
+        }
+        if kept.len() <= limit {
+            return Ok(kept.freeze());
         }
     }
-    if seen > limit {
-        Err(too_large())
-    } else {
-        Ok(kept.freeze())
+    // However that ends, the answer is the same.
+    let _ = timeout(DISCARD_TIME, discard(body, MAX_DISCARDED)).await;
+    Err(too_large())
+}
+
+async fn discard(mut body: Body, most: usize) {
+    let mut seen = 0;
+    while seen < most
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        seen += frame.data_ref().map_or(0, Bytes::len);
     }
 }
 

@@ -15,6 +15,7 @@ use futures_util::future::{CatchUnwind, FutureExt as _};
 use http::Request;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
+use tower_http::request_id::RequestId;
 
 use crate::transport::{
     Protocol,
@@ -53,6 +54,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let protocol = Protocol::of(request.headers());
+        let request_id = request.extensions().get::<RequestId>().cloned();
         let called = std::panic::catch_unwind(AssertUnwindSafe(|| self.inner.call(request)));
         let (future, panic) = match called {
             Ok(future) => (Some(AssertUnwindSafe(future).catch_unwind()), None),
@@ -62,6 +64,7 @@ where
             future,
             panic,
             protocol,
+            request_id,
         }
     }
 }
@@ -73,6 +76,7 @@ pin_project! {
         future: Option<CatchUnwind<AssertUnwindSafe<F>>>,
         panic: Option<Box<dyn Any + Send>>,
         protocol: Protocol,
+        request_id: Option<RequestId>,
     }
 }
 
@@ -97,7 +101,15 @@ where
             .copied()
             .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
             .unwrap_or("no text");
-        tracing::error!(panic = text, "a request panicked; this is a bug");
+        let request_id = this
+            .request_id
+            .as_ref()
+            .and_then(|id| id.header_value().to_str().ok());
+        tracing::error!(
+            panic = text,
+            request_id,
+            "a request panicked; this is a bug"
+        );
         let problem = Problem::new(Code::Internal, "the agent failed; its log has the cause");
         Poll::Ready(Ok(problem.render(*this.protocol)))
     }

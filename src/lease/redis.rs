@@ -32,22 +32,25 @@ impl Server {
     /// # Errors
     /// Says what is wrong with the URL. The text never holds the URL's credentials.
     pub fn from_url(url: &str, ca: Option<&[u8]>) -> Result<Self, String> {
+        // Nothing of the URL is quoted: wherever it is malformed, it may hold a password.
         let expected = "write redis[s]://user:password@host:port/db, with reserved characters in user \
                         and password percent-encoded";
-        let parsed = url::Url::parse(url).map_err(|error| format!("{error}: {expected}"))?;
+        let refuse = |what: &str| Err(format!("{what}: {expected}"));
+        let Ok(parsed) = url::Url::parse(url) else {
+            return refuse("it is no URL");
+        };
         if !matches!(parsed.scheme(), "redis" | "rediss") {
-            return Err(format!("its scheme is \"{}\": {expected}", parsed.scheme()));
+            return refuse("its scheme is not redis or rediss");
         }
-        if parsed.fragment().is_some() {
-            return Err(format!("it has a fragment (after \"#\"): {expected}"));
+        if parsed.fragment().is_some() || parsed.query().is_some() {
+            return refuse("it has a \"?\" or \"#\"");
         }
-        let host = parsed
-            .host_str()
-            .filter(|host| !host.is_empty())
-            .ok_or_else(|| format!("it names no host: {expected}"))?;
+        let Some(host) = parsed.host_str().filter(|host| !host.is_empty()) else {
+            return refuse("it names no host");
+        };
         let db = parsed.path().trim_start_matches('/');
         if !db.is_empty() && db.parse::<u16>().is_err() {
-            return Err(format!("its database \"{db}\" is not a number: {expected}"));
+            return refuse("what follows the host is not the number of a database");
         }
         let name = match db {
             "" | "0" => format!("{host}:{}", parsed.port().unwrap_or(6379)),
@@ -57,7 +60,7 @@ impl Server {
         let tls = parsed.scheme() == "rediss";
         let info = parsed
             .into_connection_info()
-            .map_err(|error| format!("{error}: {expected}"))?;
+            .map_err(|_| format!("it is no Redis URL: {expected}"))?;
         // Without it every small reply waits for the acknowledgement of the one before.
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         let info = info.set_tcp_settings(tcp);

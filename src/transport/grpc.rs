@@ -240,15 +240,21 @@ fn refuse(problem: Problem) -> BoxFuture<'static, Result<Response<Body>, Infalli
     ready(Ok(Status::from(problem).into_http())).boxed()
 }
 
-/// Tonic refuses a message over the limit with OUT_OF_RANGE, which nothing else here answers; the error
-/// table has another row for it.
-pub(super) fn tell_too_large<B>(mut response: Response<B>) -> Response<B> {
-    let out_of_range = Status::from_header_map(response.headers())
-        .is_some_and(|status| status.code() == tonic::Code::OutOfRange);
-    if out_of_range {
-        let status = Status::from(body_limit::too_large());
-        // Only headers that cannot be built fail to be added.
-        let _ = status.add_header(response.headers_mut());
-    }
+/// Renders tonic's own refusals by the error table: a message over the limit is OUT_OF_RANGE to it, and a
+/// frame that cannot be read INTERNAL. No handler here answers either.
+pub(super) fn blame_the_caller<B>(mut response: Response<B>) -> Response<B> {
+    let Some(status) = Status::from_header_map(response.headers()) else {
+        return response;
+    };
+    let problem = match status.code() {
+        tonic::Code::OutOfRange => body_limit::too_large(),
+        tonic::Code::Internal => Problem::new(
+            Code::InvalidArgument,
+            format!("the request is not a gRPC message: {}", status.message()),
+        ),
+        _ => return response,
+    };
+    // Only headers that cannot be built fail to be added, and these are text.
+    let _ = Status::from(problem).add_header(response.headers_mut());
     response
 }

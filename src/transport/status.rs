@@ -11,10 +11,7 @@ use serde_json::{Map, Value, json};
 use tonic::Status;
 
 use super::Protocol;
-use crate::{
-    election::{self, Denial, types::Invalid},
-    lease::quorum,
-};
+use crate::election::{self, Denial, types::Invalid};
 
 macro_rules! table {
     ($($(#[doc = $doc:literal])+ $code:ident => $grpc:ident, $http:ident;)+) => {
@@ -197,14 +194,13 @@ impl From<Invalid> for Problem {
 impl From<election::Error> for Problem {
     fn from(error: election::Error) -> Self {
         match error {
-            election::Error::Invalid(invalid) => invalid.into(),
-            election::Error::Unknown(quorum::Error::DeadlineExceeded) => {
+            election::Error::DeadlineExceeded => {
                 Self::new(Code::DeadlineExceeded, error.to_string())
             }
-            election::Error::Unknown(quorum::Error::Unavailable {
+            election::Error::Unavailable {
                 reason,
                 retry_after,
-            }) => Self {
+            } => Self {
                 retry_after,
                 ..Self::new(Code::Unavailable, reason)
             },

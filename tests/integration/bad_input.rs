@@ -15,6 +15,9 @@ use crate::harness::{Agent, Fixture, Store, campaign, on_every_store};
 on_every_store! {
     grpc_requests_out_of_range_are_refused,
     rest_requests_out_of_range_are_refused,
+    bodies_that_are_not_json_are_refused,
+    unknown_paths_and_methods_are_told_what_there_is,
+    malformed_grpc_is_refused_in_its_own_protocol,
 }
 
 /// The state that bad input must not change, and what it is.
@@ -443,6 +446,20 @@ async fn rest_requests_out_of_range_are_refused(store: Store) {
             "invalid digit",
         ),
         (Method::GET, "/elections?page_size=1001", "give 1 to 1000"),
+        (
+            Method::GET,
+            "/election/held?kind=batch",
+            "unknown field `kind`",
+        ),
+        (Method::GET, "/election//held", "`kind` is empty"),
+        (Method::GET, "/election/%zz", "percent-encode names"),
+        (Method::GET, "/election/held%", "percent-encode names"),
+        (Method::GET, "/elections?kind=%FF", "percent-encode names"),
+        (
+            Method::DELETE,
+            "/election/held?leader=%FF",
+            "percent-encode names",
+        ),
         (Method::GET, "/elections?page_size=x", "invalid digit"),
         (Method::GET, "/elections?kind=a%2Fb", "`kind` holds a \"/\""),
         (Method::GET, "/elections?page=2", "unknown field `page`"),
@@ -463,9 +480,8 @@ async fn rest_requests_out_of_range_are_refused(store: Store) {
     assert_eq!(state(agent).await, before);
 }
 
-#[tokio::test]
-async fn bodies_that_are_not_json_are_refused() {
-    let fixture = Fixture::on(Store::Memory).await;
+async fn bodies_that_are_not_json_are_refused(store: Store) {
+    let fixture = Fixture::on(store).await;
     let agent = &fixture.agent;
     let good = r#"{"candidate":"b","term":5000}"#;
     let many = format!(
@@ -476,6 +492,8 @@ async fn bodies_that_are_not_json_are_refused() {
         ("application/json", "{", 400, "InvalidArgument"),
         ("application/json", "", 400, "InvalidArgument"),
         ("application/json", "[]", 400, "InvalidArgument"),
+        ("application/json", " [\"b\",5000]", 400, "InvalidArgument"),
+        ("application/json", "null", 400, "InvalidArgument"),
         (
             "application/json",
             r#"{"candidate":"b","candidate":"c","term":5000}"#,
@@ -523,9 +541,8 @@ async fn bodies_that_are_not_json_are_refused() {
     );
 }
 
-#[tokio::test]
-async fn unknown_paths_and_methods_are_told_what_there_is() {
-    let fixture = Fixture::on(Store::Memory).await;
+async fn unknown_paths_and_methods_are_told_what_there_is(store: Store) {
+    let fixture = Fixture::on(store).await;
     let agent = &fixture.agent;
     for path in [
         "/",
@@ -635,10 +652,10 @@ async fn answer(request: reqwest::RequestBuilder) -> (u16, String, String) {
     )
 }
 
-#[tokio::test]
-async fn malformed_grpc_is_refused_in_its_own_protocol() {
+async fn malformed_grpc_is_refused_in_its_own_protocol(store: Store) {
     const PATH: &str = "/grpc.election_agent.v1.Election/Campaign";
-    let fixture = Fixture::on(Store::Memory).await;
+    const HEALTH: &str = "/grpc.health.v1.Health/Check";
+    let fixture = Fixture::on(store).await;
     let agent = &fixture.agent;
     // Field 1, of type string, with a byte that is not UTF-8.
     let not_utf8 = framed(&[0x0a, 1, 0xff]);
@@ -648,6 +665,48 @@ async fn malformed_grpc_is_refused_in_its_own_protocol() {
     let (ok, invalid, exhausted, unimplemented) = ("0", "3", "8", "12");
     for (path, content_type, body, grpc_status, told) in [
         (PATH, "application/grpc", not_utf8, invalid, "UTF-8"),
+        (
+            PATH,
+            "application/grpc",
+            vec![],
+            invalid,
+            "not%20a%20gRPC%20message",
+        ),
+        (
+            PATH,
+            "application/grpc",
+            vec![9, 0, 0, 0, 1, 0],
+            invalid,
+            "not%20a%20gRPC%20message",
+        ),
+        (
+            PATH,
+            "application/grpc",
+            vec![0, 0, 0, 0, 9, 0],
+            invalid,
+            "",
+        ),
+        (
+            PATH,
+            "application/grpc+json",
+            vec![],
+            invalid,
+            "must%20be%20protobuf",
+        ),
+        (
+            PATH,
+            "application/grpc-web+json",
+            vec![],
+            invalid,
+            "must%20be%20protobuf",
+        ),
+        (
+            HEALTH,
+            "application/grpc",
+            framed(&[0x0a, 1, 0xff]),
+            invalid,
+            "UTF-8",
+        ),
         (
             PATH,
             "application/grpc",
@@ -724,4 +783,23 @@ async fn a_malformed_or_expired_grpc_timeout_is_refused() {
             "{timeout}: {message}"
         );
     }
+}
+
+#[tokio::test]
+async fn a_body_that_is_announced_too_large_is_refused_before_it_comes() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let mut stream = tokio::net::TcpStream::connect(fixture.agent.address())
+        .await
+        .expect("connects");
+    let head = "POST /election/e HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+                content-length: 1000000\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.expect("sent");
+    let mut answer = [0; 1024];
+    let reading = stream.read(&mut answer);
+    let length = tokio::time::timeout(std::time::Duration::from_secs(5), reading)
+        .await
+        .expect("without waiting for the rest")
+        .expect("an answer");
+    let answer = String::from_utf8_lossy(&answer[..length]);
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
 }

@@ -109,6 +109,18 @@ fn a_port_that_is_taken_is_told_with_its_setting() {
             "{told}"
         );
     }
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let other = other.local_addr().expect("an address").port().to_string();
+    let _held = TcpListener::bind(("127.0.0.1", other.parse::<u16>().expect("a port")));
+    let both = [
+        ("EA_HTTP_PORT", port.as_str()),
+        ("EA_GRPC_PORT", other.as_str()),
+    ];
+    let told = refusal(&[], &both);
+    assert!(
+        told.contains("EA_HTTP_PORT") && told.contains("EA_GRPC_PORT"),
+        "both at once: {told}"
+    );
     let told = refusal(&[], &[("EA_BIND_ADDRESS", "192.0.2.1")]);
     assert!(told.contains("EA_BIND_ADDRESS"), "{told}");
 }
@@ -122,4 +134,13 @@ async fn a_variable_that_is_no_setting_is_warned_of() {
         line["level"] == "WARN" && line["variable"] == "EA_REDIS_URL"
     });
     assert!(warned, "{:?}", agent.early_log());
+}
+
+#[test]
+fn the_openapi_document_needs_no_valid_configuration() {
+    let document = stdout(
+        &["openapi"],
+        &[("EA_CONFIG_FILE", "/no/such/file"), ("EA_ENV", "x")],
+    );
+    assert!(document.starts_with("openapi: 3.1.0"), "{document:.50}");
 }

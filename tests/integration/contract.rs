@@ -1,14 +1,14 @@
 //! What every RPC and every route means, on every kind of store.
 
 use election_agent::proto::{
-    CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, GetPodsRequest, HandoverRequest,
-    ListLeadersRequest, ResignRequest,
+    CampaignRequest, GetLeaderRequest, GetPodsRequest, HandoverRequest, ListLeadersRequest,
+    ResignRequest,
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::harness::{Agent, Fixture, Store, campaign, on_every_store};
+use crate::harness::{Fixture, Store, campaign, on_every_store};
 
 on_every_store! {
     a_vacant_election_goes_to_whoever_campaigns,
@@ -619,29 +619,4 @@ async fn health_follows_readiness(store: Store) {
     assert_eq!(fixture.agent.get("/livez").await.status, 200);
     let ready = fixture.agent.get("/readyz").await;
     assert_eq!((ready.status, &ready.body["ready"]), (200, &json!(true)));
-}
-
-/// A request that breaks no rule still may ask for retries.
-#[tokio::test]
-async fn an_extension_takes_retries() {
-    let fixture = Fixture::on(Store::Memory).await;
-    fixture.agent.campaign("e", "a", 5_000).await;
-    let request = ExtendElectedTermRequest {
-        election: "e".to_owned(),
-        leader: "a".to_owned(),
-        term: 5_000,
-        retries: 10,
-        retry_interval: 1_000,
-        ..ExtendElectedTermRequest::default()
-    };
-    let agent: &Agent = &fixture.agent;
-    assert!(
-        agent
-            .grpc()
-            .extend_elected_term(request)
-            .await
-            .expect("an answer")
-            .into_inner()
-            .value
-    );
 }

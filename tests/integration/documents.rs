@@ -55,7 +55,7 @@ async fn the_document_is_served_with_a_user_interface() {
 }
 
 #[tokio::test]
-async fn every_documented_operation_exists_and_no_other() {
+async fn every_documented_operation_exists_with_its_methods_and_no_other() {
     let fixture = Fixture::on(Store::Memory).await;
     for (path, methods) in openapi::documented() {
         let example = path.replace(['{', '}'], "");

@@ -599,3 +599,85 @@ async fn a_read_only_server_is_told_to_the_operator_and_not_to_everybody() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn an_extension_is_tried_again_as_often_as_it_asks_for() {
+    let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let agent = agent(&redis, &[]).await;
+    let won = agent.campaign("e", "a", 60_000).await;
+    let extend = move |retries| election_agent::proto::ExtendElectedTermRequest {
+        election: "e".to_owned(),
+        leader: "a".to_owned(),
+        term: 60_000,
+        token: won.token,
+        retries,
+        retry_interval: 500,
+        ..Default::default()
+    };
+    redis.kill();
+    let refused = agent
+        .grpc()
+        .extend_elected_term(extend(0))
+        .await
+        .expect_err("no server");
+    assert_eq!(refused.code(), Code::Unavailable);
+    let asked = Instant::now();
+    let refused = agent
+        .grpc()
+        .extend_elected_term(extend(2))
+        .await
+        .expect_err("no server");
+    assert_eq!(refused.code(), Code::Unavailable);
+    assert!(
+        asked.elapsed() >= Duration::from_secs(1),
+        "{:?}",
+        asked.elapsed()
+    );
+
+    let mut client = agent.grpc();
+    let retrying = tokio::spawn(async move { client.extend_elected_term(extend(10)).await });
+    redis.run().await;
+    let extended = retrying.await.expect("no panic").expect("an answer");
+    assert!(extended.into_inner().value);
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_told_so_over_rest() {
+    let redis = Redis::start().await;
+    let agent = agent(&redis, &[("EA_REQUEST_TIMEOUT", "200ms")]).await;
+    redis.signal("STOP");
+    let late = agent.get("/election/e").await;
+    assert_eq!(
+        (late.status, late.text("code")),
+        (504, "DeadlineExceeded"),
+        "{late:?}"
+    );
+    redis.signal("CONT");
+}
+
+#[tokio::test]
+async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
+    let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let agent = agent(&redis, &[("EA_MAX_TERM", "2s")]).await;
+    assert!(agent.campaign("e", "a", 1_000).await.elected);
+    for forgets in [false, true] {
+        redis.kill();
+        if forgets {
+            redis.forget();
+        }
+        redis.run().await;
+        let guard = async || {
+            let ready = agent.get("/readyz").await;
+            ready.body["nodes"][0]["guard"].as_u64()
+        };
+        eventually("the guard has begun", async || {
+            guard().await.filter(|left| *left > 0)
+        })
+        .await;
+        eventually("and is over, though nobody campaigned", async || {
+            guard().await.filter(|left| *left == 0)
+        })
+        .await;
+        assert!(agent.campaign("e", "b", 1_000).await.elected);
+    }
+}

@@ -332,22 +332,27 @@ async fn a_shutdown_tells_probes_and_does_not_wait_for_their_streams() {
     assert!(agent.exit().await.success());
 }
 
-#[tokio::test]
-async fn a_shutdown_ends_within_its_grace_whatever_a_client_does() {
-    let mut agent = agent(&[("EA_SHUTDOWN_GRACE", "300ms")]).await;
-    // Headers are in, the body never comes: the request is under way for ever.
-    let mut stuck = tokio::net::TcpStream::connect(agent.address())
+/// A connection whose request's headers are in and whose body never comes: it is under way for ever.
+async fn stuck(agent: &Agent) -> tokio::net::TcpStream {
+    let mut stream = tokio::net::TcpStream::connect(agent.address())
         .await
         .expect("connects");
     let head = "POST /election/e HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
                 content-length: 9\r\n\r\n{";
-    stuck.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(head.as_bytes()).await.expect("sent");
     eventually("the request is under way", async || {
         let metrics = agent.get("/metrics").await;
         let under_way = "election_agent_requests_in_flight{action=\"campaign\"} 1";
         metrics.body.as_str()?.contains(under_way).then_some(())
     })
     .await;
+    stream
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_within_its_grace_whatever_a_client_does() {
+    let mut agent = agent(&[("EA_SHUTDOWN_GRACE", "300ms")]).await;
+    let _stuck = stuck(&agent).await;
     let asked = Instant::now();
     agent.signal("TERM");
     assert!(agent.exit().await.success());
@@ -356,4 +361,76 @@ async fn a_shutdown_ends_within_its_grace_whatever_a_client_does() {
         took >= Duration::from_millis(290) && took < Duration::from_secs(3),
         "{took:?}"
     );
+}
+
+#[tokio::test]
+async fn a_shutdown_does_not_wait_for_connections_without_requests() {
+    let mut agent = agent(&[]).await;
+    let mut half = tokio::net::TcpStream::connect(agent.address())
+        .await
+        .expect("connects");
+    half.write_all(b"GET /livez HTTP/1.1\r\nhost:")
+        .await
+        .expect("sent");
+    // An HTTP/2 client that has gone away without a word: it answers no ping.
+    let mut gone = tokio::net::TcpStream::connect(agent.address())
+        .await
+        .expect("connects");
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    gone.write_all(&[&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &settings].concat())
+        .await
+        .expect("sent");
+    let mut answer = [0; 9];
+    gone.read_exact(&mut answer)
+        .await
+        .expect("the server's settings");
+    let asked = Instant::now();
+    agent.signal("TERM");
+    assert!(agent.exit().await.success());
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let mut agent = agent(&[]).await;
+    let _stuck = stuck(&agent).await;
+    let asked = Instant::now();
+    agent.signal("TERM");
+    eventually("it is draining", async || {
+        agent
+            .log()
+            .iter()
+            .any(|line| line.contains("shutting down"))
+            .then_some(())
+    })
+    .await;
+    agent.signal("TERM");
+    assert!(agent.exit().await.success());
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
+}
+
+/// Hyper's own timer for headers, which would close it, takes half a minute.
+#[tokio::test]
+async fn a_keep_alive_connection_lives_as_long_as_configured() {
+    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "0s")]).await;
+    let mut stream = tokio::net::TcpStream::connect(agent.address())
+        .await
+        .expect("connects");
+    stream
+        .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .expect("open");
+    let mut answer = [0; 1024];
+    let length = stream.read(&mut answer).await.expect("open");
+    assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+    let closed = tokio::time::timeout(Duration::from_secs(32), stream.read(&mut answer)).await;
+    assert!(closed.is_err(), "closed, though nothing limits it");
 }

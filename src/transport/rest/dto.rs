@@ -18,9 +18,8 @@ use crate::{
 #[into_params(parameter_in = Path)]
 pub(super) struct ElectionPath {
     /// The election's kind: 1 to 256 bytes without control characters and "/".
-    #[serde(default)]
-    #[param(example = "batch", min_length = 1, max_length = 256)]
-    kind: String,
+    #[param(example = "batch", min_length = 1, max_length = 256, required, value_type = String)]
+    kind: Option<String>,
     /// The election's name: 1 to 256 bytes without control characters and "/".
     #[param(example = "nightly-report", min_length = 1, max_length = 256)]
     name: String,
@@ -28,7 +27,13 @@ pub(super) struct ElectionPath {
 
 impl ElectionPath {
     pub(super) fn election(&self) -> Result<ElectionId, Invalid> {
-        ElectionId::new(&self.kind, &self.name)
+        match self.kind.as_deref() {
+            None => ElectionId::new("", &self.name),
+            Some("") => Err(Invalid(
+                "`kind` is empty: give 1 to 256 bytes, or leave the segment out".to_owned(),
+            )),
+            Some(kind) => ElectionId::new(kind, &self.name),
+        }
     }
 }
 
@@ -206,7 +211,8 @@ pub(super) struct ResignRequest {
     #[param(required = false, min_length = 1, max_length = 256)]
     #[schema(min_length = 1, max_length = 256)]
     leader: String,
-    /// The leader's fencing token; when not 0 it must be the current one.
+    /// The leader's fencing token; when not 0 it must be the current one. Without it, a request that was
+    /// delayed on its way ends whatever term the same name holds when it arrives.
     #[serde(default)]
     #[param(maximum = 9_007_199_254_740_991_u64)]
     #[schema(maximum = 9_007_199_254_740_991_u64)]
@@ -405,6 +411,29 @@ pub(super) struct Readiness {
     pub(super) needed: usize,
     /// The lease nodes.
     pub(super) nodes: Vec<Node>,
+}
+
+/// The problem document of an agent that cannot answer.
+#[derive(ToSchema)]
+#[schema(example = json!({
+    "type": "about:blank", "title": "Service Unavailable", "status": 503,
+    "detail": "0 of 1 lease nodes answer, 1 are needed: 127.0.0.1:6379: Connection refused",
+    "message": "0 of 1 lease nodes answer, 1 are needed: 127.0.0.1:6379: Connection refused",
+    "code": "Unavailable", "needed": 1,
+    "nodes": [{"name": "127.0.0.1:6379", "up": false, "error": "127.0.0.1:6379: Connection refused"}]
+}))]
+#[expect(
+    dead_code,
+    reason = "only its schema is used; the readyz handler adds its members to a Problem"
+)]
+pub(super) struct NotReady {
+    #[schema(inline)]
+    #[serde(flatten)]
+    problem: super::openapi::ProblemDocument,
+    /// How many lease nodes have to answer.
+    needed: usize,
+    /// The lease nodes.
+    nodes: Vec<Node>,
 }
 
 /// A lease node as the agent sees it.

@@ -1,15 +1,18 @@
 //! Reads requests, and says what is wrong with them in the words of the error table.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, fmt};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, OptionalFromRequest, Path, Query, Request},
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, Method, header, request::Parts},
 };
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, de::DeserializeOwned};
 
+use super::dto::ElectionPath;
 use crate::{
+    election::types::ElectionId,
     layers::deadline::Deadline,
     transport::status::{Code, Problem},
 };
@@ -72,35 +75,49 @@ async fn read<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Prob
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    serde_json::from_slice(body).map_err(|error| {
+    let refuse = |what: &dyn fmt::Display| {
         Problem::new(
             Code::InvalidArgument,
-            format!("the body is not the JSON that this path takes: {error}"),
+            format!("the body is not the JSON that this path takes: {what}"),
         )
-    })
+    };
+    // Serde would take an array for the members in their order.
+    if body
+        .trim_ascii_start()
+        .first()
+        .is_some_and(|first| *first != b'{')
+    {
+        return Err(refuse(&"give an object: {…}"));
+    }
+    serde_json::from_slice(body).map_err(|error| refuse(&error))
 }
 
-/// What the path's parameters say.
-pub(super) struct Params<T>(pub(super) T);
+/// The election that the path names; but for DELETE these paths have no query.
+pub(super) struct Target(pub(super) ElectionId);
 
-impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Params<T> {
+impl<S: Send + Sync> FromRequestParts<S> for Target {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        Path::from_request_parts(parts, state)
+        check_encoding("path", parts.uri.path())?;
+        if parts.method != Method::DELETE {
+            Search::<NoQuery>::from_request_parts(parts, state).await?;
+        }
+        let Path(path) = Path::<ElectionPath>::from_request_parts(parts, state)
             .await
-            .map(|Path(params)| Self(params))
             .map_err(|rejection| {
                 Problem::new(
                     Code::InvalidArgument,
-                    format!(
-                        "the path cannot be read: {}: percent-encode names as UTF-8",
-                        rejection.body_text()
-                    ),
+                    format!("the path cannot be read: {}", rejection.body_text()),
                 )
-            })
+            })?;
+        Ok(Self(path.election()?))
     }
 }
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoQuery {}
 
 /// What the query says.
 pub(super) struct Search<T>(pub(super) T);
@@ -109,6 +126,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Search<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        check_encoding("query", parts.uri.query().unwrap_or_default())?;
         Query::try_from_uri(&parts.uri)
             .map(|Query(query)| Self(query))
             .map_err(|rejection| {
@@ -121,6 +139,27 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Search<T> {
                 )
             })
     }
+}
+
+/// Decoders downstream take a malformed escape literally and replace what is not UTF-8: two spellings
+/// would then name one election.
+fn check_encoding(part: &str, text: &str) -> Result<(), Problem> {
+    let hex = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
+    let bytes = text.as_bytes();
+    let escaped = bytes
+        .iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b'%')
+        .all(|(at, _)| hex(bytes.get(at + 1)) && hex(bytes.get(at + 2)));
+    if escaped && percent_decode_str(text).decode_utf8().is_ok() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        Code::InvalidArgument,
+        format!(
+            "the {part} cannot be read: percent-encode names as UTF-8, and \"%\" itself as %25"
+        ),
+    ))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Deadline {

@@ -6,7 +6,7 @@ use serde_json::json;
 use utoipa::{
     Modify, OpenApi, ToSchema,
     openapi::{
-        ContentBuilder, HeaderBuilder, Ref, RefOr, Response, ResponseBuilder,
+        ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder,
         path::{Operation, PathItem},
         schema::{Object, Type},
     },
@@ -28,7 +28,7 @@ use crate::transport::status::Code;
         routes::leaders, routes::pods, routes::siblings, routes::livez, routes::readyz, routes::metrics,
     ),
     components(schemas(ProblemDocument, dto::Leader)),
-    modifiers(&DefaultKind, &Errors),
+    modifiers(&Errors, &DefaultKind),
     tags(
         (name = "elections", description = "Who leads, and how to become it"),
         (name = "pods", description = "Which pods of a Kubernetes Deployment are newer"),
@@ -60,7 +60,7 @@ pub fn yaml(document: &utoipa::openapi::OpenApi) -> String {
     dead_code,
     reason = "only its schema is used; crate::transport::status::Problem writes it"
 )]
-struct ProblemDocument {
+pub(super) struct ProblemDocument {
     /// Always about:blank: the title says what the status means.
     r#type: String,
     /// The HTTP status in words.
@@ -75,6 +75,7 @@ struct ProblemDocument {
     /// The row of the error table.
     code: String,
     /// Why a leader's request was refused: NO_TERM, HELD_BY_OTHER or STALE_TOKEN.
+    #[schema(nullable = false)]
     reason: Option<String>,
 }
 
@@ -106,18 +107,19 @@ impl Modify for DefaultKind {
 /// Every operation of the API may be refused by a layer, whatever its handler says.
 struct Errors;
 
-/// What any request may be answered.
+/// What any request may be answered; only the first [`UNGUARDED`] of them where no election is asked.
 const COMMON: [Code; 9] = [
     Code::InvalidArgument,
-    Code::Unauthenticated,
-    Code::PermissionDenied,
     Code::MethodNotAllowed,
     Code::PayloadTooLarge,
-    Code::RateLimited,
-    Code::Unavailable,
     Code::DeadlineExceeded,
     Code::Internal,
+    Code::Unauthenticated,
+    Code::PermissionDenied,
+    Code::RateLimited,
+    Code::Unavailable,
 ];
+const UNGUARDED: usize = 5;
 
 impl Modify for Errors {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
@@ -127,19 +129,30 @@ impl Modify for Errors {
                     .tags
                     .as_ref()
                     .is_none_or(|tags| tags.iter().all(|tag| tag != "operations"));
+                let common = if of_the_api {
+                    &COMMON[..]
+                } else {
+                    &COMMON[..UNGUARDED]
+                };
                 let responses = &mut operation.responses.responses;
                 for (status, declared) in responses.iter_mut() {
                     let row = Code::ALL.iter().find(|code| code.http().as_str() == status);
-                    if let Some(code) = row {
+                    let bare =
+                        matches!(declared, RefOr::T(response) if response.content.is_empty());
+                    if let Some(code) = row.filter(|_| bare) {
                         *declared = Ref::from_response_name(code.name()).into();
                     }
                 }
-                for code in COMMON.iter().filter(|_| of_the_api) {
+                for code in common {
                     responses
                         .entry(code.http().as_str().to_owned())
                         .or_insert_with(|| Ref::from_response_name(code.name()).into());
                 }
-                if operation.request_body.is_some() {
+                if let Some(RefOr::T(body)) = &mut operation.request_body {
+                    if operation.operation_id.as_deref() == Some("resign") {
+                        // The leader may be named in the query instead.
+                        body.required = Some(Required::False);
+                    }
                     let code = Code::UnsupportedMediaType;
                     responses.insert(
                         code.http().as_str().to_owned(),
@@ -168,7 +181,7 @@ fn response(code: Code) -> Response {
         .iter()
         .map(|code| format!("{}: {}", code.name(), code.meaning()))
         .collect();
-    let example = json!({
+    let mut example = json!({
         "type": "about:blank",
         "title": code.http().canonical_reason(),
         "status": code.http().as_u16(),
@@ -176,6 +189,9 @@ fn response(code: Code) -> Response {
         "message": code.meaning(),
         "code": code.name(),
     });
+    if code == Code::Conflict {
+        example["reason"] = "HELD_BY_OTHER".into();
+    }
     let mut response = ResponseBuilder::new()
         .description(meaning.join(" "))
         .content(

@@ -13,9 +13,9 @@ use utoipa_swagger_ui::SwaggerUi;
 use super::{
     dto::{
         CampaignRequest, CampaignResult, Done, ElectionPath, ExtendRequest, HandoverRequest,
-        Leader, Leaders, ListQuery, Pods, Readiness, ResignRequest,
+        Leader, Leaders, ListQuery, NotReady, Pods, Readiness, ResignRequest,
     },
-    extract::{Json, Params, Search},
+    extract::{Json, Search, Target},
     openapi,
 };
 use crate::{
@@ -51,6 +51,10 @@ pub fn router(sources: Sources) -> Router {
     if let Some(metrics) = sources.metrics {
         router = router.route("/metrics", get(self::metrics).with_state(metrics));
     }
+    let hint = match sources.elections {
+        Some(_) => "/openapi.json lists the paths",
+        None => "this agent does not serve elections over REST (EA_HTTP_ENABLE=false)",
+    };
     if let Some(elections) = sources.elections {
         let election = get(leader)
             .post(campaign)
@@ -75,17 +79,15 @@ pub fn router(sources: Sources) -> Router {
             .merge(SwaggerUi::new("/swagger-ui").url("/openapi.json", document));
     }
     router
-        .fallback(not_found)
+        .fallback(move |uri: Uri| async move { not_found(&uri, hint) })
         .method_not_allowed_fallback(method_not_allowed)
 }
 
-async fn not_found(uri: Uri) -> Problem {
+fn not_found(uri: &Uri, hint: &str) -> Problem {
+    let path = uri.path();
     Problem::new(
         Code::NotFound,
-        format!(
-            "there is nothing at {}: /swagger-ui/ lists the paths",
-            uri.path()
-        ),
+        format!("there is nothing at {path}: {hint}"),
     )
 }
 
@@ -107,9 +109,8 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
 pub(super) async fn leader(
     State(elections): State<Elections>,
     deadline: Deadline,
-    Params(path): Params<ElectionPath>,
+    Target(election): Target,
 ) -> Result<Answer<Leader>, Problem> {
-    let election = path.election()?;
     let lease = elections.leader(&election, deadline.instant()).await?;
     let lease = lease.ok_or_else(|| Problem::new(Code::NotFound, "the election is vacant"))?;
     Ok(Answer(Leader::new(&election, &lease)))
@@ -124,10 +125,10 @@ pub(super) async fn leader(
 pub(super) async fn campaign(
     State(elections): State<Elections>,
     deadline: Deadline,
-    Params(path): Params<ElectionPath>,
+    Target(election): Target,
     Json(request): Json<CampaignRequest>,
 ) -> Result<Answer<CampaignResult>, Problem> {
-    let asked = request.campaign(path.election()?, elections.max_term())?;
+    let asked = request.campaign(election, elections.max_term())?;
     let outcome = elections
         .campaign(asked.clone(), deadline.instant())
         .await?;
@@ -144,10 +145,10 @@ pub(super) async fn campaign(
 pub(super) async fn extend(
     State(elections): State<Elections>,
     deadline: Deadline,
-    Params(path): Params<ElectionPath>,
+    Target(election): Target,
     Json(request): Json<ExtendRequest>,
 ) -> Result<Answer<Done>, Problem> {
-    let (extend, retry) = request.extend(path.election()?, elections.max_term())?;
+    let (extend, retry) = request.extend(election, elections.max_term())?;
     elections
         .extend(extend, retry, deadline.instant())
         .await??;
@@ -163,10 +164,10 @@ pub(super) async fn extend(
 pub(super) async fn handover(
     State(elections): State<Elections>,
     deadline: Deadline,
-    Params(path): Params<ElectionPath>,
+    Target(election): Target,
     Json(request): Json<HandoverRequest>,
 ) -> Result<Answer<Done>, Problem> {
-    let handover = request.handover(path.election()?, elections.max_term())?;
+    let handover = request.handover(election, elections.max_term())?;
     elections.handover(handover, deadline.instant()).await??;
     Ok(Answer(Done::YES))
 }
@@ -174,14 +175,14 @@ pub(super) async fn handover(
 /// Gives the leadership up. The leader is named in the query or in a JSON body.
 #[utoipa::path(
     delete, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath, ResignRequest),
-    request_body = Option<ResignRequest>,
+    request_body = ResignRequest,
     responses((status = 200, description = "The election is vacant", body = Done),
         (status = 404), (status = 409))
 )]
 pub(super) async fn resign(
     State(elections): State<Elections>,
     deadline: Deadline,
-    Params(path): Params<ElectionPath>,
+    Target(election): Target,
     uri: Uri,
     request: Request,
 ) -> Result<Answer<Done>, Problem> {
@@ -213,7 +214,7 @@ pub(super) async fn resign(
         }
     };
     elections
-        .resign(request.resign(path.election()?)?, deadline.instant())
+        .resign(request.resign(election)?, deadline.instant())
         .await??;
     Ok(Answer(Done::YES))
 }
@@ -266,7 +267,9 @@ pub(super) async fn livez() -> &'static str {
 /// Tells whether a quorum of lease nodes answers, and which node does not.
 #[utoipa::path(
     get, path = "/readyz", tag = "operations",
-    responses((status = 200, description = "The agent can answer", body = Readiness), (status = 503))
+    responses((status = 200, description = "The agent can answer", body = Readiness),
+        (status = 503, description = "Too few lease nodes answer, or the agent is shutting down",
+            body = NotReady, content_type = "application/problem+json"))
 )]
 pub(super) async fn readyz(
     State(report): State<watch::Receiver<Report>>,

@@ -116,6 +116,12 @@ impl Redis {
         }
     }
 
+    /// Deletes what a server that is not running has kept.
+    pub(crate) fn forget(&mut self) {
+        assert!(self.child.is_none(), "it is running");
+        self.directory = TempDir::new().expect("a directory");
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let child = self.child.as_ref().expect("running");
         super::agent::signal(child.id(), name);
