@@ -246,6 +246,9 @@ impl Quorum {
             let Some((node, reply)) = round.next().await else {
                 break verdict;
             };
+            if let Ok(ExtendReply::Renewed(token)) = reply {
+                self.inner.tokens.seen(token);
+            }
             replies[node] = reply.as_ref().ok().cloned();
             tally.add(reply);
         };

@@ -141,6 +141,8 @@ impl Quorum {
                 self.inner.markers.note();
                 self.inner.tokens.seen(*floor);
             }
+            // Should the nodes forget it, this agent does not.
+            Ok(GrantReply::Held(lease)) => self.inner.tokens.seen(lease.token),
             _ => {}
         }
     }

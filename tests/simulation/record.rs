@@ -1,0 +1,195 @@
+//! What happened in a run, and whether it kept the promises:
+//!
+//! - at most one candidate may act as leader at any instant;
+//! - every grant's token is larger than that of every grant answered before.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::AddAssign,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use election_agent::election::types::Token;
+use tokio::time::Instant;
+
+/// The record of one run. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Record {
+    inner: Arc<Mutex<Inner>>,
+}
+
+struct Inner {
+    started: Instant,
+    /// Until when each candidate may act as leader.
+    leads: BTreeMap<String, Instant>,
+    last_token: Option<Token>,
+    events: Vec<String>,
+    totals: Totals,
+}
+
+/// How much happened.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) grants: u64,
+    pub(crate) extensions: u64,
+    pub(crate) resignations: u64,
+    pub(crate) handovers: u64,
+    pub(crate) refusals: u64,
+    pub(crate) unknown: u64,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                started: Instant::now(),
+                leads: BTreeMap::new(),
+                last_token: None,
+                events: Vec::new(),
+                totals: Totals::default(),
+            })),
+        }
+    }
+}
+
+impl Record {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("not poisoned")
+    }
+
+    /// The candidate has just been told that it leads until then, with this token if it knows it.
+    pub(crate) fn elected(&self, name: &str, token: Option<Token>, until: Instant) {
+        let mut inner = self.lock();
+        inner.totals.grants += 1;
+        inner.event(&format!("{name} elected with {token:?}"));
+        inner.leads(name, until);
+        if let Some(token) = token {
+            let last = inner.last_token.replace(token);
+            assert!(
+                last.is_none_or(|last| token > last),
+                "token {token} of {name} after {last:?}:\n{}",
+                inner.history()
+            );
+        }
+    }
+
+    /// The leader has just been told that it leads until then.
+    pub(crate) fn extended(&self, name: &str, until: Instant) {
+        let mut inner = self.lock();
+        inner.totals.extensions += 1;
+        inner.event(&format!("{name} extended"));
+        inner.leads(name, until);
+    }
+
+    /// The leader acts no more, from now on.
+    pub(crate) fn ended(&self, name: &str, why: &str) {
+        let mut inner = self.lock();
+        match why {
+            "resigns" => inner.totals.resignations += 1,
+            "hands over" => inner.totals.handovers += 1,
+            _ => {}
+        }
+        inner.event(&format!("{name} {why}"));
+        inner.leads.remove(name);
+    }
+
+    /// A request was answered without a change.
+    pub(crate) fn refused(&self, name: &str, what: &str) {
+        let mut inner = self.lock();
+        inner.totals.refusals += 1;
+        inner.event(&format!("{name} is refused: {what}"));
+    }
+
+    /// A request's outcome is not known.
+    pub(crate) fn unknown(&self, name: &str, what: &str) {
+        let mut inner = self.lock();
+        inner.totals.unknown += 1;
+        inner.event(&format!("{name} does not know: {what}"));
+    }
+
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.lock().events.clone()
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.lock().totals.clone()
+    }
+}
+
+impl Inner {
+    fn event(&mut self, what: &str) {
+        let at = self.started.elapsed();
+        self.events.push(format!("{at:?} {what}"));
+    }
+
+    fn leads(&mut self, name: &str, until: Instant) {
+        let now = Instant::now();
+        let others = self
+            .leads
+            .iter()
+            .find(|(other, until)| *other != name && **until > now);
+        if let Some((other, theirs)) = others {
+            let left = *theirs - now;
+            panic!(
+                "{name} leads, and {other} has {left:?} left:\n{}",
+                self.history()
+            );
+        }
+        self.leads.insert(name.to_owned(), until);
+    }
+
+    /// The last things that happened.
+    fn history(&self) -> String {
+        let from = self.events.len().saturating_sub(40);
+        self.events[from..].join("\n")
+    }
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.grants.add_assign(other.grants);
+        self.extensions.add_assign(other.extensions);
+        self.resignations.add_assign(other.resignations);
+        self.handovers.add_assign(other.handovers);
+        self.refusals.add_assign(other.refusals);
+        self.unknown.add_assign(other.unknown);
+    }
+
+    /// Whether enough of everything happened for the checks to mean something.
+    pub(crate) fn is_plausible(&self) -> bool {
+        let Self {
+            grants,
+            extensions,
+            resignations,
+            handovers,
+            refusals,
+            unknown,
+        } = *self;
+        [
+            grants,
+            extensions,
+            resignations,
+            handovers,
+            refusals,
+            unknown,
+        ]
+        .iter()
+        .all(|count| *count > 100)
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} grants, {} extensions, {} resignations, {} handovers, {} refusals, {} unknown outcomes",
+            self.grants,
+            self.extensions,
+            self.resignations,
+            self.handovers,
+            self.refusals,
+            self.unknown
+        )
+    }
+}
