@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
+use futures_util::future::join_all;
 use tokio::{
     net::TcpListener,
     time::{sleep, timeout},
@@ -14,7 +15,7 @@ use tonic_health::{
 };
 
 use crate::{
-    config::{Config, Listen, Store, Urls},
+    config::{Config, Listen, Store},
     election::Elections,
     lease::{
         LeaseNode, NodeError, Settings,
@@ -81,9 +82,8 @@ impl App {
         }
         let listeners = bind(&config.listen).await?;
         let max_term = config.limits.max_term;
-        let nodes = vec![node(&config.store, max_term).await?];
         let quorum = Quorum::new(
-            nodes,
+            nodes(&config.store, max_term).await?,
             Options::new(
                 config.store.operation_timeout,
                 config.store.restart_guard,
@@ -184,39 +184,44 @@ impl App {
 }
 
 /// The one place that knows the kinds of nodes.
-async fn node(store: &Store, max_term: Duration) -> Result<Arc<dyn LeaseNode>, StartError> {
+async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNode>>, StartError> {
     let settings = Settings {
         retention: store.token_retention,
         guard: store.restart_guard.duration(max_term),
     };
-    Ok(match (&store.urls, &store.embedded_path) {
-        (Urls::Single(server), _) => {
-            tracing::info!(server = server.name(), "leases are kept on Redis");
-            Arc::new(
-                Redis::start(
-                    Server::clone(server),
-                    &store.prefix,
-                    store.operation_timeout,
-                    settings,
-                )
-                .await,
-            )
+    if !store.servers.is_empty() {
+        let names: Vec<_> = store.servers.iter().map(Server::name).collect();
+        tracing::info!(servers = names.join(", "), "leases are kept on Redis");
+        if names.len().is_multiple_of(2) {
+            tracing::warn!(
+                servers = names.len(),
+                "an even number of servers survives no more failures than one fewer: use 1, 3 or 5"
+            );
         }
-        (Urls::None, Some(path)) => {
+        let starting =
+            store.servers.iter().cloned().map(|server| {
+                Redis::start(server, &store.prefix, store.operation_timeout, settings)
+            });
+        let started = join_all(starting).await.into_iter();
+        return Ok(started.map(|node| Arc::new(node) as _).collect());
+    }
+    let node = match &store.embedded_path {
+        Some(path) => {
             tracing::info!(
                 path = %path.display(),
                 "leases are kept in this process and its file: run one agent only"
             );
-            Arc::new(Embedded::open(path, settings)?)
+            Embedded::open(path, settings)?
         }
-        (Urls::None, None) => {
+        None => {
             tracing::warn!(
                 "leases are kept in this process's memory and are forgotten with it: run one agent \
                  only, and set EA_REDIS_URLS or EA_EMBEDDED_PATH for more than trying it out"
             );
-            Arc::new(Embedded::in_memory(settings))
+            Embedded::in_memory(settings)
         }
-    })
+    };
+    Ok(vec![Arc::new(node)])
 }
 
 async fn bind(listen: &Listen) -> Result<Vec<TcpListener>, StartError> {

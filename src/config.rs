@@ -16,7 +16,7 @@ use std::{ffi::OsString, fmt, fmt::Write as _};
 pub use kube::Kube;
 pub use limits::Limits;
 pub use listen::Listen;
-pub use redis::{Store, Urls};
+pub use redis::Store;
 pub use telemetry::{Environment, LogLevel, Telemetry};
 pub use values::{Mistakes, Values};
 use values::{Reader, Source};
@@ -287,7 +287,7 @@ mod tests {
             (config.listen.grpc_port, config.listen.http_port),
             (443, 80)
         );
-        assert!(matches!(config.store.urls, Urls::None));
+        assert!(config.store.servers.is_empty());
         assert_eq!(config.limits.max_term.as_secs(), 60);
         assert!(config.kube.enable);
     }
@@ -377,6 +377,26 @@ mod tests {
     #[test]
     fn an_empty_variable_is_one_that_is_not_set() {
         assert!(config(&[("EA_REDIS_URLS", ""), ("EA_GRPC_PORT", "")]).is_ok());
+    }
+
+    #[test]
+    fn a_server_that_is_named_twice_is_refused() {
+        let three = "redis://a:1,redis://b/0,redis://b/1";
+        assert_eq!(
+            config(&[("EA_REDIS_URLS", three)])
+                .expect("valid")
+                .store
+                .servers
+                .len(),
+            3
+        );
+        for twice in [
+            "redis://a,redis://b,redis://u:p@a:6379/0",
+            "redis://a:1 , rediss://a:1",
+        ] {
+            let told = mistakes(&[("EA_REDIS_URLS", twice)]);
+            assert!(told.contains("name the same server, a:"), "{told}");
+        }
     }
 
     #[test]

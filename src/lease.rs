@@ -270,10 +270,13 @@ pub enum ResignReply {
 }
 
 /// What a node says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     /// How long the node abstains from grants; `None` when it has no marker, zero when it grants.
     pub guard: Option<Duration>,
+    /// What identifies the place behind the node, when it can tell: two nodes with the same identity are
+    /// one place, which would vote twice.
+    pub identity: Option<String>,
 }
 
 /// A node gave no answer. The text is for operators; it holds no credentials.

@@ -12,14 +12,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_REDIS_MODE",
         "single",
-        "how Redis is run: `single`; `failover` and `cluster` are not part of this version yet",
+        "how Redis is run: `single`: every URL is an independent server; `failover` and `cluster` are not part of this version yet",
     ),
     Setting {
         secret: Secret::Urls,
         ..setting(
             "EA_REDIS_URLS",
             "",
-            "Redis server that keeps the leases: `redis[s]://user:password@host:port/db`; this version takes one; none: the agent itself keeps them",
+            "Redis servers that keep the leases, comma separated, each `redis[s]://user:password@host:port/db` and independent of the others; a majority of them decides, so give 1, 3 or 5, and the same list to every agent; none: the agent itself keeps them",
         )
     },
     setting(
@@ -65,8 +65,8 @@ pub(super) const SETTINGS: &[Setting] = &[
 /// Where leases are kept.
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// The Redis servers.
-    pub urls: Urls,
+    /// The Redis servers, each an independent node; none: the agent itself keeps leases.
+    pub servers: Vec<Server>,
     /// What all Redis keys begin with.
     pub prefix: String,
     /// How long a node may take to answer.
@@ -79,26 +79,17 @@ pub struct Store {
     pub token_retention: Duration,
 }
 
-/// The Redis servers that keep leases.
-#[derive(Debug, Clone)]
-pub enum Urls {
-    /// None: the agent itself keeps them.
-    None,
-    /// One server.
-    Single(Box<Server>),
-}
-
 impl Store {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         reader.with("EA_REDIS_MODE", |raw| match raw {
             "single" => Ok(()),
             "failover" | "cluster" => {
-                Err("this version keeps leases on a single server only: give single".to_owned())
+                Err("this version keeps leases on independent servers only: give single".to_owned())
             }
             _ => Err("give single".to_owned()),
         });
         let ca = read_ca(reader);
-        let urls = read_urls(reader, ca.as_deref());
+        let servers = read_urls(reader, ca.as_deref());
         let prefix = reader.with("EA_REDIS_PREFIX", |raw| {
             let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}');
             if (1..=64).contains(&raw.len()) && raw.chars().all(plain) {
@@ -126,7 +117,7 @@ impl Store {
             );
         }
         Some(Self {
-            urls: urls?,
+            servers: servers?,
             prefix: prefix?,
             operation_timeout: operation_timeout?,
             embedded_path,
@@ -162,39 +153,40 @@ fn read_ca(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
 }
 
 /// Mistakes never quote a URL: it may hold a password wherever it is malformed.
-fn read_urls(reader: &mut Reader<'_>, ca: Option<&[u8]>) -> Option<Urls> {
+fn read_urls(reader: &mut Reader<'_>, ca: Option<&[u8]>) -> Option<Vec<Server>> {
     let urls: Vec<_> = split(reader.raw("EA_REDIS_URLS")).collect();
-    let mut servers = Vec::new();
+    let mut servers: Vec<Server> = Vec::new();
+    let mut valid = true;
     for (index, url) in urls.iter().enumerate() {
-        match Server::from_url(url, ca) {
-            Ok(server) => servers.push(server),
-            Err(what) => reader.mistake(
-                "EA_REDIS_URLS",
-                format!("URL {} of {} is not valid: {what}", index + 1, urls.len()),
-            ),
-        }
+        let nth = index + 1;
+        let what = match Server::from_url(url, ca) {
+            Ok(server) => match servers
+                .iter()
+                .position(|other| other.name() == server.name())
+            {
+                None => {
+                    servers.push(server);
+                    continue;
+                }
+                Some(first) => format!(
+                    "URLs {} and {nth} name the same server, {}: it would vote twice; name each once",
+                    first + 1,
+                    server.name()
+                ),
+            },
+            Err(what) => format!("URL {nth} of {} is not valid: {what}", urls.len()),
+        };
+        reader.mistake("EA_REDIS_URLS", what);
+        valid = false;
     }
-    if servers.len() != urls.len() {
-        return None;
+    if urls.is_empty() && reader.is_given("EA_REDIS_URLS") {
+        reader.mistake(
+            "EA_REDIS_URLS",
+            "it holds no URL: give one, or leave it out",
+        );
+        valid = false;
     }
-    match servers.pop() {
-        None if reader.is_given("EA_REDIS_URLS") => {
-            reader.mistake(
-                "EA_REDIS_URLS",
-                "it holds no URL: give one, or leave it out",
-            );
-            None
-        }
-        None => Some(Urls::None),
-        Some(server) if servers.is_empty() => Some(Urls::Single(Box::new(server))),
-        Some(_) => {
-            reader.mistake(
-                "EA_REDIS_URLS",
-                format!("it has {} URLs, and this version takes one", urls.len()),
-            );
-            None
-        }
-    }
+    valid.then_some(servers)
 }
 
 fn split(urls: &str) -> impl Iterator<Item = &str> {

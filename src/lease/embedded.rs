@@ -480,7 +480,10 @@ impl LeaseNode for Embedded {
         };
         // A log that cannot be written shows here, before a request meets it.
         self.settled(0).await?;
-        Ok(Probe { guard })
+        Ok(Probe {
+            guard,
+            identity: None,
+        })
     }
 }
 

@@ -14,7 +14,10 @@ mod round;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -146,6 +149,10 @@ struct Inner {
 struct Node {
     node: Arc<dyn LeaseNode>,
     complaint: Mutex<Option<(NodeError, Instant)>>,
+    /// The node that is the same place: this one must not vote as well.
+    same_as: Mutex<Option<String>>,
+    /// Whether there is one; asked on every call.
+    is_excluded: AtomicBool,
 }
 
 /// How often the same complaint about a node is logged.
@@ -154,6 +161,27 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 impl Node {
     fn name(&self) -> &str {
         self.node.name()
+    }
+
+    fn is_excluded(&self) -> bool {
+        self.is_excluded.load(Ordering::Relaxed)
+    }
+
+    fn exclude(&self, same_as: Option<String>) {
+        self.is_excluded.store(same_as.is_some(), Ordering::Relaxed);
+        *self.same_as.lock().unwrap_or_else(PoisonError::into_inner) = same_as;
+    }
+
+    /// Why the node must not be asked for anything that counts.
+    fn excluded(&self) -> Option<NodeError> {
+        let same_as = self.same_as.lock().unwrap_or_else(PoisonError::into_inner);
+        same_as.as_ref().map(|other| {
+            NodeError::NotSent(format!(
+                "{}: it is the same server as {other}, and would vote twice: name each server once in \
+                 EA_REDIS_URLS",
+                self.name()
+            ))
+        })
     }
 
     /// Logs why the node did not do what it was asked: when that changes, and now and then. Callers are
@@ -191,6 +219,8 @@ impl Quorum {
                     .map(|node| Node {
                         node,
                         complaint: Mutex::default(),
+                        same_as: Mutex::default(),
+                        is_excluded: AtomicBool::new(false),
                     })
                     .collect(),
                 limit: options.operation_timeout,
@@ -437,9 +467,10 @@ impl Quorum {
 
     /// Asks every node how it does.
     pub async fn status(&self) -> Vec<NodeStatus> {
-        let mut round = self.ask(Instant::now() + self.inner.limit, |node| async move {
-            node.probe().await
-        });
+        let all: Vec<_> = (0..self.inner.nodes.len()).collect();
+        let deadline = Instant::now() + self.inner.limit;
+        let mut round =
+            self.ask_even_excluded(&all, deadline, |node| async move { node.probe().await });
         let mut status: Vec<_> = self
             .inner
             .nodes
@@ -450,20 +481,45 @@ impl Quorum {
             })
             .collect();
         while let Some((node, probe)) = round.next().await {
-            if matches!(probe, Ok(Probe { guard: Some(_) })) {
+            if matches!(probe, Ok(Probe { guard: Some(_), .. })) {
                 self.inner.markers.note();
             }
             status[node].probe = probe;
         }
+        self.exclude_doubles(&mut status);
         if self.inner.markers.seen() {
             // What has lost its memory begins to wait now, not at the next campaign.
             let unmarked: Vec<_> = (0..status.len())
-                .filter(|node| matches!(status[*node].probe, Ok(Probe { guard: None })))
+                .filter(|node| matches!(status[*node].probe, Ok(Probe { guard: None, .. })))
                 .collect();
             self.mark(&unmarked, false, Instant::now() + self.inner.limit)
                 .await;
         }
         status
+    }
+
+    /// Lets of all nodes that are one place only the first vote; a node that gives no answer is what it
+    /// was.
+    fn exclude_doubles(&self, status: &mut [NodeStatus]) {
+        for later in 0..status.len() {
+            let Ok(Probe {
+                identity: Some(identity),
+                ..
+            }) = &status[later].probe
+            else {
+                continue;
+            };
+            let first = status[..later].iter().find(|earlier| {
+                matches!(&earlier.probe, Ok(Probe { identity: Some(other), .. }) if other == identity)
+            });
+            let same_as = first.map(|first| first.name.clone());
+            let node = &self.inner.nodes[later];
+            node.exclude(same_as);
+            if let Some(error) = node.excluded() {
+                node.complain(&error);
+                status[later].probe = Err(error);
+            }
+        }
     }
 
     /// Marks nodes that have no marker, and waits until they are; tells whether any answered. Only if

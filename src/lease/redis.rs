@@ -95,6 +95,7 @@ impl fmt::Debug for Server {
 #[derive(Debug)]
 pub struct Redis {
     link: Link,
+    db: i64,
     keys: Keys,
     settings: Settings,
 }
@@ -104,6 +105,7 @@ impl Redis {
     /// `prefix`; `limit` bounds attempts to connect and pings.
     pub async fn start(server: Server, prefix: &str, limit: Duration, settings: Settings) -> Self {
         let node = Self {
+            db: server.client.get_connection_info().redis_settings().db(),
             link: Link::start(server.name, server.client, limit),
             keys: Keys::new(prefix),
             settings,
@@ -405,25 +407,27 @@ impl LeaseNode for Redis {
     }
 
     async fn probe(&self) -> Result<Probe, NodeError> {
-        let Some(guard) = self.settings.guard else {
-            self.link
-                .run(async |connection| redis::cmd("PING").query_async::<()>(connection).await)
-                .await?;
-            return Ok(Probe { guard: None });
-        };
         let reply = self
-            .field(&invoke(
+            .fields(&invoke(
                 &SCRIPTS.probe,
                 &[&self.keys.marker],
-                &[&millis(guard).to_string()],
+                &[&self.guard_arg()],
             ))
             .await?;
-        let guard = reply
-            .as_deref()
-            .map(|ms| ms.parse().map(Duration::from_millis))
-            .transpose()
-            .map_err(|_| self.unexpected("probe", &reply))?;
-        Ok(Probe { guard })
+        let [guard, run_id] = &reply[..] else {
+            return Err(self.unexpected("probe", &reply));
+        };
+        let guard = match guard.as_str() {
+            "" => None,
+            ms => match ms.parse() {
+                Ok(ms) => Some(Duration::from_millis(ms)),
+                Err(_) => return Err(self.unexpected("probe", &reply)),
+            },
+        };
+        Ok(Probe {
+            guard,
+            identity: Some(format!("{run_id}/{}", self.db)),
+        })
     }
 }
 

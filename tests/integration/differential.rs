@@ -94,6 +94,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         Op::Mark(wait) => Reply::Marked(node.mark(*wait).await?),
         Op::Probe => Reply::Probed(Probe {
             guard: node.probe().await?.guard.map(rounded),
+            identity: None,
         }),
     })
 }

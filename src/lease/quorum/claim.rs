@@ -70,8 +70,12 @@ impl Quorum {
                     let told = answer.send(outcome).is_ok();
                     if !told || !in_time {
                         // Nobody will use what was granted.
-                        self.settle(&grant, round, vote).await;
-                    } else if won != token {
+                        return self.settle(&grant, round, vote).await;
+                    }
+                    // A request that is dropped before it was written would never be sent, and the lease
+                    // would lack a node.
+                    self.hear_out(&grant, &mut round, &mut vote).await;
+                    if won != token {
                         // The repeated request has its old token; some nodes wrote a new lease for it.
                         self.withdraw(&grant, vote.fresh, vote.started).await;
                     }
@@ -147,8 +151,8 @@ impl Quorum {
         }
     }
 
-    /// Waits for the nodes that have not answered a grant, and takes it back wherever it is stored.
-    async fn settle<F>(&self, grant: &Arc<Grant>, mut round: Round<F, GrantReply>, mut vote: Vote)
+    /// Waits for the nodes that have not answered a grant.
+    async fn hear_out<F>(&self, grant: &Grant, round: &mut Round<F, GrantReply>, vote: &mut Vote)
     where
         F: Future<Output = Result<GrantReply, NodeError>>,
     {
@@ -156,6 +160,14 @@ impl Quorum {
             self.learn(&reply);
             vote.add(grant, node, reply);
         }
+    }
+
+    /// Waits for the nodes that have not answered a grant, and takes it back wherever it is stored.
+    async fn settle<F>(&self, grant: &Arc<Grant>, mut round: Round<F, GrantReply>, mut vote: Vote)
+    where
+        F: Future<Output = Result<GrantReply, NodeError>>,
+    {
+        self.hear_out(grant, &mut round, &mut vote).await;
         let nodes = [vote.granted(), vote.unknown].concat();
         self.withdraw(grant, nodes, vote.started).await;
     }

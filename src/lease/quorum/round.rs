@@ -38,7 +38,28 @@ impl Quorum {
     where
         F: Future<Output = Result<T, NodeError>>,
     {
+        let allowed: Vec<_> = nodes
+            .iter()
+            .copied()
+            .filter(|node| !self.inner.nodes[*node].is_excluded())
+            .collect();
+        let mut round = self.ask_even_excluded(&allowed, deadline, call);
+        let excluded = nodes.iter().filter(|node| !allowed.contains(node));
+        round.excluded.extend(excluded);
+        round
+    }
+
+    pub(super) fn ask_even_excluded<T, F>(
+        &self,
+        nodes: &[usize],
+        deadline: Instant,
+        call: impl Fn(Arc<dyn LeaseNode>) -> F,
+    ) -> Round<F, T>
+    where
+        F: Future<Output = Result<T, NodeError>>,
+    {
         Round {
+            excluded: Vec::new(),
             calls: nodes
                 .iter()
                 .map(|&node| Call {
@@ -76,6 +97,8 @@ pub(super) struct Round<F, T>
 where
     F: Future<Output = Result<T, NodeError>>,
 {
+    /// Nodes that are not asked, and given as errors at once.
+    excluded: Vec<usize>,
     calls: FuturesUnordered<Call<F>>,
     waiting: Vec<usize>,
     timer: Pin<Box<Sleep>>,
@@ -89,6 +112,11 @@ where
     /// The next answer, with the node's number. When the time is over, the nodes that have not answered
     /// are given as errors; `None` when every node has been given.
     pub(super) async fn next(&mut self) -> Option<(usize, Result<T, NodeError>)> {
+        if let Some(node) = self.excluded.pop() {
+            let error = self.inner.nodes[node].excluded();
+            let error = error.unwrap_or_else(|| NodeError::NotSent("it was excluded".to_owned()));
+            return Some((node, Err(error)));
+        }
         let last = *self.waiting.last()?;
         let (node, reply) = loop {
             let answer = tokio::select! {
@@ -112,6 +140,6 @@ where
     }
 
     pub(super) fn is_open(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || !self.excluded.is_empty()
     }
 }
