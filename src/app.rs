@@ -21,7 +21,7 @@ use crate::{
         LeaseNode, NodeError, Settings,
         embedded::Embedded,
         quorum::{Options, Quorum},
-        redis::{Redis, Server},
+        redis::{Redis, Server, Use},
     },
     listener::{self, Lifetime},
     proto::election_server::ElectionServer,
@@ -198,9 +198,17 @@ async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNod
                 "an even number of servers survives no more failures than one fewer: use 1, 3 or 5"
             );
         }
+        let mut sorted = names.clone();
+        sorted.sort_unstable();
+        let usage = Use {
+            prefix: store.prefix.clone(),
+            servers: sorted.join(","),
+            max_term,
+            allow_eviction: store.allow_eviction,
+        };
         let starting =
             store.servers.iter().cloned().map(|server| {
-                Redis::start(server, &store.prefix, store.operation_timeout, settings)
+                Redis::start(server, usage.clone(), store.operation_timeout, settings)
             });
         let started = join_all(starting).await.into_iter();
         return Ok(started.map(|node| Arc::new(node) as _).collect());

@@ -277,6 +277,8 @@ pub struct Probe {
     /// What identifies the place behind the node, when it can tell: two nodes with the same identity are
     /// one place, which would vote twice.
     pub identity: Option<String>,
+    /// Why the node must not vote although it answers, such as that it may drop leases.
+    pub unfit: Option<String>,
 }
 
 /// A node gave no answer. The text is for operators; it holds no credentials.

@@ -56,6 +56,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "what happens when a lease node may have lost its memory: `on`: it abstains from new grants for EA_MAX_TERM, except on a first start; `strict`: on a first start, too; `off`: nothing, and two leaders may have time left after a restart without data",
     ),
     setting(
+        "EA_ALLOW_EVICTION",
+        "false",
+        "use Redis servers whose maxmemory-policy is not `noeviction`, which may drop the lease of a leader that has time left",
+    ),
+    setting(
         "EA_TOKEN_RETENTION",
         "168h",
         "how long the last fencing token of an election is remembered after it was last granted or extended (1h to 87600h)",
@@ -75,7 +80,9 @@ pub struct Store {
     pub embedded_path: Option<PathBuf>,
     /// What is done about nodes that may have lost their memory.
     pub restart_guard: RestartGuard,
-    /// How long a floor outlives the last grant.
+    /// Whether servers may be used that drop keys when their memory is full.
+    pub allow_eviction: bool,
+    /// How long a floor outlives the last term.
     pub token_retention: Duration,
 }
 
@@ -106,6 +113,7 @@ impl Store {
         let hour = Duration::from_secs(3600);
         let token_retention = reader.duration("EA_TOKEN_RETENTION", hour, 87_600 * hour);
         let restart_guard = reader.parsed("EA_RESTART_GUARD");
+        let allow_eviction = reader.bool("EA_ALLOW_EVICTION");
         let embedded_path = match reader.raw("EA_EMBEDDED_PATH") {
             "" => None,
             path => Some(PathBuf::from(path)),
@@ -122,6 +130,7 @@ impl Store {
             operation_timeout: operation_timeout?,
             embedded_path,
             restart_guard: restart_guard?,
+            allow_eviction: allow_eviction?,
             token_retention: token_retention?,
         })
     }

@@ -483,6 +483,7 @@ impl LeaseNode for Embedded {
         Ok(Probe {
             guard,
             identity: None,
+            unfit: None,
         })
     }
 }

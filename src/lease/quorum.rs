@@ -149,9 +149,9 @@ struct Inner {
 struct Node {
     node: Arc<dyn LeaseNode>,
     complaint: Mutex<Option<(NodeError, Instant)>>,
-    /// The node that is the same place: this one must not vote as well.
-    same_as: Mutex<Option<String>>,
-    /// Whether there is one; asked on every call.
+    /// Why it must not vote, if so.
+    excluded: Mutex<Option<String>>,
+    /// Whether there is a reason; asked on every call.
     is_excluded: AtomicBool,
 }
 
@@ -167,21 +167,15 @@ impl Node {
         self.is_excluded.load(Ordering::Relaxed)
     }
 
-    fn exclude(&self, same_as: Option<String>) {
-        self.is_excluded.store(same_as.is_some(), Ordering::Relaxed);
-        *self.same_as.lock().unwrap_or_else(PoisonError::into_inner) = same_as;
+    fn exclude(&self, why: Option<String>) {
+        self.is_excluded.store(why.is_some(), Ordering::Relaxed);
+        *self.excluded.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
-    /// Why the node must not be asked for anything that counts.
+    /// Why the node is not asked for anything that counts.
     fn excluded(&self) -> Option<NodeError> {
-        let same_as = self.same_as.lock().unwrap_or_else(PoisonError::into_inner);
-        same_as.as_ref().map(|other| {
-            NodeError::NotSent(format!(
-                "{}: it is the same server as {other}, and would vote twice: name each server once in \
-                 EA_REDIS_URLS",
-                self.name()
-            ))
-        })
+        let why = self.excluded.lock().unwrap_or_else(PoisonError::into_inner);
+        why.clone().map(NodeError::NotSent)
     }
 
     /// Logs why the node did not do what it was asked: when that changes, and now and then. Callers are
@@ -219,7 +213,7 @@ impl Quorum {
                     .map(|node| Node {
                         node,
                         complaint: Mutex::default(),
-                        same_as: Mutex::default(),
+                        excluded: Mutex::default(),
                         is_excluded: AtomicBool::new(false),
                     })
                     .collect(),
@@ -486,7 +480,7 @@ impl Quorum {
             }
             status[node].probe = probe;
         }
-        self.exclude_doubles(&mut status);
+        self.exclude_unfit(&mut status);
         if self.inner.markers.seen() {
             // What has lost its memory begins to wait now, not at the next campaign.
             let unmarked: Vec<_> = (0..status.len())
@@ -498,23 +492,28 @@ impl Quorum {
         status
     }
 
-    /// Lets of all nodes that are one place only the first vote; a node that gives no answer is what it
-    /// was.
-    fn exclude_doubles(&self, status: &mut [NodeStatus]) {
+    /// Lets nodes that are unfit not vote, and of nodes that are one place only the first; one that gives
+    /// no answer is what it was.
+    fn exclude_unfit(&self, status: &mut [NodeStatus]) {
         for later in 0..status.len() {
-            let Ok(Probe {
-                identity: Some(identity),
-                ..
-            }) = &status[later].probe
-            else {
+            let Ok(probe) = &status[later].probe else {
                 continue;
             };
-            let first = status[..later].iter().find(|earlier| {
-                matches!(&earlier.probe, Ok(Probe { identity: Some(other), .. }) if other == identity)
+            let same = status[..later].iter().find(|earlier| {
+                let earlier = earlier.probe.as_ref().ok();
+                probe.identity.is_some()
+                    && earlier.is_some_and(|earlier| earlier.identity == probe.identity)
             });
-            let same_as = first.map(|first| first.name.clone());
             let node = &self.inner.nodes[later];
-            node.exclude(same_as);
+            let same = same.map(|same| {
+                format!(
+                    "{}: it is the same server as {}, and would vote twice: name each server once in \
+                     EA_REDIS_URLS",
+                    node.name(),
+                    same.name
+                )
+            });
+            node.exclude(probe.unfit.clone().or(same));
             if let Some(error) = node.excluded() {
                 node.complain(&error);
                 status[later].probe = Err(error);

@@ -91,23 +91,38 @@ impl fmt::Debug for Server {
     }
 }
 
+/// What a server is used for, and with which others.
+#[derive(Debug, Clone)]
+pub struct Use {
+    /// What all keys begin with.
+    pub prefix: String,
+    /// The names of all servers that vote, in order.
+    pub servers: String,
+    /// The longest term that is granted.
+    pub max_term: Duration,
+    /// Whether a server may drop leases when its memory is full.
+    pub allow_eviction: bool,
+}
+
 /// Leases on one Redis server.
 #[derive(Debug)]
 pub struct Redis {
     link: Link,
     db: i64,
+    usage: Use,
     keys: Keys,
     settings: Settings,
 }
 
 impl Redis {
-    /// Starts connecting and returns when the first attempt has ended, well or not. Keys begin with
-    /// `prefix`; `limit` bounds attempts to connect and pings.
-    pub async fn start(server: Server, prefix: &str, limit: Duration, settings: Settings) -> Self {
+    /// Starts connecting and returns when the first attempt has ended, well or not; `limit` bounds
+    /// attempts to connect and pings.
+    pub async fn start(server: Server, usage: Use, limit: Duration, settings: Settings) -> Self {
         let node = Self {
             db: server.client.get_connection_info().redis_settings().db(),
             link: Link::start(server.name, server.client, limit),
-            keys: Keys::new(prefix),
+            keys: Keys::new(&usage.prefix),
+            usage,
             settings,
         };
         node.link.attempted().await;
@@ -410,11 +425,15 @@ impl LeaseNode for Redis {
         let reply = self
             .fields(&invoke(
                 &SCRIPTS.probe,
-                &[&self.keys.marker],
-                &[&self.guard_arg()],
+                &[&self.keys.marker, &self.keys.servers],
+                &[
+                    &self.guard_arg(),
+                    &self.usage.servers,
+                    &millis(self.usage.max_term).to_string(),
+                ],
             ))
             .await?;
-        let [guard, run_id] = &reply[..] else {
+        let [guard, run_id, policy, servers] = &reply[..] else {
             return Err(self.unexpected("probe", &reply));
         };
         let guard = match guard.as_str() {
@@ -427,7 +446,29 @@ impl LeaseNode for Redis {
         Ok(Probe {
             guard,
             identity: Some(format!("{run_id}/{}", self.db)),
+            unfit: self.unfit(policy, servers),
         })
+    }
+}
+
+impl Redis {
+    fn unfit(&self, policy: &str, servers: &str) -> Option<String> {
+        let name = self.link.name();
+        if servers != self.usage.servers {
+            return Some(format!(
+                "{name}: agents use it with another list of servers, {servers}, while this one has {}: \
+                 majorities of different lists need not meet; give every agent the same EA_REDIS_URLS, or \
+                 this one another EA_REDIS_PREFIX",
+                self.usage.servers
+            ));
+        }
+        if policy != "noeviction" && !self.usage.allow_eviction {
+            return Some(format!(
+                "{name}: its maxmemory-policy is {policy}, so it may drop the lease of a leader that has time \
+                 left; set it to noeviction, or EA_ALLOW_EVICTION=true if you accept two leaders"
+            ));
+        }
+        None
     }
 }
 

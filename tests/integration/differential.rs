@@ -8,7 +8,7 @@ use election_agent::{
         Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Over, Page,
         Probe, Resign, ResignReply, Settings,
         embedded::Embedded,
-        redis::{Redis as RedisNode, Server},
+        redis::{Redis as RedisNode, Server, Use},
     },
 };
 use futures_util::future::join_all;
@@ -95,6 +95,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         Op::Probe => Reply::Probed(Probe {
             guard: node.probe().await?.guard.map(rounded),
             identity: None,
+            unfit: None,
         }),
     })
 }
@@ -224,8 +225,13 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
 /// Both nodes, new, and marked ready in three of four cases.
 async fn pair(redis: &Redis, prefix: usize, marked: bool) -> (Embedded, RedisNode) {
     let server = Server::from_url(&redis.url(), None).expect("a URL");
-    let prefix = format!("p{prefix}");
-    let real = RedisNode::start(server, &prefix, Duration::from_secs(10), SETTINGS).await;
+    let usage = Use {
+        prefix: format!("p{prefix}"),
+        servers: server.name().to_owned(),
+        max_term: Duration::from_secs(60),
+        allow_eviction: false,
+    };
+    let real = RedisNode::start(server, usage, Duration::from_secs(10), SETTINGS).await;
     let model = Embedded::in_memory(SETTINGS);
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {

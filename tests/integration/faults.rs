@@ -346,6 +346,7 @@ async fn a_database_number_a_user_with_few_rights_and_a_prefix_are_used() {
             "mine:{0}:index",
             "mine:{0}:lease:default/e",
             "mine:{0}:marker",
+            "mine:{0}:servers",
         ]
     );
     let retention: i64 = connection
@@ -595,7 +596,7 @@ async fn a_read_only_server_is_told_to_the_operator_and_not_to_everybody() {
     );
     eventually("the operator is told", async || {
         let log = agent.log().join("\n");
-        (log.contains("a lease node failed") && log.contains("read only")).then_some(())
+        (log.contains("a lease node failed") && log.contains("give its primary")).then_some(())
     })
     .await;
 }

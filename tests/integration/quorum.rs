@@ -306,3 +306,70 @@ async fn a_server_under_two_names_does_not_vote_twice() {
         Code::Unavailable
     );
 }
+
+#[tokio::test]
+async fn agents_with_different_lists_of_servers_are_told_so() {
+    let three = Three::start(&[]).await;
+    let other = Redis::start().await;
+    let settings = [("EA_MAX_TERM", "2s")];
+    let mut first = three.agent(&settings).await;
+    assert!(first.campaign("e", "a", 2_000).await.elected);
+    // A majority of this list and one of the first need not have a server in common.
+    let urls = [three.servers[0].url(), other.url()].join(",");
+    let second = Agent::start(&[
+        ("EA_REDIS_URLS".to_owned(), urls),
+        ("EA_MAX_TERM".to_owned(), "2s".to_owned()),
+    ])
+    .await;
+    let not_ready = second.get("/readyz").await;
+    assert_eq!(not_ready.status, 503);
+    assert!(
+        not_ready
+            .text("message")
+            .contains("another list of servers"),
+        "{not_ready:?}"
+    );
+    let refused = second.grpc().campaign(campaign("e", "b", 1_000)).await;
+    assert_eq!(refused.expect_err("refused").code(), Code::Unavailable);
+    assert_eq!(first.leader("e").await.expect("not disturbed"), "a");
+    // When the agents with the first list are gone for as long as a term lasts, the new one counts.
+    first.kill();
+    readiness(&second, 200).await;
+}
+
+#[tokio::test]
+async fn a_server_that_evicts_keys_does_not_vote_unless_that_is_allowed() {
+    let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
+    let url = ("EA_REDIS_URLS".to_owned(), redis.url());
+    let agent = Agent::start(std::slice::from_ref(&url)).await;
+    let not_ready = agent.get("/readyz").await;
+    assert_eq!(not_ready.status, 503);
+    for told in [
+        "maxmemory-policy is allkeys-lru",
+        "noeviction",
+        "EA_ALLOW_EVICTION",
+    ] {
+        assert!(
+            not_ready.text("message").contains(told),
+            "{told}: {not_ready:?}"
+        );
+    }
+    let refused = agent.grpc().campaign(campaign("e", "a", 1_000)).await;
+    assert_eq!(refused.expect_err("refused").code(), Code::Unavailable);
+    let mut connection = redis.connect().await;
+    redis::cmd("CONFIG")
+        .arg(&["SET", "maxmemory-policy", "noeviction"])
+        .query_async::<()>(&mut connection)
+        .await
+        .expect("set");
+    readiness(&agent, 200).await;
+    assert!(agent.campaign("e", "a", 1_000).await.elected);
+
+    let evicting = Redis::with(&["--maxmemory-policy", "volatile-ttl"]).await;
+    let settings = [
+        ("EA_REDIS_URLS".to_owned(), evicting.url()),
+        ("EA_ALLOW_EVICTION".to_owned(), "true".to_owned()),
+    ];
+    let accepting = Agent::start(&settings).await;
+    assert!(accepting.campaign("e", "a", 1_000).await.elected);
+}

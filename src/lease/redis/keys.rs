@@ -11,6 +11,8 @@ pub(super) struct Keys {
     floor: String,
     /// Hash: `run_id` of the server that may grant, `ready_at` in ms since the epoch.
     pub(super) marker: String,
+    /// String: the list of servers that agents use this one with; expires when none probes any more.
+    pub(super) servers: String,
     /// Sorted set of `kind/name` by name: what listings walk.
     pub(super) index: String,
     /// Sorted set of `kind/name` by the ms at which its lease may be over: what grants tidy.
@@ -24,6 +26,7 @@ impl Keys {
             lease: key("lease:"),
             floor: key("floor:"),
             marker: key("marker"),
+            servers: key("servers"),
             index: key("index"),
             expiry: key("expiry"),
         }
@@ -56,7 +59,7 @@ mod tests {
         let election = ElectionId::new("batch", "nightly").expect("valid");
         assert_eq!(keys.lease(&election), "ela:{0}:lease:batch/nightly");
         assert_eq!(keys.floor(&election), "ela:{0}:floor:batch/nightly");
-        for key in [&keys.marker, &keys.index, &keys.expiry] {
+        for key in [&keys.marker, &keys.servers, &keys.index, &keys.expiry] {
             assert!(key.starts_with("ela:{0}:"), "{key}");
         }
     }

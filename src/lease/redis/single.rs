@@ -9,7 +9,8 @@
 use std::{sync::Arc, time::Duration};
 
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, aio::MultiplexedConnection,
+    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind,
+    aio::MultiplexedConnection,
 };
 use tokio::{
     sync::{Notify, watch},
@@ -186,6 +187,9 @@ fn lost(error: &RedisError) -> bool {
 fn describe(name: &str, error: &RedisError) -> String {
     let advice = match error.kind() {
         ErrorKind::AuthenticationFailed => ": check the user and password in EA_REDIS_URLS",
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => {
+            ": it is a replica, which does not keep leases: give its primary in EA_REDIS_URLS"
+        }
         _ => "",
     };
     format!("{name}: {error}{advice}")
