@@ -144,3 +144,42 @@ async fn the_readmes_tour_works_as_printed() {
     }
     assert!(curls >= 5, "the tour has {curls} steps");
 }
+
+/// The text of every Rust file below a directory of the repository.
+fn code(directory: &str) -> String {
+    let mut text = String::new();
+    let mut left = vec![format!("{}/{directory}", env!("CARGO_MANIFEST_DIR")).into()];
+    while let Some(path) = left.pop() {
+        let path: std::path::PathBuf = path;
+        if path.is_dir() {
+            let entries = fs::read_dir(&path).expect("a directory");
+            left.extend(entries.map(|entry| entry.expect("an entry").path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&fs::read_to_string(&path).expect("text"));
+        }
+    }
+    text
+}
+
+#[test]
+fn the_safety_argument_names_tests_that_exist() {
+    let code = code("src") + &code("tests");
+    let argument = committed("docs/SAFETY.md");
+    let named: Vec<_> = argument
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.matches('_').count() >= 4)
+        .filter(|word| {
+            word.bytes()
+                .all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'_' | b'0'..=b'9'))
+        })
+        .collect();
+    assert!(named.len() > 25, "{named:?}");
+    for test in named {
+        assert!(
+            code.contains(&format!("fn {test}(")),
+            "docs/SAFETY.md names {test}"
+        );
+    }
+}
