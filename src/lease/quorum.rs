@@ -365,6 +365,17 @@ impl Quorum {
         resign: Resign,
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
+        let mut resign = resign;
+        if resign.token.is_none() {
+            // A node that is late must not take it for a resignation from a later term of the same name.
+            match self.read(&resign.election, deadline).await? {
+                None => return Ok(Err(Denial::NoTerm)),
+                Some(lease) if lease.leader != resign.leader => {
+                    return Ok(Err(Denial::HeldByOther));
+                }
+                Some(lease) => resign.token = Some(lease.token),
+            }
+        }
         let resign = Arc::new(resign);
         let mut tally = Resignations::new(self.inner.nodes.len());
         let mut round = self.ask(deadline, |node| {

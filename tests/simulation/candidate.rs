@@ -26,6 +26,9 @@ pub(crate) struct Candidate {
     agents: Agents,
     rng: Rng,
     record: Record,
+    /// Whether it has asked to resign or hand over since it was last elected: what it holds by its name is
+    /// given up, and must not be extended.
+    gave_up: bool,
 }
 
 /// A leadership as its leader knows it.
@@ -41,6 +44,7 @@ impl Candidate {
             agents,
             rng,
             record,
+            gave_up: false,
         }
     }
 
@@ -67,7 +71,8 @@ impl Candidate {
                     // A retry, perhaps through another agent.
                     Some(id) => self.campaign(Some(&id)).await,
                     // Perhaps it was granted after all: the name alone is enough to ask.
-                    None => self.extend(None).await,
+                    None if !self.gave_up => self.extend(None).await,
+                    None => None,
                 };
             }
             if let Some(leading) = leading {
@@ -138,6 +143,7 @@ impl Candidate {
                     self.record.unknown(&self.name, "campaign, late");
                     return None;
                 }
+                self.gave_up = false;
                 self.record.elected(&self.name, Some(token), until);
                 Some(Leading {
                     token: Some(token),
@@ -197,6 +203,7 @@ impl Candidate {
 
     async fn resign(&mut self, leading: &Leading) {
         // Whoever resigns has stopped before.
+        self.gave_up = true;
         self.record.ended(&self.name, "resigns");
         let request = Resign {
             election: election(),
@@ -212,6 +219,7 @@ impl Candidate {
     }
 
     async fn hand_over(&mut self, leading: &Leading) {
+        self.gave_up = true;
         self.record.ended(&self.name, "hands over");
         let to = format!("c{}", self.rng.usize(..5));
         let request = Handover {

@@ -211,8 +211,8 @@ pub(super) struct ResignRequest {
     #[param(required = false, min_length = 1, max_length = 256)]
     #[schema(min_length = 1, max_length = 256)]
     leader: String,
-    /// The leader's fencing token; when not 0 it must be the current one. Without it, a request that was
-    /// delayed on its way ends whatever term the same name holds when it arrives.
+    /// The leader's fencing token; when not 0 it must be the current one. Without it, the request is for
+    /// the term that the leader's name holds when the agent looks.
     #[serde(default)]
     #[param(maximum = 9_007_199_254_740_991_u64)]
     #[schema(maximum = 9_007_199_254_740_991_u64)]
