@@ -55,7 +55,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     ///    [`GrantReply::Guarded`]; so it is while the marker's ready-at has not come. (This holds for
     ///    the candidate's own lease too: a server rolled back to an old snapshot may hold a lease that
     ///    the candidate has since given up.)
-    /// 3. The lease is the candidate's with the same request id: it is renewed, and the reply is
+    /// 3. [`Grant::repeat`], and the lease is the candidate's with the same request id: it is renewed, and the reply is
     ///    [`GrantReply::Granted`] with the token it has.
     /// 4. The token is not above the floor: [`GrantReply::Stale`].
     /// 5. Otherwise lease and floor are written: [`GrantReply::Granted`].
@@ -170,6 +170,9 @@ pub struct Grant {
     pub value: Value,
     /// Makes a repeated grant find the first one's lease.
     pub request_id: Option<RequestId>,
+    /// Whether a lease with the same request id is to be found; else it is replaced as any other of the
+    /// candidate's.
+    pub repeat: bool,
     /// Now, in ms since the Unix epoch.
     pub elected_at: u64,
     /// Whose lease may be replaced.

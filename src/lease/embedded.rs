@@ -525,7 +525,9 @@ impl Embedded {
             before,
         });
         let repeated = own
-            .filter(|held| grant.request_id.is_some() && held.request_id == grant.request_id)
+            .filter(|held| {
+                grant.repeat && grant.request_id.is_some() && held.request_id == grant.request_id
+            })
             .map(|held| held.token);
         let left = own.map_or(Duration::ZERO, |held| held.expires - now);
         if let Some(token) = repeated {

@@ -593,3 +593,53 @@ fn is_lacking(reply: &Option<ExtendReply>) -> bool {
 fn too_slow() -> Error {
     Error::unavailable("the lease nodes took as long as the term to answer")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::{Grant, Settings, embedded::Embedded};
+
+    /// A request's first try reached one node, and its agent died; another node is down.
+    #[tokio::test(start_paused = true)]
+    async fn what_an_agent_that_died_left_behind_does_not_split_every_retry() {
+        let minute = Duration::from_secs(60);
+        let settings = Settings {
+            retention: minute,
+            guard: None,
+        };
+        let nodes: Vec<_> = (0..2)
+            .map(|_| Arc::new(Embedded::in_memory(settings)))
+            .collect();
+        let claim = Claim {
+            election: ElectionId::new("", "e").expect("valid"),
+            candidate: Candidate::new("candidate", "a").expect("valid"),
+            term: Term::from_millis(60_000, minute).expect("valid"),
+            value: Value::default(),
+            request_id: RequestId::new("try").expect("valid"),
+            over: Over::Own,
+        };
+        let left_behind = Grant {
+            election: claim.election.clone(),
+            candidate: claim.candidate.clone(),
+            token: Token::new(7).expect("in range"),
+            attempt: 1,
+            term: claim.term,
+            value: Value::default(),
+            request_id: claim.request_id.clone(),
+            repeat: true,
+            elected_at: 0,
+            over: Over::Own,
+        };
+        nodes[0].grant(&left_behind).await.expect("granted");
+
+        let options = Options::new(Duration::from_secs(1), RestartGuard::Off, minute);
+        let nodes = nodes.into_iter().map(|node| node as Arc<dyn LeaseNode>);
+        let quorum = Quorum::new(nodes.collect(), options);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let claimed = quorum.claim(claim, deadline).await.expect("decided");
+        assert!(
+            matches!(claimed, Claimed::Won { token, .. } if token.get() > 7),
+            "{claimed:?}"
+        );
+    }
+}

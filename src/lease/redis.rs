@@ -240,6 +240,7 @@ impl LeaseNode for Redis {
                     &optional(over_token),
                     &self.keys.lease_prefix(),
                     &grant.attempt.to_string(),
+                    &if grant.repeat { "1" } else { "0" },
                 ],
             ))
             .await?;

@@ -145,10 +145,11 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                 prop::sample::select(vec!["", "r1", "r2"]),
                 over(),
                 0..4_u64,
+                prop::bool::weighted(0.8),
             ),
         )
             .prop_map(
-                |((election, candidate, token, term), (value, id, over, attempt))| Grant {
+                |((election, candidate, token, term), (value, id, over, attempt, repeat))| Grant {
                     election,
                     candidate,
                     token,
@@ -157,6 +158,7 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                     value: Value::new(value).expect("valid"),
                     request_id: RequestId::new(id).expect("valid"),
                     elected_at: 1_795_000_000_000,
+                    repeat,
                     over,
                 },
             )

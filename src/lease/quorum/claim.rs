@@ -26,7 +26,7 @@ impl Quorum {
         deadline: Instant,
         answer: oneshot::Sender<Result<Claimed, Error>>,
     ) {
-        let mut attempt = 0;
+        let (mut attempt, mut repeat) = (0, true);
         let error = loop {
             let Some(token) = self.inner.tokens.next() else {
                 break Error::unavailable(
@@ -42,6 +42,7 @@ impl Quorum {
                 value: claim.value.clone(),
                 request_id: claim.request_id.clone(),
                 elected_at: self.inner.tokens.unix_millis(),
+                repeat,
                 over: claim.over.clone(),
             });
             let mut round = self.ask(deadline, |node| {
@@ -103,6 +104,8 @@ impl Quorum {
                 return self.settle(&grant, round, vote).await;
             }
 
+            // Some nodes have what an earlier try left behind, others have not: one token for all.
+            repeat &= vote.fresh.is_empty() || vote.repeated.is_empty();
             // Before the next vote, so that what it replaces is what there was before this one.
             vote.unknown
                 .extend(self.withdraw_once(&grant, &vote.granted(), deadline).await);

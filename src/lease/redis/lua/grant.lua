@@ -5,7 +5,7 @@
 -- ARGV  1 path  2 candidate  3 token  4 term ms  5 value  6 request id ('' for none)  7 elected at
 --       8 retention ms  9 guard ms ('' turns it off)  10 over: 'vacant', 'own', 'leader' or
 --       'anyone'  11 leader that hands over  12 its token (0: not given)  13 prefix of all
---       lease keys  14 attempt
+--       lease keys  14 attempt  15 '1' if a lease with the request id is to be found
 -- Result {'granted', token} {'held', leader, token, value, elected_at, remaining ms} {'mismatch'}
 --        {'stale', floor} {'unmarked'} {'guarded', ms}
 --
@@ -43,7 +43,7 @@ local term = tonumber(ARGV[4])
 if own then term = math.max(term, lease[5]) end
 
 local request_id = ARGV[6]
-if own and request_id ~= '' and redis.call('HGET', KEYS[1], 'request_id') == request_id then
+if own and ARGV[15] == '1' and request_id ~= '' and redis.call('HGET', KEYS[1], 'request_id') == request_id then
   redis.call('HSET', KEYS[1], 'attempt', ARGV[14], 'before', before(KEYS[1], now + lease[5]))
   redis.call('PEXPIRE', KEYS[1], term)
   keep_floor(KEYS[2], lease[2], term + ARGV[8])
