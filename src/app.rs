@@ -21,7 +21,7 @@ use crate::{
         LeaseNode, NodeError, Settings,
         embedded::Embedded,
         quorum::{Options, Quorum},
-        redis::{Redis, Server, Use},
+        redis::{Deployment, Redis, Use},
     },
     listener::{self, Lifetime},
     proto::election_server::ElectionServer,
@@ -87,7 +87,7 @@ impl App {
             Options::new(
                 config.store.operation_timeout,
                 config.store.restart_guard,
-                max_term,
+                guard(&config.store, max_term),
             ),
         );
         let elections = Elections::new(
@@ -183,33 +183,39 @@ impl App {
     }
 }
 
+/// How long a node abstains that may have lost its memory: until nothing is left of what any agent was
+/// granted before.
+fn guard(store: &Store, max_term: Duration) -> Duration {
+    let overlap = store.deployments.iter().map(Deployment::overlap).max();
+    max_term + overlap.unwrap_or_default()
+}
+
 /// The one place that knows the kinds of nodes.
 async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNode>>, StartError> {
     let settings = Settings {
         retention: store.token_retention,
-        guard: store.restart_guard.duration(max_term),
+        guard: store.restart_guard.duration(guard(store, max_term)),
     };
-    if !store.servers.is_empty() {
-        let names: Vec<_> = store.servers.iter().map(Server::name).collect();
-        tracing::info!(servers = names.join(", "), "leases are kept on Redis");
+    if !store.deployments.is_empty() {
+        let names: Vec<_> = store.deployments.iter().map(Deployment::name).collect();
+        tracing::info!(nodes = names.join(", "), "leases are kept on Redis");
         if names.len().is_multiple_of(2) {
             tracing::warn!(
-                servers = names.len(),
-                "an even number of servers survives no more failures than one fewer: use 1, 3 or 5"
+                nodes = names.len(),
+                "an even number of nodes survives no more failures than one fewer: use 1, 3 or 5"
             );
         }
-        let mut sorted = names.clone();
+        let mut sorted: Vec<_> = store.deployments.iter().map(Deployment::identity).collect();
         sorted.sort_unstable();
         let usage = Use {
             prefix: store.prefix.clone(),
-            servers: sorted.join(","),
+            nodes: sorted.join(","),
             max_term,
             allow_eviction: store.allow_eviction,
         };
-        let starting =
-            store.servers.iter().cloned().map(|server| {
-                Redis::start(server, usage.clone(), store.operation_timeout, settings)
-            });
+        let starting = store.deployments.iter().cloned().map(|deployment| {
+            Redis::start(deployment, usage.clone(), store.operation_timeout, settings)
+        });
         let started = join_all(starting).await.into_iter();
         return Ok(started.map(|node| Arc::new(node) as _).collect());
     }

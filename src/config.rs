@@ -43,6 +43,8 @@ pub enum Secret {
     No,
     /// URLs, without the passwords in them.
     Urls,
+    /// Not at all.
+    Hidden,
 }
 
 const fn setting(variable: &'static str, default: &'static str, meaning: &'static str) -> Setting {
@@ -145,6 +147,8 @@ impl fmt::Display for Config {
             let shown = match setting.secret {
                 Secret::No => value.to_owned(),
                 Secret::Urls => redis::hide_credentials(value),
+                Secret::Hidden if value.is_empty() => String::new(),
+                Secret::Hidden => "***".to_owned(),
             };
             let quoted = serde_json::to_string(&shown).map_err(|_| fmt::Error)?;
             let comment = if source == Source::Default { "# " } else { "" };
@@ -287,7 +291,7 @@ mod tests {
             (config.listen.grpc_port, config.listen.http_port),
             (443, 80)
         );
-        assert!(config.store.servers.is_empty());
+        assert!(config.store.deployments.is_empty());
         assert_eq!(config.limits.max_term.as_secs(), 60);
         assert!(config.kube.enable);
     }
@@ -381,22 +385,31 @@ mod tests {
 
     #[test]
     fn a_server_that_is_named_twice_is_refused() {
-        let three = "redis://a:1,redis://b/0,redis://b/1";
-        assert_eq!(
-            config(&[("EA_REDIS_URLS", three)])
-                .expect("valid")
-                .store
-                .servers
-                .len(),
-            3
-        );
-        for twice in [
-            "redis://a,redis://b,redis://u:p@a:6379/0",
-            "redis://a:1 , rediss://a:1",
-        ] {
-            let told = mistakes(&[("EA_REDIS_URLS", twice)]);
-            assert!(told.contains("name the same server, a:"), "{told}");
+        for mode in ["single", "cluster"] {
+            let with = |urls| [("EA_REDIS_MODE", mode), ("EA_REDIS_URLS", urls)];
+            let three = config(&with("redis://a:1,redis://b,redis://a:2")).expect("valid");
+            assert_eq!(three.store.deployments.len(), 3);
+            for twice in [
+                "redis://a,redis://b,redis://u:p@a:6379",
+                "redis://a:1 , rediss://a:1",
+            ] {
+                let told = mistakes(&with(twice));
+                assert!(told.contains("name the same server, a:"), "{told}");
+            }
         }
+        let told = mistakes(&[("EA_REDIS_URLS", "redis://a/0,redis://a/1")]);
+        assert!(told.contains("name the same server, a:6379"), "{told}");
+        let told = mistakes(&[
+            ("EA_REDIS_MODE", "cluster"),
+            ("EA_REDIS_URLS", "redis://a?addr=b,redis://c?addr=b"),
+        ]);
+        assert!(told.contains("name the same server, b:6379"), "{told}");
+        let told = mistakes(&[
+            ("EA_REDIS_MODE", "failover"),
+            ("EA_REDIS_MASTER", "m"),
+            ("EA_REDIS_URLS", "redis://a,redis://a"),
+        ]);
+        assert!(told.contains("name the same server, a:6379"), "{told}");
     }
 
     #[test]
@@ -429,7 +442,37 @@ mod tests {
     #[test]
     fn what_needs_another_setting_says_so() {
         for (env, named) in [
-            (&[("EA_REDIS_MODE", "failover")][..], "EA_REDIS_MODE"),
+            (&[("EA_REDIS_MODE", "failover")][..], "EA_REDIS_URLS"),
+            (&[("EA_REDIS_MODE", "cluster")], "EA_REDIS_URLS"),
+            (
+                &[
+                    ("EA_REDIS_MODE", "failover"),
+                    ("EA_REDIS_URLS", "redis://s"),
+                ],
+                "EA_REDIS_MASTER",
+            ),
+            (&[("EA_REDIS_MASTER", "m")], "EA_REDIS_MASTER"),
+            (
+                &[("EA_REDIS_SENTINEL_PASSWORD", "p")],
+                "EA_REDIS_SENTINEL_PASSWORD",
+            ),
+            (&[("EA_REDIS_PARTITIONS", "16")], "EA_REDIS_PARTITIONS"),
+            (
+                &[
+                    ("EA_REDIS_MODE", "cluster"),
+                    ("EA_REDIS_URLS", "redis://c"),
+                    ("EA_REDIS_PARTITIONS", "16385"),
+                ],
+                "EA_REDIS_PARTITIONS",
+            ),
+            (
+                &[
+                    ("EA_REDIS_MODE", "failover"),
+                    ("EA_REDIS_MASTER", "m"),
+                    ("EA_REDIS_URLS", "redis://s,redis://u:p@t"),
+                ],
+                "EA_REDIS_URLS",
+            ),
             (
                 &[
                     ("EA_EMBEDDED_PATH", "/tmp/x"),
@@ -451,6 +494,9 @@ mod tests {
     #[test]
     fn the_printed_configuration_hides_secrets_and_reads_back() {
         let config = config(&[
+            ("EA_REDIS_MODE", "failover"),
+            ("EA_REDIS_MASTER", "main"),
+            ("EA_REDIS_SENTINEL_PASSWORD", "s3cret"),
             ("EA_REDIS_URLS", "rediss://u:s3cret@h:1/2"),
             ("EA_GRPC_PORT", "9"),
         ])
@@ -458,6 +504,10 @@ mod tests {
         let printed = config.to_string();
         assert!(!printed.contains("s3cret"), "{printed}");
         assert!(printed.contains("rediss://u:***@h:1/2"), "{printed}");
+        assert!(
+            printed.contains("redis_sentinel_password: \"***\""),
+            "{printed}"
+        );
         assert!(
             printed.contains("grpc_port: \"9\" # EA_GRPC_PORT, environment"),
             "{printed}"

@@ -6,6 +6,7 @@
 
 pub mod embedded;
 pub mod guard;
+mod merge;
 pub mod quorum;
 pub mod redis;
 mod tally;
@@ -26,8 +27,9 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 /// its expiry, and a **floor**, the highest token accepted, which outlives the lease by
 /// [`Settings::retention`]. With the lease, until it is extended: the **attempt**, which names the
 /// grant that last wrote or renewed it, and what to go back to if that grant is withdrawn.
-/// Once per node a **marker**: which run of the server wrote it, and the time
-/// from which that run may grant.
+/// Once per partition (most nodes have one, a cluster has many) a **marker**: which run of the server
+/// wrote it, the time from which that run may grant, and the longest guard that any agent asks for. A
+/// *run* is a time in which the server has not lost memory: it ends with a restart and with a promotion.
 ///
 /// # What every operation promises
 /// - *Atomic*: it takes effect wholly at one instant or not at all, whatever else runs.
@@ -76,10 +78,13 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Writes a lease that a quorum is known to hold, so that the node holds it too.
     ///
-    /// Allowed (`true`) when there is no lease or the same leader's with no larger token, and the token
-    /// is not below the floor; also while guarded, and without a marker. The lease has no attempt then;
-    /// its request id is kept if the token is the same, else it has none. The token becomes the floor,
-    /// which outlives the term by [`Settings::retention`].
+    /// Allowed (`true`) in the run that [`Heal::run`] names, when there is no lease or the same leader's
+    /// with no larger token, and the token is not below the floor; also while guarded, and without a
+    /// marker. The lease has no attempt then; its request id is kept if the token is the same, else it
+    /// has none. The token becomes the floor, which outlives the term by [`Settings::retention`].
+    ///
+    /// A heal that is late must not bring a lease back to a node that has granted the election to
+    /// another since and forgotten it: it would be of another run.
     async fn heal(&self, heal: &Heal) -> Result<bool, NodeError>;
 
     /// Deletes the leader's lease; the replies are those of [`extend`](Self::extend).
@@ -107,14 +112,17 @@ pub trait LeaseNode: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Page, NodeError>;
 
-    /// Writes the marker for this run of the server, ready to grant after `wait`, unless there is a
-    /// marker already; tells whether it was written.
-    async fn mark(&self, wait: Duration) -> Result<bool, NodeError>;
+    /// Writes markers, ready to grant after `wait`; tells how many were written. None is where there is a
+    /// marker already, or where the run is no longer the one that was found without a marker.
+    async fn mark(&self, unmarked: &[Unmarked], wait: Duration) -> Result<usize, NodeError>;
 
-    /// Answers if the node works, and what its marker says. A marker of another run is rewritten for
+    /// Answers if the node works, and what its markers say. A marker of another run is rewritten for
     /// this one, as [`grant`](Self::grant) does, so that the guard begins with the restart and not with
-    /// the first campaign after it.
+    /// the first campaign after it. A marker's guard is raised to [`Settings::guard`].
     async fn probe(&self) -> Result<Probe, NodeError>;
+
+    /// The run that served the election when the node was last probed.
+    fn run(&self, election: &ElectionId) -> Option<String>;
 }
 
 /// How many entries of its index a node looks at to make a [`Page`].
@@ -203,7 +211,7 @@ pub enum GrantReply {
     TokenMismatch,
     /// The proposed token is not above this floor.
     Stale(Token),
-    /// The node has no marker: it is new, or has lost its memory.
+    /// There is no marker: the node is new, or has lost its memory.
     Unmarked,
     /// The node abstains from grants for this long.
     Guarded(Duration),
@@ -246,6 +254,17 @@ pub struct Heal {
     pub lease: Lease,
     /// How long the lease is held from now on, at the least.
     pub term: Term,
+    /// The run in which the node is known to lack the lease.
+    pub run: String,
+}
+
+/// A partition that has no marker, and the run of the server that it is on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmarked {
+    /// The partition's number; 0 where there is only one.
+    pub partition: u16,
+    /// The run.
+    pub run: String,
 }
 
 /// Asks to delete a lease.
@@ -275,13 +294,20 @@ pub enum ResignReply {
 /// What a node says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// How long the node abstains from grants; `None` when it has no marker, zero when it grants.
+    /// How long the node abstains from grants, in the partition that does so longest; `None` when it has
+    /// no marker at all, zero when it grants everywhere.
     pub guard: Option<Duration>,
+    /// The partitions without a marker.
+    pub unmarked: Vec<Unmarked>,
+    /// The longest guard that any agent asks for, as far as the markers tell.
+    pub longest_guard: Duration,
     /// What identifies the place behind the node, when it can tell: two nodes with the same identity are
     /// one place, which would vote twice.
     pub identity: Option<String>,
     /// Why the node must not vote although it answers, such as that it may drop leases.
     pub unfit: Option<String>,
+    /// What does not work although the node can be used.
+    pub degraded: Option<String>,
 }
 
 /// A node gave no answer. The text is for operators; it holds no credentials.

@@ -1,31 +1,52 @@
 //! Where leases are kept.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use url::Url;
 
 use super::{Secret, Setting, setting, values::Reader};
-use crate::lease::{guard::RestartGuard, redis::Server};
+use crate::lease::{
+    guard::RestartGuard,
+    redis::{Deployment, Sentinels, Server},
+};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_REDIS_MODE",
         "single",
-        "how Redis is run: `single`: every URL is an independent server; `failover` and `cluster` are not part of this version yet",
+        "how Redis is run: `single`: every URL is an independent server; `failover`: the URLs are the Sentinels of one primary; `cluster`: every URL is an independent Redis Cluster",
     ),
     Setting {
         secret: Secret::Urls,
         ..setting(
             "EA_REDIS_URLS",
             "",
-            "Redis servers that keep the leases, comma separated, each `redis[s]://user:password@host:port/db` and independent of the others; a majority of them decides, so give 1, 3 or 5, and the same list to every agent; none: the agent itself keeps them",
+            "where leases are kept, comma separated, each `redis[s]://user:password@host:port/db`; a majority of the servers or clusters decides, so give 1, 3 or 5, independent of each other, and the same list to every agent; `cluster`: `redis://user:password@host:port?addr=host:port&addr=host:port` names more members of the same cluster; `failover`: the Sentinels, with the credentials and database of the primary; none: the agent itself keeps the leases",
         )
     },
     setting(
         "EA_REDIS_MASTER",
         "",
-        "name of the primary for `failover`; not part of this version yet",
+        "`failover`: the name by which the Sentinels know the primary",
+    ),
+    setting(
+        "EA_REDIS_SENTINEL_USERNAME",
+        "",
+        "`failover`: the user that the Sentinels want, if any",
+    ),
+    Setting {
+        secret: Secret::Hidden,
+        ..setting(
+            "EA_REDIS_SENTINEL_PASSWORD",
+            "",
+            "`failover`: the password that the Sentinels want, if any",
+        )
+    },
+    setting(
+        "EA_REDIS_PARTITIONS",
+        "1024",
+        "`cluster`: how many groups the elections are spread in over the cluster's slots (1 to 16384); the same for every agent, and for good",
     ),
     Setting {
         alias: Some("EA_KEY_PREFIX"),
@@ -70,8 +91,8 @@ pub(super) const SETTINGS: &[Setting] = &[
 /// Where leases are kept.
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// The Redis servers, each an independent node; none: the agent itself keeps leases.
-    pub servers: Vec<Server>,
+    /// What is run of Redis, each an independent node; none: the agent itself keeps leases.
+    pub deployments: Vec<Deployment>,
     /// What all Redis keys begin with.
     pub prefix: String,
     /// How long a node may take to answer.
@@ -88,15 +109,13 @@ pub struct Store {
 
 impl Store {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        reader.with("EA_REDIS_MODE", |raw| match raw {
-            "single" => Ok(()),
-            "failover" | "cluster" => {
-                Err("this version keeps leases on independent servers only: give single".to_owned())
-            }
-            _ => Err("give single".to_owned()),
-        });
+        let mode = reader.parsed("EA_REDIS_MODE");
         let ca = read_ca(reader);
-        let servers = read_urls(reader, ca.as_deref());
+        let deployments = match mode {
+            Some(mode) => read_deployments(reader, mode, ca.as_deref()),
+            // Its mistakes are told all the same.
+            None => read_urls(reader, Mode::Single, ca.as_deref()).map(|_| Vec::new()),
+        };
         let prefix = reader.with("EA_REDIS_PREFIX", |raw| {
             let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}');
             if (1..=64).contains(&raw.len()) && raw.chars().all(plain) {
@@ -125,7 +144,7 @@ impl Store {
             );
         }
         Some(Self {
-            servers: servers?,
+            deployments: deployments?,
             prefix: prefix?,
             operation_timeout: operation_timeout?,
             embedded_path,
@@ -161,26 +180,144 @@ fn read_ca(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
         .ok()
 }
 
-/// Mistakes never quote a URL: it may hold a password wherever it is malformed.
-fn read_urls(reader: &mut Reader<'_>, ca: Option<&[u8]>) -> Option<Vec<Server>> {
+/// How Redis is run (`EA_REDIS_MODE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Single,
+    Failover,
+    Cluster,
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "single" => Ok(Self::Single),
+            "failover" => Ok(Self::Failover),
+            "cluster" => Ok(Self::Cluster),
+            _ => Err("give single, failover or cluster".to_owned()),
+        }
+    }
+}
+
+/// The settings that only one mode has.
+const OF_ONE_MODE: [(&str, Mode); 4] = [
+    ("EA_REDIS_MASTER", Mode::Failover),
+    ("EA_REDIS_SENTINEL_USERNAME", Mode::Failover),
+    ("EA_REDIS_SENTINEL_PASSWORD", Mode::Failover),
+    ("EA_REDIS_PARTITIONS", Mode::Cluster),
+];
+
+fn read_deployments(
+    reader: &mut Reader<'_>,
+    mode: Mode,
+    ca: Option<&[u8]>,
+) -> Option<Vec<Deployment>> {
+    for (variable, its) in OF_ONE_MODE {
+        if reader.is_given(variable) && mode != its {
+            let its = format!("{its:?}").to_lowercase();
+            reader.mistake(
+                variable,
+                format!("it is for EA_REDIS_MODE={its} only: leave it out, or set that"),
+            );
+        }
+    }
+    let urls = read_urls(reader, mode, ca);
+    let partitions = reader.with("EA_REDIS_PARTITIONS", |raw| {
+        let partitions = raw.parse().ok();
+        partitions
+            .filter(|partitions| (1..=16_384).contains(partitions))
+            .ok_or_else(|| "give a number from 1 to 16384".to_owned())
+    });
+    let master = reader.raw("EA_REDIS_MASTER");
+    if mode == Mode::Failover && master.is_empty() {
+        reader.mistake(
+            "EA_REDIS_MASTER",
+            "EA_REDIS_MODE=failover needs the name by which the Sentinels know the primary",
+        );
+    }
+    let (urls, partitions) = (urls?, partitions?);
+    if mode != Mode::Single && urls.is_empty() {
+        reader.mistake(
+            "EA_REDIS_URLS",
+            match mode {
+                Mode::Failover => "EA_REDIS_MODE=failover needs the Sentinels' URLs",
+                _ => "EA_REDIS_MODE=cluster needs a URL for each cluster",
+            },
+        );
+        return None;
+    }
+    match mode {
+        Mode::Single => Some(urls.into_iter().flatten().map(Deployment::Server).collect()),
+        Mode::Cluster => Some(
+            urls.into_iter()
+                .map(|members| Deployment::Cluster {
+                    members,
+                    partitions,
+                })
+                .collect(),
+        ),
+        Mode::Failover => {
+            let servers: Vec<_> = urls.into_iter().flatten().collect();
+            let sentinels = read_sentinels(reader, &servers, master)?;
+            Some(vec![Deployment::Failover(sentinels)])
+        }
+    }
+}
+
+fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> Option<Sentinels> {
+    let access = servers.first()?.clone();
+    if let Some(other) = (1..servers.len()).find(|n| !servers[*n].has_same_access(&access)) {
+        reader.mistake(
+            "EA_REDIS_URLS",
+            format!(
+                "URLs 1 and {} have different users, passwords, databases or TLS, which in EA_REDIS_MODE=\
+                 failover are those of the primary: write the same in each",
+                other + 1
+            ),
+        );
+        return None;
+    }
+    let given = |variable| Some(reader.raw(variable)).filter(|value| !value.is_empty());
+    let user = given("EA_REDIS_SENTINEL_USERNAME");
+    let password = given("EA_REDIS_SENTINEL_PASSWORD");
+    let sentinels = servers
+        .iter()
+        .map(|server| server.with_credentials(user, password))
+        .collect::<Result<_, _>>();
+    match sentinels {
+        Ok(sentinels) => Some(Sentinels {
+            sentinels,
+            access,
+            master: master.to_owned(),
+        }),
+        Err(what) => {
+            reader.mistake("EA_REDIS_URLS", what);
+            None
+        }
+    }
+}
+
+/// The servers that each URL names. Mistakes never quote a URL: it may hold a password wherever it is
+/// malformed.
+fn read_urls(reader: &mut Reader<'_>, mode: Mode, ca: Option<&[u8]>) -> Option<Vec<Vec<Server>>> {
     let urls: Vec<_> = split(reader.raw("EA_REDIS_URLS")).collect();
-    let mut servers: Vec<Server> = Vec::new();
+    let mut servers: Vec<(usize, Vec<Server>)> = Vec::new();
     let mut valid = true;
-    for (index, url) in urls.iter().enumerate() {
-        let nth = index + 1;
-        let what = match Server::from_url(url, ca) {
-            Ok(server) => match servers
-                .iter()
-                .position(|other| other.name() == server.name())
-            {
+    for (url, nth) in urls.iter().zip(1..) {
+        let read = match mode {
+            Mode::Single | Mode::Failover => Server::from_url(url, ca).map(|server| vec![server]),
+            Mode::Cluster => Server::members_from_url(url, ca),
+        };
+        let what = match read {
+            Ok(own) => match same_place(&servers, &own) {
                 None => {
-                    servers.push(server);
+                    servers.push((nth, own));
                     continue;
                 }
-                Some(first) => format!(
-                    "URLs {} and {nth} name the same server, {}: it would vote twice; name each once",
-                    first + 1,
-                    server.name()
+                Some((first, name)) => format!(
+                    "URLs {first} and {nth} name the same server, {name}: it would vote twice; name each once"
                 ),
             },
             Err(what) => format!("URL {nth} of {} is not valid: {what}", urls.len()),
@@ -195,7 +332,18 @@ fn read_urls(reader: &mut Reader<'_>, ca: Option<&[u8]>) -> Option<Vec<Server>> 
         );
         valid = false;
     }
+    let servers = servers.into_iter().map(|(_, servers)| servers).collect();
     valid.then_some(servers)
+}
+
+/// The URL that names one of these servers already, and which.
+fn same_place<'a>(known: &[(usize, Vec<Server>)], own: &'a [Server]) -> Option<(usize, &'a str)> {
+    known.iter().find_map(|(nth, servers)| {
+        let again = own
+            .iter()
+            .find(|server| servers.iter().any(|known| known.is_same_place(server)))?;
+        Some((*nth, again.name()))
+    })
 }
 
 fn split(urls: &str) -> impl Iterator<Item = &str> {
@@ -207,7 +355,10 @@ pub(super) fn hide_credentials(urls: &str) -> String {
     let hidden: Vec<_> = urls
         .split(',')
         .map(|url| match Url::parse(url.trim()) {
-            Ok(mut url) if Server::from_url(url.as_str(), None).is_ok() => {
+            Ok(mut url)
+                if Server::from_url(url.as_str(), None).is_ok()
+                    || Server::members_from_url(url.as_str(), None).is_ok() =>
+            {
                 if url.password().is_some() && url.set_password(Some("***")).is_err() {
                     return "***".to_owned();
                 }

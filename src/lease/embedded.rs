@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::{
     Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, LeaseNode, NodeError, Over,
-    Page, Probe, Resign, ResignReply, Settings,
+    Page, Probe, Resign, ResignReply, Settings, Unmarked,
 };
 use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Token, Value};
 use log::{Change, Log, Record};
@@ -33,6 +33,8 @@ const SWEEP: usize = 4;
 #[derive(Debug)]
 pub struct Embedded {
     name: String,
+    /// Names this run, which has all its memory.
+    run: String,
     settings: Settings,
     state: Mutex<State>,
     log: Option<Log>,
@@ -92,6 +94,7 @@ impl Embedded {
     pub fn in_memory(settings: Settings) -> Self {
         Self {
             name: "in-process".to_owned(),
+            run: new_run(),
             settings,
             state: Mutex::default(),
             log: None,
@@ -140,6 +143,7 @@ impl Embedded {
         });
         Ok(Self {
             name: format!("in-process ({})", path.display()),
+            run: new_run(),
             settings,
             state: Mutex::new(state),
             log: Some(log),
@@ -220,6 +224,10 @@ impl Embedded {
             }
         }
     }
+}
+
+fn new_run() -> String {
+    fastrand::u64(..).to_string()
 }
 
 fn next_after<T>(map: &BTreeMap<Box<str>, T>, after: Option<Box<str>>) -> Vec<Box<str>> {
@@ -341,7 +349,8 @@ impl LeaseNode for Embedded {
             let held = state.held(election, now);
             let free =
                 held.is_none_or(|held| held.leader == lease.leader && held.token <= lease.token);
-            if above_floor && free {
+            let healed = above_floor && free && heal.run == self.run;
+            if healed {
                 let left = held.map_or(Duration::ZERO, |held| held.expires - now);
                 let term = heal.term.duration().max(left);
                 let held = Held {
@@ -360,7 +369,7 @@ impl LeaseNode for Embedded {
                 self.keep_floor(&mut state, election, lease.token, now);
                 self.log(&mut state, election.path());
             }
-            (above_floor && free, state.last_change(election))
+            (healed, state.last_change(election))
         };
         self.settled(sequence).await?;
         Ok(healed)
@@ -453,10 +462,11 @@ impl LeaseNode for Embedded {
         Ok(page)
     }
 
-    async fn mark(&self, wait: Duration) -> Result<bool, NodeError> {
+    async fn mark(&self, unmarked: &[Unmarked], wait: Duration) -> Result<usize, NodeError> {
         let (written, sequence) = {
             let mut state = self.lock();
-            let written = state.marker.is_none();
+            let of_this_run = unmarked.iter().any(|part| part.run == self.run);
+            let written = state.marker.is_none() && of_this_run;
             if written {
                 state.marker = Some(Marker {
                     ready_at: Instant::now() + wait,
@@ -467,7 +477,7 @@ impl LeaseNode for Embedded {
             (written, state.sequence)
         };
         self.settled(sequence).await?;
-        Ok(written)
+        Ok(usize::from(written))
     }
 
     async fn probe(&self) -> Result<Probe, NodeError> {
@@ -480,11 +490,25 @@ impl LeaseNode for Embedded {
         };
         // A log that cannot be written shows here, before a request meets it.
         self.settled(0).await?;
+        let unmarked = Unmarked {
+            partition: 0,
+            run: self.run.clone(),
+        };
         Ok(Probe {
             guard,
+            unmarked: match guard {
+                Some(_) => Vec::new(),
+                None => vec![unmarked],
+            },
+            longest_guard: self.settings.guard.unwrap_or_default(),
             identity: None,
             unfit: None,
+            degraded: None,
         })
+    }
+
+    fn run(&self, _election: &ElectionId) -> Option<String> {
+        Some(self.run.clone())
     }
 }
 

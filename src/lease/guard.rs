@@ -7,7 +7,10 @@
 
 use std::{
     str::FromStr,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -53,15 +56,16 @@ impl FromStr for RestartGuard {
 #[derive(Debug)]
 pub(super) struct Markers {
     guard: RestartGuard,
-    longest_term: Duration,
+    /// The longest guard that any agent asks for: what it granted may last as long.
+    longest: Mutex<Duration>,
     seen: AtomicBool,
 }
 
 impl Markers {
-    pub(super) fn new(guard: RestartGuard, longest_term: Duration) -> Self {
+    pub(super) fn new(guard: RestartGuard, longest: Duration) -> Self {
         Self {
             guard,
-            longest_term,
+            longest: Mutex::new(longest),
             seen: AtomicBool::new(false),
         }
     }
@@ -71,19 +75,25 @@ impl Markers {
         self.seen.store(true, Ordering::Relaxed);
     }
 
-    /// Whether some node ever had a marker, and the guard is on.
-    pub(super) fn seen(&self) -> bool {
-        self.guard != RestartGuard::Off && self.seen.load(Ordering::Relaxed)
+    /// Notes how long another agent has nodes abstain.
+    pub(super) fn note_guard(&self, guard: Duration) {
+        let mut longest = self.longest.lock().unwrap_or_else(PoisonError::into_inner);
+        *longest = longest.max(guard);
     }
 
-    /// How long nodes without a marker have to wait: not at all if they are new, which they can be only
-    /// when `all` have none and none was ever seen.
-    pub(super) fn wait(&self, all: bool) -> Duration {
-        let new = all && !self.seen.load(Ordering::Relaxed);
-        if new && self.guard == RestartGuard::On {
-            Duration::ZERO
-        } else {
-            self.longest_term
+    /// How long nodes without a marker have to wait before they grant; `None` while that is not known.
+    ///
+    /// They are new, and need not wait, only if `none` of all nodes has a marker and none was ever seen.
+    /// They have lost their memory if one was seen, or are taken to have when a grant is `wanted`.
+    pub(super) fn wait(&self, none: bool, wanted: bool) -> Option<Duration> {
+        let longest = *self.longest.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.seen.load(Ordering::Relaxed);
+        match self.guard {
+            RestartGuard::Off => None,
+            RestartGuard::On if none && !seen => Some(Duration::ZERO),
+            RestartGuard::On if seen || wanted => Some(longest),
+            RestartGuard::On => None,
+            RestartGuard::Strict => Some(longest),
         }
     }
 }
@@ -96,10 +106,27 @@ mod tests {
     fn nodes_are_new_only_when_none_has_a_marker_and_none_was_ever_seen() {
         let term = Duration::from_secs(60);
         let on = Markers::new(RestartGuard::On, term);
-        assert_eq!((on.wait(true), on.wait(false)), (Duration::ZERO, term));
+        assert_eq!(on.wait(true, false), Some(Duration::ZERO));
+        assert_eq!(
+            on.wait(false, false),
+            None,
+            "one that is silent may have a marker"
+        );
+        assert_eq!(on.wait(false, true), Some(term));
         on.note();
-        assert_eq!((on.wait(true), on.seen()), (term, true));
+        assert_eq!(on.wait(true, false), Some(term));
         let strict = Markers::new(RestartGuard::Strict, term);
-        assert_eq!(strict.wait(true), term);
+        assert_eq!(strict.wait(true, false), Some(term));
+        assert_eq!(Markers::new(RestartGuard::Off, term).wait(true, true), None);
+    }
+
+    #[test]
+    fn the_longest_guard_of_any_agent_counts() {
+        let secs = Duration::from_secs;
+        let markers = Markers::new(RestartGuard::On, secs(10));
+        markers.note();
+        markers.note_guard(secs(60));
+        markers.note_guard(secs(20));
+        assert_eq!(markers.wait(true, false), Some(secs(60)));
     }
 }

@@ -9,7 +9,6 @@
 //! the caller goes away, its grant is withdrawn.
 
 mod claim;
-mod merge;
 mod round;
 
 use std::{
@@ -27,11 +26,11 @@ use tokio_util::task::TaskTracker;
 use super::{
     Extend, ExtendReply, Heal, Lease, LeaseNode, NodeError, Over, Page, Probe, Resign,
     guard::{Markers, RestartGuard},
+    merge::merge,
     tally::{Denial, Done, Extensions, Reads, Resignations, Verdict, quorum},
     token::{TokenSource, WallClock},
 };
 use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
-use merge::merge;
 
 /// How a quorum works.
 #[derive(Clone)]
@@ -40,8 +39,9 @@ pub struct Options {
     pub operation_timeout: Duration,
     /// What is done about nodes without a marker.
     pub restart_guard: RestartGuard,
-    /// The longest term that any agent grants.
-    pub max_term: Duration,
+    /// How long nodes abstain that may have lost their memory: at least as long as anything that was
+    /// granted may last.
+    pub longest_guard: Duration,
     /// The clock that tokens are taken from; [`SystemTime::now`] outside of tests.
     pub clock: WallClock,
 }
@@ -52,12 +52,12 @@ impl Options {
     pub fn new(
         operation_timeout: Duration,
         restart_guard: RestartGuard,
-        max_term: Duration,
+        longest_guard: Duration,
     ) -> Self {
         Self {
             operation_timeout,
             restart_guard,
-            max_term,
+            longest_guard,
             clock: Arc::new(SystemTime::now),
         }
     }
@@ -153,10 +153,14 @@ struct Node {
     excluded: Mutex<Option<String>>,
     /// Whether there is a reason; asked on every call.
     is_excluded: AtomicBool,
+    /// Since when some of its partitions have markers and others none.
+    mixed_since: Mutex<Option<Instant>>,
 }
 
 /// How often the same complaint about a node is logged.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
+/// How long an agent may take to mark all partitions of a new node.
+const MARKING: Duration = Duration::from_secs(2);
 
 impl Node {
     fn name(&self) -> &str {
@@ -176,6 +180,20 @@ impl Node {
     fn excluded(&self) -> Option<NodeError> {
         let why = self.excluded.lock().unwrap_or_else(PoisonError::into_inner);
         why.clone().map(NodeError::NotSent)
+    }
+
+    /// Whether another agent may be marking the node's partitions just now: then those without a marker are
+    /// as new as the others.
+    fn is_being_marked(&self, probe: &Probe) -> bool {
+        let mut since = self
+            .mixed_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if probe.guard.is_none() || probe.unmarked.is_empty() {
+            *since = None;
+            return false;
+        }
+        since.get_or_insert_with(Instant::now).elapsed() < MARKING
     }
 
     /// Logs why the node did not do what it was asked: when that changes, and now and then. Callers are
@@ -215,10 +233,11 @@ impl Quorum {
                         complaint: Mutex::default(),
                         excluded: Mutex::default(),
                         is_excluded: AtomicBool::new(false),
+                        mixed_since: Mutex::default(),
                     })
                     .collect(),
                 limit: options.operation_timeout,
-                markers: Markers::new(options.restart_guard, options.max_term),
+                markers: Markers::new(options.restart_guard, options.longest_guard),
                 tokens: TokenSource::new(options.clock),
                 tasks: TaskTracker::new(),
             }),
@@ -258,7 +277,7 @@ impl Quorum {
         let nodes = self.inner.nodes.len();
         let mut tally = Extensions::new(nodes);
         let mut replies = vec![None; nodes];
-        let mut round = self.ask(deadline, |node| {
+        let mut round = self.ask(deadline, |_, node| {
             let extend = Arc::clone(&extend);
             async move { node.extend(&extend).await }
         });
@@ -327,7 +346,14 @@ impl Quorum {
         if lacking.is_empty() {
             return 0;
         }
-        let mut reading = self.ask_some(&source, deadline, |node| {
+        // Before the lease is read: what it has held since then, a node has not forgotten in this run.
+        let runs: Vec<_> = self
+            .inner
+            .nodes
+            .iter()
+            .map(|node| node.node.run(&extend.election).unwrap_or_default())
+            .collect();
+        let mut reading = self.ask_some(&source, deadline, |_, node| {
             let extend = Arc::clone(extend);
             async move { node.read(&extend.election).await }
         });
@@ -337,13 +363,13 @@ impl Quorum {
         if lease.leader != extend.leader {
             return 0;
         }
-        let heal = Arc::new(Heal {
-            election: extend.election.clone(),
-            lease,
-            term: extend.term,
-        });
-        let mut round = self.ask_some(&lacking, deadline, |node| {
-            let heal = Arc::clone(&heal);
+        let mut round = self.ask_some(&lacking, deadline, |number, node| {
+            let heal = Heal {
+                election: extend.election.clone(),
+                lease: lease.clone(),
+                term: extend.term,
+                run: runs[number].clone(),
+            };
             async move { node.heal(&heal).await }
         });
         let mut healed = 0;
@@ -378,7 +404,7 @@ impl Quorum {
         }
         let resign = Arc::new(resign);
         let mut tally = Resignations::new(self.inner.nodes.len());
-        let mut round = self.ask(deadline, |node| {
+        let mut round = self.ask(deadline, |_, node| {
             let resign = Arc::clone(&resign);
             async move { node.resign(&resign).await }
         });
@@ -416,7 +442,7 @@ impl Quorum {
     ) -> Result<Option<Lease>, Error> {
         let election = Arc::new(election.clone());
         let mut tally = Reads::new(self.inner.nodes.len());
-        let mut round = self.ask(deadline, |node| {
+        let mut round = self.ask(deadline, |_, node| {
             let election = Arc::clone(&election);
             async move { node.read(&election).await }
         });
@@ -446,7 +472,7 @@ impl Quorum {
         deadline: Instant,
     ) -> Result<Page, Error> {
         let request = Arc::new((kind.clone(), after));
-        let mut round = self.ask(deadline, |node| {
+        let mut round = self.ask(deadline, |_, node| {
             let request = Arc::clone(&request);
             async move { node.list(&request.0, request.1.as_ref(), limit).await }
         });
@@ -470,12 +496,17 @@ impl Quorum {
         Err(self.undecided(deadline))
     }
 
-    /// Asks every node how it does.
+    /// Asks every node how it does, and marks those without a marker if it is known what they are.
     pub async fn status(&self) -> Vec<NodeStatus> {
+        self.tend(false, Instant::now() + self.inner.limit).await
+    }
+
+    /// As [`Self::status`]; when a grant is `wanted`, nodes without a marker are taken for what they must
+    /// be at the worst.
+    async fn tend(&self, wanted: bool, deadline: Instant) -> Vec<NodeStatus> {
         let all: Vec<_> = (0..self.inner.nodes.len()).collect();
-        let deadline = Instant::now() + self.inner.limit;
         let mut round =
-            self.ask_even_excluded(&all, deadline, |node| async move { node.probe().await });
+            self.ask_even_excluded(&all, deadline, |_, node| async move { node.probe().await });
         let mut status: Vec<_> = self
             .inner
             .nodes
@@ -486,20 +517,13 @@ impl Quorum {
             })
             .collect();
         while let Some((node, probe)) = round.next().await {
-            if matches!(probe, Ok(Probe { guard: Some(_), .. })) {
-                self.inner.markers.note();
+            if let Ok(probe) = &probe {
+                self.inner.markers.note_guard(probe.longest_guard);
             }
             status[node].probe = probe;
         }
         self.exclude_unfit(&mut status);
-        if self.inner.markers.seen() {
-            // What has lost its memory begins to wait now, not at the next campaign.
-            let unmarked: Vec<_> = (0..status.len())
-                .filter(|node| matches!(status[*node].probe, Ok(Probe { guard: None, .. })))
-                .collect();
-            self.mark(&unmarked, false, Instant::now() + self.inner.limit)
-                .await;
-        }
+        self.mark(&status, wanted, deadline).await;
         status
     }
 
@@ -532,28 +556,45 @@ impl Quorum {
         }
     }
 
-    /// Marks nodes that have no marker, and waits until they are; tells whether any answered. Only if
-    /// `all` nodes have none may they be new.
-    async fn mark(&self, nodes: &[usize], all: bool, deadline: Instant) -> bool {
-        let wait = self.inner.markers.wait(all);
-        let mut round = self.ask_some(nodes, deadline, |node| async move { node.mark(wait).await });
-        let mut answered = false;
+    /// Marks the nodes that have no marker, if it is known whether they are new or have lost their memory.
+    async fn mark(&self, status: &[NodeStatus], wanted: bool, deadline: Instant) {
+        let probes: Vec<_> = status.iter().map(|node| node.probe.as_ref().ok()).collect();
+        let none = probes.iter().all(|probe| {
+            probe.is_some_and(|probe| probe.guard.is_none() && probe.degraded.is_none())
+        });
+        let some = probes.iter().flatten().any(|probe| probe.guard.is_some());
+        if some {
+            // Before it is asked what to do about the others.
+            self.inner.markers.note();
+        }
+        let Some(wait) = self.inner.markers.wait(none, wanted) else {
+            return;
+        };
+        let unmarked: Vec<_> = (0..probes.len())
+            .filter(|node| {
+                probes[*node].is_some_and(|probe| {
+                    !probe.unmarked.is_empty() && !self.inner.nodes[*node].is_being_marked(probe)
+                })
+            })
+            .collect();
+        let mut round = self.ask_some(&unmarked, deadline, |number, node| {
+            let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
+            async move { node.mark(&parts, wait).await }
+        });
         while let Some((node, reply)) = round.next().await {
-            answered |= reply.is_ok();
             let node = self.inner.nodes[node].name();
             match reply {
-                Ok(true) if wait.is_zero() => {
+                Ok(1..) if wait.is_zero() => {
                     tracing::info!(node, "a new lease node: it grants from now on");
                 }
-                Ok(true) => tracing::warn!(
+                Ok(1..) => tracing::warn!(
                     node,
                     wait_ms = wait.as_millis(),
                     "a lease node without a marker may have lost its memory: it abstains from grants"
                 ),
-                Ok(false) | Err(_) => {}
+                Ok(0) | Err(_) => {}
             }
         }
-        answered
     }
 
     /// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.

@@ -1,132 +1,226 @@
 //! The Redis node: every operation is one Lua script, so the server runs it atomically.
 
+mod cluster;
+mod health;
 mod keys;
 mod script;
+mod sentinel;
+mod server;
 mod single;
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
-use redis::{Client, IntoConnectionInfo as _, Script, ScriptInvocation, TlsCertificates};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use redis::FromRedisValue;
 
 use super::{
     Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, LeaseNode, NodeError, Over,
-    Page, Probe, Resign, ResignReply, Settings,
+    Page, Probe, Resign, ResignReply, Settings, Unmarked, merge::merge,
 };
 use crate::election::types::{Candidate, ElectionId, Kind, Token, Value, millis};
+use cluster::Cluster;
+use health::Swept;
 use keys::Keys;
-use script::SCRIPTS;
-use single::Link;
+use script::{Call, SCRIPTS};
+use sentinel::Failover;
+pub use sentinel::Sentinels;
+pub use server::Server;
+use single::{Expect, Link};
 
-/// Where a Redis server is and how to talk to it; validated, but nothing is connected.
-#[derive(Clone)]
-pub struct Server {
-    name: String,
-    client: Client,
+/// How many partitions are asked at once when all have to be.
+const AT_ONCE: usize = 64;
+
+/// What makes up one node.
+#[derive(Debug, Clone)]
+pub enum Deployment {
+    /// A server of its own.
+    Server(Server),
+    /// A primary with replicas that Sentinels fail over.
+    Failover(Sentinels),
+    /// A Redis Cluster.
+    Cluster {
+        /// Members to ask for the others; at least one.
+        members: Vec<Server>,
+        /// How many partitions elections are spread over (1 to 16384); the same for every agent.
+        partitions: u16,
+    },
 }
 
-impl Server {
-    /// Reads `redis[s]://[[user]:password@]host[:port][/db]`; `ca` is a PEM file's content that
-    /// replaces the system's trusted roots for `rediss`.
-    ///
-    /// # Errors
-    /// Says what is wrong with the URL. The text never holds the URL's credentials.
-    pub fn from_url(url: &str, ca: Option<&[u8]>) -> Result<Self, String> {
-        // Nothing of the URL is quoted: wherever it is malformed, it may hold a password.
-        let expected = "write redis[s]://user:password@host:port/db, with reserved characters in user \
-                        and password percent-encoded";
-        let refuse = |what: &str| Err(format!("{what}: {expected}"));
-        let Ok(parsed) = url::Url::parse(url) else {
-            return refuse("it is no URL");
-        };
-        if !matches!(parsed.scheme(), "redis" | "rediss") {
-            return refuse("its scheme is not redis or rediss");
-        }
-        if parsed.fragment().is_some() || parsed.query().is_some() {
-            return refuse("it has a \"?\" or \"#\"");
-        }
-        let Some(host) = parsed.host_str().filter(|host| !host.is_empty()) else {
-            return refuse("it names no host");
-        };
-        let db = parsed.path().trim_start_matches('/');
-        if !db.is_empty() && db.parse::<u16>().is_err() {
-            return refuse("what follows the host is not the number of a database");
-        }
-        let name = match db {
-            "" | "0" => format!("{host}:{}", parsed.port().unwrap_or(6379)),
-            db => format!("{host}:{}/{db}", parsed.port().unwrap_or(6379)),
-        };
-
-        let tls = parsed.scheme() == "rediss";
-        let info = parsed
-            .into_connection_info()
-            .map_err(|_| format!("it is no Redis URL: {expected}"))?;
-        // Without it every small reply waits for the acknowledgement of the one before.
-        let tcp = info.tcp_settings().clone().set_nodelay(true);
-        let info = info.set_tcp_settings(tcp);
-        let client = match ca.filter(|_| tls) {
-            Some(ca) => Client::build_with_tls(
-                info,
-                TlsCertificates {
-                    client_tls: None,
-                    root_cert: Some(ca.to_vec()),
-                },
-            ),
-            None => Client::open(info),
-        };
-        let client = client.map_err(|error| error.to_string())?;
-        Ok(Self { name, client })
-    }
-
-    /// `host:port`, and the database when it is not 0.
+impl Deployment {
+    /// What logs and `/readyz` call it.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        match self {
+            Self::Server(server) => server.name(),
+            Self::Failover(sentinels) => &sentinels.master,
+            Self::Cluster { members, .. } => members.first().map_or("", Server::name),
+        }
+    }
+
+    /// What all agents have to agree on about this node.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Server(server) => server.name().to_owned(),
+            Self::Failover(sentinels) => format!("{} of its Sentinels", sentinels.master),
+            Self::Cluster { partitions, .. } => {
+                format!("{} in {partitions} partitions", self.name())
+            }
+        }
+    }
+
+    /// How much longer than the longest term a node abstains that may have lost its memory: an agent may
+    /// have used the server before for so long.
+    #[must_use]
+    pub fn overlap(&self) -> Duration {
+        match self {
+            Self::Server(_) => Duration::ZERO,
+            Self::Failover(_) | Self::Cluster { .. } => sentinel::CONFIRMED_FOR,
+        }
+    }
+
+    fn partitions(&self) -> u16 {
+        match self {
+            Self::Server(_) | Self::Failover(_) => 1,
+            Self::Cluster { partitions, .. } => *partitions,
+        }
     }
 }
 
-impl fmt::Debug for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Server").field(&self.name).finish()
-    }
-}
-
-/// What a server is used for, and with which others.
+/// What a node is used for, and with which others.
 #[derive(Debug, Clone)]
 pub struct Use {
     /// What all keys begin with.
     pub prefix: String,
-    /// The names of all servers that vote, in order.
-    pub servers: String,
+    /// What all agents must agree on: the names of all nodes that vote, in order.
+    pub nodes: String,
     /// The longest term that is granted.
     pub max_term: Duration,
     /// Whether a server may drop leases when its memory is full.
     pub allow_eviction: bool,
 }
 
-/// Leases on one Redis server.
+/// Leases on Redis.
 #[derive(Debug)]
 pub struct Redis {
-    link: Link,
-    db: i64,
+    name: String,
+    connections: Connections,
     usage: Use,
-    keys: Keys,
+    /// The keys of each partition.
+    keys: Vec<Keys>,
     settings: Settings,
+    /// What is known of each server's markers.
+    swept: Mutex<HashMap<String, Swept>>,
+}
+
+/// The ways to a partition's server.
+#[derive(Debug)]
+enum Connections {
+    Server(Link),
+    Failover(Failover),
+    Cluster(Cluster),
+}
+
+/// A server and the partitions that it serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shard {
+    server: String,
+    partitions: Vec<u16>,
+}
+
+impl Connections {
+    async fn run<T: FromRedisValue>(
+        &self,
+        partition: u16,
+        call: &Call<'_>,
+    ) -> Result<T, NodeError> {
+        match self {
+            Self::Server(link) => link.run(call).await,
+            Self::Failover(failover) => failover.run(call).await,
+            Self::Cluster(cluster) => cluster.run(partition, call).await,
+        }
+    }
+
+    /// The servers with their partitions, and why some partitions have none.
+    fn shards(&self) -> (Vec<Shard>, Option<String>) {
+        let one = |server: String| {
+            let shard = Shard {
+                server,
+                partitions: vec![0],
+            };
+            (vec![shard], None)
+        };
+        match self {
+            Self::Server(link) => one(link.name().to_owned()),
+            // Without a primary the script that is run there says why.
+            Self::Failover(failover) => one(failover.primary().unwrap_or_default()),
+            Self::Cluster(cluster) => cluster.shards(),
+        }
+    }
+
+    fn server(&self, partition: u16) -> Option<String> {
+        match self {
+            Self::Server(link) => Some(link.name().to_owned()),
+            Self::Failover(failover) => failover.primary(),
+            Self::Cluster(cluster) => cluster.server(partition),
+        }
+    }
 }
 
 impl Redis {
     /// Starts connecting and returns when the first attempt has ended, well or not; `limit` bounds
     /// attempts to connect and pings.
-    pub async fn start(server: Server, usage: Use, limit: Duration, settings: Settings) -> Self {
-        let node = Self {
-            db: server.client.get_connection_info().redis_settings().db(),
-            link: Link::start(server.name, server.client, limit),
-            keys: Keys::new(&usage.prefix),
-            usage,
-            settings,
+    pub async fn start(
+        deployment: Deployment,
+        usage: Use,
+        limit: Duration,
+        settings: Settings,
+    ) -> Self {
+        let name = deployment.name().to_owned();
+        let keys = (0..deployment.partitions())
+            .map(|partition| Keys::new(&usage.prefix, partition))
+            .collect();
+        let connections = match deployment {
+            Deployment::Server(server) => {
+                Connections::Server(Link::start(&server, Expect::Server, limit))
+            }
+            Deployment::Failover(sentinels) => {
+                Connections::Failover(Failover::start(sentinels, limit))
+            }
+            Deployment::Cluster {
+                members,
+                partitions,
+            } => Connections::Cluster(Cluster::start(members, partitions, limit)),
         };
-        node.link.attempted().await;
-        node
+        match &connections {
+            Connections::Server(link) => link.attempted().await,
+            Connections::Failover(failover) => failover.attempted().await,
+            Connections::Cluster(cluster) => cluster.attempted().await,
+        }
+        Self {
+            name,
+            connections,
+            usage,
+            keys,
+            settings,
+            swept: Mutex::default(),
+        }
+    }
+
+    /// The partition of an election, and its keys.
+    fn keys(&self, election: &ElectionId) -> (u16, &Keys) {
+        // There are no more partitions than slots.
+        let partition = match u16::try_from(self.keys.len()) {
+            Ok(2..) => cluster::partition(election.path(), self.keys.len() as u16),
+            _ => 0,
+        };
+        (partition, &self.keys[usize::from(partition)])
     }
 
     fn guard_arg(&self) -> String {
@@ -140,44 +234,34 @@ impl Redis {
     }
 
     /// Runs a script and gives its reply's fields; a nil reply has none.
-    async fn fields(&self, invocation: &ScriptInvocation<'_>) -> Result<Fields, NodeError> {
-        self.link
-            .run(async |connection| invocation.invoke_async(connection).await)
-            .await
-            .map(Option::unwrap_or_default)
+    async fn fields(&self, partition: u16, call: &Call<'_>) -> Result<Fields, NodeError> {
+        let reply: Option<Fields> = self.connections.run(partition, call).await?;
+        Ok(reply.unwrap_or_default())
     }
 
     /// Runs a script and gives its only field.
-    async fn field(&self, invocation: &ScriptInvocation<'_>) -> Result<Option<String>, NodeError> {
-        self.link
-            .run(async |connection| invocation.invoke_async(connection).await)
-            .await
+    async fn field(&self, partition: u16, call: &Call<'_>) -> Result<Option<String>, NodeError> {
+        self.connections.run(partition, call).await
     }
 
     fn unexpected(&self, script: &str, reply: impl fmt::Debug) -> NodeError {
         NodeError::unknown(format!(
             "{}: the {script} script answered {reply:?}, which this version does not know",
-            self.link.name()
+            self.name
         ))
     }
 }
 
 type Fields = Vec<String>;
 
-/// The keys and arguments of a script, in its header's order.
-fn invoke<'a>(
-    script: &'a Script,
-    keys: &[&str],
-    args: &[&(dyn AsRef<[u8]> + Sync)],
-) -> ScriptInvocation<'a> {
-    let mut invocation = script.prepare_invoke();
-    for key in keys {
-        invocation.key(*key);
-    }
-    for arg in args {
-        invocation.arg(arg.as_ref());
-    }
-    invocation
+/// Waits for all, of which not too many are under way at once; fails with the first that fails.
+async fn at_once<T>(
+    all: Vec<impl Future<Output = Result<T, NodeError>>>,
+) -> Result<Vec<T>, NodeError> {
+    stream::iter(all)
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
 }
 
 fn optional(token: Option<Token>) -> String {
@@ -205,7 +289,7 @@ fn token(text: &str) -> Option<Token> {
 #[async_trait]
 impl LeaseNode for Redis {
     fn name(&self) -> &str {
-        self.link.name()
+        &self.name
     }
 
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
@@ -215,35 +299,35 @@ impl LeaseNode for Redis {
             Over::Leader(leader, token) => ("leader", leader.as_str(), *token),
             Over::Anyone => ("anyone", "", None),
         };
-        let reply = self
-            .fields(&invoke(
-                &SCRIPTS.grant,
-                &[
-                    &self.keys.lease(&grant.election),
-                    &self.keys.floor(&grant.election),
-                    &self.keys.marker,
-                    &self.keys.index,
-                    &self.keys.expiry,
-                ],
-                &[
-                    &grant.election.path(),
-                    &grant.candidate.as_str(),
-                    &grant.token.to_string(),
-                    &grant.term.millis().to_string(),
-                    &grant.value.as_str(),
-                    &grant.request_id.as_ref().map_or("", |id| id.as_str()),
-                    &grant.elected_at.to_string(),
-                    &self.retention_ms().to_string(),
-                    &self.guard_arg(),
-                    &over,
-                    &over_leader,
-                    &optional(over_token),
-                    &self.keys.lease_prefix(),
-                    &grant.attempt.to_string(),
-                    &if grant.repeat { "1" } else { "0" },
-                ],
-            ))
-            .await?;
+        let (partition, keys) = self.keys(&grant.election);
+        let call = Call::new(
+            &SCRIPTS.grant,
+            &[
+                &keys.lease(&grant.election),
+                &keys.floor(&grant.election),
+                &keys.marker,
+                &keys.index,
+                &keys.expiry,
+            ],
+            &[
+                &grant.election.path(),
+                &grant.candidate.as_str(),
+                &grant.token.to_string(),
+                &grant.term.millis().to_string(),
+                &grant.value.as_str(),
+                &grant.request_id.as_ref().map_or("", |id| id.as_str()),
+                &grant.elected_at.to_string(),
+                &self.retention_ms().to_string(),
+                &self.guard_arg(),
+                &over,
+                &over_leader,
+                &optional(over_token),
+                &keys.lease_prefix(),
+                &grant.attempt.to_string(),
+                &if grant.repeat { "1" } else { "0" },
+            ],
+        );
+        let reply = self.fields(partition, &call).await?;
         let known = match reply.split_first() {
             Some((word, rest)) => match (word.as_str(), rest) {
                 ("granted", [granted]) => token(granted).map(GrantReply::Granted),
@@ -263,21 +347,18 @@ impl LeaseNode for Redis {
     }
 
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
-        let reply = self
-            .fields(&invoke(
-                &SCRIPTS.extend,
-                &[
-                    &self.keys.lease(&extend.election),
-                    &self.keys.floor(&extend.election),
-                ],
-                &[
-                    &extend.leader.as_str(),
-                    &optional(extend.token),
-                    &extend.term.millis().to_string(),
-                    &self.retention_ms().to_string(),
-                ],
-            ))
-            .await?;
+        let (partition, keys) = self.keys(&extend.election);
+        let call = Call::new(
+            &SCRIPTS.extend,
+            &[&keys.lease(&extend.election), &keys.floor(&extend.election)],
+            &[
+                &extend.leader.as_str(),
+                &optional(extend.token),
+                &extend.term.millis().to_string(),
+                &self.retention_ms().to_string(),
+            ],
+        );
+        let reply = self.fields(partition, &call).await?;
         let known = match reply.split_first() {
             Some((word, rest)) => match (word.as_str(), rest) {
                 ("renewed", [renewed]) => token(renewed).map(ExtendReply::Renewed),
@@ -293,26 +374,27 @@ impl LeaseNode for Redis {
     }
 
     async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
-        let reply = self
-            .field(&invoke(
-                &SCRIPTS.heal,
-                &[
-                    &self.keys.lease(&heal.election),
-                    &self.keys.floor(&heal.election),
-                    &self.keys.index,
-                    &self.keys.expiry,
-                ],
-                &[
-                    &heal.election.path(),
-                    &heal.lease.leader.as_str(),
-                    &heal.lease.token.to_string(),
-                    &heal.term.millis().to_string(),
-                    &heal.lease.value.as_str(),
-                    &heal.lease.elected_at.to_string(),
-                    &self.retention_ms().to_string(),
-                ],
-            ))
-            .await?;
+        let (partition, keys) = self.keys(&heal.election);
+        let call = Call::new(
+            &SCRIPTS.heal,
+            &[
+                &keys.lease(&heal.election),
+                &keys.floor(&heal.election),
+                &keys.index,
+                &keys.expiry,
+            ],
+            &[
+                &heal.election.path(),
+                &heal.lease.leader.as_str(),
+                &heal.lease.token.to_string(),
+                &heal.term.millis().to_string(),
+                &heal.lease.value.as_str(),
+                &heal.lease.elected_at.to_string(),
+                &self.retention_ms().to_string(),
+                &heal.run,
+            ],
+        );
+        let reply = self.field(partition, &call).await?;
         match reply.as_deref() {
             Some("1") => Ok(true),
             Some("0") => Ok(false),
@@ -321,21 +403,17 @@ impl LeaseNode for Redis {
     }
 
     async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError> {
-        let reply = self
-            .field(&invoke(
-                &SCRIPTS.resign,
-                &[
-                    &self.keys.lease(&resign.election),
-                    &self.keys.index,
-                    &self.keys.expiry,
-                ],
-                &[
-                    &resign.election.path(),
-                    &resign.leader.as_str(),
-                    &optional(resign.token),
-                ],
-            ))
-            .await?;
+        let (partition, keys) = self.keys(&resign.election);
+        let call = Call::new(
+            &SCRIPTS.resign,
+            &[&keys.lease(&resign.election), &keys.index, &keys.expiry],
+            &[
+                &resign.election.path(),
+                &resign.leader.as_str(),
+                &optional(resign.token),
+            ],
+        );
+        let reply = self.field(partition, &call).await?;
         match reply.as_deref() {
             Some("resigned") => Ok(ResignReply::Resigned),
             Some("missing") => Ok(ResignReply::Missing),
@@ -346,13 +424,14 @@ impl LeaseNode for Redis {
     }
 
     async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
-        self.field(&invoke(
+        let (partition, keys) = self.keys(&grant.election);
+        let call = Call::new(
             &SCRIPTS.withdraw,
             &[
-                &self.keys.lease(&grant.election),
-                &self.keys.floor(&grant.election),
-                &self.keys.index,
-                &self.keys.expiry,
+                &keys.lease(&grant.election),
+                &keys.floor(&grant.election),
+                &keys.index,
+                &keys.expiry,
             ],
             &[
                 &grant.election.path(),
@@ -360,15 +439,14 @@ impl LeaseNode for Redis {
                 &grant.token.to_string(),
                 &self.retention_ms().to_string(),
             ],
-        ))
-        .await
-        .map(|_| ())
+        );
+        self.field(partition, &call).await.map(|_| ())
     }
 
     async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError> {
-        let reply = self
-            .fields(&invoke(&SCRIPTS.read, &[&self.keys.lease(election)], &[]))
-            .await?;
+        let (partition, keys) = self.keys(election);
+        let call = Call::new(&SCRIPTS.read, &[&keys.lease(election)], &[]);
+        let reply = self.fields(partition, &call).await?;
         if reply.is_empty() {
             return Ok(None);
         }
@@ -383,93 +461,60 @@ impl LeaseNode for Redis {
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
+        let partitions = self.keys.len();
+        // Elections spread evenly, so a few of each partition make up a page.
+        let few = (8 * limit).div_ceil(partitions).max(4).min(limit);
+        let asked = (0..).zip(&self.keys);
+        let asked =
+            asked.map(|(partition, keys)| self.list_partition(partition, keys, kind, after, few));
+        let pages = at_once(asked.collect()).await?;
+        // An election is in one partition only.
+        Ok(merge(&pages, 1, limit).0)
+    }
+
+    async fn mark(&self, unmarked: &[Unmarked], wait: Duration) -> Result<usize, NodeError> {
+        self.write_markers(unmarked, wait).await
+    }
+
+    async fn probe(&self) -> Result<Probe, NodeError> {
+        self.look_after().await
+    }
+
+    fn run(&self, election: &ElectionId) -> Option<String> {
+        let server = self.connections.server(self.keys(election).0)?;
+        let swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        swept.get(&server).map(|swept| swept.run.clone())
+    }
+}
+
+impl Redis {
+    async fn list_partition(
+        &self,
+        partition: u16,
+        keys: &Keys,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+    ) -> Result<Page, NodeError> {
         let least = match after {
             Some(after) => format!("({}", after.path()),
             None => format!("[{}/", kind.as_str()),
         };
         // "0" follows "/": every path of the kind, and of no other, is below.
         let greatest = format!("({}0", kind.as_str());
-        let invocation = invoke(
+        let call = Call::new(
             &SCRIPTS.list,
-            &[&self.keys.index, &self.keys.expiry],
+            &[&keys.index, &keys.expiry],
             &[
                 &least,
                 &greatest,
                 &limit.to_string(),
                 &LIST_EXAMINES.to_string(),
-                &self.keys.lease_prefix(),
+                &keys.lease_prefix(),
             ],
         );
-        let reply: Vec<redis::Value> = self
-            .link
-            .run(async |connection| invocation.invoke_async(connection).await)
-            .await?;
+        let reply: Vec<redis::Value> = self.connections.run(partition, &call).await?;
         page(&reply).ok_or_else(|| self.unexpected("list", &reply))
-    }
-
-    async fn mark(&self, wait: Duration) -> Result<bool, NodeError> {
-        let reply = self
-            .field(&invoke(
-                &SCRIPTS.mark,
-                &[&self.keys.marker],
-                &[&millis(wait).to_string()],
-            ))
-            .await?;
-        match reply.as_deref() {
-            Some("1") => Ok(true),
-            Some("0") => Ok(false),
-            _ => Err(self.unexpected("mark", &reply)),
-        }
-    }
-
-    async fn probe(&self) -> Result<Probe, NodeError> {
-        let reply = self
-            .fields(&invoke(
-                &SCRIPTS.probe,
-                &[&self.keys.marker, &self.keys.servers],
-                &[
-                    &self.guard_arg(),
-                    &self.usage.servers,
-                    &millis(self.usage.max_term).to_string(),
-                ],
-            ))
-            .await?;
-        let [guard, run_id, policy, servers] = &reply[..] else {
-            return Err(self.unexpected("probe", &reply));
-        };
-        let guard = match guard.as_str() {
-            "" => None,
-            ms => match ms.parse() {
-                Ok(ms) => Some(Duration::from_millis(ms)),
-                Err(_) => return Err(self.unexpected("probe", &reply)),
-            },
-        };
-        Ok(Probe {
-            guard,
-            identity: Some(format!("{run_id}/{}", self.db)),
-            unfit: self.unfit(policy, servers),
-        })
-    }
-}
-
-impl Redis {
-    fn unfit(&self, policy: &str, servers: &str) -> Option<String> {
-        let name = self.link.name();
-        if servers != self.usage.servers {
-            return Some(format!(
-                "{name}: agents use it with another list of servers, {servers}, while this one has {}: \
-                 majorities of different lists need not meet; give every agent the same EA_REDIS_URLS, or \
-                 this one another EA_REDIS_PREFIX",
-                self.usage.servers
-            ));
-        }
-        if policy != "noeviction" && !self.usage.allow_eviction {
-            return Some(format!(
-                "{name}: its maxmemory-policy is {policy}, so it may drop the lease of a leader that has time \
-                 left; set it to noeviction, or EA_ALLOW_EVICTION=true if you accept two leaders"
-            ));
-        }
-        None
     }
 }
 

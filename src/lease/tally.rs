@@ -87,8 +87,6 @@ pub(super) enum Granted {
 /// Why no quorum agreed on a grant, and so what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// No node has a marker.
-    AllUnmarked,
     /// Some node has no marker.
     Unmarked,
     /// The token was too small for some node.
@@ -170,9 +168,7 @@ impl Grants {
         let hopeless = best
             .iter()
             .all(|votes| votes + self.roll.outstanding < quorum);
-        // Only when every node has answered may the absence of all markers mean that all are new.
-        let all_needed = self.unmarked > 0 && self.roll.outstanding > 0;
-        if hopeless && !all_needed {
+        if hopeless {
             Verdict::Hopeless
         } else {
             Verdict::Open
@@ -189,9 +185,7 @@ impl Grants {
         let missing = self.roll.quorum().saturating_sub(granting);
         let mut guarded = self.guarded.clone();
         guarded.sort_unstable();
-        if self.unmarked == self.roll.nodes {
-            Failure::AllUnmarked
-        } else if self.unmarked > 0 {
+        if self.unmarked > 0 {
             Failure::Unmarked
         } else if self.stale {
             Failure::Stale
@@ -463,10 +457,6 @@ mod tests {
         let secs = Duration::from_secs;
         let failure = |replies: &[_]| grants(3, replies).failure();
         assert_eq!(
-            failure(&[Ok(Unmarked), Ok(Unmarked), Ok(Unmarked)]),
-            Failure::AllUnmarked
-        );
-        assert_eq!(
             failure(&[Ok(Unmarked), Ok(Unmarked), error()]),
             Failure::Unmarked
         );
@@ -490,8 +480,6 @@ mod tests {
             failure(&[error(), Ok(Guarded(secs(9))), Ok(Guarded(secs(4)))]),
             Failure::Guarded(secs(9))
         );
-        let waits_for_all = grants(3, &[Ok(Unmarked), Ok(Unmarked)]);
-        assert_eq!(waits_for_all.verdict(), Verdict::Open);
     }
 
     #[test]

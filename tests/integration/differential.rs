@@ -6,9 +6,9 @@ use election_agent::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
         Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Over, Page,
-        Probe, Resign, ResignReply, Settings,
+        Resign, ResignReply, Settings, Unmarked,
         embedded::Embedded,
-        redis::{Redis as RedisNode, Server, Use},
+        redis::{Deployment, Redis as RedisNode, Server, Use},
     },
 };
 use futures_util::future::join_all;
@@ -25,6 +25,9 @@ const SETTINGS: Settings = Settings {
     guard: Some(Duration::from_secs(60)),
 };
 
+/// Stands for the run that a node is in.
+const OWN_RUN: &str = "own";
+
 /// An operation of a node.
 #[derive(Debug, Clone)]
 enum Op {
@@ -35,7 +38,8 @@ enum Op {
     Withdraw(Grant),
     Read(ElectionId),
     List(Kind, Option<ElectionId>, usize),
-    Mark(Duration),
+    /// How long to wait, and whether it names the run that the node is in.
+    Mark(Duration, bool),
     Probe,
 }
 
@@ -47,10 +51,11 @@ enum Reply {
     Healed(bool),
     Resigned(ResignReply),
     Nothing,
-    Marked(bool),
+    Marked(usize),
     Lease(Option<Lease>),
     Page(Page),
-    Probed(Probe),
+    /// How long the node abstains, how many partitions have no marker, and the longest guard.
+    Probed(Option<Duration>, usize, Duration),
 }
 
 /// Rounds a time left, so that milliseconds between two nodes do not count.
@@ -73,7 +78,15 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
             reply => reply,
         }),
         Op::Extend(extend) => Reply::Extended(node.extend(extend).await?),
-        Op::Heal(heal) => Reply::Healed(node.heal(heal).await?),
+        Op::Heal(heal) => {
+            // A heal names a run that each node calls otherwise: its own, or another.
+            let own = node.run(&heal.election).filter(|_| heal.run == OWN_RUN);
+            let heal = Heal {
+                run: own.unwrap_or_default(),
+                ..heal.clone()
+            };
+            Reply::Healed(node.heal(&heal).await?)
+        }
         Op::Resign(resign) => Reply::Resigned(node.resign(resign).await?),
         Op::Withdraw(grant) => {
             node.withdraw(grant).await?;
@@ -91,12 +104,23 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
                 next: page.next,
             })
         }
-        Op::Mark(wait) => Reply::Marked(node.mark(*wait).await?),
-        Op::Probe => Reply::Probed(Probe {
-            guard: node.probe().await?.guard.map(rounded),
-            identity: None,
-            unfit: None,
-        }),
+        Op::Mark(wait, of_this_run) => {
+            let any = ElectionId::new("k", "a").expect("valid");
+            let own = node.run(&any).filter(|_| *of_this_run);
+            let unmarked = Unmarked {
+                partition: 0,
+                run: own.unwrap_or_default(),
+            };
+            Reply::Marked(node.mark(&[unmarked], *wait).await?)
+        }
+        Op::Probe => {
+            let probe = node.probe().await?;
+            Reply::Probed(
+                probe.guard.map(rounded),
+                probe.unmarked.len(),
+                probe.longest_guard,
+            )
+        }
     })
 }
 
@@ -177,8 +201,9 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                 term,
             })
         });
-    let heal = (election(), candidate(), token(), term(terms), value()).prop_map(
-        |(election, leader, token, term, value)| {
+    let run = prop_oneof![9 => Just(OWN_RUN), 1 => Just("another")];
+    let heal = (election(), candidate(), token(), term(terms), value(), run).prop_map(
+        |(election, leader, token, term, value, run)| {
             Op::Heal(Heal {
                 election,
                 lease: Lease {
@@ -189,6 +214,7 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                     remaining: term.duration(),
                 },
                 term,
+                run: run.to_owned(),
             })
         },
     );
@@ -219,7 +245,8 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
         3 => grant().prop_map(Op::Withdraw),
         2 => election().prop_map(Op::Read),
         2 => list,
-        1 => prop::sample::select(vec![0, 60]).prop_map(|s| Op::Mark(Duration::from_secs(s))),
+        1 => (prop::sample::select(vec![0, 60]), prop::bool::weighted(0.8))
+            .prop_map(|(s, of_this_run)| Op::Mark(Duration::from_secs(s), of_this_run)),
         1 => Just(Op::Probe),
     ]
 }
@@ -229,15 +256,20 @@ async fn pair(redis: &Redis, prefix: usize, marked: bool) -> (Embedded, RedisNod
     let server = Server::from_url(&redis.url(), None).expect("a URL");
     let usage = Use {
         prefix: format!("p{prefix}"),
-        servers: server.name().to_owned(),
+        nodes: server.name().to_owned(),
         max_term: Duration::from_secs(60),
         allow_eviction: false,
     };
-    let real = RedisNode::start(server, usage, Duration::from_secs(10), SETTINGS).await;
+    let deployment = Deployment::Server(server);
+    let real = RedisNode::start(deployment, usage, Duration::from_secs(10), SETTINGS).await;
+    // What it is not asked for, it does not know: its run.
+    real.probe().await.expect("answers");
     let model = Embedded::in_memory(SETTINGS);
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {
-            node.mark(Duration::ZERO).await.expect("marked");
+            let unmarked = node.probe().await.expect("answers").unmarked;
+            let marked = node.mark(&unmarked, Duration::ZERO).await;
+            assert_eq!(marked, Ok(1));
         }
     }
     (model, real)

@@ -6,14 +6,14 @@ use std::{sync::Arc, time::Duration};
 use election_agent::{
     election::{
         Campaign, Denial, Elections, Error, Handover, Outcome, Retry,
-        types::{Candidate as Name, ElectionId, RequestId, Term, Token, Value},
+        types::{Candidate as Name, RequestId, Term, Token, Value},
     },
     lease::{Extend, Resign, quorum::Quorum},
 };
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{MAX_TERM, record::Record};
+use crate::{MAX_TERM, election, record::Record};
 
 /// How long a request may take.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -266,10 +266,6 @@ impl Candidate {
     async fn pause(&mut self, most_ms: u64) {
         sleep(Duration::from_millis(self.rng.u64(..most_ms))).await;
     }
-}
-
-fn election() -> ElectionId {
-    ElectionId::new("sim", "election").expect("valid")
 }
 
 fn denied(denial: Denial) -> &'static str {

@@ -21,7 +21,7 @@ use std::{
 };
 
 use election_agent::{
-    election::Elections,
+    election::{Elections, types::ElectionId},
     lease::{
         LeaseNode,
         guard::RestartGuard,
@@ -40,6 +40,11 @@ const MAX_TERM: Duration = Duration::from_secs(5);
 const OPERATION_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a run lasts, in simulated time.
 const RUN: Duration = Duration::from_secs(90);
+
+/// What all candidates want.
+fn election() -> ElectionId {
+    ElectionId::new("sim", "election").expect("valid")
+}
 
 /// A wall clock; when it `steps`, back an hour, forward a minute, and out of all reason.
 fn clock(mut rng: Rng, steps: bool) -> impl Fn() -> SystemTime + Send + Sync {

@@ -10,7 +10,7 @@ use election_agent::{
     election::types::{ElectionId, Kind, Term},
     lease::{
         Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Page, Probe,
-        Resign, ResignReply, Settings, embedded::Embedded,
+        Resign, ResignReply, Settings, Unmarked, embedded::Embedded,
     },
 };
 use fastrand::Rng;
@@ -70,6 +70,8 @@ struct Inner {
     name: String,
     /// Replaced when the node forgets.
     memory: Mutex<Arc<Embedded>>,
+    /// The run that the node was in when its last probe was answered.
+    probed_run: Mutex<Option<String>>,
     rng: Mutex<Rng>,
     faults: Mutex<Faults>,
     /// Not a channel: tokio wakes those in an order of its own.
@@ -83,6 +85,7 @@ impl SimNode {
         Self(Arc::new(Inner {
             name: format!("node {number}"),
             memory: Mutex::new(Arc::new(Embedded::in_memory(SETTINGS))),
+            probed_run: Mutex::default(),
             fast: *rng.choice(&[0.0, 0.0, 0.005, 0.01]).expect("some"),
             rng: Mutex::new(rng),
             faults: Mutex::new(Faults::NONE),
@@ -280,12 +283,24 @@ impl LeaseNode for SimNode {
         .await
     }
 
-    async fn mark(&self, wait: Duration) -> Result<bool, NodeError> {
-        self.call(move |node| async move { node.mark(wait).await })
-            .await
+    async fn mark(&self, unmarked: &[Unmarked], wait: Duration) -> Result<usize, NodeError> {
+        let unmarked: Arc<[_]> = unmarked.into();
+        self.call(move |node| {
+            let unmarked = Arc::clone(&unmarked);
+            async move { node.mark(&unmarked, wait).await }
+        })
+        .await
     }
 
     async fn probe(&self) -> Result<Probe, NodeError> {
-        self.call(|node| async move { node.probe().await }).await
+        let (probe, run) = self
+            .call(|node| async move { Ok((node.probe().await?, node.run(&crate::election()))) })
+            .await?;
+        *self.0.probed_run.lock().expect("not poisoned") = run;
+        Ok(probe)
+    }
+
+    fn run(&self, _election: &ElectionId) -> Option<String> {
+        self.0.probed_run.lock().expect("not poisoned").clone()
     }
 }

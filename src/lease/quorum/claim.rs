@@ -45,7 +45,7 @@ impl Quorum {
                 repeat,
                 over: claim.over.clone(),
             });
-            let mut round = self.ask(deadline, |node| {
+            let mut round = self.ask(deadline, |_, node| {
                 let grant = Arc::clone(&grant);
                 async move { node.grant(&grant).await }
             });
@@ -97,7 +97,7 @@ impl Quorum {
                 Failure::Guarded(wait) => Some(guarded(wait)),
                 Failure::Unreachable => Some(self.undecided(deadline)),
                 _ if answer.is_closed() => Some(self.undecided(deadline)),
-                Failure::AllUnmarked | Failure::Unmarked | Failure::Stale | Failure::Split => None,
+                Failure::Unmarked | Failure::Stale | Failure::Split => None,
             };
             if let Some(error) = error {
                 let _ = answer.send(Err(error));
@@ -111,14 +111,15 @@ impl Quorum {
                 .extend(self.withdraw_once(&grant, &vote.granted(), deadline).await);
             vote.fresh.clear();
             vote.repeated.clear();
-            let unmarked = std::mem::take(&mut vote.unmarked);
             let quorum = self.clone();
             self.inner
                 .tasks
                 .spawn(async move { quorum.settle(&grant, round, vote).await });
-            let new = failure == Failure::AllUnmarked;
-            if !unmarked.is_empty() && !self.mark(&unmarked, new, deadline).await {
-                break self.undecided(deadline);
+            if failure == Failure::Unmarked {
+                let status = self.tend(true, deadline).await;
+                if status.iter().all(|node| node.probe.is_err()) {
+                    break self.undecided(deadline);
+                }
             }
             let pause = match failure {
                 Failure::Split => pause(attempt),
@@ -196,7 +197,7 @@ impl Quorum {
         nodes: &[usize],
         deadline: Instant,
     ) -> Vec<usize> {
-        let mut round = self.ask_some(nodes, deadline, |node| {
+        let mut round = self.ask_some(nodes, deadline, |_, node| {
             let grant = Arc::clone(grant);
             async move { node.withdraw(&grant).await }
         });
@@ -220,8 +221,6 @@ struct Vote {
     repeated: Vec<usize>,
     /// Nodes that may have done either.
     unknown: Vec<usize>,
-    /// Nodes without a marker.
-    unmarked: Vec<usize>,
 }
 
 impl Vote {
@@ -232,7 +231,6 @@ impl Vote {
             fresh: Vec::new(),
             repeated: Vec::new(),
             unknown: Vec::new(),
-            unmarked: Vec::new(),
         }
     }
 
@@ -240,7 +238,6 @@ impl Vote {
         match &reply {
             Ok(GrantReply::Granted(token)) if *token == grant.token => self.fresh.push(node),
             Ok(GrantReply::Granted(_)) => self.repeated.push(node),
-            Ok(GrantReply::Unmarked) => self.unmarked.push(node),
             Err(NodeError::Unknown(_)) => self.unknown.push(node),
             Ok(_) | Err(NodeError::NotSent(_)) => {}
         }
@@ -255,8 +252,8 @@ impl Vote {
 fn guarded(wait: Duration) -> Error {
     Error::Unavailable {
         reason: format!(
-            "lease nodes abstain from new grants for another {:.1} s: they have restarted and may have \
-             forgotten a leader that still has time left",
+            "lease nodes abstain from new grants for another {:.1} s: they have restarted or were promoted, and \
+             may have forgotten a leader that still has time left",
             wait.as_secs_f64()
         ),
         retry_after: Some(wait),

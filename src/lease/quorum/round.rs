@@ -18,7 +18,7 @@ impl Quorum {
     pub(super) fn ask<T, F>(
         &self,
         deadline: Instant,
-        call: impl Fn(Arc<dyn LeaseNode>) -> F,
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
     ) -> Round<F, T>
     where
         F: Future<Output = Result<T, NodeError>>,
@@ -28,12 +28,12 @@ impl Quorum {
     }
 
     /// Puts a question to these nodes at once; each has the operation timeout, but not longer than the
-    /// deadline.
+    /// deadline. `call` gets the node's number, too.
     pub(super) fn ask_some<T, F>(
         &self,
         nodes: &[usize],
         deadline: Instant,
-        call: impl Fn(Arc<dyn LeaseNode>) -> F,
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
     ) -> Round<F, T>
     where
         F: Future<Output = Result<T, NodeError>>,
@@ -53,7 +53,7 @@ impl Quorum {
         &self,
         nodes: &[usize],
         deadline: Instant,
-        call: impl Fn(Arc<dyn LeaseNode>) -> F,
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
     ) -> Round<F, T>
     where
         F: Future<Output = Result<T, NodeError>>,
@@ -64,7 +64,7 @@ impl Quorum {
                 .iter()
                 .map(|&node| Call {
                     node,
-                    reply: call(Arc::clone(&self.inner.nodes[node].node)),
+                    reply: call(node, Arc::clone(&self.inner.nodes[node].node)),
                 })
                 .collect(),
             waiting: nodes.to_vec(),

@@ -1,17 +1,19 @@
 //! Every Redis key, in one place.
 //!
-//! All keys of a node share one hash tag, so that a script's keys are always in one slot.
+//! All keys of a partition share one hash tag, its number, so that a script's keys are always in one slot.
 
 use crate::election::types::ElectionId;
 
-/// Makes the keys under a prefix (`EA_REDIS_PREFIX`).
+/// Makes the keys of one partition under a prefix (`EA_REDIS_PREFIX`).
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     lease: String,
     floor: String,
-    /// Hash: `run_id` of the server that may grant, `ready_at` in ms since the epoch.
+    /// Hash: the `run` of the server that may grant, `ready_at` in ms since the epoch, and the longest
+    /// `guard` of any agent in ms.
     pub(super) marker: String,
-    /// String: the list of servers that agents use this one with; expires when none probes any more.
+    /// String, in partition 0 only: the list of servers that agents use this one with; expires when none
+    /// comes any more.
     pub(super) servers: String,
     /// Sorted set of `kind/name` by name: what listings walk.
     pub(super) index: String,
@@ -20,8 +22,8 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub(super) fn new(prefix: &str) -> Self {
-        let key = |name: &str| format!("{prefix}:{{0}}:{name}");
+    pub(super) fn new(prefix: &str, partition: u16) -> Self {
+        let key = |name: &str| format!("{prefix}:{{{partition}}}:{name}");
         Self {
             lease: key("lease:"),
             floor: key("floor:"),
@@ -54,13 +56,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_share_one_hash_tag() {
-        let keys = Keys::new("ela");
+    fn keys_of_a_partition_share_one_hash_tag() {
+        let keys = Keys::new("ela", 17);
         let election = ElectionId::new("batch", "nightly").expect("valid");
-        assert_eq!(keys.lease(&election), "ela:{0}:lease:batch/nightly");
-        assert_eq!(keys.floor(&election), "ela:{0}:floor:batch/nightly");
+        assert_eq!(keys.lease(&election), "ela:{17}:lease:batch/nightly");
+        assert_eq!(keys.floor(&election), "ela:{17}:floor:batch/nightly");
         for key in [&keys.marker, &keys.servers, &keys.index, &keys.expiry] {
-            assert!(key.starts_with("ela:{0}:"), "{key}");
+            assert!(key.starts_with("ela:{17}:"), "{key}");
         }
     }
 }

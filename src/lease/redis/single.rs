@@ -1,16 +1,16 @@
 //! A connection to one Redis server that mends itself.
 //!
-//! A supervisor task owns the connecting: it connects, loads the scripts, publishes the connection, and
-//! watches it. When it breaks (a request saw an I/O error, or a periodic ping got no answer) the
-//! supervisor withdraws it and connects anew, at once and then with growing, jittered pauses. Requests
-//! only ever take the published connection; while there is none they fail at once with the reason, so
-//! that a quorum of other nodes can decide without waiting.
+//! A supervisor task owns the connecting: it connects, sees whether the server is what it must be, loads
+//! the scripts, publishes the connection, and watches it. When it breaks (a request saw an I/O error, or
+//! a periodic ping got no answer) the supervisor withdraws it and connects anew, at once and then with
+//! growing, jittered pauses. Requests only ever take the published connection; while there is none they
+//! fail at once with the reason, so that a quorum of other nodes can decide without waiting.
 
 use std::{sync::Arc, time::Duration};
 
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, RedisError, RedisResult, ServerErrorKind,
-    aio::MultiplexedConnection,
+    AsyncConnectionConfig, ErrorKind, FromRedisValue, InfoDict, RedisError, RedisResult,
+    ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::{
     sync::{Notify, watch},
@@ -18,7 +18,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::script::SCRIPTS;
+use super::{
+    script::{Call, SCRIPTS},
+    server::Server,
+};
 use crate::lease::NodeError;
 
 /// How often an idle connection is pinged.
@@ -26,10 +29,22 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after a failed attempt to connect, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// What a server must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expect {
+    /// A server of its own, which takes writes.
+    Server,
+    /// The primary that Sentinels have named.
+    Primary,
+    /// A member of a Redis Cluster; one that is a replica redirects.
+    Member,
+}
+
 /// A connection to one server, kept up by a task that ends with this value.
 #[derive(Debug)]
 pub(super) struct Link {
     name: String,
+    expect: Expect,
     state: watch::Receiver<State>,
     supervisor: AbortHandle,
 }
@@ -44,18 +59,29 @@ struct Live {
     broken: Arc<Notify>,
 }
 
+/// Why a command gave no answer.
+pub(super) enum Failed {
+    /// There is no connection; the command was not sent.
+    Absent(String),
+    /// The connection broke, or the server answered with an error.
+    Error(RedisError),
+}
+
 impl Link {
     /// Starts connecting; `limit` bounds every single attempt and ping.
-    pub(super) fn start(name: String, client: Client, limit: Duration) -> Self {
+    pub(super) fn start(server: &Server, expect: Expect, limit: Duration) -> Self {
+        let name = server.name().to_owned();
         let (publish, state) = watch::channel(Err(format!("{name}: not connected yet")));
         let supervisor = Supervisor {
             name: name.clone(),
-            client,
+            server: server.clone(),
+            expect,
             limit,
             publish,
         };
         Self {
             name,
+            expect,
             state,
             supervisor: tokio::spawn(supervisor.run()).abort_handle(),
         }
@@ -65,21 +91,35 @@ impl Link {
         &self.name
     }
 
-    /// Runs a command on the connection.
+    /// Runs a script.
     ///
     /// # Errors
-    /// Why there is no connection, or why the command failed, with the server's name.
-    pub(super) async fn run<T>(
+    /// Why there is no connection, or why the script failed, with the server's name.
+    pub(super) async fn run<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, NodeError> {
+        self.attempt(async |connection| call.run(connection).await)
+            .await
+            .map_err(|failed| self.explain(failed))
+    }
+
+    /// Runs a command on the connection.
+    pub(super) async fn attempt<T>(
         &self,
         command: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
-    ) -> Result<T, NodeError> {
-        let mut live = self.state.borrow().clone().map_err(NodeError::NotSent)?;
+    ) -> Result<T, Failed> {
+        let mut live = self.state.borrow().clone().map_err(Failed::Absent)?;
         command(&mut live.connection).await.map_err(|error| {
             if lost(&error) {
                 live.broken.notify_one();
             }
-            NodeError::Unknown(describe(&self.name, &error))
+            Failed::Error(error)
         })
+    }
+
+    pub(super) fn explain(&self, failed: Failed) -> NodeError {
+        match failed {
+            Failed::Absent(reason) => NodeError::NotSent(reason),
+            Failed::Error(error) => NodeError::Unknown(describe(&self.name, self.expect, &error)),
+        }
     }
 
     /// Waits until the first attempt to connect has ended, well or not.
@@ -98,7 +138,8 @@ impl Drop for Link {
 
 struct Supervisor {
     name: String,
-    client: Client,
+    server: Server,
+    expect: Expect,
     limit: Duration,
     publish: watch::Sender<State>,
 }
@@ -139,22 +180,43 @@ impl Supervisor {
     }
 
     async fn connect(&self) -> Result<MultiplexedConnection, String> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.limit))
-            // The quorum bounds every call; a second timer here would only cost.
-            .set_response_timeout(None);
         let connecting = async {
-            let mut connection = self
-                .client
-                .get_multiplexed_async_connection_with_config(&config)
-                .await?;
+            let mut connection = open(&self.server, self.limit).await?;
+            let info: InfoDict = redis::cmd("INFO").query_async(&mut connection).await?;
+            if let Some(other) = self.otherwise(&info) {
+                return Ok(Err(other));
+            }
             SCRIPTS.preload(&mut connection).await?;
-            Ok(connection)
+            Ok(Ok(connection))
         };
         match timeout(self.limit, connecting).await {
-            Ok(connected) => connected.map_err(|error| describe(&self.name, &error)),
+            Ok(connected) => {
+                connected.map_err(|error| describe(&self.name, self.expect, &error))?
+            }
             Err(_) => Err(self.silent("connecting")),
         }
+    }
+
+    /// Why the server is not what it must be, if so.
+    fn otherwise(&self, info: &InfoDict) -> Option<String> {
+        let mode: String = info.get("redis_mode").unwrap_or_default();
+        let role: String = info.get("role").unwrap_or_default();
+        let is = match (self.expect, mode.as_str(), role.as_str()) {
+            (_, "sentinel", _) => {
+                "is a Sentinel: give EA_REDIS_MODE=failover, and in EA_REDIS_MASTER the name of the \
+                 primary that it watches"
+            }
+            (Expect::Server | Expect::Primary, "cluster", _) => {
+                "belongs to a Redis Cluster: give EA_REDIS_MODE=cluster"
+            }
+            (Expect::Member, "standalone", _) => {
+                "does not belong to a Redis Cluster: give EA_REDIS_MODE=single, or the cluster's members"
+            }
+            (Expect::Server, _, "slave") => REPLICA,
+            (Expect::Primary, _, "slave") => PROMOTED_NOT_YET,
+            _ => return None,
+        };
+        Some(format!("{}: it {is}", self.name))
     }
 
     /// Returns when the connection is no longer of use, with the reason.
@@ -166,7 +228,7 @@ impl Supervisor {
                 Ok(Ok(())) if reported => {
                     return format!("{}: a request found it broken", self.name);
                 }
-                Ok(Err(error)) if lost(&error) => return describe(&self.name, &error),
+                Ok(Err(error)) if lost(&error) => return describe(&self.name, self.expect, &error),
                 // A server that answers with an error (loading, busy) is reached.
                 Ok(_) => {}
                 Err(_) => return self.silent("PING"),
@@ -179,22 +241,46 @@ impl Supervisor {
     }
 }
 
-/// Whether the connection, rather than the command, is at fault.
-fn lost(error: &RedisError) -> bool {
-    error.is_io_error() || error.is_unrecoverable_error()
+const REPLICA: &str = "is a replica, which does not keep leases: give its primary in EA_REDIS_URLS";
+const PROMOTED_NOT_YET: &str = "is a replica, although the Sentinels name it as the primary";
+
+/// Connects; `limit` bounds the attempt.
+pub(super) async fn open(server: &Server, limit: Duration) -> RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(limit))
+        // Whoever asks bounds every call; a second timer here would only cost.
+        .set_response_timeout(None);
+    server
+        .client()
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
 }
 
-fn describe(name: &str, error: &RedisError) -> String {
+/// Whether the connection, rather than the command, is at fault; a server that has become a replica is
+/// looked at anew.
+fn lost(error: &RedisError) -> bool {
+    error.is_io_error()
+        || error.is_unrecoverable_error()
+        || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
+}
+
+fn describe(name: &str, expect: Expect, error: &RedisError) -> String {
     let advice = match error.kind() {
-        ErrorKind::AuthenticationFailed => ": check the user and password in EA_REDIS_URLS",
-        ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-            ": it is a replica, which does not keep leases: give its primary in EA_REDIS_URLS"
+        _ if denied(error) => ": check the user and password in EA_REDIS_URLS",
+        ErrorKind::Server(ServerErrorKind::ReadOnly) if expect == Expect::Server => {
+            return format!("{name}: {error}: it {REPLICA}");
         }
         _ => "",
     };
     format!("{name}: {error}{advice}")
 }
 
-fn jittered(pause: Duration) -> Duration {
+/// Whether the server wants other credentials.
+pub(super) fn denied(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+}
+
+pub(super) fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + fastrand::f64() / 2.0)
 }

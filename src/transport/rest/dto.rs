@@ -446,6 +446,9 @@ pub(super) struct Node {
     /// Why it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// What of it does not work although it can be used: the part of a cluster that does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    degraded: Option<String>,
     /// For how many ms it still abstains from new grants; left out before the first grant.
     #[serde(skip_serializing_if = "Option::is_none")]
     guard: Option<u64>,
@@ -453,16 +456,13 @@ pub(super) struct Node {
 
 impl From<&lease::quorum::NodeStatus> for Node {
     fn from(status: &lease::quorum::NodeStatus) -> Self {
+        let probe = status.probe.as_ref().ok();
         Self {
             name: status.name.clone(),
             up: status.probe.is_ok(),
             error: status.probe.as_ref().err().map(ToString::to_string),
-            guard: status
-                .probe
-                .as_ref()
-                .ok()
-                .and_then(|probe| probe.guard)
-                .map(millis),
+            degraded: probe.and_then(|probe| probe.degraded.clone()),
+            guard: probe.and_then(|probe| probe.guard).map(millis),
         }
     }
 }

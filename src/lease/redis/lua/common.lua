@@ -6,24 +6,28 @@ local function now_ms()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Identifies this run of the server: it changes with every restart, and a promoted replica has its own.
-local function run_id()
-  return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)')
+-- Names this run of the server. The run id changes with every restart, and a replica has its own. The
+-- replication id changes with every promotion: so a server that was demoted, took over the memory of a
+-- replica that lagged, and was promoted again, is in another run.
+local function run()
+  return string.match(redis.call('INFO', 'server'), 'run_id:(%x+)') .. ':'
+    .. string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 end
 
 -- Writes the marker for this run of the server.
 local function mark(marker_key, wait)
-  redis.call('HSET', marker_key, 'run_id', run_id(), 'ready_at', string.format('%.0f', now_ms() + wait))
+  redis.call('HSET', marker_key, 'run', run(), 'ready_at', string.format('%.0f', now_ms() + wait))
 end
 
 -- How long the server abstains from grants by its marker, in ms, or nil when it has none. A marker of
--- another run is rewritten: this run begins to wait.
+-- another run is rewritten: this run begins to wait, as long as the agent with the longest guard says.
 local function guard_ms(marker_key, guard)
-  local marker = redis.call('HMGET', marker_key, 'run_id', 'ready_at')
-  if not marker[1] then return nil end
-  if marker[1] ~= run_id() then
-    mark(marker_key, guard)
-    return tonumber(guard)
+  local marker = redis.call('HMGET', marker_key, 'run', 'ready_at', 'guard')
+  if not marker[2] then return nil end
+  if marker[1] ~= run() then
+    local wait = math.max(tonumber(guard), tonumber(marker[3] or 0))
+    mark(marker_key, wait)
+    return wait
   end
   return math.max(tonumber(marker[2]) - now_ms(), 0)
 end

@@ -1,11 +1,13 @@
 -- Writes a lease that a quorum of nodes is known to hold.
 --
 -- KEYS  1 lease  2 floor  3 index  4 expiry
--- ARGV  1 path  2 leader  3 token  4 term ms  5 value  6 elected at  7 retention ms
+-- ARGV  1 path  2 leader  3 token  4 term ms  5 value  6 elected at  7 retention ms  8 run
 -- Result 1 when it is written, else 0
 --
--- Atomic because a later grant must not be overwritten.
+-- Atomic because a later grant must not be overwritten, also one that this server has forgotten: then it is
+-- in another run.
 
+if run() ~= ARGV[8] then return 0 end
 local token, term = tonumber(ARGV[3]), tonumber(ARGV[4])
 local floor = redis.call('GET', KEYS[2])
 if floor and token < tonumber(floor) then return 0 end

@@ -1,0 +1,371 @@
+//! One deployment of a primary and its replicas, which Sentinels watch and fail over.
+//!
+//! A task per Sentinel asks it who the primary is: once a second, when it announces a switch, and when a
+//! request has failed. A director takes the answers together: the primary is whom a **majority** of all
+//! Sentinels has named within the last [`CONFIRMED_FOR`]; without such a one nothing is sent. So an agent
+//! that is cut off with an old primary stops using it, and two agents do not use two primaries for
+//! longer than that, by which the guard of a promoted replica is prolonged.
+//!
+//! Sentinel's side of it: [Sentinel client spec](https://redis.io/docs/latest/develop/reference/sentinel-clients/).
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt as _;
+use redis::{FromRedisValue, RedisError, RedisResult};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+use super::{
+    script::Call,
+    server::{Address, Server},
+    single::{Expect, Link, denied, jittered, open},
+};
+use crate::lease::{NodeError, tally::quorum};
+
+/// How long what a majority has said counts.
+pub(super) const CONFIRMED_FOR: Duration = Duration::from_secs(5);
+/// How often the Sentinels are asked, and the least time between two questions.
+const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
+/// The pause after a Sentinel was not reached.
+const PAUSE: Duration = Duration::from_millis(500);
+/// What Sentinels announce a new primary on.
+const SWITCHES: &str = "+switch-master";
+
+/// What is configured of a deployment.
+#[derive(Debug, Clone)]
+pub struct Sentinels {
+    /// The Sentinels, with the credentials that they want.
+    pub sentinels: Vec<Server>,
+    /// Any server with the credentials that the primary wants.
+    pub access: Server,
+    /// The name under which the Sentinels watch the primary.
+    pub master: String,
+}
+
+/// The deployment's primary, whoever that is at the time.
+#[derive(Debug)]
+pub(super) struct Failover {
+    state: watch::Receiver<State>,
+    nudge: Arc<Notify>,
+    /// Ends the tasks with this value.
+    _tasks: JoinSet<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    primary: Option<Primary>,
+    /// Why no majority names a primary.
+    reason: String,
+}
+
+#[derive(Debug, Clone)]
+struct Primary {
+    address: Address,
+    link: Arc<Link>,
+    /// Until when the majority's word counts.
+    until: Instant,
+}
+
+impl Failover {
+    /// Starts asking; `limit` bounds every single question and attempt to connect.
+    pub(super) fn start(watched: Sentinels, limit: Duration) -> Self {
+        let nudge = Arc::new(Notify::new());
+        let (said, hear) = mpsc::channel(watched.sentinels.len());
+        let (publish, state) = watch::channel(State {
+            primary: None,
+            reason: format!("no Sentinel has named the primary {} yet", watched.master),
+        });
+        let mut tasks = JoinSet::new();
+        for (number, sentinel) in watched.sentinels.iter().enumerate() {
+            let asking = Asking {
+                number,
+                sentinel: sentinel.clone(),
+                master: watched.master.clone(),
+                limit,
+                nudge: Arc::clone(&nudge),
+                said: said.clone(),
+            };
+            tasks.spawn(asking.run());
+        }
+        tasks.spawn(direct(watched, limit, hear, publish));
+        Self {
+            state,
+            nudge,
+            _tasks: tasks,
+        }
+    }
+
+    /// Waits until the primary is known and was tried to be reached, or until every Sentinel was asked in
+    /// vain.
+    pub(super) async fn attempted(&self) {
+        let mut state = self.state.clone();
+        if state.changed().await.is_ok() {
+            let link = state.borrow().primary.clone().map(|primary| primary.link);
+            if let Some(link) = link {
+                link.attempted().await;
+            }
+        }
+    }
+
+    /// The primary's address, if a majority of Sentinels confirms it.
+    pub(super) fn primary(&self) -> Option<String> {
+        let state = self.state.borrow();
+        let primary = state.primary.as_ref();
+        primary.map(|primary| primary.address.to_string())
+    }
+
+    pub(super) async fn run<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, NodeError> {
+        let link = {
+            let state = self.state.borrow();
+            match &state.primary {
+                Some(primary) if Instant::now() < primary.until => Arc::clone(&primary.link),
+                _ => return Err(NodeError::NotSent(state.reason.clone())),
+            }
+        };
+        let answer = link.run(call).await;
+        if answer.is_err() {
+            self.nudge.notify_waiters();
+        }
+        answer
+    }
+}
+
+/// What one Sentinel said.
+#[derive(Debug, Clone)]
+struct Said {
+    primary: Result<Address, String>,
+    /// When it was asked: it may have changed its mind since.
+    asked: Instant,
+}
+
+/// Publishes whom a majority names, and connects to it.
+async fn direct(
+    watched: Sentinels,
+    limit: Duration,
+    mut hear: mpsc::Receiver<(usize, Said)>,
+    publish: watch::Sender<State>,
+) {
+    let mut all: Vec<Option<Said>> = vec![None; watched.sentinels.len()];
+    while let Some((number, said)) = hear.recv().await {
+        all[number] = Some(said);
+        let agreed = agreed(&all);
+        let known = publish.borrow().primary.clone();
+        let primary = match (agreed, known) {
+            (Some((address, asked)), Some(known)) if known.address == address => Some(Primary {
+                until: known.until.max(asked + CONFIRMED_FOR),
+                ..known
+            }),
+            (Some((address, asked)), known) => match watched.access.at(&address) {
+                Ok(server) => {
+                    let was = known.map(|known| known.address.to_string());
+                    tracing::info!(
+                        master = watched.master,
+                        primary = %address,
+                        was = was.as_deref(),
+                        "the Sentinels name a primary"
+                    );
+                    Some(Primary {
+                        link: Arc::new(Link::start(&server, Expect::Primary, limit)),
+                        address,
+                        until: asked + CONFIRMED_FOR,
+                    })
+                }
+                Err(error) => {
+                    tracing::error!(primary = %address, error, "the primary cannot be connected to");
+                    known
+                }
+            },
+            (None, known) => known,
+        };
+        // The first word that is published should not be that nobody has been heard yet.
+        if primary.is_none() && all.iter().any(Option::is_none) {
+            continue;
+        }
+        let reason = disagreement(&watched.master, &all);
+        publish.send_modify(|state| *state = State { primary, reason });
+    }
+}
+
+/// Whom a majority of all Sentinels names, and when the least recent of that majority was asked.
+fn agreed(all: &[Option<Said>]) -> Option<(Address, Instant)> {
+    let majority = quorum(all.len());
+    let named = || {
+        all.iter().flatten().filter_map(|said| {
+            let address = said.primary.as_ref().ok()?;
+            Some((address, said.asked))
+        })
+    };
+    named().find_map(|(address, _)| {
+        let mut asked: Vec<_> = named()
+            .filter(|(other, _)| *other == address)
+            .map(|(_, asked)| asked)
+            .collect();
+        asked.sort_unstable_by(|a, b| b.cmp(a));
+        Some((address.clone(), *asked.get(majority - 1)?))
+    })
+}
+
+/// What an operator needs to know when no majority names a primary.
+fn disagreement(master: &str, all: &[Option<Said>]) -> String {
+    let said: Vec<_> = all
+        .iter()
+        .flatten()
+        .map(|said| match &said.primary {
+            Ok(address) => format!("one names {address}"),
+            Err(error) => error.clone(),
+        })
+        .collect();
+    format!(
+        "{} of {} Sentinels have to name the same server as {master} within {CONFIRMED_FOR:?}, and do not: {}",
+        quorum(all.len()),
+        all.len(),
+        said.join("; ")
+    )
+}
+
+/// Asks one Sentinel, for ever.
+struct Asking {
+    number: usize,
+    sentinel: Server,
+    master: String,
+    limit: Duration,
+    nudge: Arc<Notify>,
+    said: mpsc::Sender<(usize, Said)>,
+}
+
+impl Asking {
+    async fn run(self) {
+        let mut told = None;
+        loop {
+            let asked = Instant::now();
+            let error = match self.ask_until_it_fails(&mut told).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => self.describe(&error),
+                Err(_) => format!(
+                    "{}: no answer within {:?}",
+                    self.sentinel.name(),
+                    self.limit
+                ),
+            };
+            self.say(&mut told, asked, Err(error)).await;
+            sleep(jittered(PAUSE)).await;
+        }
+    }
+
+    /// Returns `Ok(Ok(()))` when nobody listens any more.
+    async fn ask_until_it_fails(
+        &self,
+        told: &mut Option<String>,
+    ) -> Result<RedisResult<()>, tokio::time::error::Elapsed> {
+        let connecting = async {
+            let connection = open(&self.sentinel, self.limit).await?;
+            let mut switches = self.sentinel.client().get_async_pubsub().await?;
+            switches.subscribe(SWITCHES).await?;
+            Ok((connection, switches))
+        };
+        let (mut connection, mut switches) = match timeout(self.limit, connecting).await? {
+            Ok(connected) => connected,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut announced = switches.on_message();
+        loop {
+            let asked = Instant::now();
+            let mut question = redis::cmd("SENTINEL");
+            question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
+            let asking = question.query_async::<Option<(String, u16)>>(&mut connection);
+            let primary = match timeout(self.limit, asking).await? {
+                Ok(Some((host, port))) => Ok(Address::new(&host, port)),
+                Ok(None) => Err(format!(
+                    "{}: it watches no primary called {}: set EA_REDIS_MASTER to a name that it knows \
+                     (SENTINEL MASTERS lists them)",
+                    self.sentinel.name(),
+                    self.master
+                )),
+                Err(error) => return Ok(Err(error)),
+            };
+            if !self.say(told, asked, primary).await {
+                return Ok(Ok(()));
+            }
+            tokio::select! {
+                () = sleep(ASK_EVERY.0) => {}
+                () = self.nudge.notified() => {}
+                announcement = announced.next() => match announcement {
+                    // The other Sentinels should soon know, too.
+                    Some(_) => self.nudge.notify_waiters(),
+                    None => return Ok(Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())),
+                },
+            }
+            sleep_until(asked + ASK_EVERY.1).await;
+        }
+    }
+
+    /// Tells the director, and the log what is new; `false` when nobody listens any more.
+    async fn say(
+        &self,
+        told: &mut Option<String>,
+        asked: Instant,
+        primary: Result<Address, String>,
+    ) -> bool {
+        let error = primary.as_ref().err().cloned();
+        if let Some(error) = error.as_ref().filter(|error| told.as_ref() != Some(error)) {
+            tracing::warn!(error, "a Sentinel does not name the primary; asking again");
+        }
+        *told = error;
+        let said = Said { primary, asked };
+        self.said.send((self.number, said)).await.is_ok()
+    }
+
+    fn describe(&self, error: &RedisError) -> String {
+        let advice = match error {
+            error if denied(error) => {
+                ": check EA_REDIS_SENTINEL_USERNAME and EA_REDIS_SENTINEL_PASSWORD"
+            }
+            error if error.to_string().contains("unknown command") => {
+                ": it is no Sentinel: give the Sentinels in EA_REDIS_URLS, or EA_REDIS_MODE=single"
+            }
+            _ => "",
+        };
+        format!("{}: {error}{advice}", self.sentinel.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(answers: &[Option<(&str, u64)>], now: Instant) -> Vec<Option<Said>> {
+        answers
+            .iter()
+            .map(|answer| {
+                answer.map(|(host, ago)| Said {
+                    primary: match host {
+                        "" => Err("down".to_owned()),
+                        host => Ok(Address::new(host, 1)),
+                    },
+                    asked: now - Duration::from_secs(ago),
+                })
+            })
+            .collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_primary_is_whom_a_majority_of_all_sentinels_names() {
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let now = Instant::now();
+        let agreed = |answers: &[_]| {
+            agreed(&said(answers, now))
+                .map(|(address, asked)| (address.host.to_string(), (now - asked).as_secs()))
+        };
+        let a = |ago| Some(("a", ago));
+        let b = |ago| Some(("b", ago));
+        assert_eq!(agreed(&[a(0)]), Some(("a".to_owned(), 0)));
+        assert_eq!(agreed(&[a(0), None, None]), None);
+        assert_eq!(agreed(&[a(0), b(0), Some(("", 0))]), None);
+        assert_eq!(agreed(&[b(0), a(1), a(2)]), Some(("a".to_owned(), 2)));
+        assert_eq!(agreed(&[a(3), a(1), a(2)]), Some(("a".to_owned(), 2)));
+        assert_eq!(agreed(&[a(0), a(0), None, None]), None);
+    }
+}
