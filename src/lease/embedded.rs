@@ -40,7 +40,7 @@ pub struct Embedded {
     log: Option<Log>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct State {
     leases: BTreeMap<Box<str>, Held>,
     floors: BTreeMap<Box<str>, Floor>,
@@ -73,7 +73,7 @@ struct Attempt {
     before: Option<Box<Held>>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Floor {
     token: Token,
     expires: Instant,
@@ -97,6 +97,23 @@ impl Embedded {
             run: new_run(),
             settings,
             state: Mutex::default(),
+            log: None,
+        }
+    }
+
+    /// A node in memory with what this one has now, as a server has it that was restarted from a copy of its
+    /// data: in another run, so it abstains from grants.
+    #[must_use]
+    pub fn restored(&self) -> Self {
+        let mut state = self.lock().clone();
+        if let (Some(marker), Some(guard)) = (&mut state.marker, self.settings.guard) {
+            marker.ready_at = Instant::now() + guard;
+        }
+        Self {
+            name: self.name.clone(),
+            run: new_run(),
+            settings: self.settings,
+            state: Mutex::new(state),
             log: None,
         }
     }

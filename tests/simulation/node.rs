@@ -62,6 +62,18 @@ impl Faults {
     }
 }
 
+/// What happens to a node.
+enum Event {
+    /// It restarts empty.
+    Forget,
+    /// It saves what it has.
+    Save,
+    /// It restarts with what it saved last.
+    GoBack,
+    /// It stands still.
+    Pause(Duration),
+}
+
 /// One simulated node. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct SimNode(Arc<Inner>);
@@ -70,6 +82,8 @@ struct Inner {
     name: String,
     /// Replaced when the node forgets.
     memory: Mutex<Arc<Embedded>>,
+    /// What the node goes back to when it is restarted from old data.
+    saved: Mutex<Option<Embedded>>,
     /// The run that the node was in when its last probe was answered.
     probed_run: Mutex<Option<String>>,
     rng: Mutex<Rng>,
@@ -85,6 +99,7 @@ impl SimNode {
         Self(Arc::new(Inner {
             name: format!("node {number}"),
             memory: Mutex::new(Arc::new(Embedded::in_memory(SETTINGS))),
+            saved: Mutex::default(),
             probed_run: Mutex::default(),
             fast: *rng.choice(&[0.0, 0.0, 0.005, 0.01]).expect("some"),
             rng: Mutex::new(rng),
@@ -98,24 +113,34 @@ impl SimNode {
         let node = &self.0;
         *node.faults.lock().expect("not poisoned") = faults;
         loop {
-            let (wait, forgets, pause) = {
+            let (wait, event) = {
                 let mut rng = node.rng.lock().expect("not poisoned");
                 let wait = faults.every.mul_f64(rng.f64() * 2.0);
-                (
-                    wait,
-                    faults.forgetful && rng.u32(..10) < 3,
-                    Duration::from_millis(rng.u64(100..12_000)),
-                )
+                let event = match rng.u32(..10) {
+                    0..2 if faults.forgetful => Event::Forget,
+                    2..4 if faults.forgetful => Event::Save,
+                    4..6 if faults.forgetful => Event::GoBack,
+                    _ => Event::Pause(Duration::from_millis(rng.u64(100..12_000))),
+                };
+                (wait, event)
             };
             if Instant::now() + wait >= until {
                 break;
             }
             sleep(wait).await;
-            if forgets {
-                *node.memory.lock().expect("not poisoned") =
-                    Arc::new(Embedded::in_memory(SETTINGS));
-            } else {
-                *node.paused_until.lock().expect("not poisoned") = Instant::now() + pause;
+            let mut memory = node.memory.lock().expect("not poisoned");
+            let mut saved = node.saved.lock().expect("not poisoned");
+            match event {
+                Event::Forget => *memory = Arc::new(Embedded::in_memory(SETTINGS)),
+                Event::Save => *saved = Some(memory.restored()),
+                Event::GoBack => {
+                    if let Some(saved) = &*saved {
+                        *memory = Arc::new(saved.restored());
+                    }
+                }
+                Event::Pause(time) => {
+                    *node.paused_until.lock().expect("not poisoned") = Instant::now() + time;
+                }
             }
         }
         sleep_until(until).await;
