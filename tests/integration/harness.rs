@@ -1,12 +1,16 @@
 //! Starts real servers on free ports, and stops them.
 
 mod agent;
+mod cluster;
 mod proxy;
 mod redis;
+mod sentinel;
 
 pub(crate) use agent::{Agent, output as command_output};
+pub(crate) use cluster::Cluster;
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
+pub(crate) use sentinel::{Deployment, Sentinels};
 
 use std::time::Duration;
 
@@ -159,7 +163,16 @@ impl Agent {
 ///
 /// # Panics
 /// When it is not there in ten seconds.
-pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+pub(crate) async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    eventually_within(Duration::from_secs(10), what, ask).await
+}
+
+/// As [`eventually`], for what may take longer.
+pub(crate) async fn eventually_within<T>(
+    limit: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let waiting = async {
         loop {
             if let Some(answer) = ask().await {
@@ -168,7 +181,7 @@ pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Opti
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting)
+    tokio::time::timeout(limit, waiting)
         .await
-        .unwrap_or_else(|_| panic!("not within ten seconds: {what}"))
+        .unwrap_or_else(|_| panic!("not within {limit:?}: {what}"))
 }

@@ -18,3 +18,4 @@ mod quorum;
 mod reflection;
 mod serving;
 mod terms;
+mod topologies;

@@ -1,21 +1,41 @@
-//! A `redis-server` process.
+//! A `redis-server` process: a server alone, a member of a cluster, or a Sentinel.
 
 use std::{
+    collections::HashSet,
     net::TcpListener,
     process::{Child, Command, Stdio},
+    sync::{LazyLock, Mutex, PoisonError},
+    time::Duration,
 };
 
+use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisResult, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
 use super::eventually;
 
+const LOG: &str = "server.log";
+const SENTINEL_CONFIG: &str = "sentinel.conf";
+/// What a server, or a Sentinel, logs when it listens and has loaded what it kept.
+const READY: [&str; 2] = ["Ready to accept connections", "Sentinel ID is"];
+/// How long the harness's own questions may take; a server that is stopped answers none.
+const ASK_LIMIT: Duration = Duration::from_millis(500);
+
 /// A running Redis server; killed when dropped.
 pub(crate) struct Redis {
     child: Option<Child>,
+    kind: Kind,
     arguments: Vec<String>,
     port: u16,
-    tls: bool,
+    /// `user:password@` for the harness's own questions.
+    login: String,
     directory: TempDir,
+}
+
+enum Kind {
+    Server,
+    Tls,
+    Member { bus: u16 },
+    Sentinel { config: String },
 }
 
 impl Redis {
@@ -26,86 +46,143 @@ impl Redis {
 
     /// A server with these arguments besides.
     pub(crate) async fn with(arguments: &[&str]) -> Self {
-        let mut redis = Self {
-            child: None,
-            arguments: arguments
-                .iter()
-                .map(|argument| (*argument).to_owned())
-                .collect(),
-            port: 0,
-            tls: false,
-            directory: TempDir::new().expect("a directory"),
-        };
-        redis.port = free_port();
-        redis.run().await;
-        redis
+        Self::new(Kind::Server, arguments, "").begin().await
+    }
+
+    /// A server of which the harness has to ask with `user:password@`.
+    pub(crate) async fn with_login(login: &str, arguments: &[&str]) -> Self {
+        Self::new(Kind::Server, arguments, login).begin().await
     }
 
     /// A server that speaks TLS only, with this certificate and key.
     pub(crate) async fn with_tls(certificate: &str, key: &str, arguments: &[&str]) -> Self {
-        let directory = TempDir::new().expect("a directory");
+        let mut redis = Self::new(Kind::Tls, arguments, "");
         let (certificate_file, key_file) = (
-            directory.path().join("server.crt"),
-            directory.path().join("server.key"),
+            redis.directory.path().join("server.crt"),
+            redis.directory.path().join("server.key"),
         );
         std::fs::write(&certificate_file, certificate).expect("written");
         std::fs::write(&key_file, key).expect("written");
-        let port = free_port();
-        let mut all = vec![
-            "--tls-port".to_owned(),
-            port.to_string(),
+        redis.arguments.extend([
             "--tls-cert-file".to_owned(),
             certificate_file.display().to_string(),
             "--tls-key-file".to_owned(),
             key_file.display().to_string(),
             "--tls-auth-clients".to_owned(),
             "no".to_owned(),
-        ];
-        all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-        let mut redis = Self {
+        ]);
+        redis.begin().await
+    }
+
+    /// A server that may be made a member of a cluster.
+    pub(super) async fn member(arguments: &[&str]) -> Self {
+        Self::new(Kind::Member { bus: 0 }, arguments, "")
+            .begin()
+            .await
+    }
+
+    /// A Sentinel that starts with this configuration, and then keeps its own.
+    pub(super) async fn sentinel(config: String, login: &str) -> Self {
+        Self::new(Kind::Sentinel { config }, &[], login)
+            .begin()
+            .await
+    }
+
+    fn new(kind: Kind, arguments: &[&str], login: &str) -> Self {
+        Self {
             child: None,
-            arguments: all,
-            port,
-            tls: true,
-            directory,
-        };
-        redis.run().await;
-        redis
+            kind,
+            arguments: arguments
+                .iter()
+                .map(|argument| (*argument).to_owned())
+                .collect(),
+            port: 0,
+            login: login.to_owned(),
+            directory: TempDir::new().expect("a directory"),
+        }
+    }
+
+    /// Starts the server for the first time, on ports that are free.
+    async fn begin(mut self) -> Self {
+        for _ in 0..10 {
+            self.port = free_port();
+            if let Kind::Member { bus } = &mut self.kind {
+                *bus = free_port();
+            }
+            if self.launch(&[]).await {
+                return self;
+            }
+            // Another process was faster to take a port.
+        }
+        panic!("redis-server does not start:\n{}", self.log());
     }
 
     /// Starts the server again on the same port, with whatever it kept.
     pub(crate) async fn run(&mut self) {
-        let port = if self.tls {
-            "0".to_owned()
-        } else {
-            self.port.to_string()
-        };
-        let child = Command::new("redis-server")
-            .args([
-                "--bind",
-                "127.0.0.1",
-                "--port",
-                &port,
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ])
+        let started = self.launch(&[]).await;
+        assert!(started, "redis-server does not start:\n{}", self.log());
+    }
+
+    /// Starts the process, and waits until it is ready; false when it ended before.
+    async fn launch(&mut self, besides: &[&str]) -> bool {
+        assert!(self.child.is_none(), "it is running");
+        let directory = self.directory.path();
+        let log = directory.join(LOG);
+        // What an earlier run has logged says nothing of this one.
+        let _ = std::fs::remove_file(&log);
+        let port = self.port.to_string();
+        let mut command = Command::new("redis-server");
+        match &self.kind {
+            Kind::Server => {
+                command.args(["--port", &port]);
+            }
+            Kind::Tls => {
+                command.args(["--port", "0", "--tls-port", &port]);
+            }
+            Kind::Member { bus } => {
+                command.args(["--port", &port, "--cluster-enabled", "yes"]);
+                command.args(["--cluster-port", &bus.to_string()]);
+            }
+            Kind::Sentinel { config } => {
+                let file = directory.join(SENTINEL_CONFIG);
+                if !file.exists() {
+                    std::fs::write(&file, config).expect("written");
+                }
+                command.arg(file).args(["--sentinel", "--port", &port]);
+            }
+        }
+        if !matches!(self.kind, Kind::Sentinel { .. }) {
+            command.args(["--save", "", "--appendonly", "no"]);
+        }
+        let child = command
+            .args(["--bind", "127.0.0.1", "--logfile"])
+            .arg(&log)
             .arg("--dir")
-            .arg(self.directory.path())
+            .arg(directory)
             .args(&self.arguments)
+            .args(besides)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .expect("redis-server starts: `make test` installs it");
-        self.child = Some(child);
-        let port = self.port;
-        eventually("redis-server listens", async || {
-            tokio::net::TcpStream::connect(("127.0.0.1", port))
-                .await
-                .ok()
+        let child = self.child.insert(child);
+        let ready = eventually("redis-server is ready", async || {
+            if child.try_wait().expect("waits").is_some() {
+                return Some(false);
+            }
+            let log = std::fs::read_to_string(&log).unwrap_or_default();
+            READY.iter().any(|line| log.contains(line)).then_some(true)
         })
         .await;
+        if !ready {
+            self.child = None;
+        }
+        ready
+    }
+
+    /// What the server has logged since it was last started.
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join(LOG)).unwrap_or_default()
     }
 
     /// Ends the server at once, as a crash would.
@@ -114,6 +191,10 @@ impl Redis {
             child.kill().expect("killed");
             child.wait().expect("reaped");
         }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.child.is_some()
     }
 
     /// Deletes what a server that is not running has kept.
@@ -131,25 +212,54 @@ impl Redis {
         self.port
     }
 
+    /// The port on which it speaks with the other members of its cluster.
+    pub(super) fn bus(&self) -> u16 {
+        match self.kind {
+            Kind::Member { bus } => bus,
+            _ => panic!("not a member of a cluster"),
+        }
+    }
+
     pub(crate) fn url(&self) -> String {
         self.url_as("")
     }
 
     /// The URL with these credentials: `user:password@`.
     pub(crate) fn url_as(&self, credentials: &str) -> String {
-        match self.tls {
-            true => format!("rediss://{credentials}localhost:{}", self.port),
-            false => format!("redis://{credentials}127.0.0.1:{}", self.port),
+        match self.kind {
+            Kind::Tls => format!("rediss://{credentials}localhost:{}", self.port),
+            _ => format!("redis://{credentials}127.0.0.1:{}", self.port),
         }
     }
 
+    pub(super) fn client(&self) -> redis::Client {
+        redis::Client::open(self.url_as(&self.login)).expect("a URL")
+    }
+
     /// A connection beside the agent's.
-    pub(crate) async fn connect(&self) -> redis::aio::MultiplexedConnection {
-        redis::Client::open(self.url())
-            .expect("a URL")
+    pub(crate) async fn connect(&self) -> MultiplexedConnection {
+        self.client()
             .get_multiplexed_async_connection()
             .await
             .expect("connects")
+    }
+
+    /// One command on a connection of its own.
+    pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ASK_LIMIT))
+            .set_response_timeout(Some(ASK_LIMIT));
+        let mut connection = self
+            .client()
+            .get_multiplexed_async_connection_with_config(&config)
+            .await?;
+        command.query_async(&mut connection).await
+    }
+
+    /// A line of `INFO`, if the server answers.
+    pub(crate) async fn info(&self, section: &str, field: &str) -> Option<String> {
+        let info: String = self.ask(redis::cmd("INFO").arg(section)).await.ok()?;
+        value_of(&info, field).map(str::to_owned)
     }
 }
 
@@ -159,7 +269,22 @@ impl Drop for Redis {
     }
 }
 
+/// The value in the line `field:value`.
+pub(super) fn value_of<'a>(lines: &'a str, field: &str) -> Option<&'a str> {
+    lines
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find_map(|(name, value)| (name == field).then_some(value))
+}
+
+/// Ports that were given out: a server that was killed is to find its port free again.
+static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
+
+/// A port on which nobody listens now, below those which systems give to connections.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    (0..1_000)
+        .map(|_| fastrand::u16(10_000..32_000))
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok() && given.insert(*port))
+        .expect("a free port")
 }

@@ -1,0 +1,252 @@
+//! A Redis Cluster: three primaries, each with a replica.
+
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, cmd};
+
+use super::{Redis, eventually_within, redis::value_of};
+
+const SHARDS: usize = 3;
+const SLOTS: u16 = 16_384;
+const SETTLING: Duration = Duration::from_secs(30);
+
+/// Six servers that are one cluster; all are killed when dropped.
+pub(crate) struct Cluster {
+    /// The first three are the primaries until one fails.
+    pub(crate) nodes: Vec<Redis>,
+}
+
+/// What a node says of another, or of itself.
+struct Seen {
+    id: String,
+    port: u16,
+    primary: bool,
+    failed: bool,
+    epoch: u64,
+    slots: Vec<(u16, u16)>,
+}
+
+impl Seen {
+    /// From a line of `CLUSTER NODES`.
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<_> = line.split(' ').collect();
+        let address = words.get(1)?.split('@').next()?;
+        let flags: Vec<_> = words.get(2)?.split(',').collect();
+        // Slots that are being moved are in brackets.
+        let slots = words.iter().skip(8).filter_map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            Some((first.parse().ok()?, last.parse().ok()?))
+        });
+        Some(Self {
+            id: (*words.first()?).to_owned(),
+            port: address.rsplit(':').next()?.parse().ok()?,
+            primary: flags.contains(&"master"),
+            failed: flags.iter().any(|flag| flag.starts_with("fail")),
+            epoch: words.get(6)?.parse().ok()?,
+            slots: slots.collect(),
+        })
+    }
+
+    fn serves(&self, slot: u16) -> bool {
+        self.primary
+            && !self.failed
+            && self
+                .slots
+                .iter()
+                .any(|(first, last)| (*first..=*last).contains(&slot))
+    }
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// A cluster of servers with these arguments besides.
+    pub(crate) async fn with(arguments: &[&str]) -> Self {
+        let common = [
+            "--cluster-node-timeout",
+            "1500",
+            "--repl-diskless-sync-delay",
+            "0",
+        ];
+        let arguments = [&common[..], arguments].concat();
+        let mut nodes = Vec::new();
+        for _ in 0..2 * SHARDS {
+            nodes.push(Redis::member(&arguments).await);
+        }
+        let cluster = Self { nodes };
+        cluster.join().await;
+        cluster.settled().await;
+        cluster
+    }
+
+    /// Makes servers that know nothing of each other a cluster.
+    async fn join(&self) {
+        for (n, node) in self.nodes.iter().enumerate() {
+            // Epochs that differ from the start need not be sorted out later.
+            told(node, cluster("SET-CONFIG-EPOCH").arg(n + 1)).await;
+        }
+        let shard = SLOTS / u16::try_from(SHARDS).expect("few");
+        for (n, primary) in (0..).zip(&self.nodes[..SHARDS]) {
+            let last = if usize::from(n) + 1 == SHARDS {
+                SLOTS
+            } else {
+                (n + 1) * shard
+            };
+            told(
+                primary,
+                cluster("ADDSLOTSRANGE").arg(n * shard).arg(last - 1),
+            )
+            .await;
+        }
+        for (one, other) in pairs(&self.nodes) {
+            // Everybody meets everybody: gossip alone would take longer.
+            let mut meet = cluster("MEET");
+            meet.arg("127.0.0.1").arg(other.port()).arg(other.bus());
+            told(one, &meet).await;
+        }
+        for (primary, replica) in self.nodes.iter().zip(&self.nodes[SHARDS..]) {
+            let id: String = primary.ask(&cluster("MYID")).await.expect("an id");
+            eventually_within(SETTLING, "a replica has met its primary", async || {
+                let replicate = replica.ask::<()>(cluster("REPLICATE").arg(&id)).await;
+                replicate.ok()
+            })
+            .await;
+        }
+    }
+
+    /// One URL that names all nodes.
+    pub(crate) fn url(&self) -> String {
+        let others: Vec<_> = self.nodes[1..]
+            .iter()
+            .map(|node| format!("addr=127.0.0.1:{}", node.port()))
+            .collect();
+        format!("{}?{}", self.nodes[0].url(), others.join("&"))
+    }
+
+    /// Waits until every running node knows every other, has all slots served, and follows its primary if
+    /// it is a replica.
+    pub(crate) async fn settled(&self) {
+        eventually_within(SETTLING, "the cluster is whole", async || {
+            let running: Vec<_> = self.nodes.iter().filter(|node| node.is_running()).collect();
+            for node in &running {
+                let info: String = node.ask(&cluster("INFO")).await.ok()?;
+                let healthy = self.seen_by(node).await?;
+                let healthy = healthy.iter().filter(|seen| !seen.failed).count();
+                if value_of(&info, "cluster_state")? != "ok"
+                    || value_of(&info, "cluster_slots_ok")? != SLOTS.to_string()
+                    || healthy < running.len()
+                {
+                    return None;
+                }
+                let role = node.info("replication", "role").await?;
+                if role == "slave" && node.info("replication", "master_link_status").await? != "up"
+                {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+    }
+
+    /// Which node is the primary of a slot, by what the nodes that answer know; of several, the one that
+    /// became it last. `None` while the slot's primary is known to have failed.
+    pub(crate) async fn primary_of(&self, slot: u16) -> Option<usize> {
+        let mut newest: Option<Seen> = None;
+        for node in self.nodes.iter().filter(|node| node.is_running()) {
+            let all = self.seen_by(node).await.unwrap_or_default();
+            for seen in all.into_iter().filter(|seen| seen.serves(slot)) {
+                if newest
+                    .as_ref()
+                    .is_none_or(|newest| seen.epoch > newest.epoch)
+                {
+                    newest = Some(seen);
+                }
+            }
+        }
+        self.at(newest?.port)
+    }
+
+    /// Waits until another node than this is the primary of a slot, and serves it; gives which, and when
+    /// that was seen.
+    pub(crate) async fn failed_over_from(&self, node: usize, slot: u16) -> (usize, Instant) {
+        eventually_within(SETTLING, "a replica is promoted", async || {
+            let primary = self.primary_of(slot).await.filter(|other| *other != node)?;
+            let state: String = self.nodes[primary].ask(&cluster("INFO")).await.ok()?;
+            (value_of(&state, "cluster_state")? == "ok").then(|| (primary, Instant::now()))
+        })
+        .await
+    }
+
+    /// Moves a slot and its keys to another primary, while the cluster serves.
+    pub(crate) async fn move_slot(&self, slot: u16, to: usize) {
+        let from = self.primary_of(slot).await.expect("a primary");
+        assert_ne!(from, to, "it is there");
+        let (source, target) = (&self.nodes[from], &self.nodes[to]);
+        let id = |node| async move { Redis::ask::<String>(node, &cluster("MYID")).await };
+        let source_id = id(source).await.expect("an id");
+        let target_id = id(target).await.expect("an id");
+        let set = |how: &str, whom: &str| {
+            let mut set = cluster("SETSLOT");
+            set.arg(slot).arg(how).arg(whom);
+            set
+        };
+        told(target, &set("IMPORTING", &source_id)).await;
+        told(source, &set("MIGRATING", &target_id)).await;
+        loop {
+            let keys: Vec<String> = source
+                .ask(cluster("GETKEYSINSLOT").arg(slot).arg(100))
+                .await
+                .expect("keys");
+            if keys.is_empty() {
+                break;
+            }
+            let mut migrate = cmd("MIGRATE");
+            migrate.arg("127.0.0.1").arg(target.port()).arg("").arg(0);
+            migrate.arg(5_000).arg("REPLACE").arg("KEYS").arg(&keys);
+            told(source, &migrate).await;
+        }
+        // The new owner first, so that no node sends clients to one that does not know yet.
+        told(target, &set("NODE", &target_id)).await;
+        told(source, &set("NODE", &target_id)).await;
+        eventually_within(SETTLING, "all nodes know where the slot is", async || {
+            for node in self.nodes.iter().filter(|node| node.is_running()) {
+                let seen = self.seen_by(node).await?;
+                let owner = seen.iter().find(|seen| seen.serves(slot))?;
+                if owner.id != target_id {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+    }
+
+    /// All members as one of them sees them, if it answers.
+    async fn seen_by(&self, node: &Redis) -> Option<Vec<Seen>> {
+        let text: String = node.ask(&cluster("NODES")).await.ok()?;
+        Some(text.lines().filter_map(Seen::parse).collect())
+    }
+
+    fn at(&self, port: u16) -> Option<usize> {
+        self.nodes.iter().position(|node| node.port() == port)
+    }
+}
+
+fn cluster(what: &str) -> Cmd {
+    let mut command = cmd("CLUSTER");
+    command.arg(what);
+    command
+}
+
+async fn told(node: &Redis, command: &Cmd) {
+    let answer = node.ask::<redis::Value>(command).await;
+    answer.expect("the node does what it is told");
+}
+
+fn pairs(nodes: &[Redis]) -> impl Iterator<Item = (&Redis, &Redis)> {
+    (0..nodes.len())
+        .flat_map(move |one| (one + 1..nodes.len()).map(move |other| (&nodes[one], &nodes[other])))
+}
