@@ -12,7 +12,10 @@ pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
 pub(crate) use sentinel::{Deployment, Sentinels};
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use election_agent::proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
@@ -33,6 +36,32 @@ pub(crate) enum Store {
     Memory,
     Durable,
     Redis,
+    /// Servers that several fixtures use, each with a prefix of its own, by these settings.
+    Shared(&'static [(&'static str, String)]),
+}
+
+impl Store {
+    /// A cluster for many fixtures.
+    pub(crate) fn on_cluster(cluster: &Cluster) -> Self {
+        Self::shared(vec![
+            ("EA_REDIS_MODE", "cluster".to_owned()),
+            ("EA_REDIS_URLS", cluster.url()),
+        ])
+    }
+
+    /// A deployment that Sentinels watch, for many fixtures.
+    pub(crate) fn on_sentinels(sentinels: &Sentinels) -> Self {
+        Self::shared(vec![
+            ("EA_REDIS_MODE", "failover".to_owned()),
+            ("EA_REDIS_MASTER", sentinels.name().to_owned()),
+            ("EA_REDIS_URLS", sentinels.urls()),
+        ])
+    }
+
+    /// The settings live as long as the tests.
+    fn shared(settings: Vec<(&'static str, String)>) -> Self {
+        Self::Shared(settings.leak())
+    }
 }
 
 impl Fixture {
@@ -59,6 +88,13 @@ impl Fixture {
                 settings.push(("EA_REDIS_URLS".to_owned(), started.url()));
                 redis = Some(started);
             }
+            Store::Shared(shared) => {
+                static FIXTURES: AtomicUsize = AtomicUsize::new(0);
+                let fixture = FIXTURES.fetch_add(1, Ordering::Relaxed);
+                settings.push(("EA_REDIS_PREFIX".to_owned(), format!("fixture{fixture}")));
+                let shared = shared.iter();
+                settings.extend(shared.map(|(name, value)| ((*name).to_owned(), value.clone())));
+            }
         }
         Self {
             agent: Agent::start(&settings).await,
@@ -74,6 +110,20 @@ macro_rules! on_every_store {
         on_every_store!(@ memory Memory $($test)+);
         on_every_store!(@ durable Durable $($test)+);
         on_every_store!(@ redis Redis $($test)+);
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn all_on_a_cluster() {
+            let cluster = crate::harness::Cluster::start().await;
+            let store = crate::harness::Store::on_cluster(&cluster);
+            tokio::join!($($test(store)),+);
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn all_on_a_primary_with_sentinels() {
+            let sentinels = crate::harness::Sentinels::start().await;
+            let store = crate::harness::Store::on_sentinels(&sentinels);
+            tokio::join!($($test(store)),+);
+        }
     };
     (@ $module:ident $store:ident $($test:ident)+) => {
         mod $module {

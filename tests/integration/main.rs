@@ -14,6 +14,7 @@ mod documents;
 mod durability;
 mod faults;
 mod harness;
+mod modes;
 mod quorum;
 mod reflection;
 mod serving;
