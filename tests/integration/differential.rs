@@ -18,7 +18,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-use crate::harness::Redis;
+use crate::harness::{Cluster, Redis};
 
 const SETTINGS: Settings = Settings {
     retention: Duration::from_secs(3600),
@@ -251,16 +251,18 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
     ]
 }
 
-/// Both nodes, new, and marked ready in three of four cases.
-async fn pair(redis: &Redis, prefix: usize, marked: bool) -> (Embedded, RedisNode) {
-    let server = Server::from_url(&redis.url(), None).expect("a URL");
+fn on_server(redis: &Redis) -> Deployment {
+    Deployment::Server(Server::from_url(&redis.url(), None).expect("a URL"))
+}
+
+/// Both nodes, new, and marked ready if they are to be.
+async fn pair(deployment: Deployment, prefix: usize, marked: bool) -> (Embedded, RedisNode) {
     let usage = Use {
         prefix: format!("p{prefix}"),
-        nodes: server.name().to_owned(),
+        nodes: deployment.identity(),
         max_term: Duration::from_secs(60),
         allow_eviction: false,
     };
-    let deployment = Deployment::Server(server);
     let real = RedisNode::start(deployment, usage, Duration::from_secs(10), SETTINGS).await;
     // What it is not asked for, it does not know: its run.
     real.probe().await.expect("answers");
@@ -269,7 +271,7 @@ async fn pair(redis: &Redis, prefix: usize, marked: bool) -> (Embedded, RedisNod
         for node in [&model as &dyn LeaseNode, &real] {
             let unmarked = node.probe().await.expect("answers").unmarked;
             let marked = node.mark(&unmarked, Duration::ZERO).await;
-            assert_eq!(marked, Ok(1));
+            assert_eq!(marked, Ok(unmarked.len()));
         }
     }
     (model, real)
@@ -294,29 +296,54 @@ async fn same_replies(
     Ok(())
 }
 
-#[test]
-fn redis_replies_as_the_in_process_node_does() {
-    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-    let redis = runtime.block_on(Redis::start());
+fn compare(
+    runtime: &tokio::runtime::Runtime,
+    deployment: &Deployment,
+    cases: u32,
+    sequences: impl Strategy<Value = (Vec<Op>, bool)>,
+) {
     let case = std::cell::Cell::new(0);
     let mut runner = TestRunner::new(Config {
-        cases: 400,
+        cases,
         failure_persistence: None,
         ..Config::default()
     });
-    let sequences = (
-        prop::collection::vec(op(&[30_000, 60_000]), 1..60),
-        prop::bool::weighted(0.75),
-    );
     runner
         .run(&sequences, |(ops, marked)| {
             case.set(case.get() + 1);
             runtime.block_on(async {
-                let nodes = pair(&redis, case.get(), marked).await;
+                let nodes = pair(deployment.clone(), case.get(), marked).await;
                 same_replies(&nodes, &ops).await
             })
         })
         .unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn redis_replies_as_the_in_process_node_does() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let redis = runtime.block_on(Redis::start());
+    let sequences = (
+        prop::collection::vec(op(&[30_000, 60_000]), 1..60),
+        prop::bool::weighted(0.75),
+    );
+    compare(&runtime, &on_server(&redis), 400, sequences);
+}
+
+/// With several partitions, so that listings are put together.
+#[test]
+fn a_cluster_replies_as_the_in_process_node_does() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let cluster = runtime.block_on(Cluster::start());
+    let members = Server::members_from_url(&cluster.url(), None).expect("a URL");
+    let deployment = Deployment::Cluster {
+        members,
+        partitions: 5,
+    };
+    // Each partition is marked for itself, the in-process node as a whole.
+    let unmarked = op(&[30_000, 60_000]).prop_filter("marks", |op| !matches!(op, Op::Mark(..)));
+    let sequences = (prop::collection::vec(unmarked, 1..60), Just(true));
+    compare(&runtime, &deployment, 60, sequences);
 }
 
 /// Terms lapse in real time, so all sequences wait for it together.
@@ -341,7 +368,7 @@ async fn redis_replies_as_the_in_process_node_does_after_terms_lapsed() {
         .collect();
     let mut pairs = Vec::new();
     for (case, before, _) in &cases {
-        let nodes = pair(&redis, *case, true).await;
+        let nodes = pair(on_server(&redis), *case, true).await;
         same_replies(&nodes, before)
             .await
             .unwrap_or_else(|error| panic!("{error}"));
