@@ -517,3 +517,49 @@ async fn leaders_of_all_partitions_are_listed_in_order_and_once() {
     }
     assert_eq!(listed, names);
 }
+
+/// A cluster of one member, over TLS: it tells no address of its own, so it is reached as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_is_spoken_to_over_tls_with_its_password() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let ca = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(ca.path(), made.cert.pem()).expect("written");
+    let arguments = "--requirepass pw --cluster-enabled yes --tls-cluster yes --tls-ca-cert-file";
+    let path = ca.path().display().to_string();
+    let arguments: Vec<_> = arguments.split(' ').chain([path.as_str()]).collect();
+    let key = made.signing_key.serialize_pem();
+    let redis = Redis::with_tls(&made.cert.pem(), &key, &arguments).await;
+    let url = redis.url_as(":pw@");
+    let settings = [
+        ("EA_REDIS_MODE", "cluster"),
+        ("EA_REDIS_URLS", &url),
+        ("EA_REDIS_TLS_CA_FILE", &path),
+        ("EA_REDIS_PARTITIONS", "16"),
+    ];
+    let agent = Agent::start(&owned(&settings)).await;
+    readiness(
+        &agent,
+        503,
+        &["nobody is known to serve 16 of 16 partitions"],
+    )
+    .await;
+    let tls = redis::Client::build_with_tls(
+        url.as_str(),
+        redis::TlsCertificates {
+            client_tls: None,
+            root_cert: Some(made.cert.pem().into_bytes()),
+        },
+    );
+    let mut connection = tls
+        .expect("a URL")
+        .get_multiplexed_async_connection()
+        .await
+        .expect("connects");
+    let mut all = cmd("CLUSTER");
+    all.arg("ADDSLOTSRANGE").arg(0).arg(16_383);
+    all.query_async::<()>(&mut connection).await.expect("added");
+    readiness(&agent, 200, &["\"guard\":0"]).await;
+    let won = agent.campaign("e", "a", 60_000).await;
+    assert!(won.elected);
+    assert!(agent.extend("e", "a", 60_000, won.token).await.value);
+}

@@ -373,3 +373,57 @@ async fn a_server_that_evicts_keys_does_not_vote_unless_that_is_allowed() {
     let accepting = Agent::start(&settings).await;
     assert!(accepting.campaign("e", "a", 1_000).await.elected);
 }
+
+#[tokio::test]
+async fn every_server_has_its_own_user_password_and_tls() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let ca = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(ca.path(), &certificate).expect("written");
+    let users = "--user default off --user agent on >by-name ~* &* +@all";
+    let users: Vec<_> = users.split_whitespace().collect();
+    let (mut open, by_password, by_name, by_tls) = tokio::join!(
+        Redis::start(),
+        Redis::with(&["--requirepass", "by-password"]),
+        Redis::with(&users),
+        Redis::with_tls(&certificate, &key, &["--requirepass", "over-tls"]),
+    );
+    let mut others = [by_password, by_name, by_tls];
+    let urls = [
+        open.url(),
+        others[0].url_as(":by-password@"),
+        others[1].url_as("agent:by-name@"),
+        others[2].url_as(":over-tls@"),
+    ];
+    // Of three, two are needed: whichever is killed, the others are the ones that answer.
+    for (first, second, third) in [(0, 1, 2), (1, 2, 3)] {
+        let three = [&urls[first], &urls[second], &urls[third]].map(String::as_str);
+        let settings = [
+            ("EA_REDIS_URLS".to_owned(), three.join(",")),
+            ("EA_REDIS_PREFIX".to_owned(), format!("from{first}")),
+            (
+                "EA_REDIS_TLS_CA_FILE".to_owned(),
+                ca.path().display().to_string(),
+            ),
+        ];
+        let settings = match first {
+            // No URL would use it.
+            0 => &settings[..2],
+            _ => &settings[..],
+        };
+        let agent = Agent::start(settings).await;
+        let nodes = agent.get("/readyz").await.body["nodes"].clone();
+        assert!((0..3).all(|node| nodes[node]["up"] == true), "{nodes}");
+        let won = agent.campaign("e", "a", 60_000).await;
+        assert!(won.elected);
+        match first {
+            0 => open.kill(),
+            _ => others[0].kill(),
+        }
+        assert!(agent.extend("e", "a", 60_000, won.token).await.value);
+        let log = agent.log().join("\n");
+        for secret in ["by-password", "by-name", "over-tls"] {
+            assert!(!log.contains(secret), "{log}");
+        }
+    }
+}
