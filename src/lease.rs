@@ -28,8 +28,8 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 /// [`Settings::retention`]. With the lease, until it is extended: the **attempt**, which names the
 /// grant that last wrote or renewed it, and what to go back to if that grant is withdrawn.
 /// Once per partition (most nodes have one, a cluster has many) a **marker**: which run of the server
-/// wrote it, the time from which that run may grant, and the longest guard that any agent asks for. A
-/// *run* is a time in which the server has not lost memory: it ends with a restart and with a promotion.
+/// wrote it, and the time from which that run may grant. A *run* is a time in which the server has not
+/// lost memory: it ends with a restart and with a promotion.
 ///
 /// # What every operation promises
 /// - *Atomic*: it takes effect wholly at one instant or not at all, whatever else runs.
@@ -118,7 +118,7 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Answers if the node works, and what its markers say. A marker of another run is rewritten for
     /// this one, as [`grant`](Self::grant) does, so that the guard begins with the restart and not with
-    /// the first campaign after it. A marker's guard is raised to [`Settings::guard`].
+    /// the first campaign after it.
     async fn probe(&self) -> Result<Probe, NodeError>;
 
     /// The run that served the election when the node was last probed.
@@ -299,7 +299,7 @@ pub struct Probe {
     pub guard: Option<Duration>,
     /// The partitions without a marker.
     pub unmarked: Vec<Unmarked>,
-    /// The longest guard that any agent asks for, as far as the markers tell.
+    /// The longest guard that any agent asks for, as far as the node knows.
     pub longest_guard: Duration,
     /// What identifies the place behind the node, when it can tell: two nodes with the same identity are
     /// one place, which would vote twice.

@@ -14,6 +14,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::time::Instant;
+
 /// How nodes that may have lost their memory are treated (`EA_RESTART_GUARD`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartGuard {
@@ -56,16 +58,15 @@ impl FromStr for RestartGuard {
 #[derive(Debug)]
 pub(super) struct Markers {
     guard: RestartGuard,
-    /// The longest guard that any agent asks for: what it granted may last as long.
-    longest: Mutex<Duration>,
+    longest: LongestGuard,
     seen: AtomicBool,
 }
 
 impl Markers {
-    pub(super) fn new(guard: RestartGuard, longest: Duration) -> Self {
+    pub(super) fn new(guard: RestartGuard, own: Duration) -> Self {
         Self {
             guard,
-            longest: Mutex::new(longest),
+            longest: LongestGuard::new(own),
             seen: AtomicBool::new(false),
         }
     }
@@ -75,10 +76,9 @@ impl Markers {
         self.seen.store(true, Ordering::Relaxed);
     }
 
-    /// Notes how long another agent has nodes abstain.
+    /// Notes the longest guard that nodes know of now.
     pub(super) fn note_guard(&self, guard: Duration) {
-        let mut longest = self.longest.lock().unwrap_or_else(PoisonError::into_inner);
-        *longest = longest.max(guard);
+        self.longest.note(guard);
     }
 
     /// How long nodes without a marker have to wait before they grant; `None` while that is not known.
@@ -86,7 +86,7 @@ impl Markers {
     /// They are new, and need not wait, only if `none` of all nodes has a marker and none was ever seen.
     /// They have lost their memory if one was seen, or are taken to have when a grant is `wanted`.
     pub(super) fn wait(&self, none: bool, wanted: bool) -> Option<Duration> {
-        let longest = *self.longest.lock().unwrap_or_else(PoisonError::into_inner);
+        let longest = self.longest.get();
         let seen = self.seen.load(Ordering::Relaxed);
         match self.guard {
             RestartGuard::Off => None,
@@ -94,6 +94,40 @@ impl Markers {
             RestartGuard::On if seen || wanted => Some(longest),
             RestartGuard::On => None,
             RestartGuard::Strict => Some(longest),
+        }
+    }
+}
+
+/// The longest guard that any agent asks for. One that is no longer heard of counts for as long as it lasts:
+/// until then, what its agent granted may not be over.
+#[derive(Debug)]
+pub(super) struct LongestGuard {
+    /// This agent's.
+    own: Duration,
+    /// The longest that was heard of, and when it last was.
+    heard: Mutex<(Duration, Instant)>,
+}
+
+impl LongestGuard {
+    pub(super) fn new(own: Duration) -> Self {
+        Self {
+            own,
+            heard: Mutex::new((own, Instant::now())),
+        }
+    }
+
+    pub(super) fn note(&self, guard: Duration) {
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if guard >= heard.0 || heard.1.elapsed() > heard.0 {
+            *heard = (guard, Instant::now());
+        }
+    }
+
+    pub(super) fn get(&self) -> Duration {
+        let (guard, at) = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        match at.elapsed() > guard {
+            true => self.own,
+            false => guard.max(self.own),
         }
     }
 }
@@ -120,13 +154,17 @@ mod tests {
         assert_eq!(Markers::new(RestartGuard::Off, term).wait(true, true), None);
     }
 
-    #[test]
-    fn the_longest_guard_of_any_agent_counts() {
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_guard_of_any_agent_counts_until_what_it_granted_is_over() {
         let secs = Duration::from_secs;
-        let markers = Markers::new(RestartGuard::On, secs(10));
-        markers.note();
-        markers.note_guard(secs(60));
-        markers.note_guard(secs(20));
-        assert_eq!(markers.wait(true, false), Some(secs(60)));
+        let longest = LongestGuard::new(secs(10));
+        assert_eq!(longest.get(), secs(10));
+        longest.note(secs(60));
+        longest.note(secs(20));
+        assert_eq!(longest.get(), secs(60));
+        tokio::time::advance(secs(61)).await;
+        assert_eq!(longest.get(), secs(10));
+        longest.note(secs(20));
+        assert_eq!(longest.get(), secs(20));
     }
 }

@@ -517,10 +517,11 @@ impl Quorum {
             })
             .collect();
         while let Some((node, probe)) = round.next().await {
-            if let Ok(probe) = &probe {
-                self.inner.markers.note_guard(probe.longest_guard);
-            }
             status[node].probe = probe;
+        }
+        let probes = status.iter().filter_map(|node| node.probe.as_ref().ok());
+        if let Some(longest) = probes.map(|probe| probe.longest_guard).max() {
+            self.inner.markers.note_guard(longest);
         }
         self.exclude_unfit(&mut status);
         self.mark(&status, wanted, deadline).await;

@@ -21,7 +21,7 @@ use redis::FromRedisValue;
 
 use super::{
     Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, LeaseNode, NodeError, Over,
-    Page, Probe, Resign, ResignReply, Settings, Unmarked, merge::merge,
+    Page, Probe, Resign, ResignReply, Settings, Unmarked, guard::LongestGuard, merge::merge,
 };
 use crate::election::types::{Candidate, ElectionId, Kind, Token, Value, millis};
 use cluster::Cluster;
@@ -115,6 +115,7 @@ pub struct Redis {
     /// The keys of each partition.
     keys: Vec<Keys>,
     settings: Settings,
+    longest_guard: LongestGuard,
     /// What is known of each server's markers.
     swept: Mutex<HashMap<String, Swept>>,
 }
@@ -209,6 +210,7 @@ impl Redis {
             usage,
             keys,
             settings,
+            longest_guard: LongestGuard::new(settings.guard.unwrap_or_default()),
             swept: Mutex::default(),
         }
     }
@@ -223,10 +225,13 @@ impl Redis {
         (partition, &self.keys[usize::from(partition)])
     }
 
+    /// How long the node abstains that may have lost its memory, in ms: as long as the agent wants that has
+    /// the longest terms.
     fn guard_arg(&self) -> String {
-        self.settings
-            .guard
-            .map_or_else(String::new, |guard| millis(guard).to_string())
+        match self.settings.guard {
+            Some(_) => millis(self.longest_guard.get()).to_string(),
+            None => String::new(),
+        }
     }
 
     fn retention_ms(&self) -> u64 {

@@ -341,12 +341,12 @@ async fn a_database_number_a_user_with_few_rights_and_a_prefix_are_used() {
     assert_eq!(
         keys,
         [
+            "mine:{0}:agents",
             "mine:{0}:expiry",
             "mine:{0}:floor:default/e",
             "mine:{0}:index",
             "mine:{0}:lease:default/e",
             "mine:{0}:marker",
-            "mine:{0}:servers",
         ]
     );
     let retention: i64 = connection
@@ -681,4 +681,26 @@ async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
         .await;
         assert!(agent.campaign("e", "b", 1_000).await.elected);
     }
+}
+
+#[tokio::test]
+async fn a_server_that_has_forgotten_waits_for_the_agent_with_the_longest_terms() {
+    let mut redis = Redis::start().await;
+    let mut long = agent(&redis, &[("EA_MAX_TERM", "6s")]).await;
+    let short = agent(&redis, &[("EA_MAX_TERM", "1s")]).await;
+    let asked = Instant::now();
+    let won = long.campaign("e", "a", 6_000).await;
+    assert!(won.elected);
+    long.kill();
+    redis.kill();
+    redis.run().await;
+    let leads_until =
+        asked + Duration::from_millis(u64::try_from(won.valid_for).expect("positive"));
+    let next = eventually("the next leader", async || {
+        let answer = short.grpc().campaign(campaign("e", "b", 1_000)).await;
+        answer.ok().map(tonic::Response::into_inner)
+    })
+    .await;
+    assert!(next.elected && next.token > won.token);
+    assert!(Instant::now() >= leads_until, "the leader had time left");
 }

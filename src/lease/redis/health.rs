@@ -37,7 +37,6 @@ struct Looked {
     wait: Option<Duration>,
     run: String,
     policy: String,
-    longest_guard: Duration,
 }
 
 impl Redis {
@@ -75,7 +74,6 @@ impl Redis {
                 .map(|at| at.saturating_duration_since(Instant::now()));
             probe.guard = probe.guard.max(wait);
             probe.unmarked.extend(swept.unmarked);
-            probe.longest_guard = probe.longest_guard.max(last.longest_guard);
             if shard.partitions.contains(&0) {
                 probe.identity = Some(swept.run);
             }
@@ -85,8 +83,13 @@ impl Redis {
             }
         }
         match registered {
-            Ok(nodes) if nodes != self.usage.nodes => probe.unfit = Some(self.other_nodes(&nodes)),
-            Ok(_) => {}
+            Ok((nodes, longest_guard)) => {
+                self.longest_guard.note(longest_guard);
+                probe.longest_guard = probe.longest_guard.max(longest_guard);
+                if nodes != self.usage.nodes {
+                    probe.unfit = Some(self.other_nodes(&nodes));
+                }
+            }
             Err(error) => errors.push(error),
         }
         if answers == 0 || (shards.len() == 1 && !errors.is_empty()) {
@@ -156,7 +159,7 @@ impl Redis {
         let call = Call::new(&SCRIPTS.probe, &[&keys.marker], &[&self.guard_arg()]);
         let reply = self.fields(partition, &call).await?;
         let looked = || {
-            let [wait, run, policy, longest] = &reply[..] else {
+            let [wait, run, policy] = &reply[..] else {
                 return None;
             };
             let millis = |text: &str| text.parse().map(Duration::from_millis).ok();
@@ -168,21 +171,30 @@ impl Redis {
                 },
                 run: run.clone(),
                 policy: policy.clone(),
-                longest_guard: millis(longest)?,
             })
         };
         looked().ok_or_else(|| self.unexpected("probe", &reply))
     }
 
-    /// Notes with which others this agent uses the node, and gives what agents have noted.
-    async fn register(&self) -> Result<String, NodeError> {
+    /// Notes how this agent uses the node, and gives the list of nodes and the longest guard that count.
+    async fn register(&self) -> Result<(String, Duration), NodeError> {
+        let guard = self.settings.guard.map_or(0, millis);
         let call = Call::new(
             &SCRIPTS.register,
-            &[&self.keys[0].servers],
-            &[&self.usage.nodes, &millis(self.usage.max_term).to_string()],
+            &[&self.keys[0].agents],
+            &[
+                &self.usage.nodes,
+                &guard.to_string(),
+                &millis(self.usage.max_term).to_string(),
+            ],
         );
-        let reply = self.field(0, &call).await?;
-        reply.ok_or_else(|| self.unexpected("register", ()))
+        let reply = self.fields(0, &call).await?;
+        match &reply[..] {
+            [nodes, longest] if let Ok(longest) = longest.parse() => {
+                Ok((nodes.clone(), Duration::from_millis(longest)))
+            }
+            _ => Err(self.unexpected("register", &reply)),
+        }
     }
 
     pub(super) async fn write_markers(

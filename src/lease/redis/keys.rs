@@ -9,12 +9,11 @@ use crate::election::types::ElectionId;
 pub(super) struct Keys {
     lease: String,
     floor: String,
-    /// Hash: the `run` of the server that may grant, `ready_at` in ms since the epoch, and the longest
-    /// `guard` of any agent in ms.
+    /// Hash: the `run` of the server that may grant, and `ready_at` in ms since the epoch.
     pub(super) marker: String,
-    /// String, in partition 0 only: the list of servers that agents use this one with; expires when none
-    /// comes any more.
-    pub(super) servers: String,
+    /// Hash, in partition 0 only: the list of `nodes` that agents use this one with, the longest `guard` in
+    /// ms that any of them asks for, and `guard_at`, when it last did; expires when none comes any more.
+    pub(super) agents: String,
     /// Sorted set of `kind/name` by name: what listings walk.
     pub(super) index: String,
     /// Sorted set of `kind/name` by the ms at which its lease may be over: what grants tidy.
@@ -28,7 +27,7 @@ impl Keys {
             lease: key("lease:"),
             floor: key("floor:"),
             marker: key("marker"),
-            servers: key("servers"),
+            agents: key("agents"),
             index: key("index"),
             expiry: key("expiry"),
         }
@@ -61,7 +60,7 @@ mod tests {
         let election = ElectionId::new("batch", "nightly").expect("valid");
         assert_eq!(keys.lease(&election), "ela:{17}:lease:batch/nightly");
         assert_eq!(keys.floor(&election), "ela:{17}:floor:batch/nightly");
-        for key in [&keys.marker, &keys.servers, &keys.index, &keys.expiry] {
+        for key in [&keys.marker, &keys.agents, &keys.index, &keys.expiry] {
             assert!(key.starts_with("ela:{17}:"), "{key}");
         }
     }

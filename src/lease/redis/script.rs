@@ -39,7 +39,7 @@ scripts! {
     list: "common" "list";
     mark: "common" "mark";
     probe: "common" "probe";
-    register: "register";
+    register: "common" "register";
 }
 
 /// A script with its keys and arguments, in its header's order.

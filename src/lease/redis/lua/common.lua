@@ -20,14 +20,13 @@ local function mark(marker_key, wait)
 end
 
 -- How long the server abstains from grants by its marker, in ms, or nil when it has none. A marker of
--- another run is rewritten: this run begins to wait, as long as the agent with the longest guard says.
+-- another run is rewritten: this run begins to wait.
 local function guard_ms(marker_key, guard)
-  local marker = redis.call('HMGET', marker_key, 'run', 'ready_at', 'guard')
+  local marker = redis.call('HMGET', marker_key, 'run', 'ready_at')
   if not marker[2] then return nil end
   if marker[1] ~= run() then
-    local wait = math.max(tonumber(guard), tonumber(marker[3] or 0))
-    mark(marker_key, wait)
-    return wait
+    mark(marker_key, guard)
+    return tonumber(guard)
   end
   return math.max(tonumber(marker[2]) - now_ms(), 0)
 end
