@@ -78,10 +78,11 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Writes a lease that a quorum is known to hold, so that the node holds it too.
     ///
-    /// Allowed (`true`) in the run that [`Heal::run`] names, when there is no lease or the same leader's
-    /// with no larger token, and the token is not below the floor; also while guarded, and without a
-    /// marker. The lease has no attempt then; its request id is kept if the token is the same, else it
-    /// has none. The token becomes the floor, which outlives the term by [`Settings::retention`].
+    /// Allowed (`true`) in the run that [`Heal::run`] names and when the marker is of that run, also while
+    /// it abstains from grants; when the lease is the same leader's with no larger token, or, unless
+    /// [`Heal::existing`], when there is none; and when the token is not below the floor. The lease has no
+    /// attempt then; its request id is kept if the token is the same, else it has none. The token becomes
+    /// the floor, which outlives the term by [`Settings::retention`].
     ///
     /// A heal that is late must not bring a lease back to a node that has granted the election to
     /// another since and forgotten it: it would be of another run.
@@ -121,8 +122,10 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// the first campaign after it.
     async fn probe(&self) -> Result<Probe, NodeError>;
 
-    /// The run that served the election when the node was last probed.
-    fn run(&self, election: &ElectionId) -> Option<String>;
+    /// The run that served the election when the node was last probed, if its marker is at least `vote` old
+    /// or was written for a new node: whatever an earlier run may have granted and forgotten, nobody who
+    /// counts votes for no longer than `vote` still counts.
+    fn settled_run(&self, election: &ElectionId, vote: Duration) -> Option<String>;
 }
 
 /// How many entries of its index a node looks at to make a [`Page`].
@@ -256,6 +259,8 @@ pub struct Heal {
     pub term: Term,
     /// The run in which the node is known to lack the lease.
     pub run: String,
+    /// Whether only a lease that is there may be written.
+    pub existing: bool,
 }
 
 /// A partition that has no marker, and the run of the server that it is on.

@@ -366,7 +366,9 @@ impl LeaseNode for Embedded {
             let held = state.held(election, now);
             let free =
                 held.is_none_or(|held| held.leader == lease.leader && held.token <= lease.token);
-            let healed = above_floor && free && heal.run == self.run;
+            let settled = self.settings.guard.is_none() || state.marker.is_some();
+            let there = held.is_some() || !heal.existing;
+            let healed = above_floor && free && there && settled && heal.run == self.run;
             if healed {
                 let left = held.map_or(Duration::ZERO, |held| held.expires - now);
                 let term = heal.term.duration().max(left);
@@ -524,8 +526,15 @@ impl LeaseNode for Embedded {
         })
     }
 
-    fn run(&self, _election: &ElectionId) -> Option<String> {
-        Some(self.run.clone())
+    fn settled_run(&self, _election: &ElectionId, vote: Duration) -> Option<String> {
+        let settled = match self.settings.guard {
+            None => true,
+            Some(guard) => self.lock().marker.is_some_and(|marker| {
+                let left = marker.ready_at.saturating_duration_since(Instant::now());
+                left + vote <= guard || left.is_zero()
+            }),
+        };
+        settled.then(|| self.run.clone())
     }
 }
 
@@ -555,16 +564,15 @@ impl Embedded {
             }
         }
 
-        let before = held.map(|held| {
-            Box::new(Held {
-                attempt: None,
-                ..held.clone()
-            })
-        });
-        let attempt = Some(Attempt {
+        let attempt = Attempt {
             name: grant.attempt,
-            before,
-        });
+            before: held.map(|held| {
+                Box::new(Held {
+                    attempt: None,
+                    ..held.clone()
+                })
+            }),
+        };
         let repeated = own
             .filter(|held| {
                 grant.repeat && grant.request_id.is_some() && held.request_id == grant.request_id
@@ -573,7 +581,12 @@ impl Embedded {
         let left = own.map_or(Duration::ZERO, |held| held.expires - now);
         if let Some(token) = repeated {
             let outgrown = state.held_mut(election, now).is_some_and(|held| {
-                held.attempt = attempt;
+                // A grant that comes twice goes back to what there was before its first coming.
+                held.attempt = held
+                    .attempt
+                    .take()
+                    .filter(|earlier| earlier.name == attempt.name)
+                    .or(Some(attempt));
                 held.renew(now, grant.term.duration())
             });
             if outgrown {
@@ -597,7 +610,7 @@ impl Embedded {
             elected_at: grant.elected_at,
             expires: now + term,
             logged_term: term,
-            attempt,
+            attempt: Some(attempt),
         };
         state.leases.insert(election.path().into(), held);
         self.keep_floor(state, election, grant.token, now);

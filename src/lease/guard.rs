@@ -81,17 +81,22 @@ impl Markers {
         self.longest.note(guard);
     }
 
+    /// Whether some node ever had a marker.
+    pub(super) fn seen(&self) -> bool {
+        self.seen.load(Ordering::Relaxed)
+    }
+
     /// How long nodes without a marker have to wait before they grant; `None` while that is not known.
     ///
-    /// They are new, and need not wait, only if `none` of all nodes has a marker and none was ever seen.
-    /// They have lost their memory if one was seen, or are taken to have when a grant is `wanted`.
-    pub(super) fn wait(&self, none: bool, wanted: bool) -> Option<Duration> {
+    /// They are `new`, and need not wait, only if there was an instant at which no node had a marker, and
+    /// none was ever seen. They have lost their memory if one was seen, or are taken to have when a grant
+    /// is `wanted`.
+    pub(super) fn wait(&self, new: bool, wanted: bool) -> Option<Duration> {
         let longest = self.longest.get();
-        let seen = self.seen.load(Ordering::Relaxed);
         match self.guard {
             RestartGuard::Off => None,
-            RestartGuard::On if none && !seen => Some(Duration::ZERO),
-            RestartGuard::On if seen || wanted => Some(longest),
+            RestartGuard::On if new && !self.seen() => Some(Duration::ZERO),
+            RestartGuard::On if self.seen() || wanted => Some(longest),
             RestartGuard::On => None,
             RestartGuard::Strict => Some(longest),
         }

@@ -304,17 +304,21 @@ impl Quorum {
                         while let Some((node, reply)) = round.next().await {
                             replies[node] = reply.ok();
                         }
-                        quorum.heal(&healed, &replies, deadline).await;
+                        let lacking = numbers(&replies, is_lacking);
+                        let mend = Mend::Heal;
+                        quorum
+                            .mend(mend, &healed, started, &replies, &lacking, deadline)
+                            .await;
                     });
                 }
             }
             Verdict::Decided(Done::AfterRaising) => {
-                let had = replies
-                    .iter()
-                    .flatten()
-                    .filter(|reply| is_renewed(reply))
-                    .count();
-                if had + self.heal(&extend, &replies, deadline).await < quorum(nodes) {
+                let had = numbers(&replies, is_renewed).len();
+                let behind = numbers(&replies, is_behind);
+                let raised = self
+                    .mend(Mend::Raise, &extend, started, &replies, &behind, deadline)
+                    .await;
+                if had + raised < quorum(nodes) {
                     return Err(self.undecided(deadline));
                 }
             }
@@ -329,30 +333,37 @@ impl Quorum {
         Ok(Ok(()))
     }
 
-    /// Writes the lease to the nodes that lack it, from one that was renewed; gives how many took it.
-    async fn heal(
+    /// Writes the lease to nodes that lack it, from one that was renewed, while the extension that began at
+    /// `started` is in force; gives how many took it.
+    ///
+    /// A node that has restarted is not healed before every vote is counted that it may have forgotten: a
+    /// candidate that won by its vote, and the leader that is healed there, would both count on it.
+    async fn mend(
         &self,
+        mend: Mend,
         extend: &Arc<Extend>,
+        started: Instant,
         replies: &[Option<ExtendReply>],
+        lacking: &[usize],
         deadline: Instant,
     ) -> usize {
-        let lacking: Vec<_> = (0..replies.len())
-            .filter(|node| is_lacking(&replies[*node]))
-            .collect();
-        let source: Vec<_> = (0..replies.len())
-            .filter(|node| replies[*node].as_ref().is_some_and(is_renewed))
-            .take(1)
-            .collect();
-        if lacking.is_empty() {
-            return 0;
-        }
         // Before the lease is read: what it has held since then, a node has not forgotten in this run.
         let runs: Vec<_> = self
             .inner
             .nodes
             .iter()
-            .map(|node| node.node.run(&extend.election).unwrap_or_default())
+            .map(|node| node.node.settled_run(&extend.election, self.inner.limit))
             .collect();
+        let lacking: Vec<_> = lacking
+            .iter()
+            .copied()
+            .filter(|node| runs[*node].is_some())
+            .collect();
+        let mut source = numbers(replies, is_renewed);
+        source.truncate(1);
+        if lacking.is_empty() {
+            return 0;
+        }
         let mut reading = self.ask_some(&source, deadline, |_, node| {
             let extend = Arc::clone(extend);
             async move { node.read(&extend.election).await }
@@ -360,7 +371,8 @@ impl Quorum {
         let Some((_, Ok(Some(lease)))) = reading.next().await else {
             return 0;
         };
-        if lease.leader != extend.leader {
+        let in_force = started.elapsed() + extend.term.drift() < extend.term.duration();
+        if lease.leader != extend.leader || !in_force {
             return 0;
         }
         let mut round = self.ask_some(&lacking, deadline, |number, node| {
@@ -368,18 +380,19 @@ impl Quorum {
                 election: extend.election.clone(),
                 lease: lease.clone(),
                 term: extend.term,
-                run: runs[number].clone(),
+                run: runs[number].clone().unwrap_or_default(),
+                existing: mend == Mend::Raise,
             };
             async move { node.heal(&heal).await }
         });
-        let mut healed = 0;
+        let mut mended = 0;
         while let Some((node, reply)) = round.next().await {
             if reply == Ok(true) {
-                healed += 1;
+                mended += 1;
                 tracing::debug!(node = self.inner.nodes[node].name(), "healed a lease");
             }
         }
-        healed
+        mended
     }
 
     /// Gives a leadership up; `Ok(Err(_))` says why not.
@@ -504,6 +517,28 @@ impl Quorum {
     /// As [`Self::status`]; when a grant is `wanted`, nodes without a marker are taken for what they must
     /// be at the worst.
     async fn tend(&self, wanted: bool, deadline: Instant) -> Vec<NodeStatus> {
+        let mut status = self.look(deadline).await;
+        let mut new = !self.inner.markers.seen() && none_is_marked(&status);
+        if new {
+            // Each had no marker when it was asked, but by the time the last one answered, the first may
+            // have been marked, voted in a quorum with the last, and that forgotten it. If all still have
+            // none in the same runs, there was an instant at which none had one.
+            let again = self.look(deadline).await;
+            new = none_is_marked(&again) && same_runs(&status, &again);
+            status = again;
+        }
+        let all_marked = self.mark(&status, new, wanted, deadline).await;
+        if new && !all_marked {
+            // One that has been marked may vote, and forget it: then the others must not look new.
+            self.inner.markers.note();
+            status = self.look(deadline).await;
+            self.mark(&status, false, true, deadline).await;
+        }
+        status
+    }
+
+    /// Asks every node how it does, and lets those that are not fit no longer vote.
+    async fn look(&self, deadline: Instant) -> Vec<NodeStatus> {
         let all: Vec<_> = (0..self.inner.nodes.len()).collect();
         let mut round =
             self.ask_even_excluded(&all, deadline, |_, node| async move { node.probe().await });
@@ -519,12 +554,14 @@ impl Quorum {
         while let Some((node, probe)) = round.next().await {
             status[node].probe = probe;
         }
-        let probes = status.iter().filter_map(|node| node.probe.as_ref().ok());
-        if let Some(longest) = probes.map(|probe| probe.longest_guard).max() {
+        let probes = || status.iter().filter_map(|node| node.probe.as_ref().ok());
+        if let Some(longest) = probes().map(|probe| probe.longest_guard).max() {
             self.inner.markers.note_guard(longest);
         }
+        if probes().any(|probe| probe.guard.is_some()) {
+            self.inner.markers.note();
+        }
         self.exclude_unfit(&mut status);
-        self.mark(&status, wanted, deadline).await;
         status
     }
 
@@ -557,19 +594,18 @@ impl Quorum {
         }
     }
 
-    /// Marks the nodes that have no marker, if it is known whether they are new or have lost their memory.
-    async fn mark(&self, status: &[NodeStatus], wanted: bool, deadline: Instant) {
+    /// Marks the nodes that have no marker, if it is known whether they are new or have lost their memory;
+    /// tells whether all of those were.
+    async fn mark(
+        &self,
+        status: &[NodeStatus],
+        new: bool,
+        wanted: bool,
+        deadline: Instant,
+    ) -> bool {
         let probes: Vec<_> = status.iter().map(|node| node.probe.as_ref().ok()).collect();
-        let none = probes.iter().all(|probe| {
-            probe.is_some_and(|probe| probe.guard.is_none() && probe.degraded.is_none())
-        });
-        let some = probes.iter().flatten().any(|probe| probe.guard.is_some());
-        if some {
-            // Before it is asked what to do about the others.
-            self.inner.markers.note();
-        }
-        let Some(wait) = self.inner.markers.wait(none, wanted) else {
-            return;
+        let Some(wait) = self.inner.markers.wait(new, wanted) else {
+            return false;
         };
         let unmarked: Vec<_> = (0..probes.len())
             .filter(|node| {
@@ -582,7 +618,10 @@ impl Quorum {
             let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
             async move { node.mark(&parts, wait).await }
         });
+        let mut all_marked = true;
         while let Some((node, reply)) = round.next().await {
+            let parts = probes[node].map_or(0, |probe| probe.unmarked.len());
+            all_marked &= reply == Ok(parts);
             let node = self.inner.nodes[node].name();
             match reply {
                 Ok(1..) if wait.is_zero() => {
@@ -596,6 +635,7 @@ impl Quorum {
                 Ok(0) | Err(_) => {}
             }
         }
+        all_marked
     }
 
     /// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.
@@ -624,8 +664,45 @@ impl Quorum {
     }
 }
 
-fn is_renewed(reply: &ExtendReply) -> bool {
-    matches!(reply, ExtendReply::Renewed(_))
+/// Whether all nodes answer wholly, and none has a marker.
+fn none_is_marked(status: &[NodeStatus]) -> bool {
+    status.iter().all(|node| {
+        let probe = node.probe.as_ref();
+        probe.is_ok_and(|probe| probe.guard.is_none() && probe.degraded.is_none())
+    })
+}
+
+/// Whether the nodes lack the same markers in the same runs.
+fn same_runs(first: &[NodeStatus], again: &[NodeStatus]) -> bool {
+    let unmarked = |node: &NodeStatus| Some(node.probe.as_ref().ok()?.unmarked.clone());
+    first.iter().map(unmarked).eq(again.iter().map(unmarked))
+}
+
+/// What is done to nodes that lack a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mend {
+    /// A quorum has it: it is written anew.
+    Heal,
+    /// No quorum has the token: leases of the same leader are raised to it, but none is made. A node that
+    /// has lost the lease since it was asked may have voted for another.
+    Raise,
+}
+
+/// The numbers of the nodes that replied so.
+fn numbers(
+    replies: &[Option<ExtendReply>],
+    so: impl Fn(&Option<ExtendReply>) -> bool,
+) -> Vec<usize> {
+    let numbers = (0..replies.len()).filter(|node| so(&replies[*node]));
+    numbers.collect()
+}
+
+fn is_renewed(reply: &Option<ExtendReply>) -> bool {
+    matches!(reply, Some(ExtendReply::Renewed(_)))
+}
+
+fn is_behind(reply: &Option<ExtendReply>) -> bool {
+    matches!(reply, Some(ExtendReply::Behind))
 }
 
 fn is_lacking(reply: &Option<ExtendReply>) -> bool {

@@ -8,12 +8,7 @@ mod sentinel;
 mod server;
 mod single;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, sync::Mutex, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -387,6 +382,7 @@ impl LeaseNode for Redis {
                 &keys.floor(&heal.election),
                 &keys.index,
                 &keys.expiry,
+                &keys.marker,
             ],
             &[
                 &heal.election.path(),
@@ -397,6 +393,8 @@ impl LeaseNode for Redis {
                 &heal.lease.elected_at.to_string(),
                 &self.retention_ms().to_string(),
                 &heal.run,
+                &if heal.existing { "1" } else { "0" },
+                &self.guard_arg(),
             ],
         );
         let reply = self.field(partition, &call).await?;
@@ -485,10 +483,8 @@ impl LeaseNode for Redis {
         self.look_after().await
     }
 
-    fn run(&self, election: &ElectionId) -> Option<String> {
-        let server = self.connections.server(self.keys(election).0)?;
-        let swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
-        swept.get(&server).map(|swept| swept.run.clone())
+    fn settled_run(&self, election: &ElectionId, vote: Duration) -> Option<String> {
+        self.settled(self.keys(election).0, vote)
     }
 }
 

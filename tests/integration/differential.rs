@@ -58,9 +58,10 @@ enum Reply {
     Probed(Option<Duration>, usize, Duration),
 }
 
-/// Rounds a time left, so that milliseconds between two nodes do not count.
+/// Rounds a time left to tens of seconds: terms differ by thirty, and what passes between two nodes must
+/// not count.
 fn rounded(time: Duration) -> Duration {
-    Duration::from_secs((time.as_millis() + 500) as u64 / 1000)
+    Duration::from_secs((time.as_secs() + 5) / 10 * 10)
 }
 
 fn timeless(lease: Lease) -> Lease {
@@ -68,6 +69,15 @@ fn timeless(lease: Lease) -> Lease {
         remaining: rounded(lease.remaining),
         ..lease
     }
+}
+
+/// The run that serves the election, marked or not.
+async fn own_run(node: &dyn LeaseNode, election: &ElectionId) -> Result<Option<String>, NodeError> {
+    let unmarked = node.probe().await?.unmarked;
+    Ok(match unmarked.into_iter().next() {
+        Some(part) => Some(part.run),
+        None => node.settled_run(election, Duration::ZERO),
+    })
 }
 
 async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
@@ -80,7 +90,8 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         Op::Extend(extend) => Reply::Extended(node.extend(extend).await?),
         Op::Heal(heal) => {
             // A heal names a run that each node calls otherwise: its own, or another.
-            let own = node.run(&heal.election).filter(|_| heal.run == OWN_RUN);
+            let own = own_run(node, &heal.election).await?;
+            let own = own.filter(|_| heal.run == OWN_RUN);
             let heal = Heal {
                 run: own.unwrap_or_default(),
                 ..heal.clone()
@@ -106,7 +117,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         }
         Op::Mark(wait, of_this_run) => {
             let any = ElectionId::new("k", "a").expect("valid");
-            let own = node.run(&any).filter(|_| *of_this_run);
+            let own = own_run(node, &any).await?.filter(|_| *of_this_run);
             let unmarked = Unmarked {
                 partition: 0,
                 run: own.unwrap_or_default(),
@@ -202,8 +213,16 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
             })
         });
     let run = prop_oneof![9 => Just(OWN_RUN), 1 => Just("another")];
-    let heal = (election(), candidate(), token(), term(terms), value(), run).prop_map(
-        |(election, leader, token, term, value, run)| {
+    let heal = (
+        election(),
+        candidate(),
+        token(),
+        term(terms),
+        value(),
+        run,
+        prop::bool::ANY,
+    )
+        .prop_map(|(election, leader, token, term, value, run, existing)| {
             Op::Heal(Heal {
                 election,
                 lease: Lease {
@@ -215,9 +234,9 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                 },
                 term,
                 run: run.to_owned(),
+                existing,
             })
-        },
-    );
+        });
     let resign = (election(), candidate(), prop::option::of(token())).prop_map(
         |(election, leader, token)| {
             Op::Resign(Resign {

@@ -19,12 +19,15 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use crate::MAX_TERM;
+use crate::{MAX_TERM, OPERATION_TIMEOUT};
 
 const SETTINGS: Settings = Settings {
     retention: Duration::from_secs(3600),
     guard: Some(MAX_TERM),
 };
+
+/// The longest that a message takes in any run.
+pub(crate) const SLOWEST: Duration = Duration::from_secs(8);
 
 /// How much goes wrong in a run; shares are of a thousand messages.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +59,9 @@ impl Faults {
             lost: *rng.choice(&[0, 10, 50, 200]).expect("some"),
             doubled: *rng.choice(&[0, 10, 100]).expect("some"),
             slow: *rng.choice(&[0, 20, 200]).expect("some"),
-            slowest: Duration::from_millis(*rng.choice(&[100, 2_000, 8_000]).expect("some")),
+            slowest: *rng
+                .choice(&[Duration::from_millis(100), Duration::from_secs(2), SLOWEST])
+                .expect("some"),
             every: Duration::from_secs(*rng.choice(&[10, 30, 300]).expect("some")),
         }
     }
@@ -84,7 +89,7 @@ struct Inner {
     memory: Mutex<Arc<Embedded>>,
     /// What the node goes back to when it is restarted from old data.
     saved: Mutex<Option<Embedded>>,
-    /// The run that the node was in when its last probe was answered.
+    /// The run that the node was settled in when its last probe was answered.
     probed_run: Mutex<Option<String>>,
     rng: Mutex<Rng>,
     faults: Mutex<Faults>,
@@ -319,13 +324,16 @@ impl LeaseNode for SimNode {
 
     async fn probe(&self) -> Result<Probe, NodeError> {
         let (probe, run) = self
-            .call(|node| async move { Ok((node.probe().await?, node.run(&crate::election()))) })
+            .call(|node| async move {
+                let run = node.settled_run(&crate::election(), OPERATION_TIMEOUT);
+                Ok((node.probe().await?, run))
+            })
             .await?;
         *self.0.probed_run.lock().expect("not poisoned") = run;
         Ok(probe)
     }
 
-    fn run(&self, _election: &ElectionId) -> Option<String> {
+    fn settled_run(&self, _election: &ElectionId, _vote: Duration) -> Option<String> {
         self.0.probed_run.lock().expect("not poisoned").clone()
     }
 }

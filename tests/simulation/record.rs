@@ -108,6 +108,11 @@ impl Record {
         inner.event(&format!("{name} does not know: {what}"));
     }
 
+    /// The last things that happened.
+    pub(crate) fn history(&self) -> String {
+        self.lock().history()
+    }
+
     pub(crate) fn events(&self) -> Vec<String> {
         self.lock().events.clone()
     }

@@ -60,7 +60,10 @@ impl Quorum {
                 Verdict::Decided(Granted::Won(won)) => {
                     let used = vote.started.elapsed() + claim.term.drift();
                     let valid_for = claim.term.duration().saturating_sub(used);
-                    let in_time = !valid_for.is_zero();
+                    // Also for the caller's agent, which may have been paused: a node that has restarted is
+                    // healed when votes from before are no longer counted.
+                    let in_time =
+                        !valid_for.is_zero() && vote.started.elapsed() <= self.inner.limit;
                     let outcome = match in_time {
                         true => Ok(Claimed::Won {
                             token: won,
@@ -77,8 +80,10 @@ impl Quorum {
                     // would lack a node.
                     self.hear_out(&grant, &mut round, &mut vote).await;
                     if won != token {
-                        // The repeated request has its old token; some nodes wrote a new lease for it.
-                        self.withdraw(&grant, vote.fresh, vote.started).await;
+                        // The repeated request has its old token; some nodes wrote a new lease for it, or
+                        // may have.
+                        let nodes = [vote.fresh, vote.unknown].concat();
+                        self.withdraw(&grant, nodes, vote.started).await;
                     }
                     return;
                 }

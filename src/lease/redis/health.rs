@@ -136,16 +136,19 @@ impl Redis {
         let others = at_once(others.collect()).await?;
         let now = Instant::now();
         let looked = || others.iter().chain([first]);
+        let mut unmarked: Vec<_> = looked()
+            .filter(|looked| looked.wait.is_none())
+            .map(|looked| Unmarked {
+                partition: looked.partition,
+                run: looked.run.clone(),
+            })
+            .collect();
+        // What is compared later must not depend on who answered first.
+        unmarked.sort_unstable_by_key(|part| part.partition);
         Ok(Swept {
             run: first.run.clone(),
             partitions: shard.partitions.clone(),
-            unmarked: looked()
-                .filter(|looked| looked.wait.is_none())
-                .map(|looked| Unmarked {
-                    partition: looked.partition,
-                    run: looked.run.clone(),
-                })
-                .collect(),
+            unmarked,
             ready_at: looked()
                 .filter_map(|looked| looked.wait)
                 .max()
@@ -219,6 +222,27 @@ impl Redis {
             }
         });
         Ok(at_once(marking.collect()).await?.into_iter().sum())
+    }
+
+    /// As [`LeaseNode::settled_run`](crate::lease::LeaseNode::settled_run), of a partition.
+    pub(super) fn settled(&self, partition: u16, vote: Duration) -> Option<String> {
+        let server = self.connections.server(partition)?;
+        let swept = self.swept();
+        let swept = swept.get(&server)?;
+        if self.settings.guard.is_none() {
+            // There are no markers, and no promises.
+            return Some(swept.run.clone());
+        }
+        if swept
+            .unmarked
+            .iter()
+            .any(|part| part.partition == partition)
+        {
+            return None;
+        }
+        let left = swept.ready_at?.saturating_duration_since(Instant::now());
+        let settled = left + vote <= self.longest_guard.get() || left.is_zero();
+        settled.then(|| swept.run.clone())
     }
 
     fn swept(&self) -> MutexGuard<'_, HashMap<String, Swept>> {

@@ -44,7 +44,10 @@ if own then term = math.max(term, lease[5]) end
 
 local request_id = ARGV[6]
 if own and ARGV[15] == '1' and request_id ~= '' and redis.call('HGET', KEYS[1], 'request_id') == request_id then
-  redis.call('HSET', KEYS[1], 'attempt', ARGV[14], 'before', before(KEYS[1], now + lease[5]))
+  -- A grant that comes twice goes back to what there was before its first coming.
+  if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[14] then
+    redis.call('HSET', KEYS[1], 'attempt', ARGV[14], 'before', before(KEYS[1], now + lease[5]))
+  end
   redis.call('PEXPIRE', KEYS[1], term)
   keep_floor(KEYS[2], lease[2], term + ARGV[8])
   return {'granted', lease[2]}
