@@ -5,7 +5,7 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-sim lint openapi bench
+.PHONY: help run build test test-sim test-model lint openapi bench
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -24,6 +24,9 @@ test: ## Install what the tests need and run them all
 # SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others.
 test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
 	SIM_SEEDS=$${SIM_SEEDS:-10000} cargo test --release --locked --test simulation -- --nocapture
+
+test-model: ## Check the model of the algorithm in larger worlds
+	cargo test --release --locked --features deep-model --test model -- --nocapture
 
 lint: ## Check format, lints, docs, and licences if cargo-deny is installed
 	cargo fmt --all --check
