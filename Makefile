@@ -5,7 +5,7 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-sim test-model lint openapi bench
+.PHONY: help run build test test-sim test-model test-faults lint openapi bench
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,6 +27,12 @@ test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
 
 test-model: ## Check the model of the algorithm in larger worlds
 	cargo test --release --locked --features deep-model --test model -- --nocapture
+
+# SURVIVAL_SEED=… replays a schedule of faults; SURVIVAL_SECONDS is for each topology.
+test-faults: ## Let candidates contend for two minutes while real servers and agents fail
+	scripts/install-test-tools
+	SURVIVAL_SECONDS=$${SURVIVAL_SECONDS:-120} cargo test --locked --test integration survival:: -- \
+		--nocapture --test-threads=1
 
 lint: ## Check format, lints, docs, and licences if cargo-deny is installed
 	cargo fmt --all --check

@@ -18,5 +18,6 @@ mod modes;
 mod quorum;
 mod reflection;
 mod serving;
+mod survival;
 mod terms;
 mod topologies;

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use super::eventually;
 
 const LOG: &str = "server.log";
+const SNAPSHOT: &str = "dump.rdb";
 const SENTINEL_CONFIG: &str = "sentinel.conf";
 /// What a server, or a Sentinel, logs when it listens and has loaded what it kept.
 const READY: [&str; 2] = ["Ready to accept connections", "Sentinel ID is"];
@@ -121,6 +122,34 @@ impl Redis {
     pub(crate) async fn run(&mut self) {
         let started = self.launch(&[]).await;
         assert!(started, "redis-server does not start:\n{}", self.log());
+    }
+
+    /// What the server keeps now, as it would be found on its disk.
+    pub(crate) async fn snapshot(&self) -> Vec<u8> {
+        eventually("saved", async || {
+            // Refused while the server is writing its log anew.
+            self.ask::<()>(&redis::cmd("SAVE")).await.ok()
+        })
+        .await;
+        std::fs::read(self.directory.path().join(SNAPSHOT)).expect("a snapshot")
+    }
+
+    /// Starts a server that is not running with a snapshot instead of what it kept.
+    pub(crate) async fn run_from(&mut self, snapshot: &[u8]) {
+        self.forget();
+        std::fs::write(self.directory.path().join(SNAPSHOT), snapshot).expect("written");
+        // A server that appends to a log does not look for a snapshot.
+        let started = self.launch(&["--appendonly", "no"]).await;
+        assert!(started, "redis-server does not start:\n{}", self.log());
+        if self
+            .arguments
+            .iter()
+            .any(|argument| argument == "--appendonly")
+        {
+            let mut append = redis::cmd("CONFIG");
+            append.arg(&["SET", "appendonly", "yes"]);
+            self.ask::<()>(&append).await.expect("appends");
+        }
     }
 
     /// Starts the process, and waits until it is ready; false when it ended before.

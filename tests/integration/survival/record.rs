@@ -1,0 +1,137 @@
+//! What candidates asked, were told and did, in real time, and which faults there were meanwhile.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+/// The record of one run. Cheap to clone.
+#[derive(Clone, Default)]
+pub(crate) struct Record {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    entries: Vec<Entry>,
+    faults: Vec<Fault>,
+}
+
+/// Something that happened to a candidate.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) at: Instant,
+    pub(crate) election: String,
+    pub(crate) candidate: String,
+    pub(crate) what: What,
+}
+
+/// A fault, and when it began.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    pub(crate) at: Instant,
+    pub(crate) kind: String,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum What {
+    /// It is told that it leads. It may act until then; not at all if that is past.
+    Elected {
+        asked: Instant,
+        token: u64,
+        until: Instant,
+    },
+    /// It is told that another leads.
+    NotElected,
+    /// It is told that it leads until then.
+    Extended { until: Instant },
+    /// It is told that it does not lead.
+    Refused,
+    /// It acts no more, and is about to resign.
+    Resigns,
+    /// It acts no more, and is about to hand over.
+    HandsOver,
+    /// It is told that the election was vacant, or moved, as it asked.
+    GivenUp,
+    /// It acts no more: its time is over, or it was told that it does not lead.
+    Stops,
+    /// It died: it does nothing more, but its time is its own until it is over.
+    Dies,
+    /// It did not wait for the answer.
+    Hurries,
+    /// The answer was an error.
+    NotKnown(String),
+}
+
+impl What {
+    /// Its name in the list of what happened how often.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Elected { .. } => "elected",
+            Self::NotElected => "not elected",
+            Self::Extended { .. } => "extended",
+            Self::Refused => "extension refused",
+            Self::Resigns => "resigning",
+            Self::HandsOver => "handing over",
+            Self::GivenUp => "resigned or handed over",
+            Self::Stops => "stopped in time",
+            Self::Dies => "died",
+            Self::Hurries => "did not wait",
+            Self::NotKnown(_) => "outcome not known",
+        }
+    }
+
+    /// Whether an operation on the election has succeeded.
+    pub(crate) fn is_answer(&self) -> bool {
+        self.is_decided_campaign()
+            || matches!(self, Self::Extended { .. } | Self::Refused | Self::GivenUp)
+    }
+
+    pub(crate) fn is_decided_campaign(&self) -> bool {
+        matches!(self, Self::Elected { .. } | Self::NotElected)
+    }
+}
+
+impl Record {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what has just happened.
+    pub(crate) fn note(&self, election: &str, candidate: &str, what: What) {
+        let mut inner = self.lock();
+        // Under the lock, so that entries are in order.
+        inner.entries.push(Entry {
+            at: Instant::now(),
+            election: election.to_owned(),
+            candidate: candidate.to_owned(),
+            what,
+        });
+    }
+
+    /// Notes that a fault begins now.
+    pub(crate) fn fault(&self, kind: &str) {
+        self.lock().faults.push(Fault {
+            at: Instant::now(),
+            kind: kind.to_owned(),
+        });
+    }
+
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.lock().entries.clone()
+    }
+
+    pub(crate) fn faults(&self) -> Vec<Fault> {
+        self.lock().faults.clone()
+    }
+}
+
+/// How often each kind of thing happened.
+pub(crate) fn counts(entries: &[Entry]) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for entry in entries {
+        *counts.entry(entry.what.kind()).or_default() += 1;
+    }
+    counts
+}

@@ -1,0 +1,106 @@
+//! Three independent servers.
+
+use std::fmt;
+
+use fastrand::Rng;
+
+use super::{Topology, last};
+use crate::harness::Redis;
+
+pub(crate) struct Three {
+    servers: Vec<Redis>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fault {
+    Kill,
+    Forget,
+    Stop,
+    KillTwo,
+    RollBackTwo,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kill => "one server killed, restarted with its data",
+            Self::Forget => "one server killed, restarted empty",
+            Self::Stop => "one server stopped for a while",
+            Self::KillTwo => "two servers killed, restarted with their data",
+            Self::RollBackTwo => "two servers killed, restarted from a snapshot",
+        })
+    }
+}
+
+impl Topology for Three {
+    type Fault = Fault;
+    const FAULTS: &'static [Fault] = &[
+        Fault::Kill,
+        Fault::Forget,
+        Fault::Stop,
+        Fault::KillTwo,
+        Fault::RollBackTwo,
+    ];
+
+    async fn start() -> Self {
+        let mut servers = Vec::new();
+        for _ in 0..3 {
+            // Every write is with the system before it is answered, where it outlives the process; that it
+            // outlives the machine, too, would only make the test wait for this machine's disk.
+            servers.push(Redis::with(&["--appendonly", "yes", "--appendfsync", "no"]).await);
+        }
+        Self { servers }
+    }
+
+    fn settings(&self) -> Vec<(String, String)> {
+        let urls: Vec<_> = self.servers.iter().map(Redis::url).collect();
+        vec![("EA_REDIS_URLS".to_owned(), urls.join(","))]
+    }
+
+    async fn suffer(&mut self, fault: Fault, rng: &mut Rng) {
+        let mut chosen = [0, 1, 2];
+        rng.shuffle(&mut chosen);
+        let [one, other, _] = chosen;
+        match fault {
+            Fault::Kill => {
+                self.servers[one].kill();
+                last(rng, 100..1_500).await;
+                self.servers[one].run().await;
+            }
+            Fault::Forget => {
+                self.servers[one].kill();
+                self.servers[one].forget();
+                last(rng, 0..1_500).await;
+                self.servers[one].run().await;
+            }
+            Fault::Stop => {
+                self.servers[one].signal("STOP");
+                last(rng, 200..2_500).await;
+                self.servers[one].signal("CONT");
+            }
+            Fault::KillTwo => {
+                for server in [one, other] {
+                    self.servers[server].kill();
+                    last(rng, 0..300).await;
+                }
+                last(rng, 100..1_000).await;
+                for server in [one, other] {
+                    self.servers[server].run().await;
+                    last(rng, 0..300).await;
+                }
+            }
+            Fault::RollBackTwo => {
+                let snapshots = [
+                    self.servers[one].snapshot().await,
+                    self.servers[other].snapshot().await,
+                ];
+                // Leaders resign, and others are elected, of whom the snapshots know nothing.
+                last(rng, 300..1_500).await;
+                for (server, snapshot) in [one, other].into_iter().zip(snapshots) {
+                    self.servers[server].kill();
+                    self.servers[server].run_from(&snapshot).await;
+                }
+            }
+        }
+    }
+}
