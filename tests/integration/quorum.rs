@@ -88,15 +88,23 @@ async fn a_lease_is_written_to_all_and_one_server_may_die() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_costs_the_others_no_time() {
+    const STOPPED: Duration = Duration::from_secs(10);
     let three = Three::start(&[]).await;
     let agent = three.agent(&[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
     three.servers[1].signal("STOP");
     let mut took: Vec<Duration> = Vec::new();
-    for n in 0..400 {
+    let stopped = Instant::now();
+    // The agent first waits for the server, then finds it dead, then tries to connect: nobody notices.
+    let mut pace = tokio::time::interval(Duration::from_millis(4));
+    for n in 0.. {
+        pace.tick().await;
         let asked = Instant::now();
+        if asked - stopped > STOPPED {
+            break;
+        }
         match n % 4 {
             0 => assert!(agent.extend("e", "a", 60_000, won.token).await.value),
             1 => assert!(!agent.campaign("e", "b", 60_000).await.elected),
@@ -106,11 +114,20 @@ async fn a_server_that_stops_costs_the_others_no_time() {
         took.push(asked.elapsed());
     }
     three.servers[1].signal("CONT");
+    let first = took.remove(0);
     took.sort_unstable();
-    // Far above what two servers need and far below the operation timeout that waiting would cost.
-    let p99 = took[took.len() * 99 / 100];
+    let (p50, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
+    let longest = took[took.len() - 1];
+    println!(
+        "{} requests in {STOPPED:?} with one of three servers stopped: {p50:?} (median), {p99:?} (p99), \
+         {longest:?} (longest), {first:?} (first)",
+        took.len() + 1
+    );
+    // Far above what two servers need, and far below the operation timeout of 3 s that waiting would cost.
     assert!(p99 < Duration::from_millis(500), "{p99:?}");
-    println!("p99 with one of three servers stopped: {p99:?}");
+    for took in [first, longest] {
+        assert!(took < Duration::from_millis(1_500), "{took:?}");
+    }
 }
 
 #[tokio::test]
@@ -250,18 +267,25 @@ async fn servers_rolled_back_to_an_earlier_leader_elect_nobody_while_the_later_h
     }
 }
 
-#[tokio::test]
-async fn of_many_candidates_one_wins_soon_though_a_server_is_down() {
-    const ROUNDS: usize = 20;
-    const CANDIDATES: usize = 25;
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_and_of_a_hundred_candidates_one_wins_soon_though_a_server_is_down() {
     let mut three = Three::start(&[]).await;
     let agents = [three.agent(&[]).await, three.agent(&[]).await];
     assert!(agents[0].campaign("warm-up", "a", 1_000).await.elected);
     three.servers[2].kill();
+    for candidates in [2, 100] {
+        one_wins_soon(&agents, candidates).await;
+    }
+}
+
+/// Lets so many candidates contend through two agents, again and again.
+async fn one_wins_soon(agents: &[Agent; 2], candidates: usize) {
+    const ROUNDS: usize = 100;
+    let (mut won, mut all) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let election = format!("e{round}");
+        let election = format!("e{round} of {candidates}");
         let asked = Instant::now();
-        let campaigns = (0..CANDIDATES).map(|n| {
+        let campaigns = (0..candidates).map(|n| {
             let (agent, election) = (&agents[n % 2], &election);
             async move {
                 let name = format!("c{n}");
@@ -269,23 +293,37 @@ async fn of_many_candidates_one_wins_soon_though_a_server_is_down() {
                     .grpc()
                     .campaign(campaign(election, &name, 60_000))
                     .await;
-                answer.ok().map(tonic::Response::into_inner)
+                let answer = answer.expect("two of two agree in the end").into_inner();
+                (answer, asked.elapsed())
             }
         });
         let answers = futures_util::future::join_all(campaigns).await;
-        let elected = answers
+        all.push(asked.elapsed());
+        let elected: Vec<_> = answers
             .iter()
-            .flatten()
-            .filter(|answer| answer.elected)
-            .count();
-        assert_eq!(elected, 1, "round {round}");
-        // Two of two have to agree, so candidates get in each other's way; each comes to an end.
-        assert!(
-            asked.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            asked.elapsed()
-        );
+            .filter(|(answer, _)| answer.elected)
+            .collect();
+        assert_eq!(elected.len(), 1, "round {round}");
+        let (winner, took) = elected[0];
+        for (answer, _) in &answers {
+            let told = (&answer.leader, answer.token);
+            assert_eq!(told, (&winner.leader, winner.token), "round {round}");
+        }
+        won.push(*took);
     }
+    won.sort_unstable();
+    all.sort_unstable();
+    println!(
+        "{candidates} candidates, one of three servers down: one won after {:?} (median), {:?} (p99), \
+         {:?} (longest); all were told after {:?}, {:?}, {:?}",
+        won[ROUNDS / 2],
+        won[ROUNDS * 99 / 100 - 1],
+        won[ROUNDS - 1],
+        all[ROUNDS / 2],
+        all[ROUNDS * 99 / 100 - 1],
+        all[ROUNDS - 1],
+    );
+    assert!(won[ROUNDS - 1] < Duration::from_secs(2), "{won:?}");
 }
 
 #[tokio::test]
