@@ -20,7 +20,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -141,6 +144,8 @@ struct Inner {
     nodes: Vec<Node>,
     limit: Duration,
     markers: Markers,
+    /// When the nodes were last tended because a grant was wanted: one claim does so for all.
+    tended: tokio::sync::Mutex<Option<Instant>>,
     tokens: TokenSource,
     tasks: TaskTracker,
 }
@@ -161,6 +166,9 @@ struct Node {
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 /// How long an agent may take to mark all partitions of a new node.
 const MARKING: Duration = Duration::from_secs(2);
+/// How long a node may take to look at all its partitions, or to mark them, if that is more than the
+/// operation timeout.
+const TENDING: Duration = Duration::from_secs(3);
 
 impl Node {
     fn name(&self) -> &str {
@@ -238,6 +246,7 @@ impl Quorum {
                     .collect(),
                 limit: options.operation_timeout,
                 markers: Markers::new(options.restart_guard, options.longest_guard),
+                tended: tokio::sync::Mutex::default(),
                 tokens: TokenSource::new(options.clock),
                 tasks: TaskTracker::new(),
             }),
@@ -511,37 +520,59 @@ impl Quorum {
 
     /// Asks every node how it does, and marks those without a marker if it is known what they are.
     pub async fn status(&self) -> Vec<NodeStatus> {
-        self.tend(false, Instant::now() + self.inner.limit).await
+        self.tend(false).await
+    }
+
+    /// Tends the nodes because a vote that began at `asked` found one without a marker, unless another claim
+    /// has done so since; `false` when no node answers.
+    async fn tend_for_grant(&self, asked: Instant, deadline: Instant) -> bool {
+        let quorum = self.clone();
+        let tending = self.inner.tasks.spawn(async move {
+            let mut tended = quorum.inner.tended.lock().await;
+            if tended.is_some_and(|at| at > asked) {
+                return true;
+            }
+            let now = Instant::now();
+            let status = quorum.tend(true).await;
+            *tended = Some(now);
+            status.iter().any(|node| node.probe.is_ok())
+        });
+        // It goes on for others when this one's time is over.
+        matches!(timeout_at(deadline, tending).await, Ok(Ok(true)))
     }
 
     /// As [`Self::status`]; when a grant is `wanted`, nodes without a marker are taken for what they must
     /// be at the worst.
-    async fn tend(&self, wanted: bool, deadline: Instant) -> Vec<NodeStatus> {
-        let mut status = self.look(deadline).await;
+    async fn tend(&self, wanted: bool) -> Vec<NodeStatus> {
+        let mut status = self.look().await;
         let mut new = !self.inner.markers.seen() && none_is_marked(&status);
         if new {
             // Each had no marker when it was asked, but by the time the last one answered, the first may
             // have been marked, voted in a quorum with the last, and that forgotten it. If all still have
             // none in the same runs, there was an instant at which none had one.
-            let again = self.look(deadline).await;
+            let again = self.look().await;
             new = none_is_marked(&again) && same_runs(&status, &again);
             status = again;
         }
-        let all_marked = self.mark(&status, new, wanted, deadline).await;
+        let all_marked = self.mark(&status, new, wanted).await;
         if new && !all_marked {
             // One that has been marked may vote, and forget it: then the others must not look new.
             self.inner.markers.note();
-            status = self.look(deadline).await;
-            self.mark(&status, false, true, deadline).await;
+            status = self.look().await;
+            self.mark(&status, false, true).await;
         }
         status
     }
 
     /// Asks every node how it does, and lets those that are not fit no longer vote.
-    async fn look(&self, deadline: Instant) -> Vec<NodeStatus> {
+    async fn look(&self) -> Vec<NodeStatus> {
         let all: Vec<_> = (0..self.inner.nodes.len()).collect();
         let mut round =
-            self.ask_even_excluded(&all, deadline, |_, node| async move { node.probe().await });
+            self.ask_even_excluded(
+                &all,
+                self.tending(),
+                |_, node| async move { node.probe().await },
+            );
         let mut status: Vec<_> = self
             .inner
             .nodes
@@ -596,13 +627,7 @@ impl Quorum {
 
     /// Marks the nodes that have no marker, if it is known whether they are new or have lost their memory;
     /// tells whether all of those were.
-    async fn mark(
-        &self,
-        status: &[NodeStatus],
-        new: bool,
-        wanted: bool,
-        deadline: Instant,
-    ) -> bool {
+    async fn mark(&self, status: &[NodeStatus], new: bool, wanted: bool) -> bool {
         let probes: Vec<_> = status.iter().map(|node| node.probe.as_ref().ok()).collect();
         let Some(wait) = self.inner.markers.wait(new, wanted) else {
             return false;
@@ -614,7 +639,11 @@ impl Quorum {
                 })
             })
             .collect();
-        let mut round = self.ask_some(&unmarked, deadline, |number, node| {
+        let unmarked: Vec<_> = unmarked
+            .into_iter()
+            .filter(|node| !self.inner.nodes[*node].is_excluded())
+            .collect();
+        let mut round = self.ask_even_excluded(&unmarked, self.tending(), |number, node| {
             let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
             async move { node.mark(&parts, wait).await }
         });
@@ -636,6 +665,11 @@ impl Quorum {
             }
         }
         all_marked
+    }
+
+    /// Until when nodes that are tended may take to answer.
+    fn tending(&self) -> Instant {
+        Instant::now() + self.inner.limit.max(TENDING)
     }
 
     /// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.

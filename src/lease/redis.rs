@@ -20,7 +20,7 @@ use super::{
 };
 use crate::election::types::{Candidate, ElectionId, Kind, Token, Value, millis};
 use cluster::Cluster;
-use health::Swept;
+use health::{Known, Swept};
 use keys::Keys;
 use script::{Call, SCRIPTS};
 use sentinel::Failover;
@@ -111,6 +111,9 @@ pub struct Redis {
     keys: Vec<Keys>,
     settings: Settings,
     longest_guard: LongestGuard,
+    known: Mutex<Known>,
+    /// How long a server may take to say how it does.
+    limit: Duration,
     /// What is known of each server's markers.
     swept: Mutex<HashMap<String, Swept>>,
 }
@@ -205,6 +208,8 @@ impl Redis {
             usage,
             keys,
             settings,
+            known: Mutex::default(),
+            limit,
             longest_guard: LongestGuard::new(settings.guard.unwrap_or_default()),
             swept: Mutex::default(),
         }
@@ -334,7 +339,10 @@ impl LeaseNode for Redis {
                 ("held", held) => lease(held).map(GrantReply::Held),
                 ("mismatch", []) => Some(GrantReply::TokenMismatch),
                 ("stale", [floor]) => token(floor).map(GrantReply::Stale),
-                ("unmarked", []) => Some(GrantReply::Unmarked),
+                ("unmarked", []) => {
+                    self.doubt(partition);
+                    Some(GrantReply::Unmarked)
+                }
                 ("guarded", [ms]) => ms
                     .parse()
                     .ok()

@@ -116,15 +116,12 @@ impl Quorum {
                 .extend(self.withdraw_once(&grant, &vote.granted(), deadline).await);
             vote.fresh.clear();
             vote.repeated.clear();
-            let quorum = self.clone();
+            let (quorum, asked) = (self.clone(), vote.started);
             self.inner
                 .tasks
                 .spawn(async move { quorum.settle(&grant, round, vote).await });
-            if failure == Failure::Unmarked {
-                let status = self.tend(true, deadline).await;
-                if status.iter().all(|node| node.probe.is_err()) {
-                    break self.undecided(deadline);
-                }
+            if failure == Failure::Unmarked && !self.tend_for_grant(asked, deadline).await {
+                break self.undecided(deadline);
             }
             let pause = match failure {
                 Failure::Split => pause(attempt),

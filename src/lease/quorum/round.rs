@@ -43,12 +43,14 @@ impl Quorum {
             .copied()
             .filter(|node| !self.inner.nodes[*node].is_excluded())
             .collect();
+        let deadline = deadline.min(Instant::now() + self.inner.limit);
         let mut round = self.ask_even_excluded(&allowed, deadline, call);
         let excluded = nodes.iter().filter(|node| !allowed.contains(node));
         round.excluded.extend(excluded);
         round
     }
 
+    /// Puts a question to these nodes, also those that must not vote; each has until the deadline.
     pub(super) fn ask_even_excluded<T, F>(
         &self,
         nodes: &[usize],
@@ -68,7 +70,7 @@ impl Quorum {
                 })
                 .collect(),
             waiting: nodes.to_vec(),
-            timer: Box::pin(sleep_until(deadline.min(Instant::now() + self.inner.limit))),
+            timer: Box::pin(sleep_until(deadline)),
             inner: Arc::clone(&self.inner),
         }
     }

@@ -1,13 +1,13 @@
 //! What servers say of themselves: markers, runs, and whether they are fit to keep leases.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::future::join_all;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{
     Redis, Shard, at_once,
@@ -18,16 +18,31 @@ use crate::{
     lease::{NodeError, Probe, Unmarked},
 };
 
-/// What is known of a server's markers since all its partitions were looked at.
-#[derive(Debug, Clone)]
+/// How long a look at all partitions of a server may take; what is left is looked at the next time.
+const SWEEP: Duration = Duration::from_secs(2);
+
+/// What is known of a server's markers.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Swept {
-    pub(super) run: String,
+    run: String,
     partitions: Vec<u16>,
-    unmarked: Vec<Unmarked>,
+    /// The partitions that are still to be looked at in this run.
+    left: BTreeSet<u16>,
+    /// Those without a marker, and the run that they are on.
+    unmarked: BTreeMap<u16, String>,
     /// When the last of its partitions is ready to grant; `None` if none has a marker.
     ready_at: Option<Instant>,
-    /// Which partition is looked at next.
+    /// Which partition is looked at next, when nothing has changed.
     next: usize,
+}
+
+/// What was last heard of the node as a whole. While that cannot be asked, it counts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    /// The list of nodes with which agents use it.
+    nodes: Option<String>,
+    /// The run of the server with the first partition: nobody else's.
+    identity: Option<String>,
 }
 
 /// What a server says of one partition.
@@ -39,11 +54,45 @@ struct Looked {
     policy: String,
 }
 
+impl Swept {
+    /// Takes note of a partition; what was known is forgotten if the server or its partitions have changed.
+    fn note(&mut self, looked: &Looked, partitions: &[u16]) {
+        if self.run != looked.run || self.partitions != partitions {
+            *self = Self {
+                run: looked.run.clone(),
+                partitions: partitions.to_vec(),
+                left: partitions.iter().copied().collect(),
+                next: self.next,
+                ..Self::default()
+            };
+        }
+        self.left.remove(&looked.partition);
+        match looked.wait {
+            None => {
+                self.unmarked.insert(looked.partition, looked.run.clone());
+            }
+            Some(wait) => {
+                self.unmarked.remove(&looked.partition);
+                if !wait.is_zero() || self.ready_at.is_none() {
+                    self.ready_at = self.ready_at.max(Some(Instant::now() + wait));
+                }
+            }
+        }
+    }
+
+    /// Has all partitions looked at the next time.
+    pub(super) fn doubt(&mut self) {
+        self.left = self.partitions.iter().copied().collect();
+    }
+}
+
 impl Redis {
     /// Looks at every server. One with many partitions is looked at as a whole only when something has
     /// changed; else at one partition after the other, so that a cluster is not busy with being watched.
     pub(super) async fn look_after(&self) -> Result<Probe, NodeError> {
         let (shards, unserved) = self.connections.shards();
+        self.swept()
+            .retain(|server, _| shards.iter().any(|shard| shard.server == *server));
         let looking: Vec<_> = shards
             .iter()
             .map(|shard| self.look_at_server(shard))
@@ -60,6 +109,7 @@ impl Redis {
         };
         let mut errors: Vec<_> = unserved.map(NodeError::NotSent).into_iter().collect();
         let mut answers = 0;
+        let mut known = self.known();
         for (shard, looked) in shards.iter().zip(looked) {
             let (swept, last) = match looked {
                 Ok(looked) => looked,
@@ -73,94 +123,110 @@ impl Redis {
                 .ready_at
                 .map(|at| at.saturating_duration_since(Instant::now()));
             probe.guard = probe.guard.max(wait);
-            probe.unmarked.extend(swept.unmarked);
+            probe.unmarked.extend(
+                swept
+                    .unmarked
+                    .into_iter()
+                    .map(|(partition, run)| Unmarked { partition, run }),
+            );
+            if !swept.left.is_empty() {
+                errors.push(NodeError::NotSent(format!(
+                    "{}: {} of its {} partitions have not been looked at yet",
+                    shard.server,
+                    swept.left.len(),
+                    swept.partitions.len()
+                )));
+            }
             if shard.partitions.contains(&0) {
-                probe.identity = Some(swept.run);
+                known.identity = Some(swept.run);
             }
             let evicts = last.policy != "noeviction" && !self.usage.allow_eviction;
             if evicts && probe.unfit.is_none() {
                 probe.unfit = Some(evicting(&shard.server, &last.policy));
             }
         }
+        // What is compared later must not depend on who answered first.
+        probe.unmarked.sort_unstable_by_key(|part| part.partition);
         match registered {
             Ok((nodes, longest_guard)) => {
                 self.longest_guard.note(longest_guard);
                 probe.longest_guard = probe.longest_guard.max(longest_guard);
-                if nodes != self.usage.nodes {
-                    probe.unfit = Some(self.other_nodes(&nodes));
-                }
+                known.nodes = Some(nodes);
             }
             Err(error) => errors.push(error),
         }
+        self.note(&known);
         if answers == 0 || (shards.len() == 1 && !errors.is_empty()) {
             let unknown = || NodeError::NotSent(format!("{}: no server is known", self.name));
             return Err(errors.into_iter().next().unwrap_or_else(unknown));
         }
+        match &known.nodes {
+            Some(nodes) if *nodes != self.usage.nodes => {
+                probe.unfit = Some(self.other_nodes(nodes));
+            }
+            Some(_) => {}
+            None => {
+                probe.unfit = Some(format!(
+                    "{}: the server of its first partition has not said yet with which list of servers \
+                     other agents use it",
+                    self.name
+                ));
+            }
+        }
+        probe.identity = known.identity;
         errors.dedup();
         let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
         probe.degraded = (!errors.is_empty()).then(|| errors.join("; "));
         Ok(probe)
     }
 
-    /// Looks at one partition of a server, and at all of them if that one is not as it was.
+    /// Looks at one partition of a server, and at those that have no marker or were not looked at in this
+    /// run.
     async fn look_at_server(&self, shard: &Shard) -> Result<(Swept, Looked), NodeError> {
-        let known = self.swept().get(&shard.server).cloned();
-        let next = known.as_ref().map_or(0, |known| known.next);
-        let partition = shard.partitions[next % shard.partitions.len()];
-        let last = self.look_at(partition).await?;
-        let unchanged = known.filter(|known| {
-            known.run == last.run
-                && known.partitions == shard.partitions
-                && known.unmarked.is_empty()
-                && last.wait.is_some()
-        });
-        let mut swept = match unchanged {
-            Some(known) => known,
-            None => self.sweep(shard, &last).await?,
+        let note = |looked: &Looked| {
+            let mut all = self.swept();
+            let swept = all.entry(shard.server.clone()).or_default();
+            swept.note(looked, &shard.partitions);
+            swept.clone()
         };
-        let ready_at = last.wait.map(|wait| Instant::now() + wait);
-        if last.wait.is_some_and(|wait| !wait.is_zero()) {
-            swept.ready_at = swept.ready_at.max(ready_at);
+        let next = {
+            let mut all = self.swept();
+            let swept = all.entry(shard.server.clone()).or_default();
+            swept.next = swept.next.wrapping_add(1);
+            swept.next
+        };
+        let last = self
+            .look_at(shard.partitions[next % shard.partitions.len()])
+            .await?;
+        let mut swept = note(&last);
+        if self.settings.guard.is_none() {
+            // There are no markers to look for.
+            swept.left.clear();
+            swept.unmarked.clear();
+            return Ok((swept, last));
         }
-        swept.next = next.wrapping_add(1);
-        self.swept().insert(shard.server.clone(), swept.clone());
-        Ok((swept, last))
-    }
-
-    async fn sweep(&self, shard: &Shard, first: &Looked) -> Result<Swept, NodeError> {
-        let others = shard
-            .partitions
-            .iter()
-            .filter(|partition| **partition != first.partition)
-            .map(|partition| self.look_at(*partition));
-        let others = at_once(others.collect()).await?;
-        let now = Instant::now();
-        let looked = || others.iter().chain([first]);
-        let mut unmarked: Vec<_> = looked()
-            .filter(|looked| looked.wait.is_none())
-            .map(|looked| Unmarked {
-                partition: looked.partition,
-                run: looked.run.clone(),
-            })
-            .collect();
-        // What is compared later must not depend on who answered first.
-        unmarked.sort_unstable_by_key(|part| part.partition);
-        Ok(Swept {
-            run: first.run.clone(),
-            partitions: shard.partitions.clone(),
-            unmarked,
-            ready_at: looked()
-                .filter_map(|looked| looked.wait)
-                .max()
-                .map(|wait| now + wait),
-            next: 0,
-        })
+        let unmarked = swept.unmarked.keys().copied();
+        let left: BTreeSet<_> = unmarked.chain(swept.left.iter().copied()).collect();
+        let looking = left
+            .into_iter()
+            .filter(|partition| *partition != last.partition)
+            .map(|partition| async move { Ok(note(&self.look_at(partition).await?)) });
+        // What is cut off here is in `left`, and said.
+        match timeout(SWEEP, at_once(looking.collect())).await {
+            Ok(Ok(_)) | Err(_) => {}
+            Ok(Err(error)) => return Err(error),
+        }
+        let swept = self.swept().get(&shard.server).cloned();
+        Ok((swept.unwrap_or_default(), last))
     }
 
     async fn look_at(&self, partition: u16) -> Result<Looked, NodeError> {
         let keys = &self.keys[usize::from(partition)];
         let call = Call::new(&SCRIPTS.probe, &[&keys.marker], &[&self.guard_arg()]);
-        let reply = self.fields(partition, &call).await?;
+        let reply = match timeout(self.limit, self.fields(partition, &call)).await {
+            Ok(reply) => reply?,
+            Err(_) => return Err(self.silent(partition)),
+        };
         let looked = || {
             let [wait, run, policy] = &reply[..] else {
                 return None;
@@ -191,7 +257,10 @@ impl Redis {
                 &millis(self.usage.max_term).to_string(),
             ],
         );
-        let reply = self.fields(0, &call).await?;
+        let reply = match timeout(self.limit, self.fields(0, &call)).await {
+            Ok(reply) => reply?,
+            Err(_) => return Err(self.silent(0)),
+        };
         match &reply[..] {
             [nodes, longest] if let Ok(longest) = longest.parse() => {
                 Ok((nodes.clone(), Duration::from_millis(longest)))
@@ -233,16 +302,40 @@ impl Redis {
             // There are no markers, and no promises.
             return Some(swept.run.clone());
         }
-        if swept
-            .unmarked
-            .iter()
-            .any(|part| part.partition == partition)
-        {
+        if swept.unmarked.contains_key(&partition) || swept.left.contains(&partition) {
             return None;
         }
         let left = swept.ready_at?.saturating_duration_since(Instant::now());
         let settled = left + vote <= self.longest_guard.get() || left.is_zero();
         settled.then(|| swept.run.clone())
+    }
+
+    fn silent(&self, partition: u16) -> NodeError {
+        let server = self.connections.server(partition);
+        NodeError::unknown(format!(
+            "{}: no answer within {:?}",
+            server.as_deref().unwrap_or(&self.name),
+            self.limit
+        ))
+    }
+
+    fn known(&self) -> Known {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
+    }
+
+    fn note(&self, known: &Known) {
+        let mut noted = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.clone_from(known);
+    }
+
+    /// A grant has found a partition without a marker: the next look is at all of its server's.
+    pub(super) fn doubt(&self, partition: u16) {
+        if let Some(server) = self.connections.server(partition)
+            && let Some(swept) = self.swept().get_mut(&server)
+        {
+            swept.doubt();
+        }
     }
 
     fn swept(&self) -> MutexGuard<'_, HashMap<String, Swept>> {
