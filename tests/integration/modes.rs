@@ -563,3 +563,123 @@ async fn a_cluster_is_spoken_to_over_tls_with_its_password() {
     assert!(won.elected);
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
 }
+
+/// How many scripts the primaries have run.
+async fn scripts_run(cluster: &Cluster) -> u64 {
+    let mut all = 0;
+    for node in &cluster.nodes[..3] {
+        let line = node.info("commandstats", "cmdstat_evalsha").await;
+        let line = line.unwrap_or_default();
+        let calls = line.split(',').next().unwrap_or_default();
+        let calls = calls.trim_start_matches("calls=");
+        all += calls.parse::<u64>().unwrap_or_default();
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watching_a_cluster_costs_a_few_scripts_a_second() {
+    let clusters = [Cluster::start().await];
+    // With the guard, all partitions are looked at once more when they have been marked.
+    for (guard, says) in [("on", "\"guard\":0"), ("off", "\"up\":true")] {
+        let settings = [("EA_RESTART_GUARD", guard), ("EA_REDIS_PREFIX", guard)];
+        let agent = on_clusters(&clusters, &settings).await;
+        readiness(&agent, 200, &[says]).await;
+        let before = scripts_run(&clusters[0]).await;
+        // Not a condition to wait for: the time itself is what is measured.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let ran = scripts_run(&clusters[0]).await - before;
+        println!("EA_RESTART_GUARD={guard}: {ran} scripts in 3 s of an idle agent");
+        assert!((3..100).contains(&ran), "{guard}: {ran}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_lost_its_data_abstains_and_serves_again() {
+    let clusters = [Cluster::start().await];
+    let agent = on_clusters(&clusters, &[("EA_MAX_TERM", "2s")]).await;
+    let won = agent.campaign("e", "a", 1_000).await;
+    assert!(won.elected && agent.resign("e", "a", won.token).await.value);
+    let mut deleted = 0;
+    for node in &clusters[0].nodes[..3] {
+        let mut scan = cmd("SCAN");
+        scan.arg(0).arg("MATCH").arg("*floor:default/e");
+        scan.arg("COUNT").arg(100_000);
+        let (_, keys): (u64, Vec<String>) = node.ask(&scan).await.expect("keys");
+        for key in keys {
+            let marker = key.replace("floor:default/e", "marker");
+            let gone = node.ask::<u64>(cmd("DEL").arg(&key).arg(&marker)).await;
+            deleted += gone.expect("deleted");
+        }
+    }
+    assert_eq!(deleted, 2);
+    // What the agent has seen once, it does not take for new: the longest term and five seconds.
+    let asked = Instant::now();
+    let token = elected_later(&agent, "e", "b", asked + Duration::from_secs(7)).await;
+    assert!(token > won.token);
+    assert!(
+        asked.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        asked.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_lost_everything_serves_again_under_load() {
+    let clusters = [Cluster::start().await];
+    let settings = [("EA_MAX_TERM", "2s")];
+    let (one, other) = tokio::join!(
+        on_clusters(&clusters, &settings),
+        on_clusters(&clusters, &settings)
+    );
+    let agents = [one, other];
+    for agent in &agents {
+        readiness(agent, 200, &["\"guard\":0"]).await;
+    }
+    for node in &clusters[0].nodes[..3] {
+        node.ask::<()>(&cmd("FLUSHALL")).await.expect("flushed");
+    }
+    let before = scripts_run(&clusters[0]).await;
+    let lost = Instant::now();
+    let all = (0..200).map(|n| {
+        let agent = &agents[n % 2];
+        async move {
+            let election = format!("e{n}");
+            elected_later(agent, &election, "c", lost + Duration::from_secs(6)).await
+        }
+    });
+    futures_util::future::join_all(all).await;
+    let ran = scripts_run(&clusters[0]).await - before;
+    println!("all elected after {:?}, {ran} scripts", lost.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_that_spread_elections_otherwise_stay_out_while_a_shard_is_down() {
+    let mut clusters = [Cluster::with(&["--cluster-require-full-coverage", "no"]).await];
+    let with = |partitions| [("EA_REDIS_PARTITIONS", partitions), ("EA_MAX_TERM", "2s")];
+    let first = on_clusters(&clusters, &with("16")).await;
+    readiness(&first, 200, &[]).await;
+    let other = on_clusters(&clusters, &with("32")).await;
+    readiness(&other, 503, &["another list of servers"]).await;
+    let slot: u16 = clusters[0].nodes[0]
+        .ask(cmd("CLUSTER").arg("KEYSLOT").arg("{0}"))
+        .await
+        .expect("a slot");
+    let home = clusters[0].primary_of(slot).await.expect("served");
+    // With its replica, which would take over.
+    clusters[0].nodes[home].kill();
+    clusters[0].nodes[home + 3].kill();
+    readiness(&first, 200, &["degraded"]).await;
+    let down = Instant::now();
+    while down.elapsed() < Duration::from_secs(4) {
+        let mut elected = 0;
+        for n in 0..8 {
+            let election = format!("e{n}");
+            let refused = other.grpc().campaign(campaign(&election, "b", 1_000)).await;
+            assert_eq!(refused.expect_err("left out").code(), Code::Unavailable);
+            let answer = first.grpc().campaign(campaign(&election, "a", 1_000)).await;
+            elected += usize::from(answer.is_ok_and(|answer| answer.into_inner().elected));
+        }
+        assert!(elected > 0, "the other shards serve");
+    }
+}

@@ -86,7 +86,13 @@ impl<'a> Call<'a> {
         both.cmd("ASKING")
             .ignore()
             .add_command(self.command.clone());
-        let (reply,) = both.query_async(connection).await?;
-        Ok(reply)
+        match both.query_async(connection).await {
+            Ok((reply,)) => Ok(reply),
+            // As if it had been sent alone.
+            Err(error) => Err(match error.clone().into_server_errors().as_deref() {
+                Some([(_, error), ..]) => error.clone().into(),
+                _ => error,
+            }),
+        }
     }
 }

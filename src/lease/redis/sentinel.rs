@@ -2,13 +2,18 @@
 //!
 //! A task per Sentinel asks it who the primary is: once a second, when it announces a switch, and when a
 //! request has failed. A director takes the answers together: the primary is whom a **majority** of all
-//! Sentinels has named within the last [`CONFIRMED_FOR`]; without such a one nothing is sent. So an agent
-//! that is cut off with an old primary stops using it, and two agents do not use two primaries for
-//! longer than that, by which the guard of a promoted replica is prolonged.
+//! Sentinels has named within the last [`CONFIRMED_FOR`], of all that are configured or that any of them
+//! knows of; without such a one nothing is sent. So an agent that is cut off with an old primary stops
+//! using it, and two agents do not use two primaries for longer than that, by which the guard of a
+//! promoted replica is prolonged.
 //!
 //! Sentinel's side of it: [Sentinel client spec](https://redis.io/docs/latest/develop/reference/sentinel-clients/).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use redis::{FromRedisValue, RedisError, RedisResult};
@@ -136,9 +141,19 @@ impl Failover {
 /// What one Sentinel said.
 #[derive(Debug, Clone)]
 struct Said {
-    primary: Result<Address, String>,
+    primary: Result<Named, String>,
     /// When it was asked: it may have changed its mind since.
     asked: Instant,
+}
+
+/// A primary, by a Sentinel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Named {
+    address: Address,
+    /// What identifies the Sentinel: one that is configured under two names has one say.
+    id: String,
+    /// How many Sentinels it knows of, with itself.
+    sentinels: usize,
 }
 
 /// Publishes whom a majority names, and connects to it.
@@ -184,46 +199,91 @@ async fn direct(
         if primary.is_none() && all.iter().any(Option::is_none) {
             continue;
         }
-        let reason = disagreement(&watched.master, &all);
+        let reason = disagreement(&watched, &all);
         publish.send_modify(|state| *state = State { primary, reason });
     }
 }
 
+/// How many Sentinels there are: that are configured, or that one of them knows of.
+fn sentinels(all: &[Option<Said>]) -> usize {
+    let named = all
+        .iter()
+        .flatten()
+        .filter_map(|said| said.primary.as_ref().ok());
+    named
+        .map(|named| named.sentinels)
+        .max()
+        .unwrap_or(0)
+        .max(all.len())
+}
+
 /// Whom a majority of all Sentinels names, and when the least recent of that majority was asked.
 fn agreed(all: &[Option<Said>]) -> Option<(Address, Instant)> {
-    let majority = quorum(all.len());
-    let named = || {
-        all.iter().flatten().filter_map(|said| {
-            let address = said.primary.as_ref().ok()?;
-            Some((address, said.asked))
-        })
-    };
-    named().find_map(|(address, _)| {
-        let mut asked: Vec<_> = named()
-            .filter(|(other, _)| *other == address)
-            .map(|(_, asked)| asked)
+    let majority = quorum(sentinels(all));
+    // The last word of each.
+    let mut last: BTreeMap<&str, (&Address, Instant)> = BTreeMap::new();
+    for said in all.iter().flatten() {
+        if let Ok(named) = &said.primary {
+            let word = last
+                .entry(&named.id)
+                .or_insert((&named.address, said.asked));
+            if said.asked > word.1 {
+                *word = (&named.address, said.asked);
+            }
+        }
+    }
+    last.values().find_map(|(address, _)| {
+        let mut asked: Vec<_> = last
+            .values()
+            .filter(|(other, _)| other == address)
+            .map(|(_, asked)| *asked)
             .collect();
         asked.sort_unstable_by(|a, b| b.cmp(a));
-        Some((address.clone(), *asked.get(majority - 1)?))
+        Some(((*address).clone(), *asked.get(majority - 1)?))
     })
 }
 
 /// What an operator needs to know when no majority names a primary.
-fn disagreement(master: &str, all: &[Option<Said>]) -> String {
-    let said: Vec<_> = all
+fn disagreement(watched: &Sentinels, all: &[Option<Said>]) -> String {
+    let said: Vec<_> = watched
+        .sentinels
         .iter()
-        .flatten()
-        .map(|said| match &said.primary {
-            Ok(address) => format!("one names {address}"),
-            Err(error) => error.clone(),
+        .zip(all)
+        .filter_map(|(sentinel, said)| {
+            let said = said.as_ref()?;
+            let ago = said.asked.elapsed().as_secs_f64();
+            Some(match &said.primary {
+                Ok(named) => format!("{} named {} {ago:.1} s ago", sentinel.name(), named.address),
+                Err(error) => error.clone(),
+            })
         })
         .collect();
+    let there_are = sentinels(all);
+    let advice = match there_are > all.len() {
+        true => format!(
+            "; they know of {there_are} Sentinels and EA_REDIS_URLS has {}: list all of them (SENTINEL RESET \
+             makes them forget those that are gone)",
+            all.len()
+        ),
+        false => String::new(),
+    };
     format!(
-        "{} of {} Sentinels have to name the same server as {master} within {CONFIRMED_FOR:?}, and do not: {}",
-        quorum(all.len()),
-        all.len(),
+        "{} of {there_are} Sentinels have to name the same server as {} within {CONFIRMED_FOR:?}, and do not: \
+         {}{advice}",
+        quorum(there_are),
+        watched.master,
         said.join("; ")
     )
+}
+
+/// What a Sentinel says of a primary that it watches.
+fn named(primary: &HashMap<String, String>, id: &str) -> Option<Named> {
+    let others: usize = primary.get("num-other-sentinels")?.parse().ok()?;
+    Some(Named {
+        address: Address::new(primary.get("ip")?, primary.get("port")?.parse().ok()?),
+        id: id.to_owned(),
+        sentinels: others + 1,
+    })
 }
 
 /// Asks one Sentinel, for ever.
@@ -270,15 +330,25 @@ impl Asking {
             Ok(connected) => connected,
             Err(error) => return Ok(Err(error)),
         };
+        let asking = redis::cmd("SENTINEL").arg("MYID").to_owned();
+        let id: String = match timeout(self.limit, asking.query_async(&mut connection)).await? {
+            Ok(id) => id,
+            Err(error) => return Ok(Err(error)),
+        };
         let mut announced = switches.on_message();
         loop {
             let asked = Instant::now();
             let mut question = redis::cmd("SENTINEL");
-            question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.master);
-            let asking = question.query_async::<Option<(String, u16)>>(&mut connection);
+            question.arg("MASTER").arg(&self.master);
+            let asking = question.query_async::<HashMap<String, String>>(&mut connection);
             let primary = match timeout(self.limit, asking).await? {
-                Ok(Some((host, port))) => Ok(Address::new(&host, port)),
-                Ok(None) => Err(format!(
+                Ok(primary) => named(&primary, &id).ok_or_else(|| {
+                    format!(
+                        "{}: its answer to SENTINEL MASTER is not understood",
+                        self.sentinel.name()
+                    )
+                }),
+                Err(error) if error.to_string().contains("No such master") => Err(format!(
                     "{}: it watches no primary called {}: set EA_REDIS_MASTER to a name that it knows \
                      (SENTINEL MASTERS lists them)",
                     self.sentinel.name(),
@@ -307,7 +377,7 @@ impl Asking {
         &self,
         told: &mut Option<String>,
         asked: Instant,
-        primary: Result<Address, String>,
+        primary: Result<Named, String>,
     ) -> bool {
         let error = primary.as_ref().err().cloned();
         if let Some(error) = error.as_ref().filter(|error| told.as_ref() != Some(error)) {
@@ -336,14 +406,20 @@ impl Asking {
 mod tests {
     use super::*;
 
+    /// What Sentinels say, each by its place in the list.
     fn said(answers: &[Option<(&str, u64)>], now: Instant) -> Vec<Option<Said>> {
         answers
             .iter()
-            .map(|answer| {
+            .enumerate()
+            .map(|(number, answer)| {
                 answer.map(|(host, ago)| Said {
                     primary: match host {
                         "" => Err("down".to_owned()),
-                        host => Ok(Address::new(host, 1)),
+                        host => Ok(Named {
+                            address: Address::new(host, 1),
+                            id: number.to_string(),
+                            sentinels: 1,
+                        }),
                     },
                     asked: now - Duration::from_secs(ago),
                 })
@@ -367,5 +443,26 @@ mod tests {
         assert_eq!(agreed(&[b(0), a(1), a(2)]), Some(("a".to_owned(), 2)));
         assert_eq!(agreed(&[a(3), a(1), a(2)]), Some(("a".to_owned(), 2)));
         assert_eq!(agreed(&[a(0), a(0), None, None]), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sentinels_that_are_not_listed_count_and_one_under_two_names_counts_once() {
+        let now = Instant::now();
+        let says = |id: &str, sentinels| {
+            let named = Named {
+                address: Address::new("a", 1),
+                id: id.to_owned(),
+                sentinels,
+            };
+            let asked = now;
+            Some(Said {
+                primary: Ok(named),
+                asked,
+            })
+        };
+        assert!(agreed(&[says("x", 1)]).is_some());
+        assert_eq!(agreed(&[says("x", 3)]), None, "one of three is listed");
+        assert!(agreed(&[says("x", 3), says("y", 3)]).is_some());
+        assert_eq!(agreed(&[says("x", 3), says("x", 3)]), None);
     }
 }
