@@ -1,6 +1,9 @@
 //! A Redis Cluster: three primaries, each with a replica.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use redis::{Cmd, cmd};
 
@@ -19,6 +22,8 @@ pub(crate) struct Cluster {
 /// What a node says of another, or of itself.
 struct Seen {
     id: String,
+    /// Whose replica it is.
+    follows: String,
     port: u16,
     primary: bool,
     failed: bool,
@@ -39,6 +44,7 @@ impl Seen {
         });
         Some(Self {
             id: (*words.first()?).to_owned(),
+            follows: (*words.get(3)?).to_owned(),
             port: address.rsplit(':').next()?.parse().ok()?,
             primary: flags.contains(&"master"),
             failed: flags.iter().any(|flag| flag.starts_with("fail")),
@@ -167,6 +173,47 @@ impl Cluster {
             }
         }
         self.at(newest?.port)
+    }
+
+    /// The primaries that serve slots.
+    pub(crate) async fn primaries(&self) -> Vec<usize> {
+        let mut primaries = Vec::new();
+        for (n, node) in self.nodes.iter().enumerate() {
+            let seen = match node.is_running() {
+                true => self.seen_by(node).await.unwrap_or_default(),
+                false => Vec::new(),
+            };
+            let own = seen.iter().find(|seen| seen.port == node.port());
+            if own.is_some_and(|own| own.primary && !own.slots.is_empty()) {
+                primaries.push(n);
+            }
+        }
+        primaries
+    }
+
+    /// A replica of a primary, as that one sees it.
+    pub(crate) async fn replica_of(&self, primary: usize) -> Option<usize> {
+        let node = &self.nodes[primary];
+        let seen = self.seen_by(node).await?;
+        let own = seen.iter().find(|seen| seen.port == node.port())?;
+        let replica = seen
+            .iter()
+            .find(|seen| seen.follows == own.id && !seen.failed)?;
+        self.at(replica.port)
+    }
+
+    /// The slots of all keys that match a pattern.
+    pub(crate) async fn slots_with(&self, pattern: &str) -> BTreeSet<u16> {
+        let mut slots = BTreeSet::new();
+        for primary in self.primaries().await {
+            let node = &self.nodes[primary];
+            let keys: Vec<String> = node.ask(cmd("KEYS").arg(pattern)).await.expect("keys");
+            for key in keys {
+                let slot = node.ask(cluster("KEYSLOT").arg(key)).await;
+                slots.insert(slot.expect("a slot"));
+            }
+        }
+        slots
     }
 
     /// Waits until another node than this is the primary of a slot, and serves it; gives which, and when

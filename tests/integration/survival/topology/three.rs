@@ -4,7 +4,7 @@ use std::fmt;
 
 use fastrand::Rng;
 
-use super::{Topology, last};
+use super::{KEEPS, Topology, last};
 use crate::harness::Redis;
 
 pub(crate) struct Three {
@@ -42,12 +42,12 @@ impl Topology for Three {
         Fault::RollBackTwo,
     ];
 
+    const BRIEFLY: usize = 6;
+
     async fn start() -> Self {
         let mut servers = Vec::new();
         for _ in 0..3 {
-            // Every write is with the system before it is answered, where it outlives the process; that it
-            // outlives the machine, too, would only make the test wait for this machine's disk.
-            servers.push(Redis::with(&["--appendonly", "yes", "--appendfsync", "no"]).await);
+            servers.push(Redis::with(&KEEPS).await);
         }
         Self { servers }
     }
