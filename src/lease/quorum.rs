@@ -160,6 +160,8 @@ struct Node {
     is_excluded: AtomicBool,
     /// Since when some of its partitions have markers and others none.
     mixed_since: Mutex<Option<Instant>>,
+    /// Whether it abstained from grants when it was last asked.
+    abstains: AtomicBool,
 }
 
 /// How often the same complaint about a node is logged.
@@ -204,6 +206,25 @@ impl Node {
         since.get_or_insert_with(Instant::now).elapsed() < MARKING
     }
 
+    /// Logs when the node begins to abstain from grants, and when it grants again.
+    fn tell_guard(&self, probe: &Probe) {
+        let Some(left) = probe.guard else { return };
+        let abstains = !left.is_zero();
+        if self.abstains.swap(abstains, Ordering::Relaxed) == abstains {
+            return;
+        }
+        let node = self.name();
+        match abstains {
+            true => tracing::warn!(
+                node,
+                remaining_ms = left.as_millis(),
+                "a lease node abstains from new grants: it has restarted or was promoted, and may have \
+                 forgotten a leader that still has time left"
+            ),
+            false => tracing::info!(node, "a lease node grants again"),
+        }
+    }
+
     /// Logs why the node did not do what it was asked: when that changes, and now and then. Callers are
     /// not told, as they may be anybody.
     fn complain(&self, error: &NodeError) {
@@ -242,6 +263,7 @@ impl Quorum {
                         excluded: Mutex::default(),
                         is_excluded: AtomicBool::new(false),
                         mixed_since: Mutex::default(),
+                        abstains: AtomicBool::new(false),
                     })
                     .collect(),
                 limit: options.operation_timeout,
@@ -583,6 +605,9 @@ impl Quorum {
             })
             .collect();
         while let Some((node, probe)) = round.next().await {
+            if let Ok(probe) = &probe {
+                self.inner.nodes[node].tell_guard(probe);
+            }
             status[node].probe = probe;
         }
         let probes = || status.iter().filter_map(|node| node.probe.as_ref().ok());

@@ -662,6 +662,7 @@ async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
     let agent = agent(&redis, &[("EA_MAX_TERM", "2s")]).await;
     assert!(agent.campaign("e", "a", 1_000).await.elected);
     for forgets in [false, true] {
+        let mut logged = String::new();
         redis.kill();
         if forgets {
             redis.forget();
@@ -680,6 +681,13 @@ async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
         })
         .await;
         assert!(agent.campaign("e", "b", 1_000).await.elected);
+        eventually("the log tells of both", async || {
+            let log = agent.log().join("\n");
+            logged.push_str(&log);
+            let told = ["abstains from new grants", "grants again"];
+            told.iter().all(|text| logged.contains(text)).then_some(())
+        })
+        .await;
     }
 }
 

@@ -465,3 +465,27 @@ async fn every_server_has_its_own_user_password_and_tls() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_agent_starts_with_fewer_servers_than_it_needs_and_keeps_trying() {
+    let mut three = Three::start(&[]).await;
+    three.servers[0].kill();
+    three.servers[2].kill();
+    let agent = three.agent(&[]).await;
+    let not_ready = agent.get("/readyz").await;
+    assert_eq!(not_ready.status, 503);
+    let told = not_ready.text("message");
+    assert!(
+        told.contains("1 of 3 lease nodes answer, 2 are needed"),
+        "{told}"
+    );
+    let refused = agent.grpc().campaign(campaign("e", "a", 1_000)).await;
+    assert_eq!(refused.expect_err("unknown").code(), Code::Unavailable);
+    three.servers[0].run().await;
+    three.servers[2].run().await;
+    readiness(&agent, 200).await;
+    assert!(
+        agent.campaign("e", "a", 1_000).await.elected,
+        "the servers are new"
+    );
+}

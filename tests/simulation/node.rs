@@ -95,7 +95,7 @@ struct Inner {
     faults: Mutex<Faults>,
     /// Not a channel: tokio wakes those in an order of its own.
     paused_until: Mutex<Instant>,
-    /// How much faster than true time the node's clock runs: a lease lasts so much less.
+    /// How much faster than true time the node's clock runs, or slower: a lease lasts so much less or more.
     fast: f64,
 }
 
@@ -106,7 +106,7 @@ impl SimNode {
             memory: Mutex::new(Arc::new(Embedded::in_memory(SETTINGS))),
             saved: Mutex::default(),
             probed_run: Mutex::default(),
-            fast: *rng.choice(&[0.0, 0.0, 0.005, 0.01]).expect("some"),
+            fast: *rng.choice(&[0.0, -0.01, 0.005, 0.01]).expect("some"),
             rng: Mutex::new(rng),
             faults: Mutex::new(Faults::NONE),
             paused_until: Mutex::new(Instant::now()),
@@ -225,7 +225,7 @@ impl Inner {
 
     fn by_my_clock(&self, term: Term) -> Term {
         let ms = term.duration().mul_f64(1.0 - self.fast).as_millis();
-        Term::from_millis(i64::try_from(ms).expect("short"), MAX_TERM)
+        Term::from_millis(i64::try_from(ms).expect("short"), 2 * MAX_TERM)
             .expect("terms are long enough")
     }
 }
