@@ -29,6 +29,7 @@ use crate::{
     shutdown::Stop,
     stack::stack,
     telemetry::metrics::Metrics,
+    tls::Acceptor,
     transport::{
         Mux,
         grpc::{self, Handler},
@@ -45,6 +46,9 @@ pub enum StartError {
     /// Ports cannot be had; a line each.
     #[error("{0}")]
     Bind(String),
+    /// The files for TLS have become unusable since they were read; a line each.
+    #[error("{0}")]
+    Tls(String),
     /// The place where leases are kept cannot be opened.
     #[error(transparent)]
     Store(#[from] NodeError),
@@ -56,6 +60,7 @@ pub enum StartError {
 /// An agent that listens, ready to run.
 pub struct App {
     listeners: Vec<TcpListener>,
+    tls: Option<Acceptor>,
     mux: Mux,
     metrics: Metrics,
     monitor: Monitor,
@@ -80,6 +85,9 @@ impl App {
                  EA_KUBE_ENABLE=false silences this"
             );
         }
+        let tls = config.tls.clone();
+        let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
+        let tls = tls.transpose().map_err(StartError::Tls)?;
         let listeners = bind(&config.listen).await?;
         let max_term = config.limits.max_term;
         let quorum = Quorum::new(
@@ -115,6 +123,7 @@ impl App {
         });
         Ok(Self {
             listeners,
+            tls,
             mux: Mux::new(grpc, rest),
             metrics,
             monitor,
@@ -146,6 +155,7 @@ impl App {
         let accepting = self.listeners.into_iter().map(|listener| {
             tokio::spawn(listener::serve(
                 listener,
+                self.tls.clone(),
                 service.clone(),
                 self.lifetime,
                 connections.clone(),

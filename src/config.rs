@@ -9,6 +9,7 @@ mod limits;
 mod listen;
 mod redis;
 mod telemetry;
+mod tls;
 mod values;
 
 use std::{ffi::OsString, fmt, fmt::Write as _};
@@ -18,6 +19,7 @@ pub use limits::Limits;
 pub use listen::Listen;
 pub use redis::Store;
 pub use telemetry::{Environment, LogLevel, Telemetry};
+pub use tls::Tls;
 pub use values::{Mistakes, Values};
 use values::{Reader, Source};
 
@@ -72,8 +74,9 @@ impl Setting {
 }
 
 /// Every setting, by group.
-pub const SETTINGS: [&[Setting]; 5] = [
+pub const SETTINGS: [&[Setting]; 6] = [
     listen::SETTINGS,
+    tls::SETTINGS,
     redis::SETTINGS,
     limits::SETTINGS,
     kube::SETTINGS,
@@ -90,6 +93,8 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
 pub struct Config {
     /// Where and what to serve.
     pub listen: Listen,
+    /// TLS on both ports, if they speak it.
+    pub tls: Option<Tls>,
     /// Where leases are kept.
     pub store: Store,
     /// Bounds on requests.
@@ -109,17 +114,19 @@ impl Config {
     pub fn new(values: Values) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(&values);
         let listen = Listen::read(&mut reader);
+        let tls = Tls::read(&mut reader);
         let limits = Limits::read(&mut reader);
         let store = Store::read(&mut reader);
         let kube = Kube::read(&mut reader);
         let telemetry = Telemetry::read(&mut reader);
         let mistakes = reader.mistakes();
-        match (listen, limits, store, kube, telemetry) {
-            (Some(listen), Some(limits), Some(store), Some(kube), Some(telemetry))
+        match (listen, tls, limits, store, kube, telemetry) {
+            (Some(listen), Some(tls), Some(limits), Some(store), Some(kube), Some(telemetry))
                 if mistakes.is_empty() =>
             {
                 Ok(Self {
                     listen,
+                    tls,
                     store,
                     limits,
                     kube,

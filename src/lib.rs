@@ -4,7 +4,8 @@
 //!
 //! Outermost first; each step is a module, in this order:
 //!
-//! 1. [`listener`] accepts a connection and speaks HTTP/1.1 or HTTP/2 on it. Every port serves the same
+//! 1. [`listener`] accepts a connection, with [`tls`] if that is configured, and speaks HTTP/1.1 or HTTP/2
+//!    on it. Every port serves the same
 //!    service.
 //! 2. [`stack`] is the order of the [`layers`]: name the request, measure it, catch panics, render
 //!    errors in the caller's protocol, set its deadline, bound its body.
@@ -13,7 +14,7 @@
 //!    [`transport::status`] is the one error table.
 //! 4. [`election`] is the domain: campaign, extend, resign, hand over, read, list.
 //! 5. [`lease::quorum`] puts every operation to all lease nodes and decides by a majority.
-//! 6. [`lease::LeaseNode`] is what a node does: [`lease::redis`] on a Redis server,
+//! 6. [`lease::LeaseNode`] is what a node does: [`lease::redis`] on Redis,
 //!    [`lease::embedded`] in this process.
 //!
 //! The domain runs without any transport, as in tests:
@@ -62,4 +63,5 @@ pub mod readiness;
 pub mod shutdown;
 pub mod stack;
 pub mod telemetry;
+pub mod tls;
 pub mod transport;

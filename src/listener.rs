@@ -1,4 +1,4 @@
-//! The accept loop: HTTP/1.1 and HTTP/2 on the same port, connections that do not live for ever, and a
+//! The accept loop: HTTP/1.1 and HTTP/2 on the same port, with TLS if that is configured, connections that do not live for ever, and a
 //! shutdown that loses no request.
 //!
 //! A connection ends, with GOAWAY or `Connection: close`, when it has been without requests for
@@ -27,12 +27,15 @@ use hyper_util::{
 };
 use pin_project_lite::pin_project;
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
+
+use crate::tls::Acceptor;
 
 /// How long a connection that was told to end may stay without a request under way.
 const LINGER: Duration = Duration::from_secs(1);
@@ -54,6 +57,7 @@ pub struct Lifetime {
 /// `connections` until their requests are answered.
 pub async fn serve<S>(
     listener: TcpListener,
+    tls: Option<Acceptor>,
     service: S,
     lifetime: Lifetime,
     connections: TaskTracker,
@@ -72,10 +76,27 @@ pub async fn serve<S>(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 failing = false;
-                let connection = connection(stream, service.clone(), lifetime, shutdown.clone());
-                connections.spawn(connection);
+                // Answers are small: none should wait for the acknowledgement of the one before. A socket
+                // that cannot be set is closed already, which serving it will find.
+                let _ = stream.set_nodelay(true);
+                let (service, shutdown) = (service.clone(), shutdown.clone());
+                let Some(tls) = tls.clone() else {
+                    connections.spawn(connection(stream, service, lifetime, shutdown));
+                    continue;
+                };
+                connections.spawn(async move {
+                    let shaken = tokio::select! {
+                        () = shutdown.cancelled() => return,
+                        shaken = tls.accept(stream) => shaken,
+                    };
+                    match shaken {
+                        Ok(stream) => connection(stream, service, lifetime, shutdown).await,
+                        // The client's affair, and anybody can cause as many as they like.
+                        Err(error) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+                    }
+                });
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
@@ -99,7 +120,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 }
 
 async fn connection<S>(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: S,
     lifetime: Lifetime,
     shutdown: CancellationToken,
@@ -109,9 +130,6 @@ async fn connection<S>(
         + Send
         + 'static,
 {
-    // Answers are small: none should wait for the acknowledgement of the one before. A socket that
-    // cannot be set is closed already, which serving it will find.
-    let _ = stream.set_nodelay(true);
     let requests = Requests::default();
     let counted = requests.clone();
     let service = service_fn(move |request: Request<Incoming>| {

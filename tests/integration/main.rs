@@ -20,4 +20,5 @@ mod reflection;
 mod serving;
 mod survival;
 mod terms;
+mod tls;
 mod topologies;

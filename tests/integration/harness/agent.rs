@@ -107,9 +107,7 @@ impl Agent {
         };
         let channel = Endpoint::from_shared(format!("http://{address}"))
             .expect("a URL")
-            .connect()
-            .await
-            .expect("connects");
+            .connect_lazy();
         Self {
             child,
             address,

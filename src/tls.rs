@@ -1,0 +1,353 @@
+//! TLS for both ports, from files that may change while the agent runs.
+//!
+//! New connections use the files' present content; connections that are open keep what they began with.
+//! Files that cannot be used (a key that does not match yet, a half-written file) change nothing, and are
+//! told in the log.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
+};
+use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+
+/// How often files are looked at. Mounted secrets change by renaming a directory, which no watch on a file
+/// sees.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The files that TLS is made of.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// The certificate, and those that vouch for it.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Who vouches for clients, and whether they must show a certificate.
+    pub client_ca: Option<(PathBuf, ClientAuth)>,
+}
+
+/// Whether clients must show a certificate (`EA_TLS_CLIENT_AUTH`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// They must.
+    Required,
+    /// They may.
+    Optional,
+}
+
+impl FromStr for ClientAuth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "required" => Ok(Self::Required),
+            "optional" => Ok(Self::Optional),
+            _ => Err("give required or optional".to_owned()),
+        }
+    }
+}
+
+/// What files held; compared to see whether they have changed.
+#[derive(PartialEq, Eq)]
+struct Content {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    client_ca: Option<Vec<u8>>,
+}
+
+/// A setting, and what is wrong with its file.
+type Mistake = (&'static str, String);
+
+impl Files {
+    /// What is wrong with the files, each with its setting.
+    #[must_use]
+    pub fn mistakes(&self) -> Vec<Mistake> {
+        match self.read() {
+            Ok(content) => self.config(&content).err().into_iter().collect(),
+            Err(mistakes) => mistakes,
+        }
+    }
+
+    fn read(&self) -> Result<Content, Vec<Mistake>> {
+        let read = |variable, path: &Path| {
+            fs::read(path)
+                .map_err(|error| (variable, format!("cannot read {}: {error}", path.display())))
+        };
+        let certificate = read("EA_TLS_CERT_FILE", &self.certificate);
+        let key = read("EA_TLS_KEY_FILE", &self.key);
+        let client_ca = self
+            .client_ca
+            .as_ref()
+            .map(|(path, _)| read("EA_TLS_CLIENT_CA_FILE", path))
+            .transpose();
+        match (certificate, key, client_ca) {
+            (Ok(certificate), Ok(key), Ok(client_ca)) => Ok(Content {
+                certificate,
+                key,
+                client_ca,
+            }),
+            (certificate, key, client_ca) => Err([certificate.err(), key.err(), client_ca.err()]
+                .into_iter()
+                .flatten()
+                .collect()),
+        }
+    }
+
+    fn config(&self, content: &Content) -> Result<ServerConfig, Mistake> {
+        let chain = certificates("EA_TLS_CERT_FILE", &self.certificate, &content.certificate)?;
+        // What a key's file holds is not told, however wrong it is.
+        let key = PrivateKeyDer::from_pem_slice(&content.key).map_err(|_| {
+            let path = self.key.display();
+            (
+                "EA_TLS_KEY_FILE",
+                format!("{path} holds no private key in PEM"),
+            )
+        })?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = self.verifier(content, &provider)?;
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| ("EA_TLS_CERT_FILE", error.to_string()))?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(|error| {
+                let (certificate, key) = (self.certificate.display(), self.key.display());
+                (
+                    "EA_TLS_KEY_FILE",
+                    format!("{key} is not the key of the certificate in {certificate}: {error}"),
+                )
+            })?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(config)
+    }
+
+    fn verifier(
+        &self,
+        content: &Content,
+        provider: &Arc<rustls::crypto::CryptoProvider>,
+    ) -> Result<Arc<dyn ClientCertVerifier>, Mistake> {
+        let (Some((path, auth)), Some(pem)) = (&self.client_ca, &content.client_ca) else {
+            return Ok(Arc::new(NoClientAuth));
+        };
+        const VARIABLE: &str = "EA_TLS_CLIENT_CA_FILE";
+        let wrong = |error: &dyn std::fmt::Display| {
+            (
+                VARIABLE,
+                format!("{} cannot be used: {error}", path.display()),
+            )
+        };
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(VARIABLE, path, pem)? {
+            roots.add(authority).map_err(|error| wrong(&error))?;
+        }
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
+        let verifier = match auth {
+            ClientAuth::Required => verifier,
+            ClientAuth::Optional => verifier.allow_unauthenticated(),
+        };
+        verifier.build().map_err(|error| wrong(&error))
+    }
+}
+
+fn certificates(
+    variable: &'static str,
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<CertificateDer<'static>>, Mistake> {
+    let path = path.display();
+    let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err((variable, format!("{path} holds no certificate in PEM"))),
+        Err(error) => Err((
+            variable,
+            format!("{path} is no PEM file of certificates: {error}"),
+        )),
+    }
+}
+
+/// Makes TLS connections with what the files hold at the time. Cheap to clone.
+#[derive(Clone)]
+pub struct Acceptor {
+    config: watch::Receiver<Arc<ServerConfig>>,
+    handshake_timeout: Duration,
+}
+
+impl Acceptor {
+    /// Reads the files, and starts watching them, until the last acceptor is dropped.
+    ///
+    /// # Errors
+    /// Files that cannot be used, with their settings.
+    pub fn start(files: Files, handshake_timeout: Duration) -> Result<Self, String> {
+        let told = |mistakes: &[Mistake]| {
+            let lines = mistakes
+                .iter()
+                .map(|(variable, what)| format!("{variable}: {what}"));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        let content = files.read().map_err(|mistakes| told(&mistakes))?;
+        let config = files.config(&content).map_err(|mistake| told(&[mistake]))?;
+        let (publish, config) = watch::channel(Arc::new(config));
+        tokio::spawn(watch_files(files, content, publish));
+        Ok(Self {
+            config,
+            handshake_timeout,
+        })
+    }
+
+    /// Shakes hands.
+    ///
+    /// # Errors
+    /// Why there is no connection: the client speaks no TLS, shows no or a wrong certificate, or takes too
+    /// long.
+    pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let config = Arc::clone(&self.config.borrow());
+        let shaking = TlsAcceptor::from(config).accept(stream);
+        timeout(self.handshake_timeout, shaking)
+            .await
+            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// Publishes what the files hold whenever that has changed and can be used.
+async fn watch_files(files: Files, mut used: Content, publish: watch::Sender<Arc<ServerConfig>>) {
+    let mut refused: Option<Vec<Mistake>> = None;
+    loop {
+        tokio::select! {
+            () = publish.closed() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        // The files are small, and read once a second.
+        let read = files.read().and_then(|content| match content == used {
+            true => Ok(None),
+            false => match files.config(&content) {
+                Ok(config) => Ok(Some((content, config))),
+                Err(mistake) => Err(vec![mistake]),
+            },
+        });
+        match read {
+            Ok(None) => refused = None,
+            Ok(Some((content, config))) => {
+                tracing::info!(
+                    certificate = %files.certificate.display(),
+                    "TLS files have changed; new connections use them"
+                );
+                (used, refused) = (content, None);
+                publish.send_replace(Arc::new(config));
+            }
+            Err(mistakes) => {
+                if refused.as_ref() != Some(&mistakes) {
+                    for (variable, what) in &mistakes {
+                        tracing::error!(
+                            variable,
+                            "TLS files have changed and cannot be used; the former ones still are: {what}"
+                        );
+                    }
+                }
+                refused = Some(mistakes);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct Made {
+        directory: TempDir,
+        files: Files,
+    }
+
+    /// Files with a certificate, its key, and the same certificate as the clients' authority.
+    fn made(client_auth: Option<ClientAuth>) -> Made {
+        let directory = TempDir::new().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        let files = Files {
+            certificate: at("crt"),
+            key: at("key"),
+            client_ca: client_auth.map(|auth| (at("ca"), auth)),
+        };
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+        fs::write(at("crt"), made.cert.pem()).expect("written");
+        fs::write(at("key"), made.signing_key.serialize_pem()).expect("written");
+        fs::write(at("ca"), made.cert.pem()).expect("written");
+        Made { directory, files }
+    }
+
+    #[test]
+    fn files_that_belong_together_have_no_mistakes() {
+        for auth in [None, Some(ClientAuth::Required), Some(ClientAuth::Optional)] {
+            assert_eq!(made(auth).files.mistakes(), []);
+        }
+    }
+
+    #[test]
+    fn every_file_that_cannot_be_used_is_told_with_its_setting_and_no_content() {
+        let other = made(None);
+        let others_key = fs::read(&other.files.key).expect("a key");
+        for (file, content, variable, says) in [
+            ("crt", None, "EA_TLS_CERT_FILE", "cannot read"),
+            ("key", None, "EA_TLS_KEY_FILE", "cannot read"),
+            ("ca", None, "EA_TLS_CLIENT_CA_FILE", "cannot read"),
+            (
+                "crt",
+                Some(&b"s3cret"[..]),
+                "EA_TLS_CERT_FILE",
+                "holds no certificate",
+            ),
+            (
+                "key",
+                Some(b"s3cret"),
+                "EA_TLS_KEY_FILE",
+                "holds no private key",
+            ),
+            (
+                "ca",
+                Some(b"s3cret"),
+                "EA_TLS_CLIENT_CA_FILE",
+                "holds no certificate",
+            ),
+            (
+                "key",
+                Some(&others_key),
+                "EA_TLS_KEY_FILE",
+                "is not the key of",
+            ),
+        ] {
+            let made = made(Some(ClientAuth::Required));
+            let path = made.directory.path().join(file);
+            match content {
+                Some(content) => fs::write(&path, content).expect("written"),
+                None => fs::remove_file(&path).expect("removed"),
+            }
+            let mistakes = made.files.mistakes();
+            let [(told, what)] = &mistakes[..] else {
+                panic!("{file}: {mistakes:?}");
+            };
+            assert_eq!(*told, variable, "{what}");
+            assert!(what.contains(says) && !what.contains("s3cret"), "{what}");
+        }
+    }
+
+    #[test]
+    fn all_files_that_are_missing_are_told_at_once() {
+        let made = made(Some(ClientAuth::Required));
+        for file in ["crt", "key", "ca"] {
+            fs::remove_file(made.directory.path().join(file)).expect("removed");
+        }
+        assert_eq!(made.files.mistakes().len(), 3);
+    }
+}

@@ -1,0 +1,260 @@
+//! TLS on both ports: what is spoken, who is let in, and certificates that change.
+
+use std::{fs, io::Write as _, path::PathBuf, process::Command, time::Duration};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
+};
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt as _;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+
+use crate::harness::{Agent, campaign, command_output, eventually};
+use election_agent::proto::election_client::ElectionClient;
+
+/// An authority, and files that it has signed.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    directory: TempDir,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new([]).expect("params");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // One that had the name of what it signs would look as if that had signed itself.
+        let name = &mut params.distinguished_name;
+        name.push(DnType::CommonName, "an authority");
+        let key = KeyPair::generate().expect("a key");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("signed");
+        let directory = TempDir::new().expect("a directory");
+        fs::write(directory.path().join("ca.pem"), issuer.pem()).expect("written");
+        Self { issuer, directory }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    fn pem(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).expect("text")
+    }
+
+    /// Writes `{name}.crt` and `{name}.key` for this name.
+    fn issue(&self, name: &str) {
+        let mut params = CertificateParams::new([name.to_owned()]).expect("params");
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let subject = &mut params.distinguished_name;
+        subject.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        // As secrets are replaced: whole, by renaming.
+        for (extension, text) in [("key", key.serialize_pem()), ("crt", certificate.pem())] {
+            let path = PathBuf::from(self.path(&format!("{name}.{extension}")));
+            let mut new = tempfile::NamedTempFile::new_in(self.directory.path()).expect("a file");
+            new.write_all(text.as_bytes()).expect("written");
+            new.persist(path).expect("renamed");
+        }
+    }
+
+    /// The agent's own settings.
+    fn settings(&self) -> Vec<(String, String)> {
+        vec![
+            ("EA_TLS_CERT_FILE".to_owned(), self.path("localhost.crt")),
+            ("EA_TLS_KEY_FILE".to_owned(), self.path("localhost.key")),
+        ]
+    }
+
+    fn client(&self) -> ClientTlsConfig {
+        ClientTlsConfig::new()
+            .domain_name("localhost")
+            .ca_certificate(Certificate::from_pem(self.pem("ca.pem")))
+    }
+
+    fn identity(&self, name: &str) -> Identity {
+        Identity::from_pem(
+            self.pem(&format!("{name}.crt")),
+            self.pem(&format!("{name}.key")),
+        )
+    }
+}
+
+async fn channel(agent: &Agent, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
+    Endpoint::from_shared(format!("https://{}", agent.address()))
+        .expect("a URL")
+        .tls_config(tls)
+        .expect("a configuration")
+        .connect()
+        .await
+}
+
+/// Whether somebody who connects so is elected.
+async fn elected(agent: &Agent, tls: ClientTlsConfig, election: &str) -> bool {
+    let Ok(channel) = channel(agent, tls).await else {
+        return false;
+    };
+    let answer = ElectionClient::new(channel)
+        .campaign(campaign(election, "a", 10_000))
+        .await;
+    answer.is_ok_and(|answer| answer.into_inner().elected)
+}
+
+/// What curl prints, and how it ends.
+fn curl(agent: &Agent, arguments: &[&str]) -> (String, bool) {
+    let port = agent.address().port();
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--max-time", "10", "--resolve"])
+        .arg(format!("localhost:{port}:127.0.0.1"))
+        .args(arguments)
+        .arg(format!("https://localhost:{port}/election/e"))
+        .output()
+        .expect("curl runs: `make test` installs it");
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    (printed, output.status.success())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_and_both_versions_of_http_are_spoken_over_tls() {
+    let authority = Authority::new();
+    authority.issue("localhost");
+    let agent = Agent::start(&authority.settings()).await;
+    assert!(elected(&agent, authority.client(), "e").await);
+    let ca = authority.path("ca.pem");
+    for (version, told) in [("--http1.1", "1.1"), ("--http2", "2")] {
+        let (printed, fine) = curl(
+            &agent,
+            &["--cacert", &ca, version, "--write-out", " %{http_version}"],
+        );
+        assert!(fine && printed.contains("\"leader\":\"a\""), "{printed}");
+        assert!(printed.ends_with(&format!(" {told}")), "{printed}");
+    }
+    let (_, old) = curl(&agent, &["--cacert", &ca, "--tls-max", "1.1"]);
+    assert!(!old, "TLS 1.1 is not spoken");
+    let (_, unknown) = curl(&agent, &[]);
+    assert!(!unknown, "curl knows no authority that vouches for it");
+    // Whoever speaks no TLS is not answered.
+    let plain = reqwest::get(format!("http://{}/livez", agent.address())).await;
+    plain.expect_err("no plain HTTP");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_show_certificates_if_they_must_and_no_wrong_ones() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    for name in ["localhost", "worker"] {
+        authority.issue(name);
+        stranger.issue(name);
+    }
+    let with_client = |auth: &str| {
+        let mut settings = authority.settings();
+        settings.push(("EA_TLS_CLIENT_CA_FILE".to_owned(), authority.path("ca.pem")));
+        settings.push(("EA_TLS_CLIENT_AUTH".to_owned(), auth.to_owned()));
+        settings
+    };
+    let known = || authority.client().identity(authority.identity("worker"));
+    let unknown = || authority.client().identity(stranger.identity("worker"));
+
+    let strict = Agent::start(&with_client("required")).await;
+    assert!(elected(&strict, known(), "e").await);
+    assert!(!elected(&strict, authority.client(), "none").await);
+    assert!(!elected(&strict, unknown(), "wrong").await);
+
+    let lenient = Agent::start(&with_client("optional")).await;
+    assert!(elected(&lenient, known(), "e").await);
+    assert!(elected(&lenient, authority.client(), "none").await);
+    assert!(!elected(&lenient, unknown(), "wrong").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_that_change_are_used_without_a_restart_and_connections_go_on() {
+    let (authority, next) = (Authority::new(), Authority::new());
+    authority.issue("localhost");
+    next.issue("localhost");
+    let agent = Agent::start(&authority.settings()).await;
+    let open = channel(&agent, authority.client()).await.expect("connects");
+    let mut open = ElectionClient::new(open);
+    assert!(!elected(&agent, next.client(), "early").await);
+
+    // A key that does not match yet changes nothing, and is told.
+    fs::copy(next.path("localhost.key"), authority.path("localhost.key")).expect("copied");
+    let mut log = String::new();
+    eventually("the log tells", async || {
+        log.push_str(&agent.log().join("\n"));
+        log.contains("the former ones still are").then_some(())
+    })
+    .await;
+    assert!(elected(&agent, authority.client(), "meanwhile").await);
+
+    fs::copy(next.path("localhost.crt"), authority.path("localhost.crt")).expect("copied");
+    eventually("the new certificate is shown", async || {
+        elected(&agent, next.client(), "next").await.then_some(())
+    })
+    .await;
+    assert!(!elected(&agent, authority.client(), "late").await);
+    let answer = open.campaign(campaign("open", "a", 10_000)).await;
+    assert!(answer.expect("the connection goes on").into_inner().elected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_shake_hands_is_closed() {
+    let authority = Authority::new();
+    authority.issue("localhost");
+    let mut settings = authority.settings();
+    settings.push(("EA_TLS_HANDSHAKE_TIMEOUT".to_owned(), "200ms".to_owned()));
+    let agent = Agent::start(&settings).await;
+    let mut silent = tokio::net::TcpStream::connect(agent.address())
+        .await
+        .expect("connects");
+    let mut byte = [0];
+    let closed = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut byte));
+    let read = closed.await.expect("in time");
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+}
+
+#[test]
+fn files_that_cannot_be_used_are_refused_before_the_agent_starts() {
+    let authority = Authority::new();
+    authority.issue("localhost");
+    let (certificate, key) = (
+        authority.path("localhost.crt"),
+        authority.path("localhost.key"),
+    );
+    for (settings, told) in [
+        (
+            vec![("EA_TLS_CERT_FILE", certificate.as_str())],
+            "EA_TLS_KEY_FILE: ",
+        ),
+        (
+            vec![("EA_TLS_KEY_FILE", key.as_str())],
+            "EA_TLS_CERT_FILE: ",
+        ),
+        (
+            vec![
+                ("EA_TLS_CERT_FILE", "/no/such/file"),
+                ("EA_TLS_KEY_FILE", key.as_str()),
+            ],
+            "EA_TLS_CERT_FILE: cannot read /no/such/file",
+        ),
+        (
+            vec![("EA_TLS_CLIENT_CA_FILE", certificate.as_str())],
+            "EA_TLS_CLIENT_CA_FILE: ",
+        ),
+        (
+            vec![("EA_TLS_CLIENT_AUTH", "optional")],
+            "EA_TLS_CLIENT_AUTH: ",
+        ),
+        (
+            vec![("EA_TLS_CLIENT_AUTH", "perhaps")],
+            "give required or optional",
+        ),
+    ] {
+        let output = command_output(&[], &settings);
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{printed}");
+        assert!(printed.contains(told), "{told}: {printed}");
+    }
+}
