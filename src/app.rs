@@ -27,7 +27,7 @@ use crate::{
     proto::election_server::ElectionServer,
     readiness::Monitor,
     shutdown::Stop,
-    stack::stack,
+    stack::{self, stack},
     telemetry::metrics::Metrics,
     tls::Acceptor,
     transport::{
@@ -66,7 +66,7 @@ pub struct App {
     monitor: Monitor,
     quorum: Quorum,
     lifetime: Lifetime,
-    request_timeout: Duration,
+    layers: stack::Settings,
     shutdown_grace: Duration,
 }
 
@@ -133,7 +133,11 @@ impl App {
                 age: config.listen.age,
                 age_grace: config.listen.age_grace,
             },
-            request_timeout: config.limits.request_timeout,
+            layers: stack::Settings {
+                cors: config.listen.cors.clone(),
+                max_in_flight: config.limits.max_in_flight,
+                request_timeout: config.limits.request_timeout,
+            },
             shutdown_grace: config.listen.shutdown_grace,
         })
     }
@@ -151,7 +155,7 @@ impl App {
     /// for as long as the grace lasts.
     pub async fn run(self, stop: Stop) {
         let connections = TaskTracker::new();
-        let service = stack(self.mux, self.request_timeout, self.metrics);
+        let service = stack(self.mux, &self.layers, self.metrics);
         let accepting = self.listeners.into_iter().map(|listener| {
             tokio::spawn(listener::serve(
                 listener,

@@ -2,6 +2,8 @@
 
 pub mod body_limit;
 pub mod catch_panic;
+pub mod cors;
 pub mod deadline;
+pub mod in_flight;
 pub mod measure;
 pub mod respond;

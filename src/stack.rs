@@ -11,19 +11,32 @@ use tower_http::request_id::{
 
 use crate::{
     layers::{
-        body_limit::BodyLimitLayer, catch_panic::CatchPanicLayer, deadline::DeadlineLayer,
-        measure::MeasureLayer, respond::RespondLayer,
+        body_limit::BodyLimitLayer, catch_panic::CatchPanicLayer, cors::Origins,
+        deadline::DeadlineLayer, in_flight::InFlightLayer, measure::MeasureLayer,
+        respond::RespondLayer,
     },
     telemetry::metrics::Metrics,
     transport::status::Problem,
 };
 
+/// What the layers are configured with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whose pages may ask.
+    pub cors: Origins,
+    /// How many requests may be under way at once.
+    pub max_in_flight: usize,
+    /// The longest time an answer takes.
+    pub request_timeout: Duration,
+}
+
 /// Puts every layer around the mux.
 pub fn stack<S>(
     mux: S,
-    request_timeout: Duration,
+    settings: &Settings,
     metrics: Metrics,
 ) -> impl Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
++ use<S>
 + Clone
 + Send
 + 'static
@@ -37,14 +50,19 @@ where
         // Outermost, so that every answer carries the id.
         .layer(SetRequestIdLayer::x_request_id(RandomId))
         .layer(PropagateRequestIdLayer::x_request_id())
+        // Outside of what refuses: pages may read refusals, too. Outside of what measures: a preflight asks
+        // about a request, and is none.
+        .option_layer(settings.cors.layer())
         // Outside of what refuses or panics, so that it is measured, too.
         .layer(MeasureLayer::new(metrics))
         // A panic anywhere below costs one request, not its connection.
         .layer(CatchPanicLayer)
         // Whatever is refused below is told in the caller's protocol.
         .layer(RespondLayer)
+        // Before anything is done for the request.
+        .layer(InFlightLayer::new(settings.max_in_flight))
         // Before the body is read: a slow body uses the caller's time.
-        .layer(DeadlineLayer::new(request_timeout))
+        .layer(DeadlineLayer::new(settings.request_timeout))
         // Innermost: whoever reads a body below reads a bounded one.
         .layer(BodyLimitLayer)
         .service(mux)
@@ -76,7 +94,12 @@ mod tests {
             let problem = problem.clone();
             async move { Err::<Response, _>(problem) }
         });
-        let stack = stack(mux, Duration::from_secs(1), Metrics::new(&[1.0]));
+        let settings = Settings {
+            cors: Origins::None,
+            max_in_flight: 1,
+            request_timeout: Duration::from_secs(1),
+        };
+        let stack = stack(mux, &settings, Metrics::new(&[1.0]));
         let request = Request::post("/election/e")
             .header(header::CONTENT_TYPE, content_type)
             .body(Body::empty())

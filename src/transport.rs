@@ -127,6 +127,16 @@ pub fn action(method: &Method, path: &str) -> &'static str {
     }
 }
 
+/// Whether a path is for those who watch the agent: probes and metrics.
+#[must_use]
+pub fn is_for_operators(path: &str) -> bool {
+    let first = path.trim_start_matches('/').split('/').next();
+    matches!(
+        first,
+        Some("livez" | "readyz" | "metrics" | "grpc.health.v1.Health")
+    )
+}
+
 /// The answer to every question for pods, as long as the agent cannot look them up.
 fn pods_disabled() -> Problem {
     Problem::new(

@@ -17,6 +17,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "longest time an answer takes (10ms to 1h); a shorter `grpc-timeout` counts instead",
     ),
     setting(
+        "EA_MAX_IN_FLIGHT",
+        "10000",
+        "how many requests may be under way at once, on all connections; more are refused (429, RESOURCE_EXHAUSTED), but for probes and metrics (1 to 1000000)",
+    ),
+    setting(
         "EA_ALLOW_FORCED_HANDOVER",
         "false",
         "let a handover replace a leader that did not ask for it; only fencing tokens then protect against the old leader",
@@ -30,6 +35,8 @@ pub struct Limits {
     pub max_term: Duration,
     /// The longest time an answer takes.
     pub request_timeout: Duration,
+    /// How many requests may be under way at once.
+    pub max_in_flight: usize,
     /// Whether a handover may replace a leader that did not ask for it.
     pub allow_forced_handover: bool,
 }
@@ -43,10 +50,16 @@ impl Limits {
             Duration::from_millis(10),
             Duration::from_secs(3600),
         );
+        let max_in_flight = reader.with("EA_MAX_IN_FLIGHT", |raw| {
+            let most = raw.parse().ok();
+            most.filter(|most| (1..=1_000_000).contains(most))
+                .ok_or_else(|| "give a number from 1 to 1000000".to_owned())
+        });
         let allow_forced_handover = reader.bool("EA_ALLOW_FORCED_HANDOVER");
         Some(Self {
             max_term: max_term?,
             request_timeout: request_timeout?,
+            max_in_flight: max_in_flight?,
             allow_forced_handover: allow_forced_handover?,
         })
     }

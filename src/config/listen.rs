@@ -3,6 +3,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use super::{Setting, setting, values::Reader};
+use crate::layers::cors::Origins;
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -42,6 +43,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "how long the requests of a connection past its age may still take",
     ),
     setting(
+        "EA_CORS_ORIGINS",
+        "",
+        "web origins whose pages may ask the agent, comma separated, each `https://host` or `https://host:port`; `*`: all; none: pages of the agent's own origin only",
+    ),
+    setting(
         "EA_SHUTDOWN_GRACE",
         "30s",
         "how long requests under way may still take after SIGTERM or SIGINT",
@@ -67,6 +73,8 @@ pub struct Listen {
     pub age: Option<Duration>,
     /// How long requests of a connection past its age may take.
     pub age_grace: Duration,
+    /// Whose pages may ask the agent.
+    pub cors: Origins,
     /// How long requests may take after a signal to stop.
     pub shutdown_grace: Duration,
 }
@@ -87,6 +95,7 @@ impl Listen {
         let idle = reader.duration("EA_GRPC_MAX_CONNECTION_IDLE", Duration::ZERO, 24 * HOUR);
         let age = reader.duration("EA_GRPC_MAX_CONNECTION_AGE", Duration::ZERO, 24 * HOUR);
         let age_grace = reader.duration("EA_GRPC_MAX_CONNECTION_AGE_GRACE", Duration::ZERO, HOUR);
+        let cors = reader.with("EA_CORS_ORIGINS", Origins::parse);
         let shutdown_grace = reader.duration("EA_SHUTDOWN_GRACE", Duration::ZERO, HOUR);
         if (grpc, http) == (Some(false), Some(false)) {
             reader.mistake(
@@ -103,6 +112,7 @@ impl Listen {
             idle: never(idle?),
             age: never(age?),
             age_grace: age_grace?,
+            cors: cors?,
             shutdown_grace: shutdown_grace?,
         })
     }

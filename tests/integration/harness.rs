@@ -6,7 +6,7 @@ mod proxy;
 mod redis;
 mod sentinel;
 
-pub(crate) use agent::{Agent, output as command_output};
+pub(crate) use agent::{Agent, Answer, output as command_output};
 pub(crate) use cluster::Cluster;
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;

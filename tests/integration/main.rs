@@ -6,6 +6,7 @@
 )]
 
 mod bad_input;
+mod browsers;
 mod commands;
 mod contention;
 mod contract;

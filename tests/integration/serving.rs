@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::harness::{Agent, Fixture, Store, campaign, eventually};
+use crate::harness::{Agent, Fixture, Redis, Store, campaign, eventually};
 
 async fn agent(settings: &[(&str, &str)]) -> Agent {
     Fixture::with(Store::Memory, settings).await.agent
@@ -433,4 +433,53 @@ async fn a_keep_alive_connection_lives_as_long_as_configured() {
     assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
     let closed = tokio::time::timeout(Duration::from_secs(32), stream.read(&mut answer)).await;
     assert!(closed.is_err(), "closed, though nothing limits it");
+}
+
+#[tokio::test]
+async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_probes_are_not() {
+    let redis = Redis::start().await;
+    let settings = [
+        ("EA_REDIS_URLS".to_owned(), redis.url()),
+        ("EA_MAX_IN_FLIGHT".to_owned(), "1".to_owned()),
+        ("EA_REDIS_OPERATION_TIMEOUT".to_owned(), "20s".to_owned()),
+    ];
+    let agent = Agent::start(&settings).await;
+    assert!(agent.campaign("e", "a", 60_000).await.elected);
+    // It does not answer, so the next request stays under way.
+    redis.signal("STOP");
+    let mut client = agent.grpc();
+    let waiting = tokio::spawn(async move { client.campaign(campaign("e", "b", 1_000)).await });
+    let over_rest = eventually("refused", async || {
+        let answer = agent.request(Method::GET, "/election/e");
+        let answer = answer
+            .timeout(Duration::from_millis(200))
+            .send()
+            .await
+            .ok()?;
+        (answer.status().as_u16() == 429).then_some(answer)
+    })
+    .await;
+    assert_eq!(over_rest.headers()["retry-after"], "1");
+    let problem: serde_json::Value = over_rest.json().await.expect("JSON");
+    assert_eq!(problem["code"], "Overloaded");
+    let over_grpc = agent.grpc().campaign(campaign("e", "c", 1_000)).await;
+    let over_grpc = over_grpc.expect_err("refused");
+    assert_eq!(over_grpc.code(), Code::ResourceExhausted);
+    assert!(
+        over_grpc.message().contains("EA_MAX_IN_FLIGHT"),
+        "{over_grpc}"
+    );
+    let over_web = agent
+        .request(Method::POST, "/grpc.election_agent.v1.Election/Campaign")
+        .header("content-type", "application/grpc-web+proto");
+    let over_web = agent.send(over_web).await;
+    assert_eq!(
+        (over_web.status, over_web.header("grpc-status")),
+        (200, "8")
+    );
+    assert_eq!(agent.get("/livez").await.status, 200);
+    assert_eq!(agent.get("/metrics").await.status, 200);
+    redis.signal("CONT");
+    waiting.await.expect("no panic").expect("answered");
+    assert_eq!(agent.leader("e").await.expect("taken again"), "a");
 }

@@ -1,0 +1,186 @@
+//! Refuses requests while too many are under way, so that those that are accepted are answered in time.
+//!
+//! One count for all connections and ports (`EA_MAX_IN_FLIGHT`). Requests are refused at once and never
+//! wait: whoever waits for a slow lease node would only make the next one wait, too. Probes and metrics
+//! pass: an agent that has much to do is neither dead nor unobserved.
+//!
+//! Refusal: Overloaded (RESOURCE_EXHAUSTED, 429).
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use axum::body::Body;
+use http::Request;
+use pin_project_lite::pin_project;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tower::{Layer, Service};
+
+use crate::transport::{
+    is_for_operators,
+    status::{Code, Problem},
+};
+
+/// Applies [`InFlight`]; its clones share one count.
+#[derive(Debug, Clone)]
+pub struct InFlightLayer {
+    permits: Arc<Semaphore>,
+}
+
+impl InFlightLayer {
+    /// Lets `most` requests be under way at once.
+    #[must_use]
+    pub fn new(most: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(most)),
+        }
+    }
+}
+
+impl<S> Layer<S> for InFlightLayer {
+    type Service = InFlight<S>;
+
+    fn layer(&self, inner: S) -> InFlight<S> {
+        InFlight {
+            inner,
+            permits: Arc::clone(&self.permits),
+        }
+    }
+}
+
+/// Refuses requests while too many are under way.
+#[derive(Debug, Clone)]
+pub struct InFlight<S> {
+    inner: S,
+    permits: Arc<Semaphore>,
+}
+
+impl<S> Service<Request<Body>> for InFlight<S>
+where
+    S: Service<Request<Body>, Error = Problem>,
+{
+    type Response = S::Response;
+    type Error = Problem;
+    type Future = Answer<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let permit = match is_for_operators(request.uri().path()) {
+            true => None,
+            false => match Arc::clone(&self.permits).try_acquire_owned() {
+                Ok(permit) => Some(permit),
+                Err(_) => {
+                    return Answer {
+                        under_way: None,
+                        permit: None,
+                    };
+                }
+            },
+        };
+        Answer {
+            under_way: Some(self.inner.call(request)),
+            permit,
+        }
+    }
+}
+
+pin_project! {
+    /// The answer to a request.
+    pub struct Answer<F> {
+        // None: it is refused.
+        #[pin]
+        under_way: Option<F>,
+        // Its place in the count, unless it is not counted.
+        permit: Option<OwnedSemaphorePermit>,
+    }
+}
+
+impl<F, R> Future for Answer<F>
+where
+    F: Future<Output = Result<R, Problem>>,
+{
+    type Output = Result<R, Problem>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Some(under_way) = this.under_way.as_pin_mut() else {
+            return Poll::Ready(Err(Problem::new(
+                Code::Overloaded,
+                "the agent has as many requests under way as it takes (EA_MAX_IN_FLIGHT): try again soon",
+            )));
+        };
+        let answer = ready!(under_way.poll(cx));
+        this.permit.take();
+        Poll::Ready(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use tower::ServiceExt as _;
+    use tower_test::mock;
+
+    use super::*;
+
+    fn request(path: &str) -> Request<Body> {
+        Request::post(path).body(Body::empty()).expect("a request")
+    }
+
+    #[tokio::test]
+    async fn what_is_over_the_limit_is_refused_at_once_until_an_answer_was_given() {
+        let (inner, mut handle) = mock::pair::<Request<Body>, ()>();
+        let as_problem = |error| Problem::new(Code::Internal, format!("{error}"));
+        let service = InFlightLayer::new(2).layer(inner.map_err(as_problem));
+        let call = |path| service.clone().oneshot(request(path)).boxed();
+
+        let first = tokio::spawn(call("/election/e"));
+        let (_, answer_first) = handle.next_request().await.expect("passed on");
+        let second = tokio::spawn(call("/election/e"));
+        let (_, answer_second) = handle.next_request().await.expect("passed on");
+        let refused = call("/election/e").await;
+        assert_eq!(
+            refused.map_err(|problem| problem.code),
+            Err(Code::Overloaded)
+        );
+
+        for path in [
+            "/livez",
+            "/readyz",
+            "/metrics",
+            "/grpc.health.v1.Health/Check",
+        ] {
+            let probe = tokio::spawn(call(path));
+            let (_, answer) = handle.next_request().await.expect(path);
+            answer.send_response(());
+            assert_eq!(probe.await.expect("no panic"), Ok(()));
+        }
+
+        answer_first.send_response(());
+        assert_eq!(first.await.expect("no panic"), Ok(()));
+        let third = tokio::spawn(call("/election/e"));
+        let (_, answer_third) = handle.next_request().await.expect("passed on");
+        answer_third.send_response(());
+        assert_eq!(third.await.expect("no panic"), Ok(()));
+
+        // A caller that goes away is no longer counted.
+        second.abort();
+        assert!(second.await.expect_err("aborted").is_cancelled());
+        drop(answer_second);
+        let (fourth, fifth) = (
+            tokio::spawn(call("/election/e")),
+            tokio::spawn(call("/election/e")),
+        );
+        for _ in 0..2 {
+            let (_, answer) = handle.next_request().await.expect("passed on");
+            answer.send_response(());
+        }
+        assert_eq!(fourth.await.expect("no panic"), Ok(()));
+        assert_eq!(fifth.await.expect("no panic"), Ok(()));
+    }
+}
