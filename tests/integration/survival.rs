@@ -34,8 +34,9 @@ const AGENT_DIES: &str = "one agent killed, replaced by a new one";
 const ELECTIONS: [&str; 3] = ["e0", "e1", "e2"];
 const CANDIDATES: usize = 6;
 const AGENTS: usize = 2;
-/// How long candidates contend at least, so that enough happens to tell.
-const AT_LEAST: Duration = Duration::from_secs(8);
+/// How long candidates go on when nothing fails any more: so that enough happens to tell, even if nobody could
+/// be elected before.
+const AFTERWARDS: Duration = Duration::from_secs(5);
 /// Agents say how nodes do by what they saw at most so long ago.
 const REPORTED: Duration = Duration::from_millis(1_100);
 
@@ -138,10 +139,10 @@ async fn survive<T: Topology>() {
             break;
         }
     }
-    sleep(AT_LEAST.saturating_sub(started.elapsed())).await;
-    let ended = Instant::now();
     sleep(REPORTED).await;
     well(&agents).await;
+    sleep(AFTERWARDS).await;
+    let ended = Instant::now();
     stop.store(true, Ordering::Relaxed);
     while let Some(candidate) = candidates.join_next().await {
         candidate.expect("no panic");
