@@ -175,6 +175,14 @@ impl Grants {
         }
     }
 
+    /// Whether a quorum has answered for candidates of whom none has a quorum: the others may decide, but
+    /// asking again may be faster than waiting for them.
+    pub(super) fn is_split(&self) -> bool {
+        let granted: usize = self.granted.iter().map(|(_, votes)| votes).sum();
+        let held: usize = self.held.iter().map(|(_, votes)| votes).sum();
+        granted + held >= self.roll.quorum() && self.verdict() == Verdict::Open
+    }
+
     /// Why no quorum agreed, once it cannot or the time for it is over.
     pub(super) fn failure(&self) -> Failure {
         let abstaining = self.guarded.len();
@@ -442,6 +450,9 @@ mod tests {
         assert_eq!(won.verdict(), Verdict::Decided(Granted::Won(mine)));
         let lost = grants(3, &[Ok(Held(a.clone())), Ok(Held(a.clone()))]);
         assert_eq!(lost.verdict(), Verdict::Decided(Granted::Lost(a.clone())));
+        let splitting = grants(3, &[Ok(Yes(mine)), Ok(Held(a.clone()))]);
+        assert_eq!(splitting.verdict(), Verdict::Open);
+        assert!(splitting.is_split() && !one.is_split() && !won.is_split());
         let split = grants(3, &[Ok(Yes(mine)), Ok(Held(a.clone())), Ok(Held(b))]);
         assert_eq!(split.verdict(), Verdict::Hopeless);
         assert_eq!(split.failure(), Failure::Split);

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep},
+    task::JoinHandle,
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{Claim, Claimed, Error, Quorum, round::Round, too_slow};
@@ -15,6 +16,9 @@ use crate::lease::{
 
 /// The longest pause before a split vote is tried again; the first ones are shorter.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// How long a split vote waits for the nodes that have not answered yet; twice as long with every attempt, so
+/// that nodes that are merely slow get to decide.
+const SPLIT_WAITS: Duration = Duration::from_millis(100);
 /// The first and the longest pause before a withdrawal that a node did not answer is repeated.
 const WITHDRAW_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 
@@ -27,6 +31,7 @@ impl Quorum {
         answer: oneshot::Sender<Result<Claimed, Error>>,
     ) {
         let (mut attempt, mut repeat) = (0, true);
+        let mut settling = Settling::default();
         let error = loop {
             let Some(token) = self.inner.tokens.next() else {
                 break Error::unavailable(
@@ -45,14 +50,26 @@ impl Quorum {
                 repeat,
                 over: claim.over.clone(),
             });
-            let mut round = self.ask(deadline, |_, node| {
+            let mut vote = Vote::new(self.inner.nodes.len());
+            let (owing, asked) = settling.divide(self.inner.nodes.len());
+            let mut round = self.ask_some(&asked, deadline, |_, node| {
                 let grant = Arc::clone(&grant);
                 async move { node.grant(&grant).await }
             });
-            let mut vote = Vote::new(self.inner.nodes.len());
-            while vote.tally.verdict() == Verdict::Open
-                && let Some((node, reply)) = round.next().await
-            {
+            for node in owing {
+                let owing = NodeError::NotSent("it has yet to answer the vote before".to_owned());
+                vote.add(&grant, node, Err(owing));
+            }
+            let mut patience = None;
+            while vote.tally.verdict() == Verdict::Open {
+                if patience.is_none() && vote.tally.is_split() {
+                    patience = Some(Instant::now() + SPLIT_WAITS * (1 << attempt.min(10)));
+                }
+                let next = match patience {
+                    Some(until) => timeout_at(until, round.next()).await.unwrap_or_default(),
+                    None => round.next().await,
+                };
+                let Some((node, reply)) = next else { break };
                 self.learn(&reply);
                 vote.add(&grant, node, reply);
             }
@@ -116,11 +133,17 @@ impl Quorum {
                 .extend(self.withdraw_once(&grant, &vote.granted(), deadline).await);
             vote.fresh.clear();
             vote.repeated.clear();
-            let (quorum, asked) = (self.clone(), vote.started);
-            self.inner
+            let owing = match vote.tally.verdict() {
+                Verdict::Open => round.waiting().to_vec(),
+                _ => Vec::new(),
+            };
+            let (quorum, started) = (self.clone(), vote.started);
+            let task = self
+                .inner
                 .tasks
                 .spawn(async move { quorum.settle(&grant, round, vote).await });
-            if failure == Failure::Unmarked && !self.tend_for_grant(asked, deadline).await {
+            settling.add(owing, task);
+            if failure == Failure::Unmarked && !self.tend_for_grant(started, deadline).await {
                 break self.undecided(deadline);
             }
             let pause = match failure {
@@ -248,6 +271,30 @@ impl Vote {
 
     fn granted(&self) -> Vec<usize> {
         [&self.fresh[..], &self.repeated[..]].concat()
+    }
+}
+
+/// Votes that were split, and given up although the nodes that had not answered might have decided.
+///
+/// Fewer nodes than a quorum owe an answer, as a quorum has answered. Until such a node has, and its grant is
+/// withdrawn, it takes no part in the next votes: what they would replace there, and put back when they are
+/// withdrawn, is a grant that nobody made use of.
+#[derive(Default)]
+struct Settling {
+    votes: Vec<(Vec<usize>, JoinHandle<()>)>,
+}
+
+impl Settling {
+    fn add(&mut self, owing: Vec<usize>, task: JoinHandle<()>) {
+        if !owing.is_empty() {
+            self.votes.push((owing, task));
+        }
+    }
+
+    /// The nodes that owe an answer, and the others.
+    fn divide(&mut self, nodes: usize) -> (Vec<usize>, Vec<usize>) {
+        self.votes.retain(|(_, task)| !task.is_finished());
+        (0..nodes).partition(|node| self.votes.iter().any(|(owing, _)| owing.contains(node)))
     }
 }
 

@@ -141,6 +141,11 @@ where
         Some((node, reply))
     }
 
+    /// The nodes that were asked and have not answered yet.
+    pub(super) fn waiting(&self) -> &[usize] {
+        &self.waiting
+    }
+
     pub(super) fn is_open(&self) -> bool {
         !self.waiting.is_empty() || !self.excluded.is_empty()
     }
