@@ -150,10 +150,11 @@ struct Inner {
     tasks: TaskTracker,
 }
 
-/// A node, and what was last logged of it.
+/// A node, and what this agent knows of it.
 struct Node {
     node: Arc<dyn LeaseNode>,
-    complaint: Mutex<Option<(NodeError, Instant)>>,
+    /// What was logged of it lately, and when.
+    complaints: Mutex<Vec<(NodeError, Instant)>>,
     /// Why it must not vote, if so.
     excluded: Mutex<Option<String>>,
     /// Whether there is a reason; asked on every call.
@@ -164,8 +165,9 @@ struct Node {
     abstains: AtomicBool,
 }
 
-/// How often the same complaint about a node is logged.
+/// How often the same complaint about a node is logged, and how many different ones in that time.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
+const COMPLAINTS: usize = 8;
 /// How long an agent may take to mark all partitions of a new node.
 const MARKING: Duration = Duration::from_secs(2);
 /// How long a node may take to look at all its partitions, or to mark them, if that is more than the
@@ -225,21 +227,20 @@ impl Node {
         }
     }
 
-    /// Logs why the node did not do what it was asked: when that changes, and now and then. Callers are
-    /// not told, as they may be anybody.
+    /// Logs why the node did not do what it was asked: what is new, and now and then. Callers are not
+    /// told, as they may be anybody.
     fn complain(&self, error: &NodeError) {
-        let mut last = self
-            .complaint
+        let mut told = self
+            .complaints
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let known = last
-            .as_ref()
-            .is_some_and(|(known, at)| known == error && now - *at < COMPLAIN_EVERY);
-        if !known {
-            *last = Some((error.clone(), now));
-            tracing::warn!(node = self.name(), %error, "a lease node failed");
+        // A node that has stopped fails in more than one way in turn.
+        told.retain(|(_, at)| at.elapsed() < COMPLAIN_EVERY);
+        if told.iter().any(|(known, _)| known == error) || told.len() == COMPLAINTS {
+            return;
         }
+        told.push((error.clone(), Instant::now()));
+        tracing::warn!(node = self.name(), %error, "a lease node failed");
     }
 }
 
@@ -259,7 +260,7 @@ impl Quorum {
                     .into_iter()
                     .map(|node| Node {
                         node,
-                        complaint: Mutex::default(),
+                        complaints: Mutex::default(),
                         excluded: Mutex::default(),
                         is_excluded: AtomicBool::new(false),
                         mixed_since: Mutex::default(),

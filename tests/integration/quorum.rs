@@ -128,6 +128,11 @@ async fn a_server_that_stops_costs_the_others_no_time() {
     for took in [first, longest] {
         assert!(took < Duration::from_millis(1_500), "{took:?}");
     }
+    let log = agent.log();
+    let complaints = log
+        .iter()
+        .filter(|line| line.contains("a lease node failed"));
+    assert!((1..=8).contains(&complaints.count()), "{}", log.join("\n"));
 }
 
 #[tokio::test]
