@@ -23,7 +23,7 @@ use crate::{
         quorum::{Options, Quorum},
         redis::{Deployment, Redis, Use},
     },
-    listener::{self, Lifetime},
+    listener::{self, Lifetime, admission::Admission},
     proto::election_server::ElectionServer,
     readiness::Monitor,
     shutdown::Stop,
@@ -66,6 +66,7 @@ pub struct App {
     monitor: Monitor,
     quorum: Quorum,
     lifetime: Lifetime,
+    admission: Admission,
     layers: stack::Settings,
     shutdown_grace: Duration,
 }
@@ -133,6 +134,7 @@ impl App {
                 age: config.listen.age,
                 age_grace: config.listen.age_grace,
             },
+            admission: Admission::new(config.limits.connections),
             layers: stack::Settings {
                 cors: config.listen.cors.clone(),
                 max_in_flight: config.limits.max_in_flight,
@@ -160,6 +162,7 @@ impl App {
             tokio::spawn(listener::serve(
                 listener,
                 self.tls.clone(),
+                self.admission.clone(),
                 service.clone(),
                 self.lifetime,
                 connections.clone(),

@@ -5,6 +5,8 @@
 //! [`Lifetime::idle`], when it is [`Lifetime::age`] old, or when the agent shuts down. Requests under way
 //! are answered first.
 
+pub mod admission;
+
 use std::{
     convert::Infallible,
     io,
@@ -36,11 +38,20 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
 
 use crate::tls::Acceptor;
+use admission::Admission;
 
 /// How long a connection that was told to end may stay without a request under way.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long the loop rests when the system cannot accept, as without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often an HTTP/2 peer is pinged, and how long it may take to answer.
+const PING_EVERY: Duration = Duration::from_secs(20);
+const PING_ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+/// How many requests may be under way on one connection.
+const MAX_STREAMS: u32 = 1_000;
+/// The most that a request's headers may take up, in bytes.
+const MAX_HEADERS: u32 = 16 * 1024;
 
 /// How long connections live.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +69,7 @@ pub struct Lifetime {
 pub async fn serve<S>(
     listener: TcpListener,
     tls: Option<Acceptor>,
+    admission: Admission,
     service: S,
     lifetime: Lifetime,
     connections: TaskTracker,
@@ -78,15 +90,22 @@ pub async fn serve<S>(
         match accepted {
             Ok((stream, peer)) => {
                 failing = false;
+                let Some(place) = admission.admit(peer.ip()) else {
+                    continue;
+                };
                 // Answers are small: none should wait for the acknowledgement of the one before. A socket
                 // that cannot be set is closed already, which serving it will find.
                 let _ = stream.set_nodelay(true);
                 let (service, shutdown) = (service.clone(), shutdown.clone());
                 let Some(tls) = tls.clone() else {
-                    connections.spawn(connection(stream, service, lifetime, shutdown));
+                    connections.spawn(async move {
+                        connection(stream, service, lifetime, shutdown).await;
+                        drop(place);
+                    });
                     continue;
                 };
                 connections.spawn(async move {
+                    let _place = place;
                     let shaken = tokio::select! {
                         () = shutdown.cancelled() => return,
                         shaken = tls.accept(stream) => shaken,
@@ -150,7 +169,15 @@ async fn connection<S>(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(None);
-    server.http2().timer(TokioTimer::new());
+    // A peer that is gone without a word is found out, and one that cancels faster than it is served is
+    // disconnected (hyper's limits on resets).
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_ANSWERED_WITHIN)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS);
     let mut served = pin!(server.serve_connection(TokioIo::new(stream), service));
 
     let retired = pin!(async {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Setting, setting, values::Reader};
-use crate::election::types::MIN_TERM;
+use crate::{election::types::MIN_TERM, listener::admission};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -22,6 +22,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         "how many requests may be under way at once, on all connections; more are refused (429, RESOURCE_EXHAUSTED), but for probes and metrics (1 to 1000000)",
     ),
     setting(
+        "EA_MAX_CONNECTIONS",
+        "10000",
+        "how many connections are taken at once, on both ports; more are closed (1 to 1000000)",
+    ),
+    setting(
+        "EA_MAX_CONNECTIONS_PER_PEER",
+        "0",
+        "how many of them may come from one address; 0: no limit of its own, as behind a proxy",
+    ),
+    setting(
         "EA_ALLOW_FORCED_HANDOVER",
         "false",
         "let a handover replace a leader that did not ask for it; only fencing tokens then protect against the old leader",
@@ -37,6 +47,8 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// How many requests may be under way at once.
     pub max_in_flight: usize,
+    /// How many connections are taken.
+    pub connections: admission::Limits,
     /// Whether a handover may replace a leader that did not ask for it.
     pub allow_forced_handover: bool,
 }
@@ -55,11 +67,25 @@ impl Limits {
             most.filter(|most| (1..=1_000_000).contains(most))
                 .ok_or_else(|| "give a number from 1 to 1000000".to_owned())
         });
+        let connections = reader.with("EA_MAX_CONNECTIONS", |raw| {
+            let most = raw.parse().ok();
+            most.filter(|most| (1..=1_000_000).contains(most))
+                .ok_or_else(|| "give a number from 1 to 1000000".to_owned())
+        });
+        let per_peer = reader.with("EA_MAX_CONNECTIONS_PER_PEER", |raw| {
+            raw.parse::<usize>()
+                .map(|most| (most > 0).then_some(most))
+                .map_err(|_| "give a number, 0 for no limit".to_owned())
+        });
         let allow_forced_handover = reader.bool("EA_ALLOW_FORCED_HANDOVER");
         Some(Self {
             max_term: max_term?,
             request_timeout: request_timeout?,
             max_in_flight: max_in_flight?,
+            connections: admission::Limits {
+                connections: connections?,
+                per_peer: per_peer?,
+            },
             allow_forced_handover: allow_forced_handover?,
         })
     }

@@ -483,3 +483,48 @@ async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_
     waiting.await.expect("no panic").expect("answered");
     assert_eq!(agent.leader("e").await.expect("taken again"), "a");
 }
+
+/// A connection from another address of this machine, and what a request over it is answered.
+async fn livez_from(agent: &Agent, address: &str) -> (tokio::net::TcpStream, String) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    let from = format!("{address}:0").parse().expect("an address");
+    socket.bind(from).expect("bound");
+    let mut stream = socket.connect(agent.address()).await.expect("connects");
+    // One that is refused may be closed before it is written to.
+    let _ = stream
+        .write_all(b"GET /livez HTTP/1.1\r\nhost: agent\r\n\r\n")
+        .await;
+    let mut answer = vec![0; 1024];
+    let length = stream.read(&mut answer).await.unwrap_or(0);
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    (stream, answer)
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_all_its_connections_does_not_take_those_of_others() {
+    let agent = agent(&[("EA_MAX_CONNECTIONS_PER_PEER", "3")]).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let (stream, answer) = livez_from(&agent, "127.0.0.2").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        open.push(stream);
+    }
+    for _ in 0..200 {
+        let (_, refused) = livez_from(&agent, "127.0.0.2").await;
+        assert_eq!(refused, "", "the fourth is closed");
+    }
+    let (_stream, answer) = livez_from(&agent, "127.0.0.3").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let log = agent.log().join("\n");
+    assert_eq!(
+        log.matches("EA_MAX_CONNECTIONS_PER_PEER").count(),
+        1,
+        "{log}"
+    );
+    open.pop();
+    eventually("a place is free again", async || {
+        let (_, answer) = livez_from(&agent, "127.0.0.2").await;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,141 @@
+//! How many connections are taken, in all and from one address.
+//!
+//! One count for both ports. A connection that is over a limit is closed before anything is read from it:
+//! there is no answer that a client of any protocol would understand, and none that costs less.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// How often the log tells that connections are refused.
+const TELL_EVERY: Duration = Duration::from_secs(10);
+
+/// How many connections are taken.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// In all.
+    pub connections: usize,
+    /// From one address; `None` for as many as in all.
+    pub per_peer: Option<usize>,
+}
+
+/// Counts connections. Cheap to clone; clones share the count.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    limits: Limits,
+    open: Arc<Mutex<Open>>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    all: usize,
+    /// Only addresses with a connection are here.
+    by_peer: HashMap<IpAddr, usize>,
+    told: Option<Instant>,
+}
+
+impl Admission {
+    /// Takes connections up to these limits.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            open: Arc::default(),
+        }
+    }
+
+    /// A place for a connection from this address, if there is one; it is free again when dropped.
+    #[must_use]
+    pub fn admit(&self, peer: IpAddr) -> Option<Place> {
+        // An IPv4 address is the same one on a socket for both.
+        let peer = peer.to_canonical();
+        let mut open = self.lock();
+        let from_peer = open.by_peer.get(&peer).copied().unwrap_or(0);
+        let over = match self.limits.per_peer {
+            _ if open.all >= self.limits.connections => Some("EA_MAX_CONNECTIONS"),
+            Some(most) if from_peer >= most => Some("EA_MAX_CONNECTIONS_PER_PEER"),
+            _ => None,
+        };
+        if let Some(limit) = over {
+            if open.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                open.told = Some(Instant::now());
+                tracing::warn!(%peer, limit, "connections are refused: there are as many as the limit lets in");
+            }
+            return None;
+        }
+        open.all += 1;
+        open.by_peer.insert(peer, from_peer + 1);
+        drop(open);
+        Some(Place {
+            admission: self.clone(),
+            peer,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that was taken.
+#[derive(Debug)]
+pub struct Place {
+    admission: Admission,
+    peer: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.admission.lock();
+        open.all -= 1;
+        let left = open.by_peer.get(&self.peer).map_or(0, |count| count - 1);
+        match left {
+            0 => open.by_peer.remove(&self.peer),
+            left => open.by_peer.insert(self.peer, left),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[tokio::test]
+    async fn each_peer_has_its_share_and_all_have_the_whole() {
+        let admission = Admission::new(Limits {
+            connections: 3,
+            per_peer: Some(2),
+        });
+        let (greedy, other) = (ip("10.0.0.1"), ip("10.0.0.2"));
+        let first = admission.admit(greedy).expect("a place");
+        let _second = admission.admit(ip("::ffff:10.0.0.1")).expect("a place");
+        assert!(admission.admit(greedy).is_none(), "two of two");
+        let third = admission.admit(other).expect("a place");
+        assert!(admission.admit(other).is_none(), "three of three");
+        drop(first);
+        assert!(admission.admit(ip("10.0.0.3")).is_some());
+        drop(third);
+        let open = admission.lock();
+        assert_eq!(open.all, 1);
+        assert_eq!(open.by_peer.len(), 1, "nobody is remembered who has gone");
+    }
+
+    #[tokio::test]
+    async fn without_a_share_one_peer_may_have_all() {
+        let admission = Admission::new(Limits {
+            connections: 2,
+            per_peer: None,
+        });
+        let places: Vec<_> = (0..3).map(|_| admission.admit(ip("::1"))).collect();
+        assert_eq!(places.iter().flatten().count(), 2);
+    }
+}
