@@ -103,7 +103,8 @@ impl Files {
     }
 
     fn config(&self, content: &Content) -> Result<ServerConfig, Mistake> {
-        let chain = certificates("EA_TLS_CERT_FILE", &self.certificate, &content.certificate)?;
+        let chain = certificates(&self.certificate, &content.certificate)
+            .map_err(|what| ("EA_TLS_CERT_FILE", what))?;
         // What a key's file holds is not told, however wrong it is.
         let key = PrivateKeyDer::from_pem_slice(&content.key).map_err(|_| {
             let path = self.key.display();
@@ -146,7 +147,7 @@ impl Files {
             )
         };
         let mut roots = RootCertStore::empty();
-        for authority in certificates(VARIABLE, path, pem)? {
+        for authority in certificates(path, pem).map_err(|what| (VARIABLE, what))? {
             roots.add(authority).map_err(|error| wrong(&error))?;
         }
         let verifier =
@@ -159,20 +160,20 @@ impl Files {
     }
 }
 
-fn certificates(
-    variable: &'static str,
+/// The certificates in a PEM file that was read from `path`; at least one.
+///
+/// # Errors
+/// Says what is wrong with the file.
+pub(crate) fn certificates(
     path: &Path,
     pem: &[u8],
-) -> Result<Vec<CertificateDer<'static>>, Mistake> {
+) -> Result<Vec<CertificateDer<'static>>, String> {
     let path = path.display();
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     match certificates {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err((variable, format!("{path} holds no certificate in PEM"))),
-        Err(error) => Err((
-            variable,
-            format!("{path} is no PEM file of certificates: {error}"),
-        )),
+        Ok(_) => Err(format!("{path} holds no certificate: give a PEM file")),
+        Err(error) => Err(format!("{path} is no PEM file of certificates: {error}")),
     }
 }
 

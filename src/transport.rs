@@ -122,7 +122,7 @@ pub fn action(method: &Method, path: &str) -> &'static str {
         },
         Some("elections") => "list",
         Some("kube") => "pods",
-        Some("livez" | "readyz" | "grpc.health.v1.Health") => "probe",
+        Some(first) if is_probe(first) => "probe",
         _ => "other",
     }
 }
@@ -131,10 +131,12 @@ pub fn action(method: &Method, path: &str) -> &'static str {
 #[must_use]
 pub fn is_for_operators(path: &str) -> bool {
     let first = path.trim_start_matches('/').split('/').next();
-    matches!(
-        first,
-        Some("livez" | "readyz" | "metrics" | "grpc.health.v1.Health")
-    )
+    first.is_some_and(|first| first == "metrics" || is_probe(first))
+}
+
+/// Whether a path's first segment is that of a probe.
+fn is_probe(first: &str) -> bool {
+    matches!(first, "livez" | "readyz" | "grpc.health.v1.Health")
 }
 
 /// The answer to every question for pods, as long as the agent cannot look them up.

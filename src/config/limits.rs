@@ -62,16 +62,8 @@ impl Limits {
             Duration::from_millis(10),
             Duration::from_secs(3600),
         );
-        let max_in_flight = reader.with("EA_MAX_IN_FLIGHT", |raw| {
-            let most = raw.parse().ok();
-            most.filter(|most| (1..=1_000_000).contains(most))
-                .ok_or_else(|| "give a number from 1 to 1000000".to_owned())
-        });
-        let connections = reader.with("EA_MAX_CONNECTIONS", |raw| {
-            let most = raw.parse().ok();
-            most.filter(|most| (1..=1_000_000).contains(most))
-                .ok_or_else(|| "give a number from 1 to 1000000".to_owned())
-        });
+        let max_in_flight = reader.number("EA_MAX_IN_FLIGHT", 1..=1_000_000);
+        let connections = reader.number("EA_MAX_CONNECTIONS", 1..=1_000_000);
         let per_peer = reader.with("EA_MAX_CONNECTIONS_PER_PEER", |raw| {
             raw.parse::<usize>()
                 .map(|most| (most > 0).then_some(most))

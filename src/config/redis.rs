@@ -1,14 +1,20 @@
 //! Where leases are kept.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
-use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use url::Url;
 
 use super::{Secret, Setting, setting, values::Reader};
-use crate::lease::{
-    guard::RestartGuard,
-    redis::{Deployment, Sentinels, Server},
+use crate::{
+    lease::{
+        guard::RestartGuard,
+        redis::{Deployment, Sentinels, Server},
+    },
+    tls,
 };
 
 pub(super) const SETTINGS: &[Setting] = &[
@@ -161,14 +167,7 @@ fn read_ca(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
         return None;
     }
     let read = std::fs::read(path).map_err(|error| format!("cannot read {path}: {error}"));
-    let checked = read.and_then(|pem| {
-        let certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
-        match certificates {
-            Ok(certificates) if !certificates.is_empty() => Ok(pem),
-            Ok(_) => Err(format!("{path} holds no certificate: give a PEM file")),
-            Err(error) => Err(format!("{path} is no PEM file of certificates: {error}")),
-        }
-    });
+    let checked = read.and_then(|pem| tls::certificates(Path::new(path), &pem).map(|_| pem));
     if !reader.raw("EA_REDIS_URLS").contains("rediss://") {
         reader.mistake(
             "EA_REDIS_TLS_CA_FILE",
@@ -224,12 +223,7 @@ fn read_deployments(
         }
     }
     let urls = read_urls(reader, mode, ca);
-    let partitions = reader.with("EA_REDIS_PARTITIONS", |raw| {
-        let partitions = raw.parse().ok();
-        partitions
-            .filter(|partitions| (1..=16_384).contains(partitions))
-            .ok_or_else(|| "give a number from 1 to 16384".to_owned())
-    });
+    let partitions = reader.number("EA_REDIS_PARTITIONS", 1..=16_384);
     let master = reader.raw("EA_REDIS_MASTER");
     if mode == Mode::Failover && master.is_empty() {
         reader.mistake(

@@ -1,6 +1,8 @@
 //! Where values come from, before they are validated.
 
-use std::{collections::BTreeMap, ffi::OsString, fmt, str::FromStr, time::Duration};
+use std::{
+    collections::BTreeMap, ffi::OsString, fmt, ops::RangeInclusive, str::FromStr, time::Duration,
+};
 
 use yaml_serde::Value;
 
@@ -284,6 +286,20 @@ impl<'a> Reader<'a> {
         self.with(variable, |raw| {
             raw.parse()
                 .map_err(|_| "give a port: 1 to 65535, or 0 for any free one".to_owned())
+        })
+    }
+
+    /// A whole number in a range.
+    pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(
+        &mut self,
+        variable: &str,
+        range: RangeInclusive<T>,
+    ) -> Option<T> {
+        self.with(variable, |raw| {
+            let number = raw.parse().ok();
+            number
+                .filter(|number| range.contains(number))
+                .ok_or_else(|| format!("give a number from {} to {}", range.start(), range.end()))
         })
     }
 

@@ -81,8 +81,12 @@ impl Markers {
         self.longest.note(guard);
     }
 
-    /// Whether some node ever had a marker.
-    pub(super) fn seen(&self) -> bool {
+    /// Whether nodes without a marker may be new, as far as this agent has seen.
+    pub(super) fn may_be_new(&self) -> bool {
+        self.guard == RestartGuard::On && !self.seen()
+    }
+
+    fn seen(&self) -> bool {
         self.seen.load(Ordering::Relaxed)
     }
 
@@ -95,7 +99,7 @@ impl Markers {
         let longest = self.longest.get();
         match self.guard {
             RestartGuard::Off => None,
-            RestartGuard::On if new && !self.seen() => Some(Duration::ZERO),
+            RestartGuard::On if new && self.may_be_new() => Some(Duration::ZERO),
             RestartGuard::On if self.seen() || wanted => Some(longest),
             RestartGuard::On => None,
             RestartGuard::Strict => Some(longest),

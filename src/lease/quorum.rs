@@ -568,7 +568,7 @@ impl Quorum {
     /// be at the worst.
     async fn tend(&self, wanted: bool) -> Vec<NodeStatus> {
         let mut status = self.look().await;
-        let mut new = !self.inner.markers.seen() && none_is_marked(&status);
+        let mut new = self.inner.markers.may_be_new() && none_is_marked(&status);
         if new {
             // Each had no marker when it was asked, but by the time the last one answered, the first may
             // have been marked, voted in a quorum with the last, and that forgotten it. If all still have
@@ -654,6 +654,7 @@ impl Quorum {
     /// Marks the nodes that have no marker, if it is known whether they are new or have lost their memory;
     /// tells whether all of those were.
     async fn mark(&self, status: &[NodeStatus], new: bool, wanted: bool) -> bool {
+        // Nodes that must not vote are not among them.
         let probes: Vec<_> = status.iter().map(|node| node.probe.as_ref().ok()).collect();
         let Some(wait) = self.inner.markers.wait(new, wanted) else {
             return false;
@@ -664,10 +665,6 @@ impl Quorum {
                     !probe.unmarked.is_empty() && !self.inner.nodes[*node].is_being_marked(probe)
                 })
             })
-            .collect();
-        let unmarked: Vec<_> = unmarked
-            .into_iter()
-            .filter(|node| !self.inner.nodes[*node].is_excluded())
             .collect();
         let mut round = self.ask_even_excluded(&unmarked, self.tending(), |number, node| {
             let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());

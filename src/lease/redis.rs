@@ -28,6 +28,10 @@ pub use sentinel::Sentinels;
 pub use server::Server;
 use single::{Expect, Link};
 
+/// How long the word of a majority counts, of Sentinels or of a cluster's primaries, on who serves.
+const CONFIRMED_FOR: Duration = Duration::from_secs(5);
+/// How often they are asked, and the least time between two questions.
+const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 /// How many partitions are asked at once when all have to be.
 const AT_ONCE: usize = 64;
 
@@ -76,7 +80,7 @@ impl Deployment {
     pub fn overlap(&self) -> Duration {
         match self {
             Self::Server(_) => Duration::ZERO,
-            Self::Failover(_) | Self::Cluster { .. } => sentinel::CONFIRMED_FOR,
+            Self::Failover(_) | Self::Cluster { .. } => CONFIRMED_FOR,
         }
     }
 

@@ -29,9 +29,8 @@ use tokio::{
 };
 
 use super::{
-    Shard,
+    ASK_EVERY, CONFIRMED_FOR, Shard,
     script::Call,
-    sentinel::CONFIRMED_FOR,
     server::{Address, Server},
     single::{Expect, Failed, Link},
 };
@@ -39,8 +38,6 @@ use crate::lease::{NodeError, tally::quorum};
 
 const CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
 const SLOTS: u16 = 16_384;
-/// How often the members are asked, and the least time between two questions.
-const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 /// How long members may take to answer that; what others say must not wait for one that has stopped.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// How often a script is redirected or put off, and the pause when it is put off.

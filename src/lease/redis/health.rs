@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Redis, Shard, at_once,
+    Fields, Redis, Shard, at_once,
     script::{Call, SCRIPTS},
 };
 use crate::{
@@ -183,22 +183,17 @@ impl Redis {
     /// Looks at one partition of a server, and at those that have no marker or were not looked at in this
     /// run.
     async fn look_at_server(&self, shard: &Shard) -> Result<(Swept, Looked), NodeError> {
-        let note = |looked: &Looked| {
-            let mut all = self.swept();
-            let swept = all.entry(shard.server.clone()).or_default();
-            swept.note(looked, &shard.partitions);
-            swept.clone()
-        };
-        let next = {
-            let mut all = self.swept();
-            let swept = all.entry(shard.server.clone()).or_default();
+        let next = self.swept_at(shard, |swept| {
             swept.next = swept.next.wrapping_add(1);
             swept.next
-        };
+        });
         let last = self
             .look_at(shard.partitions[next % shard.partitions.len()])
             .await?;
-        let mut swept = note(&last);
+        let mut swept = self.swept_at(shard, |swept| {
+            swept.note(&last, &shard.partitions);
+            swept.clone()
+        });
         if self.settings.guard.is_none() {
             // There are no markers to look for.
             swept.left.clear();
@@ -210,23 +205,28 @@ impl Redis {
         let looking = left
             .into_iter()
             .filter(|partition| *partition != last.partition)
-            .map(|partition| async move { Ok(note(&self.look_at(partition).await?)) });
+            .map(|partition| async move {
+                let looked = self.look_at(partition).await?;
+                self.swept_at(shard, |swept| swept.note(&looked, &shard.partitions));
+                Ok(())
+            });
         // What is cut off here is in `left`, and said.
         match timeout(SWEEP, at_once(looking.collect())).await {
             Ok(Ok(_)) | Err(_) => {}
             Ok(Err(error)) => return Err(error),
         }
-        let swept = self.swept().get(&shard.server).cloned();
-        Ok((swept.unwrap_or_default(), last))
+        Ok((self.swept_at(shard, |swept| swept.clone()), last))
+    }
+
+    /// What is known of a server's markers, to be read or changed.
+    fn swept_at<T>(&self, shard: &Shard, then: impl FnOnce(&mut Swept) -> T) -> T {
+        then(self.swept().entry(shard.server.clone()).or_default())
     }
 
     async fn look_at(&self, partition: u16) -> Result<Looked, NodeError> {
         let keys = &self.keys[usize::from(partition)];
         let call = Call::new(&SCRIPTS.probe, &[&keys.marker], &[&self.guard_arg()]);
-        let reply = match timeout(self.limit, self.fields(partition, &call)).await {
-            Ok(reply) => reply?,
-            Err(_) => return Err(self.silent(partition)),
-        };
+        let reply = self.fields_in_time(partition, &call).await?;
         let looked = || {
             let [wait, run, policy] = &reply[..] else {
                 return None;
@@ -257,10 +257,7 @@ impl Redis {
                 &millis(self.usage.max_term).to_string(),
             ],
         );
-        let reply = match timeout(self.limit, self.fields(0, &call)).await {
-            Ok(reply) => reply?,
-            Err(_) => return Err(self.silent(0)),
-        };
+        let reply = self.fields_in_time(0, &call).await?;
         match &reply[..] {
             [nodes, longest] if let Ok(longest) = longest.parse() => {
                 Ok((nodes.clone(), Duration::from_millis(longest)))
@@ -310,13 +307,17 @@ impl Redis {
         settled.then(|| swept.run.clone())
     }
 
-    fn silent(&self, partition: u16) -> NodeError {
-        let server = self.connections.server(partition);
-        NodeError::unknown(format!(
-            "{}: no answer within {:?}",
-            server.as_deref().unwrap_or(&self.name),
-            self.limit
-        ))
+    /// As [`fields`](Redis::fields); a server that takes too long is named.
+    async fn fields_in_time(&self, partition: u16, call: &Call<'_>) -> Result<Fields, NodeError> {
+        let Ok(reply) = timeout(self.limit, self.fields(partition, call)).await else {
+            let server = self.connections.server(partition);
+            return Err(NodeError::unknown(format!(
+                "{}: no answer within {:?}",
+                server.as_deref().unwrap_or(&self.name),
+                self.limit
+            )));
+        };
+        reply
     }
 
     fn known(&self) -> Known {

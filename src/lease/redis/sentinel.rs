@@ -24,16 +24,13 @@ use tokio::{
 };
 
 use super::{
+    ASK_EVERY, CONFIRMED_FOR,
     script::Call,
     server::{Address, Server},
     single::{Expect, Link, denied, jittered, open},
 };
 use crate::lease::{NodeError, tally::quorum};
 
-/// How long what a majority has said counts.
-pub(super) const CONFIRMED_FOR: Duration = Duration::from_secs(5);
-/// How often the Sentinels are asked, and the least time between two questions.
-const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
 /// The pause after a Sentinel was not reached.
 const PAUSE: Duration = Duration::from_millis(500);
 /// What Sentinels announce a new primary on.
