@@ -6,16 +6,12 @@ use election_agent::proto::GetLeaderRequest;
 use redis::AsyncCommands as _;
 use tonic::{Code, Request};
 
-use crate::harness::{Agent, Proxy, Redis, campaign, eventually};
+use crate::harness::{Agent, Proxy, Redis, campaign, eventually, owned};
 
 async fn agent(redis: &Redis, settings: &[(&str, &str)]) -> Agent {
-    let mut all = vec![("EA_REDIS_URLS".to_owned(), redis.url())];
-    all.extend(
-        settings
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-    );
-    Agent::start(&all).await
+    let url = redis.url();
+    let all = [&[("EA_REDIS_URLS", url.as_str())], settings].concat();
+    Agent::start(&owned(&all)).await
 }
 
 async fn code(agent: &Agent, candidate: &str) -> Option<Code> {
@@ -315,11 +311,7 @@ async fn a_database_number_a_user_with_few_rights_and_a_prefix_are_used() {
     let redis = Redis::with(&users.split_whitespace().collect::<Vec<_>>()).await;
     let url = format!("{}/3", redis.url_as("agent:p%40ss%2Fword@"));
     let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_REDIS_PREFIX", "mine")];
-    let settings: Vec<_> = settings
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
-    let agent = Agent::start(&settings).await;
+    let agent = Agent::start(&owned(&settings)).await;
     let won = agent.campaign("e", "a", 60_000).await;
     assert!(won.elected);
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);

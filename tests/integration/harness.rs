@@ -6,7 +6,7 @@ mod proxy;
 mod redis;
 mod sentinel;
 
-pub(crate) use agent::{Agent, Answer, output as command_output};
+pub(crate) use agent::{Agent, Answer, output as command_output, owned};
 pub(crate) use cluster::Cluster;
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
@@ -71,10 +71,7 @@ impl Fixture {
 
     pub(crate) async fn with(store: Store, settings: &[(&str, &str)]) -> Self {
         let (mut redis, mut directory) = (None, None);
-        let mut settings: Vec<_> = settings
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-            .collect();
+        let mut settings = owned(settings);
         match store {
             Store::Memory => {}
             Store::Durable => {

@@ -8,15 +8,8 @@ use redis::cmd;
 use tonic::Code;
 
 use crate::harness::{
-    Agent, Cluster, Deployment, Redis, Sentinels, campaign, eventually, eventually_within,
+    Agent, Cluster, Deployment, Redis, Sentinels, campaign, eventually, eventually_within, owned,
 };
-
-fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
-    settings
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect()
-}
 
 async fn on_sentinels(sentinels: &Sentinels, settings: &[(&str, &str)]) -> Agent {
     let urls = sentinels.urls();
@@ -33,16 +26,6 @@ async fn on_clusters(clusters: &[Cluster], settings: &[(&str, &str)]) -> Agent {
     let urls = urls.join(",");
     let own = [("EA_REDIS_MODE", "cluster"), ("EA_REDIS_URLS", &urls)];
     Agent::start(&owned(&[&own, settings].concat())).await
-}
-
-/// Waits until `/readyz` has the status, and says all of this.
-async fn readiness(agent: &Agent, status: u16, says: &[&str]) {
-    eventually(&format!("{status} and {says:?}"), async || {
-        let answer = agent.get("/readyz").await;
-        let body = answer.body.to_string();
-        (answer.status == status && says.iter().all(|text| body.contains(text))).then_some(())
-    })
-    .await;
 }
 
 /// Campaigns until the candidate is elected, and meanwhile asserts that it is not before `not_before`.
@@ -104,7 +87,7 @@ async fn a_promoted_primary_serves_soon_and_abstains_from_grants() {
     let refused = refused.expect_err("the new primary abstains");
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("were promoted"), "{refused}");
-    readiness(&agent, 200, &["guard"]).await;
+    agent.readiness(200, &["guard"]).await;
     assert!(agent.resign("e", "a", won.token).await.value);
     // Twenty seconds and the five for which an agent may have used the old primary.
     let guard = agent.get("/readyz").await.body["nodes"][0]["guard"].as_u64();
@@ -210,19 +193,19 @@ async fn without_a_majority_of_sentinels_the_primary_is_not_used() {
         );
     }
     sentinels.sentinels[1].kill();
-    readiness(
-        &agent,
-        503,
-        &[
-            "2 of 3 Sentinels have to name the same server",
-            "Connection refused",
-        ],
-    )
-    .await;
+    agent
+        .readiness(
+            503,
+            &[
+                "2 of 3 Sentinels have to name the same server",
+                "Connection refused",
+            ],
+        )
+        .await;
     let refused = agent.grpc().campaign(campaign("e", "b", 1_000)).await;
     assert_eq!(refused.expect_err("not known").code(), Code::Unavailable);
     sentinels.sentinels[0].run().await;
-    readiness(&agent, 200, &[]).await;
+    agent.readiness(200, &[]).await;
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
     assert!(
         agent.campaign("other", "b", 1_000).await.elected,
@@ -253,7 +236,7 @@ async fn without_a_majority_of_sentinels_the_primary_is_not_used() {
             .chain([(variable, value)])
             .collect();
         let agent = on_sentinels(&sentinels, &wrong).await;
-        readiness(&agent, 503, &[says]).await;
+        agent.readiness(503, &[says]).await;
         assert!(!agent.log().join("\n").contains("s3cret"), "{variable}");
     }
 }
@@ -302,7 +285,7 @@ async fn a_mode_that_does_not_match_the_servers_is_told_with_the_mode_that_does(
             settings.push(("EA_REDIS_MASTER", "elections"));
         }
         let agent = Agent::start(&owned(&settings)).await;
-        readiness(&agent, 503, &[says]).await;
+        agent.readiness(503, &[says]).await;
         let refused = agent.grpc().campaign(campaign("e", "a", 1_000)).await;
         assert_eq!(refused.expect_err(says).code(), Code::Unavailable);
     }
@@ -354,7 +337,9 @@ async fn a_shard_fails_over_while_the_others_go_on() {
     let [mut cluster] = clusters;
     replicated(&cluster.nodes[0]).await;
     cluster.nodes[0].kill();
-    readiness(&agent, 200, &["degraded", "Connection refused"]).await;
+    agent
+        .readiness(200, &["degraded", "Connection refused"])
+        .await;
     for (election, token) in elections[1..].iter().zip(&tokens[1..]) {
         assert!(agent.extend(&election.0, "a", 10_000, *token).await.value);
     }
@@ -377,7 +362,7 @@ async fn a_shard_fails_over_while_the_others_go_on() {
         "the shard served {:?} after the promotion",
         promoted.elapsed()
     );
-    readiness(&agent, 200, &["\"guard\""]).await;
+    agent.readiness(200, &["\"guard\""]).await;
     assert!(agent.resign(&elections[0].0, "a", tokens[0]).await.value);
     let refused = agent
         .grpc()
@@ -461,20 +446,19 @@ async fn of_three_clusters_one_may_be_lost() {
     clusters[0].nodes.iter_mut().for_each(Redis::kill);
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
     assert!(agent.campaign("other", "b", 60_000).await.elected);
-    readiness(&agent, 200, &["\"up\":false"]).await;
+    agent.readiness(200, &["\"up\":false"]).await;
     clusters[1].nodes.iter_mut().for_each(Redis::kill);
-    readiness(&agent, 503, &["1 of 3 lease nodes answer, 2 are needed"]).await;
+    agent
+        .readiness(503, &["1 of 3 lease nodes answer, 2 are needed"])
+        .await;
     let refused = agent.grpc().campaign(campaign("e", "b", 1_000)).await;
     assert_eq!(refused.expect_err("not known").code(), Code::Unavailable);
     // Agents that spread elections otherwise would look for them elsewhere.
     let last = std::slice::from_ref(&clusters[2]);
     let other = on_clusters(last, &[("EA_REDIS_PARTITIONS", "32")]).await;
-    readiness(
-        &other,
-        503,
-        &["another list of servers", "in 16 partitions"],
-    )
-    .await;
+    other
+        .readiness(503, &["another list of servers", "in 16 partitions"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -483,7 +467,7 @@ async fn one_cluster_under_two_names_does_not_vote_twice() {
     let urls = [cluster.nodes[0].url(), cluster.nodes[1].url()].join(",");
     let settings = [("EA_REDIS_MODE", "cluster"), ("EA_REDIS_URLS", &urls)];
     let agent = Agent::start(&owned(&settings)).await;
-    readiness(&agent, 503, &["same server", "vote twice"]).await;
+    agent.readiness(503, &["same server", "vote twice"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -537,12 +521,9 @@ async fn a_cluster_is_spoken_to_over_tls_with_its_password() {
         ("EA_REDIS_PARTITIONS", "16"),
     ];
     let agent = Agent::start(&owned(&settings)).await;
-    readiness(
-        &agent,
-        503,
-        &["nobody is known to serve 16 of 16 partitions"],
-    )
-    .await;
+    agent
+        .readiness(503, &["nobody is known to serve 16 of 16 partitions"])
+        .await;
     let tls = redis::Client::build_with_tls(
         url.as_str(),
         redis::TlsCertificates {
@@ -558,7 +539,7 @@ async fn a_cluster_is_spoken_to_over_tls_with_its_password() {
     let mut all = cmd("CLUSTER");
     all.arg("ADDSLOTSRANGE").arg(0).arg(16_383);
     all.query_async::<()>(&mut connection).await.expect("added");
-    readiness(&agent, 200, &["\"guard\":0"]).await;
+    agent.readiness(200, &["\"guard\":0"]).await;
     let won = agent.campaign("e", "a", 60_000).await;
     assert!(won.elected);
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
@@ -584,7 +565,7 @@ async fn watching_a_cluster_costs_a_few_scripts_a_second() {
     for (guard, says) in [("on", "\"guard\":0"), ("off", "\"up\":true")] {
         let settings = [("EA_RESTART_GUARD", guard), ("EA_REDIS_PREFIX", guard)];
         let agent = on_clusters(&clusters, &settings).await;
-        readiness(&agent, 200, &[says]).await;
+        agent.readiness(200, &[says]).await;
         let before = scripts_run(&clusters[0]).await;
         // Not a condition to wait for: the time itself is what is measured.
         tokio::time::sleep(Duration::from_secs(3)).await;
@@ -634,7 +615,7 @@ async fn a_cluster_that_lost_everything_serves_again_under_load() {
     );
     let agents = [one, other];
     for agent in &agents {
-        readiness(agent, 200, &["\"guard\":0"]).await;
+        agent.readiness(200, &["\"guard\":0"]).await;
     }
     for node in &clusters[0].nodes[..3] {
         node.ask::<()>(&cmd("FLUSHALL")).await.expect("flushed");
@@ -658,9 +639,9 @@ async fn agents_that_spread_elections_otherwise_stay_out_while_a_shard_is_down()
     let mut clusters = [Cluster::with(&["--cluster-require-full-coverage", "no"]).await];
     let with = |partitions| [("EA_REDIS_PARTITIONS", partitions), ("EA_MAX_TERM", "2s")];
     let first = on_clusters(&clusters, &with("16")).await;
-    readiness(&first, 200, &[]).await;
+    first.readiness(200, &[]).await;
     let other = on_clusters(&clusters, &with("32")).await;
-    readiness(&other, 503, &["another list of servers"]).await;
+    other.readiness(503, &["another list of servers"]).await;
     let slot: u16 = clusters[0].nodes[0]
         .ask(cmd("CLUSTER").arg("KEYSLOT").arg("{0}"))
         .await
@@ -669,7 +650,7 @@ async fn agents_that_spread_elections_otherwise_stay_out_while_a_shard_is_down()
     // With its replica, which would take over.
     clusters[0].nodes[home].kill();
     clusters[0].nodes[home + 3].kill();
-    readiness(&first, 200, &["degraded"]).await;
+    first.readiness(200, &["degraded"]).await;
     let down = Instant::now();
     while down.elapsed() < Duration::from_secs(4) {
         let mut elected = 0;

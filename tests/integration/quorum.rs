@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::harness::{Agent, Redis, campaign, eventually};
+use crate::harness::{Agent, Redis, campaign, eventually, owned};
 
 /// Three servers and what it takes to start agents on them.
 struct Three {
@@ -22,13 +22,9 @@ impl Three {
 
     async fn agent(&self, settings: &[(&str, &str)]) -> Agent {
         let urls: Vec<_> = self.servers.iter().map(Redis::url).collect();
-        let mut all = vec![("EA_REDIS_URLS".to_owned(), urls.join(","))];
-        all.extend(
-            settings
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
-        );
-        Agent::start(&all).await
+        let urls = urls.join(",");
+        let all = [&[("EA_REDIS_URLS", urls.as_str())], settings].concat();
+        Agent::start(&owned(&all)).await
     }
 }
 
@@ -44,13 +40,6 @@ async fn never_elected(agent: &Agent, leader: &str, time: Duration) {
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
         }
     }
-}
-
-async fn readiness(agent: &Agent, status: u16) {
-    eventually("the readiness", async || {
-        (agent.get("/readyz").await.status == status).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]
@@ -150,10 +139,10 @@ async fn without_two_of_three_nothing_is_known_until_they_are_back() {
         agent.leader("e").await.expect_err("unknown").code(),
         Code::Unavailable
     );
-    readiness(&agent, 503).await;
+    agent.readiness(503, &[]).await;
     three.servers[0].run().await;
     three.servers[2].run().await;
-    readiness(&agent, 200).await;
+    agent.readiness(200, &[]).await;
     let next = eventually("elected again", async || {
         let answer = agent
             .grpc()
@@ -380,7 +369,7 @@ async fn agents_with_different_lists_of_servers_are_told_so() {
     assert_eq!(first.leader("e").await.expect("not disturbed"), "a");
     // When the agents with the first list are gone for as long as a term lasts, the new one counts.
     first.kill();
-    readiness(&second, 200).await;
+    second.readiness(200, &[]).await;
 }
 
 #[tokio::test]
@@ -408,7 +397,7 @@ async fn a_server_that_evicts_keys_does_not_vote_unless_that_is_allowed() {
         .query_async::<()>(&mut connection)
         .await
         .expect("set");
-    readiness(&agent, 200).await;
+    agent.readiness(200, &[]).await;
     assert!(agent.campaign("e", "a", 1_000).await.elected);
 
     let evicting = Redis::with(&["--maxmemory-policy", "volatile-ttl"]).await;
@@ -491,7 +480,7 @@ async fn an_agent_starts_with_fewer_servers_than_it_needs_and_keeps_trying() {
     assert_eq!(refused.expect_err("unknown").code(), Code::Unavailable);
     three.servers[0].run().await;
     three.servers[2].run().await;
-    readiness(&agent, 200).await;
+    agent.readiness(200, &[]).await;
     assert!(
         agent.campaign("e", "a", 1_000).await.elected,
         "the servers are new"

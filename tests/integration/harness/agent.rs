@@ -58,13 +58,20 @@ pub(crate) fn command(settings: &[(String, String)]) -> Command {
     command
 }
 
+/// Settings as an agent is started with.
+pub(crate) fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+    let owned = settings
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    owned.collect()
+}
+
 /// Runs the agent's binary to its end.
 pub(crate) fn output(arguments: &[&str], settings: &[(&str, &str)]) -> Output {
-    let settings: Vec<_> = settings
-        .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
-    command(&settings).args(arguments).output().expect("runs")
+    command(&owned(settings))
+        .args(arguments)
+        .output()
+        .expect("runs")
 }
 
 pub(crate) fn signal(pid: u32, name: &str) {
@@ -159,6 +166,16 @@ impl Agent {
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.rest(Method::GET, path, None).await
+    }
+
+    /// Waits until `/readyz` has the status, and says all of this.
+    pub(crate) async fn readiness(&self, status: u16, says: &[&str]) {
+        eventually(&format!("{status} and {says:?}"), async || {
+            let answer = self.get("/readyz").await;
+            let body = answer.body.to_string();
+            (answer.status == status && says.iter().all(|text| body.contains(text))).then_some(())
+        })
+        .await;
     }
 
     pub(crate) fn signal(&self, name: &str) {
