@@ -26,6 +26,7 @@ use crate::{
     listener::{self, Lifetime, admission::Admission},
     proto::election_server::ElectionServer,
     readiness::Monitor,
+    reload::Mistake,
     shutdown::Stop,
     stack::{self, stack},
     telemetry::metrics::Metrics,
@@ -46,9 +47,9 @@ pub enum StartError {
     /// Ports cannot be had; a line each.
     #[error("{0}")]
     Bind(String),
-    /// The files for TLS have become unusable since they were read; a line each.
+    /// Files have become unusable since the configuration was read; a line each.
     #[error("{0}")]
-    Tls(String),
+    Files(String),
     /// The place where leases are kept cannot be opened.
     #[error(transparent)]
     Store(#[from] NodeError),
@@ -88,7 +89,7 @@ impl App {
         }
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
-        let tls = tls.transpose().map_err(StartError::Tls)?;
+        let tls = tls.transpose().map_err(unusable)?;
         let listeners = bind(&config.listen).await?;
         let max_term = config.limits.max_term;
         let quorum = Quorum::new(
@@ -253,6 +254,11 @@ async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNod
         }
     };
     Ok(vec![Arc::new(node)])
+}
+
+fn unusable(mistakes: Vec<Mistake>) -> StartError {
+    let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+    StartError::Files(lines.join("\n"))
 }
 
 async fn bind(listen: &Listen) -> Result<Vec<TcpListener>, StartError> {

@@ -51,9 +51,10 @@
 //! ```
 //!
 //! Around it: [`config`] reads and validates all settings, [`app`] builds everything from them,
-//! [`readiness`] and [`telemetry`] tell operators how it does, [`shutdown`] ends it well.
+//! [`reload`] follows files that change, [`readiness`] and [`telemetry`] tell operators how it does, [`shutdown`] ends it well.
 
 pub mod app;
+pub mod auth;
 pub mod config;
 pub mod election;
 pub mod layers;
@@ -61,6 +62,7 @@ pub mod lease;
 pub mod listener;
 pub mod proto;
 pub mod readiness;
+pub mod reload;
 pub mod shutdown;
 pub mod stack;
 pub mod telemetry;

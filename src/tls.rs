@@ -1,11 +1,10 @@
 //! TLS for both ports, from files that may change while the agent runs.
 //!
-//! New connections use the files' present content; connections that are open keep what they began with.
-//! Files that cannot be used (a key that does not match yet, a half-written file) change nothing, and are
-//! told in the log.
+//! New connections use the files' present content ([`reload`]); connections that are open keep what they
+//! began with.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -17,12 +16,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
-use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-/// How often files are looked at. Mounted secrets change by renaming a directory, which no watch on a file
-/// sees.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+use crate::reload::{self, Mistake, Source, read_file};
 
 /// The files that TLS is made of.
 #[derive(Debug, Clone)]
@@ -56,38 +53,26 @@ impl FromStr for ClientAuth {
     }
 }
 
-/// What files held; compared to see whether they have changed.
+/// What the files hold.
 #[derive(PartialEq, Eq)]
-struct Content {
+pub struct Content {
     certificate: Vec<u8>,
     key: Vec<u8>,
     client_ca: Option<Vec<u8>>,
 }
 
-/// A setting, and what is wrong with its file.
-type Mistake = (&'static str, String);
+impl Source for Files {
+    type Content = Content;
+    type Made = Arc<ServerConfig>;
 
-impl Files {
-    /// What is wrong with the files, each with its setting.
-    #[must_use]
-    pub fn mistakes(&self) -> Vec<Mistake> {
-        match self.read() {
-            Ok(content) => self.config(&content).err().into_iter().collect(),
-            Err(mistakes) => mistakes,
-        }
-    }
+    const WHAT: &'static str = "TLS files";
 
     fn read(&self) -> Result<Content, Vec<Mistake>> {
-        let read = |variable, path: &Path| {
-            fs::read(path)
-                .map_err(|error| (variable, format!("cannot read {}: {error}", path.display())))
-        };
-        let certificate = read("EA_TLS_CERT_FILE", &self.certificate);
-        let key = read("EA_TLS_KEY_FILE", &self.key);
-        let client_ca = self
-            .client_ca
-            .as_ref()
-            .map(|(path, _)| read("EA_TLS_CLIENT_CA_FILE", path))
+        let certificate = read_file("EA_TLS_CERT_FILE", &self.certificate);
+        let key = read_file("EA_TLS_KEY_FILE", &self.key);
+        let client_ca = self.client_ca.as_ref();
+        let client_ca = client_ca
+            .map(|(path, _)| read_file("EA_TLS_CLIENT_CA_FILE", path))
             .transpose();
         match (certificate, key, client_ca) {
             (Ok(certificate), Ok(key), Ok(client_ca)) => Ok(Content {
@@ -102,13 +87,20 @@ impl Files {
         }
     }
 
+    fn make(&self, content: &Content) -> Result<Arc<ServerConfig>, Vec<Mistake>> {
+        let config = self.config(content).map_err(|mistake| vec![mistake])?;
+        Ok(Arc::new(config))
+    }
+}
+
+impl Files {
     fn config(&self, content: &Content) -> Result<ServerConfig, Mistake> {
         let chain = certificates(&self.certificate, &content.certificate)
-            .map_err(|what| ("EA_TLS_CERT_FILE", what))?;
+            .map_err(|what| Mistake::new("EA_TLS_CERT_FILE", what))?;
         // What a key's file holds is not told, however wrong it is.
         let key = PrivateKeyDer::from_pem_slice(&content.key).map_err(|_| {
             let path = self.key.display();
-            (
+            Mistake::new(
                 "EA_TLS_KEY_FILE",
                 format!("{path} holds no private key in PEM"),
             )
@@ -117,12 +109,12 @@ impl Files {
         let verifier = self.verifier(content, &provider)?;
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
-            .map_err(|error| ("EA_TLS_CERT_FILE", error.to_string()))?
+            .map_err(|error| Mistake::new("EA_TLS_CERT_FILE", error.to_string()))?
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)
             .map_err(|error| {
                 let (certificate, key) = (self.certificate.display(), self.key.display());
-                (
+                Mistake::new(
                     "EA_TLS_KEY_FILE",
                     format!("{key} is not the key of the certificate in {certificate}: {error}"),
                 )
@@ -141,13 +133,13 @@ impl Files {
         };
         const VARIABLE: &str = "EA_TLS_CLIENT_CA_FILE";
         let wrong = |error: &dyn std::fmt::Display| {
-            (
+            Mistake::new(
                 VARIABLE,
                 format!("{} cannot be used: {error}", path.display()),
             )
         };
         let mut roots = RootCertStore::empty();
-        for authority in certificates(path, pem).map_err(|what| (VARIABLE, what))? {
+        for authority in certificates(path, pem).map_err(|what| Mistake::new(VARIABLE, what))? {
             roots.add(authority).map_err(|error| wrong(&error))?;
         }
         let verifier =
@@ -180,7 +172,7 @@ pub(crate) fn certificates(
 /// Makes TLS connections with what the files hold at the time. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
-    config: watch::Receiver<Arc<ServerConfig>>,
+    config: reload::Current<Arc<ServerConfig>>,
     handshake_timeout: Duration,
 }
 
@@ -188,20 +180,10 @@ impl Acceptor {
     /// Reads the files, and starts watching them, until the last acceptor is dropped.
     ///
     /// # Errors
-    /// Files that cannot be used, with their settings.
-    pub fn start(files: Files, handshake_timeout: Duration) -> Result<Self, String> {
-        let told = |mistakes: &[Mistake]| {
-            let lines = mistakes
-                .iter()
-                .map(|(variable, what)| format!("{variable}: {what}"));
-            lines.collect::<Vec<_>>().join("\n")
-        };
-        let content = files.read().map_err(|mistakes| told(&mistakes))?;
-        let config = files.config(&content).map_err(|mistake| told(&[mistake]))?;
-        let (publish, config) = watch::channel(Arc::new(config));
-        tokio::spawn(watch_files(files, content, publish));
+    /// Files that cannot be used.
+    pub fn start(files: Files, handshake_timeout: Duration) -> Result<Self, Vec<Mistake>> {
         Ok(Self {
-            config,
+            config: reload::start(files)?,
             handshake_timeout,
         })
     }
@@ -212,7 +194,7 @@ impl Acceptor {
     /// Why there is no connection: the client speaks no TLS, shows no or a wrong certificate, or takes too
     /// long.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let config = Arc::clone(&self.config.borrow());
+        let config = Arc::clone(&**self.config.borrow());
         let shaking = TlsAcceptor::from(config).accept(stream);
         timeout(self.handshake_timeout, shaking)
             .await
@@ -220,49 +202,10 @@ impl Acceptor {
     }
 }
 
-/// Publishes what the files hold whenever that has changed and can be used.
-async fn watch_files(files: Files, mut used: Content, publish: watch::Sender<Arc<ServerConfig>>) {
-    let mut refused: Option<Vec<Mistake>> = None;
-    loop {
-        tokio::select! {
-            () = publish.closed() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-        // The files are small, and read once a second.
-        let read = files.read().and_then(|content| match content == used {
-            true => Ok(None),
-            false => match files.config(&content) {
-                Ok(config) => Ok(Some((content, config))),
-                Err(mistake) => Err(vec![mistake]),
-            },
-        });
-        match read {
-            Ok(None) => refused = None,
-            Ok(Some((content, config))) => {
-                tracing::info!(
-                    certificate = %files.certificate.display(),
-                    "TLS files have changed; new connections use them"
-                );
-                (used, refused) = (content, None);
-                publish.send_replace(Arc::new(config));
-            }
-            Err(mistakes) => {
-                if refused.as_ref() != Some(&mistakes) {
-                    for (variable, what) in &mistakes {
-                        tracing::error!(
-                            variable,
-                            "TLS files have changed and cannot be used; the former ones still are: {what}"
-                        );
-                    }
-                }
-                refused = Some(mistakes);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tempfile::TempDir;
 
     use super::*;
@@ -335,7 +278,13 @@ mod tests {
                 None => fs::remove_file(&path).expect("removed"),
             }
             let mistakes = made.files.mistakes();
-            let [(told, what)] = &mistakes[..] else {
+            let [
+                Mistake {
+                    variable: told,
+                    what,
+                },
+            ] = &mistakes[..]
+            else {
                 panic!("{file}: {mistakes:?}");
             };
             assert_eq!(*told, variable, "{what}");

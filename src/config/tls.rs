@@ -101,9 +101,7 @@ impl Tls {
             client_ca: client_ca.map(|path| (path, client_auth.unwrap_or(ClientAuth::Required))),
         };
         // What is wrong with the files should be told with all other mistakes.
-        for (variable, what) in files.mistakes() {
-            reader.mistake(variable, what);
-        }
+        reader.files(&files);
         Some(Some(Self {
             files,
             handshake_timeout: handshake_timeout?,

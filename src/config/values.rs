@@ -7,6 +7,7 @@ use std::{
 use yaml_serde::Value;
 
 use super::{Setting, settings};
+use crate::reload;
 
 /// What is wrong with a configuration: one line a mistake.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -256,6 +257,13 @@ impl<'a> Reader<'a> {
     /// Notes a mistake; the text says what to change.
     pub(super) fn mistake(&mut self, variable: &str, what: impl fmt::Display) {
         self.mistakes.push(format!("{variable}: {what}"));
+    }
+
+    /// Notes what is wrong with files that settings name, so that it is told with all other mistakes.
+    pub(super) fn files(&mut self, files: &impl reload::Source) {
+        for reload::Mistake { variable, what } in files.mistakes() {
+            self.mistake(variable, what);
+        }
     }
 
     /// A value in the form that `parse` reads.

@@ -1,0 +1,126 @@
+//! Files that may change while the agent runs: certificates, tokens, keys, policies.
+//!
+//! What was made of them is used until they hold something else that can be used, too. Files that cannot
+//! be used (a key that does not match yet, a half-written policy) change nothing, and are told in the log.
+
+use std::{fmt, fs, path::Path, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+/// How often files are looked at. Mounted secrets change by renaming a directory, which no watch on a file
+/// sees.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// What is wrong with the file or directory that a setting names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The setting.
+    pub variable: &'static str,
+    /// What is wrong, and what to change; holds nothing of a secret file's content.
+    pub what: String,
+}
+
+impl Mistake {
+    pub(crate) fn new(variable: &'static str, what: impl Into<String>) -> Self {
+        Self {
+            variable,
+            what: what.into(),
+        }
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.variable, self.what)
+    }
+}
+
+/// Files, and what is made of them.
+pub trait Source: Send + 'static {
+    /// What the files hold, compared to see whether they have changed.
+    type Content: Eq + Send + Sync;
+    /// What is made of it.
+    type Made: Send + Sync + 'static;
+
+    /// What the files are, for the log: "TLS files".
+    const WHAT: &'static str;
+
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// Every file that cannot be read.
+    fn read(&self) -> Result<Self::Content, Vec<Mistake>>;
+
+    /// Makes of them what they are for.
+    ///
+    /// # Errors
+    /// What cannot be used, and why.
+    fn make(&self, content: &Self::Content) -> Result<Self::Made, Vec<Mistake>>;
+
+    /// What is wrong with the files now.
+    fn mistakes(&self) -> Vec<Mistake> {
+        let made = self.read().and_then(|content| self.make(&content));
+        made.err().unwrap_or_default()
+    }
+}
+
+/// What was last made of a source's files. Cheap to clone.
+pub type Current<T> = watch::Receiver<Arc<T>>;
+
+/// Reads the files, and looks at them again until the last receiver is dropped.
+///
+/// # Errors
+/// Files that cannot be used.
+pub fn start<S: Source>(source: S) -> Result<Current<S::Made>, Vec<Mistake>> {
+    let content = source.read()?;
+    let (publish, current) = watch::channel(Arc::new(source.make(&content)?));
+    tokio::spawn(follow(source, content, publish));
+    Ok(current)
+}
+
+async fn follow<S: Source>(source: S, mut used: S::Content, publish: watch::Sender<Arc<S::Made>>) {
+    let mut refused: Option<Vec<Mistake>> = None;
+    loop {
+        tokio::select! {
+            () = publish.closed() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+        // The files are small, and read once a second.
+        let read = source.read().and_then(|content| match content == used {
+            true => Ok(None),
+            false => source.make(&content).map(|made| Some((content, made))),
+        });
+        match read {
+            Ok(None) => refused = None,
+            Ok(Some((content, made))) => {
+                tracing::info!(
+                    "{} have changed; the new ones are used from now on",
+                    S::WHAT
+                );
+                (used, refused) = (content, None);
+                publish.send_replace(Arc::new(made));
+            }
+            Err(mistakes) => {
+                if refused.as_ref() != Some(&mistakes) {
+                    for Mistake { variable, what } in &mistakes {
+                        tracing::error!(
+                            variable,
+                            "{} have changed and cannot be used; the former ones still are: {what}",
+                            S::WHAT
+                        );
+                    }
+                }
+                refused = Some(mistakes);
+            }
+        }
+    }
+}
+
+/// Reads a file that a setting names.
+///
+/// # Errors
+/// The mistake, if it cannot be read.
+pub(crate) fn read_file(variable: &'static str, path: &Path) -> Result<Vec<u8>, Mistake> {
+    let wrong = |error| Mistake::new(variable, format!("cannot read {}: {error}", path.display()));
+    fs::read(path).map_err(wrong)
+}
