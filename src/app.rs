@@ -89,7 +89,7 @@ impl App {
         }
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
-        let tls = tls.transpose().map_err(unusable)?;
+        let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
         let listeners = bind(&config.listen).await?;
         let max_term = config.limits.max_term;
         let quorum = Quorum::new(
@@ -256,7 +256,7 @@ async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNod
     Ok(vec![Arc::new(node)])
 }
 
-fn unusable(mistakes: Vec<Mistake>) -> StartError {
+fn unusable(mistakes: &[Mistake]) -> StartError {
     let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
     StartError::Files(lines.join("\n"))
 }
