@@ -4,7 +4,14 @@
 //! do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
 //! `crate::transport::status` says how a refusal is told.
 
+pub mod tokens;
+
 use std::{fmt, str::FromStr, sync::Arc};
+
+/// The longest name of an identity or group, in bytes.
+const MAX_NAME: usize = 256;
+/// How many groups an identity may belong to.
+const MAX_GROUPS: usize = 1000;
 
 /// The name of those who prove none.
 pub const ANONYMOUS: &str = "anonymous";
@@ -72,22 +79,36 @@ struct Inner {
 
 impl Identity {
     /// An identity of this name that belongs to these groups, proved by this mode.
-    #[must_use]
-    pub fn new(mode: Mode, name: impl Into<String>, mut groups: Vec<String>) -> Self {
+    ///
+    /// # Errors
+    /// A name or group that is empty, over 256 bytes or holds a control character, or more than 1000 groups; the text does not repeat them.
+    pub fn new(
+        mode: Mode,
+        name: impl Into<String>,
+        mut groups: Vec<String>,
+    ) -> Result<Self, String> {
+        let name = name.into();
+        check("name", &name)?;
+        for group in &groups {
+            check("group", group)?;
+        }
+        if groups.len() > MAX_GROUPS {
+            return Err(format!("there are more than {MAX_GROUPS} groups"));
+        }
         // In one order, so that equal identities are equal.
         groups.sort_unstable();
         groups.dedup();
-        Self(Arc::new(Inner {
-            name: name.into(),
-            groups,
-            mode,
-        }))
+        Ok(Self(Arc::new(Inner { name, groups, mode })))
     }
 
     /// Somebody who showed no credential.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self::new(Mode::None, ANONYMOUS, Vec::new())
+        Self(Arc::new(Inner {
+            name: ANONYMOUS.to_owned(),
+            groups: Vec::new(),
+            mode: Mode::None,
+        }))
     }
 
     /// The name.
@@ -107,6 +128,16 @@ impl Identity {
     pub fn mode(&self) -> Mode {
         self.0.mode
     }
+}
+
+fn check(what: &str, text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > MAX_NAME {
+        return Err(format!("a {what} must have 1 to {MAX_NAME} bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(format!("a {what} must not hold control characters"));
+    }
+    Ok(())
 }
 
 impl fmt::Debug for Identity {
