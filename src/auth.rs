@@ -4,6 +4,7 @@
 //! do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
 //! `crate::transport::status` says how a refusal is told.
 
+pub mod jwt;
 pub mod tokens;
 
 use std::{fmt, str::FromStr, sync::Arc};
@@ -64,6 +65,17 @@ impl FromStr for Mode {
             format!("{text:?} is no mode: give one or more of {names}, comma separated")
         })
     }
+}
+
+/// Why somebody who shows a credential is not let in. Texts do not repeat the credential.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The credential is not accepted, or there is none.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// It cannot be told now whether the credential is good.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 /// Who asks. Cheap to clone.

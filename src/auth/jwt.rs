@@ -1,0 +1,415 @@
+//! JSON Web Tokens that an issuer has signed ([RFC 7519](https://www.rfc-editor.org/rfc/rfc7519)).
+//!
+//! A token must be signed by one of the issuer's keys ([`keys`]) with RS256, ES256 or EdDSA, and have `iss`,
+//! `aud` and `exp` that fit; `nbf` counts if it is there. What a key may be used for is taken from the key
+//! alone: the token's `alg` chooses nothing
+//! ([RFC 8725](https://www.rfc-editor.org/rfc/rfc8725#section-3.1)).
+
+pub mod keys;
+
+use std::time::Duration;
+
+use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind, get_current_timestamp};
+use quick_cache::sync::Cache;
+use serde_json::{Map, Value};
+
+use super::{
+    Identity, Mode, Refusal,
+    tokens::{self, Hash},
+};
+use keys::{Key, Keys};
+
+/// How many tokens are remembered that were found good: checking a signature costs as much as the whole
+/// rest of a request.
+const REMEMBERED: usize = 10_000;
+
+/// What tokens must say.
+#[derive(Debug, Clone)]
+pub struct Expected {
+    /// Who must have issued them: `iss`.
+    pub issuer: String,
+    /// For whom they may be: `aud` must have one of these.
+    pub audiences: Vec<String>,
+    /// How far the issuer's clock may be from ours.
+    pub leeway: Duration,
+    /// The claim that has the identity's name.
+    pub name_claim: String,
+    /// The claim that has the identity's groups: an array, or a text with spaces between.
+    pub groups_claim: String,
+}
+
+/// Verifies tokens.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    expected: Expected,
+    keys: keys::Following,
+}
+
+/// Tokens that were found good under one set of keys, and for how long they are.
+#[derive(Debug)]
+pub(super) struct Verified(Cache<Hash, (Identity, u64)>);
+
+impl Default for Verified {
+    fn default() -> Self {
+        Self(Cache::new(REMEMBERED))
+    }
+}
+
+impl Verifier {
+    /// Verifies with these keys.
+    #[must_use]
+    pub fn new(expected: Expected, keys: keys::Following) -> Self {
+        Self { expected, keys }
+    }
+
+    /// The identity of a token that was verified before, and is still good.
+    pub(super) fn remembered(&self, hash: &Hash) -> Option<Identity> {
+        let (identity, expires) = self.keys.current().verified.0.get(hash)?;
+        (get_current_timestamp() <= expires.saturating_add(self.expected.leeway.as_secs()))
+            .then_some(identity)
+    }
+
+    /// Whether the token says that our issuer has issued it; anybody can write that.
+    pub(super) fn claims_our_issuer(&self, token: &str) -> bool {
+        let claims = jsonwebtoken::dangerous::insecure_decode::<Map<String, Value>>(token);
+        claims.is_ok_and(|token| {
+            token.claims.get("iss").and_then(Value::as_str) == Some(&self.expected.issuer)
+        })
+    }
+
+    /// Whose token this is. Waits for keys that the issuer may have added, but not for long.
+    ///
+    /// # Errors
+    /// The token is not good, or the issuer's keys are not known.
+    pub(super) async fn verify(&self, token: &str, hash: &Hash) -> Result<Identity, Refusal> {
+        let header = decode_header(token).map_err(|_| refused("it is not a JSON Web Token"))?;
+        let mut keys = self.keys.current();
+        if !keys.has(header.kid.as_deref()) {
+            keys = self.keys.newer().await;
+        }
+        if keys.is_empty() {
+            return Err(Refusal::Unavailable(
+                "the issuer's keys are not known yet; the agent's log says why".to_owned(),
+            ));
+        }
+        let mut why = refused("it is signed by a key that is not the issuer's (now)");
+        for key in keys.of(header.kid.as_deref()) {
+            match self.verify_by(key, token) {
+                Ok((identity, expires)) => {
+                    keys.verified.0.insert(*hash, (identity.clone(), expires));
+                    return Ok(identity);
+                }
+                Err(refusal) => why = refusal,
+            }
+        }
+        Err(why)
+    }
+
+    fn verify_by(&self, key: &Key, token: &str) -> Result<(Identity, u64), Refusal> {
+        let mut validation = Validation::new(key.algorithm);
+        validation.leeway = self.expected.leeway.as_secs();
+        validation.validate_nbf = true;
+        validation.set_audience(&self.expected.audiences);
+        validation.set_issuer(&[&self.expected.issuer]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        let token = decode::<Map<String, Value>>(token, &key.decoding, &validation)
+            .map_err(|error| refused(why(error.kind())))?;
+        // An extension that must be understood is one that we do not.
+        if token.header.crit.is_some() {
+            return Err(refused("its header has `crit`, which is not supported"));
+        }
+        let expires = token.claims.get("exp").and_then(Value::as_f64);
+        let expires = expires.map_or(0, |seconds| seconds.max(0.0) as u64);
+        Ok((self.identity(&token.claims)?, expires))
+    }
+
+    fn identity(&self, claims: &Map<String, Value>) -> Result<Identity, Refusal> {
+        let Expected {
+            name_claim,
+            groups_claim,
+            ..
+        } = &self.expected;
+        let name = claims.get(name_claim).and_then(Value::as_str);
+        let name = name.ok_or_else(|| refused(&format!("it has no text as `{name_claim}`")))?;
+        let groups = match claims.get(groups_claim) {
+            None | Some(Value::Null) => Some(Vec::new()),
+            Some(Value::String(text)) => Some(text.split_whitespace().map(str::to_owned).collect()),
+            Some(Value::Array(groups)) => groups
+                .iter()
+                .map(|group| group.as_str().map(str::to_owned))
+                .collect(),
+            Some(_) => None,
+        };
+        let groups = groups.ok_or_else(|| {
+            refused(&format!(
+                "its `{groups_claim}` is neither a text nor an array of texts"
+            ))
+        })?;
+        Identity::new(Mode::Jwt, name, groups).map_err(|what| refused(&what))
+    }
+}
+
+/// What is wrong with the token, never what is in it.
+fn refused(why: &str) -> Refusal {
+    Refusal::Unauthenticated(format!("the JSON Web Token is not accepted: {why}"))
+}
+
+fn why(kind: &ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::InvalidSignature => "its signature is wrong",
+        ErrorKind::ExpiredSignature => "it has expired",
+        ErrorKind::ImmatureSignature => "it is not valid yet (nbf)",
+        ErrorKind::InvalidIssuer => "its issuer is another (iss)",
+        ErrorKind::InvalidAudience => "it is meant for others (aud)",
+        ErrorKind::InvalidAlgorithm => "its algorithm is not that of the key that it names",
+        ErrorKind::MissingRequiredClaim(_) => "it must have iss, aud and exp",
+        _ => "it is malformed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+    use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+    use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Clone)]
+    struct Issuer {
+        key: EncodingKey,
+        jwk: Value,
+        algorithm: Algorithm,
+        kid: &'static str,
+    }
+
+    impl Issuer {
+        fn new(algorithm: Algorithm, kid: &'static str) -> Self {
+            let base64 = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+            let made = |kind| {
+                let key = KeyPair::generate_for(kind).expect("a key");
+                (key.serialize_der(), key.public_key_raw().to_vec())
+            };
+            let (key, jwk) = match algorithm {
+                Algorithm::ES256 => {
+                    let (private, point) = made(&PKCS_ECDSA_P256_SHA256);
+                    // An uncompressed point: 4, x, y.
+                    let (x, y) = (base64(&point[1..33]), base64(&point[33..]));
+                    let jwk = json!({"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": kid});
+                    (EncodingKey::from_ec_der(&private), jwk)
+                }
+                Algorithm::EdDSA => {
+                    let (private, public) = made(&PKCS_ED25519);
+                    let jwk =
+                        json!({"kty": "OKP", "crv": "Ed25519", "x": base64(&public), "kid": kid});
+                    (EncodingKey::from_ed_der(&private), jwk)
+                }
+                _ => unreachable!("RSA keys are made in the integration tests"),
+            };
+            Self {
+                key,
+                jwk,
+                algorithm,
+                kid,
+            }
+        }
+
+        fn jwk(&self) -> Value {
+            self.jwk.clone()
+        }
+
+        fn token(&self, claims: &Value) -> String {
+            let mut header = Header::new(self.algorithm);
+            header.kid = Some(self.kid.to_owned());
+            encode(&header, claims, &self.key).expect("signed")
+        }
+    }
+
+    fn verifier(keys: &[Value]) -> Verifier {
+        let keys = Keys::parse(json!({ "keys": keys }).to_string().as_bytes()).expect("keys");
+        Verifier::new(
+            Expected {
+                issuer: "https://issuer.example".to_owned(),
+                audiences: vec!["election-agent".to_owned(), "other".to_owned()],
+                leeway: Duration::from_secs(30),
+                name_claim: "sub".to_owned(),
+                groups_claim: "groups".to_owned(),
+            },
+            keys::Following::fixed(keys),
+        )
+    }
+
+    fn claims() -> Value {
+        json!({
+            "iss": "https://issuer.example", "aud": "election-agent", "sub": "worker-1",
+            "exp": get_current_timestamp() + 60, "groups": ["batch"],
+        })
+    }
+
+    fn with(member: &str, value: impl Into<Value>) -> Value {
+        let mut claims = claims();
+        claims[member] = value.into();
+        claims
+    }
+
+    async fn verify(verifier: &Verifier, token: &str) -> Result<Identity, String> {
+        let verified = verifier.verify(token, &tokens::hash(token)).await;
+        verified.map_err(|refusal| refusal.to_string())
+    }
+
+    #[tokio::test]
+    async fn what_the_issuer_has_signed_is_accepted_and_remembered_until_it_expires() {
+        for algorithm in [Algorithm::ES256, Algorithm::EdDSA] {
+            let issuer = Issuer::new(algorithm, "k");
+            let verifier = verifier(&[issuer.jwk()]);
+            let token = issuer.token(&claims());
+            let hash = tokens::hash(&token);
+            assert!(verifier.claims_our_issuer(&token));
+            assert_eq!(verifier.remembered(&hash), None);
+            let identity = verify(&verifier, &token).await.expect("good");
+            assert_eq!(
+                (identity.name(), identity.groups()),
+                ("worker-1", &["batch".to_owned()][..])
+            );
+            assert_eq!(verifier.remembered(&hash), Some(identity));
+
+            let expired = issuer.token(&with("exp", get_current_timestamp() - 29));
+            verify(&verifier, &expired)
+                .await
+                .expect("within the leeway");
+            verifier
+                .keys
+                .current()
+                .verified
+                .0
+                .insert(hash, (Identity::anonymous(), get_current_timestamp() - 31));
+            assert_eq!(verifier.remembered(&hash), None, "remembered for too long");
+        }
+    }
+
+    #[tokio::test]
+    async fn claims_may_take_several_forms() {
+        let issuer = Issuer::new(Algorithm::ES256, "k");
+        let verifier = verifier(&[issuer.jwk()]);
+        for (claims, groups) in [
+            (with("groups", "b a"), &["a", "b"][..]),
+            (with("groups", Value::Null), &[]),
+            (with("aud", json!(["x", "other"])), &["batch"]),
+            (with("nbf", get_current_timestamp() + 20), &["batch"]),
+        ] {
+            let identity = verify(&verifier, &issuer.token(&claims))
+                .await
+                .expect("good");
+            assert_eq!(identity.groups(), groups);
+        }
+    }
+
+    #[tokio::test]
+    async fn whatever_does_not_fit_is_refused_with_a_reason_that_tells_nothing_of_the_token() {
+        let (issuer, other) = (
+            Issuer::new(Algorithm::ES256, "k"),
+            Issuer::new(Algorithm::ES256, "k"),
+        );
+        let verifier = verifier(&[issuer.jwk()]);
+        let now = get_current_timestamp();
+        let mut without_exp = claims();
+        without_exp
+            .as_object_mut()
+            .expect("an object")
+            .remove("exp");
+        for (token, told) in [
+            (issuer.token(&with("exp", now - 31)), "expired"),
+            (issuer.token(&with("exp", "never")), "iss, aud and exp"),
+            (issuer.token(&without_exp), "iss, aud and exp"),
+            (issuer.token(&with("nbf", now + 60)), "not valid yet"),
+            (issuer.token(&with("nbf", "soon")), "malformed"),
+            (issuer.token(&with("iss", "https://evil.example")), "issuer"),
+            (issuer.token(&with("iss", json!(1))), "iss, aud and exp"),
+            (issuer.token(&with("aud", "somebody")), "meant for others"),
+            (issuer.token(&with("aud", json!([]))), "meant for others"),
+            (issuer.token(&with("sub", Value::Null)), "no text as `sub`"),
+            (issuer.token(&with("sub", "")), "1 to 256 bytes"),
+            (issuer.token(&with("sub", "a\nb")), "control"),
+            (issuer.token(&with("groups", json!({"a": 1}))), "groups"),
+            (other.token(&claims()), "signature"),
+            ("a.b.c".to_owned(), "not a JSON Web Token"),
+            ("s3cret".to_owned(), "not a JSON Web Token"),
+        ] {
+            let refused = verify(&verifier, &token).await.expect_err(told);
+            assert!(refused.contains(told), "{told}: {refused}");
+            assert!(
+                !refused.contains("worker-1")
+                    && !refused.contains("s3cret")
+                    && !refused.contains(&token)
+            );
+            assert_eq!(verifier.remembered(&tokens::hash(&token)), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_token_chooses_neither_its_algorithm_nor_a_key_of_another_name() {
+        let (issuer, second) = (
+            Issuer::new(Algorithm::ES256, "one"),
+            Issuer::new(Algorithm::EdDSA, "two"),
+        );
+        let verifier = verifier(&[issuer.jwk(), second.jwk()]);
+        for issuer in [&issuer, &second] {
+            verify(&verifier, &issuer.token(&claims()))
+                .await
+                .expect("good");
+        }
+        // Signed with HMAC, whose secret is the public key.
+        let public = issuer.jwk()["x"].as_str().expect("a key").to_owned();
+        let mut header = Header::new(Algorithm::HS256);
+        header.kid = Some("one".to_owned());
+        let forged = encode(
+            &header,
+            &claims(),
+            &EncodingKey::from_secret(public.as_bytes()),
+        )
+        .expect("made");
+        let refused = verify(&verifier, &forged).await.expect_err("forged");
+        assert!(refused.contains("algorithm"), "{refused}");
+        // Not signed at all.
+        let none = format!(
+            "eyJhbGciOiJub25lIn0.{}.",
+            forged.split('.').nth(1).expect("claims")
+        );
+        verify(&verifier, &none).await.expect_err("not signed");
+        // A key's name is the issuer's to give.
+        let impostor = Issuer {
+            kid: "two",
+            ..issuer
+        };
+        verify(&verifier, &impostor.token(&claims()))
+            .await
+            .expect_err("another key's name");
+    }
+
+    #[tokio::test]
+    async fn an_extension_that_must_be_understood_is_refused() {
+        let issuer = Issuer::new(Algorithm::EdDSA, "k");
+        let header = json!({"alg": "EdDSA", "kid": "k", "crit": ["b64"], "b64": false});
+        let header: Header = serde_json::from_value(header).expect("a header");
+        let token = encode(&header, &claims(), &issuer.key).expect("signed");
+        let refused = verify(&verifier(&[issuer.jwk()]), &token)
+            .await
+            .expect_err("crit");
+        assert!(refused.contains("crit"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn keys_that_are_not_known_are_no_verdict_on_the_token() {
+        let issuer = Issuer::new(Algorithm::EdDSA, "k");
+        let verifier = Verifier::new(
+            verifier(&[issuer.jwk()]).expected,
+            keys::Following::fixed(Keys::default()),
+        );
+        let refusal = verifier.verify(&issuer.token(&claims()), &[0; 32]).await;
+        assert!(
+            matches!(refusal, Err(Refusal::Unavailable(_))),
+            "{refusal:?}"
+        );
+    }
+}

@@ -1,0 +1,413 @@
+//! An issuer's public keys, as a JSON Web Key Set ([RFC 7517](https://www.rfc-editor.org/rfc/rfc7517#section-5))
+//! from a file or a URL.
+//!
+//! A file is followed as all files are; a URL is asked again every `EA_AUTH_JWT_REFRESH`, and sooner when a
+//! token names a key that is not known. Keys stay in use while newer ones cannot be had. Whenever the set
+//! changes, what was verified by the former one is forgotten.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use http_body_util::{BodyExt as _, Limited};
+use jsonwebtoken::{
+    Algorithm, DecodingKey,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
+};
+use reqwest::redirect::Policy;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use url::Url;
+
+use super::Verified;
+use crate::{
+    reload::{self, Mistake, Source, read_file},
+    tls,
+};
+
+/// The setting that names the file.
+const VARIABLE: &str = "EA_AUTH_JWT_JWKS_FILE";
+/// How long the issuer may take to answer.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest answer that is read, in bytes.
+const MAX_ANSWER: usize = 1024 * 1024;
+/// How soon keys are asked for again after an answer, whatever tokens come.
+const NOT_SOONER: Duration = Duration::from_secs(10);
+/// How soon after none.
+const RETRY: Duration = Duration::from_secs(2);
+/// How long a request waits for newer keys.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// A key, and what it may verify.
+#[derive(Debug)]
+pub(super) struct Key {
+    name: Option<String>,
+    pub(super) algorithm: Algorithm,
+    pub(super) decoding: DecodingKey,
+}
+
+/// A set of keys, and the tokens that they have verified.
+#[derive(Debug, Default)]
+pub struct Keys {
+    keys: Vec<Key>,
+    pub(super) verified: Verified,
+}
+
+#[derive(Deserialize)]
+struct Set {
+    keys: Vec<Value>,
+}
+
+impl Keys {
+    /// Reads a key set. Keys for other purposes or of other kinds are passed over.
+    ///
+    /// # Errors
+    /// It is no key set, or none of its keys can be used; the text does not repeat it.
+    pub fn parse(json: &[u8]) -> Result<Self, String> {
+        let set: Set = serde_json::from_slice(json)
+            .map_err(|error| format!("no JSON Web Key Set ({{\"keys\": […]}}): {error}"))?;
+        let keys: Vec<_> = set.keys.into_iter().filter_map(Key::new).collect();
+        if keys.is_empty() {
+            return Err("there is no key for RS256, ES256 or EdDSA signatures in it".to_owned());
+        }
+        Ok(Self {
+            keys,
+            verified: Verified::default(),
+        })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Whether there is a key for tokens that name this one.
+    pub(super) fn has(&self, name: Option<&str>) -> bool {
+        self.of(name).next().is_some()
+    }
+
+    /// The keys that tokens which name this one may be signed by: that key, or those without a name. A token
+    /// that names none may be signed by any.
+    pub(super) fn of(&self, name: Option<&str>) -> impl Iterator<Item = &Key> {
+        self.keys
+            .iter()
+            .filter(move |key| name.is_none() || key.name.is_none() || key.name.as_deref() == name)
+    }
+}
+
+impl Key {
+    fn new(key: Value) -> Option<Self> {
+        let key: Jwk = serde_json::from_value(key).ok()?;
+        if matches!(key.common.public_key_use, Some(PublicKeyUse::Encryption)) {
+            return None;
+        }
+        let algorithm = match &key.algorithm {
+            AlgorithmParameters::RSA(_) => Algorithm::RS256,
+            AlgorithmParameters::EllipticCurve(key) if key.curve == EllipticCurve::P256 => {
+                Algorithm::ES256
+            }
+            AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+                Algorithm::EdDSA
+            }
+            _ => return None,
+        };
+        let meant_for = key.common.key_algorithm;
+        if meant_for.is_some_and(|meant_for| meant_for != algorithm.into()) {
+            return None;
+        }
+        Some(Self {
+            decoding: DecodingKey::from_jwk(&key).ok()?,
+            name: key.common.key_id,
+            algorithm,
+        })
+    }
+}
+
+/// A file that holds a key set.
+#[derive(Debug, Clone)]
+pub struct File(pub PathBuf);
+
+impl Source for File {
+    type Content = Vec<u8>;
+    type Made = Keys;
+
+    const WHAT: &'static str = "the issuer's keys";
+
+    fn read(&self) -> Result<Vec<u8>, Vec<Mistake>> {
+        read_file(VARIABLE, &self.0).map_err(|mistake| vec![mistake])
+    }
+
+    fn make(&self, content: &Vec<u8>) -> Result<Keys, Vec<Mistake>> {
+        let wrong = |what| {
+            let what = format!("{} cannot be used: {what}", self.0.display());
+            vec![Mistake::new(VARIABLE, what)]
+        };
+        Keys::parse(content).map_err(wrong)
+    }
+}
+
+/// A URL that answers with a key set.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// The URL: `https`, or `http` on this host.
+    pub url: Url,
+    /// PEM file of the authorities trusted for it, instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// How often it is asked.
+    pub refresh: Duration,
+}
+
+/// Where keys come from.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// A file.
+    File(File),
+    /// A URL.
+    Remote(Remote),
+}
+
+/// Keys that are kept up to date. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Following {
+    current: reload::Current<Keys>,
+    /// Of a URL: whoever wants newer keys, and how often they were asked for.
+    remote: Option<(Arc<Notify>, watch::Receiver<u64>)>,
+}
+
+impl Following {
+    /// Starts following the keys, until the last clone is dropped. A URL that does not answer is no error.
+    ///
+    /// # Errors
+    /// A file that cannot be used.
+    pub fn start(origin: Origin) -> Result<Self, Vec<Mistake>> {
+        match origin {
+            Origin::File(file) => Ok(Self {
+                current: reload::start(file)?,
+                remote: None,
+            }),
+            Origin::Remote(remote) => {
+                let client = remote.client().map_err(|mistake| vec![mistake])?;
+                let (publish, current) = watch::channel(Arc::default());
+                let (asked, counted) = watch::channel(0);
+                let wanted = Arc::new(Notify::new());
+                tokio::spawn(follow(remote, client, publish, asked, Arc::clone(&wanted)));
+                Ok(Self {
+                    current,
+                    remote: Some((wanted, counted)),
+                })
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn fixed(keys: Keys) -> Self {
+        Self {
+            current: watch::channel(Arc::new(keys)).1,
+            remote: None,
+        }
+    }
+
+    pub(super) fn current(&self) -> Arc<Keys> {
+        Arc::clone(&self.current.borrow())
+    }
+
+    /// The keys after the URL was asked once more, unless that takes too long or was done just now.
+    pub(super) async fn newer(&self) -> Arc<Keys> {
+        if let Some((wanted, counted)) = &self.remote {
+            let mut counted = counted.clone();
+            counted.mark_unchanged();
+            wanted.notify_one();
+            // Whatever comes of it: the keys are those that there are.
+            let _ = timeout(PATIENCE, counted.changed()).await;
+        }
+        self.current()
+    }
+}
+
+async fn follow(
+    remote: Remote,
+    client: reqwest::Client,
+    publish: watch::Sender<Arc<Keys>>,
+    asked: watch::Sender<u64>,
+    wanted: Arc<Notify>,
+) {
+    let (mut used, mut failing) = (Vec::new(), false);
+    loop {
+        let fetched = remote.fetch(&client, &used).await;
+        let now = Instant::now();
+        let (soonest, latest) = match fetched {
+            Ok(newer) => {
+                if let Some((content, keys)) = newer {
+                    tracing::info!(keys = keys.keys.len(), url = %remote.url, "the issuer's keys are known");
+                    used = content;
+                    publish.send_replace(Arc::new(keys));
+                }
+                failing = false;
+                (now + NOT_SOONER, now + remote.refresh)
+            }
+            Err(what) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::error!(url = %remote.url, "cannot fetch the issuer's keys, trying again: {what}");
+                }
+                (now + RETRY, now + RETRY)
+            }
+        };
+        asked.send_modify(|times| *times += 1);
+        let again = async {
+            wanted.notified().await;
+            sleep_until(soonest).await;
+        };
+        tokio::select! {
+            () = publish.closed() => return,
+            () = sleep_until(latest) => {}
+            () = again => {}
+        }
+    }
+}
+
+impl Remote {
+    /// Whether keys from there can be trusted: nobody on the way may change them.
+    ///
+    /// # Errors
+    /// Says what to write.
+    pub fn parse(text: &str) -> Result<Url, String> {
+        let instead = "give https://…, or http:// on this host";
+        let url = Url::parse(text).map_err(|error| format!("{error}: {instead}"))?;
+        let on_this_host = match url.host() {
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        };
+        match url.scheme() {
+            "https" => Ok(url),
+            "http" if on_this_host => Ok(url),
+            _ => Err(instead.to_owned()),
+        }
+    }
+
+    fn client(&self) -> Result<reqwest::Client, Mistake> {
+        const CA: &str = "EA_AUTH_JWT_CA_FILE";
+        let mut builder = reqwest::Client::builder()
+            .timeout(FETCH_TIMEOUT)
+            .redirect(Policy::none());
+        if let Some(path) = &self.ca {
+            let wrong = |what: String| Mistake::new(CA, what);
+            let pem = read_file(CA, path)?;
+            let mut authorities = Vec::new();
+            for der in tls::certificates(path, &pem).map_err(wrong)? {
+                let authority = reqwest::Certificate::from_der(&der);
+                authorities.push(authority.map_err(|error| wrong(error.to_string()))?);
+            }
+            builder = builder.tls_certs_only(authorities);
+        }
+        let wrong = |error: reqwest::Error| Mistake::new("EA_AUTH_JWT_JWKS_URL", error.to_string());
+        builder.build().map_err(wrong)
+    }
+
+    /// The keys, with the text that has them; `None` when it is the text that is used already.
+    async fn fetch(
+        &self,
+        client: &reqwest::Client,
+        used: &[u8],
+    ) -> Result<Option<(Vec<u8>, Keys)>, String> {
+        let told = |error: reqwest::Error| {
+            // The cause is what helps: "connection refused".
+            let mut text = error.to_string();
+            let mut cause = std::error::Error::source(&error);
+            while let Some(error) = cause {
+                text = format!("{text}: {error}");
+                cause = error.source();
+            }
+            text
+        };
+        let response = client.get(self.url.clone()).send().await.map_err(told)?;
+        if !response.status().is_success() {
+            return Err(format!("it answers {}", response.status()));
+        }
+        let body = Limited::new(reqwest::Body::from(response), MAX_ANSWER);
+        let body = body.collect().await.map_err(|error| error.to_string())?;
+        let content = body.to_bytes().to_vec();
+        if content == used {
+            return Ok(None);
+        }
+        let keys = Keys::parse(&content)?;
+        Ok(Some((content, keys)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn names(keys: &Keys, of: Option<&str>) -> Vec<Option<String>> {
+        keys.of(of).map(|key| key.name.clone()).collect()
+    }
+
+    #[test]
+    fn keys_for_other_purposes_are_passed_over() {
+        let ed = |extra: Value| {
+            let mut key = json!({"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"});
+            for (name, value) in extra.as_object().expect("an object") {
+                key[name] = value.clone();
+            }
+            key
+        };
+        let keys = json!({"keys": [
+            ed(json!({"kid": "a", "use": "sig", "alg": "EdDSA", "x5c": []})),
+            ed(json!({"kid": "b", "use": "enc"})),
+            ed(json!({"kid": "c", "alg": "RS256"})),
+            ed(json!({})),
+            {"kty": "oct", "k": "c2VjcmV0", "kid": "d", "alg": "HS256"},
+            {"kty": "EC", "crv": "P-384", "x": "AA", "y": "AA", "kid": "e"},
+            {"kty": "unheard-of", "kid": "f"},
+            "no key",
+        ]});
+        let keys = Keys::parse(keys.to_string().as_bytes()).expect("two keys");
+        let (a, unnamed) = (Some("a".to_owned()), None);
+        assert_eq!(names(&keys, None), [a.clone(), unnamed.clone()]);
+        assert_eq!(names(&keys, Some("a")), [a, unnamed.clone()]);
+        assert_eq!(names(&keys, Some("z")), [unnamed]);
+    }
+
+    #[test]
+    fn what_is_no_key_set_is_refused_and_not_repeated() {
+        for (text, told) in [
+            ("s3cret", "no JSON Web Key Set"),
+            ("{\"keys\": \"s3cret\"}", "no JSON Web Key Set"),
+            ("{\"keys\": []}", "there is no key"),
+            (
+                "{\"keys\": [{\"kty\": \"oct\", \"k\": \"s3cret\"}]}",
+                "there is no key",
+            ),
+        ] {
+            let refused = Keys::parse(text.as_bytes()).expect_err(text);
+            assert!(refused.contains(told), "{refused}");
+        }
+    }
+
+    #[test]
+    fn keys_are_not_fetched_where_anybody_could_change_them() {
+        for good in [
+            "https://issuer.example/jwks",
+            "http://127.0.0.1:8/x",
+            "http://[::1]/x",
+            "http://localhost/",
+        ] {
+            assert!(Remote::parse(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "http://issuer.example/jwks",
+            "http://127.0.0.1.example/",
+            "ftp://localhost/",
+            "jwks.json",
+            "",
+        ] {
+            let told = Remote::parse(bad).expect_err(bad);
+            assert!(told.contains("https://"), "{told}");
+        }
+    }
+}
