@@ -15,8 +15,16 @@ use tonic_health::{
 };
 
 use crate::{
+    auth::{
+        Identity,
+        authenticator::Authenticator,
+        jwt::{Verifier, keys},
+        reviews::Reviewer,
+    },
     config::{Config, Listen, Store},
     election::Elections,
+    kube,
+    layers::rate_limit::RateLimiter,
     lease::{
         LeaseNode, NodeError, Settings,
         embedded::Embedded,
@@ -24,9 +32,10 @@ use crate::{
         redis::{Deployment, Redis, Use},
     },
     listener::{self, Lifetime, admission::Admission},
+    peer::TrustedProxies,
     proto::election_server::ElectionServer,
     readiness::Monitor,
-    reload::Mistake,
+    reload::{self, Mistake},
     shutdown::Stop,
     stack::{self, stack},
     telemetry::metrics::Metrics,
@@ -53,6 +62,9 @@ pub enum StartError {
     /// The place where leases are kept cannot be opened.
     #[error(transparent)]
     Store(#[from] NodeError),
+    /// Kubernetes is to be asked, and there is no way to.
+    #[error("{0}")]
+    Kubernetes(String),
     /// The build is broken.
     #[error("the built-in protobuf descriptors do not parse: {0}")]
     Descriptors(#[from] tonic_reflection::server::Error),
@@ -90,6 +102,7 @@ impl App {
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
+        let authenticator = authenticator(config).await?;
         let listeners = bind(&config.listen).await?;
         let max_term = config.limits.max_term;
         let quorum = Quorum::new(
@@ -139,6 +152,12 @@ impl App {
             layers: stack::Settings {
                 cors: config.listen.cors.clone(),
                 max_in_flight: config.limits.max_in_flight,
+                authenticator,
+                public: config.auth.public.clone(),
+                limiter: config
+                    .limits
+                    .rate
+                    .map(|rate| RateLimiter::new(rate, TrustedProxies::default())),
                 request_timeout: config.limits.request_timeout,
             },
             shutdown_grace: config.listen.shutdown_grace,
@@ -254,6 +273,43 @@ async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNod
         }
     };
     Ok(vec![Arc::new(node)])
+}
+
+/// Whoever knows who callers are.
+async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
+    let auth = &config.auth;
+    let beyond_this_host = !config.listen.address.is_loopback();
+    if auth.anonymous && beyond_this_host {
+        tracing::warn!(
+            address = %config.listen.address,
+            "whoever reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
+             or let only your clients' network reach it"
+        );
+    }
+    let files = |mistakes: Vec<Mistake>| unusable(&mistakes);
+    let tokens = auth.tokens.clone().map(reload::start);
+    let jwt = auth.jwt.clone().map(|(expected, origin)| {
+        let keys = keys::Following::start(origin)?;
+        Ok(Verifier::new(expected, keys))
+    });
+    let kubernetes = match &auth.kubernetes {
+        Some(reviews) => {
+            let client = kube::client::connect(config.kube.in_cluster).await;
+            let client = client.map_err(|what| {
+                StartError::Kubernetes(format!("EA_AUTH_MODES has kubernetes, but {what}"))
+            })?;
+            let audiences = reviews.audiences.clone();
+            Some(Reviewer::new(client, audiences, reviews.remember))
+        }
+        None => None,
+    };
+    Ok(Authenticator {
+        anonymous: auth.anonymous.then(Identity::anonymous),
+        tokens: tokens.transpose().map_err(files)?,
+        jwt: jwt.transpose().map_err(files)?,
+        kubernetes,
+        mtls: auth.mtls,
+    })
 }
 
 fn unusable(mistakes: &[Mistake]) -> StartError {

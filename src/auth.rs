@@ -4,7 +4,10 @@
 //! do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
 //! `crate::transport::status` says how a refusal is told.
 
+pub mod authenticator;
+pub mod certificates;
 pub mod jwt;
+pub mod reviews;
 pub mod tokens;
 
 use std::{fmt, str::FromStr, sync::Arc};

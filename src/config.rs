@@ -4,6 +4,7 @@
 //! default and meaning. Flags, file keys, `--help`, `election-agent config` and the README's table are
 //! made from it. All mistakes are reported together, each naming its variable.
 
+mod auth;
 mod kube;
 mod limits;
 mod listen;
@@ -14,6 +15,7 @@ mod values;
 
 use std::{ffi::OsString, fmt, fmt::Write as _};
 
+pub use auth::{Auth, Reviews};
 pub use kube::Kube;
 pub use limits::Limits;
 pub use listen::Listen;
@@ -74,9 +76,10 @@ impl Setting {
 }
 
 /// Every setting, by group.
-pub const SETTINGS: [&[Setting]; 6] = [
+pub const SETTINGS: [&[Setting]; 7] = [
     listen::SETTINGS,
     tls::SETTINGS,
+    auth::SETTINGS,
     redis::SETTINGS,
     limits::SETTINGS,
     kube::SETTINGS,
@@ -95,6 +98,8 @@ pub struct Config {
     pub listen: Listen,
     /// TLS on both ports, if they speak it.
     pub tls: Option<Tls>,
+    /// Who may ask.
+    pub auth: Auth,
     /// Where leases are kept.
     pub store: Store,
     /// Bounds on requests.
@@ -115,25 +120,31 @@ impl Config {
         let mut reader = Reader::new(&values);
         let listen = Listen::read(&mut reader);
         let tls = Tls::read(&mut reader);
+        let auth = Auth::read(&mut reader);
         let limits = Limits::read(&mut reader);
         let store = Store::read(&mut reader);
         let kube = Kube::read(&mut reader);
         let telemetry = Telemetry::read(&mut reader);
         let mistakes = reader.mistakes();
-        match (listen, tls, limits, store, kube, telemetry) {
-            (Some(listen), Some(tls), Some(limits), Some(store), Some(kube), Some(telemetry))
-                if mistakes.is_empty() =>
-            {
-                Ok(Self {
-                    listen,
-                    tls,
-                    store,
-                    limits,
-                    kube,
-                    telemetry,
-                    values,
-                })
-            }
+        match (listen, tls, auth, limits, store, kube, telemetry) {
+            (
+                Some(listen),
+                Some(tls),
+                Some(auth),
+                Some(limits),
+                Some(store),
+                Some(kube),
+                Some(telemetry),
+            ) if mistakes.is_empty() => Ok(Self {
+                listen,
+                tls,
+                auth,
+                store,
+                limits,
+                kube,
+                telemetry,
+                values,
+            }),
             _ => Err(mistakes),
         }
     }
@@ -203,6 +214,8 @@ pub enum Command {
     PrintOpenApi,
     /// Print the README's table of settings.
     PrintSettings,
+    /// Make a bearer token for this name and these groups.
+    NewToken(String, Vec<String>),
 }
 
 /// Reads the command line, the environment and the file.
@@ -214,10 +227,11 @@ pub fn parse(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> (Command, Result<Values, Mistakes>) {
     let mut matches = command_line().get_matches_from(args);
-    let command = match matches.subcommand_name() {
-        Some("config") => Command::PrintConfig,
-        Some("openapi") => Command::PrintOpenApi,
-        Some("settings") => Command::PrintSettings,
+    let command = match matches.subcommand() {
+        Some(("config", _)) => Command::PrintConfig,
+        Some(("openapi", _)) => Command::PrintOpenApi,
+        Some(("settings", _)) => Command::PrintSettings,
+        Some(("token", token)) => new_token(token),
         _ => Command::Serve,
     };
     let mut flags = Vec::new();
@@ -228,6 +242,17 @@ pub fn parse(
     }
     let file = matches.remove_one::<String>("config_file");
     (command, Values::collect(flags, file, env))
+}
+
+fn new_token(token: &clap::ArgMatches) -> Command {
+    let text = |matches: &clap::ArgMatches, name| {
+        let values = matches.get_many::<String>(name).unwrap_or_default();
+        values.cloned().collect::<Vec<_>>()
+    };
+    let new = token.subcommand_matches("new");
+    let name = new.map(|new| text(new, "name")).unwrap_or_default();
+    let groups = new.map(|new| text(new, "group")).unwrap_or_default();
+    Command::NewToken(name.concat(), groups)
 }
 
 fn command_line() -> clap::Command {
@@ -245,6 +270,31 @@ fn command_line() -> clap::Command {
         .subcommand(clap::Command::new("openapi").about("Prints the OpenAPI document as YAML"))
         .subcommand(
             clap::Command::new("settings").about("Prints all settings as a Markdown table"),
+        )
+        .subcommand(
+            clap::Command::new("token")
+                .about("Makes bearer tokens")
+                .subcommand_required(true)
+                .subcommand(
+                    clap::Command::new("new")
+                        .about(
+                            "Makes a bearer token: the token goes to stderr, and the line that knows it, for \
+                             the file EA_AUTH_TOKEN_FILE, to stdout",
+                        )
+                        .arg(
+                            clap::Arg::new("name")
+                                .value_name("NAME")
+                                .required(true)
+                                .help("Whose token it is"),
+                        )
+                        .arg(
+                            clap::Arg::new("group")
+                                .long("group")
+                                .value_name("GROUP")
+                                .action(clap::ArgAction::Append)
+                                .help("A group that it belongs to; may be repeated"),
+                        ),
+                ),
         )
         .arg(
             clap::Arg::new("config_file")

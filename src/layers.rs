@@ -1,9 +1,11 @@
 //! The layers around the mux, one a file; `crate::stack` has their order.
 
+pub mod authenticate;
 pub mod body_limit;
 pub mod catch_panic;
 pub mod cors;
 pub mod deadline;
 pub mod in_flight;
 pub mod measure;
+pub mod rate_limit;
 pub mod respond;

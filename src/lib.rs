@@ -57,9 +57,11 @@ pub mod app;
 pub mod auth;
 pub mod config;
 pub mod election;
+pub mod kube;
 pub mod layers;
 pub mod lease;
 pub mod listener;
+pub mod peer;
 pub mod proto;
 pub mod readiness;
 pub mod reload;
@@ -68,3 +70,17 @@ pub mod stack;
 pub mod telemetry;
 pub mod tls;
 pub mod transport;
+
+/// An error with its causes, where they add something.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use election_agent::{
     app::App,
+    auth::tokens,
     config::{self, Command, Config},
     shutdown, telemetry,
     transport::rest::openapi,
@@ -17,6 +18,16 @@ fn main() -> ExitCode {
     match command {
         Command::PrintOpenApi => print!("{}", openapi::yaml(&openapi::document())),
         Command::PrintSettings => print!("{}", config::markdown()),
+        Command::NewToken(name, groups) => match tokens::New::make(&name, &groups) {
+            Ok(new) => {
+                eprintln!("{}", new.token);
+                println!("{}", new.line);
+            }
+            Err(what) => {
+                eprintln!("no token was made: {what}");
+                return ExitCode::from(UNUSABLE);
+            }
+        },
         Command::PrintConfig => match values.and_then(Config::new) {
             Ok(config) => print!("{config}"),
             Err(mistakes) => return refuse(&mistakes),

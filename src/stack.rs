@@ -10,22 +10,35 @@ use tower_http::request_id::{
 };
 
 use crate::{
+    auth::authenticator::Authenticator,
     layers::{
-        body_limit::BodyLimitLayer, catch_panic::CatchPanicLayer, cors::Origins,
-        deadline::DeadlineLayer, in_flight::InFlightLayer, measure::MeasureLayer,
+        authenticate::AuthenticateLayer,
+        body_limit::BodyLimitLayer,
+        catch_panic::CatchPanicLayer,
+        cors::Origins,
+        deadline::DeadlineLayer,
+        in_flight::InFlightLayer,
+        measure::MeasureLayer,
+        rate_limit::{RateLimitLayer, RateLimiter},
         respond::RespondLayer,
     },
     telemetry::metrics::Metrics,
-    transport::status::Problem,
+    transport::{Area, status::Problem},
 };
 
 /// What the layers are configured with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
     /// Whose pages may ask.
     pub cors: Origins,
     /// How many requests may be under way at once.
     pub max_in_flight: usize,
+    /// Who may ask.
+    pub authenticator: Authenticator,
+    /// What is served to everybody.
+    pub public: Vec<Area>,
+    /// How often callers may ask, if that is limited.
+    pub limiter: Option<RateLimiter>,
     /// The longest time an answer takes.
     pub request_timeout: Duration,
 }
@@ -61,6 +74,14 @@ where
         .layer(RespondLayer)
         // Before anything is done for the request.
         .layer(InFlightLayer::new(settings.max_in_flight))
+        // After the count of requests under way, which costs less; before anything that the caller decides.
+        .layer(AuthenticateLayer::new(
+            settings.authenticator.clone(),
+            settings.public.clone(),
+            settings.limiter.clone(),
+        ))
+        // After who asks is known: it counts by that.
+        .option_layer(settings.limiter.clone().map(RateLimitLayer::new))
         // Before the body is read: a slow body uses the caller's time.
         .layer(DeadlineLayer::new(settings.request_timeout))
         // Innermost: whoever reads a body below reads a bounded one.
@@ -86,7 +107,7 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::transport::status::Code;
+    use crate::{auth::Identity, transport::status::Code};
 
     /// What a request of this content type gets when the mux answers with this problem.
     async fn refused(problem: Problem, content_type: &str) -> Response {
@@ -97,6 +118,12 @@ mod tests {
         let settings = Settings {
             cors: Origins::None,
             max_in_flight: 1,
+            authenticator: Authenticator {
+                anonymous: Some(Identity::anonymous()),
+                ..Authenticator::default()
+            },
+            public: Vec::new(),
+            limiter: None,
             request_timeout: Duration::from_secs(1),
         };
         let stack = stack(mux, &settings, Metrics::new(&[1.0]));

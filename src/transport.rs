@@ -127,11 +127,45 @@ pub fn action(method: &Method, path: &str) -> &'static str {
     }
 }
 
+/// What a path is for, as far as it matters who may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Area {
+    /// Whether the agent works: `/livez`, `/readyz`, gRPC health.
+    Probes,
+    /// `/metrics`.
+    Metrics,
+    /// How to ask: the OpenAPI document, Swagger UI, gRPC reflection.
+    Documents,
+    /// Everything else.
+    Api,
+}
+
+impl Area {
+    /// The areas that may be public, and how `EA_AUTH_PUBLIC` calls them.
+    pub const NAMED: [(&'static str, Self); 3] = [
+        ("probes", Self::Probes),
+        ("metrics", Self::Metrics),
+        ("docs", Self::Documents),
+    ];
+
+    /// What this path is for.
+    #[must_use]
+    pub fn of(path: &str) -> Self {
+        let first = path.trim_start_matches('/').split('/').next();
+        match first.unwrap_or_default() {
+            first if is_probe(first) => Self::Probes,
+            "metrics" => Self::Metrics,
+            "openapi.json" | "openapi_v3.yaml" | "swagger-ui" => Self::Documents,
+            first if grpc::REFLECTION.contains(&first) => Self::Documents,
+            _ => Self::Api,
+        }
+    }
+}
+
 /// Whether a path is for those who watch the agent: probes and metrics.
 #[must_use]
 pub fn is_for_operators(path: &str) -> bool {
-    let first = path.trim_start_matches('/').split('/').next();
-    first.is_some_and(|first| first == "metrics" || is_probe(first))
+    matches!(Area::of(path), Area::Probes | Area::Metrics)
 }
 
 /// Whether a path's first segment is that of a probe.

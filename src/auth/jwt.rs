@@ -13,11 +13,8 @@ use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind, get_cur
 use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
-use super::{
-    Identity, Mode, Refusal,
-    tokens::{self, Hash},
-};
-use keys::{Key, Keys};
+use super::{Identity, Mode, Refusal, tokens::Hash};
+use keys::Key;
 
 /// How many tokens are remembered that were found good: checking a signature costs as much as the whole
 /// rest of a request.
@@ -174,7 +171,7 @@ mod tests {
     use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
     use serde_json::json;
 
-    use super::*;
+    use super::{super::tokens, keys::Keys, *};
 
     #[derive(Clone)]
     struct Issuer {

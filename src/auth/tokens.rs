@@ -29,7 +29,8 @@ const HASH_PREFIX: &str = "sha256:";
 /// The length of a token without its prefix, in bytes.
 const SECRET_LENGTH: usize = 32;
 
-pub(super) type Hash = [u8; 32];
+/// The SHA-256 of a credential.
+pub type Hash = [u8; 32];
 
 /// The hash of a credential, by which it is looked up.
 pub(super) fn hash(credential: &str) -> Hash {
@@ -51,6 +52,15 @@ impl New {
     /// # Errors
     /// A name or group that the file cannot hold, or a system without randomness.
     pub fn make(name: &str, groups: &[String]) -> Result<Self, String> {
+        let apart = |c: char| c.is_whitespace() || c == ',';
+        if name.starts_with('#') || groups.iter().any(String::is_empty) {
+            return Err(
+                "a name must not begin with #, as comments do, and a group not be empty".to_owned(),
+            );
+        }
+        if name.contains(apart) || groups.iter().any(|group| group.contains(apart)) {
+            return Err("names and groups must not hold spaces or commas".to_owned());
+        }
         let mut secret = [0; SECRET_LENGTH];
         getrandom::fill(&mut secret)
             .map_err(|error| format!("the system gives no random bytes: {error}"))?;
@@ -62,18 +72,9 @@ impl New {
         if !groups.is_empty() {
             let _ = write!(line, " {}", groups.join(","));
         }
-        if name.starts_with('#') {
-            return Err("a name must not begin with #, as comments do".to_owned());
-        }
-        // As the file's reader will: it names what is wrong.
-        let (_, identity) = parse_line(&line)?;
-        let mut expected = groups.to_vec();
-        expected.sort_unstable();
-        expected.dedup();
-        match identity.name() == name && identity.groups() == expected {
-            true => Ok(Self { token, line }),
-            false => Err("a name or group must not hold spaces or commas".to_owned()),
-        }
+        // As the file's reader will.
+        Identity::new(Mode::Token, name, groups.to_vec())?;
+        Ok(Self { token, line })
     }
 }
 

@@ -11,7 +11,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_KUBE_IN_CLUSTER",
         "true",
-        "use the pod's service account rather than a kubeconfig for the pod lookup",
+        "reach Kubernetes by the pod's service account rather than by a kubeconfig (KUBECONFIG)",
     ),
 ];
 
@@ -20,12 +20,14 @@ pub(super) const SETTINGS: &[Setting] = &[
 pub struct Kube {
     /// Whether pods are to be looked up.
     pub enable: bool,
+    /// Whether by the pod's service account rather than a kubeconfig.
+    pub in_cluster: bool,
 }
 
 impl Kube {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let enable = reader.bool("EA_KUBE_ENABLE");
-        reader.bool("EA_KUBE_IN_CLUSTER");
+        let in_cluster = reader.bool("EA_KUBE_IN_CLUSTER");
         let required = enable == Some(true) && reader.is_given("EA_KUBE_ENABLE");
         if required {
             reader.mistake(
@@ -33,6 +35,9 @@ impl Kube {
                 "this version cannot look up pods yet: leave it out or set it to false",
             );
         }
-        Some(Self { enable: enable? })
+        Some(Self {
+            enable: enable?,
+            in_cluster: in_cluster?,
+        })
     }
 }

@@ -1,9 +1,9 @@
 //! Bounds on what requests may ask.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use super::{Setting, setting, values::Reader};
-use crate::{election::types::MIN_TERM, listener::admission};
+use crate::{election::types::MIN_TERM, layers::rate_limit::Rate, listener::admission};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -32,6 +32,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         "how many of them may come from one address; 0: no limit of its own, as behind a proxy",
     ),
     setting(
+        "EA_RATE_LIMIT_PER_SECOND",
+        "0",
+        "how many requests a second one caller may make: an identity, or the address of those who have proved none; 0: no limit",
+    ),
+    setting(
+        "EA_RATE_LIMIT_BURST",
+        "0",
+        "how many of them at once, after a pause; 0: as many as in one second",
+    ),
+    setting(
         "EA_ALLOW_FORCED_HANDOVER",
         "false",
         "let a handover replace a leader that did not ask for it; only fencing tokens then protect against the old leader",
@@ -49,6 +59,8 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// How many connections are taken.
     pub connections: admission::Limits,
+    /// How often one caller may ask; `None` for as often as it likes.
+    pub rate: Option<Rate>,
     /// Whether a handover may replace a leader that did not ask for it.
     pub allow_forced_handover: bool,
 }
@@ -69,6 +81,18 @@ impl Limits {
                 .map(|most| (most > 0).then_some(most))
                 .map_err(|_| "give a number, 0 for no limit".to_owned())
         });
+        let per_second = reader.number("EA_RATE_LIMIT_PER_SECOND", 0..=1_000_000);
+        let burst = reader.number("EA_RATE_LIMIT_BURST", 0..=10_000_000);
+        if burst.is_some_and(|burst| burst > 0) && per_second == Some(0) {
+            reader.mistake(
+                "EA_RATE_LIMIT_BURST",
+                "there is no rate to burst over: set EA_RATE_LIMIT_PER_SECOND, too",
+            );
+        }
+        let rate = NonZeroU32::new(per_second?).map(|per_second| Rate {
+            per_second,
+            burst: burst.and_then(NonZeroU32::new).unwrap_or(per_second),
+        });
         let allow_forced_handover = reader.bool("EA_ALLOW_FORCED_HANDOVER");
         Some(Self {
             max_term: max_term?,
@@ -78,6 +102,7 @@ impl Limits {
                 connections: connections?,
                 per_peer: per_peer?,
             },
+            rate,
             allow_forced_handover: allow_forced_handover?,
         })
     }

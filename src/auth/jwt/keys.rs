@@ -23,6 +23,7 @@ use url::Url;
 
 use super::Verified;
 use crate::{
+    causes,
     reload::{self, Mistake, Source, read_file},
     tls,
 };
@@ -287,7 +288,11 @@ impl Remote {
         }
     }
 
-    fn client(&self) -> Result<reqwest::Client, Mistake> {
+    /// What asks the URL.
+    ///
+    /// # Errors
+    /// Authorities that cannot be used.
+    pub(crate) fn client(&self) -> Result<reqwest::Client, Mistake> {
         const CA: &str = "EA_AUTH_JWT_CA_FILE";
         let mut builder = reqwest::Client::builder()
             .timeout(FETCH_TIMEOUT)
@@ -312,16 +317,8 @@ impl Remote {
         client: &reqwest::Client,
         used: &[u8],
     ) -> Result<Option<(Vec<u8>, Keys)>, String> {
-        let told = |error: reqwest::Error| {
-            // The cause is what helps: "connection refused".
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                text = format!("{text}: {error}");
-                cause = error.source();
-            }
-            text
-        };
+        // The cause is what helps: "connection refused".
+        let told = |error: reqwest::Error| causes(&error);
         let response = client.get(self.url.clone()).send().await.map_err(told)?;
         if !response.status().is_success() {
             return Err(format!("it answers {}", response.status()));

@@ -1,0 +1,109 @@
+//! Who a client's certificate is for.
+//!
+//! The TLS handshake has proved that the client has the certificate's key and that an authority in
+//! `EA_TLS_CLIENT_CA_FILE` vouches for it. The identity is its first URI (as in
+//! [SPIFFE](https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md)), else its first DNS name, else
+//! its subject's common name. It has no groups.
+
+use rustls::pki_types::CertificateDer;
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+
+use super::{Identity, Mode, Refusal};
+
+/// The identity of a chain that was verified; its first certificate is the client's.
+///
+/// # Errors
+/// A certificate without a name that an identity can have.
+pub fn identity(chain: &[CertificateDer<'_>]) -> Result<Identity, Refusal> {
+    let refused = |why: String| {
+        Refusal::Unauthenticated(format!("the client certificate is not accepted: {why}"))
+    };
+    let certificate = chain
+        .first()
+        .and_then(|der| X509Certificate::from_der(der).ok())
+        .ok_or_else(|| refused("it cannot be read".to_owned()))?;
+    let name = name(&certificate.1)
+        .ok_or_else(|| refused("it has no URI, DNS name or common name".to_owned()))?;
+    Identity::new(Mode::Mtls, name, Vec::new()).map_err(refused)
+}
+
+fn name(certificate: &X509Certificate<'_>) -> Option<String> {
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let alternatives = alternatives
+        .map(|extension| &extension.value.general_names[..])
+        .unwrap_or_default();
+    let uri = alternatives.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let dns = alternatives.iter().find_map(|name| match name {
+        GeneralName::DNSName(dns) => Some(*dns),
+        _ => None,
+    });
+    let common = certificate.subject().iter_common_name().next();
+    let common = common.and_then(|name| name.as_str().ok());
+    uri.or(dns).or(common).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    use super::*;
+
+    fn of(uris: &[&str], dns: &[&str], common: Option<&str>) -> Result<Identity, Refusal> {
+        let mut params = CertificateParams::default();
+        // DNS names come first, so that their order is not what decides.
+        for name in dns {
+            let name = SanType::DnsName((*name).try_into().expect("ASCII"));
+            params.subject_alt_names.push(name);
+        }
+        for uri in uris {
+            let uri = SanType::URI((*uri).try_into().expect("ASCII"));
+            params.subject_alt_names.push(uri);
+        }
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(name) = common {
+            params.distinguished_name.push(DnType::CommonName, name);
+        }
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("signed");
+        identity(&[certificate.der().clone()])
+    }
+
+    #[test]
+    fn a_uri_counts_before_a_dns_name_and_that_before_the_common_name() {
+        for (uris, dns, common, name) in [
+            (
+                &["spiffe://td/ns/a", "spiffe://td/ns/b"][..],
+                &["a.example"][..],
+                Some("cn"),
+                "spiffe://td/ns/a",
+            ),
+            (&[], &["a.example", "b.example"], Some("cn"), "a.example"),
+            (&[], &[], Some("worker 1"), "worker 1"),
+        ] {
+            let identity = of(uris, dns, common).expect("an identity");
+            assert_eq!((identity.name(), identity.mode()), (name, Mode::Mtls));
+            assert!(identity.groups().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_certificate_without_a_usable_name_is_nobodys() {
+        for (uris, common) in [
+            (&[][..], None),
+            (&[], Some("")),
+            (&[], Some("a\nb")),
+            (&[""], Some("cn")),
+        ] {
+            let refused = of(uris, &[], common).expect_err("nobody");
+            assert!(
+                matches!(refused, Refusal::Unauthenticated(_)),
+                "{refused:?}"
+            );
+        }
+        assert!(identity(&[CertificateDer::from(vec![1, 2, 3])]).is_err());
+        assert!(identity(&[]).is_err());
+    }
+}

@@ -1,0 +1,3 @@
+//! What the agent asks of Kubernetes.
+
+pub mod client;

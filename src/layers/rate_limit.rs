@@ -1,0 +1,355 @@
+//! Refuses those who ask too often (`EA_RATE_LIMIT_PER_SECOND`, `EA_RATE_LIMIT_BURST`).
+//!
+//! What counts is who asks: the identity, or the address of those who have proved none, of IPv6 the /64 network,
+//! as a host has as many addresses as it likes. Behind a proxy that is trusted (`EA_TRUSTED_PROXIES`) the
+//! address is that of the proxy's client. All connections and ports share the counts. Probes and metrics pass.
+//!
+//! Counting needs the same memory for a million callers as for one: a caller has two of [`CELLS`] cells, by two
+//! hashes with keys of this process, and is refused when neither lets it pass. So it takes two others who ask too
+//! often, one on each of its cells, to slow it down (the sketch of Cormode and Muthukrishnan, *An Improved Data
+//! Stream Summary: The Count-Min Sketch and its Applications*, 2005, with a
+//! [GCRA](https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm) limiter as each counter).
+//!
+//! Refusal: RateLimited (RESOURCE_EXHAUSTED, 429), with when to try again.
+
+use std::{
+    hash::{BuildHasher as _, Hash, RandomState},
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::body::Body;
+use futures_util::future::{Either, Ready, ready};
+use governor::{
+    Quota,
+    clock::Clock,
+    nanos::Nanos,
+    state::{InMemoryState, NotKeyed, StateStore},
+};
+use http::Request;
+use tokio::time::Instant;
+use tower::{Layer, Service};
+
+use crate::{
+    auth::{Identity, Mode},
+    peer::{Peer, TrustedProxies},
+    transport::{
+        is_for_operators,
+        status::{Code, Problem},
+    },
+};
+
+/// How many counters there are: 8 MiB of them, half for each hash. Of 10,000 busy callers one in some 2,700
+/// shares both its counters with others.
+const CELLS: usize = 1 << 20;
+
+/// How often one caller may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many requests a second, in the long run.
+    pub per_second: NonZeroU32,
+    /// How many at once, after a pause.
+    pub burst: NonZeroU32,
+}
+
+/// Counts requests by caller. Cheap to clone; clones share the counts.
+#[derive(Clone)]
+pub struct RateLimiter(Arc<Inner>);
+
+struct Inner {
+    cells: governor::RateLimiter<usize, Cells, TokioClock>,
+    hashes: [RandomState; 2],
+    proxies: TrustedProxies,
+}
+
+/// A fixed number of counters.
+struct Cells(Box<[InMemoryState]>);
+
+impl StateStore for Cells {
+    type Key = usize;
+
+    fn measure_and_replace<T, F, E>(&self, key: &usize, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        self.0[*key].measure_and_replace(&NotKeyed::NonKey, measure)
+    }
+}
+
+/// Tokio's time, which tests can stop.
+struct TokioClock;
+
+impl Clock for TokioClock {
+    type Instant = std::time::Instant;
+
+    fn now(&self) -> Self::Instant {
+        Instant::now().into_std()
+    }
+}
+
+/// Whose requests are counted together.
+#[derive(Hash)]
+enum Caller<'a> {
+    Identity(Mode, &'a str),
+    Address(IpAddr),
+}
+
+impl RateLimiter {
+    /// Lets every caller ask this often. These proxies tell whose requests they pass on.
+    #[must_use]
+    pub fn new(rate: Rate, proxies: TrustedProxies) -> Self {
+        let quota = Quota::per_second(rate.per_second).allow_burst(rate.burst);
+        let cells = std::iter::repeat_with(InMemoryState::default).take(CELLS);
+        Self(Arc::new(Inner {
+            cells: governor::RateLimiter::new(quota, Cells(cells.collect()), TokioClock),
+            hashes: [RandomState::new(), RandomState::new()],
+            proxies,
+        }))
+    }
+
+    /// Counts a request of whoever sent it.
+    fn check(&self, request: &Request<Body>) -> Result<(), Problem> {
+        match request.extensions().get::<Identity>() {
+            Some(identity) if identity.mode() != Mode::None => {
+                self.count(&Caller::Identity(identity.mode(), identity.name()))
+            }
+            _ => self.check_address(request),
+        }
+    }
+
+    /// Counts a request of an address, whoever it says that it is.
+    ///
+    /// # Errors
+    /// RateLimited.
+    pub(super) fn check_address(&self, request: &Request<Body>) -> Result<(), Problem> {
+        let Some(peer) = request.extensions().get::<Peer>() else {
+            // Not over a connection: as in tests of what is around.
+            return Ok(());
+        };
+        let address = self
+            .0
+            .proxies
+            .client_address(peer.address, request.headers());
+        self.count(&Caller::Address(network(address)))
+    }
+
+    fn count(&self, caller: &Caller<'_>) -> Result<(), Problem> {
+        let half = CELLS / 2;
+        let [first, second] = [0, 1].map(|which| {
+            let hash = self.0.hashes[which].hash_one(caller);
+            let cell = which * half + (hash as usize) % half;
+            // Both are asked, so that both have counted what the caller has had.
+            self.0.cells.check_key(&cell)
+        });
+        let (Err(first), Err(second)) = (first, second) else {
+            return Ok(());
+        };
+        let now = self.0.cells.clock().now();
+        let [first, second] = [first, second].map(|refused| refused.wait_time_from(now));
+        Err(Problem {
+            retry_after: Some(first.min(second)),
+            ..Problem::new(
+                Code::RateLimited,
+                "you ask more often than this agent lets one caller (EA_RATE_LIMIT_PER_SECOND, \
+                 EA_RATE_LIMIT_BURST): wait before you ask again",
+            )
+        })
+    }
+}
+
+/// What is counted together: an IPv4 address, or an IPv6 /64 network.
+fn network(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
+    }
+}
+
+/// Applies [`RateLimit`].
+#[derive(Clone)]
+pub struct RateLimitLayer(RateLimiter);
+
+impl RateLimitLayer {
+    /// Counts in this limiter.
+    #[must_use]
+    pub fn new(limiter: RateLimiter) -> Self {
+        Self(limiter)
+    }
+}
+
+impl<S> Layer<S> for RateLimitLayer {
+    type Service = RateLimit<S>;
+
+    fn layer(&self, inner: S) -> RateLimit<S> {
+        RateLimit {
+            inner,
+            limiter: self.0.clone(),
+        }
+    }
+}
+
+/// Refuses those who ask too often.
+#[derive(Clone)]
+pub struct RateLimit<S> {
+    inner: S,
+    limiter: RateLimiter,
+}
+
+impl<S> Service<Request<Body>> for RateLimit<S>
+where
+    S: Service<Request<Body>, Error = Problem>,
+{
+    type Response = S::Response;
+    type Error = Problem;
+    type Future = Either<S::Future, Ready<Result<S::Response, Problem>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let checked = match is_for_operators(request.uri().path()) {
+            true => Ok(()),
+            false => self.limiter.check(&request),
+        };
+        match checked {
+            Ok(()) => Either::Left(self.inner.call(request)),
+            Err(problem) => Either::Right(ready(Err(problem))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+
+    fn limiter(per_second: u32, burst: u32, proxies: &str) -> RateLimiter {
+        let number = |number| NonZeroU32::new(number).expect("not zero");
+        let rate = Rate {
+            per_second: number(per_second),
+            burst: number(burst),
+        };
+        RateLimiter::new(rate, proxies.parse().expect("networks"))
+    }
+
+    fn from(address: &str) -> Request<Body> {
+        let mut request = Request::new(Body::empty());
+        let address = address.parse().expect("an address");
+        request.extensions_mut().insert(Peer::new(address, None));
+        request
+    }
+
+    fn by(mode: Mode, name: &str) -> Request<Body> {
+        let mut request = from("10.0.0.1");
+        let identity = Identity::new(mode, name, Vec::new()).expect("a name");
+        request.extensions_mut().insert(identity);
+        request
+    }
+
+    /// How many of so many requests pass.
+    fn passed(limiter: &RateLimiter, request: impl Fn() -> Request<Body>, of: usize) -> usize {
+        (0..of)
+            .filter(|_| limiter.check(&request()).is_ok())
+            .count()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_may_ask_a_burst_at_once_and_then_so_often_a_second() {
+        let limiter = limiter(10, 5, "");
+        assert_eq!(passed(&limiter, || from("10.0.0.1"), 20), 5);
+        advance(Duration::from_millis(250)).await;
+        assert_eq!(passed(&limiter, || from("10.0.0.1"), 20), 2);
+        let refused = limiter.check(&from("10.0.0.1")).expect_err("too often");
+        assert_eq!(refused.code, Code::RateLimited);
+        assert_eq!(refused.retry_after, Some(Duration::from_millis(50)));
+        advance(Duration::from_secs(60)).await;
+        assert_eq!(passed(&limiter, || from("10.0.0.1"), 20), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_are_told_apart_by_identity_and_else_by_address() {
+        let limiter = limiter(1, 2, "");
+        let different: [fn() -> Request<Body>; 6] = [
+            || by(Mode::Token, "a"),
+            || by(Mode::Token, "b"),
+            // The same name, proved otherwise, is another's.
+            || by(Mode::Jwt, "a"),
+            || from("10.0.0.2"),
+            || from("2001:db8:0:1::1"),
+            || from("2001:db8:0:2::1"),
+        ];
+        for request in different {
+            assert_eq!(passed(&limiter, request, 5), 2);
+        }
+        let the_same_as_above: [fn() -> Request<Body>; 2] = [
+            || from("::ffff:10.0.0.2"),
+            || from("2001:db8:0:1:ffff:ffff:ffff:ffff"),
+        ];
+        for request in the_same_as_above {
+            assert_eq!(passed(&limiter, request, 5), 0);
+        }
+        // Who proves nothing is an address: that of the requests above, whose identities counted.
+        assert_eq!(passed(&limiter, || by(Mode::None, "x"), 5), 2);
+        assert_eq!(passed(&limiter, || by(Mode::None, "y"), 5), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trusted_proxy_is_not_its_clients() {
+        let limiter = limiter(1, 2, "10.0.0.0/8");
+        let for_client = |client: &str| {
+            let mut request = from("10.0.0.1");
+            let client = client.parse().expect("a header");
+            request.headers_mut().insert("x-forwarded-for", client);
+            request
+        };
+        assert_eq!(passed(&limiter, || for_client("192.0.2.1"), 5), 2);
+        assert_eq!(passed(&limiter, || for_client("192.0.2.2"), 5), 2);
+        assert_eq!(
+            passed(&limiter, || for_client("192.0.2.9, 192.0.2.1"), 5),
+            0
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_million_callers_slow_nobody_else_down() {
+        let limiter = limiter(10, 10, "");
+        for caller in 0..1_000_000_u32 {
+            let address = IpAddr::from(caller.to_be_bytes());
+            let _ = limiter.count(&Caller::Address(address));
+        }
+        // Each asked once, of ten: whoever comes now finds room in its counters.
+        let newcomers = (0..1_000_u32)
+            .filter(|n| {
+                let request = || by(Mode::Token, &format!("newcomer-{n}"));
+                passed(&limiter, request, 1) == 1
+            })
+            .count();
+        assert_eq!(newcomers, 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_refusal_is_told_and_probes_pass() {
+        let answers = service_fn(|_: Request<Body>| async { Ok::<_, Problem>(()) });
+        let service = RateLimitLayer::new(limiter(1, 1, "")).layer(answers);
+        let ask = |path: &str| {
+            let mut request = from("10.0.0.1");
+            *request.uri_mut() = path.parse().expect("a path");
+            service.clone().oneshot(request)
+        };
+        assert_eq!(ask("/election/e").await, Ok(()));
+        let refused = ask("/election/e").await.expect_err("too often");
+        assert_eq!(refused.code, Code::RateLimited);
+        for path in ["/livez", "/metrics", "/grpc.health.v1.Health/Check"] {
+            assert_eq!(ask(path).await, Ok(()), "{path}");
+        }
+    }
+}

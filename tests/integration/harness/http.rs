@@ -1,0 +1,83 @@
+//! A small HTTP server that answers as a test likes.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::{net::TcpListener, task::JoinSet};
+
+/// A running server; stops when dropped.
+pub(crate) struct HttpServer {
+    address: SocketAddr,
+    answered: Arc<AtomicUsize>,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl HttpServer {
+    /// Answers every request so.
+    pub(crate) async fn start(
+        answer: impl Fn(Request<Bytes>) -> Response<String> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (answer, answered) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
+        let counted = Arc::clone(&answered);
+        let accepting = tokio::spawn(async move {
+            // Dropped with this task, and with it the connections.
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let (answer, counted) = (Arc::clone(&answer), Arc::clone(&counted));
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (answer, counted) = (Arc::clone(&answer), Arc::clone(&counted));
+                    async move {
+                        let (parts, body) = request.into_parts();
+                        let body = body.collect().await.expect("a body").to_bytes();
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        let response = answer(Request::from_parts(parts, body));
+                        Ok::<_, Infallible>(response.map(|text| Full::new(Bytes::from(text))))
+                    }
+                });
+                connections.spawn(async move {
+                    let server = auto::Builder::new(TokioExecutor::new());
+                    // How a client ends its connection is its own affair.
+                    let _ = server
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                });
+            }
+        });
+        Self {
+            address,
+            answered,
+            accepting,
+        }
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// How many requests it has answered.
+    pub(crate) fn answered(&self) -> usize {
+        self.answered.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
