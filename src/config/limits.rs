@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Setting, setting, values::Reader};
-use crate::{election::types::MIN_TERM, listener::admission};
+use crate::{election::types::MIN_TERM, listener::admission, peer::TrustedProxies};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -29,7 +29,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_MAX_CONNECTIONS_PER_PEER",
         "0",
-        "how many of them may come from one address; 0: no limit of its own, as behind a proxy",
+        "how many of them may come from one address that is not in EA_TRUSTED_PROXIES; 0: no limit of its own",
+    ),
+    setting(
+        "EA_TRUSTED_PROXIES",
+        "",
+        "proxies that tell the truth in `x-forwarded-for`, comma separated, each an IP address or a network such as `10.0.0.0/8`; none: the header is not read",
     ),
     setting(
         "EA_ALLOW_FORCED_HANDOVER",
@@ -49,6 +54,8 @@ pub struct Limits {
     pub max_in_flight: usize,
     /// How many connections are taken.
     pub connections: admission::Limits,
+    /// Whose word on clients' addresses is taken.
+    pub trusted_proxies: TrustedProxies,
     /// Whether a handover may replace a leader that did not ask for it.
     pub allow_forced_handover: bool,
 }
@@ -69,6 +76,7 @@ impl Limits {
                 .map(|most| (most > 0).then_some(most))
                 .map_err(|_| "give a number, 0 for no limit".to_owned())
         });
+        let trusted_proxies = reader.parsed("EA_TRUSTED_PROXIES");
         let allow_forced_handover = reader.bool("EA_ALLOW_FORCED_HANDOVER");
         Some(Self {
             max_term: max_term?,
@@ -78,6 +86,7 @@ impl Limits {
                 connections: connections?,
                 per_peer: per_peer?,
             },
+            trusted_proxies: trusted_proxies?,
             allow_forced_handover: allow_forced_handover?,
         })
     }

@@ -1,0 +1,288 @@
+//! Who is at the other end of a connection, and whose requests a proxy passes on.
+
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+
+use http::HeaderMap;
+use ipnet::IpNet;
+use rustls::pki_types::CertificateDer;
+
+/// The header in which proxies tell whose request they pass on: each appends the address of who sent it.
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
+/// Who is at the other end of a connection; in the extensions of every request. Cheap to clone.
+#[derive(Clone)]
+pub struct Peer {
+    /// Its address; an IPv4 address is one, also on a socket for IPv6.
+    pub address: IpAddr,
+    /// Its certificate and those that vouch for it, as the TLS handshake has verified them; `None` without TLS
+    /// or without a certificate.
+    pub certificates: Option<Arc<[CertificateDer<'static>]>>,
+}
+
+impl Peer {
+    /// A peer with this address and these certificates.
+    #[must_use]
+    pub fn new(address: IpAddr, certificates: Option<&[CertificateDer<'_>]>) -> Self {
+        let owned = |chain: &[CertificateDer<'_>]| {
+            let chain = chain.iter().map(|one| one.clone().into_owned());
+            chain.collect()
+        };
+        Self {
+            address: address.to_canonical(),
+            certificates: certificates.map(owned),
+        }
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("address", &self.address)
+            .field("certificates", &self.certificates.as_ref().map(|c| c.len()))
+            .finish()
+    }
+}
+
+/// The proxies whose word on their clients' addresses is taken (`EA_TRUSTED_PROXIES`). Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct TrustedProxies(Arc<[IpNet]>);
+
+impl FromStr for TrustedProxies {
+    type Err = String;
+
+    /// Addresses and networks, separated by commas; an empty text is none.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        text.split(',')
+            .map(|entry| network(entry.trim()))
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+}
+
+fn network(entry: &str) -> Result<IpNet, String> {
+    let parsed = match entry.split_once('/') {
+        Some(_) => entry.parse::<IpNet>().ok(),
+        None => entry.parse::<IpAddr>().ok().map(IpNet::from),
+    };
+    let network = parsed.ok_or_else(|| {
+        format!(
+            "\"{entry}\" is neither an IP address nor a network: give addresses such as 10.0.0.1 or ::1, and \
+             networks such as 10.0.0.0/8 or fd00::/8, separated by commas"
+        )
+    })?;
+    let network = canonical(network);
+    if network.addr() != network.network() {
+        return Err(format!(
+            "\"{entry}\" has an address with bits beyond its prefix: give {} for the network, or the address \
+             alone",
+            network.trunc()
+        ));
+    }
+    Ok(network)
+}
+
+/// A network of IPv4 addresses that is written as one of IPv6 is the one of IPv4.
+fn canonical(network: IpNet) -> IpNet {
+    if let IpNet::V6(six) = network
+        && let Some(address) = six.addr().to_ipv4_mapped()
+        && let Some(prefix) = six.prefix_len().checked_sub(96)
+        && let Ok(four) = IpNet::new(address.into(), prefix)
+    {
+        return four;
+    }
+    network
+}
+
+impl TrustedProxies {
+    /// Whether this is the address of one of them.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.0.iter().any(|network| network.contains(&address))
+    }
+
+    /// The address of who sent a request that came from `direct`.
+    ///
+    /// Each proxy appends to `x-forwarded-for` whom it has the request from, so the header is read from its
+    /// end, for as long as who says so is trusted: the first address that is not trusted is the client.
+    /// What clients have written there themselves stands before that, and is not read. The last
+    /// trusted address counts where the header ends or is no address.
+    #[must_use]
+    pub fn client_address(&self, direct: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut client = direct.to_canonical();
+        if !self.contains(client) {
+            return client;
+        }
+        for line in headers.get_all(FORWARDED_FOR).iter().rev() {
+            // By bytes: what a client has written must not make unreadable what a proxy has appended.
+            for entry in line.as_bytes().rsplit(|byte| *byte == b',') {
+                let entry = str::from_utf8(entry).ok();
+                let Some(address) = entry.and_then(|entry| forwarded(entry.trim())) else {
+                    return client;
+                };
+                client = address;
+                if !self.contains(client) {
+                    return client;
+                }
+            }
+        }
+        client
+    }
+}
+
+/// An address in `x-forwarded-for`: `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`.
+fn forwarded(entry: &str) -> Option<IpAddr> {
+    let address = entry.parse().ok();
+    let address = address.or_else(|| {
+        let entry = entry.parse::<std::net::SocketAddr>().ok()?;
+        Some(entry.ip())
+    });
+    let address = address.or_else(|| {
+        let inside = entry.strip_prefix('[')?.strip_suffix(']')?;
+        Some(IpAddr::V6(inside.parse().ok()?))
+    });
+    address.map(|address: IpAddr| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    fn trusted(text: &str) -> TrustedProxies {
+        text.parse().expect("valid")
+    }
+
+    #[test]
+    fn addresses_and_networks_of_both_families_are_read() {
+        let proxies = trusted("10.0.0.1, 192.168.0.0/16,fd00::/8 ,::1,::ffff:172.16.0.0/108");
+        for inside in [
+            "10.0.0.1",
+            "::ffff:10.0.0.1",
+            "192.168.7.8",
+            "::ffff:192.168.255.255",
+            "fd12::1",
+            "::1",
+            "172.16.0.1",
+            "172.31.255.255",
+        ] {
+            assert!(proxies.contains(ip(inside)), "{inside}");
+        }
+        for outside in ["10.0.0.2", "192.169.0.1", "fe80::1", "::2", "172.32.0.1"] {
+            assert!(!proxies.contains(ip(outside)), "{outside}");
+        }
+        assert!(!trusted("").contains(ip("127.0.0.1")));
+        assert!(trusted("0.0.0.0/0").contains(ip("8.8.8.8")));
+    }
+
+    #[test]
+    fn what_is_no_network_is_told() {
+        for (text, told) in [
+            ("10.0.0.1,proxy.example", "\"proxy.example\""),
+            ("10.0.0.1,", "\"\""),
+            (" ", "\"\""),
+            ("10.0.0.0/33", "\"10.0.0.0/33\""),
+            ("10.0.0.0/", "\"10.0.0.0/\""),
+            ("10.0.0.1:80", "\"10.0.0.1:80\""),
+            ("[::1]", "\"[::1]\""),
+            ("10.1.2.3/8", "give 10.0.0.0/8 for the network"),
+            ("fd00::1/8", "give fd00::/8 for the network"),
+        ] {
+            let mistake = text.parse::<TrustedProxies>().expect_err(text);
+            assert!(mistake.contains(told), "{text}: {mistake}");
+        }
+    }
+
+    /// Who is the client when `direct` sends these lines of the header.
+    fn client(direct: &str, lines: &[&str]) -> String {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            let line = HeaderValue::from_bytes(line.as_bytes()).expect("a value");
+            headers.append(FORWARDED_FOR, line);
+        }
+        let proxies = trusted("10.0.0.0/8,fd00::/8");
+        proxies.client_address(ip(direct), &headers).to_string()
+    }
+
+    #[test]
+    fn only_proxies_are_asked_whose_request_it_is() {
+        assert_eq!(client("1.1.1.1", &["2.2.2.2"]), "1.1.1.1");
+        assert_eq!(client("::ffff:1.1.1.1", &["2.2.2.2"]), "1.1.1.1");
+        assert_eq!(client("10.0.0.1", &["2.2.2.2"]), "2.2.2.2");
+        assert_eq!(client("::ffff:10.0.0.1", &["2.2.2.2"]), "2.2.2.2");
+        assert_eq!(client("fd00::1", &["2001:db8::1"]), "2001:db8::1");
+    }
+
+    #[test]
+    fn the_first_address_from_the_end_that_is_not_trusted_is_the_client() {
+        for (lines, expected) in [
+            // What the client itself has written is not believed.
+            (&["9.9.9.9, 2.2.2.2"][..], "2.2.2.2"),
+            (&["10.9.9.9,2.2.2.2,10.0.0.2"], "2.2.2.2"),
+            (&["9.9.9.9", "2.2.2.2, 10.0.0.3", "10.0.0.2"], "2.2.2.2"),
+            (&["junk, 2.2.2.2"], "2.2.2.2"),
+            (&["2.2.2.2, ::ffff:10.0.0.2"], "2.2.2.2"),
+            (&["::ffff:2.2.2.2"], "2.2.2.2"),
+            // All are trusted: the outermost.
+            (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
+            (&[], "10.0.0.1"),
+        ] {
+            assert_eq!(client("10.0.0.1", lines), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn an_entry_that_is_no_address_ends_the_search_with_the_last_trusted_one() {
+        for line in [
+            "",
+            " ",
+            "unknown",
+            "_hidden",
+            "2.2.2.2,",
+            "2.2.2",
+            "2.2.2.2:x",
+            "[2.2.2.2]",
+            "[::1",
+            "::1]:5",
+            "ä",
+            "2.2.2.2:99999",
+            "\"2.2.2.2\"",
+            "2.2.2.2 3.3.3.3",
+        ] {
+            assert_eq!(client("10.0.0.1", &[line]), "10.0.0.1", "{line}");
+            let behind = format!("{line}, 10.0.0.2");
+            assert_eq!(client("10.0.0.1", &[&behind]), "10.0.0.2", "{behind}");
+        }
+    }
+
+    #[test]
+    fn entries_may_have_ports_and_brackets() {
+        for (entry, address) in [
+            ("2.2.2.2:5", "2.2.2.2"),
+            ("[2001:db8::1]:5", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[::ffff:2.2.2.2]:5", "2.2.2.2"),
+            (" 2.2.2.2\t", "2.2.2.2"),
+        ] {
+            assert_eq!(client("10.0.0.1", &[entry]), address, "{entry}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_shared_and_not_printed() {
+        let chain = [CertificateDer::from(vec![1, 2, 3])];
+        let peer = Peer::new(ip("::ffff:1.2.3.4"), Some(&chain));
+        assert_eq!(peer.address, ip("1.2.3.4"));
+        assert_eq!(peer.certificates.as_deref(), Some(&chain[..]));
+        let printed = format!("{peer:?}");
+        assert_eq!(printed, "Peer { address: 1.2.3.4, certificates: Some(1) }");
+    }
+}
