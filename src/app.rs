@@ -31,8 +31,7 @@ use crate::{
         quorum::{Options, Quorum},
         redis::{Deployment, Redis, Use},
     },
-    listener::{self, Lifetime, admission::Admission},
-    peer::TrustedProxies,
+    listener::{Conduct, Lifetime, Server, admission::Admission},
     proto::election_server::ElectionServer,
     readiness::Monitor,
     reload::{self, Mistake},
@@ -79,6 +78,7 @@ pub struct App {
     monitor: Monitor,
     quorum: Quorum,
     lifetime: Lifetime,
+    conduct: Conduct,
     admission: Admission,
     layers: stack::Settings,
     shutdown_grace: Duration,
@@ -143,12 +143,12 @@ impl App {
             metrics,
             monitor,
             quorum,
-            lifetime: Lifetime {
-                idle: config.listen.idle,
-                age: config.listen.age,
-                age_grace: config.listen.age_grace,
-            },
-            admission: Admission::new(config.limits.connections),
+            lifetime: config.listen.lifetime,
+            conduct: config.listen.conduct,
+            admission: Admission::new(
+                config.limits.connections,
+                config.limits.trusted_proxies.clone(),
+            ),
             layers: stack::Settings {
                 cors: config.listen.cors.clone(),
                 max_in_flight: config.limits.max_in_flight,
@@ -157,7 +157,7 @@ impl App {
                 limiter: config
                     .limits
                     .rate
-                    .map(|rate| RateLimiter::new(rate, TrustedProxies::default())),
+                    .map(|rate| RateLimiter::new(rate, config.limits.trusted_proxies.clone())),
                 request_timeout: config.limits.request_timeout,
             },
             shutdown_grace: config.listen.shutdown_grace,
@@ -177,18 +177,17 @@ impl App {
     /// for as long as the grace lasts.
     pub async fn run(self, stop: Stop) {
         let connections = TaskTracker::new();
-        let service = stack(self.mux, &self.layers, self.metrics);
-        let accepting = self.listeners.into_iter().map(|listener| {
-            tokio::spawn(listener::serve(
-                listener,
-                self.tls.clone(),
-                self.admission.clone(),
-                service.clone(),
-                self.lifetime,
-                connections.clone(),
-                stop.gently.clone(),
-            ))
-        });
+        let server = Server {
+            tls: self.tls,
+            admission: self.admission,
+            service: stack(self.mux, &self.layers, self.metrics),
+            lifetime: self.lifetime,
+            conduct: self.conduct,
+            connections: connections.clone(),
+            shutdown: stop.gently.clone(),
+        };
+        let listeners = self.listeners.into_iter();
+        let accepting = listeners.map(|listener| tokio::spawn(server.clone().accept(listener)));
         let accepting: Vec<_> = accepting.collect();
         tokio::select! {
             () = stop.gently.cancelled() => {}

@@ -5,7 +5,7 @@
 //! Outermost first; each step is a module, in this order:
 //!
 //! 1. [`listener`] accepts a connection, with [`tls`] if that is configured, and speaks HTTP/1.1 or HTTP/2
-//!    on it. Every port serves the same
+//!    on it; its clients have to be quick, and every request tells its [`peer`]. Every port serves the same
 //!    service.
 //! 2. [`stack`] is the order of the [`layers`]: name the request, let pages of other origins ask, measure
 //!    it, catch panics, render errors in the caller's protocol, refuse what is too much, set its

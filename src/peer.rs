@@ -117,11 +117,10 @@ impl TrustedProxies {
             return client;
         }
         for line in headers.get_all(FORWARDED_FOR).iter().rev() {
-            let Ok(line) = line.to_str() else {
-                return client;
-            };
-            for entry in line.rsplit(',') {
-                let Some(address) = forwarded(entry.trim()) else {
+            // By bytes: what a client has written must not make unreadable what a proxy has appended.
+            for entry in line.as_bytes().rsplit(|byte| *byte == b',') {
+                let entry = str::from_utf8(entry).ok();
+                let Some(address) = entry.and_then(|entry| forwarded(entry.trim())) else {
                     return client;
                 };
                 client = address;

@@ -3,7 +3,9 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use super::{Setting, setting, values::Reader};
-use crate::{election::types::MIN_TERM, layers::rate_limit::Rate, listener::admission};
+use crate::{
+    election::types::MIN_TERM, layers::rate_limit::Rate, listener::admission, peer::TrustedProxies,
+};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -29,7 +31,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_MAX_CONNECTIONS_PER_PEER",
         "0",
-        "how many of them may come from one address; 0: no limit of its own, as behind a proxy",
+        "how many of them may come from one address that is not in EA_TRUSTED_PROXIES; 0: no limit of its own",
+    ),
+    setting(
+        "EA_TRUSTED_PROXIES",
+        "",
+        "proxies that tell the truth in `x-forwarded-for`, comma separated, each an IP address or a network such as `10.0.0.0/8`; none: the header is not read",
     ),
     setting(
         "EA_RATE_LIMIT_PER_SECOND",
@@ -61,6 +68,8 @@ pub struct Limits {
     pub connections: admission::Limits,
     /// How often one caller may ask; `None` for as often as it likes.
     pub rate: Option<Rate>,
+    /// Whose word on clients' addresses is taken.
+    pub trusted_proxies: TrustedProxies,
     /// Whether a handover may replace a leader that did not ask for it.
     pub allow_forced_handover: bool,
 }
@@ -89,10 +98,11 @@ impl Limits {
                 "there is no rate to burst over: set EA_RATE_LIMIT_PER_SECOND, too",
             );
         }
-        let rate = NonZeroU32::new(per_second?).map(|per_second| Rate {
+        let rate = |per_second| Rate {
             per_second,
             burst: burst.and_then(NonZeroU32::new).unwrap_or(per_second),
-        });
+        };
+        let trusted_proxies = reader.parsed("EA_TRUSTED_PROXIES");
         let allow_forced_handover = reader.bool("EA_ALLOW_FORCED_HANDOVER");
         Some(Self {
             max_term: max_term?,
@@ -102,7 +112,8 @@ impl Limits {
                 connections: connections?,
                 per_peer: per_peer?,
             },
-            rate,
+            rate: NonZeroU32::new(per_second?).map(rate),
+            trusted_proxies: trusted_proxies?,
             allow_forced_handover: allow_forced_handover?,
         })
     }

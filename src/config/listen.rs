@@ -3,7 +3,10 @@
 use std::{net::IpAddr, time::Duration};
 
 use super::{Setting, setting, values::Reader};
-use crate::layers::cors::Origins;
+use crate::{
+    layers::cors::Origins,
+    listener::{Conduct, Lifetime},
+};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -43,6 +46,21 @@ pub(super) const SETTINGS: &[Setting] = &[
         "how long the requests of a connection past its age may still take",
     ),
     setting(
+        "EA_GRPC_MIN_PING_INTERVAL",
+        "10s",
+        "HTTP/2 PINGs that come sooner after the one before, three of them without an answer of the agent's in between, close the connection (GOAWAY, too_many_pings) (up to 1h); 0s: no limit",
+    ),
+    setting(
+        "EA_FIRST_BYTE_TIMEOUT",
+        "10s",
+        "how long a client may take to send the first byte, after the TLS handshake if there is one (100ms to 1m)",
+    ),
+    setting(
+        "EA_HEADER_TIMEOUT",
+        "10s",
+        "how long a client may take from the first byte of a request to the end of its headers (100ms to 1m)",
+    ),
+    setting(
         "EA_CORS_ORIGINS",
         "",
         "web origins whose pages may ask the agent, comma separated, each `https://host` or `https://host:port`; `*`: all; none: pages of the agent's own origin only",
@@ -67,12 +85,10 @@ pub struct Listen {
     pub http: bool,
     /// The port named for HTTP.
     pub http_port: u16,
-    /// How long a connection may be without requests; `None` for ever.
-    pub idle: Option<Duration>,
-    /// How old a connection may get; `None` for ever.
-    pub age: Option<Duration>,
-    /// How long requests of a connection past its age may take.
-    pub age_grace: Duration,
+    /// How long connections live.
+    pub lifetime: Lifetime,
+    /// What is asked of clients.
+    pub conduct: Conduct,
     /// Whose pages may ask the agent.
     pub cors: Origins,
     /// How long requests may take after a signal to stop.
@@ -80,6 +96,9 @@ pub struct Listen {
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
+/// The least that slow networks need.
+const MIN_PATIENCE: Duration = Duration::from_millis(100);
 
 impl Listen {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
@@ -95,6 +114,9 @@ impl Listen {
         let idle = reader.duration("EA_GRPC_MAX_CONNECTION_IDLE", Duration::ZERO, 24 * HOUR);
         let age = reader.duration("EA_GRPC_MAX_CONNECTION_AGE", Duration::ZERO, 24 * HOUR);
         let age_grace = reader.duration("EA_GRPC_MAX_CONNECTION_AGE_GRACE", Duration::ZERO, HOUR);
+        let min_ping_interval = reader.duration("EA_GRPC_MIN_PING_INTERVAL", Duration::ZERO, HOUR);
+        let first_byte = reader.duration("EA_FIRST_BYTE_TIMEOUT", MIN_PATIENCE, MINUTE);
+        let head = reader.duration("EA_HEADER_TIMEOUT", MIN_PATIENCE, MINUTE);
         let cors = reader.with("EA_CORS_ORIGINS", Origins::parse);
         let shutdown_grace = reader.duration("EA_SHUTDOWN_GRACE", Duration::ZERO, HOUR);
         if (grpc, http) == (Some(false), Some(false)) {
@@ -109,9 +131,16 @@ impl Listen {
             grpc_port: grpc_port?,
             http: http?,
             http_port: http_port?,
-            idle: never(idle?),
-            age: never(age?),
-            age_grace: age_grace?,
+            lifetime: Lifetime {
+                idle: never(idle?),
+                age: never(age?),
+                age_grace: age_grace?,
+            },
+            conduct: Conduct {
+                first_byte: first_byte?,
+                head: head?,
+                min_ping_interval: min_ping_interval?,
+            },
             cors: cors?,
             shutdown_grace: shutdown_grace?,
         })

@@ -12,6 +12,8 @@ use std::{
 
 use tokio::time::Instant;
 
+use crate::peer::TrustedProxies;
+
 /// How often the log tells that connections are refused.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -20,7 +22,7 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub struct Limits {
     /// In all.
     pub connections: usize,
-    /// From one address; `None` for as many as in all.
+    /// From one address that is no trusted proxy's; `None` for as many as in all.
     pub per_peer: Option<usize>,
 }
 
@@ -28,6 +30,7 @@ pub struct Limits {
 #[derive(Debug, Clone)]
 pub struct Admission {
     limits: Limits,
+    proxies: TrustedProxies,
     open: Arc<Mutex<Open>>,
 }
 
@@ -40,11 +43,12 @@ struct Open {
 }
 
 impl Admission {
-    /// Takes connections up to these limits.
+    /// Takes connections up to these limits. Those of proxies are many clients', and count in all only.
     #[must_use]
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, proxies: TrustedProxies) -> Self {
         Self {
             limits,
+            proxies,
             open: Arc::default(),
         }
     }
@@ -58,7 +62,9 @@ impl Admission {
         let from_peer = open.by_peer.get(&peer).copied().unwrap_or(0);
         let over = match self.limits.per_peer {
             _ if open.all >= self.limits.connections => Some("EA_MAX_CONNECTIONS"),
-            Some(most) if from_peer >= most => Some("EA_MAX_CONNECTIONS_PER_PEER"),
+            Some(most) if from_peer >= most && !self.proxies.contains(peer) => {
+                Some("EA_MAX_CONNECTIONS_PER_PEER")
+            }
             _ => None,
         };
         if let Some(limit) = over {
@@ -111,10 +117,11 @@ mod tests {
 
     #[tokio::test]
     async fn each_peer_has_its_share_and_all_have_the_whole() {
-        let admission = Admission::new(Limits {
+        let limits = Limits {
             connections: 3,
             per_peer: Some(2),
-        });
+        };
+        let admission = Admission::new(limits, TrustedProxies::default());
         let (greedy, other) = (ip("10.0.0.1"), ip("10.0.0.2"));
         let first = admission.admit(greedy).expect("a place");
         let _second = admission.admit(ip("::ffff:10.0.0.1")).expect("a place");
@@ -131,11 +138,27 @@ mod tests {
 
     #[tokio::test]
     async fn without_a_share_one_peer_may_have_all() {
-        let admission = Admission::new(Limits {
+        let limits = Limits {
             connections: 2,
             per_peer: None,
-        });
+        };
+        let admission = Admission::new(limits, TrustedProxies::default());
         let places: Vec<_> = (0..3).map(|_| admission.admit(ip("::1"))).collect();
         assert_eq!(places.iter().flatten().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_trusted_proxy_may_have_all_but_no_more() {
+        let limits = Limits {
+            connections: 3,
+            per_peer: Some(1),
+        };
+        let proxies = "10.0.0.0/24".parse().expect("valid");
+        let admission = Admission::new(limits, proxies);
+        let proxy = ip("::ffff:10.0.0.7");
+        let places: Vec<_> = (0..2).map(|_| admission.admit(proxy)).collect();
+        assert_eq!(places.iter().flatten().count(), 2);
+        let client = admission.admit(ip("10.0.1.7"));
+        assert!(client.is_some() && admission.admit(proxy).is_none());
     }
 }
