@@ -4,6 +4,8 @@
 //! do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
 //! `crate::transport::status` says how a refusal is told.
 
+pub mod policy;
+
 use std::{fmt, str::FromStr, sync::Arc};
 
 /// The name of those who prove none.
