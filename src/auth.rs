@@ -7,6 +7,7 @@
 pub mod authenticator;
 pub mod certificates;
 pub mod jwt;
+pub mod policy;
 pub mod reviews;
 pub mod tokens;
 

@@ -3,7 +3,12 @@
 //! What was made of them is used until they hold something else that can be used, too. Files that cannot
 //! be used (a key that does not match yet, a half-written policy) change nothing, and are told in the log.
 
-use std::{fmt, fs, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -123,4 +128,41 @@ async fn follow<S: Source>(source: S, mut used: S::Content, publish: watch::Send
 pub(crate) fn read_file(variable: &'static str, path: &Path) -> Result<Vec<u8>, Mistake> {
     let wrong = |error| Mistake::new(variable, format!("cannot read {}: {error}", path.display()));
     fs::read(path).map_err(wrong)
+}
+
+/// Reads all files of a directory that a setting names whose names end so, in the order of their names.
+/// Hidden ones are none: editors keep drafts in them, Kubernetes the generations of a mounted volume.
+///
+/// # Errors
+/// The directory or the files that cannot be read.
+pub(crate) fn read_directory(
+    variable: &'static str,
+    directory: &Path,
+    extension: &str,
+) -> Result<Vec<(PathBuf, Vec<u8>)>, Vec<Mistake>> {
+    let wrong = |error| {
+        let what = format!("cannot read {}: {error}", directory.display());
+        vec![Mistake::new(variable, what)]
+    };
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(directory).map_err(wrong)? {
+        let entry = entry.map_err(wrong)?;
+        let (name, path) = (entry.file_name(), entry.path());
+        let hidden = name.as_encoded_bytes().starts_with(b".");
+        if !hidden && path.extension().is_some_and(|found| found == extension) {
+            paths.push(path);
+        }
+    }
+    paths.sort_unstable();
+    let (mut files, mut mistakes) = (Vec::new(), Vec::new());
+    for path in paths {
+        match read_file(variable, &path) {
+            Ok(content) => files.push((path, content)),
+            Err(mistake) => mistakes.push(mistake),
+        }
+    }
+    match mistakes.is_empty() {
+        true => Ok(files),
+        false => Err(mistakes),
+    }
 }

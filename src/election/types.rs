@@ -81,7 +81,7 @@ impl fmt::Display for ElectionId {
 }
 
 /// A group of elections.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Kind(Box<str>);
 
 impl Kind {

@@ -1,0 +1,159 @@
+//! What policies are asked.
+
+use std::{fmt, str::FromStr};
+
+use crate::{
+    auth::Identity,
+    election::types::{Candidate, ElectionId, Kind},
+};
+
+/// What somebody wants to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Become the leader.
+    Campaign,
+    /// Stay the leader.
+    Extend,
+    /// Give the leadership up.
+    Resign,
+    /// Let another lead.
+    Handover,
+    /// Let another lead, whatever the leader wants.
+    ForceHandover,
+    /// See who leads; see the agent's metrics and documents where they are not public.
+    Read,
+    /// See all leaders of a kind.
+    List,
+    /// See a deployment's pods.
+    Pods,
+    /// What is for those who run the agent.
+    Admin,
+}
+
+impl Action {
+    /// Every action.
+    pub const ALL: [Self; 9] = [
+        Self::Campaign,
+        Self::Extend,
+        Self::Resign,
+        Self::Handover,
+        Self::ForceHandover,
+        Self::Read,
+        Self::List,
+        Self::Pods,
+        Self::Admin,
+    ];
+
+    /// The action as policies write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Campaign => "campaign",
+            Self::Extend => "extend",
+            Self::Resign => "resign",
+            Self::Handover => "handover",
+            Self::ForceHandover => "forceHandover",
+            Self::Read => "read",
+            Self::List => "list",
+            Self::Pods => "pods",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl FromStr for Action {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let action = Self::ALL.into_iter().find(|action| action.name() == text);
+        action.ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            format!("{text:?} is no action: give one of {names}")
+        })
+    }
+}
+
+/// What something is to be done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Resource<'a> {
+    /// An election.
+    Election(&'a ElectionId),
+    /// All elections of a kind.
+    Kind(&'a Kind),
+    /// A Kubernetes deployment.
+    Deployment {
+        /// Its namespace.
+        namespace: &'a str,
+        /// Its name.
+        name: &'a str,
+    },
+    /// A Kubernetes pod.
+    Pod {
+        /// Its namespace.
+        namespace: &'a str,
+        /// Its name.
+        name: &'a str,
+    },
+    /// The agent itself.
+    Agent,
+}
+
+impl Resource<'_> {
+    /// How long its names are, in bytes.
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Election(election) => election.path().len(),
+            Self::Kind(kind) => kind.as_str().len(),
+            Self::Deployment { namespace, name } | Self::Pod { namespace, name } => {
+                namespace.len() + name.len()
+            }
+            Self::Agent => 0,
+        }
+    }
+}
+
+impl fmt::Display for Resource<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Election(election) => write!(f, "the election {election}"),
+            Self::Kind(kind) => write!(f, "the kind {}", kind.as_str()),
+            Self::Deployment { namespace, name } => write!(f, "the deployment {namespace}/{name}"),
+            Self::Pod { namespace, name } => write!(f, "the pod {namespace}/{name}"),
+            Self::Agent => f.write_str("the agent"),
+        }
+    }
+}
+
+/// May somebody do something?
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Question<'a> {
+    /// Who wants to.
+    pub identity: &'a Identity,
+    /// What it wants to do.
+    pub action: Action,
+    /// With what: one that the [schema](super::SCHEMA) lets the action apply to.
+    pub resource: Resource<'a>,
+    /// Who campaigns, extends or resigns, or is to lead after a handover; [`None`] for other actions.
+    pub candidate: Option<&'a Candidate>,
+    /// Who hands over, if a handover says so.
+    pub current_leader: Option<&'a Candidate>,
+}
+
+impl fmt::Display for Question<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} {}",
+            self.identity,
+            self.action.name(),
+            self.resource
+        )?;
+        if let Some(candidate) = self.candidate {
+            write!(f, " for {candidate}")?;
+        }
+        if let Some(leader) = self.current_leader {
+            write!(f, " in place of {leader}")?;
+        }
+        Ok(())
+    }
+}
