@@ -18,10 +18,12 @@ use crate::{
     auth::{
         Identity,
         authenticator::Authenticator,
+        gate::Gate,
         jwt::{Verifier, keys},
+        policy::{self, Policies},
         reviews::Reviewer,
     },
-    config::{Config, Listen, Store},
+    config::{Auth, Config, Listen, Store},
     election::Elections,
     kube,
     layers::rate_limit::RateLimiter,
@@ -103,6 +105,7 @@ impl App {
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
         let authenticator = authenticator(config).await?;
+        let policies = policies(&config.auth)?;
         let listeners = bind(&config.listen).await?;
         let max_term = config.limits.max_term;
         let quorum = Quorum::new(
@@ -113,15 +116,15 @@ impl App {
                 guard(&config.store, max_term),
             ),
         );
-        let elections = Elections::new(
-            quorum.clone(),
-            max_term,
+        let gate = Gate::new(
+            Elections::new(quorum.clone(), max_term),
+            policies.clone(),
             config.limits.allow_forced_handover,
         );
         let metrics = Metrics::new(&config.telemetry.buckets);
 
         let health = HealthReporter::new();
-        let election = config.listen.grpc.then(|| Handler::new(elections.clone()));
+        let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
         let mut services = vec![HealthServer::<HealthService>::NAME];
         services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));
         services.extend(grpc::REFLECTION);
@@ -132,7 +135,7 @@ impl App {
         let (monitor, readiness) =
             Monitor::start(quorum.clone(), health, services, metrics.clone()).await;
         let rest = rest::router(rest::Sources {
-            elections: config.listen.http.then_some(elections),
+            gate: config.listen.http.then_some(gate),
             readiness,
             metrics: config.telemetry.metrics.then(|| metrics.clone()),
         });
@@ -154,6 +157,7 @@ impl App {
                 max_in_flight: config.limits.max_in_flight,
                 authenticator,
                 public: config.auth.public.clone(),
+                policies,
                 limiter: config
                     .limits
                     .rate
@@ -309,6 +313,14 @@ async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
         kubernetes,
         mtls: auth.mtls,
     })
+}
+
+/// What callers may do; `None`: anything.
+fn policies(auth: &Auth) -> Result<Option<reload::Current<Policies>>, StartError> {
+    // Without any of both nobody is told from anybody else.
+    let on = auth.is_on() || auth.policies.is_some();
+    let policies = on.then(|| policy::start(auth.policies.clone()));
+    policies.transpose().map_err(|mistakes| unusable(&mistakes))
 }
 
 fn unusable(mistakes: &[Mistake]) -> StartError {

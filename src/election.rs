@@ -104,6 +104,12 @@ pub struct List {
 }
 
 impl List {
+    /// The kind.
+    #[must_use]
+    pub fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
     /// Validates a request for up to `page_size` leaders (0 means [`DEFAULT_PAGE`]) of `kind`, from
     /// where the page that gave `page_token` ended.
     ///
@@ -155,19 +161,13 @@ pub struct Leaders {
 pub struct Elections {
     quorum: Quorum,
     max_term: Duration,
-    allow_forced_handover: bool,
 }
 
 impl Elections {
-    /// Elections with terms up to `max_term`, whose leaders may be replaced by others than themselves
-    /// only when `allow_forced_handover` is set.
+    /// Elections with terms up to `max_term`.
     #[must_use]
-    pub fn new(quorum: Quorum, max_term: Duration, allow_forced_handover: bool) -> Self {
-        Self {
-            quorum,
-            max_term,
-            allow_forced_handover,
-        }
+    pub fn new(quorum: Quorum, max_term: Duration) -> Self {
+        Self { quorum, max_term }
     }
 
     /// The longest term.
@@ -233,17 +233,19 @@ impl Elections {
         self.quorum.resign(resign, deadline).await
     }
 
-    /// Moves a leadership to another candidate in one step; `Ok(Err(_))` says why it was refused.
+    /// Moves a leadership to another candidate in one step; `Ok(Err(_))` says why it was refused. When it
+    /// is `forced`, whoever leads is replaced.
     ///
     /// # Errors
     /// [`Error`]: the old or the new leader may lead.
     pub async fn handover(
         &self,
         handover: Handover,
+        forced: bool,
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
         let over = match handover.current_leader {
-            _ if self.allow_forced_handover => Over::Anyone,
+            _ if forced => Over::Anyone,
             Some(leader) => Over::Leader(leader, handover.token),
             None => Over::Vacant,
         };

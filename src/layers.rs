@@ -1,6 +1,7 @@
 //! The layers around the mux, one a file; `crate::stack` has their order.
 
 pub mod authenticate;
+pub mod authorize;
 pub mod body_limit;
 pub mod catch_panic;
 pub mod cors;

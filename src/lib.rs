@@ -8,14 +8,15 @@
 //!    on it; its clients have to be quick, and every request tells its [`peer`]. Every port serves the same
 //!    service.
 //! 2. [`stack`] is the order of the [`layers`]: name the request, let pages of other origins ask, measure
-//!    it, catch panics, render errors in the caller's protocol, refuse what is too much, set its
-//!    deadline, bound its body.
+//!    it, catch panics, render errors in the caller's protocol, refuse what is too much, find out
+//!    who asks, count how often they do, set the request's deadline, bound its body.
 //! 3. [`transport`] sends it to gRPC (and gRPC-Web) or to the HTTP routes. [`transport::grpc`] and
 //!    [`transport::rest`] convert messages to the domain's types and back;
 //!    [`transport::status`] is the one error table.
-//! 4. [`election`] is the domain: campaign, extend, resign, hand over, read, list.
-//! 5. [`lease::quorum`] puts every operation to all lease nodes and decides by a majority.
-//! 6. [`lease::LeaseNode`] is what a node does: [`lease::redis`] on Redis,
+//! 4. [`auth::gate`] lets through what the caller may do, by [`auth::policy`].
+//! 5. [`election`] is the domain: campaign, extend, resign, hand over, read, list.
+//! 6. [`lease::quorum`] puts every operation to all lease nodes and decides by a majority.
+//! 7. [`lease::LeaseNode`] is what a node does: [`lease::redis`] on Redis,
 //!    [`lease::embedded`] in this process.
 //!
 //! The domain runs without any transport, as in tests:
@@ -34,7 +35,7 @@
 //! let settings = Settings { retention: minute, guard: RestartGuard::On.duration(minute) };
 //! let nodes = vec![Arc::new(Embedded::in_memory(settings)) as _];
 //! let options = Options::new(Duration::from_secs(3), RestartGuard::On, minute);
-//! let elections = Elections::new(Quorum::new(nodes, options), minute, false);
+//! let elections = Elections::new(Quorum::new(nodes, options), minute);
 //!
 //! let campaign = Campaign {
 //!     election: ElectionId::new("batch", "nightly-report")?,

@@ -6,7 +6,7 @@ use election_agent::{
     app::App,
     auth::tokens,
     config::{self, Command, Config},
-    shutdown, telemetry,
+    shutdown, telemetry, tls,
     transport::rest::openapi,
 };
 
@@ -54,8 +54,7 @@ async fn serve(config: &Config) -> ExitCode {
             "no such setting; election-agent --help lists them all"
         );
     }
-    // Both answers mean that there is one: TLS to Redis needs it.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    tls::install_provider();
     let stop = match shutdown::on_signal() {
         Ok(stop) => stop,
         Err(error) => {

@@ -10,9 +10,10 @@ use tower_http::request_id::{
 };
 
 use crate::{
-    auth::authenticator::Authenticator,
+    auth::{authenticator::Authenticator, policy::Policies},
     layers::{
         authenticate::AuthenticateLayer,
+        authorize::AuthorizeLayer,
         body_limit::BodyLimitLayer,
         catch_panic::CatchPanicLayer,
         cors::Origins,
@@ -22,6 +23,7 @@ use crate::{
         rate_limit::{RateLimitLayer, RateLimiter},
         respond::RespondLayer,
     },
+    reload::Current,
     telemetry::metrics::Metrics,
     transport::{Area, status::Problem},
 };
@@ -37,6 +39,8 @@ pub struct Settings {
     pub authenticator: Authenticator,
     /// What is served to everybody.
     pub public: Vec<Area>,
+    /// What callers may do; `None`: anything.
+    pub policies: Option<Current<Policies>>,
     /// How often callers may ask, if that is limited.
     pub limiter: Option<RateLimiter>,
     /// The longest time an answer takes.
@@ -82,6 +86,8 @@ where
         ))
         // After who asks is known: it counts by that.
         .option_layer(settings.limiter.clone().map(RateLimitLayer::new))
+        // After who asks is known, too.
+        .layer(AuthorizeLayer::new(settings.policies.clone()))
         // Before the body is read: a slow body uses the caller's time.
         .layer(DeadlineLayer::new(settings.request_timeout))
         // Innermost: whoever reads a body below reads a bounded one.
@@ -123,6 +129,7 @@ mod tests {
                 ..Authenticator::default()
             },
             public: Vec::new(),
+            policies: None,
             limiter: None,
             request_timeout: Duration::from_secs(1),
         };

@@ -21,6 +21,13 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::reload::{self, Mistake, Source, read_file};
 
+/// Installs what clients of this process encrypt with: those of Redis, of Kubernetes and of the issuer's keys.
+/// Once is enough, and more does no harm.
+pub fn install_provider() {
+    // Both answers mean that there is one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 /// The files that TLS is made of.
 #[derive(Debug, Clone)]
 pub struct Files {

@@ -11,10 +11,11 @@ use std::{
 
 use axum::{body::Body, response::Response};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
-use http::{HeaderMap, HeaderValue, Method, Request, Version, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Version, header};
 use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service, ServiceExt as _};
 
+use crate::auth::Identity;
 use status::{Code, Problem};
 
 /// How a caller speaks, and so how it is answered.
@@ -171,6 +172,14 @@ pub fn is_for_operators(path: &str) -> bool {
 /// Whether a path's first segment is that of a probe.
 fn is_probe(first: &str) -> bool {
     matches!(first, "livez" | "readyz" | "grpc.health.v1.Health")
+}
+
+/// Who asks, as the authentication layer has found out.
+fn caller(extensions: &Extensions) -> Result<&Identity, Problem> {
+    // Without that layer nobody is known.
+    extensions
+        .get()
+        .ok_or_else(|| Problem::new(Code::Unauthenticated, "nobody has found out who asks"))
 }
 
 /// The answer to every question for pods, as long as the agent cannot look them up.

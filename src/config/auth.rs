@@ -1,4 +1,4 @@
-//! Who may ask, and how they prove who they are.
+//! Who may ask, how they prove who they are, and what they may do.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,6 +10,7 @@ use crate::{
             Expected,
             keys::{self, Origin, Remote},
         },
+        policy::Directory,
         tokens,
     },
     transport::Area,
@@ -86,6 +87,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "1m",
         "`kubernetes`: how long the API server's word on a token is remembered (1s to 1h)",
     ),
+    setting(
+        "EA_AUTH_POLICY_DIR",
+        "",
+        "directory of Cedar policies (`*.cedar`) that say who may do what, read again when it changes; none: whoever is authenticated may read everything, and act only for candidates that equal its name or start with its name and `/`",
+    ),
 ];
 
 /// Who may ask, and how they prove who they are.
@@ -103,6 +109,8 @@ pub struct Auth {
     pub jwt: Option<(Expected, Origin)>,
     /// Tokens that Kubernetes reviews.
     pub kubernetes: Option<Reviews>,
+    /// Policies in place of the default ones; valid when the configuration was read.
+    pub policies: Option<Directory>,
 }
 
 /// How tokens are reviewed by Kubernetes.
@@ -158,6 +166,10 @@ impl Auth {
         let tokens = token.then(|| read_tokens(reader));
         let jwt = read_jwt(reader, jwt);
         let reviews = read_reviews(reader);
+        let policies = path(reader, "EA_AUTH_POLICY_DIR").map(Directory);
+        if let Some(policies) = &policies {
+            reader.files(policies);
+        }
         Some(Self {
             anonymous: on(Mode::None),
             mtls: on(Mode::Mtls),
@@ -165,6 +177,7 @@ impl Auth {
             tokens: tokens.flatten(),
             jwt,
             kubernetes: reviews.filter(|_| kubernetes),
+            policies,
         })
     }
 }

@@ -16,11 +16,12 @@ use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use super::{
-    pods_disabled,
+    caller, pods_disabled,
     status::{Code, Problem},
 };
 use crate::{
-    election::{Elections, types::ElectionId},
+    auth::gate::Gate,
+    election::types::ElectionId,
     layers::{
         body_limit::{self, MAX_BODY},
         deadline::Deadline,
@@ -40,14 +41,14 @@ pub const REFLECTION: [&str; 2] = [
 /// The election service over the domain.
 #[derive(Debug, Clone)]
 pub struct Handler {
-    elections: Elections,
+    gate: Gate,
 }
 
 impl Handler {
-    /// A handler that asks these elections.
+    /// A handler that asks at this gate.
     #[must_use]
-    pub fn new(elections: Elections) -> Self {
-        Self { elections }
+    pub fn new(gate: Gate) -> Self {
+        Self { gate }
     }
 }
 
@@ -58,11 +59,12 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::CampaignRequest>,
     ) -> Result<tonic::Response<proto::CampaignResult>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let asked = convert::campaign(request.get_ref(), self.elections.max_term())
-            .map_err(Problem::from)?;
+        let caller = caller(request.extensions())?;
+        let asked =
+            convert::campaign(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
         let outcome = self
-            .elections
-            .campaign(asked.clone(), deadline)
+            .gate
+            .campaign(caller, asked.clone(), deadline)
             .await
             .map_err(Problem::from)?;
         Ok(convert::campaign_result(&asked, outcome).into())
@@ -73,11 +75,12 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::ExtendElectedTermRequest>,
     ) -> Result<tonic::Response<proto::BoolValue>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
+        let caller = caller(request.extensions())?;
         let (extend, retry) =
-            convert::extend(request.get_ref(), self.elections.max_term()).map_err(Problem::from)?;
+            convert::extend(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
         let done = self
-            .elections
-            .extend(extend, retry, deadline)
+            .gate
+            .extend(caller, extend, retry, deadline)
             .await
             .map_err(Problem::from)?;
         Ok(convert::verdict(done).into())
@@ -88,10 +91,11 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::ResignRequest>,
     ) -> Result<tonic::Response<proto::BoolValue>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
+        let caller = caller(request.extensions())?;
         let resign = convert::resign(request.get_ref()).map_err(Problem::from)?;
         let done = self
-            .elections
-            .resign(resign, deadline)
+            .gate
+            .resign(caller, resign, deadline)
             .await
             .map_err(Problem::from)?;
         Ok(convert::verdict(done).into())
@@ -102,11 +106,12 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::HandoverRequest>,
     ) -> Result<tonic::Response<proto::BoolValue>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let handover = convert::handover(request.get_ref(), self.elections.max_term())
-            .map_err(Problem::from)?;
+        let caller = caller(request.extensions())?;
+        let handover =
+            convert::handover(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
         let done = self
-            .elections
-            .handover(handover, deadline)
+            .gate
+            .handover(caller, handover, deadline)
             .await
             .map_err(Problem::from)?;
         Ok(convert::verdict(done).into())
@@ -117,11 +122,12 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::GetLeaderRequest>,
     ) -> Result<tonic::Response<proto::StringValue>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
+        let caller = caller(request.extensions())?;
         let request = request.get_ref();
         let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
         let lease = self
-            .elections
-            .leader(&election, deadline)
+            .gate
+            .leader(caller, &election, deadline)
             .await
             .map_err(Problem::from)?;
         let lease = lease.ok_or_else(|| Problem::new(Code::NotFound, "the election is vacant"))?;
@@ -136,10 +142,11 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::ListLeadersRequest>,
     ) -> Result<tonic::Response<proto::Leaders>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
+        let caller = caller(request.extensions())?;
         let list = convert::list(request.get_ref()).map_err(Problem::from)?;
         let page = self
-            .elections
-            .leaders(list, deadline)
+            .gate
+            .leaders(caller, list, deadline)
             .await
             .map_err(Problem::from)?;
         Ok(convert::leaders(page).into())

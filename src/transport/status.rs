@@ -11,7 +11,10 @@ use serde_json::{Map, Value, json};
 use tonic::Status;
 
 use super::Protocol;
-use crate::election::{self, Denial, types::Invalid};
+use crate::{
+    auth::gate,
+    election::{self, Denial, types::Invalid},
+};
 
 macro_rules! table {
     ($($(#[doc = $doc:literal])+ $code:ident => $grpc:ident, $http:ident;)+) => {
@@ -204,6 +207,15 @@ impl From<election::Error> for Problem {
                 retry_after,
                 ..Self::new(Code::Unavailable, reason)
             },
+        }
+    }
+}
+
+impl From<gate::Error> for Problem {
+    fn from(error: gate::Error) -> Self {
+        match error {
+            gate::Error::Denied(what) => Self::new(Code::PermissionDenied, what),
+            gate::Error::Election(error) => error.into(),
         }
     }
 }

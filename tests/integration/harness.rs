@@ -1,13 +1,19 @@
 //! Starts real servers on free ports, and stops them.
 
 mod agent;
+mod authority;
 mod cluster;
+mod http;
+mod issuer;
 mod proxy;
 mod redis;
 mod sentinel;
 
 pub(crate) use agent::{Agent, Answer, output as command_output, owned};
+pub(crate) use authority::Authority;
 pub(crate) use cluster::Cluster;
+pub(crate) use http::HttpServer;
+pub(crate) use issuer::{AUDIENCE, ISSUER, Key, key_set, now as token_now};
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
 pub(crate) use sentinel::{Deployment, Sentinels};

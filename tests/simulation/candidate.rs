@@ -230,7 +230,7 @@ impl Candidate {
             token: leading.token,
         };
         let agent = self.agent();
-        let answer = agent.handover(request, Instant::now() + DEADLINE);
+        let answer = agent.handover(request, false, Instant::now() + DEADLINE);
         match self.or_gives_up(answer).await {
             Some(Ok(_)) => {}
             Some(Err(_)) | None => self.record.unknown(&self.name, "handover"),

@@ -83,7 +83,7 @@ async fn run(seed: u64) -> Record {
             let mut options = Options::new(OPERATION_TIMEOUT, RestartGuard::On, MAX_TERM);
             options.clock = Arc::new(clock(rng.fork(), clocks_step));
             let quorum = Quorum::new(nodes.collect(), options);
-            (Elections::new(quorum.clone(), MAX_TERM, false), quorum)
+            (Elections::new(quorum.clone(), MAX_TERM), quorum)
         })
         .collect();
     let agents = Arc::new(agents);

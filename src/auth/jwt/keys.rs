@@ -34,9 +34,9 @@ const VARIABLE: &str = "EA_AUTH_JWT_JWKS_FILE";
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// How soon keys are asked for again after an answer, whatever tokens come.
+/// How soon keys are asked for again when there are some, whatever tokens come.
 const NOT_SOONER: Duration = Duration::from_secs(10);
-/// How soon after none.
+/// How soon when there are none yet.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long a request waits for newer keys.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -172,8 +172,8 @@ pub enum Origin {
 #[derive(Debug, Clone)]
 pub struct Following {
     current: reload::Current<Keys>,
-    /// Of a URL: whoever wants newer keys, and how often they were asked for.
-    remote: Option<(Arc<Notify>, watch::Receiver<u64>)>,
+    /// Of a URL: whoever wants newer keys, and when it may be asked again; the latter changes whenever it was.
+    remote: Option<(Arc<Notify>, watch::Receiver<Instant>)>,
 }
 
 impl Following {
@@ -190,12 +190,12 @@ impl Following {
             Origin::Remote(remote) => {
                 let client = remote.client().map_err(|mistake| vec![mistake])?;
                 let (publish, current) = watch::channel(Arc::default());
-                let (asked, counted) = watch::channel(0);
+                let (asked, soonest) = watch::channel(Instant::now());
                 let wanted = Arc::new(Notify::new());
                 tokio::spawn(follow(remote, client, publish, asked, Arc::clone(&wanted)));
                 Ok(Self {
                     current,
-                    remote: Some((wanted, counted)),
+                    remote: Some((wanted, soonest)),
                 })
             }
         }
@@ -213,14 +213,16 @@ impl Following {
         Arc::clone(&self.current.borrow())
     }
 
-    /// The keys after the URL was asked once more, unless that takes too long or was done just now.
+    /// The keys after the URL was asked once more, unless that takes too long or was done just now: strangers
+    /// can name any key, and must not make requests wait for nothing.
     pub(super) async fn newer(&self) -> Arc<Keys> {
-        if let Some((wanted, counted)) = &self.remote {
-            let mut counted = counted.clone();
-            counted.mark_unchanged();
-            wanted.notify_one();
-            // Whatever comes of it: the keys are those that there are.
-            let _ = timeout(PATIENCE, counted.changed()).await;
+        if let Some((wanted, soonest)) = &self.remote {
+            let mut soonest = soonest.clone();
+            if *soonest.borrow_and_update() <= Instant::now() {
+                wanted.notify_one();
+                // Whatever comes of it: the keys are those that there are.
+                let _ = timeout(PATIENCE, soonest.changed()).await;
+            }
         }
         self.current()
     }
@@ -230,7 +232,7 @@ async fn follow(
     remote: Remote,
     client: reqwest::Client,
     publish: watch::Sender<Arc<Keys>>,
-    asked: watch::Sender<u64>,
+    asked: watch::Sender<Instant>,
     wanted: Arc<Notify>,
 ) {
     let (mut used, mut failing) = (Vec::new(), false);
@@ -251,10 +253,11 @@ async fn follow(
                 if !std::mem::replace(&mut failing, true) {
                     tracing::error!(url = %remote.url, "cannot fetch the issuer's keys, trying again: {what}");
                 }
-                (now + RETRY, now + RETRY)
+                let again = if used.is_empty() { RETRY } else { NOT_SOONER };
+                (now + again, now + again)
             }
         };
-        asked.send_modify(|times| *times += 1);
+        asked.send_replace(soonest);
         let again = async {
             wanted.notified().await;
             sleep_until(soonest).await;
@@ -294,6 +297,8 @@ impl Remote {
     /// Authorities that cannot be used.
     pub(crate) fn client(&self) -> Result<reqwest::Client, Mistake> {
         const CA: &str = "EA_AUTH_JWT_CA_FILE";
+        // Also where only the configuration is read.
+        tls::install_provider();
         let mut builder = reqwest::Client::builder()
             .timeout(FETCH_TIMEOUT)
             .redirect(Policy::none());

@@ -12,9 +12,13 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use super::dto::ElectionPath;
 use crate::{
+    auth::Identity,
     election::types::ElectionId,
     layers::deadline::Deadline,
-    transport::status::{Code, Problem},
+    transport::{
+        caller,
+        status::{Code, Problem},
+    },
 };
 
 /// A JSON body; it must be announced as `application/json`.
@@ -167,5 +171,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Deadline {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         Ok(Self::of(&parts.extensions))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Identity {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        caller(&parts.extensions).cloned()
     }
 }

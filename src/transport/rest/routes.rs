@@ -19,7 +19,7 @@ use super::{
     openapi,
 };
 use crate::{
-    election::Elections,
+    auth::{Identity, gate::Gate},
     layers::deadline::Deadline,
     readiness::Report,
     telemetry::metrics::{self, Metrics},
@@ -35,8 +35,8 @@ pub(super) const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
 /// What the routes answer from.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// The elections; `None` when their routes are switched off.
-    pub elections: Option<Elections>,
+    /// The door to the elections; `None` when their routes are switched off.
+    pub gate: Option<Gate>,
     /// Whether the agent is ready.
     pub readiness: watch::Receiver<Report>,
     /// The metrics; `None` when they are switched off.
@@ -51,11 +51,11 @@ pub fn router(sources: Sources) -> Router {
     if let Some(metrics) = sources.metrics {
         router = router.route("/metrics", get(self::metrics).with_state(metrics));
     }
-    let hint = match sources.elections {
+    let hint = match sources.gate {
         Some(_) => "/openapi.json lists the paths",
         None => "this agent does not serve elections over REST (EA_HTTP_ENABLE=false)",
     };
-    if let Some(elections) = sources.elections {
+    if let Some(gate) = sources.gate {
         let election = get(leader)
             .post(campaign)
             .patch(extend)
@@ -67,7 +67,7 @@ pub fn router(sources: Sources) -> Router {
             .route("/elections", get(leaders))
             .route("/kube/{namespace}/{deployment}/pods", get(pods))
             .route("/kube/{namespace}/pods/{pod}/siblings", get(siblings))
-            .with_state(elections);
+            .with_state(gate);
         let document = openapi::document();
         let yaml = (
             [(header::CONTENT_TYPE, "application/yaml")],
@@ -107,11 +107,12 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     responses((status = 200, description = "The election is held", body = Leader), (status = 404))
 )]
 pub(super) async fn leader(
-    State(elections): State<Elections>,
+    State(gate): State<Gate>,
+    caller: Identity,
     deadline: Deadline,
     Target(election): Target,
 ) -> Result<Answer<Leader>, Problem> {
-    let lease = elections.leader(&election, deadline.instant()).await?;
+    let lease = gate.leader(&caller, &election, deadline.instant()).await?;
     let lease = lease.ok_or_else(|| Problem::new(Code::NotFound, "the election is vacant"))?;
     Ok(Answer(Leader::new(&election, &lease)))
 }
@@ -123,14 +124,15 @@ pub(super) async fn leader(
     responses((status = 200, description = "The caller leads, or another does", body = CampaignResult))
 )]
 pub(super) async fn campaign(
-    State(elections): State<Elections>,
+    State(gate): State<Gate>,
+    caller: Identity,
     deadline: Deadline,
     Target(election): Target,
     Json(request): Json<CampaignRequest>,
 ) -> Result<Answer<CampaignResult>, Problem> {
-    let asked = request.campaign(election, elections.max_term())?;
-    let outcome = elections
-        .campaign(asked.clone(), deadline.instant())
+    let asked = request.campaign(election, gate.max_term())?;
+    let outcome = gate
+        .campaign(&caller, asked.clone(), deadline.instant())
         .await?;
     Ok(Answer(CampaignResult::new(&asked, outcome)))
 }
@@ -143,14 +145,14 @@ pub(super) async fn campaign(
         (status = 404), (status = 409))
 )]
 pub(super) async fn extend(
-    State(elections): State<Elections>,
+    State(gate): State<Gate>,
+    caller: Identity,
     deadline: Deadline,
     Target(election): Target,
     Json(request): Json<ExtendRequest>,
 ) -> Result<Answer<Done>, Problem> {
-    let (extend, retry) = request.extend(election, elections.max_term())?;
-    elections
-        .extend(extend, retry, deadline.instant())
+    let (extend, retry) = request.extend(election, gate.max_term())?;
+    gate.extend(&caller, extend, retry, deadline.instant())
         .await??;
     Ok(Answer(Done::YES))
 }
@@ -162,13 +164,15 @@ pub(super) async fn extend(
     responses((status = 200, description = "The new leader leads", body = Done), (status = 409))
 )]
 pub(super) async fn handover(
-    State(elections): State<Elections>,
+    State(gate): State<Gate>,
+    caller: Identity,
     deadline: Deadline,
     Target(election): Target,
     Json(request): Json<HandoverRequest>,
 ) -> Result<Answer<Done>, Problem> {
-    let handover = request.handover(election, elections.max_term())?;
-    elections.handover(handover, deadline.instant()).await??;
+    let handover = request.handover(election, gate.max_term())?;
+    gate.handover(&caller, handover, deadline.instant())
+        .await??;
     Ok(Answer(Done::YES))
 }
 
@@ -180,7 +184,8 @@ pub(super) async fn handover(
         (status = 404), (status = 409))
 )]
 pub(super) async fn resign(
-    State(elections): State<Elections>,
+    State(gate): State<Gate>,
+    caller: Identity,
     deadline: Deadline,
     Target(election): Target,
     uri: Uri,
@@ -213,8 +218,7 @@ pub(super) async fn resign(
             ));
         }
     };
-    elections
-        .resign(request.resign(election)?, deadline.instant())
+    gate.resign(&caller, request.resign(election)?, deadline.instant())
         .await??;
     Ok(Answer(Done::YES))
 }
@@ -225,11 +229,14 @@ pub(super) async fn resign(
     responses((status = 200, description = "A page of leaders", body = Leaders))
 )]
 pub(super) async fn leaders(
-    State(elections): State<Elections>,
+    State(gate): State<Gate>,
+    caller: Identity,
     deadline: Deadline,
     Search(query): Search<ListQuery>,
 ) -> Result<Answer<Leaders>, Problem> {
-    let page = elections.leaders(query.list()?, deadline.instant()).await?;
+    let page = gate
+        .leaders(&caller, query.list()?, deadline.instant())
+        .await?;
     Ok(Answer(page.into()))
 }
 

@@ -84,6 +84,8 @@ pub(crate) fn signal(pid: u32, name: &str) {
 
 impl Agent {
     pub(crate) async fn start(settings: &[(String, String)]) -> Self {
+        // For the clients of the tests.
+        election_agent::tls::install_provider();
         let mut child = command(settings)
             .stderr(Stdio::piped())
             .spawn()

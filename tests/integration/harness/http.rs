@@ -53,9 +53,7 @@ impl HttpServer {
                 connections.spawn(async move {
                     let server = auto::Builder::new(TokioExecutor::new());
                     // How a client ends its connection is its own affair.
-                    let _ = server
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
+                    let _ = server.serve_connection(TokioIo::new(stream), service).await;
                 });
             }
         });
