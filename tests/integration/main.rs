@@ -8,6 +8,7 @@
 mod bad_input;
 mod browsers;
 mod commands;
+mod connections;
 mod contention;
 mod contract;
 mod differential;

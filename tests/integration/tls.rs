@@ -1,26 +1,31 @@
 //! TLS on both ports: what is spoken, who is let in, and certificates that change.
 
-use std::{fs, io::Write as _, path::PathBuf, process::Command, time::Duration};
+use std::{fs, io::Write as _, path::PathBuf, process::Command, sync::Arc, time::Duration};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair,
 };
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
 use tempfile::TempDir;
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use crate::harness::{Agent, campaign, command_output, eventually};
 use election_agent::proto::election_client::ElectionClient;
 
 /// An authority, and files that it has signed.
-struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     directory: TempDir,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new([]).expect("params");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         // One that had the name of what it signs would look as if that had signed itself.
@@ -33,7 +38,7 @@ impl Authority {
         Self { issuer, directory }
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.directory.path().join(name).display().to_string()
     }
 
@@ -42,7 +47,7 @@ impl Authority {
     }
 
     /// Writes `{name}.crt` and `{name}.key` for this name.
-    fn issue(&self, name: &str) {
+    pub(crate) fn issue(&self, name: &str) {
         let mut params = CertificateParams::new([name.to_owned()]).expect("params");
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -62,11 +67,46 @@ impl Authority {
     }
 
     /// The agent's own settings.
-    fn settings(&self) -> Vec<(String, String)> {
+    pub(crate) fn settings(&self) -> Vec<(String, String)> {
         vec![
             ("EA_TLS_CERT_FILE".to_owned(), self.path("localhost.crt")),
             ("EA_TLS_KEY_FILE".to_owned(), self.path("localhost.key")),
         ]
+    }
+
+    /// The certificate of this name.
+    pub(crate) fn der(&self, name: &str) -> CertificateDer<'static> {
+        let pem = self.pem(&format!("{name}.crt"));
+        CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
+    }
+
+    /// TLS over this stream to what is called localhost, as the client of this name if there is one.
+    pub(crate) async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        identity: Option<&str>,
+    ) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).expect("an authority");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots);
+        let config = match identity {
+            None => config.with_no_client_auth(),
+            Some(name) => {
+                let key = self.pem(&format!("{name}.key"));
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+                let chain = vec![self.der(name)];
+                config
+                    .with_client_auth_cert(chain, key)
+                    .expect("an identity")
+            }
+        };
+        let name = ServerName::try_from("localhost").expect("a name");
+        let connector = TlsConnector::from(Arc::new(config));
+        connector.connect(name, stream).await.expect("shakes hands")
     }
 
     fn client(&self) -> ClientTlsConfig {
@@ -206,9 +246,7 @@ async fn a_client_that_does_not_shake_hands_is_closed() {
     let mut settings = authority.settings();
     settings.push(("EA_TLS_HANDSHAKE_TIMEOUT".to_owned(), "200ms".to_owned()));
     let agent = Agent::start(&settings).await;
-    let mut silent = tokio::net::TcpStream::connect(agent.address())
-        .await
-        .expect("connects");
+    let mut silent = TcpStream::connect(agent.address()).await.expect("connects");
     let mut byte = [0];
     let closed = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut byte));
     let read = closed.await.expect("in time");
