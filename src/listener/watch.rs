@@ -402,8 +402,8 @@ mod tests {
             .write_all(b"GET / HTTP/1.1\r\n\r\n")
             .await
             .expect("sent");
-        let mut buffer = [0; 64];
-        watched.read(&mut buffer).await.expect("a request");
+        let mut request = [0; 18];
+        watched.read_exact(&mut request).await.expect("a request");
         drop(first);
         assert_eq!(cut(&mut watched).await, None, "a request is under way");
         client.write_all(b"its body").await.expect("sent");
@@ -446,7 +446,8 @@ mod tests {
         let opening = [&PREFACE[..], &SETTINGS].concat();
         client.write_all(&opening).await.expect("sent");
         let mut buffer = [0; 64];
-        watched.read(&mut buffer).await.expect("the opening");
+        let read = watched.read_exact(&mut buffer[..opening.len()]).await;
+        read.expect("the opening");
         for sent in 1..=20 {
             client.write_all(&PING).await.expect("sent");
             if watched.read(&mut buffer).await.is_err() {
@@ -494,7 +495,8 @@ mod tests {
         let opening = [&PREFACE[..], &SETTINGS, &HEADERS[..3]].concat();
         client.write_all(&opening).await.expect("sent");
         let mut buffer = [0; 64];
-        watched.read(&mut buffer).await.expect("the opening");
+        let read = watched.read_exact(&mut buffer[..opening.len()]).await;
+        read.expect("the opening");
         let began = Instant::now();
         let stuck = watched.write_all(&[0; 1024]).await;
         stuck.expect_err("the client reads nothing");
