@@ -24,9 +24,9 @@ async fn agent(settings: &[(&str, &str)]) -> Agent {
 #[tokio::test]
 async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "300ms")]).await;
+    let opened = Instant::now();
     let mut idle = TcpStream::connect(agent.address()).await.expect("connects");
     let mut busy = TcpStream::connect(agent.address()).await.expect("connects");
-    let opened = Instant::now();
     let mut closed = Box::pin(async {
         let mut rest = Vec::new();
         idle.read_to_end(&mut rest).await.expect("an orderly end");
@@ -50,8 +50,8 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
 #[tokio::test]
 async fn an_old_connection_is_closed_and_every_request_is_answered_or_not_carried_out() {
     let agent = agent(&[("EA_GRPC_MAX_CONNECTION_AGE", "200ms")]).await;
-    let mut first = TcpStream::connect(agent.address()).await.expect("connects");
     let opened = Instant::now();
+    let mut first = TcpStream::connect(agent.address()).await.expect("connects");
     let mut rest = Vec::new();
     first.read_to_end(&mut rest).await.expect("an orderly end");
     assert!(

@@ -269,13 +269,17 @@ async fn stuck(agent: &Agent) -> tokio::net::TcpStream {
     let head = "POST /election/e HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
                 content-length: 9\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.expect("sent");
+    campaign_under_way(agent).await;
+    stream
+}
+
+async fn campaign_under_way(agent: &Agent) {
     eventually("the request is under way", async || {
         let metrics = agent.get("/metrics").await;
         let under_way = "election_agent_requests_in_flight{action=\"campaign\"} 1";
         metrics.body.as_str()?.contains(under_way).then_some(())
     })
     .await;
-    stream
 }
 
 #[tokio::test]
@@ -360,6 +364,7 @@ async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_
     redis.signal("STOP");
     let mut client = agent.grpc();
     let waiting = tokio::spawn(async move { client.campaign(campaign("e", "b", 1_000)).await });
+    campaign_under_way(&agent).await;
     let over_rest = eventually("refused", async || {
         let answer = agent.request(Method::GET, "/election/e");
         let answer = answer

@@ -71,11 +71,7 @@ async fn a_client_that_sends_nothing_is_closed() {
 
 #[tokio::test]
 async fn headers_that_come_slowly_are_cut_on_every_request_and_quiet_connections_are_not() {
-    let settings = [
-        ("EA_HEADER_TIMEOUT", SHORT.0),
-        ("EA_FIRST_BYTE_TIMEOUT", SHORT.0),
-    ];
-    for (agent, authority) in with_and_without_tls(&settings).await {
+    for (agent, authority) in with_and_without_tls(&[("EA_HEADER_TIMEOUT", SHORT.0)]).await {
         // The first request, in two halves.
         let mut slow = connect(&agent, authority.as_ref()).await;
         let began = Instant::now();
@@ -117,11 +113,7 @@ async fn headers_that_come_slowly_are_cut_on_every_request_and_quiet_connections
 
 #[tokio::test]
 async fn what_has_begun_over_http_2_has_to_end_and_what_has_not_may_wait() {
-    let agent = agent(&[
-        ("EA_HEADER_TIMEOUT", SHORT.0),
-        ("EA_FIRST_BYTE_TIMEOUT", SHORT.0),
-    ])
-    .await;
+    let agent = agent(&[("EA_HEADER_TIMEOUT", SHORT.0)]).await;
     let mut half = Client::silent(&agent).await;
     half.send(&PREFACE[..12]).await;
     half.closed().await;
