@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     time::{sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
@@ -50,6 +50,11 @@ use crate::{
 
 /// How long the end waits for withdrawals, which lapse by themselves if they are not made.
 const CLEAN_UP: Duration = Duration::from_secs(1);
+
+/// How many connections wait to be accepted, if the system (`net.core.somaxconn`) permits. Where there is no
+/// place left, a client's first packet is dropped, and it tries again after a second: a burst from one peer
+/// should not do that to others.
+const BACKLOG: u32 = 4096;
 
 /// Why the agent cannot start; the text names the setting to change.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +111,7 @@ impl App {
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
         let authenticator = authenticator(config).await?;
         let policies = policies(&config.auth)?;
-        let listeners = bind(&config.listen).await?;
+        let listeners = bind(&config.listen)?;
         let max_term = config.limits.max_term;
         let quorum = Quorum::new(
             nodes(&config.store, max_term).await?,
@@ -328,7 +333,7 @@ fn unusable(mistakes: &[Mistake]) -> StartError {
     StartError::Files(lines.join("\n"))
 }
 
-async fn bind(listen: &Listen) -> Result<Vec<TcpListener>, StartError> {
+fn bind(listen: &Listen) -> Result<Vec<TcpListener>, StartError> {
     let mut ports = vec![(listen.grpc_port, "EA_GRPC_PORT")];
     if listen.http_port != listen.grpc_port {
         ports.push((listen.http_port, "EA_HTTP_PORT"));
@@ -336,7 +341,7 @@ async fn bind(listen: &Listen) -> Result<Vec<TcpListener>, StartError> {
     let (mut listeners, mut refused) = (Vec::new(), Vec::new());
     for (port, variable) in ports {
         let address = SocketAddr::new(listen.address, port);
-        match TcpListener::bind(address).await {
+        match listen_on(address) {
             Ok(listener) => listeners.push(listener),
             Err(error) => refused.push(cannot_bind(address, variable, &error)),
         }
@@ -346,6 +351,17 @@ async fn bind(listen: &Listen) -> Result<Vec<TcpListener>, StartError> {
     } else {
         Err(StartError::Bind(refused.join("\n")))
     }
+}
+
+fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A port is free again at once when the agent before has ended.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn cannot_bind(address: SocketAddr, variable: &str, error: &io::Error) -> String {

@@ -377,6 +377,10 @@ mod tests {
             ("EA_REDIS_PREFIX", "a{b}"),
             ("EA_KUBE_IN_CLUSTER", "1?"),
             ("EA_REDIS_URLS", "redis://user:s3cret@:port/x"),
+            ("EA_TRUSTED_PROXIES", "proxy.example"),
+            ("EA_HEADER_TIMEOUT", "61s"),
+            ("EA_FIRST_BYTE_TIMEOUT", "99ms"),
+            ("EA_GRPC_MIN_PING_INTERVAL", "61m"),
         ]);
         for named in [
             "EA_GRPC_PORT",
@@ -390,6 +394,10 @@ mod tests {
             "EA_REDIS_PREFIX",
             "EA_KUBE_IN_CLUSTER",
             "EA_REDIS_URLS",
+            "EA_TRUSTED_PROXIES",
+            "EA_HEADER_TIMEOUT",
+            "EA_FIRST_BYTE_TIMEOUT",
+            "EA_GRPC_MIN_PING_INTERVAL",
         ] {
             assert!(told.contains(named), "{named} is not in: {told}");
         }

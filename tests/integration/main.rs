@@ -9,6 +9,7 @@ mod auth;
 mod bad_input;
 mod browsers;
 mod commands;
+mod connections;
 mod contention;
 mod contract;
 mod differential;

@@ -178,77 +178,6 @@ async fn requests_carry_an_id_and_are_measured() {
     }
 }
 
-#[tokio::test]
-async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
-    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "300ms")]).await;
-    let mut idle = tokio::net::TcpStream::connect(agent.address())
-        .await
-        .expect("connects");
-    let mut busy = tokio::net::TcpStream::connect(agent.address())
-        .await
-        .expect("connects");
-    let opened = Instant::now();
-    let mut closed = Box::pin(async {
-        let mut rest = Vec::new();
-        idle.read_to_end(&mut rest).await.expect("an orderly end");
-        opened.elapsed()
-    });
-    let idle_for = loop {
-        busy.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .expect("open");
-        let mut answer = [0; 1024];
-        let length = busy.read(&mut answer).await.expect("open");
-        assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
-        let pause = tokio::time::timeout(Duration::from_millis(50), &mut closed);
-        if let Ok(idle_for) = pause.await {
-            break idle_for;
-        }
-    };
-    assert!(idle_for >= Duration::from_millis(290), "{idle_for:?}");
-}
-
-#[tokio::test]
-async fn an_old_connection_is_closed_and_every_request_is_answered_or_not_carried_out() {
-    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_AGE", "200ms")]).await;
-    let mut first = tokio::net::TcpStream::connect(agent.address())
-        .await
-        .expect("connects");
-    let opened = Instant::now();
-    let mut rest = Vec::new();
-    first.read_to_end(&mut rest).await.expect("an orderly end");
-    assert!(
-        opened.elapsed() >= Duration::from_millis(170),
-        "{:?}",
-        opened.elapsed()
-    );
-
-    // tonic's channel connects again when it is told to go away, but gives up on requests that it had
-    // not sent.
-    let mut client = agent.grpc();
-    let mut answered = 0;
-    for n in 0.. {
-        let election = format!("e{n}");
-        match client.campaign(campaign(&election, "a", 30_000)).await {
-            Ok(result) => {
-                assert!(result.into_inner().elected);
-                answered += 1;
-            }
-            Err(status) => {
-                let vacant = agent.get(&format!("/election/{election}")).await;
-                assert_eq!(
-                    vacant.status, 404,
-                    "carried out, but not answered: {status}"
-                );
-            }
-        }
-        if opened.elapsed() > Duration::from_millis(1_500) {
-            break;
-        }
-    }
-    assert!(answered > 20, "{answered}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_under_load_loses_no_answered_request() {
     let directory = tempfile::TempDir::new().expect("a directory");
@@ -340,13 +269,17 @@ async fn stuck(agent: &Agent) -> tokio::net::TcpStream {
     let head = "POST /election/e HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
                 content-length: 9\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.expect("sent");
+    campaign_under_way(agent).await;
+    stream
+}
+
+async fn campaign_under_way(agent: &Agent) {
     eventually("the request is under way", async || {
         let metrics = agent.get("/metrics").await;
         let under_way = "election_agent_requests_in_flight{action=\"campaign\"} 1";
         metrics.body.as_str()?.contains(under_way).then_some(())
     })
     .await;
-    stream
 }
 
 #[tokio::test]
@@ -417,24 +350,6 @@ async fn a_second_signal_ends_at_once() {
     );
 }
 
-/// Hyper's own timer for headers, which would close it, takes half a minute.
-#[tokio::test]
-async fn a_keep_alive_connection_lives_as_long_as_configured() {
-    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "0s")]).await;
-    let mut stream = tokio::net::TcpStream::connect(agent.address())
-        .await
-        .expect("connects");
-    stream
-        .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .expect("open");
-    let mut answer = [0; 1024];
-    let length = stream.read(&mut answer).await.expect("open");
-    assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
-    let closed = tokio::time::timeout(Duration::from_secs(32), stream.read(&mut answer)).await;
-    assert!(closed.is_err(), "closed, though nothing limits it");
-}
-
 #[tokio::test]
 async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_probes_are_not() {
     let redis = Redis::start().await;
@@ -449,6 +364,7 @@ async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_
     redis.signal("STOP");
     let mut client = agent.grpc();
     let waiting = tokio::spawn(async move { client.campaign(campaign("e", "b", 1_000)).await });
+    campaign_under_way(&agent).await;
     let over_rest = eventually("refused", async || {
         let answer = agent.request(Method::GET, "/election/e");
         let answer = answer
@@ -482,49 +398,4 @@ async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_
     redis.signal("CONT");
     waiting.await.expect("no panic").expect("answered");
     assert_eq!(agent.leader("e").await.expect("taken again"), "a");
-}
-
-/// A connection from another address of this machine, and what a request over it is answered.
-async fn livez_from(agent: &Agent, address: &str) -> (tokio::net::TcpStream, String) {
-    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-    let from = format!("{address}:0").parse().expect("an address");
-    socket.bind(from).expect("bound");
-    let mut stream = socket.connect(agent.address()).await.expect("connects");
-    // One that is refused may be closed before it is written to.
-    let _ = stream
-        .write_all(b"GET /livez HTTP/1.1\r\nhost: agent\r\n\r\n")
-        .await;
-    let mut answer = vec![0; 1024];
-    let length = stream.read(&mut answer).await.unwrap_or(0);
-    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-    (stream, answer)
-}
-
-#[tokio::test]
-async fn a_peer_that_takes_all_its_connections_does_not_take_those_of_others() {
-    let agent = agent(&[("EA_MAX_CONNECTIONS_PER_PEER", "3")]).await;
-    let mut open = Vec::new();
-    for _ in 0..3 {
-        let (stream, answer) = livez_from(&agent, "127.0.0.2").await;
-        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        open.push(stream);
-    }
-    for _ in 0..200 {
-        let (_, refused) = livez_from(&agent, "127.0.0.2").await;
-        assert_eq!(refused, "", "the fourth is closed");
-    }
-    let (_stream, answer) = livez_from(&agent, "127.0.0.3").await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let log = agent.log().join("\n");
-    assert_eq!(
-        log.matches("EA_MAX_CONNECTIONS_PER_PEER").count(),
-        1,
-        "{log}"
-    );
-    open.pop();
-    eventually("a place is free again", async || {
-        let (_, answer) = livez_from(&agent, "127.0.0.2").await;
-        answer.starts_with("HTTP/1.1 200").then_some(())
-    })
-    .await;
 }

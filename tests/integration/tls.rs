@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use tokio::io::AsyncReadExt as _;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 use crate::harness::{Agent, Authority, campaign, command_output, eventually};
@@ -134,9 +134,7 @@ async fn a_client_that_does_not_shake_hands_is_closed() {
     let mut settings = authority.settings();
     settings.push(("EA_TLS_HANDSHAKE_TIMEOUT".to_owned(), "200ms".to_owned()));
     let agent = Agent::start(&settings).await;
-    let mut silent = tokio::net::TcpStream::connect(agent.address())
-        .await
-        .expect("connects");
+    let mut silent = TcpStream::connect(agent.address()).await.expect("connects");
     let mut byte = [0];
     let closed = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut byte));
     let read = closed.await.expect("in time");

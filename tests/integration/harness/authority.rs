@@ -1,12 +1,18 @@
 //! Certificates, as an operator has them made.
 
-use std::{fs, io::Write as _, path::PathBuf};
+use std::{fs, io::Write as _, path::PathBuf, sync::Arc};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair,
 };
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 /// An authority, and files that it has signed.
@@ -64,6 +70,41 @@ impl Authority {
             ("EA_TLS_CERT_FILE".to_owned(), self.path("localhost.crt")),
             ("EA_TLS_KEY_FILE".to_owned(), self.path("localhost.key")),
         ]
+    }
+
+    /// The certificate of this name.
+    pub(crate) fn der(&self, name: &str) -> CertificateDer<'static> {
+        let pem = self.pem(&format!("{name}.crt"));
+        CertificateDer::from_pem_slice(pem.as_bytes()).expect("a certificate")
+    }
+
+    /// TLS over this stream to what is called localhost, as the client of this name if there is one.
+    pub(crate) async fn shake_hands(
+        &self,
+        stream: TcpStream,
+        identity: Option<&str>,
+    ) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).expect("an authority");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots);
+        let config = match identity {
+            None => config.with_no_client_auth(),
+            Some(name) => {
+                let key = self.pem(&format!("{name}.key"));
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+                let chain = vec![self.der(name)];
+                config
+                    .with_client_auth_cert(chain, key)
+                    .expect("an identity")
+            }
+        };
+        let name = ServerName::try_from("localhost").expect("a name");
+        let connector = TlsConnector::from(Arc::new(config));
+        connector.connect(name, stream).await.expect("shakes hands")
     }
 
     pub(crate) fn client(&self) -> ClientTlsConfig {

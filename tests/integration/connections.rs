@@ -1,0 +1,219 @@
+//! Connections: how long they live, how slow and how many they may be, and what floods them.
+
+mod crowd;
+mod floods;
+mod http2;
+mod peer;
+mod slow;
+
+use std::time::{Duration, Instant};
+
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+
+use crate::harness::{Agent, Fixture, Store, campaign, eventually};
+use http2::{Client, DATA, END_HEADERS, END_STREAM, HEADERS, frame, headers};
+
+async fn agent(settings: &[(&str, &str)]) -> Agent {
+    Fixture::with(Store::Memory, settings).await.agent
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
+    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "300ms")]).await;
+    let opened = Instant::now();
+    let mut idle = TcpStream::connect(agent.address()).await.expect("connects");
+    let mut busy = TcpStream::connect(agent.address()).await.expect("connects");
+    let mut closed = Box::pin(async {
+        let mut rest = Vec::new();
+        idle.read_to_end(&mut rest).await.expect("an orderly end");
+        opened.elapsed()
+    });
+    let idle_for = loop {
+        busy.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .expect("open");
+        let mut answer = [0; 1024];
+        let length = busy.read(&mut answer).await.expect("open");
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+        let pause = timeout(Duration::from_millis(50), &mut closed);
+        if let Ok(idle_for) = pause.await {
+            break idle_for;
+        }
+    };
+    assert!(idle_for >= Duration::from_millis(290), "{idle_for:?}");
+}
+
+#[tokio::test]
+async fn an_old_connection_is_closed_and_every_request_is_answered_or_not_carried_out() {
+    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_AGE", "200ms")]).await;
+    let opened = Instant::now();
+    let mut first = TcpStream::connect(agent.address()).await.expect("connects");
+    let mut rest = Vec::new();
+    first.read_to_end(&mut rest).await.expect("an orderly end");
+    assert!(
+        opened.elapsed() >= Duration::from_millis(170),
+        "{:?}",
+        opened.elapsed()
+    );
+
+    // tonic's channel connects again when it is told to go away, but gives up on requests that it had
+    // not sent.
+    let mut client = agent.grpc();
+    let mut answered = 0;
+    for n in 0.. {
+        let election = format!("e{n}");
+        match client.campaign(campaign(&election, "a", 30_000)).await {
+            Ok(result) => {
+                assert!(result.into_inner().elected);
+                answered += 1;
+            }
+            Err(status) => {
+                let vacant = agent.get(&format!("/election/{election}")).await;
+                assert_eq!(
+                    vacant.status, 404,
+                    "carried out, but not answered: {status}"
+                );
+            }
+        }
+        if opened.elapsed() > Duration::from_millis(1_500) {
+            break;
+        }
+    }
+    assert!(answered > 20, "{answered}");
+}
+
+/// Hyper's own timer for headers, which would close it, takes half a minute.
+#[tokio::test]
+async fn a_keep_alive_connection_lives_as_long_as_configured() {
+    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "0s")]).await;
+    let mut stream = TcpStream::connect(agent.address()).await.expect("connects");
+    stream
+        .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .expect("open");
+    let mut answer = [0; 1024];
+    let length = stream.read(&mut answer).await.expect("open");
+    assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
+    let closed = timeout(Duration::from_secs(32), stream.read(&mut answer)).await;
+    assert!(closed.is_err(), "closed, though nothing limits it");
+}
+
+/// A connection from another address of this machine, and what a request over it is answered.
+async fn livez_from(agent: &Agent, address: &str) -> (TcpStream, String) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    let from = format!("{address}:0").parse().expect("an address");
+    socket.bind(from).expect("bound");
+    let mut stream = socket.connect(agent.address()).await.expect("connects");
+    // One that is refused may be closed before it is written to.
+    let _ = stream
+        .write_all(b"GET /livez HTTP/1.1\r\nhost: agent\r\n\r\n")
+        .await;
+    let mut answer = vec![0; 1024];
+    let length = stream.read(&mut answer).await.unwrap_or(0);
+    let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+    (stream, answer)
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_all_its_connections_does_not_take_those_of_others() {
+    let agent = agent(&[("EA_MAX_CONNECTIONS_PER_PEER", "3")]).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        let (stream, answer) = livez_from(&agent, "127.0.0.2").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        open.push(stream);
+    }
+    for _ in 0..200 {
+        let (_, refused) = livez_from(&agent, "127.0.0.2").await;
+        assert_eq!(refused, "", "the fourth is closed");
+    }
+    let (_stream, answer) = livez_from(&agent, "127.0.0.3").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let log = agent.log().join("\n");
+    assert_eq!(
+        log.matches("EA_MAX_CONNECTIONS_PER_PEER").count(),
+        1,
+        "{log}"
+    );
+    open.pop();
+    eventually("a place is free again", async || {
+        let (_, answer) = livez_from(&agent, "127.0.0.2").await;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    })
+    .await;
+}
+
+const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: agent\r\n\r\n";
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+#[tokio::test]
+async fn an_old_http_2_connection_is_told_to_go_and_its_requests_are_answered() {
+    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_AGE", "400ms")]).await;
+    let opened = Instant::now();
+    let mut client = Client::connect(&agent).await;
+    let post = headers("POST", "/election/e");
+    client.send(&frame(HEADERS, END_HEADERS, 1, &post)).await;
+    let told = client.goaway().await;
+    assert_eq!(told, Some((0, String::new())), "NO_ERROR");
+    assert!(
+        opened.elapsed() >= Duration::from_millis(350),
+        "{:?}",
+        opened.elapsed()
+    );
+    let body = br#"{"candidate":"a","term":10000}"#;
+    client.send(&frame(DATA, END_STREAM, 1, body)).await;
+    client.answered(1).await;
+    client.closed().await;
+    assert_eq!(agent.leader("e").await.expect("elected"), "a");
+}
+
+#[tokio::test]
+async fn an_old_connection_does_not_outlive_its_grace() {
+    let agent = agent(&[
+        ("EA_GRPC_MAX_CONNECTION_AGE", "300ms"),
+        ("EA_GRPC_MAX_CONNECTION_AGE_GRACE", "400ms"),
+    ])
+    .await;
+    let opened = Instant::now();
+    let mut client = Client::connect(&agent).await;
+    // Its body never comes.
+    let post = headers("POST", "/election/e");
+    client.send(&frame(HEADERS, END_HEADERS, 1, &post)).await;
+    assert_eq!(client.goaway().await, Some((0, String::new())));
+    client.closed().await;
+    let lived = opened.elapsed();
+    assert!(
+        lived >= Duration::from_millis(660) && lived < Duration::from_secs(10),
+        "{lived:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
+    let agent = agent(&[
+        ("EA_MAX_CONNECTIONS_PER_PEER", "1"),
+        ("EA_TRUSTED_PROXIES", "127.0.0.4/31, ::1"),
+    ])
+    .await;
+    let mut open = Vec::new();
+    for (from, taken) in [
+        ("127.0.0.2", true),
+        ("127.0.0.2", false),
+        ("127.0.0.5", true),
+        ("127.0.0.5", true),
+        ("127.0.0.4", true),
+    ] {
+        let (stream, answer) = livez_from(&agent, from).await;
+        assert_eq!(
+            answer.starts_with("HTTP/1.1 200"),
+            taken,
+            "{from}: {answer}"
+        );
+        open.push(stream);
+    }
+}

@@ -1,0 +1,109 @@
+//! A peer that opens ten thousand connections, and another that goes on with its work.
+
+use std::{
+    net::SocketAddr,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use futures_util::{StreamExt as _, stream};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use super::{agent, livez_from};
+use crate::harness::Agent;
+
+const GREEDY: &str = "127.0.0.2";
+const OTHER: &str = "127.0.0.3";
+const CONNECTIONS: usize = 10_000;
+const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: agent\r\n\r\n";
+
+/// Lets this process, and those that it starts, have as many files open as the system permits.
+fn raise_file_limit() {
+    let script = "prlimit --pid $1 --nofile=$(ulimit -H -n):";
+    let pid = std::process::id().to_string();
+    let raised = Command::new("sh").args(["-c", script, "sh", &pid]).status();
+    assert!(raised.is_ok_and(|status| status.success()), "{script}");
+}
+
+async fn open(agent: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket
+        .bind(format!("{GREEDY}:0").parse().expect("an address"))
+        .expect("bound");
+    socket.connect(agent).await.expect("connects")
+}
+
+/// Whether the agent has kept the connection.
+async fn is_served(stream: &mut TcpStream) -> bool {
+    let mut answer = [0; 1024];
+    stream.write_all(REQUEST).await.is_ok()
+        && stream.read(&mut answer).await.is_ok_and(|read| read > 0)
+        && answer.starts_with(b"HTTP/1.1 200")
+}
+
+/// How long each request of the other peer takes, one after another, every other one over a new connection.
+/// All are answered.
+async fn latencies(agent: &Agent, least: usize, until: impl Fn() -> bool) -> Vec<Duration> {
+    let (mut kept, _) = livez_from(agent, OTHER).await;
+    let mut took = Vec::new();
+    while took.len() < least || !until() {
+        let began = Instant::now();
+        if took.len() % 2 == 0 {
+            let (_, answer) = livez_from(agent, OTHER).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        } else {
+            assert!(is_served(&mut kept).await, "request {}", took.len());
+        }
+        took.push(began.elapsed());
+    }
+    took.sort_unstable();
+    took
+}
+
+fn told(when: &str, took: &[Duration]) {
+    let at = |percent: usize| took[(took.len() - 1) * percent / 100];
+    let (p50, p99, max) = (at(50), at(99), at(100));
+    println!(
+        "{when}: {} requests, p50 {p50:?}, p99 {p99:?}, max {max:?}",
+        took.len()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_connections_of_one_peer_do_not_disturb_another() {
+    raise_file_limit();
+    for limit in [100, 5_000] {
+        let agent = agent(&[
+            ("EA_MAX_CONNECTIONS_PER_PEER", &limit.to_string()),
+            ("EA_GRPC_MAX_CONNECTION_IDLE", "0s"),
+            ("EA_FIRST_BYTE_TIMEOUT", "1m"),
+        ])
+        .await;
+        let before = latencies(&agent, 500, || true).await;
+
+        let address = agent.address();
+        let greedy = tokio::spawn(async move {
+            let connecting = (0..CONNECTIONS).map(|_| open(address));
+            let connecting = stream::iter(connecting).buffer_unordered(200);
+            connecting.collect::<Vec<_>>().await
+        });
+        let during = latencies(&agent, 500, || greedy.is_finished()).await;
+        let mut streams = greedy.await.expect("no panic");
+
+        let mut served = 0;
+        for stream in &mut streams {
+            let asked = timeout(Duration::from_secs(10), is_served(stream));
+            served += usize::from(asked.await.expect("answered or closed"));
+        }
+        assert_eq!((served, streams.len()), (limit, CONNECTIONS));
+        let after = latencies(&agent, 500, || true).await;
+        println!("{CONNECTIONS} connections of one peer, {limit} of them taken");
+        told("  before", &before);
+        told("  while they come", &during);
+        told("  while they are there", &after);
+    }
+}

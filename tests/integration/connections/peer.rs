@@ -1,0 +1,93 @@
+//! Who requests say is at the other end.
+
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
+
+use axum::{body::Body, response::Response};
+use election_agent::{
+    listener::{Conduct, Lifetime, Server, admission},
+    peer::Peer,
+    tls::{Acceptor, ClientAuth, Files},
+};
+use http::Request;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{REQUEST, Stream};
+use crate::harness::Authority;
+
+/// A server whose answers say who asks, and its address.
+async fn who_asks(tls: Option<Acceptor>) -> (SocketAddr, CancellationToken) {
+    let service = tower::service_fn(|request: Request<Body>| async move {
+        let peer = request.extensions().get::<Peer>().expect("a peer");
+        let certificates = peer.certificates.iter().flat_map(|chain| chain.iter());
+        let lengths: Vec<_> = certificates.map(|one| one.len()).collect();
+        let text = format!("{} {lengths:?}", peer.address);
+        Ok::<_, Infallible>(Response::new(Body::from(text)))
+    });
+    let limits = admission::Limits {
+        connections: 10,
+        per_peer: None,
+    };
+    let shutdown = CancellationToken::new();
+    let server = Server {
+        tls,
+        admission: admission::Admission::new(limits, Default::default()),
+        service,
+        lifetime: Lifetime {
+            idle: None,
+            age: None,
+            age_grace: Duration::ZERO,
+        },
+        conduct: Conduct {
+            first_byte: Duration::from_secs(10),
+            head: Duration::from_secs(10),
+            min_ping_interval: Duration::ZERO,
+        },
+        connections: TaskTracker::new(),
+        shutdown: shutdown.clone(),
+    };
+    // As both, so that IPv4 addresses come as mapped ones.
+    let listener = TcpListener::bind("[::]:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(server.accept(listener));
+    (SocketAddr::from(([127, 0, 0, 1], port)), shutdown)
+}
+
+#[tokio::test]
+async fn requests_tell_who_is_at_the_other_end() {
+    let authority = Authority::new();
+    authority.issue("localhost");
+    authority.issue("worker");
+    let files = Files {
+        certificate: authority.path("localhost.crt").into(),
+        key: authority.path("localhost.key").into(),
+        client_ca: Some((authority.path("ca.pem").into(), ClientAuth::Optional)),
+    };
+    let tls = Acceptor::start(files, Duration::from_secs(10)).expect("valid");
+    let worker = authority.der("worker").len();
+    for (tls, identity, told) in [
+        (None, None, "127.0.0.1 []".to_owned()),
+        (Some(tls.clone()), None, "127.0.0.1 []".to_owned()),
+        (Some(tls), Some("worker"), format!("127.0.0.1 [{worker}]")),
+    ] {
+        let with_tls = tls.is_some();
+        let (address, shutdown) = who_asks(tls).await;
+        let stream = TcpStream::connect(address).await.expect("connects");
+        let mut stream: Box<dyn Stream> = match with_tls {
+            true => Box::new(authority.shake_hands(stream, identity).await),
+            false => Box::new(stream),
+        };
+        // Both requests of a connection tell the same.
+        for _ in 0..2 {
+            stream.write_all(REQUEST).await.expect("sent");
+            let mut answer = [0; 1024];
+            let length = stream.read(&mut answer).await.expect("an answer");
+            let answer = String::from_utf8_lossy(&answer[..length]);
+            assert!(answer.ends_with(&told), "{told}: {answer}");
+        }
+        shutdown.cancel();
+    }
+}
