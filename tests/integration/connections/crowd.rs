@@ -16,8 +16,6 @@ use tokio::{
 use super::{agent, livez_from};
 use crate::harness::Agent;
 
-const GREEDY: &str = "127.0.0.2";
-const OTHER: &str = "127.0.0.3";
 const CONNECTIONS: usize = 10_000;
 const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: agent\r\n\r\n";
 
@@ -29,11 +27,16 @@ fn raise_file_limit() {
     assert!(raised.is_ok_and(|status| status.success()), "{script}");
 }
 
-async fn open(agent: SocketAddr) -> TcpStream {
+/// An address of this machine that no test before has left without free ports.
+fn address(number: usize) -> String {
+    let pid = std::process::id();
+    format!("127.{}.{}.{number}", 1 + pid % 250, pid / 250 % 250)
+}
+
+async fn open(agent: SocketAddr, from: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket
-        .bind(format!("{GREEDY}:0").parse().expect("an address"))
-        .expect("bound");
+    let from = format!("{from}:0").parse().expect("an address");
+    socket.bind(from).expect("bound");
     socket.connect(agent).await.expect("connects")
 }
 
@@ -47,13 +50,18 @@ async fn is_served(stream: &mut TcpStream) -> bool {
 
 /// How long each request of the other peer takes, one after another, every other one over a new connection.
 /// All are answered.
-async fn latencies(agent: &Agent, least: usize, until: impl Fn() -> bool) -> Vec<Duration> {
-    let (mut kept, _) = livez_from(agent, OTHER).await;
+async fn latencies(
+    agent: &Agent,
+    from: &str,
+    least: usize,
+    until: impl Fn() -> bool,
+) -> Vec<Duration> {
+    let (mut kept, _) = livez_from(agent, from).await;
     let mut took = Vec::new();
     while took.len() < least || !until() {
         let began = Instant::now();
         if took.len() % 2 == 0 {
-            let (_, answer) = livez_from(agent, OTHER).await;
+            let (_, answer) = livez_from(agent, from).await;
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         } else {
             assert!(is_served(&mut kept).await, "request {}", took.len());
@@ -76,23 +84,24 @@ fn told(when: &str, took: &[Duration]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_connections_of_one_peer_do_not_disturb_another() {
     raise_file_limit();
-    for limit in [100, 5_000] {
+    for (n, limit) in [100, 5_000].into_iter().enumerate() {
+        let (greedy, other) = (address(2 * n + 2), address(2 * n + 3));
         let agent = agent(&[
             ("EA_MAX_CONNECTIONS_PER_PEER", &limit.to_string()),
             ("EA_GRPC_MAX_CONNECTION_IDLE", "0s"),
             ("EA_FIRST_BYTE_TIMEOUT", "1m"),
         ])
         .await;
-        let before = latencies(&agent, 500, || true).await;
+        let before = latencies(&agent, &other, 500, || true).await;
 
         let address = agent.address();
-        let greedy = tokio::spawn(async move {
-            let connecting = (0..CONNECTIONS).map(|_| open(address));
+        let coming = tokio::spawn(async move {
+            let connecting = (0..CONNECTIONS).map(|_| open(address, &greedy));
             let connecting = stream::iter(connecting).buffer_unordered(200);
             connecting.collect::<Vec<_>>().await
         });
-        let during = latencies(&agent, 500, || greedy.is_finished()).await;
-        let mut streams = greedy.await.expect("no panic");
+        let during = latencies(&agent, &other, 500, || coming.is_finished()).await;
+        let mut streams = coming.await.expect("no panic");
 
         let mut served = 0;
         for stream in &mut streams {
@@ -100,7 +109,7 @@ async fn ten_thousand_connections_of_one_peer_do_not_disturb_another() {
             served += usize::from(asked.await.expect("answered or closed"));
         }
         assert_eq!((served, streams.len()), (limit, CONNECTIONS));
-        let after = latencies(&agent, 500, || true).await;
+        let after = latencies(&agent, &other, 500, || true).await;
         println!("{CONNECTIONS} connections of one peer, {limit} of them taken");
         told("  before", &before);
         told("  while they come", &during);
