@@ -1,8 +1,10 @@
 //! Builds the agent from its configuration, and runs it.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use axum::{body::Body, response::Response};
 use futures_util::future::join_all;
+use http::Request;
 use tokio::{
     net::TcpListener,
     time::{sleep, timeout},
@@ -13,6 +15,7 @@ use tonic_health::{
     pb::health_server::HealthServer,
     server::{HealthReporter, HealthService},
 };
+use tower::Service;
 
 use crate::{
     config::{Config, Listen, Store},
@@ -61,13 +64,9 @@ pub enum StartError {
 pub struct App {
     listeners: Vec<TcpListener>,
     tls: Option<Acceptor>,
-    mux: Mux,
-    metrics: Metrics,
-    monitor: Monitor,
-    quorum: Quorum,
+    tree: Tree,
     lifetime: Lifetime,
     admission: Admission,
-    layers: stack::Settings,
     shutdown_grace: Duration,
 }
 
@@ -89,7 +88,91 @@ impl App {
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(StartError::Tls)?;
-        let listeners = bind(&config.listen).await?;
+        Ok(Self {
+            listeners: bind(&config.listen).await?,
+            tls,
+            tree: Tree::build(config).await?,
+            lifetime: Lifetime {
+                idle: config.listen.idle,
+                age: config.listen.age,
+                age_grace: config.listen.age_grace,
+            },
+            admission: Admission::new(config.limits.connections),
+            shutdown_grace: config.listen.shutdown_grace,
+        })
+    }
+
+    /// Where the agent listens: gRPC's port first.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok())
+            .collect()
+    }
+
+    /// Serves until it is to stop, then says so to probes, stops accepting, and answers what is under way,
+    /// for as long as the grace lasts.
+    pub async fn run(self, stop: Stop) {
+        let connections = TaskTracker::new();
+        let service = self.tree.service();
+        let accepting = self.listeners.into_iter().map(|listener| {
+            tokio::spawn(listener::serve(
+                listener,
+                self.tls.clone(),
+                self.admission.clone(),
+                service.clone(),
+                self.lifetime,
+                connections.clone(),
+                stop.gently.clone(),
+            ))
+        });
+        let accepting: Vec<_> = accepting.collect();
+        tokio::select! {
+            () = stop.gently.cancelled() => {}
+            () = self.tree.monitor.run() => {}
+        }
+
+        let draining = async {
+            self.tree.monitor.drain().await;
+            for accept_loop in accepting {
+                // A loop that panicked accepts no more either.
+                let _ = accept_loop.await;
+            }
+            connections.close();
+            connections.wait().await;
+        };
+        tokio::select! {
+            () = draining => {
+                tracing::info!("every request was answered");
+                // What was granted to callers that have gone; a node that is down must not hold the end up.
+                let _ = timeout(CLEAN_UP, self.tree.quorum.drain()).await;
+            }
+            () = sleep(self.shutdown_grace) => tracing::warn!(
+                connections = connections.len(),
+                "EA_SHUTDOWN_GRACE is over, and requests are still under way"
+            ),
+            () = stop.at_once.cancelled() => {}
+        }
+        tracing::info!("bye");
+    }
+}
+
+/// What answers requests, without the ports that they come in by.
+pub struct Tree {
+    mux: Mux,
+    metrics: Metrics,
+    monitor: Monitor,
+    quorum: Quorum,
+    layers: stack::Settings,
+}
+
+impl Tree {
+    /// Opens the lease nodes, and puts the services and the HTTP routes over them.
+    ///
+    /// # Errors
+    /// A file that cannot be opened.
+    pub async fn build(config: &Config) -> Result<Self, StartError> {
         let max_term = config.limits.max_term;
         let quorum = Quorum::new(
             nodes(&config.store, max_term).await?,
@@ -123,80 +206,27 @@ impl App {
             metrics: config.telemetry.metrics.then(|| metrics.clone()),
         });
         Ok(Self {
-            listeners,
-            tls,
             mux: Mux::new(grpc, rest),
             metrics,
             monitor,
             quorum,
-            lifetime: Lifetime {
-                idle: config.listen.idle,
-                age: config.listen.age,
-                age_grace: config.listen.age_grace,
-            },
-            admission: Admission::new(config.limits.connections),
             layers: stack::Settings {
                 cors: config.listen.cors.clone(),
                 max_in_flight: config.limits.max_in_flight,
                 request_timeout: config.limits.request_timeout,
             },
-            shutdown_grace: config.listen.shutdown_grace,
         })
     }
 
-    /// Where the agent listens: gRPC's port first.
-    #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
-            .filter_map(|listener| listener.local_addr().ok())
-            .collect()
-    }
-
-    /// Serves until it is to stop, then says so to probes, stops accepting, and answers what is under way,
-    /// for as long as the grace lasts.
-    pub async fn run(self, stop: Stop) {
-        let connections = TaskTracker::new();
-        let service = stack(self.mux, &self.layers, self.metrics);
-        let accepting = self.listeners.into_iter().map(|listener| {
-            tokio::spawn(listener::serve(
-                listener,
-                self.tls.clone(),
-                self.admission.clone(),
-                service.clone(),
-                self.lifetime,
-                connections.clone(),
-                stop.gently.clone(),
-            ))
-        });
-        let accepting: Vec<_> = accepting.collect();
-        tokio::select! {
-            () = stop.gently.cancelled() => {}
-            () = self.monitor.run() => {}
-        }
-
-        let draining = async {
-            self.monitor.drain().await;
-            for accept_loop in accepting {
-                // A loop that panicked accepts no more either.
-                let _ = accept_loop.await;
-            }
-            connections.close();
-            connections.wait().await;
-        };
-        tokio::select! {
-            () = draining => {
-                tracing::info!("every request was answered");
-                // What was granted to callers that have gone; a node that is down must not hold the end up.
-                let _ = timeout(CLEAN_UP, self.quorum.drain()).await;
-            }
-            () = sleep(self.shutdown_grace) => tracing::warn!(
-                connections = connections.len(),
-                "EA_SHUTDOWN_GRACE is over, and requests are still under way"
-            ),
-            () = stop.at_once.cancelled() => {}
-        }
-        tracing::info!("bye");
+    /// The service that every connection gets.
+    pub fn service(
+        &self,
+    ) -> impl Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
+    + use<>
+    + Clone
+    + Send
+    + 'static {
+        stack(self.mux.clone(), &self.layers, self.metrics.clone())
     }
 }
 

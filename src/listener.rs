@@ -138,7 +138,8 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn connection<S>(
+/// Serves one connection until it ends: HTTP/1.1 or HTTP/2, whichever the client begins with.
+pub async fn connection<S>(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     service: S,
     lifetime: Lifetime,
