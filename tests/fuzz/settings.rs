@@ -66,6 +66,8 @@ enum Source {
     Plain,
     Quoted,
     List,
+    /// In braces, as templates have values: YAML takes it for a key.
+    Braces,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -136,6 +138,7 @@ impl Given {
             Source::Flag => flags.push(("EA_REDIS_URLS", joined)),
             Source::Plain => file = format!("redis_urls: {}\n{file}", one_line(&joined)),
             Source::Quoted => file = format!("redis_urls: {}\n{file}", quoted(&joined)),
+            Source::Braces => file = format!("redis_urls: {{{}: }}\n{file}", quoted(&joined)),
             Source::List => {
                 let list: Vec<_> = urls.iter().map(|url| quoted(url)).collect();
                 file = format!("redis: {{urls: [{}]}}\n{file}", list.join(", "));
