@@ -5,7 +5,7 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-sim test-model test-faults lint openapi bench
+.PHONY: help run build test test-sim test-model test-faults fuzz lint openapi bench
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -33,6 +33,10 @@ test-faults: ## Let candidates contend for two minutes while real servers and ag
 	scripts/install-test-tools
 	SURVIVAL_SECONDS=$${SURVIVAL_SECONDS:-120} cargo test --locked --test integration survival:: -- \
 		--nocapture --test-threads=1
+
+# FUZZ_SECONDS is for each target; FUZZ_TARGET=… runs one: connection, grpc_frames, policy, rest or settings.
+fuzz: ## Fuzz what reads bytes from strangers, ten minutes for each target
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz $(FUZZ_TARGET)
 
 lint: ## Check format, lints, docs, and licences if cargo-deny is installed
 	cargo fmt --all --check

@@ -1,51 +1,24 @@
 //! Builds the agent from its configuration, and runs it.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+mod tree;
 
-use futures_util::future::join_all;
+use std::{io, net::SocketAddr, time::Duration};
+
+pub use tree::Tree;
+
 use tokio::{
     net::{TcpListener, TcpSocket},
     time::{sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
-use tonic::server::NamedService as _;
-use tonic_health::{
-    pb::health_server::HealthServer,
-    server::{HealthReporter, HealthService},
-};
 
 use crate::{
-    auth::{
-        Identity,
-        authenticator::Authenticator,
-        gate::Gate,
-        jwt::{Verifier, keys},
-        policy::{self, Policies},
-        reviews::Reviewer,
-    },
-    config::{Auth, Config, Listen, Store},
-    election::Elections,
-    kube,
-    layers::rate_limit::RateLimiter,
-    lease::{
-        LeaseNode, NodeError, Settings,
-        embedded::Embedded,
-        quorum::{Options, Quorum},
-        redis::{Deployment, Redis, Use},
-    },
+    config::{Config, Listen},
+    lease::NodeError,
     listener::{Conduct, Lifetime, Server, admission::Admission},
-    proto::election_server::ElectionServer,
-    readiness::Monitor,
-    reload::{self, Mistake},
+    reload::Mistake,
     shutdown::Stop,
-    stack::{self, stack},
-    telemetry::metrics::Metrics,
     tls::Acceptor,
-    transport::{
-        Mux,
-        grpc::{self, Handler},
-        rest,
-    },
 };
 
 /// How long the end waits for withdrawals, which lapse by themselves if they are not made.
@@ -80,14 +53,10 @@ pub enum StartError {
 pub struct App {
     listeners: Vec<TcpListener>,
     tls: Option<Acceptor>,
-    mux: Mux,
-    metrics: Metrics,
-    monitor: Monitor,
-    quorum: Quorum,
+    tree: Tree,
     lifetime: Lifetime,
     conduct: Conduct,
     admission: Admission,
-    layers: stack::Settings,
     shutdown_grace: Duration,
 }
 
@@ -100,75 +69,19 @@ impl App {
     /// # Errors
     /// A port or file that cannot be opened.
     pub async fn build(config: &Config) -> Result<Self, StartError> {
-        if config.kube.enable {
-            tracing::warn!(
-                "pods cannot be looked up: GetPods and /kube answer that it is disabled; \
-                 EA_KUBE_ENABLE=false silences this"
-            );
-        }
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
-        let authenticator = authenticator(config).await?;
-        let policies = policies(&config.auth)?;
-        let listeners = bind(&config.listen)?;
-        let max_term = config.limits.max_term;
-        let quorum = Quorum::new(
-            nodes(&config.store, max_term).await?,
-            Options::new(
-                config.store.operation_timeout,
-                config.store.restart_guard,
-                guard(&config.store, max_term),
-            ),
-        );
-        let gate = Gate::new(
-            Elections::new(quorum.clone(), max_term),
-            policies.clone(),
-            config.limits.allow_forced_handover,
-        );
-        let metrics = Metrics::new(&config.telemetry.buckets);
-
-        let health = HealthReporter::new();
-        let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
-        let mut services = vec![HealthServer::<HealthService>::NAME];
-        services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));
-        services.extend(grpc::REFLECTION);
-        let grpc = grpc::Services::new(
-            election,
-            HealthService::from_health_reporter(health.clone()),
-        )?;
-        let (monitor, readiness) =
-            Monitor::start(quorum.clone(), health, services, metrics.clone()).await;
-        let rest = rest::router(rest::Sources {
-            gate: config.listen.http.then_some(gate),
-            readiness,
-            metrics: config.telemetry.metrics.then(|| metrics.clone()),
-        });
         Ok(Self {
-            listeners,
+            listeners: bind(&config.listen)?,
             tls,
-            mux: Mux::new(grpc, rest),
-            metrics,
-            monitor,
-            quorum,
+            tree: Tree::build(config).await?,
             lifetime: config.listen.lifetime,
             conduct: config.listen.conduct,
             admission: Admission::new(
                 config.limits.connections,
                 config.limits.trusted_proxies.clone(),
             ),
-            layers: stack::Settings {
-                cors: config.listen.cors.clone(),
-                max_in_flight: config.limits.max_in_flight,
-                authenticator,
-                public: config.auth.public.clone(),
-                policies,
-                limiter: config
-                    .limits
-                    .rate
-                    .map(|rate| RateLimiter::new(rate, config.limits.trusted_proxies.clone())),
-                request_timeout: config.limits.request_timeout,
-            },
             shutdown_grace: config.listen.shutdown_grace,
         })
     }
@@ -189,7 +102,7 @@ impl App {
         let server = Server {
             tls: self.tls,
             admission: self.admission,
-            service: stack(self.mux, &self.layers, self.metrics),
+            service: self.tree.service(),
             lifetime: self.lifetime,
             conduct: self.conduct,
             connections: connections.clone(),
@@ -200,11 +113,11 @@ impl App {
         let accepting: Vec<_> = accepting.collect();
         tokio::select! {
             () = stop.gently.cancelled() => {}
-            () = self.monitor.run() => {}
+            () = self.tree.monitor.run() => {}
         }
 
         let draining = async {
-            self.monitor.drain().await;
+            self.tree.monitor.drain().await;
             for accept_loop in accepting {
                 // A loop that panicked accepts no more either.
                 let _ = accept_loop.await;
@@ -216,7 +129,7 @@ impl App {
             () = draining => {
                 tracing::info!("every request was answered");
                 // What was granted to callers that have gone; a node that is down must not hold the end up.
-                let _ = timeout(CLEAN_UP, self.quorum.drain()).await;
+                let _ = timeout(CLEAN_UP, self.tree.quorum.drain()).await;
             }
             () = sleep(self.shutdown_grace) => tracing::warn!(
                 connections = connections.len(),
@@ -226,106 +139,6 @@ impl App {
         }
         tracing::info!("bye");
     }
-}
-
-/// How long a node abstains that may have lost its memory: until nothing is left of what any agent was
-/// granted before.
-fn guard(store: &Store, max_term: Duration) -> Duration {
-    let overlap = store.deployments.iter().map(Deployment::overlap).max();
-    max_term + overlap.unwrap_or_default()
-}
-
-/// The one place that knows the kinds of nodes.
-async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNode>>, StartError> {
-    let settings = Settings {
-        retention: store.token_retention,
-        guard: store.restart_guard.duration(guard(store, max_term)),
-    };
-    if !store.deployments.is_empty() {
-        let names: Vec<_> = store.deployments.iter().map(Deployment::name).collect();
-        tracing::info!(nodes = names.join(", "), "leases are kept on Redis");
-        if names.len().is_multiple_of(2) {
-            tracing::warn!(
-                nodes = names.len(),
-                "an even number of nodes survives no more failures than one fewer: use 1, 3 or 5"
-            );
-        }
-        let mut sorted: Vec<_> = store.deployments.iter().map(Deployment::identity).collect();
-        sorted.sort_unstable();
-        let usage = Use {
-            prefix: store.prefix.clone(),
-            nodes: sorted.join(","),
-            max_term,
-            allow_eviction: store.allow_eviction,
-        };
-        let starting = store.deployments.iter().cloned().map(|deployment| {
-            Redis::start(deployment, usage.clone(), store.operation_timeout, settings)
-        });
-        let started = join_all(starting).await.into_iter();
-        return Ok(started.map(|node| Arc::new(node) as _).collect());
-    }
-    let node = match &store.embedded_path {
-        Some(path) => {
-            tracing::info!(
-                path = %path.display(),
-                "leases are kept in this process and its file: run one agent only"
-            );
-            Embedded::open(path, settings)?
-        }
-        None => {
-            tracing::warn!(
-                "leases are kept in this process's memory and are forgotten with it: run one agent \
-                 only, and set EA_REDIS_URLS or EA_EMBEDDED_PATH for more than trying it out"
-            );
-            Embedded::in_memory(settings)
-        }
-    };
-    Ok(vec![Arc::new(node)])
-}
-
-/// Whoever knows who callers are.
-async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
-    let auth = &config.auth;
-    let beyond_this_host = !config.listen.address.is_loopback();
-    if auth.anonymous && beyond_this_host {
-        tracing::warn!(
-            address = %config.listen.address,
-            "whoever reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
-             or let only your clients' network reach it"
-        );
-    }
-    let files = |mistakes: Vec<Mistake>| unusable(&mistakes);
-    let tokens = auth.tokens.clone().map(reload::start);
-    let jwt = auth.jwt.clone().map(|(expected, origin)| {
-        let keys = keys::Following::start(origin)?;
-        Ok(Verifier::new(expected, keys))
-    });
-    let kubernetes = match &auth.kubernetes {
-        Some(reviews) => {
-            let client = kube::client::connect(config.kube.in_cluster).await;
-            let client = client.map_err(|what| {
-                StartError::Kubernetes(format!("EA_AUTH_MODES has kubernetes, but {what}"))
-            })?;
-            let audiences = reviews.audiences.clone();
-            Some(Reviewer::new(client, audiences, reviews.remember))
-        }
-        None => None,
-    };
-    Ok(Authenticator {
-        anonymous: auth.anonymous.then(Identity::anonymous),
-        tokens: tokens.transpose().map_err(files)?,
-        jwt: jwt.transpose().map_err(files)?,
-        kubernetes,
-        mtls: auth.mtls,
-    })
-}
-
-/// What callers may do; `None`: anything.
-fn policies(auth: &Auth) -> Result<Option<reload::Current<Policies>>, StartError> {
-    // Without any of both nobody is told from anybody else.
-    let on = auth.is_on() || auth.policies.is_some();
-    let policies = on.then(|| policy::start(auth.policies.clone()));
-    policies.transpose().map_err(|mistakes| unusable(&mistakes))
 }
 
 fn unusable(mistakes: &[Mistake]) -> StartError {

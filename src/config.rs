@@ -433,6 +433,27 @@ mod tests {
     }
 
     #[test]
+    fn a_password_that_yaml_takes_for_a_key_is_not_told() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for (text, told) in [
+            ("redis_urls: {redis://u:s3cret@h: }", "EA_REDIS_URLS: in "),
+            (
+                "redis: {sentinel_password: {s3cret: }}",
+                "EA_REDIS_SENTINEL_PASSWORD: in ",
+            ),
+            ("{redis://u:s3cret@h: }", "the key \"redis…\", which is no"),
+            ("max_terms: 1s", "the key \"max_terms\", which is no"),
+        ] {
+            std::fs::write(file.path(), text).expect("written");
+            let path = file.path().display().to_string();
+            let mistakes = Values::collect(Vec::new(), Some(path), []).expect_err(text);
+            let mistakes = mistakes.to_string();
+            assert!(mistakes.contains(told), "{told} is not in: {mistakes}");
+            assert!(!mistakes.contains("s3cret"), "{mistakes}");
+        }
+    }
+
+    #[test]
     fn an_alias_and_its_setting_must_not_contradict() {
         let config = config(&[("EA_KEY_PREFIX", "mine")]).expect("valid");
         assert_eq!(config.store.prefix, "mine");

@@ -133,8 +133,12 @@ where
         });
     }
 
-    /// Serves a connection to its end.
-    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, peer: Peer) {
+    /// Serves a connection to its end: HTTP/1.1 or HTTP/2, whichever the client begins with.
+    pub async fn serve(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        peer: Peer,
+    ) {
         let requests = Requests::default();
         let (counted, service) = (requests.clone(), self.service);
         let service = service_fn(move |mut request: Request<Incoming>| {

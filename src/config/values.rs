@@ -6,7 +6,7 @@ use std::{
 
 use yaml_serde::Value;
 
-use super::{Setting, settings};
+use super::{Secret, Setting, settings};
 use crate::reload;
 
 /// What is wrong with a configuration: one line a mistake.
@@ -129,14 +129,15 @@ impl Values {
                 setting.key() == key || alias.is_some_and(|alias| alias.eq_ignore_ascii_case(&key))
             });
             match (known, scalar(&value)) {
-                (None, _) => mistakes.push(format!(
-                    "EA_CONFIG_FILE: {path} has the key \"{key}\", which is no setting{}",
-                    nearest(&key)
-                )),
-                (Some(setting), None) => mistakes.push(format!(
-                    "{}: in {path}, {key} must be a text, a number, true, false or a list of them",
-                    setting.variable
-                )),
+                (None, _) => mistakes.push(match secret_above(&key) {
+                    Some(setting) => not_scalar(setting, path),
+                    None => format!(
+                        "EA_CONFIG_FILE: {path} has the key \"{}\", which is no setting{}",
+                        plain(&key),
+                        nearest(&key)
+                    ),
+                }),
+                (Some(setting), None) => mistakes.push(not_scalar(setting, path)),
                 (Some(_), Some(value)) if value.is_empty() => {}
                 (Some(setting), Some(value)) => {
                     let earlier = self.given.insert(setting.variable, (value, Source::File));
@@ -211,6 +212,30 @@ fn scalar(value: &Value) -> Option<String> {
             Some(values?.join(","))
         }
         Value::Mapping(_) | Value::Tagged(_) => None,
+    }
+}
+
+fn not_scalar(setting: &Setting, path: &str) -> String {
+    format!(
+        "{}: in {path}, {} must be a text, a number, true, false or a list of them",
+        setting.variable,
+        setting.key()
+    )
+}
+
+/// The setting with credentials whose value was taken for a key, as in `redis_urls: {redis://u:p@host: }`.
+fn secret_above(key: &str) -> Option<&'static Setting> {
+    settings()
+        .filter(|setting| setting.secret != Secret::No)
+        .find(|setting| key.starts_with(&format!("{}_", setting.key())))
+}
+
+/// The key as far as keys go: a URL that was taken for one may hold a password.
+fn plain(key: &str) -> String {
+    let in_keys = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ');
+    match key.find(|c| !in_keys(c)) {
+        Some(end) => format!("{}…", &key[..end]),
+        None => key.to_owned(),
     }
 }
 

@@ -247,8 +247,8 @@ fn refuse(problem: Problem) -> BoxFuture<'static, Result<Response<Body>, Infalli
     ready(Ok(Status::from(problem).into_http())).boxed()
 }
 
-/// Renders tonic's own refusals by the error table: a message over the limit is OUT_OF_RANGE to it, and a
-/// frame that cannot be read INTERNAL. No handler here answers either.
+/// Renders tonic's own refusals by the error table: a message over the limit is OUT_OF_RANGE to it, a frame
+/// that cannot be read INTERNAL, and a body that breaks off UNKNOWN. No handler here answers these.
 pub(super) fn blame_the_caller<B>(mut response: Response<B>) -> Response<B> {
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;
@@ -258,6 +258,10 @@ pub(super) fn blame_the_caller<B>(mut response: Response<B>) -> Response<B> {
         tonic::Code::Internal => Problem::new(
             Code::InvalidArgument,
             format!("the request is not a gRPC message: {}", status.message()),
+        ),
+        tonic::Code::Unknown => Problem::new(
+            Code::InvalidArgument,
+            format!("the body breaks off: {}", status.message()),
         ),
         _ => return response,
     };

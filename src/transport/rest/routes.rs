@@ -3,11 +3,13 @@
 use axum::{
     Json as Answer, Router,
     extract::{FromRequest as _, FromRequestParts as _, Request, State},
-    http::{Method, Uri, header},
+    http::{Method, StatusCode, Uri, header},
+    middleware::{Next, from_fn},
     response::IntoResponse,
     routing::get,
 };
 use tokio::sync::watch;
+use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
@@ -76,11 +78,26 @@ pub fn router(sources: Sources) -> Router {
         router = router
             .merge(api)
             .route("/openapi_v3.yaml", get(async || yaml))
-            .merge(SwaggerUi::new("/swagger-ui").url("/openapi.json", document));
+            .merge(swagger_ui(document, hint));
     }
     router
         .fallback(move |uri: Uri| async move { not_found(&uri, hint) })
         .method_not_allowed_fallback(method_not_allowed)
+}
+
+/// Swagger UI and the document it shows. What it does not have is told as elsewhere: its own answer has no
+/// body.
+fn swagger_ui(document: OpenApi, hint: &'static str) -> Router {
+    let found = move |request: Request, next: Next| async move {
+        let uri = request.uri().clone();
+        let answer = next.run(request).await;
+        match answer.status() {
+            StatusCode::NOT_FOUND => not_found(&uri, hint).into_response(),
+            _ => answer,
+        }
+    };
+    Router::from(SwaggerUi::new("/swagger-ui").url("/openapi.json", document))
+        .route_layer(from_fn(found))
 }
 
 fn not_found(uri: &Uri, hint: &str) -> Problem {

@@ -1,0 +1,231 @@
+//! What answers requests, built from the configuration.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{body::Body, response::Response};
+use futures_util::future::join_all;
+use http::Request;
+use tonic::server::NamedService as _;
+use tonic_health::{
+    pb::health_server::HealthServer,
+    server::{HealthReporter, HealthService},
+};
+use tower::Service;
+
+use super::{StartError, unusable};
+use crate::{
+    auth::{
+        Identity,
+        authenticator::Authenticator,
+        gate::Gate,
+        jwt::{Verifier, keys},
+        policy::{self, Policies},
+        reviews::Reviewer,
+    },
+    config::{Auth, Config, Store},
+    election::Elections,
+    kube,
+    layers::rate_limit::RateLimiter,
+    lease::{
+        LeaseNode, Settings,
+        embedded::Embedded,
+        quorum::{Options, Quorum},
+        redis::{Deployment, Redis, Use},
+    },
+    proto::election_server::ElectionServer,
+    readiness::Monitor,
+    reload,
+    stack::{self, stack},
+    telemetry::metrics::Metrics,
+    transport::{
+        Mux,
+        grpc::{self, Handler},
+        rest,
+    },
+};
+
+/// What answers requests, without the ports that they come in by.
+pub struct Tree {
+    mux: Mux,
+    metrics: Metrics,
+    pub(super) monitor: Monitor,
+    pub(super) quorum: Quorum,
+    layers: stack::Settings,
+}
+
+impl Tree {
+    /// Opens the lease nodes, and puts the services and the HTTP routes over them.
+    ///
+    /// # Errors
+    /// A file that cannot be opened or used, or Kubernetes that is to be asked and cannot be.
+    pub async fn build(config: &Config) -> Result<Self, StartError> {
+        if config.kube.enable {
+            tracing::warn!(
+                "pods cannot be looked up: GetPods and /kube answer that it is disabled; \
+                 EA_KUBE_ENABLE=false silences this"
+            );
+        }
+        let authenticator = authenticator(config).await?;
+        let policies = policies(&config.auth)?;
+        let max_term = config.limits.max_term;
+        let quorum = Quorum::new(
+            nodes(&config.store, max_term).await?,
+            Options::new(
+                config.store.operation_timeout,
+                config.store.restart_guard,
+                guard(&config.store, max_term),
+            ),
+        );
+        let gate = Gate::new(
+            Elections::new(quorum.clone(), max_term),
+            policies.clone(),
+            config.limits.allow_forced_handover,
+        );
+        let metrics = Metrics::new(&config.telemetry.buckets);
+
+        let health = HealthReporter::new();
+        let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
+        let mut services = vec![HealthServer::<HealthService>::NAME];
+        services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));
+        services.extend(grpc::REFLECTION);
+        let grpc = grpc::Services::new(
+            election,
+            HealthService::from_health_reporter(health.clone()),
+        )?;
+        let (monitor, readiness) =
+            Monitor::start(quorum.clone(), health, services, metrics.clone()).await;
+        let rest = rest::router(rest::Sources {
+            gate: config.listen.http.then_some(gate),
+            readiness,
+            metrics: config.telemetry.metrics.then(|| metrics.clone()),
+        });
+        let proxies = &config.limits.trusted_proxies;
+        let limiter = |rate| RateLimiter::new(rate, proxies.clone());
+        Ok(Self {
+            mux: Mux::new(grpc, rest),
+            metrics,
+            monitor,
+            quorum,
+            layers: stack::Settings {
+                cors: config.listen.cors.clone(),
+                max_in_flight: config.limits.max_in_flight,
+                authenticator,
+                public: config.auth.public.clone(),
+                policies,
+                limiter: config.limits.rate.map(limiter),
+                request_timeout: config.limits.request_timeout,
+            },
+        })
+    }
+
+    /// The service that every connection gets.
+    pub fn service(
+        &self,
+    ) -> impl Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
+    + use<>
+    + Clone
+    + Send
+    + 'static {
+        stack(self.mux.clone(), &self.layers, self.metrics.clone())
+    }
+}
+
+/// How long a node abstains that may have lost its memory: until nothing is left of what any agent was
+/// granted before.
+fn guard(store: &Store, max_term: Duration) -> Duration {
+    let overlap = store.deployments.iter().map(Deployment::overlap).max();
+    max_term + overlap.unwrap_or_default()
+}
+
+/// The one place that knows the kinds of nodes.
+async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNode>>, StartError> {
+    let settings = Settings {
+        retention: store.token_retention,
+        guard: store.restart_guard.duration(guard(store, max_term)),
+    };
+    if !store.deployments.is_empty() {
+        let names: Vec<_> = store.deployments.iter().map(Deployment::name).collect();
+        tracing::info!(nodes = names.join(", "), "leases are kept on Redis");
+        if names.len().is_multiple_of(2) {
+            tracing::warn!(
+                nodes = names.len(),
+                "an even number of nodes survives no more failures than one fewer: use 1, 3 or 5"
+            );
+        }
+        let mut sorted: Vec<_> = store.deployments.iter().map(Deployment::identity).collect();
+        sorted.sort_unstable();
+        let usage = Use {
+            prefix: store.prefix.clone(),
+            nodes: sorted.join(","),
+            max_term,
+            allow_eviction: store.allow_eviction,
+        };
+        let starting = store.deployments.iter().cloned().map(|deployment| {
+            Redis::start(deployment, usage.clone(), store.operation_timeout, settings)
+        });
+        let started = join_all(starting).await.into_iter();
+        return Ok(started.map(|node| Arc::new(node) as _).collect());
+    }
+    let node = match &store.embedded_path {
+        Some(path) => {
+            tracing::info!(
+                path = %path.display(),
+                "leases are kept in this process and its file: run one agent only"
+            );
+            Embedded::open(path, settings)?
+        }
+        None => {
+            tracing::warn!(
+                "leases are kept in this process's memory and are forgotten with it: run one agent \
+                 only, and set EA_REDIS_URLS or EA_EMBEDDED_PATH for more than trying it out"
+            );
+            Embedded::in_memory(settings)
+        }
+    };
+    Ok(vec![Arc::new(node)])
+}
+
+/// Whoever knows who callers are.
+async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
+    let auth = &config.auth;
+    let beyond_this_host = !config.listen.address.is_loopback();
+    if auth.anonymous && beyond_this_host {
+        tracing::warn!(
+            address = %config.listen.address,
+            "whoever reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
+             or let only your clients' network reach it"
+        );
+    }
+    let files = |mistakes: Vec<reload::Mistake>| unusable(&mistakes);
+    let tokens = auth.tokens.clone().map(reload::start);
+    let jwt = auth.jwt.clone().map(|(expected, origin)| {
+        let keys = keys::Following::start(origin)?;
+        Ok(Verifier::new(expected, keys))
+    });
+    let kubernetes = match &auth.kubernetes {
+        Some(reviews) => {
+            let client = kube::client::connect(config.kube.in_cluster).await;
+            let client = client.map_err(|what| {
+                StartError::Kubernetes(format!("EA_AUTH_MODES has kubernetes, but {what}"))
+            })?;
+            let audiences = reviews.audiences.clone();
+            Some(Reviewer::new(client, audiences, reviews.remember))
+        }
+        None => None,
+    };
+    Ok(Authenticator {
+        anonymous: auth.anonymous.then(Identity::anonymous),
+        tokens: tokens.transpose().map_err(files)?,
+        jwt: jwt.transpose().map_err(files)?,
+        kubernetes,
+        mtls: auth.mtls,
+    })
+}
+
+/// What callers may do; `None`: anything.
+fn policies(auth: &Auth) -> Result<Option<reload::Current<Policies>>, StartError> {
+    // Without any of both nobody is told from anybody else.
+    let on = auth.is_on() || auth.policies.is_some();
+    let policies = on.then(|| policy::start(auth.policies.clone()));
+    policies.transpose().map_err(|mistakes| unusable(&mistakes))
+}
