@@ -1,6 +1,6 @@
 //! Turns a panic into an answer, so that it costs one request and not the connection's others.
 //!
-//! Answer: Internal (INTERNAL, 500). The panic's text goes to the log alone.
+//! Refusal: Internal (INTERNAL, 500). The panic's text goes to the log alone.
 
 use std::{
     any::Any,

@@ -20,6 +20,7 @@ mod harness;
 mod modes;
 mod quorum;
 mod reflection;
+mod refusals;
 mod serving;
 mod survival;
 mod terms;

@@ -1,0 +1,441 @@
+//! What every layer refuses is told in every protocol, by the row of the error table.
+
+use std::{
+    collections::BTreeSet, convert::Infallible, fs, net::SocketAddr, path::Path, time::Duration,
+};
+
+use axum::{body::Body, response::Response};
+use election_agent::{
+    app::Tree,
+    auth::{Identity, authenticator::Authenticator, tokens},
+    config::{Config, Values},
+    layers::cors::Origins,
+    listener::{
+        Conduct, Lifetime, Server,
+        admission::{Admission, Limits},
+    },
+    peer::TrustedProxies,
+    stack,
+    telemetry::metrics::Metrics,
+    transport::status::{Code, Problem},
+};
+use http::{Method, Request, Version};
+use http_body_util::BodyExt as _;
+use prost::Message as _;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::{Service, service_fn};
+
+use crate::harness::{HttpServer, campaign, eventually};
+
+const CAMPAIGN: &str = "/grpc.election_agent.v1.Election/Campaign";
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Protocol {
+    Grpc,
+    GrpcWeb,
+    Rest,
+}
+
+/// A request to campaign, before it is made what a layer refuses.
+#[derive(Debug, Clone)]
+struct Ask {
+    protocol: Protocol,
+    method: Method,
+    path: String,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+impl Ask {
+    fn new(protocol: Protocol) -> Self {
+        let (path, content_type, body) = match protocol {
+            Protocol::Grpc => (CAMPAIGN, "application/grpc", message()),
+            Protocol::GrpcWeb => (CAMPAIGN, "application/grpc-web+proto", message()),
+            Protocol::Rest => {
+                let body = json!({"candidate": "worker", "term": 1_000});
+                ("/election/e", "application/json", body.to_string().into())
+            }
+        };
+        Self {
+            protocol,
+            method: Method::POST,
+            path: path.to_owned(),
+            headers: vec![("content-type", content_type.to_owned())],
+            body,
+        }
+    }
+
+    fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.retain(|(known, _)| *known != name);
+        self.headers.push((name, value.to_owned()));
+        self
+    }
+
+    /// At another path over gRPC, and over REST.
+    fn at(mut self, grpc: &str, rest: &str) -> Self {
+        self.path = match self.protocol {
+            Protocol::Rest => rest,
+            Protocol::Grpc | Protocol::GrpcWeb => grpc,
+        }
+        .to_owned();
+        self
+    }
+
+    fn by(mut self, method: Method) -> Self {
+        self.method = method;
+        self
+    }
+
+    fn sending(mut self, body: Vec<u8>) -> Self {
+        self.body = body;
+        self
+    }
+
+    async fn send(self, address: SocketAddr) -> http::Response<reqwest::Body> {
+        let client = match self.protocol {
+            Protocol::Grpc => reqwest::Client::builder().http2_prior_knowledge(),
+            Protocol::GrpcWeb | Protocol::Rest => reqwest::Client::builder().http1_only(),
+        };
+        let client = client.build().expect("a client");
+        let mut request = client
+            .request(self.method, format!("http://{address}{}", self.path))
+            .body(self.body);
+        for (name, value) in self.headers {
+            request = request.header(name, value);
+        }
+        let response = request.send().await.expect("an answer");
+        let expected = match self.protocol {
+            Protocol::Grpc => Version::HTTP_2,
+            Protocol::GrpcWeb | Protocol::Rest => Version::HTTP_11,
+        };
+        assert_eq!(response.version(), expected);
+        response.into()
+    }
+}
+
+/// The frame of a request to campaign.
+fn message() -> Vec<u8> {
+    let message = campaign("e", "worker", 1_000).encode_to_vec();
+    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
+    [&[0][..], &length, &message].concat()
+}
+
+/// Services behind a listener in this process.
+struct Agent {
+    address: SocketAddr,
+    accepting: JoinHandle<()>,
+    directory: TempDir,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+impl Agent {
+    async fn serve<S>(service: S, directory: TempDir) -> Self
+    where
+        S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
+            + Clone
+            + Send
+            + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let limits = Limits {
+            connections: 1_000,
+            per_peer: None,
+        };
+        let server = Server {
+            tls: None,
+            admission: Admission::new(limits, TrustedProxies::default()),
+            service,
+            lifetime: Lifetime {
+                idle: None,
+                age: None,
+                age_grace: Duration::ZERO,
+            },
+            conduct: Conduct {
+                first_byte: Duration::from_secs(60),
+                head: Duration::from_secs(60),
+                min_ping_interval: Duration::ZERO,
+            },
+            connections: TaskTracker::new(),
+            shutdown: CancellationToken::new(),
+        };
+        Self {
+            address: listener.local_addr().expect("an address"),
+            accepting: tokio::spawn(server.accept(listener)),
+            directory,
+        }
+    }
+
+    /// With these settings. `worker` has a token, if tokens are asked for.
+    async fn start(settings: &[(&str, &str)]) -> Self {
+        let directory = TempDir::new().expect("a directory");
+        let at = |name: &str| directory.path().join(name).display().to_string();
+        let new = tokens::New::make("worker", &[]).expect("a token");
+        fs::write(at("tokens"), new.line).expect("written");
+        fs::write(at("token"), new.token).expect("written");
+        let nobody = "permit (principal, action, resource) when { principal.name == \"nobody\" };";
+        fs::write(at("nobody.cedar"), nobody).expect("written");
+        let settings = settings.iter().map(|(name, value)| {
+            let value = value.replace("$DIRECTORY", &directory.path().display().to_string());
+            ((*name).into(), value.into())
+        });
+        let config = Values::collect(Vec::new(), None, settings).and_then(Config::new);
+        let tree = Tree::build(&config.expect("valid")).await.expect("a tree");
+        Self::serve(tree.service(), directory).await
+    }
+
+    /// Whose services panic.
+    async fn that_panics() -> Self {
+        let panics = service_fn(|_: Request<Body>| async {
+            if true {
+                panic!("s3cret");
+            }
+            Err::<Response, _>(Problem::new(Code::Internal, "never told"))
+        });
+        let settings = stack::Settings {
+            cors: Origins::None,
+            max_in_flight: 1,
+            authenticator: Authenticator {
+                anonymous: Some(Identity::anonymous()),
+                ..Authenticator::default()
+            },
+            public: Vec::new(),
+            policies: None,
+            limiter: None,
+            request_timeout: Duration::from_secs(1),
+        };
+        let service = stack::stack(panics, &settings, Metrics::new(&[1.0]));
+        Self::serve(service, TempDir::new().expect("a directory")).await
+    }
+
+    fn bearer(&self) -> String {
+        let token = fs::read_to_string(self.directory.path().join("token"));
+        format!("Bearer {}", token.expect("a token"))
+    }
+}
+
+/// Asserts that an answer is the row of the error table, and that nothing comes after it.
+async fn is_told(
+    what: &str,
+    code: Code,
+    protocol: Protocol,
+    answer: http::Response<reqwest::Body>,
+) {
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await.expect("a body");
+    let (trailers, body) = (body.trailers().cloned(), body.to_bytes());
+    let header = |name: &str| {
+        let value = parts
+            .headers
+            .get(name)
+            .map(|value| value.to_str().expect("text"));
+        value.unwrap_or_default().to_owned()
+    };
+    let what = format!("{what} over {protocol:?}: {parts:?} {body:?}");
+    assert_eq!(header("x-request-id").len(), 32, "{what}");
+    assert_eq!(trailers, None, "{what}");
+    if protocol == Protocol::Rest {
+        let problem: Value = serde_json::from_slice(&body).expect(&what);
+        assert_eq!(parts.status, code.http(), "{what}");
+        assert_eq!(header("content-type"), "application/problem+json", "{what}");
+        assert_eq!(problem["code"], code.name(), "{what}");
+        assert_eq!(problem["status"], code.http().as_u16(), "{what}");
+        assert_eq!(problem["message"], problem["detail"], "{what}");
+        assert!(
+            !problem["detail"].as_str().expect(&what).is_empty(),
+            "{what}"
+        );
+        assert_eq!(
+            !header("retry-after").is_empty(),
+            parts.status == 429,
+            "{what}"
+        );
+        assert_eq!(
+            !header("www-authenticate").is_empty(),
+            parts.status == 401,
+            "{what}"
+        );
+    } else {
+        let content_type = match protocol {
+            Protocol::Grpc => "application/grpc",
+            _ => "application/grpc-web+proto",
+        };
+        // Trailers only: the status is in the headers, and nothing follows.
+        assert_eq!(parts.status, 200, "{what}");
+        assert_eq!(header("content-type"), content_type, "{what}");
+        assert_eq!(
+            header("grpc-status"),
+            (code.grpc() as i32).to_string(),
+            "{what}"
+        );
+        assert!(!header("grpc-message").is_empty(), "{what}");
+        assert!(body.is_empty(), "{what}");
+    }
+    assert!(!what.contains("s3cret"), "{what}");
+}
+
+/// The layers that have been seen to refuse.
+#[derive(Default)]
+struct Seen(BTreeSet<&'static str>);
+
+impl Seen {
+    /// Asks over every protocol what this layer refuses, in this agent.
+    async fn refuses(
+        &mut self,
+        layer: &'static str,
+        agent: &Agent,
+        code: Code,
+        ask: impl Fn(Ask) -> Ask,
+    ) {
+        for protocol in [Protocol::Grpc, Protocol::GrpcWeb, Protocol::Rest] {
+            let answer = ask(Ask::new(protocol)).send(agent.address).await;
+            is_told(layer, code, protocol, answer).await;
+        }
+        self.0.insert(layer);
+    }
+}
+
+/// The layers whose documentation says that they refuse.
+fn that_refuse() -> BTreeSet<String> {
+    let layers = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/layers");
+    let layers = fs::read_dir(layers).expect("the layers");
+    let layers = layers.map(|entry| entry.expect("an entry").path());
+    let refuses = |path: &Path| {
+        let text = fs::read_to_string(path).expect("text");
+        text.lines().any(|line| line.starts_with("//! Refusal"))
+    };
+    let names = layers.filter(|path| refuses(path)).map(|path| {
+        let name = path.file_stem().expect("a name");
+        name.to_string_lossy().into_owned()
+    });
+    names.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_layer_refuses_is_told_in_every_protocol() {
+    election_agent::tls::install_provider();
+    let mut seen = Seen::default();
+    let open = Agent::start(&[]).await;
+    seen.refuses("deadline", &open, Code::InvalidArgument, |ask| {
+        ask.with("grpc-timeout", "soon")
+    })
+    .await;
+    seen.refuses("deadline", &open, Code::DeadlineExceeded, |ask| {
+        ask.with("grpc-timeout", "0m")
+    })
+    .await;
+    seen.refuses("body_limit", &open, Code::PayloadTooLarge, |ask| {
+        let frame = [&[0][..], &200_000_u32.to_be_bytes(), &[b' '; 200_000]].concat();
+        ask.sending(frame)
+    })
+    .await;
+    seen.refuses("transport", &open, Code::MethodNotAllowed, |ask| {
+        ask.by(Method::PUT).at(CAMPAIGN, "/livez")
+    })
+    .await;
+    seen.refuses("transport", &open, Code::UnsupportedMediaType, |ask| {
+        let content_type = match ask.protocol {
+            Protocol::Grpc => "application/grpc+json",
+            Protocol::GrpcWeb => "application/grpc-web+json",
+            Protocol::Rest => "text/plain",
+        };
+        ask.with("content-type", content_type)
+    })
+    .await;
+    seen.refuses("transport", &open, Code::Disabled, |ask| {
+        let method = match ask.protocol {
+            Protocol::Rest => Method::GET,
+            Protocol::Grpc | Protocol::GrpcWeb => Method::POST,
+        };
+        ask.by(method)
+            .sending(vec![0; 5])
+            .at("/grpc.election_agent.v1.Election/GetPods", "/kube/n/d/pods")
+    })
+    .await;
+
+    let token = [
+        ("EA_AUTH_MODES", "token"),
+        ("EA_AUTH_TOKEN_FILE", "$DIRECTORY/tokens"),
+    ];
+    let known = Agent::start(&token).await;
+    seen.refuses("authenticate", &known, Code::Unauthenticated, |ask| ask)
+        .await;
+    seen.refuses("authenticate", &known, Code::Unauthenticated, |ask| {
+        ask.with("authorization", "Bearer s3cret")
+    })
+    .await;
+    let of_nobody = [&token[..], &[("EA_AUTH_POLICY_DIR", "$DIRECTORY")]].concat();
+    let of_nobody = [&of_nobody[..], &[("EA_AUTH_PUBLIC", "nothing")]].concat();
+    let of_nobody = Agent::start(&of_nobody).await;
+    seen.refuses("gate", &of_nobody, Code::PermissionDenied, |ask| {
+        ask.with("authorization", &of_nobody.bearer())
+    })
+    .await;
+    seen.refuses("authorize", &of_nobody, Code::PermissionDenied, |ask| {
+        ask.with("authorization", &of_nobody.bearer())
+            .at(REFLECTION, "/openapi.json")
+    })
+    .await;
+
+    // Nobody serves the issuer's keys.
+    let gone = HttpServer::start(|_| http::Response::default())
+        .await
+        .url("/keys");
+    let unsure = Agent::start(&[
+        ("EA_AUTH_MODES", "jwt"),
+        ("EA_AUTH_JWT_ISSUER", "https://issuer.example"),
+        ("EA_AUTH_JWT_AUDIENCE", "election-agent"),
+        ("EA_AUTH_JWT_JWKS_URL", &gone),
+    ])
+    .await;
+    seen.refuses("authenticate", &unsure, Code::Unavailable, |ask| {
+        ask.with("authorization", "Bearer eyJhbGciOiJFZERTQSJ9.e30.AA")
+    })
+    .await;
+
+    let slow = Agent::start(&[("EA_RATE_LIMIT_PER_SECOND", "1")]).await;
+    let first = Ask::new(Protocol::Rest).send(slow.address).await;
+    assert_eq!(first.status(), 200);
+    seen.refuses("rate_limit", &slow, Code::RateLimited, |ask| ask)
+        .await;
+    // Wrong credentials count, too.
+    let guarded = [&token[..], &[("EA_RATE_LIMIT_PER_SECOND", "1")]].concat();
+    let guarded = Agent::start(&guarded).await;
+    let first = Ask::new(Protocol::Rest).send(guarded.address).await;
+    assert_eq!(first.status(), 401);
+    seen.refuses("authenticate", &guarded, Code::RateLimited, |ask| ask)
+        .await;
+
+    let full = Agent::start(&[("EA_MAX_IN_FLIGHT", "1")]).await;
+    let mut under_way = TcpStream::connect(full.address).await.expect("connects");
+    let head = "POST /election/e HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+    under_way.write_all(head.as_bytes()).await.expect("sent");
+    eventually("the place is taken", async || {
+        let answer = Ask::new(Protocol::Rest).send(full.address).await;
+        (answer.status() == 429).then_some(())
+    })
+    .await;
+    seen.refuses("in_flight", &full, Code::Overloaded, |ask| ask)
+        .await;
+    drop(under_way);
+
+    let broken = Agent::that_panics().await;
+    seen.refuses("catch_panic", &broken, Code::Internal, |ask| ask)
+        .await;
+
+    for layer in that_refuse() {
+        assert!(seen.0.contains(layer.as_str()), "{layer} was not asked");
+    }
+}
