@@ -1,12 +1,14 @@
 //! Starts real servers on free ports, and stops them.
 
 mod agent;
+mod authority;
 mod cluster;
 mod proxy;
 mod redis;
 mod sentinel;
 
 pub(crate) use agent::{Agent, Answer, output as command_output, owned};
+pub(crate) use authority::Authority;
 pub(crate) use cluster::Cluster;
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;

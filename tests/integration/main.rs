@@ -7,6 +7,7 @@
 
 mod bad_input;
 mod browsers;
+mod clients;
 mod commands;
 mod contention;
 mod contract;

@@ -1,87 +1,12 @@
 //! TLS on both ports: what is spoken, who is let in, and certificates that change.
 
-use std::{fs, io::Write as _, path::PathBuf, process::Command, time::Duration};
+use std::{fs, process::Command, time::Duration};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair,
-};
-use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
-use crate::harness::{Agent, campaign, command_output, eventually};
+use crate::harness::{Agent, Authority, campaign, command_output, eventually};
 use election_agent::proto::election_client::ElectionClient;
-
-/// An authority, and files that it has signed.
-struct Authority {
-    issuer: CertifiedIssuer<'static, KeyPair>,
-    directory: TempDir,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new([]).expect("params");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // One that had the name of what it signs would look as if that had signed itself.
-        let name = &mut params.distinguished_name;
-        name.push(DnType::CommonName, "an authority");
-        let key = KeyPair::generate().expect("a key");
-        let issuer = CertifiedIssuer::self_signed(params, key).expect("signed");
-        let directory = TempDir::new().expect("a directory");
-        fs::write(directory.path().join("ca.pem"), issuer.pem()).expect("written");
-        Self { issuer, directory }
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.directory.path().join(name).display().to_string()
-    }
-
-    fn pem(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).expect("text")
-    }
-
-    /// Writes `{name}.crt` and `{name}.key` for this name.
-    fn issue(&self, name: &str) {
-        let mut params = CertificateParams::new([name.to_owned()]).expect("params");
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
-        let subject = &mut params.distinguished_name;
-        subject.push(DnType::CommonName, name);
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
-        // As secrets are replaced: whole, by renaming.
-        for (extension, text) in [("key", key.serialize_pem()), ("crt", certificate.pem())] {
-            let path = PathBuf::from(self.path(&format!("{name}.{extension}")));
-            let mut new = tempfile::NamedTempFile::new_in(self.directory.path()).expect("a file");
-            new.write_all(text.as_bytes()).expect("written");
-            new.persist(path).expect("renamed");
-        }
-    }
-
-    /// The agent's own settings.
-    fn settings(&self) -> Vec<(String, String)> {
-        vec![
-            ("EA_TLS_CERT_FILE".to_owned(), self.path("localhost.crt")),
-            ("EA_TLS_KEY_FILE".to_owned(), self.path("localhost.key")),
-        ]
-    }
-
-    fn client(&self) -> ClientTlsConfig {
-        ClientTlsConfig::new()
-            .domain_name("localhost")
-            .ca_certificate(Certificate::from_pem(self.pem("ca.pem")))
-    }
-
-    fn identity(&self, name: &str) -> Identity {
-        Identity::from_pem(
-            self.pem(&format!("{name}.crt")),
-            self.pem(&format!("{name}.key")),
-        )
-    }
-}
 
 async fn channel(agent: &Agent, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
     Endpoint::from_shared(format!("https://{}", agent.address()))

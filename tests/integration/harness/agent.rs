@@ -84,6 +84,8 @@ pub(crate) fn signal(pid: u32, name: &str) {
 
 impl Agent {
     pub(crate) async fn start(settings: &[(String, String)]) -> Self {
+        // For the clients, which bring none; another test may have been first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let mut child = command(settings)
             .stderr(Stdio::piped())
             .spawn()
