@@ -4,5 +4,6 @@ mod dto;
 mod extract;
 pub mod openapi;
 mod routes;
+mod whole;
 
 pub use routes::{Sources, router};

@@ -370,13 +370,13 @@ async fn rest_requests_out_of_range_are_refused(store: Store) {
             Method::POST,
             "/election/held".into(),
             json!({"candidate": "b", "term": "5000"}),
-            "expected i64",
+            "expected a whole number",
         ),
         (
             Method::POST,
             "/election/held".into(),
             json!({"candidate": "b", "term": 5000.5}),
-            "expected i64",
+            "expected a whole number",
         ),
         (
             Method::POST,
@@ -394,7 +394,7 @@ async fn rest_requests_out_of_range_are_refused(store: Store) {
             Method::PATCH,
             "/election/held".into(),
             json!({"leader": "a", "term": 5000, "token": -1}),
-            "expected u64",
+            "expected a whole number",
         ),
         (
             Method::PUT,

@@ -8,6 +8,7 @@
 mod auth;
 mod bad_input;
 mod browsers;
+mod clients;
 mod commands;
 mod connections;
 mod contention;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::whole;
 use crate::{
     election::{
         self, Campaign, Handover, Outcome, Retry,
@@ -18,10 +19,16 @@ use crate::{
 #[into_params(parameter_in = Path)]
 pub(super) struct ElectionPath {
     /// The election's kind: 1 to 256 bytes without control characters and "/".
-    #[param(example = "batch", min_length = 1, max_length = 256, required, value_type = String)]
+    #[param(example = "batch", min_length = 1, max_length = 256, required, value_type = String,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f/]+$")]
     kind: Option<String>,
     /// The election's name: 1 to 256 bytes without control characters and "/".
-    #[param(example = "nightly-report", min_length = 1, max_length = 256)]
+    #[param(
+        example = "nightly-report",
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f/]+$"
+    )]
     name: String,
 }
 
@@ -45,9 +52,14 @@ impl ElectionPath {
 }))]
 pub(super) struct CampaignRequest {
     /// The name the caller campaigns under: 1 to 256 bytes without control characters.
-    #[schema(min_length = 1, max_length = 256)]
+    #[schema(
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]+$"
+    )]
     pub(super) candidate: String,
     /// How long the leadership lasts unless extended, in ms: at most EA_MAX_TERM.
+    #[serde(deserialize_with = "whole::signed")]
     #[schema(minimum = 1000, maximum = 86_400_000)]
     term: i64,
     /// Public data of the leader, such as its address: at most 1024 bytes.
@@ -56,7 +68,7 @@ pub(super) struct CampaignRequest {
     value: String,
     /// Makes a retry safe: a retry with the same id gets the same answer and token.
     #[serde(default)]
-    #[schema(max_length = 256)]
+    #[schema(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     request_id: String,
 }
 
@@ -129,21 +141,26 @@ impl CampaignResult {
 #[schema(example = json!({"leader": "worker-1", "term": 10000, "token": 1_795_449_600_000_000_u64}))]
 pub(super) struct ExtendRequest {
     /// The leader's name.
-    #[schema(min_length = 1, max_length = 256)]
+    #[schema(
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]+$"
+    )]
     leader: String,
     /// The new term, in ms from now: at most EA_MAX_TERM. Never shortens the term.
+    #[serde(deserialize_with = "whole::signed")]
     #[schema(minimum = 1000, maximum = 86_400_000)]
     term: i64,
     /// How often the agent tries again when the lease nodes gave no answer.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole::signed")]
     #[schema(minimum = 0, maximum = 10)]
     retries: i64,
     /// How long the agent waits before each retry, in ms.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole::signed")]
     #[schema(minimum = 0, maximum = 1000)]
     retry_interval: i64,
     /// The leader's fencing token; when not 0 it must be the current one.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole::unsigned")]
     #[schema(maximum = 9_007_199_254_740_991_u64)]
     token: u64,
 }
@@ -170,17 +187,22 @@ impl ExtendRequest {
 #[schema(example = json!({"leader": "worker-2", "term": 10000, "current_leader": "worker-1"}))]
 pub(super) struct HandoverRequest {
     /// The candidate to become the leader.
-    #[schema(min_length = 1, max_length = 256)]
+    #[schema(
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]+$"
+    )]
     leader: String,
     /// The new leader's term, in ms: at most EA_MAX_TERM.
+    #[serde(deserialize_with = "whole::signed")]
     #[schema(minimum = 1000, maximum = 86_400_000)]
     term: i64,
     /// The leader that hands over; needed unless the election is vacant.
     #[serde(default)]
-    #[schema(max_length = 256)]
+    #[schema(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     current_leader: String,
     /// The fencing token of current_leader; when not 0 it must be the current one.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole::unsigned")]
     #[schema(maximum = 9_007_199_254_740_991_u64)]
     token: u64,
 }
@@ -208,12 +230,21 @@ impl HandoverRequest {
 #[schema(example = json!({"leader": "worker-1"}))]
 pub(super) struct ResignRequest {
     /// The leader's name.
-    #[param(required = false, min_length = 1, max_length = 256)]
-    #[schema(min_length = 1, max_length = 256)]
+    #[param(
+        required = false,
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]+$"
+    )]
+    #[schema(
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f]+$"
+    )]
     leader: String,
     /// The leader's fencing token; when not 0 it must be the current one. Without it, the request is for
     /// the term that the leader's name holds when the agent looks.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "whole::unsigned")]
     #[param(maximum = 9_007_199_254_740_991_u64)]
     #[schema(maximum = 9_007_199_254_740_991_u64)]
     token: u64,
@@ -287,7 +318,7 @@ impl Leader {
 pub(super) struct ListQuery {
     /// The kind whose elections are listed; "default" when left out.
     #[serde(default)]
-    #[param(max_length = 256)]
+    #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
     kind: String,
     /// How many leaders a page holds; 0 or left out means 100.
     #[serde(default)]

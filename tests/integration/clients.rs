@@ -1,0 +1,218 @@
+//! Clients that others wrote: connect-web under Node, grpcio on its C core, and schemathesis, which asks
+//! whatever the OpenAPI document allows and forbids.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use election_agent::{proto, transport::rest::openapi};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::{Agent, Authority, Fixture, Store};
+
+/// A file of what `make test` installs, below `target/test-tools`.
+fn tool(path: &str) -> PathBuf {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/test-tools")
+        .join(path);
+    assert!(
+        tool.exists(),
+        "{} is missing: run `make test`, which installs it",
+        tool.display()
+    );
+    tool
+}
+
+/// A file beside the clients' scripts.
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/clients")
+        .join(name)
+}
+
+/// What a client printed, and how it ended.
+fn run(command: &mut Command) -> (String, bool) {
+    let output = command.output().unwrap_or_else(|error| {
+        panic!("{command:?}: {error}: run `make test`, which installs it");
+    });
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed).into_owned();
+    (printed, output.status.success())
+}
+
+/// The cases that a script told of, each with what went wrong, if anything did. Other lines are what its
+/// libraries have to say.
+fn cases(printed: &str) -> Vec<(String, String)> {
+    let text = |case: &Value, member: &str| case[member].as_str().expect("text").to_owned();
+    printed
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(|line| {
+            let case: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{printed}"));
+            (text(&case, "case"), text(&case, "error"))
+        })
+        .collect()
+}
+
+/// Exactly these cases were run, and all went well.
+fn assert_all_passed((printed, fine): (String, bool), expected: &[&str]) {
+    let cases = cases(&printed);
+    for (case, error) in &cases {
+        assert!(error.is_empty(), "{case}: {error}");
+    }
+    let names: Vec<_> = cases.iter().map(|(case, _)| case.as_str()).collect();
+    assert_eq!(names, expected, "{printed}");
+    assert!(fine, "{printed}");
+}
+
+/// Runs connect-web against the agent at this URL.
+fn connect_web(url: &str, authority: Option<&Authority>) -> (String, bool) {
+    tool("node/node_modules/@connectrpc/connect-web");
+    let directory = TempDir::new().expect("a directory");
+    let descriptors = directory.path().join("descriptors.bin");
+    // One after the other, two sets are one set: so protobuf merges messages.
+    let services = [proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET].concat();
+    fs::write(&descriptors, services).expect("written");
+    let mut node = Command::new("node");
+    node.arg(script("connect_web.mjs"))
+        .arg(url)
+        .arg(&descriptors);
+    if let Some(authority) = authority {
+        node.env("NODE_EXTRA_CA_CERTS", authority.path("ca.pem"));
+    }
+    run(&mut node)
+}
+
+/// Runs grpcio against the agent.
+fn grpcio(agent: &Agent, arguments: &[&str]) -> (String, bool) {
+    let mut python = Command::new(tool("python/bin/python"));
+    python
+        .arg(script("grpcio_client.py"))
+        .args(["--target", &agent.address().to_string()])
+        .args(arguments);
+    run(&mut python)
+}
+
+const CONNECT_WEB_CASES: [&str; 17] = [
+    "campaign",
+    "token_is_that_of_rest",
+    "campaign_lost",
+    "get_leader",
+    "list_leaders",
+    "extend_elected_term",
+    "extend_refused",
+    "handover",
+    "resign",
+    "get_leader_of_a_vacant_election",
+    "get_pods",
+    "invalid_argument",
+    "unknown_method",
+    "too_large",
+    "messages_in_json",
+    "health_check",
+    "health_watch",
+];
+
+const GRPCIO_CASES: [&str; 19] = [
+    "health_check",
+    "campaign",
+    "campaign_again_with_the_same_id",
+    "campaign_lost",
+    "get_leader",
+    "list_leaders",
+    "extend_elected_term",
+    "extend_refused",
+    "handover",
+    "resign",
+    "get_leader_of_a_vacant_election",
+    "get_pods",
+    "invalid_argument",
+    "unknown_method",
+    "too_large",
+    "deadline",
+    "health_check_of_nothing",
+    "health_watch",
+    "reflection",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connect_web_makes_every_call_over_http_and_https() {
+    let plain = Fixture::on(Store::Memory).await.agent;
+    let url = format!("http://{}", plain.address());
+    assert_all_passed(connect_web(&url, None), &CONNECT_WEB_CASES);
+
+    let authority = Authority::new();
+    authority.issue("localhost");
+    let encrypted = Agent::start(&authority.settings()).await;
+    let url = format!("https://{}", encrypted.address());
+    assert_all_passed(connect_web(&url, Some(&authority)), &CONNECT_WEB_CASES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcio_makes_every_call_over_plaintext_and_tls() {
+    let plain = Fixture::on(Store::Memory).await.agent;
+    assert_all_passed(grpcio(&plain, &[]), &GRPCIO_CASES);
+
+    let authority = Authority::new();
+    authority.issue("localhost");
+    let ca = authority.path("ca.pem");
+    let encrypted = Agent::start(&authority.settings()).await;
+    assert_all_passed(grpcio(&encrypted, &["--ca", &ca]), &GRPCIO_CASES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcio_shows_a_client_certificate() {
+    let authority = Authority::new();
+    authority.issue("localhost");
+    authority.issue("worker");
+    let ca = authority.path("ca.pem");
+    let mut settings = authority.settings();
+    settings.push(("EA_TLS_CLIENT_CA_FILE".to_owned(), ca.clone()));
+    let agent = Agent::start(&settings).await;
+    let (cert, key) = (authority.path("worker.crt"), authority.path("worker.key"));
+    let shown = ["--ca", &ca, "--cert", &cert, "--key", &key];
+    assert_all_passed(grpcio(&agent, &shown), &GRPCIO_CASES);
+
+    // The agent asks for one: without it nothing is answered.
+    let (printed, _) = grpcio(&agent, &["--ca", &ca]);
+    let (case, error) = &cases(&printed)[0];
+    assert_eq!(case, "health_check");
+    assert!(error.contains("StatusCode.UNAVAILABLE"), "{printed}");
+}
+
+/// `SCHEMATHESIS_EXAMPLES` is for each operation; the seed is fixed, so a failure comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn schemathesis_finds_nothing_that_the_openapi_document_does_not_say() {
+    let examples = std::env::var("SCHEMATHESIS_EXAMPLES").unwrap_or_else(|_| "50".to_owned());
+    // The document allows every term that an agent may be configured to allow.
+    let agent = Fixture::with(Store::Memory, &[("EA_MAX_TERM", "24h")])
+        .await
+        .agent;
+    // Schemathesis leaves notes where it is run.
+    let directory = TempDir::new().expect("a directory");
+    let mut schemathesis = Command::new(tool("python/bin/schemathesis"));
+    schemathesis
+        .current_dir(&directory)
+        .env("SCHEMATHESIS_HOOKS", script("schemathesis_hooks.py"))
+        .arg("--no-color")
+        .arg("--config-file")
+        .arg(script("schemathesis.toml"))
+        .args([
+            "run",
+            "--checks=all",
+            "--seed=1",
+            "--generation-database=none",
+        ])
+        .arg(format!("--max-examples={examples}"))
+        .arg(format!("http://{}/openapi.json", agent.address()));
+    let (printed, fine) = run(&mut schemathesis);
+    assert!(fine, "{printed}");
+    let operations: usize = openapi::documented().values().map(Vec::len).sum();
+    assert!(
+        printed.contains(&format!("Tested: {operations}\n")),
+        "not {operations} operations were tested: {printed}"
+    );
+}
