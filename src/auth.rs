@@ -4,6 +4,7 @@
 //! do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
 //! `crate::transport::status` says how a refusal is told.
 
+pub mod command;
 pub mod policy;
 
 use std::{fmt, str::FromStr, sync::Arc};

@@ -4,6 +4,7 @@
 //! default and meaning. Flags, file keys, `--help`, `election-agent config` and the README's table are
 //! made from it. All mistakes are reported together, each naming its variable.
 
+mod auth;
 mod kube;
 mod limits;
 mod listen;
@@ -14,6 +15,7 @@ mod values;
 
 use std::{ffi::OsString, fmt, fmt::Write as _};
 
+pub use auth::Auth;
 pub use kube::Kube;
 pub use limits::Limits;
 pub use listen::Listen;
@@ -22,6 +24,8 @@ pub use telemetry::{Environment, LogLevel, Telemetry};
 pub use tls::Tls;
 pub use values::{Mistakes, Values};
 use values::{Reader, Source};
+
+use crate::auth::command as authz;
 
 /// A setting, declared once.
 #[derive(Debug, Clone, Copy)]
@@ -74,9 +78,10 @@ impl Setting {
 }
 
 /// Every setting, by group.
-pub const SETTINGS: [&[Setting]; 6] = [
+pub const SETTINGS: [&[Setting]; 7] = [
     listen::SETTINGS,
     tls::SETTINGS,
+    auth::SETTINGS,
     redis::SETTINGS,
     limits::SETTINGS,
     kube::SETTINGS,
@@ -95,6 +100,8 @@ pub struct Config {
     pub listen: Listen,
     /// TLS on both ports, if they speak it.
     pub tls: Option<Tls>,
+    /// Who may do what.
+    pub auth: Auth,
     /// Where leases are kept.
     pub store: Store,
     /// Bounds on requests.
@@ -115,6 +122,7 @@ impl Config {
         let mut reader = Reader::new(&values);
         let listen = Listen::read(&mut reader);
         let tls = Tls::read(&mut reader);
+        let auth = Auth::read(&mut reader);
         let limits = Limits::read(&mut reader);
         let store = Store::read(&mut reader);
         let kube = Kube::read(&mut reader);
@@ -127,6 +135,7 @@ impl Config {
                 Ok(Self {
                     listen,
                     tls,
+                    auth,
                     store,
                     limits,
                     kube,
@@ -203,6 +212,8 @@ pub enum Command {
     PrintOpenApi,
     /// Print the README's table of settings.
     PrintSettings,
+    /// Tell what the policies say.
+    Authz(authz::Command),
 }
 
 /// Reads the command line, the environment and the file.
@@ -214,12 +225,6 @@ pub fn parse(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> (Command, Result<Values, Mistakes>) {
     let mut matches = command_line().get_matches_from(args);
-    let command = match matches.subcommand_name() {
-        Some("config") => Command::PrintConfig,
-        Some("openapi") => Command::PrintOpenApi,
-        Some("settings") => Command::PrintSettings,
-        _ => Command::Serve,
-    };
     let mut flags = Vec::new();
     for setting in settings() {
         if let Some(value) = matches.remove_one::<String>(setting.variable) {
@@ -227,6 +232,16 @@ pub fn parse(
         }
     }
     let file = matches.remove_one::<String>("config_file");
+    let command = match matches.remove_subcommand() {
+        Some((name, given)) => match name.as_str() {
+            "config" => Command::PrintConfig,
+            "openapi" => Command::PrintOpenApi,
+            "settings" => Command::PrintSettings,
+            "authz" => Command::Authz(authz::Command::from_matches(given)),
+            _ => Command::Serve,
+        },
+        None => Command::Serve,
+    };
     (command, Values::collect(flags, file, env))
 }
 
@@ -246,6 +261,7 @@ fn command_line() -> clap::Command {
         .subcommand(
             clap::Command::new("settings").about("Prints all settings as a Markdown table"),
         )
+        .subcommand(authz::definition())
         .arg(
             clap::Arg::new("config_file")
                 .long("config-file")

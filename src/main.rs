@@ -17,6 +17,12 @@ fn main() -> ExitCode {
     match command {
         Command::PrintOpenApi => print!("{}", openapi::yaml(&openapi::document())),
         Command::PrintSettings => print!("{}", config::markdown()),
+        Command::Authz(command) => {
+            let auth = || Ok(values.and_then(Config::new)?.auth);
+            return command
+                .run(auth)
+                .unwrap_or_else(|mistakes| refuse(&mistakes));
+        }
         Command::PrintConfig => match values.and_then(Config::new) {
             Ok(config) => print!("{config}"),
             Err(mistakes) => return refuse(&mistakes),

@@ -5,6 +5,7 @@
     reason = "a test that cannot go on should say where"
 )]
 
+mod authz;
 mod bad_input;
 mod browsers;
 mod commands;
