@@ -6,6 +6,7 @@
 
 pub mod authenticator;
 pub mod certificates;
+pub mod command;
 pub mod gate;
 pub mod jwt;
 pub mod policy;

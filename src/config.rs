@@ -25,6 +25,8 @@ pub use tls::Tls;
 pub use values::{Mistakes, Values};
 use values::{Reader, Source};
 
+use crate::auth::command as authz;
+
 /// A setting, declared once.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
@@ -216,6 +218,8 @@ pub enum Command {
     PrintSettings,
     /// Make a bearer token for this name and these groups.
     NewToken(String, Vec<String>),
+    /// Tell what the policies say.
+    Authz(authz::Command),
 }
 
 /// Reads the command line, the environment and the file.
@@ -227,13 +231,6 @@ pub fn parse(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> (Command, Result<Values, Mistakes>) {
     let mut matches = command_line().get_matches_from(args);
-    let command = match matches.subcommand() {
-        Some(("config", _)) => Command::PrintConfig,
-        Some(("openapi", _)) => Command::PrintOpenApi,
-        Some(("settings", _)) => Command::PrintSettings,
-        Some(("token", token)) => new_token(token),
-        _ => Command::Serve,
-    };
     let mut flags = Vec::new();
     for setting in settings() {
         if let Some(value) = matches.remove_one::<String>(setting.variable) {
@@ -241,6 +238,17 @@ pub fn parse(
         }
     }
     let file = matches.remove_one::<String>("config_file");
+    let command = match matches.remove_subcommand() {
+        Some((name, given)) => match name.as_str() {
+            "config" => Command::PrintConfig,
+            "openapi" => Command::PrintOpenApi,
+            "settings" => Command::PrintSettings,
+            "token" => new_token(&given),
+            "authz" => Command::Authz(authz::Command::from_matches(given)),
+            _ => Command::Serve,
+        },
+        None => Command::Serve,
+    };
     (command, Values::collect(flags, file, env))
 }
 
@@ -296,6 +304,7 @@ fn command_line() -> clap::Command {
                         ),
                 ),
         )
+        .subcommand(authz::definition())
         .arg(
             clap::Arg::new("config_file")
                 .long("config-file")

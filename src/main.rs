@@ -28,6 +28,12 @@ fn main() -> ExitCode {
                 return ExitCode::from(UNUSABLE);
             }
         },
+        Command::Authz(command) => {
+            let auth = || Ok(values.and_then(Config::new)?.auth);
+            return command
+                .run(auth)
+                .unwrap_or_else(|mistakes| refuse(&mistakes));
+        }
         Command::PrintConfig => match values.and_then(Config::new) {
             Ok(config) => print!("{config}"),
             Err(mistakes) => return refuse(&mistakes),

@@ -1,0 +1,396 @@
+//! `election-agent authz`: tells operators what policies may say, whether theirs are valid, and what they
+//! decide and why.
+
+use std::process::ExitCode;
+
+use clap::{Arg, ArgAction, ArgMatches};
+
+use super::{
+    Identity, Mode,
+    policy::{Action, DEFAULT, Decision, Policies, Question, Resource, SCHEMA},
+};
+use crate::{
+    config::Auth,
+    election::types::{Candidate, ElectionId, Invalid, Kind},
+    reload::{Mistake, Source as _},
+};
+
+/// What is wrong on the command line, or with the policies.
+const UNUSABLE: u8 = 2;
+
+/// What to do.
+#[derive(Debug)]
+pub enum Command {
+    /// Print the schema.
+    Schema,
+    /// Print the default policies.
+    Default,
+    /// Say whether the policies are valid.
+    Check,
+    /// Say what the policies decide, and why.
+    Explain(Box<Asked>),
+}
+
+/// What `explain` is given; by the names of its options.
+#[derive(Debug, Default)]
+pub struct Asked {
+    identity: Option<String>,
+    group: Vec<String>,
+    mode: Option<String>,
+    action: Option<String>,
+    kind: Option<String>,
+    election: Option<String>,
+    candidate: Option<String>,
+    current_leader: Option<String>,
+    namespace: Option<String>,
+    deployment: Option<String>,
+    pod: Option<String>,
+    agent: bool,
+}
+
+/// The subcommand for the command line.
+pub(crate) fn definition() -> clap::Command {
+    let text = |name: &'static str, value: &'static str, help: &'static str| {
+        // Before the settings, of which there are many.
+        let option = Arg::new(name).long(name).display_order(0);
+        option.value_name(value).help(help)
+    };
+    let explain = clap::Command::new("explain")
+        .about("Says whether the policies allow something, and which of them decide")
+        .after_help(
+            "Exits with 0 when it is allowed, 1 when it is denied, 2 when it cannot be asked so.",
+        )
+        .args([
+            text("identity", "NAME", "The name of who asks"),
+            text(
+                "group",
+                "GROUP",
+                "A group of its; may be given several times",
+            )
+            .action(ArgAction::Append),
+            text("mode", "MODE", "How it proves its name [default: token]"),
+            text("action", "ACTION", "What it wants to do"),
+            text("kind", "KIND", "The election's kind [default: default]"),
+            text("election", "NAME", "The election's name"),
+            text(
+                "candidate",
+                "NAME",
+                "Who campaigns, extends, resigns, or is to lead",
+            ),
+            text("current-leader", "NAME", "Who hands over"),
+            text("namespace", "NAME", "The pods' namespace"),
+            text("deployment", "NAME", "The pods' deployment"),
+            text("pod", "NAME", "The pod whose siblings are asked for"),
+            Arg::new("agent")
+                .long("agent")
+                .display_order(0)
+                .action(ArgAction::SetTrue)
+                .help("Read the agent's metrics and documents rather than an election"),
+        ]);
+    clap::Command::new("authz")
+        .about("Tells what the policies say")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([
+            clap::Command::new("schema").about("Prints the words of policies, as a Cedar schema"),
+            clap::Command::new("default").about("Prints the default policies"),
+            clap::Command::new("check").about("Says whether the policies are valid"),
+            explain,
+        ])
+}
+
+impl Command {
+    /// Reads what [`definition`] has matched.
+    pub(crate) fn from_matches(mut matches: ArgMatches) -> Self {
+        let Some((name, mut given)) = matches.remove_subcommand() else {
+            return Self::Check;
+        };
+        match name.as_str() {
+            "schema" => Self::Schema,
+            "default" => Self::Default,
+            "explain" => {
+                let group = given.remove_many("group").map(Iterator::collect);
+                let agent = given.get_flag("agent");
+                let mut text = |name| given.remove_one::<String>(name);
+                Self::Explain(Box::new(Asked {
+                    identity: text("identity"),
+                    group: group.unwrap_or_default(),
+                    mode: text("mode"),
+                    action: text("action"),
+                    kind: text("kind"),
+                    election: text("election"),
+                    candidate: text("candidate"),
+                    current_leader: text("current-leader"),
+                    namespace: text("namespace"),
+                    deployment: text("deployment"),
+                    pod: text("pod"),
+                    agent,
+                }))
+            }
+            _ => Self::Check,
+        }
+    }
+
+    /// Does it, and says so on the standard output; what is wrong, on the standard error.
+    ///
+    /// # Errors
+    /// Those of `auth`, which is asked only when the policies matter.
+    pub fn run<E>(&self, auth: impl FnOnce() -> Result<Auth, E>) -> Result<ExitCode, E> {
+        let then: &dyn Fn(&Policies) -> ExitCode = match self {
+            Self::Schema => {
+                print!("{SCHEMA}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Self::Default => {
+                print!("{DEFAULT}");
+                return Ok(ExitCode::SUCCESS);
+            }
+            Self::Check => &check,
+            Self::Explain(asked) => &|policies| asked.explain(policies),
+        };
+        let policies = match auth()?.policies {
+            Some(directory) => directory
+                .read()
+                .and_then(|content| directory.make(&content)),
+            None => Ok(Policies::default()),
+        };
+        Ok(match policies {
+            Ok(policies) => then(&policies),
+            Err(mistakes) => refuse(mistakes.iter().map(Mistake::to_string)),
+        })
+    }
+}
+
+fn refuse(mistakes: impl IntoIterator<Item = String>) -> ExitCode {
+    for mistake in mistakes {
+        eprintln!("{mistake}");
+    }
+    ExitCode::from(UNUSABLE)
+}
+
+fn check(policies: &Policies) -> ExitCode {
+    for warning in policies.warnings() {
+        eprintln!("perhaps not meant so: {warning}");
+    }
+    println!("valid: {}", policies.ids().collect::<Vec<_>>().join(", "));
+    ExitCode::SUCCESS
+}
+
+impl Asked {
+    fn explain(&self, policies: &Policies) -> ExitCode {
+        let checked = self.check();
+        let (identity, action, subject) = match checked {
+            Ok(checked) => checked,
+            Err(wrong) => return refuse(wrong),
+        };
+        let question = Question {
+            identity: &identity,
+            action,
+            resource: subject.resource(),
+            candidate: subject.candidate.as_ref(),
+            current_leader: subject.current_leader.as_ref(),
+        };
+        let decision = policies.decide(&question);
+        print!("{}", told(policies, &question, &decision));
+        ExitCode::from(u8::from(!decision.allowed()))
+    }
+
+    /// Who asks for what, and of what; or everything that is wrong with it.
+    fn check(&self) -> Result<(Identity, Action, Subject), Vec<String>> {
+        let mut wrong = Vec::new();
+        let identity = self.identity(&mut wrong);
+        let action: Option<Action> = match &self.action {
+            Some(action) => action
+                .parse()
+                .map_err(|told| wrong.push(format!("--action: {told}")))
+                .ok(),
+            None => {
+                let names = Action::ALL.map(Action::name).join(", ");
+                wrong.push(format!("--action: give what is to be done: one of {names}"));
+                None
+            }
+        };
+        let subject = action.and_then(|action| self.subject(action, &mut wrong));
+        match (identity, action, subject) {
+            (Some(identity), Some(action), Some(subject)) if wrong.is_empty() => {
+                Ok((identity, action, subject))
+            }
+            _ => Err(wrong),
+        }
+    }
+
+    fn identity(&self, wrong: &mut Vec<String>) -> Option<Identity> {
+        let mode = self.mode.as_deref().unwrap_or(Mode::Token.name());
+        let Some(mode) = Mode::ALL.into_iter().find(|known| known.name() == mode) else {
+            let names = Mode::ALL.map(Mode::name).join(", ");
+            wrong.push(format!("--mode: {mode:?} is no mode: give one of {names}"));
+            return None;
+        };
+        match (mode, self.identity.as_deref()) {
+            (Mode::None, None) if self.group.is_empty() => Some(Identity::anonymous()),
+            (Mode::None, _) => {
+                wrong.push(
+                    "--mode none is who shows no credential: leave --identity and --group out"
+                        .into(),
+                );
+                None
+            }
+            (_, Some(name)) if !name.is_empty() => Identity::new(mode, name, self.group.clone())
+                .map_err(|told| wrong.push(format!("--identity, --group: {told}")))
+                .ok(),
+            (_, _) => {
+                wrong.push(
+                    "--identity: give the name of who asks, or --mode none for anybody".into(),
+                );
+                None
+            }
+        }
+    }
+
+    /// What the action is to be done with.
+    fn subject(&self, action: Action, wrong: &mut Vec<String>) -> Option<Subject> {
+        let name = action.name();
+        let takes: &[&str] = match action {
+            Action::Campaign | Action::Extend | Action::Resign => {
+                &["kind", "election", "candidate"]
+            }
+            Action::Handover | Action::ForceHandover => {
+                &["kind", "election", "candidate", "current-leader"]
+            }
+            Action::Read => &["kind", "election", "agent"],
+            Action::List => &["kind"],
+            Action::Pods => &["namespace", "deployment", "pod"],
+            Action::Admin => &["agent"],
+        };
+        for (option, given) in [
+            ("kind", self.kind.is_some()),
+            ("election", self.election.is_some()),
+            ("candidate", self.candidate.is_some()),
+            ("current-leader", self.current_leader.is_some()),
+            ("namespace", self.namespace.is_some()),
+            ("deployment", self.deployment.is_some()),
+            ("pod", self.pod.is_some()),
+            ("agent", self.agent),
+        ] {
+            if given && !takes.contains(&option) {
+                wrong.push(format!("--{option}: {name} has none: leave it out"));
+            }
+        }
+        let kind = self.kind.as_deref().unwrap_or_default();
+        let object = match action {
+            Action::Admin => Some(Object::Agent),
+            Action::List => valid(Kind::new(kind).map(Object::Kind), wrong),
+            Action::Pods => self.pods(wrong),
+            Action::Read if self.agent && self.election.is_none() && self.kind.is_none() => {
+                Some(Object::Agent)
+            }
+            Action::Read if self.agent => {
+                wrong.push("--agent: give it or an election, not both".into());
+                None
+            }
+            _ => match &self.election {
+                Some(election) => {
+                    valid(ElectionId::new(kind, election).map(Object::Election), wrong)
+                }
+                None => {
+                    let or = if action == Action::Read {
+                        ", or --agent"
+                    } else {
+                        ""
+                    };
+                    wrong.push(format!(
+                        "--election: {name} needs the name of an election{or}"
+                    ));
+                    None
+                }
+            },
+        };
+        let candidate = self.candidate.as_deref();
+        if takes.contains(&"candidate") && candidate.is_none() {
+            wrong.push(format!("--candidate: {name} needs the name of a candidate"));
+        }
+        let mut named = |field, name: Option<&str>| {
+            name.and_then(|name| valid(Candidate::new(field, name), wrong))
+        };
+        let (candidate, current_leader) = (
+            named("candidate", candidate),
+            named("current-leader", self.current_leader.as_deref()),
+        );
+        Some(Subject {
+            object: object?,
+            candidate,
+            current_leader,
+        })
+    }
+
+    fn pods(&self, wrong: &mut Vec<String>) -> Option<Object> {
+        if self.namespace.is_none() {
+            wrong.push("--namespace: pods needs the pods' namespace".into());
+        }
+        let namespace = self.namespace.clone().unwrap_or_default();
+        match (self.deployment.clone(), self.pod.clone()) {
+            (Some(name), None) => Some(Object::Deployment { namespace, name }),
+            (None, Some(name)) => Some(Object::Pod { namespace, name }),
+            _ => {
+                wrong.push("--deployment, --pod: pods needs one of them".into());
+                None
+            }
+        }
+    }
+}
+
+fn valid<T>(result: Result<T, Invalid>, wrong: &mut Vec<String>) -> Option<T> {
+    result.map_err(|Invalid(told)| wrong.push(told)).ok()
+}
+
+struct Subject {
+    object: Object,
+    candidate: Option<Candidate>,
+    current_leader: Option<Candidate>,
+}
+
+enum Object {
+    Election(ElectionId),
+    Kind(Kind),
+    Deployment { namespace: String, name: String },
+    Pod { namespace: String, name: String },
+    Agent,
+}
+
+impl Subject {
+    fn resource(&self) -> Resource<'_> {
+        match &self.object {
+            Object::Election(election) => Resource::Election(election),
+            Object::Kind(kind) => Resource::Kind(kind),
+            Object::Deployment { namespace, name } => Resource::Deployment { namespace, name },
+            Object::Pod { namespace, name } => Resource::Pod { namespace, name },
+            Object::Agent => Resource::Agent,
+        }
+    }
+}
+
+fn told(policies: &Policies, question: &Question<'_>, decision: &Decision) -> String {
+    let verdict = if decision.allowed() { "allow" } else { "deny" };
+    let mut told = format!("{verdict}: {question}\n");
+    if decision.policies().is_empty() {
+        told += "No policy permits it.\n";
+    }
+    for id in decision.policies() {
+        let does = if decision.allowed() {
+            "Permitted"
+        } else {
+            "Forbidden"
+        };
+        told += &format!("{does} by {id}");
+        if let Some(origin) = policies.origin(id) {
+            told += &format!(", {}:{}:\n", origin.path, origin.line);
+            for line in origin.text.lines() {
+                told += &format!("    {line}\n");
+            }
+        }
+    }
+    for error in decision.errors() {
+        told += &format!("Error: {error}\n");
+    }
+    told
+}
