@@ -183,3 +183,143 @@ impl Shared {
             .unwrap_or(problem)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::Ipv4Addr, num::NonZeroU32, sync::Arc, time::Duration};
+
+    use tokio::{
+        sync::watch,
+        time::{advance, timeout},
+    };
+    use tower_test::mock::{self, Handle};
+
+    use super::{super::rate_limit::Rate, *};
+    use crate::{
+        auth::tokens::{File, New},
+        peer::TrustedProxies,
+        reload::Source as _,
+    };
+
+    type Inner = Handle<Request<Body>, ()>;
+
+    /// The layer, what is below it, and the token of `worker`.
+    fn layer(
+        limiter: Option<RateLimiter>,
+    ) -> (
+        impl Service<Request<Body>, Response = (), Error = Problem, Future: Send> + Clone,
+        Inner,
+        String,
+    ) {
+        let new = New::make("worker", &["batch".to_owned()]).expect("a token");
+        let tokens = File("tokens".into()).make(&new.line.into_bytes());
+        let authenticator = Authenticator {
+            tokens: Some(watch::channel(Arc::new(tokens.expect("valid"))).1),
+            ..Authenticator::default()
+        };
+        let (inner, handle) = mock::pair::<Request<Body>, ()>();
+        let as_problem = |error| Problem::new(Code::Internal, format!("{error}"));
+        let layer = AuthenticateLayer::new(authenticator, vec![Area::Probes], limiter);
+        (layer.layer(inner.map_err(as_problem)), handle, new.token)
+    }
+
+    fn request(path: &str, authorization: &[&str]) -> Request<Body> {
+        let mut request = Request::post(path);
+        for value in authorization {
+            request = request.header(header::AUTHORIZATION, *value);
+        }
+        let mut request = request.body(Body::empty()).expect("a request");
+        let peer = Peer::new(Ipv4Addr::LOCALHOST.into(), None);
+        request.extensions_mut().insert(peer);
+        request
+    }
+
+    #[tokio::test]
+    async fn who_is_known_is_passed_on_by_name_and_without_the_credential() {
+        for scheme in ["Bearer", "bearer", "BEARER"] {
+            let (service, mut inner, token) = layer(None);
+            let asked = request("/election/e", &[&format!("{scheme} {token}")]);
+            let call = tokio::spawn(service.oneshot(asked).boxed());
+            let (passed, answer) = inner.next_request().await.expect("passed on");
+            let identity = passed.extensions().get::<Identity>().expect("known");
+            assert_eq!(
+                (identity.name(), identity.groups()),
+                ("worker", &["batch".to_owned()][..])
+            );
+            assert_eq!(passed.headers().get(header::AUTHORIZATION), None);
+            answer.send_response(());
+            assert_eq!(call.await.expect("no panic"), Ok(()));
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_else_is_passed_on() {
+        for authorization in [
+            &[][..],
+            &["Bearer ea_wrong"],
+            &["Bearer"],
+            &["Bearer "],
+            &["Basic dXNlcjpwYXNz"],
+            &["Bearer a", "Bearer b"],
+        ] {
+            let (service, mut inner, _) = layer(None);
+            inner.allow(1);
+            let refused = service.oneshot(request("/election/e", authorization)).await;
+            let refused = refused.expect_err("nobody");
+            assert_eq!(refused.code, Code::Unauthenticated, "{authorization:?}");
+            assert!(!refused.message.contains("ea_wrong"), "{refused}");
+            assert!(inner.next_request().await.is_none(), "{authorization:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_public_is_passed_on_whoever_asks() {
+        let (service, mut inner, _) = layer(None);
+        let call = tokio::spawn(service.oneshot(request("/livez", &["Basic x"])).boxed());
+        let (passed, answer) = inner.next_request().await.expect("passed on");
+        assert!(passed.extensions().get::<Identity>().is_none());
+        answer.send_response(());
+        assert_eq!(call.await.expect("no panic"), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn wrong_credentials_count_against_the_address_that_shows_them() {
+        let two = NonZeroU32::new(2).expect("not zero");
+        let rate = Rate {
+            per_second: two,
+            burst: two,
+        };
+        let limiter = RateLimiter::new(rate, TrustedProxies::default());
+        let (service, mut inner, token) = layer(Some(limiter));
+        let ask = async |bearer: &str| {
+            let asked = request("/election/e", &[&format!("Bearer {bearer}")]);
+            service
+                .clone()
+                .oneshot(asked)
+                .await
+                .map_err(|problem| problem.code)
+        };
+        inner.allow(1);
+        for told in [
+            Code::Unauthenticated,
+            Code::Unauthenticated,
+            Code::RateLimited,
+        ] {
+            assert_eq!(ask("ea_wrong").await, Err(told));
+        }
+        advance(Duration::from_millis(500)).await;
+        assert_eq!(ask("ea_wrong").await, Err(Code::Unauthenticated));
+        // Who shows a right one from there is let in.
+        let known = request("/election/e", &[&format!("Bearer {token}")]);
+        let call = tokio::spawn(service.clone().oneshot(known).boxed());
+        let (_, answer) = inner.next_request().await.expect("passed on");
+        answer.send_response(());
+        assert_eq!(
+            timeout(Duration::from_secs(1), call)
+                .await
+                .expect("in time")
+                .expect("no panic"),
+            Ok(())
+        );
+    }
+}
