@@ -78,7 +78,9 @@ where
         .layer(RespondLayer)
         // Before anything is done for the request.
         .layer(InFlightLayer::new(settings.max_in_flight))
-        // After the count of requests under way, which costs less; before anything that the caller decides.
+        // Before anybody is asked who the caller is, and before the body is read: both use the caller's time.
+        .layer(DeadlineLayer::new(settings.request_timeout))
+        // Before anything that the caller decides.
         .layer(AuthenticateLayer::new(
             settings.authenticator.clone(),
             settings.public.clone(),
@@ -88,8 +90,6 @@ where
         .option_layer(settings.limiter.clone().map(RateLimitLayer::new))
         // After who asks is known, too.
         .layer(AuthorizeLayer::new(settings.policies.clone()))
-        // Before the body is read: a slow body uses the caller's time.
-        .layer(DeadlineLayer::new(settings.request_timeout))
         // Innermost: whoever reads a body below reads a bounded one.
         .layer(BodyLimitLayer)
         .service(mux)

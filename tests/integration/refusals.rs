@@ -37,6 +37,9 @@ use crate::harness::{HttpServer, campaign, eventually};
 const CAMPAIGN: &str = "/grpc.election_agent.v1.Election/Campaign";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
+/// A JSON Web Token that says nothing and that nobody has signed.
+const TOKEN: &str = "Bearer eyJhbGciOiJFZERTQSJ9.e30.AA";
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Protocol {
     Grpc,
@@ -401,7 +404,23 @@ async fn what_a_layer_refuses_is_told_in_every_protocol() {
     ])
     .await;
     seen.refuses("authenticate", &unsure, Code::Unavailable, |ask| {
-        ask.with("authorization", "Bearer eyJhbGciOiJFZERTQSJ9.e30.AA")
+        ask.with("authorization", TOKEN)
+    })
+    .await;
+
+    // Whoever serves the keys takes the connection, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let silent_url = format!("http://{}/keys", silent.local_addr().expect("an address"));
+    let waiting = Agent::start(&[
+        ("EA_AUTH_MODES", "jwt"),
+        ("EA_AUTH_JWT_ISSUER", "https://issuer.example"),
+        ("EA_AUTH_JWT_AUDIENCE", "election-agent"),
+        ("EA_AUTH_JWT_JWKS_URL", &silent_url),
+    ])
+    .await;
+    seen.refuses("deadline", &waiting, Code::DeadlineExceeded, |ask| {
+        ask.with("authorization", TOKEN)
+            .with("grpc-timeout", "100m")
     })
     .await;
 
