@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, task::spawn_blocking};
 
 /// How often files are looked at. Mounted secrets change by renaming a directory, which no watch on a file
 /// sees.
@@ -43,7 +43,7 @@ impl fmt::Display for Mistake {
 /// Files, and what is made of them.
 pub trait Source: Send + 'static {
     /// What the files hold, compared to see whether they have changed.
-    type Content: Eq + Send + Sync;
+    type Content: Eq + Send + Sync + 'static;
     /// What is made of it.
     type Made: Send + Sync + 'static;
 
@@ -83,39 +83,57 @@ pub fn start<S: Source>(source: S) -> Result<Current<S::Made>, Vec<Mistake>> {
     Ok(current)
 }
 
-async fn follow<S: Source>(source: S, mut used: S::Content, publish: watch::Sender<Arc<S::Made>>) {
-    let mut refused: Option<Vec<Mistake>> = None;
+async fn follow<S: Source>(
+    mut source: S,
+    mut seen: S::Content,
+    publish: watch::Sender<Arc<S::Made>>,
+) {
+    let mut told: Option<Vec<Mistake>> = None;
     loop {
         tokio::select! {
             () = publish.closed() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        // The files are small, and read once a second.
-        let read = source.read().and_then(|content| match content == used {
-            true => Ok(None),
-            false => source.make(&content).map(|made| Some((content, made))),
+        // Away from requests: a disk may be slow, and policies take long to check.
+        let looking = spawn_blocking(move || {
+            let made = match source.read() {
+                Ok(content) if content == seen => Ok(None),
+                Ok(content) => {
+                    seen = content;
+                    source.make(&seen).map(Some)
+                }
+                Err(mistakes) => Err(mistakes),
+            };
+            (source, seen, made)
         });
-        match read {
-            Ok(None) => refused = None,
-            Ok(Some((content, made))) => {
+        let made;
+        (source, seen, made) = match looking.await {
+            Ok(looked) => looked,
+            Err(error) => {
+                tracing::error!(%error, "{} are no longer followed; this is a bug", S::WHAT);
+                return;
+            }
+        };
+        match made {
+            Ok(None) => told = None,
+            Ok(Some(made)) => {
                 tracing::info!(
                     "{} have changed; the new ones are used from now on",
                     S::WHAT
                 );
-                (used, refused) = (content, None);
+                told = None;
                 publish.send_replace(Arc::new(made));
             }
+            Err(mistakes) if told.as_ref() == Some(&mistakes) => {}
             Err(mistakes) => {
-                if refused.as_ref() != Some(&mistakes) {
-                    for Mistake { variable, what } in &mistakes {
-                        tracing::error!(
-                            variable,
-                            "{} have changed and cannot be used; the former ones still are: {what}",
-                            S::WHAT
-                        );
-                    }
+                for Mistake { variable, what } in &mistakes {
+                    tracing::error!(
+                        variable,
+                        "{} have changed and cannot be used; the former ones still are: {what}",
+                        S::WHAT
+                    );
                 }
-                refused = Some(mistakes);
+                told = Some(mistakes);
             }
         }
     }
