@@ -6,6 +6,8 @@ use http::HeaderMap;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 
+use crate::auth::certificates::Chain;
+
 /// The header in which proxies tell whose request they pass on: each appends the address of who sent it.
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
@@ -14,31 +16,30 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 pub struct Peer {
     /// Its address; an IPv4 address is one, also on a socket for IPv6.
     pub address: IpAddr,
-    /// Its certificate and those that vouch for it, as the TLS handshake has verified them; `None` without TLS
-    /// or without a certificate.
-    pub certificates: Option<Arc<[CertificateDer<'static>]>>,
+    /// Its certificate and those that vouch for it; `None` without TLS or without a certificate.
+    pub certificates: Option<Arc<Chain>>,
 }
 
 impl Peer {
     /// A peer with this address and these certificates.
     #[must_use]
     pub fn new(address: IpAddr, certificates: Option<&[CertificateDer<'_>]>) -> Self {
-        let owned = |chain: &[CertificateDer<'_>]| {
-            let chain = chain.iter().map(|one| one.clone().into_owned());
-            chain.collect()
-        };
         Self {
             address: address.to_canonical(),
-            certificates: certificates.map(owned),
+            certificates: certificates.map(|chain| Arc::new(Chain::new(chain))),
         }
     }
 }
 
 impl fmt::Debug for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chain = self.certificates.as_ref();
         f.debug_struct("Peer")
             .field("address", &self.address)
-            .field("certificates", &self.certificates.as_ref().map(|c| c.len()))
+            .field(
+                "certificates",
+                &chain.map(|chain| chain.certificates().len()),
+            )
             .finish()
     }
 }
@@ -281,7 +282,8 @@ mod tests {
         let chain = [CertificateDer::from(vec![1, 2, 3])];
         let peer = Peer::new(ip("::ffff:1.2.3.4"), Some(&chain));
         assert_eq!(peer.address, ip("1.2.3.4"));
-        assert_eq!(peer.certificates.as_deref(), Some(&chain[..]));
+        let kept = peer.certificates.as_ref().map(|kept| kept.certificates());
+        assert_eq!(kept, Some(&chain[..]));
         let printed = format!("{peer:?}");
         assert_eq!(printed, "Peer { address: 1.2.3.4, certificates: Some(1) }");
     }

@@ -4,10 +4,9 @@
 //! good: whoever shows a credential means it. Tokens are looked for in the file first, then verified as JSON
 //! Web Tokens of our issuer, then reviewed by Kubernetes. Who shows nothing is anonymous, if that is allowed.
 
-use rustls::pki_types::CertificateDer;
-
 use super::{
-    Identity, Refusal, certificates,
+    Identity, Refusal,
+    certificates::Chain,
     jwt::Verifier,
     reviews::Reviewer,
     tokens::{self, Hash, Tokens},
@@ -39,12 +38,12 @@ pub enum Known {
 
 impl Authenticator {
     /// Who shows this bearer token (if [`Authenticator::takes_bearers`]), or this chain of certificates.
-    pub fn identify(&self, bearer: Option<&str>, chain: Option<&[CertificateDer<'_>]>) -> Known {
+    pub fn identify(&self, bearer: Option<&str>, chain: Option<&Chain>) -> Known {
         if let Some(token) = bearer {
             return self.remembered(token);
         }
         Known::Yes(match chain.filter(|_| self.mtls) {
-            Some(chain) => certificates::identity(chain),
+            Some(chain) => chain.identity(),
             None => self.anonymous.clone().ok_or_else(|| {
                 Refusal::Unauthenticated(format!("show who you are: {}", self.wanted()))
             }),

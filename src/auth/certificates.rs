@@ -5,16 +5,48 @@
 //! [SPIFFE](https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md)), else its first DNS name, else
 //! its subject's common name. It has no groups.
 
+use std::sync::OnceLock;
+
 use rustls::pki_types::CertificateDer;
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 use super::{Identity, Mode, Refusal};
 
-/// The identity of a chain that was verified; its first certificate is the client's.
-///
-/// # Errors
-/// A certificate without a name that an identity can have.
-pub fn identity(chain: &[CertificateDer<'_>]) -> Result<Identity, Refusal> {
+/// A client's certificate and those that vouch for it, as the TLS handshake has verified them.
+pub struct Chain {
+    certificates: Vec<CertificateDer<'static>>,
+    /// Found out once for all requests of a connection: reading a certificate takes longer than answering.
+    identity: OnceLock<Result<Identity, Refusal>>,
+}
+
+impl Chain {
+    /// A chain that was verified; its first certificate is the client's.
+    #[must_use]
+    pub fn new(certificates: &[CertificateDer<'_>]) -> Self {
+        let certificates = certificates.iter();
+        Self {
+            certificates: certificates.map(|one| one.clone().into_owned()).collect(),
+            identity: OnceLock::new(),
+        }
+    }
+
+    /// The certificates, the client's first.
+    #[must_use]
+    pub fn certificates(&self) -> &[CertificateDer<'static>] {
+        &self.certificates
+    }
+
+    /// Whom the client's certificate is for.
+    ///
+    /// # Errors
+    /// It has no name that an identity can have.
+    pub fn identity(&self) -> Result<Identity, Refusal> {
+        let identity = self.identity.get_or_init(|| identity(&self.certificates));
+        identity.clone()
+    }
+}
+
+fn identity(chain: &[CertificateDer<'_>]) -> Result<Identity, Refusal> {
     let refused = |why: String| {
         Refusal::Unauthenticated(format!("the client certificate is not accepted: {why}"))
     };

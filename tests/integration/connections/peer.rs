@@ -22,7 +22,10 @@ use crate::harness::Authority;
 async fn who_asks(tls: Option<Acceptor>) -> (SocketAddr, CancellationToken) {
     let service = tower::service_fn(|request: Request<Body>| async move {
         let peer = request.extensions().get::<Peer>().expect("a peer");
-        let certificates = peer.certificates.iter().flat_map(|chain| chain.iter());
+        let certificates = peer
+            .certificates
+            .iter()
+            .flat_map(|chain| chain.certificates());
         let lengths: Vec<_> = certificates.map(|one| one.len()).collect();
         let text = format!("{} {lengths:?}", peer.address);
         Ok::<_, Infallible>(Response::new(Body::from(text)))
