@@ -87,9 +87,13 @@ fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Pro
         )),
         Protocol::GrpcWeb(content_type) => {
             let content_type = HeaderValue::from_static(content_type);
-            request
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, content_type);
+            let headers = request.headers_mut();
+            // Who does not say how it wants the answer wants it as it has asked.
+            let accepts = headers.get(header::ACCEPT);
+            if !accepts.is_some_and(|media| media.as_bytes().starts_with(b"application/grpc-web")) {
+                headers.insert(header::ACCEPT, content_type.clone());
+            }
+            headers.insert(header::CONTENT_TYPE, content_type);
             Ok(())
         }
         Protocol::Grpc | Protocol::Rest => Ok(()),

@@ -54,10 +54,17 @@ impl fmt::Display for Source {
 }
 
 /// The raw value of every setting that somebody gave.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Values {
     given: BTreeMap<&'static str, (String, Source)>,
     unknown: Vec<String>,
+}
+
+/// Without the values: some are secrets.
+impl fmt::Debug for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.given.keys()).finish()
+    }
 }
 
 impl Values {

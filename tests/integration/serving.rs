@@ -103,6 +103,52 @@ async fn grpc_web_works_over_http_1() {
 }
 
 #[tokio::test]
+async fn grpc_web_is_answered_as_it_asks_and_else_as_it_has_asked() {
+    use base64::{Engine as _, prelude::BASE64_STANDARD};
+
+    let agent = agent(&[]).await;
+    let message = campaign("e", "a", 30_000).encode_to_vec();
+    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
+    let frame = [&[0][..], &length, &message].concat();
+    let text = BASE64_STANDARD.encode(&frame).into_bytes();
+    const BINARY: &str = "application/grpc-web+proto";
+    const TEXT: &str = "application/grpc-web-text+proto";
+    for (asks, accepts, answered) in [
+        (BINARY, "", BINARY),
+        (BINARY, "*/*", BINARY),
+        (TEXT, "", TEXT),
+        (TEXT, "*/*", TEXT),
+        (TEXT, TEXT, TEXT),
+        (TEXT, BINARY, BINARY),
+    ] {
+        let mut request = agent
+            .request(Method::POST, "/grpc.election_agent.v1.Election/Campaign")
+            .header("content-type", asks)
+            .body(if asks == TEXT {
+                text.clone()
+            } else {
+                frame.clone()
+            });
+        if !accepts.is_empty() {
+            request = request.header("accept", accepts);
+        }
+        let answer = request.send().await.expect("an answer");
+        assert_eq!(
+            answer.headers()["content-type"],
+            answered,
+            "{asks} {accepts}"
+        );
+        let body = answer.bytes().await.expect("a body");
+        // A message's frame begins with a zero.
+        assert_eq!(
+            body[0] == 0,
+            answered == BINARY,
+            "{asks} {accepts}: {body:?}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn what_is_switched_off_says_so_and_probes_stay() {
     let without_grpc = agent(&[("EA_GRPC_ENABLE", "false")]).await;
     let refused = without_grpc
