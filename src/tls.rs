@@ -14,7 +14,9 @@ use std::{
 use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{
+        NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier,
+    },
 };
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
@@ -126,6 +128,12 @@ impl Files {
                     format!("{key} is not the key of the certificate in {certificate}: {error}"),
                 )
             })?;
+        if self.client_ca.is_some() {
+            // Whoever resumes a session is not asked for its certificate again, however long ago that has
+            // expired.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(config)
     }

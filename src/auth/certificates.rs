@@ -8,15 +8,18 @@
 use std::sync::OnceLock;
 
 use rustls::pki_types::CertificateDer;
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+use x509_parser::{
+    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _, time::ASN1Time,
+};
 
 use super::{Identity, Mode, Refusal};
 
 /// A client's certificate and those that vouch for it, as the TLS handshake has verified them.
 pub struct Chain {
     certificates: Vec<CertificateDer<'static>>,
-    /// Found out once for all requests of a connection: reading a certificate takes longer than answering.
-    identity: OnceLock<Result<Identity, Refusal>>,
+    /// Whom it is for and when it expires, in seconds since 1970. Found out once for all requests of a connection:
+    /// reading a certificate takes longer than answering.
+    read: OnceLock<Result<(Identity, i64), Refusal>>,
 }
 
 impl Chain {
@@ -26,7 +29,7 @@ impl Chain {
         let certificates = certificates.iter();
         Self {
             certificates: certificates.map(|one| one.clone().into_owned()).collect(),
-            identity: OnceLock::new(),
+            read: OnceLock::new(),
         }
     }
 
@@ -39,28 +42,35 @@ impl Chain {
     /// Whom the client's certificate is for.
     ///
     /// # Errors
-    /// It has no name that an identity can have.
+    /// It has no name that an identity can have, or has expired since the connection began.
     pub fn identity(&self) -> Result<Identity, Refusal> {
-        let identity = self.identity.get_or_init(|| identity(&self.certificates));
-        identity.clone()
+        let read = self.read.get_or_init(|| read(&self.certificates));
+        let (identity, expires) = read.clone()?;
+        match ASN1Time::now().timestamp() <= expires {
+            true => Ok(identity),
+            false => Err(refused("it has expired")),
+        }
     }
 }
 
-fn identity(chain: &[CertificateDer<'_>]) -> Result<Identity, Refusal> {
-    let refused = |why: String| {
-        Refusal::Unauthenticated(format!("the client certificate is not accepted: {why}"))
-    };
-    let certificate = chain
-        .first()
-        .and_then(|der| X509Certificate::from_der(der).ok())
-        .ok_or_else(|| refused("it cannot be read".to_owned()))?;
-    let name = name(&certificate.1)
-        .ok_or_else(|| refused("it has no URI, DNS name or common name".to_owned()))?;
-    Identity::new(Mode::Mtls, name, Vec::new()).map_err(refused)
+fn refused(why: &str) -> Refusal {
+    Refusal::Unauthenticated(format!("the client certificate is not accepted: {why}"))
 }
 
-fn name(certificate: &X509Certificate<'_>) -> Option<String> {
-    let alternatives = certificate.subject_alternative_name().ok().flatten();
+fn read(chain: &[CertificateDer<'_>]) -> Result<(Identity, i64), Refusal> {
+    let certificate = chain
+        .first()
+        .and_then(|der| X509Certificate::from_der(der).ok());
+    let (_, certificate) = certificate.ok_or_else(|| refused("it cannot be read"))?;
+    let name = name(&certificate)
+        .map_err(|()| refused("its alternative names cannot be read"))?
+        .ok_or_else(|| refused("it has no URI, DNS name or common name"))?;
+    let identity = Identity::new(Mode::Mtls, name, Vec::new()).map_err(|what| refused(&what))?;
+    Ok((identity, certificate.validity().not_after.timestamp()))
+}
+
+fn name(certificate: &X509Certificate<'_>) -> Result<Option<String>, ()> {
+    let alternatives = certificate.subject_alternative_name().map_err(|_| ())?;
     let alternatives = alternatives
         .map(|extension| &extension.value.general_names[..])
         .unwrap_or_default();
@@ -74,7 +84,7 @@ fn name(certificate: &X509Certificate<'_>) -> Option<String> {
     });
     let common = certificate.subject().iter_common_name().next();
     let common = common.and_then(|name| name.as_str().ok());
-    uri.or(dns).or(common).map(str::to_owned)
+    Ok(uri.or(dns).or(common).map(str::to_owned))
 }
 
 #[cfg(test)]
@@ -100,7 +110,7 @@ mod tests {
         }
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("signed");
-        identity(&[certificate.der().clone()])
+        Chain::new(&[certificate.der().clone()]).identity()
     }
 
     #[test]
@@ -135,7 +145,20 @@ mod tests {
                 "{refused:?}"
             );
         }
-        assert!(identity(&[CertificateDer::from(vec![1, 2, 3])]).is_err());
-        assert!(identity(&[]).is_err());
+        let malformed = Chain::new(&[CertificateDer::from(vec![1, 2, 3])]);
+        assert!(malformed.identity().is_err());
+        assert!(Chain::new(&[]).identity().is_err());
+    }
+
+    #[test]
+    fn a_certificate_that_has_expired_since_is_nobodys() {
+        let mut params = CertificateParams::new(["worker".to_owned()]).expect("params");
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("signed");
+        let chain = Chain::new(&[certificate.der().clone()]);
+        let refused = chain.identity().expect_err("expired").to_string();
+        assert!(refused.contains("expired"), "{refused}");
     }
 }
