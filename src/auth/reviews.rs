@@ -6,7 +6,10 @@
 //! is revoked is let in no longer than that.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -42,6 +45,8 @@ struct Inner {
     remember: Duration,
     verdicts: Cache<Hash, Verdict>,
     under_way: Semaphore,
+    /// Whether the last review came to nothing.
+    failing: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -62,6 +67,7 @@ impl Reviewer {
             remember,
             verdicts: Cache::new(REMEMBERED),
             under_way: Semaphore::new(AT_ONCE),
+            failing: AtomicBool::new(false),
         }))
     }
 
@@ -71,43 +77,50 @@ impl Reviewer {
         (Instant::now() < verdict.until).then(|| verdict.told())
     }
 
-    /// Whose token this is. Requests with one token wait for one review.
+    /// Whose token this is. Requests with one token wait for one review, which goes on when they do not: the
+    /// next one finds its verdict.
     ///
     /// # Errors
     /// The token is not good, or the API server did not say.
     pub(super) async fn review(&self, token: &str, hash: &Hash) -> Result<Identity, Refusal> {
-        let inner = &*self.0;
-        let now = Instant::now();
-        inner
-            .verdicts
-            .remove_if(hash, |verdict| verdict.until <= now);
-        let asked = inner.verdicts.get_or_insert_async(hash, inner.ask(token));
-        match timeout(REVIEW_TIMEOUT, asked).await {
+        let (inner, token, hash) = (Arc::clone(&self.0), token.to_owned(), *hash);
+        let reviewing = tokio::spawn(async move {
+            let now = Instant::now();
+            let verdicts = &inner.verdicts;
+            verdicts.remove_if(&hash, |verdict| verdict.until <= now);
+            verdicts.get_or_insert_async(&hash, inner.ask(&token)).await
+        });
+        match reviewing.await {
             Ok(verdict) => verdict?.told(),
-            Err(_) => Err(unavailable("the Kubernetes API server does not answer")),
+            Err(_) => Err(unavailable("the review was broken off")),
         }
     }
 }
 
 impl Inner {
     async fn ask(&self, token: &str) -> Result<Verdict, Refusal> {
-        let _place = self.under_way.acquire().await;
-        let review = TokenReview {
-            spec: TokenReviewSpec {
-                token: Some(token.to_owned()),
-                audiences: (!self.audiences.is_empty()).then(|| self.audiences.clone()),
-            },
-            ..TokenReview::default()
+        let asked = async {
+            let _place = self.under_way.acquire().await;
+            self.create(token).await
         };
-        let answer = self.reviews.create(&PostParams::default(), &review).await;
+        let answer = timeout(REVIEW_TIMEOUT, asked).await;
+        let answer = answer.unwrap_or_else(|_| Err("it does not answer".to_owned()));
+        let failing = answer.is_err();
+        let was_failing = self.failing.swap(failing, Ordering::Relaxed);
         let status = match answer {
-            Ok(review) => review.status.unwrap_or_default(),
-            Err(error) => {
-                // Rights that are missing, or a server that is down: both are the operator's to mend.
-                tracing::warn!("tokens cannot be reviewed: {}", causes(&error));
+            Ok(status) => status,
+            Err(what) => {
+                // Rights that are missing, or a server that is down: both are the operator's to mend. Told once,
+                // as anybody can cause it as often as they like.
+                if !was_failing {
+                    tracing::error!("the Kubernetes API server does not review tokens: {what}");
+                }
                 return Err(unavailable("the Kubernetes API server gave no verdict"));
             }
         };
+        if was_failing {
+            tracing::info!("the Kubernetes API server reviews tokens again");
+        }
         let identity = self.identity(status);
         let remember = match &identity {
             Ok(_) => time_left(token).map_or(self.remember, |left| left.min(self.remember)),
@@ -117,6 +130,19 @@ impl Inner {
             identity,
             until: Instant::now() + remember,
         })
+    }
+
+    async fn create(&self, token: &str) -> Result<TokenReviewStatus, String> {
+        let review = TokenReview {
+            spec: TokenReviewSpec {
+                token: Some(token.to_owned()),
+                audiences: (!self.audiences.is_empty()).then(|| self.audiences.clone()),
+            },
+            ..TokenReview::default()
+        };
+        let answer = self.reviews.create(&PostParams::default(), &review).await;
+        let review = answer.map_err(|error| causes(&error))?;
+        Ok(review.status.unwrap_or_default())
     }
 
     fn identity(&self, status: TokenReviewStatus) -> Result<Identity, String> {
@@ -149,7 +175,7 @@ fn unavailable(why: &str) -> Refusal {
 /// How long a token that was found good is good by its own word, if it says so.
 fn time_left(token: &str) -> Option<Duration> {
     let token = jsonwebtoken::dangerous::insecure_decode::<Map<String, Value>>(token).ok()?;
-    let expires = Duration::from_secs(token.claims.get("exp")?.as_u64()?);
+    let expires = Duration::try_from_secs_f64(token.claims.get("exp")?.as_f64()?).ok()?;
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .ok()?;

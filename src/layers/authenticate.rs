@@ -2,12 +2,12 @@
 //!
 //! The credential is the `authorization` header, which gRPC calls metadata, or the connection's client
 //! certificate, the same over every protocol. What follows finds the [`Identity`] among the request's
-//! extensions, and the header no longer: nothing below can log it. Paths that are public (`EA_AUTH_PUBLIC`) are
-//! not asked for credentials.
+//! extensions, and the header no longer: nothing below can log it. On paths that are public (`EA_AUTH_PUBLIC`)
+//! nobody is asked for a credential, and what is shown is taken off unread.
 //!
 //! Refusals: Unauthenticated (UNAUTHENTICATED, 401); Unavailable (UNAVAILABLE, 503) when whoever knows does not
-//! answer; RateLimited (RESOURCE_EXHAUSTED, 429) for wrong credentials from one address faster than the rate
-//! limit.
+//! answer; RateLimited (RESOURCE_EXHAUSTED, 429) for credentials from one address, wrong ones or ones that have to
+//! be verified, faster than the rate limit.
 
 use std::{
     sync::Arc,
@@ -100,8 +100,9 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         if self.shared.public.contains(&Area::of(request.uri().path())) {
+            request.headers_mut().remove(header::AUTHORIZATION);
             return Either::Left(Either::Left(self.inner.call(request)));
         }
         let bearer = match self.shared.authenticator.takes_bearers() {
@@ -110,7 +111,10 @@ where
         };
         let bearer = match bearer {
             Ok(bearer) => bearer,
-            Err(problem) => return Either::Left(Either::Right(ready(Err(problem)))),
+            Err(problem) => {
+                let problem = self.shared.count(&request).err().unwrap_or(problem);
+                return Either::Left(Either::Right(ready(Err(problem))));
+            }
         };
         let chain = request.extensions().get::<Peer>();
         let chain = chain.and_then(|peer| peer.certificates.as_deref());
@@ -119,16 +123,21 @@ where
                 Either::Left(Either::Left(self.inner.call(introduced(request, identity))))
             }
             Known::Yes(Err(refusal)) => {
-                let problem = self.shared.refuse(refusal, &request);
+                let problem = self.shared.count(&request).err();
+                let problem = problem.unwrap_or_else(|| told(refusal));
                 Either::Left(Either::Right(ready(Err(problem))))
             }
             Known::NotYet(hash) => {
+                // Before the work that it makes, for us and for others.
+                if let Err(problem) = self.shared.count(&request) {
+                    return Either::Left(Either::Right(ready(Err(problem))));
+                }
                 let token = bearer.unwrap_or_default().to_owned();
                 let (inner, shared) = (self.inner.clone(), Arc::clone(&self.shared));
                 let verified = async move {
                     match shared.authenticator.verify(&token, hash).await {
                         Ok(identity) => inner.oneshot(introduced(request, identity)).await,
-                        Err(refusal) => Err(shared.refuse(refusal, &request)),
+                        Err(refusal) => Err(told(refusal)),
                     }
                 };
                 Either::Right(verified.boxed())
@@ -172,15 +181,19 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 }
 
 impl Shared {
-    fn refuse(&self, refusal: Refusal, request: &Request<Body>) -> Problem {
-        let problem = match refusal {
-            Refusal::Unauthenticated(why) => Problem::new(Code::Unauthenticated, why),
-            Refusal::Unavailable(why) => return Problem::new(Code::Unavailable, why),
-        };
-        let limited = self.limiter.as_ref();
-        limited
-            .and_then(|limiter| limiter.check_address(request).err())
-            .unwrap_or(problem)
+    /// Counts a credential that is wrong, or not known, against the address that it comes from.
+    fn count(&self, request: &Request<Body>) -> Result<(), Problem> {
+        match &self.limiter {
+            Some(limiter) => limiter.check_address(request),
+            None => Ok(()),
+        }
+    }
+}
+
+fn told(refusal: Refusal) -> Problem {
+    match refusal {
+        Refusal::Unauthenticated(why) => Problem::new(Code::Unauthenticated, why),
+        Refusal::Unavailable(why) => Problem::new(Code::Unavailable, why),
     }
 }
 

@@ -278,6 +278,11 @@ impl Remote {
     pub fn parse(text: &str) -> Result<Url, String> {
         let instead = "give https://…, or http:// on this host";
         let url = Url::parse(text).map_err(|error| format!("{error}: {instead}"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(format!(
+                "keys are public, so it must hold no user or password: {instead}"
+            ));
+        }
         let on_this_host = match url.host() {
             Some(url::Host::Ipv4(address)) => address.is_loopback(),
             Some(url::Host::Ipv6(address)) => address.is_loopback(),
@@ -302,6 +307,10 @@ impl Remote {
         let mut builder = reqwest::Client::builder()
             .timeout(FETCH_TIMEOUT)
             .redirect(Policy::none());
+        if self.url.scheme() == "http" {
+            // A proxy is not this host.
+            builder = builder.no_proxy();
+        }
         if let Some(path) = &self.ca {
             let wrong = |what: String| Mistake::new(CA, what);
             let pem = read_file(CA, path)?;
