@@ -1,6 +1,8 @@
 //! Clients that others wrote: connect-web under Node, grpcio on its C core, and schemathesis, which asks
 //! whatever the OpenAPI document allows and forbids.
 
+mod credentials;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -70,6 +72,16 @@ fn assert_all_passed((printed, fine): (String, bool), expected: &[&str]) {
 
 /// Runs connect-web against the agent at this URL.
 fn connect_web(url: &str, authority: Option<&Authority>) -> (String, bool) {
+    connect_web_with(url, authority, &[], &[])
+}
+
+/// As [`connect_web`], with these flags and variables of its script.
+fn connect_web_with(
+    url: &str,
+    authority: Option<&Authority>,
+    flags: &[&str],
+    variables: &[(&str, &str)],
+) -> (String, bool) {
     tool("node/node_modules/@connectrpc/connect-web");
     let directory = TempDir::new().expect("a directory");
     let descriptors = directory.path().join("descriptors.bin");
@@ -79,7 +91,9 @@ fn connect_web(url: &str, authority: Option<&Authority>) -> (String, bool) {
     let mut node = Command::new("node");
     node.arg(script("connect_web.mjs"))
         .arg(url)
-        .arg(&descriptors);
+        .arg(&descriptors)
+        .args(flags)
+        .envs(variables.iter().copied());
     if let Some(authority) = authority {
         node.env("NODE_EXTRA_CA_CERTS", authority.path("ca.pem"));
     }
