@@ -1,6 +1,7 @@
 //! Starts real servers on free ports, and stops them.
 
 mod agent;
+mod ask;
 mod authority;
 mod cluster;
 mod http;
@@ -11,6 +12,7 @@ mod redis;
 mod sentinel;
 
 pub(crate) use agent::{Agent, Answer, new_token, output as command_output, owned};
+pub(crate) use ask::{Ask, CAMPAIGN, Protocol};
 pub(crate) use authority::Authority;
 pub(crate) use cluster::Cluster;
 pub(crate) use http::HttpServer;
