@@ -363,6 +363,42 @@ async fn keys_come_from_a_url_and_are_asked_for_again_when_a_token_names_another
 }
 
 #[tokio::test]
+async fn keys_are_taken_from_none_but_whom_the_authority_vouches_for() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let key = Key::new(Algorithm::ES256, "k");
+    let keys = key_set(&[&key]);
+    let server = HttpServer::start_tls(&authority, move |_| Response::new(keys.clone())).await;
+    let asking = async |ca: Option<&Authority>| {
+        let mut configured = jwt_settings();
+        configured.push(("EA_AUTH_JWT_JWKS_URL".to_owned(), server.url("/keys")));
+        if let Some(ca) = ca {
+            configured.push(("EA_AUTH_JWT_CA_FILE".to_owned(), ca.path("ca.pem")));
+        }
+        Agent::start(&configured).await
+    };
+    let token = key.token("worker", &[]);
+    // The system's authorities do not know the server either.
+    for ca in [Some(&stranger), None] {
+        let agent = asking(ca).await;
+        let mut log = String::new();
+        eventually("the log tells", async || {
+            log.push_str(&agent.log().join("\n"));
+            log.contains("cannot fetch the issuer's keys").then_some(())
+        })
+        .await;
+        assert!(log.contains("certificate"), "{log}");
+        all_told(&agent, Some(&token), "e", "worker", Code::Unavailable).await;
+    }
+    assert_eq!(server.answered(), 0, "strangers are not asked");
+    let agent = asking(Some(&authority)).await;
+    eventually("the keys are known", async || {
+        let told = told(&agent, Some(&token), "e", "worker").await;
+        (told == [Code::Ok; 3]).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn kubernetes_reviews_a_token_once_for_many_requests() {
     let kubernetes = ApiServer::start().await;
     let mut configured = kubernetes.settings();
