@@ -19,6 +19,7 @@ mod documents;
 mod durability;
 mod faults;
 mod harness;
+mod limits;
 mod modes;
 mod quorum;
 mod reflection;
