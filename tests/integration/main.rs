@@ -14,6 +14,7 @@ mod commands;
 mod connections;
 mod contention;
 mod contract;
+mod deadlines;
 mod differential;
 mod documents;
 mod durability;
