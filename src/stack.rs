@@ -178,7 +178,7 @@ mod tests {
         for (code, grpc, http) in TABLE {
             let mut problem = Problem::new(code, "what to change: ä").with("reason", "WHY");
             problem.retry_after =
-                (code == Code::Unavailable).then_some(Duration::from_millis(1_200));
+                (code == Code::Unavailable).then_some(Duration::from_micros(1_199_001));
 
             for (content_type, answered) in [
                 ("application/grpc", "application/grpc"),

@@ -161,7 +161,7 @@ impl IntoResponse for Problem {
         if let Some(wait) = self.retry_after.or(default_retry(self.code)) {
             headers.insert(
                 header::RETRY_AFTER,
-                HeaderValue::from(wait.as_millis().div_ceil(1000) as u64),
+                HeaderValue::from(wait.as_nanos().div_ceil(1_000_000_000) as u64),
             );
         }
         if self.code == Code::Unauthenticated {
@@ -176,7 +176,8 @@ impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
         let mut status = Self::new(problem.code.grpc(), problem.message);
         if let Some(wait) = problem.retry_after {
-            let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            // Rounded up: who comes back sooner is refused again.
+            let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
             status.metadata_mut().insert(GRPC_RETRY_PUSHBACK, ms.into());
         }
         status

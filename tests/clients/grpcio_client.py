@@ -79,8 +79,10 @@ def refused(code, says, call, request, **how):
 class Cases:
     """Each method is a case; they run in this order, each on what the ones before have left."""
 
-    def __init__(self, channel):
+    def __init__(self, channel, prefix=""):
         self.channel = channel
+        # Who campaigns: an agent may let its caller act for candidates of its own alone.
+        self.a, self.b = f"{prefix}a", f"{prefix}b"
         self.election = Stub(channel)
         self.health = health_pb2_grpc.HealthStub(channel)
 
@@ -98,56 +100,56 @@ class Everything(Cases):
     """What somebody meets who may ask."""
 
     def campaign(self):
-        request = pb.CampaignRequest(election="e", kind=KIND, candidate="a", term=TERM, value="here: ä",
+        request = pb.CampaignRequest(election="e", kind=KIND, candidate=self.a, term=TERM, value="here: ä",
                                      request_id="1")
         self.won, call = self.election.Campaign.with_call(request)
-        assert (self.won.elected, self.won.leader, self.won.kind) == (True, "a", KIND), self.won
+        assert (self.won.elected, self.won.leader, self.won.kind) == (True, self.a, KIND), self.won
         assert self.won.value == "here: ä" and 0 < self.won.valid_for < TERM, self.won
         assert 0 < self.won.token < 2**53, self.won
         assert "x-request-id" in dict(call.initial_metadata())
 
     def campaign_again_with_the_same_id(self):
-        request = pb.CampaignRequest(election="e", kind=KIND, candidate="a", term=TERM, request_id="1")
+        request = pb.CampaignRequest(election="e", kind=KIND, candidate=self.a, term=TERM, request_id="1")
         assert self.election.Campaign(request).token == self.won.token
 
     def campaign_lost(self):
-        lost = self.election.Campaign(pb.CampaignRequest(election="e", kind=KIND, candidate="b", term=TERM))
-        assert (lost.elected, lost.leader, lost.token) == (False, "a", self.won.token), lost
+        lost = self.election.Campaign(pb.CampaignRequest(election="e", kind=KIND, candidate=self.b, term=TERM))
+        assert (lost.elected, lost.leader, lost.token) == (False, self.a, self.won.token), lost
         assert lost.valid_for == 0, lost
 
     def get_leader(self):
-        assert self.election.GetLeader(pb.GetLeaderRequest(election="e", kind=KIND)).value == "a"
+        assert self.election.GetLeader(pb.GetLeaderRequest(election="e", kind=KIND)).value == self.a
 
     def list_leaders(self):
-        other = pb.CampaignRequest(election="f", kind=KIND, candidate="b", term=TERM)
+        other = pb.CampaignRequest(election="f", kind=KIND, candidate=self.b, term=TERM)
         assert self.election.Campaign(other).elected
         found, token = [], ""
         while not found or token:
             page = self.election.ListLeaders(pb.ListLeadersRequest(kind=KIND, page_size=1, page_token=token))
             found += [(leader.election, leader.name) for leader in page.leaders]
             token = page.next_page_token
-        assert sorted(found) == [("e", "a"), ("f", "b")], found
+        assert sorted(found) == [("e", self.a), ("f", self.b)], found
 
     def extend_elected_term(self):
-        request = pb.ExtendElectedTermRequest(election="e", kind=KIND, leader="a", term=TERM,
+        request = pb.ExtendElectedTermRequest(election="e", kind=KIND, leader=self.a, term=TERM,
                                               token=self.won.token, retries=1, retry_interval=10)
         assert self.election.ExtendElectedTerm(request).value
 
     def extend_refused(self):
-        request = pb.ExtendElectedTermRequest(election="e", kind=KIND, leader="b", term=TERM)
+        request = pb.ExtendElectedTermRequest(election="e", kind=KIND, leader=self.b, term=TERM)
         answer = self.election.ExtendElectedTerm(request)
         assert (answer.value, answer.reason) == (False, "HELD_BY_OTHER"), answer
 
     def handover(self):
-        request = pb.HandoverRequest(election="e", kind=KIND, leader="b", term=TERM, current_leader="a",
+        request = pb.HandoverRequest(election="e", kind=KIND, leader=self.b, term=TERM, current_leader=self.a,
                                      token=self.won.token)
         assert self.election.Handover(request).value
 
     def resign(self):
-        stale = pb.ResignRequest(election="e", kind=KIND, leader="b", token=self.won.token)
+        stale = pb.ResignRequest(election="e", kind=KIND, leader=self.b, token=self.won.token)
         assert self.election.Resign(stale).reason == "STALE_TOKEN"
-        assert self.election.Resign(pb.ResignRequest(election="e", kind=KIND, leader="b")).value
-        again = self.election.Resign(pb.ResignRequest(election="e", kind=KIND, leader="b"))
+        assert self.election.Resign(pb.ResignRequest(election="e", kind=KIND, leader=self.b)).value
+        again = self.election.Resign(pb.ResignRequest(election="e", kind=KIND, leader=self.b))
         assert (again.value, again.reason) == (False, "NO_TERM"), again
 
     def get_leader_of_a_vacant_election(self):
@@ -160,7 +162,7 @@ class Everything(Cases):
                 pb.GetPodsRequest(namespace="n", deployment="d"))
 
     def invalid_argument(self):
-        request = pb.CampaignRequest(election="e", kind=KIND, candidate="a", term=5)
+        request = pb.CampaignRequest(election="e", kind=KIND, candidate=self.a, term=5)
         trailers = refused(grpc.StatusCode.INVALID_ARGUMENT, "`term` is 5: give 1000 to",
                            self.election.Campaign, request, metadata=[("x-request-id", "mine")])
         assert trailers["x-request-id"] == "mine", trailers
@@ -172,7 +174,7 @@ class Everything(Cases):
         refused(grpc.StatusCode.UNIMPLEMENTED, "", abdicate, pb.Empty())
 
     def too_large(self):
-        request = pb.CampaignRequest(election="e", kind=KIND, candidate="a", term=TERM, value="v" * 70_000)
+        request = pb.CampaignRequest(election="e", kind=KIND, candidate=self.a, term=TERM, value="v" * 70_000)
         refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "over 65536 bytes", self.election.Campaign, request)
 
     def deadline(self):
@@ -214,12 +216,14 @@ def main():
     parser.add_argument("--cert", help="PEM file of a client certificate")
     parser.add_argument("--key", help="PEM file of its key")
     parser.add_argument("--token", help="bearer token")
+    parser.add_argument("--candidate-prefix", default="",
+                        help="what the candidates' names begin with: who the caller is, and a slash")
     parser.add_argument("--expect-unauthenticated", action="store_true",
                         help="every RPC must be UNAUTHENTICATED; health must answer")
     options = parser.parse_args()
     failed = False
     channel = connect(options)
-    cases = (Unauthenticated if options.expect_unauthenticated else Everything)(channel)
+    cases = (Unauthenticated if options.expect_unauthenticated else Everything)(channel, options.candidate_prefix)
     for name in cases:
         try:
             getattr(cases, name)()

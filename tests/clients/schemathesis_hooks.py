@@ -1,4 +1,9 @@
-"""Where OpenAPI has no words for a rule, keeps schemathesis from blaming the agent for it."""
+"""Where OpenAPI has no words for a rule, keeps schemathesis from blaming the agent for it.
+
+CREDENTIALS_NEEDED=1 says that this agent wants to know who asks.
+"""
+
+import os
 
 import schemathesis
 from schemathesis import GenerationMode
@@ -10,6 +15,17 @@ UNSPEAKABLE = (
     # A token is opaque, and made by the page before.
     "`page_token` is not one that a page of this kind gave",
 )
+
+
+@schemathesis.hook
+def before_load_schema(context, raw_schema):
+    """Says what the document leaves to the configuration: that there is no asking without a credential."""
+    if os.environ.get("CREDENTIALS_NEEDED") != "1":
+        return
+    for item in raw_schema["paths"].values():
+        for operation in item.values():
+            if isinstance(operation, dict) and "security" in operation:
+                operation["security"].remove({})
 
 
 @schemathesis.hook

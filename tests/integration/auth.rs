@@ -11,14 +11,15 @@ use http::Response;
 use jsonwebtoken::Algorithm;
 use prost::Message as _;
 use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::json;
 use tempfile::TempDir;
 use tonic::{Code, Request};
 
 use crate::{
     harness::{
-        AUDIENCE, Agent, Authority, HttpServer, ISSUER, Key, campaign, command_output, eventually,
-        eventually_within, key_set, owned as settings, token_now,
+        AUDIENCE, Agent, ApiServer, Authority, HttpServer, ISSUER, Key, Reviews, SERVICE_ACCOUNT,
+        campaign, command_output, eventually, eventually_within, jwt_settings, key_set, new_token,
+        owned as settings, token_now,
     },
     tls::channel,
 };
@@ -70,14 +71,6 @@ async fn told(agent: &Agent, token: Option<&str>, election: &str, candidate: &st
 async fn all_told(agent: &Agent, token: Option<&str>, election: &str, candidate: &str, code: Code) {
     let told = told(agent, token, election, candidate).await;
     assert_eq!(told, [code; 3], "{candidate}");
-}
-
-/// A bearer token, and the line that knows it.
-fn new_token(arguments: &[&str]) -> (String, String) {
-    let output = command_output(&[&["token", "new"], arguments].concat(), &[]);
-    assert!(output.status.success(), "{output:?}");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text").trim().to_owned();
-    (text(output.stderr), text(output.stdout))
 }
 
 #[tokio::test]
@@ -249,14 +242,6 @@ async fn several_modes_let_in_whom_any_of_them_knows() {
     assert_eq!(agent.send(wrong).await.status, 401);
 }
 
-fn jwt_settings() -> Vec<(String, String)> {
-    settings(&[
-        ("EA_AUTH_MODES", "jwt"),
-        ("EA_AUTH_JWT_ISSUER", ISSUER),
-        ("EA_AUTH_JWT_AUDIENCE", AUDIENCE),
-    ])
-}
-
 #[tokio::test]
 async fn json_web_tokens_of_each_algorithm_let_in() {
     let directory = TempDir::new().expect("a directory");
@@ -377,94 +362,41 @@ async fn keys_come_from_a_url_and_are_asked_for_again_when_a_token_names_another
     all_told(&agent, Some(&token), "e", "worker", Code::Ok).await;
 }
 
-/// An API server that reviews tokens, and a kubeconfig for it.
-struct ApiServer {
-    server: HttpServer,
-    mode: Arc<Mutex<Reviews>>,
-    directory: TempDir,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Reviews {
-    AsEver,
-    Forbidden,
-    OfOthers,
-}
-
-impl ApiServer {
-    async fn start() -> Self {
-        let mode = Arc::new(Mutex::new(Reviews::AsEver));
-        let reviewing = Arc::clone(&mode);
-        let server = HttpServer::start(move |request| {
-            let answer = |status: u16, body: Value| {
-                Response::builder()
-                    .status(status)
-                    .header("content-type", "application/json")
-                    .body(body.to_string())
-                    .expect("a response")
-            };
-            assert_eq!(request.uri().path(), "/apis/authentication.k8s.io/v1/tokenreviews");
-            assert_eq!(request.headers()["authorization"], "Bearer the-agents-own");
-            let mode = *reviewing.lock().expect("unlocked");
-            if mode == Reviews::Forbidden {
-                return answer(403, json!({
-                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                    "message": "tokenreviews.authentication.k8s.io is forbidden", "reason": "Forbidden", "code": 403,
-                }));
-            }
-            let mut review: Value = serde_json::from_slice(request.body()).expect("JSON");
-            assert_eq!(review["spec"]["audiences"], json!(["election-agent"]));
-            review["status"] = match review["spec"]["token"].as_str() {
-                Some("good") => json!({
-                    "authenticated": true,
-                    "user": {
-                        "username": "system:serviceaccount:batch:worker",
-                        "uid": "7f3c", "groups": ["system:serviceaccounts", "system:authenticated"],
-                    },
-                    "audiences": match mode { Reviews::OfOthers => json!(["vault"]), _ => json!(["election-agent"]) },
-                }),
-                _ => json!({"authenticated": false, "error": "[invalid bearer token]"}),
-            };
-            answer(201, review)
+#[tokio::test]
+async fn keys_are_taken_from_none_but_whom_the_authority_vouches_for() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let key = Key::new(Algorithm::ES256, "k");
+    let keys = key_set(&[&key]);
+    let server = HttpServer::start_tls(&authority, move |_| Response::new(keys.clone())).await;
+    let asking = async |ca: Option<&Authority>| {
+        let mut configured = jwt_settings();
+        configured.push(("EA_AUTH_JWT_JWKS_URL".to_owned(), server.url("/keys")));
+        if let Some(ca) = ca {
+            configured.push(("EA_AUTH_JWT_CA_FILE".to_owned(), ca.path("ca.pem")));
+        }
+        Agent::start(&configured).await
+    };
+    let token = key.token("worker", &[]);
+    // The system's authorities do not know the server either.
+    for ca in [Some(&stranger), None] {
+        let agent = asking(ca).await;
+        let mut log = String::new();
+        eventually("the log tells", async || {
+            log.push_str(&agent.log().join("\n"));
+            log.contains("cannot fetch the issuer's keys").then_some(())
         })
         .await;
-        let directory = TempDir::new().expect("a directory");
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": server.url("")}}],
-            "users": [{"name": "agent", "user": {"token": "the-agents-own"}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "agent"}}],
-        });
-        fs::write(directory.path().join("kubeconfig"), config.to_string()).expect("written");
-        Self {
-            server,
-            mode,
-            directory,
-        }
+        assert!(log.contains("certificate"), "{log}");
+        all_told(&agent, Some(&token), "e", "worker", Code::Unavailable).await;
     }
-
-    fn settings(&self) -> Vec<(String, String)> {
-        let kubeconfig = self
-            .directory
-            .path()
-            .join("kubeconfig")
-            .display()
-            .to_string();
-        settings(&[
-            ("EA_AUTH_MODES", "kubernetes"),
-            ("EA_AUTH_KUBERNETES_AUDIENCES", "election-agent"),
-            ("EA_AUTH_KUBERNETES_CACHE_TTL", "1s"),
-            ("EA_KUBE_IN_CLUSTER", "false"),
-            ("KUBECONFIG", &kubeconfig),
-        ])
-    }
-
-    fn reviews(&self, mode: Reviews) {
-        *self.mode.lock().expect("unlocked") = mode;
-    }
+    assert_eq!(server.answered(), 0, "strangers are not asked");
+    let agent = asking(Some(&authority)).await;
+    eventually("the keys are known", async || {
+        let told = told(&agent, Some(&token), "e", "worker").await;
+        (told == [Code::Ok; 3]).then_some(())
+    })
+    .await;
 }
-
-const SERVICE_ACCOUNT: &str = "system:serviceaccount:batch:worker";
 
 #[tokio::test]
 async fn kubernetes_reviews_a_token_once_for_many_requests() {
@@ -478,13 +410,13 @@ async fn kubernetes_reviews_a_token_once_for_many_requests() {
     });
     let answers = futures_util::future::join_all(asking).await;
     assert!(answers.iter().all(|answer| answer.status == 200));
-    assert_eq!(kubernetes.server.answered(), 1, "one review for all");
+    assert_eq!(kubernetes.answered(), 1, "one review for all");
     all_told(&agent, Some("good"), "e", SERVICE_ACCOUNT, Code::Ok).await;
     let own = format!("{SERVICE_ACCOUNT}/worker-7d4b9");
     all_told(&agent, Some("good"), "f", &own, Code::Ok).await;
     all_told(&agent, Some("good"), "g", "another", Code::PermissionDenied).await;
     all_told(&agent, None, "g", SERVICE_ACCOUNT, Code::Unauthenticated).await;
-    assert_eq!(kubernetes.server.answered(), 1);
+    assert_eq!(kubernetes.answered(), 1);
     all_told(
         &agent,
         Some("wrong"),
@@ -493,16 +425,12 @@ async fn kubernetes_reviews_a_token_once_for_many_requests() {
         Code::Unauthenticated,
     )
     .await;
-    assert_eq!(
-        kubernetes.server.answered(),
-        2,
-        "a wrong one is remembered, too"
-    );
+    assert_eq!(kubernetes.answered(), 2, "a wrong one is remembered, too");
 }
 
 #[tokio::test]
 async fn an_api_server_that_gives_no_verdict_is_no_reason_to_refuse_or_let_in() {
-    let kubernetes = ApiServer::start().await;
+    let mut kubernetes = ApiServer::start().await;
     let agent = Agent::start(&kubernetes.settings()).await;
     kubernetes.reviews(Reviews::Forbidden);
     all_told(
@@ -527,13 +455,9 @@ async fn an_api_server_that_gives_no_verdict_is_no_reason_to_refuse_or_let_in() 
         (told == [Code::Unauthenticated; 3]).then_some(())
     })
     .await;
-    let ApiServer {
-        server, directory, ..
-    } = kubernetes;
-    drop(server);
+    kubernetes.stop();
     let told = told(&agent, Some("another"), "e", SERVICE_ACCOUNT).await;
     assert_eq!(told, [Code::Unavailable; 3]);
-    drop(directory);
 }
 
 #[tokio::test]

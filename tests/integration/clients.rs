@@ -1,6 +1,8 @@
 //! Clients that others wrote: connect-web under Node, grpcio on its C core, and schemathesis, which asks
 //! whatever the OpenAPI document allows and forbids.
 
+mod credentials;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -11,7 +13,7 @@ use election_agent::{proto, transport::rest::openapi};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Agent, Authority, Fixture, Store};
+use crate::harness::{Agent, Authority, Fixture, Store, new_token, owned};
 
 /// A file of what `make test` installs, below `target/test-tools`.
 fn tool(path: &str) -> PathBuf {
@@ -70,6 +72,16 @@ fn assert_all_passed((printed, fine): (String, bool), expected: &[&str]) {
 
 /// Runs connect-web against the agent at this URL.
 fn connect_web(url: &str, authority: Option<&Authority>) -> (String, bool) {
+    connect_web_with(url, authority, &[], &[])
+}
+
+/// As [`connect_web`], with these flags and variables of its script.
+fn connect_web_with(
+    url: &str,
+    authority: Option<&Authority>,
+    flags: &[&str],
+    variables: &[(&str, &str)],
+) -> (String, bool) {
     tool("node/node_modules/@connectrpc/connect-web");
     let directory = TempDir::new().expect("a directory");
     let descriptors = directory.path().join("descriptors.bin");
@@ -79,7 +91,9 @@ fn connect_web(url: &str, authority: Option<&Authority>) -> (String, bool) {
     let mut node = Command::new("node");
     node.arg(script("connect_web.mjs"))
         .arg(url)
-        .arg(&descriptors);
+        .arg(&descriptors)
+        .args(flags)
+        .envs(variables.iter().copied());
     if let Some(authority) = authority {
         node.env("NODE_EXTRA_CA_CERTS", authority.path("ca.pem"));
     }
@@ -183,36 +197,94 @@ async fn grpcio_shows_a_client_certificate() {
     assert!(error.contains("StatusCode.UNAVAILABLE"), "{printed}");
 }
 
-/// `SCHEMATHESIS_EXAMPLES` is for each operation; the seed is fixed, so a failure comes again.
-#[tokio::test(flavor = "multi_thread")]
-async fn schemathesis_finds_nothing_that_the_openapi_document_does_not_say() {
-    let examples = std::env::var("SCHEMATHESIS_EXAMPLES").unwrap_or_else(|_| "50".to_owned());
-    // The document allows every term that an agent may be configured to allow.
-    let agent = Fixture::with(Store::Memory, &[("EA_MAX_TERM", "24h")])
-        .await
-        .agent;
-    // Schemathesis leaves notes where it is run.
+/// Runs schemathesis against the agent, with these arguments and variables besides.
+fn schemathesis(agent: &Agent, arguments: &[&str], variables: &[(&str, &str)]) -> (String, bool) {
+    // It leaves notes where it is run.
     let directory = TempDir::new().expect("a directory");
     let mut schemathesis = Command::new(tool("python/bin/schemathesis"));
     schemathesis
         .current_dir(&directory)
         .env("SCHEMATHESIS_HOOKS", script("schemathesis_hooks.py"))
+        .envs(variables.iter().copied())
         .arg("--no-color")
         .arg("--config-file")
         .arg(script("schemathesis.toml"))
-        .args([
-            "run",
-            "--checks=all",
-            "--seed=1",
-            "--generation-database=none",
-        ])
-        .arg(format!("--max-examples={examples}"))
+        .args(["run", "--seed=1", "--generation-database=none"])
+        .args(arguments)
         .arg(format!("http://{}/openapi.json", agent.address()));
-    let (printed, fine) = run(&mut schemathesis);
+    run(&mut schemathesis)
+}
+
+/// Every operation was tested, and nothing was found.
+fn assert_nothing_found((printed, fine): (String, bool)) {
     assert!(fine, "{printed}");
     let operations: usize = openapi::documented().values().map(Vec::len).sum();
     assert!(
         printed.contains(&format!("Tested: {operations}\n")),
         "not {operations} operations were tested: {printed}"
+    );
+}
+
+/// `SCHEMATHESIS_EXAMPLES` is for each operation; the seed is fixed, so a failure comes again.
+fn examples() -> usize {
+    let examples = std::env::var("SCHEMATHESIS_EXAMPLES");
+    examples.map_or(50, |given| given.parse().expect("a number"))
+}
+
+// The document allows every term that an agent may be configured to allow.
+const LONGEST_TERM: (&str, &str) = ("EA_MAX_TERM", "24h");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemathesis_finds_nothing_that_the_openapi_document_does_not_say() {
+    let agent = Agent::start(&owned(&[LONGEST_TERM])).await;
+    let examples = format!("--max-examples={}", examples());
+    assert_nothing_found(schemathesis(&agent, &["--checks=all", &examples], &[]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemathesis_finds_nothing_where_credentials_are_needed_and_no_way_around_them() {
+    let directory = TempDir::new().expect("a directory");
+    let at = |name: &str| directory.path().join(name).display().to_string();
+    let (token, line) = new_token(&["worker"]);
+    fs::write(at("tokens"), line).expect("written");
+    // Whatever names schemathesis makes up.
+    let all = "permit (principal, action, resource);";
+    fs::write(at("all.cedar"), all).expect("written");
+    let start = async |modes: &str| {
+        Agent::start(&owned(&[
+            LONGEST_TERM,
+            ("EA_AUTH_MODES", modes),
+            ("EA_AUTH_TOKEN_FILE", &at("tokens")),
+            (
+                "EA_AUTH_POLICY_DIR",
+                &directory.path().display().to_string(),
+            ),
+        ]))
+        .await
+    };
+    let bearer = format!("Authorization: Bearer {token}");
+    let shown = ["--header", &bearer];
+    let needed = [("CREDENTIALS_NEEDED", "1")];
+    let agent = start("token").await;
+    let examples = format!("--max-examples={}", (examples() / 5).max(1));
+    let all = [&["--checks=all", &examples][..], &shown].concat();
+    assert_nothing_found(schemathesis(&agent, &all, &needed));
+
+    // A stranger is told 401, as documented; that it is told nothing else is no reason for a warning.
+    let stranger = ["--checks=all", "--max-examples=3", "--warnings=off"];
+    assert_nothing_found(schemathesis(&agent, &stranger, &needed));
+
+    // It would have noticed who gets in without a credential.
+    let agent = start("none,token").await;
+    let one = [
+        "--checks=ignored_auth",
+        "--max-examples=1",
+        "--include-path=/elections",
+    ];
+    let (printed, fine) = schemathesis(&agent, &[&one[..], &shown].concat(), &needed);
+    assert!(!fine, "{printed}");
+    assert!(
+        printed.contains("API accepts requests without authentication"),
+        "{printed}"
     );
 }

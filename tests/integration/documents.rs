@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, fs, process::Command};
 
 use election_agent::{config, transport::rest::openapi};
 use reqwest::Method;
+use serde_json::{Value, json};
 
 use crate::harness::{Agent, Fixture, Store};
 
@@ -19,6 +20,28 @@ fn the_committed_openapi_document_is_the_codes() {
         committed("openapi/openapi_v3.yaml") == emitted,
         "openapi/openapi_v3.yaml is not what the code emits: run `make openapi` and commit"
     );
+}
+
+#[test]
+fn what_may_be_refused_to_strangers_is_documented_to_take_a_bearer_token_or_none() {
+    let document = serde_json::to_value(openapi::document()).expect("JSON");
+    assert_eq!(
+        document["components"]["securitySchemes"]["bearer"]["scheme"],
+        "bearer"
+    );
+    let mut taken = 0;
+    for (path, methods) in openapi::documented() {
+        for method in methods {
+            let operation = &document["paths"][&path][method.to_lowercase()];
+            let expected = match operation["responses"].get("401") {
+                Some(_) => json!([{}, {"bearer": []}]),
+                None => Value::Null,
+            };
+            assert_eq!(operation["security"], expected, "{method} {path}");
+            taken += usize::from(!expected.is_null());
+        }
+    }
+    assert!(taken >= 13, "{taken}");
 }
 
 #[tokio::test]

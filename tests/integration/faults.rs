@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use election_agent::proto::GetLeaderRequest;
 use redis::AsyncCommands as _;
-use tonic::{Code, Request};
+use tonic::Code;
 
 use crate::harness::{Agent, Proxy, Redis, campaign, eventually, owned};
 
@@ -223,68 +222,6 @@ async fn scripts_that_the_server_has_dropped_are_loaded_again() {
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
     assert!(!agent.campaign("e", "b", 60_000).await.elected);
     assert_eq!(agent.leader("e").await.expect("held"), "a");
-}
-
-#[tokio::test]
-async fn what_a_caller_that_gave_up_was_granted_is_taken_back() {
-    let redis = Redis::start().await;
-    let agent = agent(&redis, &[]).await;
-    assert_eq!(code(&agent, "first").await, None);
-    assert!(agent.resign("e", "first", 0).await.value);
-    redis.signal("STOP");
-    let mut request = Request::new(campaign("e", "gone", 60_000));
-    request.set_timeout(Duration::from_millis(200));
-    agent
-        .grpc()
-        .campaign(request)
-        .await
-        .expect_err("the deadline passed");
-    redis.signal("CONT");
-    // Redis runs the grant when it goes on; for a minute nobody would lead.
-    let won = eventually("another candidate is elected", async || {
-        let answer = agent
-            .grpc()
-            .campaign(campaign("e", "next", 60_000))
-            .await
-            .ok()?;
-        Some(answer.into_inner()).filter(|result| result.elected)
-    });
-    assert_eq!(won.await.leader, "next");
-}
-
-#[tokio::test]
-async fn the_callers_deadline_is_kept() {
-    let redis = Redis::start().await;
-    let agent = agent(&redis, &[]).await;
-    redis.signal("STOP");
-    let asked = Instant::now();
-    let client = reqwest::Client::builder()
-        .http2_prior_knowledge()
-        .build()
-        .expect("a client");
-    let election = prost::Message::encode_to_vec(&GetLeaderRequest {
-        election: "e".to_owned(),
-        kind: String::new(),
-    });
-    let length = u32::try_from(election.len()).expect("short").to_be_bytes();
-    let answer = client
-        .post(format!(
-            "http://{}/grpc.election_agent.v1.Election/GetLeader",
-            agent.address()
-        ))
-        .header("content-type", "application/grpc")
-        .header("grpc-timeout", "150m")
-        .body([&[0][..], &length, &election].concat())
-        .send()
-        .await
-        .expect("an answer");
-    assert_eq!(answer.headers()["grpc-status"], "4", "{answer:?}");
-    assert!(
-        (150..1_500).contains(&asked.elapsed().as_millis()),
-        "{:?}",
-        asked.elapsed()
-    );
-    redis.signal("CONT");
 }
 
 #[tokio::test]
@@ -632,20 +569,6 @@ async fn an_extension_is_tried_again_as_often_as_it_asks_for() {
     redis.run().await;
     let extended = retrying.await.expect("no panic").expect("an answer");
     assert!(extended.into_inner().value);
-}
-
-#[tokio::test]
-async fn a_request_that_takes_too_long_is_told_so_over_rest() {
-    let redis = Redis::start().await;
-    let agent = agent(&redis, &[("EA_REQUEST_TIMEOUT", "200ms")]).await;
-    redis.signal("STOP");
-    let late = agent.get("/election/e").await;
-    assert_eq!(
-        (late.status, late.text("code")),
-        (504, "DeadlineExceeded"),
-        "{late:?}"
-    );
-    redis.signal("CONT");
 }
 
 #[tokio::test]

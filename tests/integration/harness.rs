@@ -1,19 +1,25 @@
 //! Starts real servers on free ports, and stops them.
 
 mod agent;
+mod ask;
 mod authority;
 mod cluster;
 mod http;
 mod issuer;
+mod kubernetes;
 mod proxy;
 mod redis;
 mod sentinel;
 
-pub(crate) use agent::{Agent, Answer, output as command_output, owned};
+pub(crate) use agent::{Agent, Answer, new_token, output as command_output, owned};
+pub(crate) use ask::{Ask, CAMPAIGN, Protocol};
 pub(crate) use authority::Authority;
 pub(crate) use cluster::Cluster;
 pub(crate) use http::HttpServer;
-pub(crate) use issuer::{AUDIENCE, ISSUER, Key, key_set, now as token_now};
+pub(crate) use issuer::{
+    AUDIENCE, ISSUER, Key, key_set, now as token_now, settings as jwt_settings,
+};
+pub(crate) use kubernetes::{ApiServer, Reviews, SERVICE_ACCOUNT};
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
 pub(crate) use sentinel::{Deployment, Sentinels};

@@ -19,10 +19,9 @@ use election_agent::{
     telemetry::metrics::Metrics,
     transport::status::{Code, Problem},
 };
-use http::{Method, Request, Version};
+use http::{Method, Request};
 use http_body_util::BodyExt as _;
-use prost::Message as _;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
     io::AsyncWriteExt as _,
@@ -32,104 +31,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, service_fn};
 
-use crate::harness::{HttpServer, campaign, eventually};
+use crate::harness::{Ask, CAMPAIGN, HttpServer, Protocol, eventually};
 
-const CAMPAIGN: &str = "/grpc.election_agent.v1.Election/Campaign";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
 /// A JSON Web Token that says nothing and that nobody has signed.
 const TOKEN: &str = "Bearer eyJhbGciOiJFZERTQSJ9.e30.AA";
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Protocol {
-    Grpc,
-    GrpcWeb,
-    Rest,
-}
-
-/// A request to campaign, before it is made what a layer refuses.
-#[derive(Debug, Clone)]
-struct Ask {
-    protocol: Protocol,
-    method: Method,
-    path: String,
-    headers: Vec<(&'static str, String)>,
-    body: Vec<u8>,
-}
-
-impl Ask {
-    fn new(protocol: Protocol) -> Self {
-        let (path, content_type, body) = match protocol {
-            Protocol::Grpc => (CAMPAIGN, "application/grpc", message()),
-            Protocol::GrpcWeb => (CAMPAIGN, "application/grpc-web+proto", message()),
-            Protocol::Rest => {
-                let body = json!({"candidate": "worker", "term": 1_000});
-                ("/election/e", "application/json", body.to_string().into())
-            }
-        };
-        Self {
-            protocol,
-            method: Method::POST,
-            path: path.to_owned(),
-            headers: vec![("content-type", content_type.to_owned())],
-            body,
-        }
-    }
-
-    fn with(mut self, name: &'static str, value: &str) -> Self {
-        self.headers.retain(|(known, _)| *known != name);
-        self.headers.push((name, value.to_owned()));
-        self
-    }
-
-    /// At another path over gRPC, and over REST.
-    fn at(mut self, grpc: &str, rest: &str) -> Self {
-        self.path = match self.protocol {
-            Protocol::Rest => rest,
-            Protocol::Grpc | Protocol::GrpcWeb => grpc,
-        }
-        .to_owned();
-        self
-    }
-
-    fn by(mut self, method: Method) -> Self {
-        self.method = method;
-        self
-    }
-
-    fn sending(mut self, body: Vec<u8>) -> Self {
-        self.body = body;
-        self
-    }
-
-    async fn send(self, address: SocketAddr) -> http::Response<reqwest::Body> {
-        let client = match self.protocol {
-            Protocol::Grpc => reqwest::Client::builder().http2_prior_knowledge(),
-            Protocol::GrpcWeb | Protocol::Rest => reqwest::Client::builder().http1_only(),
-        };
-        let client = client.build().expect("a client");
-        let mut request = client
-            .request(self.method, format!("http://{address}{}", self.path))
-            .body(self.body);
-        for (name, value) in self.headers {
-            request = request.header(name, value);
-        }
-        let response = request.send().await.expect("an answer");
-        let expected = match self.protocol {
-            Protocol::Grpc => Version::HTTP_2,
-            Protocol::GrpcWeb | Protocol::Rest => Version::HTTP_11,
-        };
-        assert_eq!(response.version(), expected);
-        response.into()
-    }
-}
-
-/// The frame of a request to campaign.
-fn message() -> Vec<u8> {
-    let message = campaign("e", "worker", 1_000).encode_to_vec();
-    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
-    [&[0][..], &length, &message].concat()
-}
 
 /// Services behind a listener in this process.
 struct Agent {
@@ -302,7 +209,7 @@ impl Seen {
         code: Code,
         ask: impl Fn(Ask) -> Ask,
     ) {
-        for protocol in [Protocol::Grpc, Protocol::GrpcWeb, Protocol::Rest] {
+        for protocol in Protocol::ALL {
             let answer = ask(Ask::new(protocol)).send(agent.address).await;
             is_told(layer, code, protocol, answer).await;
         }

@@ -9,6 +9,7 @@ use utoipa::{
         ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder,
         path::{Operation, PathItem},
         schema::{Object, Type},
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
@@ -28,11 +29,11 @@ use crate::transport::status::Code;
         routes::leaders, routes::pods, routes::siblings, routes::livez, routes::readyz, routes::metrics,
     ),
     components(schemas(ProblemDocument, dto::Leader)),
-    modifiers(&Errors, &DefaultKind),
+    modifiers(&Errors, &Credentials, &DefaultKind),
     tags(
         (name = "elections", description = "Who leads, and how to become it"),
         (name = "pods", description = "Which pods of a Kubernetes Deployment are newer"),
-        (name = "operations", description = "Probes and metrics; never behind authentication"),
+        (name = "operations", description = "Probes and metrics, which everybody may ask, unless EA_AUTH_PUBLIC says otherwise"),
     )
 )]
 struct Document;
@@ -125,11 +126,7 @@ impl Modify for Errors {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
         for item in openapi.paths.paths.values_mut() {
             for operation in operations(item) {
-                let of_the_api = operation
-                    .tags
-                    .as_ref()
-                    .is_none_or(|tags| tags.iter().all(|tag| tag != "operations"));
-                let common = if of_the_api {
+                let common = if is_of_the_api(operation) {
                     &COMMON[..]
                 } else {
                     &COMMON[..UNGUARDED]
@@ -167,6 +164,36 @@ impl Modify for Errors {
                     .responses
                     .insert(code.name().to_owned(), response(*code).into());
             }
+        }
+    }
+}
+
+/// Every operation of the API takes a bearer token, and whether it needs one is the agent's configuration
+/// to say.
+struct Credentials;
+
+const BEARER: &str = "bearer";
+
+impl Modify for Credentials {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let either = [
+            SecurityRequirement::default(),
+            SecurityRequirement::new(BEARER, [""; 0]),
+        ];
+        for item in openapi.paths.paths.values_mut() {
+            for operation in operations(item).filter(|operation| is_of_the_api(operation)) {
+                operation.security = Some(either.to_vec());
+            }
+        }
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some(
+                "Whether the agent wants to know who asks, and how, is configured (EA_AUTH_MODES). A token \
+                 is one that it lists, a JSON Web Token of its issuer, or a Kubernetes service account's. A \
+                 client certificate, or nothing, may do as well.",
+            ));
+        if let Some(components) = &mut openapi.components {
+            components.add_security_scheme(BEARER, SecurityScheme::Http(scheme.build()));
         }
     }
 }
@@ -221,6 +248,12 @@ fn response(code: Code) -> Response {
         }
     }
     response.build()
+}
+
+/// Whether it is not a probe or the like, which everybody may ask.
+fn is_of_the_api(operation: &Operation) -> bool {
+    let tags = operation.tags.iter().flatten();
+    !tags.into_iter().any(|tag| tag == "operations")
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

@@ -74,6 +74,14 @@ pub(crate) fn output(arguments: &[&str], settings: &[(&str, &str)]) -> Output {
         .expect("runs")
 }
 
+/// A bearer token, and the line that knows it, as `token new` makes them.
+pub(crate) fn new_token(arguments: &[&str]) -> (String, String) {
+    let output = output(&[&["token", "new"], arguments].concat(), &[]);
+    assert!(output.status.success(), "{output:?}");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text").trim().to_owned();
+    (text(output.stderr), text(output.stdout))
+}
+
 pub(crate) fn signal(pid: u32, name: &str) {
     // The shell's own kill: slim systems have no other.
     let sent = Command::new("sh")

@@ -7,9 +7,11 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
+use election_agent::tls::{Acceptor, Files};
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{body::Incoming, service::service_fn};
@@ -19,8 +21,11 @@ use hyper_util::{
 };
 use tokio::{net::TcpListener, task::JoinSet};
 
+use super::Authority;
+
 /// A running server; stops when dropped.
 pub(crate) struct HttpServer {
+    scheme: &'static str,
     address: SocketAddr,
     answered: Arc<AtomicUsize>,
     accepting: tokio::task::JoinHandle<()>,
@@ -31,6 +36,29 @@ impl HttpServer {
     pub(crate) async fn start(
         answer: impl Fn(Request<Bytes>) -> Response<String> + Send + Sync + 'static,
     ) -> Self {
+        Self::serve(None, answer).await
+    }
+
+    /// The same over TLS, with a certificate of this authority's.
+    pub(crate) async fn start_tls(
+        authority: &Authority,
+        answer: impl Fn(Request<Bytes>) -> Response<String> + Send + Sync + 'static,
+    ) -> Self {
+        authority.issue("localhost");
+        let files = Files {
+            certificate: authority.path("localhost.crt").into(),
+            key: authority.path("localhost.key").into(),
+            client_ca: None,
+        };
+        let acceptor = Acceptor::start(files, Duration::from_secs(10)).expect("usable files");
+        Self::serve(Some(acceptor), answer).await
+    }
+
+    async fn serve(
+        tls: Option<Acceptor>,
+        answer: impl Fn(Request<Bytes>) -> Response<String> + Send + Sync + 'static,
+    ) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (answer, answered) = (Arc::new(answer), Arc::new(AtomicUsize::new(0)));
@@ -50,14 +78,24 @@ impl HttpServer {
                         Ok::<_, Infallible>(response.map(|text| Full::new(Bytes::from(text))))
                     }
                 });
+                let tls = tls.clone();
                 connections.spawn(async move {
                     let server = auto::Builder::new(TokioExecutor::new());
-                    // How a client ends its connection is its own affair.
-                    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+                    // How a client ends its connection is its own affair, and whether it shakes hands.
+                    let _ = match tls {
+                        None => server.serve_connection(TokioIo::new(stream), service).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => {
+                                server.serve_connection(TokioIo::new(stream), service).await
+                            }
+                            Err(_) => return,
+                        },
+                    };
                 });
             }
         });
         Self {
+            scheme,
             address,
             answered,
             accepting,
@@ -65,7 +103,7 @@ impl HttpServer {
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}://{}{path}", self.scheme, self.address)
     }
 
     /// How many requests it has answered.

@@ -11,6 +11,8 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
 use serde_json::{Value, json};
 
+use super::owned;
+
 /// Who issues, and for whom.
 pub(crate) const ISSUER: &str = "https://issuer.example";
 pub(crate) const AUDIENCE: &str = "election-agent";
@@ -85,4 +87,13 @@ pub(crate) fn key_set(keys: &[&Key]) -> String {
 pub(crate) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     now.expect("after 1970").as_secs()
+}
+
+/// The settings of an agent that takes the issuer's tokens, but for where its keys are.
+pub(crate) fn settings() -> Vec<(String, String)> {
+    owned(&[
+        ("EA_AUTH_MODES", "jwt"),
+        ("EA_AUTH_JWT_ISSUER", ISSUER),
+        ("EA_AUTH_JWT_AUDIENCE", AUDIENCE),
+    ])
 }

@@ -1,0 +1,145 @@
+//! Deadlines while a Redis server does not answer: what callers are told, and that nothing is left of what
+//! they asked for.
+
+use std::time::{Duration, Instant};
+
+use election_agent::proto::GetLeaderRequest;
+use futures_util::future::join_all;
+use tokio::time::timeout;
+use tonic::Code;
+
+use crate::harness::{Agent, Ask, Protocol, Redis, campaign, eventually, owned};
+
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What ends the wait for an answer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    /// `EA_REQUEST_TIMEOUT`.
+    AgentsLimit,
+    /// `grpc-timeout`.
+    CallersLimit,
+    /// The caller goes away without a word.
+    Disconnection,
+}
+
+impl End {
+    const ALL: [Self; 3] = [Self::AgentsLimit, Self::CallersLimit, Self::Disconnection];
+}
+
+/// Asks for a minute in an election of this protocol's and this end's own.
+async fn give_up(agent: &Agent, protocol: Protocol, end: End) -> String {
+    let election = format!("{protocol:?}-{end:?}");
+    let ask = Ask::campaign(protocol, &election, "gone", 60_000);
+    let asked = Instant::now();
+    match end {
+        End::AgentsLimit | End::CallersLimit => {
+            let ask = match end {
+                End::CallersLimit => ask.with("grpc-timeout", "200m"),
+                _ => ask,
+            };
+            let (code, _) = ask.told(agent.address()).await;
+            assert_eq!(code, Code::DeadlineExceeded, "{election}");
+            assert!(asked.elapsed() >= PATIENCE, "{election}");
+        }
+        End::Disconnection => {
+            let told = timeout(PATIENCE, ask.told(agent.address())).await;
+            assert!(told.is_err(), "{election}: {told:?}");
+        }
+    }
+    election
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_caller_that_gave_up_was_granted_is_taken_back() {
+    let redis = Redis::start().await;
+    let url = redis.url();
+    let patient = [("EA_REDIS_URLS", &*url)];
+    let hasty = [patient[0], ("EA_REQUEST_TIMEOUT", "200ms")];
+    let (patient, hasty) = (
+        Agent::start(&owned(&patient)).await,
+        Agent::start(&owned(&hasty)).await,
+    );
+    for agent in [&patient, &hasty] {
+        eventually("the agent has reached the server", async || {
+            agent
+                .grpc()
+                .campaign(campaign("warm-up", "a", 1_000))
+                .await
+                .ok()
+        })
+        .await;
+    }
+    redis.signal("STOP");
+    let asking = Protocol::ALL.into_iter().flat_map(|protocol| {
+        let (patient, hasty) = (&patient, &hasty);
+        End::ALL.map(|end| match end {
+            End::AgentsLimit => give_up(hasty, protocol, end),
+            End::CallersLimit | End::Disconnection => give_up(patient, protocol, end),
+        })
+    });
+    let elections = join_all(asking).await;
+    redis.signal("CONT");
+    // Redis runs the grants when it goes on; for a minute nobody would lead.
+    for election in elections {
+        let won = eventually("another candidate is elected", async || {
+            let next = campaign(&election, "next", 60_000);
+            let answer = patient.grpc().campaign(next).await.ok()?;
+            Some(answer.into_inner()).filter(|result| result.elected)
+        });
+        assert_eq!(won.await.leader, "next", "{election}");
+    }
+}
+
+#[tokio::test]
+async fn the_callers_deadline_is_kept() {
+    let redis = Redis::start().await;
+    let agent = Agent::start(&owned(&[("EA_REDIS_URLS", &redis.url())])).await;
+    redis.signal("STOP");
+    let asked = Instant::now();
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .expect("a client");
+    let election = prost::Message::encode_to_vec(&GetLeaderRequest {
+        election: "e".to_owned(),
+        kind: String::new(),
+    });
+    let length = u32::try_from(election.len()).expect("short").to_be_bytes();
+    let answer = client
+        .post(format!(
+            "http://{}/grpc.election_agent.v1.Election/GetLeader",
+            agent.address()
+        ))
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "150m")
+        .body([&[0][..], &length, &election].concat())
+        .send()
+        .await
+        .expect("an answer");
+    assert_eq!(answer.headers()["grpc-status"], "4", "{answer:?}");
+    assert!(
+        (150..1_500).contains(&asked.elapsed().as_millis()),
+        "{:?}",
+        asked.elapsed()
+    );
+    redis.signal("CONT");
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_is_told_so_over_rest() {
+    let redis = Redis::start().await;
+    let settings = [
+        ("EA_REDIS_URLS", &*redis.url()),
+        ("EA_REQUEST_TIMEOUT", "200ms"),
+    ];
+    let agent = Agent::start(&owned(&settings)).await;
+    redis.signal("STOP");
+    let late = agent.get("/election/e").await;
+    assert_eq!(
+        (late.status, late.text("code")),
+        (504, "DeadlineExceeded"),
+        "{late:?}"
+    );
+    redis.signal("CONT");
+}
