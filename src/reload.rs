@@ -1,7 +1,8 @@
 //! Files that may change while the agent runs: certificates, tokens, keys, policies.
 //!
-//! What was made of them is used until they hold something else that can be used, too. Files that cannot
-//! be used (a key that does not match yet, a half-written policy) change nothing, and are told in the log.
+//! What was made of them is used until they hold something else that can be used, too, and that two looks have
+//! found there: what is being written is not used. Files that cannot be used (a key that does not match yet)
+//! change nothing, and are told in the log.
 
 use std::{
     fmt, fs,
@@ -89,6 +90,7 @@ async fn follow<S: Source>(
     publish: watch::Sender<Arc<S::Made>>,
 ) {
     let mut told: Option<Vec<Mistake>> = None;
+    let mut new: Option<S::Content> = None;
     loop {
         tokio::select! {
             () = publish.closed() => return,
@@ -97,17 +99,24 @@ async fn follow<S: Source>(
         // Away from requests: a disk may be slow, and policies take long to check.
         let looking = spawn_blocking(move || {
             let made = match source.read() {
-                Ok(content) if content == seen => Ok(None),
-                Ok(content) => {
-                    seen = content;
+                Ok(content) if content == seen => {
+                    new = None;
+                    Ok(None)
+                }
+                Ok(content) if new.as_ref() == Some(&content) => {
+                    (seen, new) = (content, None);
                     source.make(&seen).map(Some)
+                }
+                Ok(content) => {
+                    new = Some(content);
+                    Ok(None)
                 }
                 Err(mistakes) => Err(mistakes),
             };
-            (source, seen, made)
+            (source, seen, new, made)
         });
         let made;
-        (source, seen, made) = match looking.await {
+        (source, seen, new, made) = match looking.await {
             Ok(looked) => looked,
             Err(error) => {
                 tracing::error!(%error, "{} are no longer followed; this is a bug", S::WHAT);
