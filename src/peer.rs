@@ -105,6 +105,12 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(&address))
     }
 
+    /// Whether every address of a family is one of theirs.
+    #[must_use]
+    pub fn are_everybody(&self) -> bool {
+        self.0.iter().any(|network| network.prefix_len() == 0)
+    }
+
     /// The address of who sent a request that came from `direct`.
     ///
     /// Each proxy appends to `x-forwarded-for` whom it has the request from, so the header is read from its
@@ -182,6 +188,8 @@ mod tests {
         }
         assert!(!trusted("").contains(ip("127.0.0.1")));
         assert!(trusted("0.0.0.0/0").contains(ip("8.8.8.8")));
+        assert!(trusted("10.0.0.1,::/0").are_everybody());
+        assert!(!trusted("10.0.0.0/8,::1").are_everybody());
     }
 
     #[test]

@@ -189,11 +189,18 @@ async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNod
 async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
     let auth = &config.auth;
     let beyond_this_host = !config.listen.address.is_loopback();
-    if auth.anonymous && beyond_this_host {
+    let asks_nobody = !auth.is_on() && auth.policies.is_none();
+    if asks_nobody && beyond_this_host {
         tracing::warn!(
             address = %config.listen.address,
             "whoever reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
              or let only your clients' network reach it"
+        );
+    }
+    if config.limits.trusted_proxies.are_everybody() {
+        tracing::warn!(
+            "EA_TRUSTED_PROXIES has a network of all addresses, so that callers choose their own address: \
+             name your proxies alone"
         );
     }
     let files = |mistakes: Vec<reload::Mistake>| unusable(&mistakes);

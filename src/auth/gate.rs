@@ -3,6 +3,8 @@
 //! Transports have no other way to the elections, so that none can forget to ask. A request is denied before
 //! anything is done for it.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use super::{
@@ -200,7 +202,11 @@ impl Gate {
 
 /// Whether policies permit it; without any, everything is.
 pub(crate) fn permits(policies: Option<&Current<Policies>>, question: &Question<'_>) -> bool {
-    policies.is_none_or(|policies| policies.borrow().decide(question).allowed())
+    policies.is_none_or(|policies| {
+        // Not under the lock: a decision may take long.
+        let policies = Arc::clone(&policies.borrow());
+        policies.decide(question).allowed()
+    })
 }
 
 /// What is told to whom policies do not permit what they ask.

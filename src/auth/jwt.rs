@@ -14,7 +14,7 @@ use quick_cache::sync::Cache;
 use serde_json::{Map, Value};
 
 use super::{Identity, Mode, Refusal, tokens::Hash};
-use keys::Key;
+use keys::{Key, Keys};
 
 /// How many tokens are remembered that were found good: checking a signature costs as much as the whole
 /// rest of a request.
@@ -77,47 +77,75 @@ impl Verifier {
     /// Whose token this is. Waits for keys that the issuer may have added, but not for long.
     ///
     /// # Errors
-    /// The token is not good, or the issuer's keys are not known.
+    /// The token is not good, or it may be good by a key of the issuer's that cannot be had now.
     pub(super) async fn verify(&self, token: &str, hash: &Hash) -> Result<Identity, Refusal> {
         let header = decode_header(token).map_err(|_| refused("it is not a JSON Web Token"))?;
+        // Nobody is asked for keys for a token that they would not make good.
+        if !self.claims_our_issuer(token) {
+            return Err(refused(why(&ErrorKind::InvalidIssuer)));
+        }
+        let name = header.kid.as_deref();
         let mut keys = self.keys.current();
-        if !keys.has(header.kid.as_deref()) {
-            keys = self.keys.newer().await;
+        let mut verified = self.verify_by_any(&keys, name, token);
+        if let Err(Wrong::Signature(_)) = verified
+            && !keys.has(name)
+        {
+            keys = self.keys.newer().await.ok_or_else(|| {
+                Refusal::Unavailable(
+                    "the token may be signed by a key of the issuer's that is not known yet, and the issuer \
+                     cannot be asked just now: try again in some seconds"
+                        .to_owned(),
+                )
+            })?;
+            verified = self.verify_by_any(&keys, name, token);
         }
-        if keys.is_empty() {
-            return Err(Refusal::Unavailable(
-                "the issuer's keys are not known yet; the agent's log says why".to_owned(),
-            ));
-        }
-        let mut why = refused("it is signed by a key that is not the issuer's (now)");
-        for key in keys.of(header.kid.as_deref()) {
-            match self.verify_by(key, token) {
-                Ok((identity, expires)) => {
-                    keys.verified.0.insert(*hash, (identity.clone(), expires));
-                    return Ok(identity);
-                }
-                Err(refusal) => why = refusal,
-            }
-        }
-        Err(why)
+        let (identity, expires) = verified.map_err(Wrong::told)?;
+        keys.verified.0.insert(*hash, (identity.clone(), expires));
+        Ok(identity)
     }
 
-    fn verify_by(&self, key: &Key, token: &str) -> Result<(Identity, u64), Refusal> {
+    fn verify_by_any(
+        &self,
+        keys: &Keys,
+        name: Option<&str>,
+        token: &str,
+    ) -> Result<(Identity, u64), Wrong> {
+        let mut wrong = Wrong::Signature("it is signed by a key that is not the issuer's (now)");
+        for key in keys.of(name) {
+            match self.verify_by(key, token) {
+                Err(Wrong::Signature(why)) => wrong = Wrong::Signature(why),
+                decided => return decided,
+            }
+        }
+        Err(wrong)
+    }
+
+    fn verify_by(&self, key: &Key, token: &str) -> Result<(Identity, u64), Wrong> {
         let mut validation = Validation::new(key.algorithm);
         validation.leeway = self.expected.leeway.as_secs();
         validation.validate_nbf = true;
         validation.set_audience(&self.expected.audiences);
         validation.set_issuer(&[&self.expected.issuer]);
         validation.set_required_spec_claims(&["exp", "iss", "aud"]);
-        let token = decode::<Map<String, Value>>(token, &key.decoding, &validation)
-            .map_err(|error| refused(why(error.kind())))?;
+        let token =
+            decode::<Map<String, Value>>(token, &key.decoding, &validation).map_err(|error| {
+                let why = why(error.kind());
+                match error.kind() {
+                    ErrorKind::InvalidSignature | ErrorKind::InvalidAlgorithm => {
+                        Wrong::Signature(why)
+                    }
+                    _ => Wrong::Content(refused(why)),
+                }
+            })?;
         // An extension that must be understood is one that we do not.
         if token.header.crit.is_some() {
-            return Err(refused("its header has `crit`, which is not supported"));
+            let refusal = refused("its header has `crit`, which is not supported");
+            return Err(Wrong::Content(refusal));
         }
         let expires = token.claims.get("exp").and_then(Value::as_f64);
         let expires = expires.map_or(0, |seconds| seconds.max(0.0) as u64);
-        Ok((self.identity(&token.claims)?, expires))
+        let identity = self.identity(&token.claims).map_err(Wrong::Content)?;
+        Ok((identity, expires))
     }
 
     fn identity(&self, claims: &Map<String, Value>) -> Result<Identity, Refusal> {
@@ -146,6 +174,23 @@ impl Verifier {
     }
 }
 
+/// What is wrong with a token.
+enum Wrong {
+    /// A key has not signed it; another may have.
+    Signature(&'static str),
+    /// A key has, and it is not good all the same.
+    Content(Refusal),
+}
+
+impl Wrong {
+    fn told(self) -> Refusal {
+        match self {
+            Self::Signature(why) => refused(why),
+            Self::Content(refusal) => refusal,
+        }
+    }
+}
+
 /// What is wrong with the token, never what is in it.
 fn refused(why: &str) -> Refusal {
     Refusal::Unauthenticated(format!("the JSON Web Token is not accepted: {why}"))
@@ -171,7 +216,7 @@ mod tests {
     use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
     use serde_json::json;
 
-    use super::{super::tokens, keys::Keys, *};
+    use super::{super::tokens, *};
 
     #[derive(Clone)]
     struct Issuer {
@@ -322,7 +367,7 @@ mod tests {
             (issuer.token(&with("nbf", now + 60)), "not valid yet"),
             (issuer.token(&with("nbf", "soon")), "malformed"),
             (issuer.token(&with("iss", "https://evil.example")), "issuer"),
-            (issuer.token(&with("iss", json!(1))), "iss, aud and exp"),
+            (issuer.token(&with("iss", json!(1))), "issuer"),
             (issuer.token(&with("aud", "somebody")), "meant for others"),
             (issuer.token(&with("aud", json!([]))), "meant for others"),
             (issuer.token(&with("sub", Value::Null)), "no text as `sub`"),
@@ -397,16 +442,39 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn keys_that_are_not_known_are_no_verdict_on_the_token() {
-        let issuer = Issuer::new(Algorithm::EdDSA, "k");
-        let verifier = Verifier::new(
-            verifier(&[issuer.jwk()]).expected,
-            keys::Following::fixed(Keys::default()),
+    async fn keys_that_cannot_be_had_are_no_verdict_on_the_token() {
+        let (known, new) = (
+            Issuer::new(Algorithm::EdDSA, "known"),
+            Issuer::new(Algorithm::EdDSA, "new"),
         );
-        let refusal = verifier.verify(&issuer.token(&claims()), &[0; 32]).await;
-        assert!(
-            matches!(refusal, Err(Refusal::Unavailable(_))),
-            "{refusal:?}"
-        );
+        let keys =
+            || Keys::parse(json!({"keys": [known.jwk()]}).to_string().as_bytes()).expect("keys");
+        let expected = verifier(&[known.jwk()]).expected;
+        for keys in [Keys::default(), keys()] {
+            let verifier = Verifier::new(expected.clone(), keys::Following::out_of_reach(keys));
+            let refusal = verifier.verify(&new.token(&claims()), &[0; 32]).await;
+            assert!(
+                matches!(refusal, Err(Refusal::Unavailable(_))),
+                "{refusal:?}"
+            );
+            // Whatever the keys are, this one would not be let in.
+            let others = new.token(&with("iss", "https://evil.example"));
+            let refusal = verifier.verify(&others, &[0; 32]).await;
+            assert!(
+                matches!(refusal, Err(Refusal::Unauthenticated(_))),
+                "{refusal:?}"
+            );
+        }
+        let verifier = Verifier::new(expected, keys::Following::out_of_reach(keys()));
+        verify(&verifier, &known.token(&claims()))
+            .await
+            .expect("good");
+        let forged = Issuer {
+            kid: "known",
+            ..new
+        };
+        verify(&verifier, &forged.token(&claims()))
+            .await
+            .expect_err("that key has not signed it");
     }
 }

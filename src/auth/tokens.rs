@@ -38,7 +38,6 @@ pub(super) fn hash(credential: &str) -> Hash {
 }
 
 /// A token for a client, and the line of the file that knows it.
-#[derive(Debug)]
 pub struct New {
     /// The token, which is kept nowhere.
     pub token: String,
@@ -120,6 +119,8 @@ impl Source for File {
         let path = self.0.display();
         let text = std::str::from_utf8(content)
             .map_err(|_| vec![Mistake::new(VARIABLE, format!("{path} is not UTF-8"))])?;
+        // As some editors begin a file.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let (mut tokens, mut mistakes) = (Tokens::default(), Vec::new());
         for (number, line) in (1..).zip(text.lines()) {
             if line.trim().is_empty() || line.starts_with('#') {
@@ -137,10 +138,17 @@ impl Source for File {
                 Err(what) => mistakes.push(wrong(what)),
             }
         }
-        match mistakes.is_empty() {
-            true => Ok(tokens),
-            false => Err(mistakes),
+        if !mistakes.is_empty() {
+            return Err(mistakes);
         }
+        if tokens.by_prefix.is_empty() {
+            // Taking the last one off must take effect.
+            tracing::warn!(
+                variable = VARIABLE,
+                "{path} lists no token, so none lets anybody in"
+            );
+        }
+        Ok(tokens)
     }
 }
 
@@ -191,7 +199,7 @@ mod tests {
         let second = New::make("worker-1", &[]).expect("made");
         assert_ne!(first.token, second.token);
         assert!(!first.line.contains(&first.token[TOKEN_PREFIX.len()..]));
-        let file = format!("# ours\n\n{}\r\n  {}\n", first.line, second.line);
+        let file = format!("\u{feff}# ours\n\n{}\r\n  {}\n", first.line, second.line);
         let tokens = tokens(&file).expect("valid");
         let found = tokens.find(&hash(&first.token)).expect("known");
         assert_eq!(

@@ -1,6 +1,6 @@
 //! Who may ask, how they prove who they are, and what they may do.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use super::{Setting, setting, values::Reader};
 use crate::{
@@ -166,7 +166,7 @@ impl Auth {
         let tokens = token.then(|| read_tokens(reader));
         let jwt = read_jwt(reader, jwt);
         let reviews = read_reviews(reader);
-        let policies = path(reader, "EA_AUTH_POLICY_DIR").map(Directory);
+        let policies = reader.path("EA_AUTH_POLICY_DIR").map(Directory);
         if let Some(policies) = &policies {
             reader.files(policies);
         }
@@ -211,20 +211,8 @@ fn public(text: &str) -> Result<Vec<Area>, String> {
     text.split(',').map(area).collect()
 }
 
-fn list(text: &str) -> Vec<String> {
-    let entries = text.split(',').map(str::trim);
-    entries
-        .filter(|entry| !entry.is_empty())
-        .map(str::to_owned)
-        .collect()
-}
-
-fn path(reader: &Reader<'_>, variable: &str) -> Option<PathBuf> {
-    Some(PathBuf::from(reader.raw(variable))).filter(|path| !path.as_os_str().is_empty())
-}
-
 fn read_tokens(reader: &mut Reader<'_>) -> Option<tokens::File> {
-    let Some(path) = path(reader, "EA_AUTH_TOKEN_FILE") else {
+    let Some(path) = reader.path("EA_AUTH_TOKEN_FILE") else {
         reader.mistake(
             "EA_AUTH_TOKEN_FILE",
             "EA_AUTH_MODES has token: name the file that lists the tokens",
@@ -251,18 +239,26 @@ fn read_jwt(reader: &mut Reader<'_>, used: bool) -> Option<(Expected, Origin)> {
             "EA_AUTH_MODES has jwt: say who issues the tokens",
         );
     }
-    let audiences = list(reader.raw("EA_AUTH_JWT_AUDIENCE"));
+    let audiences = reader.list("EA_AUTH_JWT_AUDIENCE");
     if audiences.is_empty() {
         reader.mistake(
             "EA_AUTH_JWT_AUDIENCE",
             "EA_AUTH_MODES has jwt: say what this agent is called in tokens, so that those for others are refused",
         );
     }
-    let ca = path(reader, "EA_AUTH_JWT_CA_FILE");
-    let file = path(reader, "EA_AUTH_JWT_JWKS_FILE");
+    let ca = reader.path("EA_AUTH_JWT_CA_FILE");
+    let file = reader.path("EA_AUTH_JWT_JWKS_FILE");
     let url = reader.raw("EA_AUTH_JWT_JWKS_URL").to_owned();
     let origin = match (file, url.is_empty()) {
         (Some(path), true) => {
+            for variable in ["EA_AUTH_JWT_CA_FILE", "EA_AUTH_JWT_REFRESH"] {
+                if reader.is_given(variable) {
+                    reader.mistake(
+                        variable,
+                        "it is for EA_AUTH_JWT_JWKS_URL, which is not set: leave it out",
+                    );
+                }
+            }
             let file = keys::File(path);
             reader.files(&file);
             Some(Origin::File(file))
@@ -304,7 +300,7 @@ fn read_reviews(reader: &mut Reader<'_>) -> Option<Reviews> {
         Duration::from_secs(3600),
     );
     Some(Reviews {
-        audiences: list(reader.raw("EA_AUTH_KUBERNETES_AUDIENCES")),
+        audiences: reader.list("EA_AUTH_KUBERNETES_AUDIENCES"),
         remember: remember?,
     })
 }

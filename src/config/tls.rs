@@ -1,6 +1,6 @@
 //! TLS on both ports.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use super::{Setting, setting, values::Reader};
 use crate::tls::{ClientAuth, Files};
@@ -49,13 +49,10 @@ impl Tls {
         reason = "as all groups, None says that there were mistakes"
     )]
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Option<Self>> {
-        let path = |variable| {
-            Some(PathBuf::from(reader.raw(variable))).filter(|path| !path.as_os_str().is_empty())
-        };
         let (certificate, key, client_ca) = (
-            path("EA_TLS_CERT_FILE"),
-            path("EA_TLS_KEY_FILE"),
-            path("EA_TLS_CLIENT_CA_FILE"),
+            reader.path("EA_TLS_CERT_FILE"),
+            reader.path("EA_TLS_KEY_FILE"),
+            reader.path("EA_TLS_CLIENT_CA_FILE"),
         );
         let client_auth: Option<ClientAuth> = reader.parsed("EA_TLS_CLIENT_AUTH");
         let handshake_timeout = reader.duration(

@@ -1,12 +1,13 @@
 //! Where values come from, before they are validated.
 
 use std::{
-    collections::BTreeMap, ffi::OsString, fmt, ops::RangeInclusive, str::FromStr, time::Duration,
+    collections::BTreeMap, ffi::OsString, fmt, ops::RangeInclusive, path::PathBuf, str::FromStr,
+    time::Duration,
 };
 
 use yaml_serde::Value;
 
-use super::{Secret, Setting, settings};
+use super::{Secret, Setting, redis::hide_credentials, settings};
 use crate::reload;
 
 /// What is wrong with a configuration: one line a mistake.
@@ -286,6 +287,24 @@ impl<'a> Reader<'a> {
         self.values.get(variable).1 != Source::Default
     }
 
+    /// The path that a setting names, if it names one.
+    pub(super) fn path(&self, variable: &str) -> Option<PathBuf> {
+        let raw = self.raw(variable);
+        (!raw.is_empty()).then(|| PathBuf::from(raw))
+    }
+
+    /// The entries of a list that is comma separated; none if nobody gave one.
+    pub(super) fn list(&mut self, variable: &str) -> Vec<String> {
+        let raw = self.raw(variable);
+        let entries = raw.split(',').map(str::trim);
+        let entries = entries.filter(|entry| !entry.is_empty());
+        let entries: Vec<_> = entries.map(str::to_owned).collect();
+        if entries.is_empty() && !raw.is_empty() {
+            self.mistake(variable, "it holds no entry: give one, or leave it out");
+        }
+        entries
+    }
+
     /// Notes a mistake; the text says what to change.
     pub(super) fn mistake(&mut self, variable: &str, what: impl fmt::Display) {
         self.mistakes.push(format!("{variable}: {what}"));
@@ -306,7 +325,14 @@ impl<'a> Reader<'a> {
     ) -> Option<T> {
         let raw = self.raw(variable);
         parse(raw)
-            .map_err(|what| self.mistake(variable, format!("\"{raw}\" is not valid: {what}")))
+            .map_err(|what| {
+                // A URL that was meant for another setting may hold a password.
+                let shown = match raw.contains("://") {
+                    true => hide_credentials(raw),
+                    false => raw.to_owned(),
+                };
+                self.mistake(variable, format!("\"{shown}\" is not valid: {what}"));
+            })
             .ok()
     }
 

@@ -344,12 +344,13 @@ async fn keys_come_from_a_url_and_are_asked_for_again_when_a_token_names_another
     let asked = server.answered();
     let stranger = Key::new(Algorithm::ES256, "three");
     for _ in 0..3 {
+        // The issuer may have such a key now.
         all_told(
             &agent,
             Some(&stranger.token("worker", &[])),
             "e",
             "worker",
-            Code::Unauthenticated,
+            Code::Unavailable,
         )
         .await;
     }
@@ -461,6 +462,65 @@ async fn an_api_server_that_gives_no_verdict_is_no_reason_to_refuse_or_let_in() 
 }
 
 #[tokio::test]
+async fn a_review_goes_on_when_its_caller_does_not() {
+    let kubernetes = ApiServer::start().await;
+    let mut configured = kubernetes.settings();
+    configured.push(("EA_AUTH_KUBERNETES_CACHE_TTL".to_owned(), "1h".to_owned()));
+    let agent = Agent::start(&configured).await;
+    kubernetes.reviews(Reviews::Held);
+    for _ in 0..3 {
+        let hasty = agent
+            .request(Method::GET, "/election/e")
+            .bearer_auth("good")
+            .header("grpc-timeout", "100m");
+        assert_eq!(agent.send(hasty).await.status, 504);
+    }
+    kubernetes.reviews(Reviews::AsEver);
+    eventually("the verdict is known", async || {
+        let hasty = agent
+            .request(Method::GET, "/elections")
+            .bearer_auth("good")
+            .header("grpc-timeout", "100m");
+        (agent.send(hasty).await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(kubernetes.answered(), 1);
+}
+
+#[tokio::test]
+async fn made_up_tokens_are_reviewed_no_more_often_than_their_address_may_ask() {
+    let kubernetes = ApiServer::start().await;
+    let mut configured = kubernetes.settings();
+    configured.push(("EA_RATE_LIMIT_PER_SECOND".to_owned(), "1".to_owned()));
+    let agent = Agent::start(&configured).await;
+    let mut told = [0, 0];
+    for n in 0..30 {
+        let stranger = agent.request(Method::GET, "/election/e");
+        let stranger = agent
+            .send(stranger.bearer_auth(format!("made-up-{n}")))
+            .await;
+        match stranger.status {
+            401 => told[0] += 1,
+            429 => told[1] += 1,
+            _ => panic!("{stranger:?}"),
+        }
+    }
+    let [reviewed, refused] = told;
+    assert!(refused > 10, "{told:?}");
+    assert_eq!(kubernetes.answered(), reviewed, "{told:?}");
+    // So are credentials that are none.
+    let malformed = || {
+        agent
+            .request(Method::GET, "/election/e")
+            .header("authorization", "x")
+    };
+    eventually("malformed ones are counted, too", async || {
+        (agent.send(malformed()).await.status == 429).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn certificates_tell_who_asks() {
     let authority = Authority::new();
     for name in ["localhost", "worker"] {
@@ -532,6 +592,21 @@ fn settings_that_do_not_fit_together_are_told_before_the_agent_starts() {
                 ("EA_AUTH_KUBERNETES_CACHE_TTL", "1ms"),
             ],
             "EA_AUTH_KUBERNETES_CACHE_TTL: ",
+        ),
+        (
+            vec![
+                ("EA_AUTH_MODES", "kubernetes"),
+                ("EA_AUTH_KUBERNETES_AUDIENCES", ","),
+            ],
+            "EA_AUTH_KUBERNETES_AUDIENCES: it holds no entry",
+        ),
+        (
+            vec![
+                ("EA_AUTH_MODES", "jwt"),
+                ("EA_AUTH_JWT_JWKS_FILE", "/no/such/file"),
+                ("EA_AUTH_JWT_CA_FILE", "/no/such/file"),
+            ],
+            "EA_AUTH_JWT_CA_FILE: it is for EA_AUTH_JWT_JWKS_URL",
         ),
         (vec![("EA_AUTH_PUBLIC", "everything")], "EA_AUTH_PUBLIC: "),
         (vec![("EA_RATE_LIMIT_BURST", "5")], "EA_RATE_LIMIT_BURST: "),

@@ -35,8 +35,8 @@ use crate::harness::{Ask, CAMPAIGN, HttpServer, Protocol, eventually};
 
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
-/// A JSON Web Token that says nothing and that nobody has signed.
-const TOKEN: &str = "Bearer eyJhbGciOiJFZERTQSJ9.e30.AA";
+/// A JSON Web Token that says nothing but its issuer, and that nobody has signed.
+const TOKEN: &str = "Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIn0.AA";
 
 /// Services behind a listener in this process.
 struct Agent {

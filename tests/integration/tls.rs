@@ -2,7 +2,11 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use rustls::{HandshakeKind, pki_types::ServerName};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 use crate::harness::{Agent, Authority, campaign, command_output, eventually};
@@ -139,6 +143,36 @@ async fn a_client_that_does_not_shake_hands_is_closed() {
     let closed = tokio::time::timeout(Duration::from_secs(5), silent.read(&mut byte));
     let read = closed.await.expect("in time");
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+}
+
+/// Whoever resumed a session would be let in by a certificate that has expired since.
+#[tokio::test]
+async fn sessions_are_not_resumed_where_clients_show_certificates() {
+    let authority = Authority::new();
+    for name in ["localhost", "worker"] {
+        authority.issue(name);
+    }
+    let mut with_clients = authority.settings();
+    with_clients.push(("EA_TLS_CLIENT_CA_FILE".to_owned(), authority.path("ca.pem")));
+    for (settings, second) in [
+        (authority.settings(), HandshakeKind::Resumed),
+        (with_clients, HandshakeKind::Full),
+    ] {
+        let agent = Agent::start(&settings).await;
+        let client = authority.connector(Some("worker"));
+        for expected in [HandshakeKind::Full, second] {
+            let stream = TcpStream::connect(agent.address()).await.expect("connects");
+            let name = ServerName::try_from("localhost").expect("a name");
+            let mut stream = client.connect(name, stream).await.expect("shakes hands");
+            // Tickets come after the handshake.
+            let request = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+            stream.write_all(request).await.expect("sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            assert_eq!(stream.get_ref().1.handshake_kind(), Some(expected));
+        }
+    }
 }
 
 #[test]

@@ -79,13 +79,9 @@ impl Keys {
         })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-
-    /// Whether there is a key for tokens that name this one.
+    /// Whether there is a key of this name.
     pub(super) fn has(&self, name: Option<&str>) -> bool {
-        self.of(name).next().is_some()
+        name.is_some() && self.keys.iter().any(|key| key.name.as_deref() == name)
     }
 
     /// The keys that tokens which name this one may be signed by: that key, or those without a name. A token
@@ -168,12 +164,21 @@ pub enum Origin {
     Remote(Remote),
 }
 
+/// What came of asking a URL.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// Whether it has answered with keys.
+    answered: bool,
+    /// When it may be asked again.
+    soonest: Instant,
+}
+
 /// Keys that are kept up to date. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Following {
     current: reload::Current<Keys>,
-    /// Of a URL: whoever wants newer keys, and when it may be asked again; the latter changes whenever it was.
-    remote: Option<(Arc<Notify>, watch::Receiver<Instant>)>,
+    /// Of a URL: whoever wants newer keys, and what came of asking last; the latter changes whenever it was asked.
+    remote: Option<(Arc<Notify>, watch::Receiver<Asked>)>,
 }
 
 impl Following {
@@ -190,12 +195,16 @@ impl Following {
             Origin::Remote(remote) => {
                 let client = remote.client().map_err(|mistake| vec![mistake])?;
                 let (publish, current) = watch::channel(Arc::default());
-                let (asked, soonest) = watch::channel(Instant::now());
+                let (publish_asked, asked) = watch::channel(Asked {
+                    answered: false,
+                    soonest: Instant::now(),
+                });
                 let wanted = Arc::new(Notify::new());
-                tokio::spawn(follow(remote, client, publish, asked, Arc::clone(&wanted)));
+                let following = follow(remote, client, publish, publish_asked, Arc::clone(&wanted));
+                tokio::spawn(following);
                 Ok(Self {
                     current,
-                    remote: Some((wanted, soonest)),
+                    remote: Some((wanted, asked)),
                 })
             }
         }
@@ -209,22 +218,38 @@ impl Following {
         }
     }
 
+    /// Of a URL that has not answered, and may not be asked again yet.
+    #[cfg(test)]
+    pub(super) fn out_of_reach(keys: Keys) -> Self {
+        let asked = Asked {
+            answered: false,
+            soonest: Instant::now() + NOT_SOONER,
+        };
+        Self {
+            remote: Some((Arc::default(), watch::channel(asked).1)),
+            ..Self::fixed(keys)
+        }
+    }
+
     pub(super) fn current(&self) -> Arc<Keys> {
         Arc::clone(&self.current.borrow())
     }
 
-    /// The keys after the URL was asked once more, unless that takes too long or was done just now: strangers
-    /// can name any key, and must not make requests wait for nothing.
-    pub(super) async fn newer(&self) -> Arc<Keys> {
-        if let Some((wanted, soonest)) = &self.remote {
-            let mut soonest = soonest.clone();
-            if *soonest.borrow_and_update() <= Instant::now() {
-                wanted.notify_one();
-                // Whatever comes of it: the keys are those that there are.
-                let _ = timeout(PATIENCE, soonest.changed()).await;
+    /// The keys after the URL was asked once more; `None` when it does not answer, or was asked just now:
+    /// strangers can name any key, and must not make us ask without end. Of a file, the keys that there are.
+    pub(super) async fn newer(&self) -> Option<Arc<Keys>> {
+        if let Some((wanted, asked)) = &self.remote {
+            let mut asked = asked.clone();
+            if asked.borrow_and_update().soonest > Instant::now() {
+                return None;
+            }
+            wanted.notify_one();
+            timeout(PATIENCE, asked.changed()).await.ok()?.ok()?;
+            if !asked.borrow().answered {
+                return None;
             }
         }
-        self.current()
+        Some(self.current())
     }
 }
 
@@ -232,13 +257,14 @@ async fn follow(
     remote: Remote,
     client: reqwest::Client,
     publish: watch::Sender<Arc<Keys>>,
-    asked: watch::Sender<Instant>,
+    asked: watch::Sender<Asked>,
     wanted: Arc<Notify>,
 ) {
     let (mut used, mut failing) = (Vec::new(), false);
     loop {
         let fetched = remote.fetch(&client, &used).await;
         let now = Instant::now();
+        let answered = fetched.is_ok();
         let (soonest, latest) = match fetched {
             Ok(newer) => {
                 if let Some((content, keys)) = newer {
@@ -257,7 +283,7 @@ async fn follow(
                 (now + again, now + again)
             }
         };
-        asked.send_replace(soonest);
+        asked.send_replace(Asked { answered, soonest });
         let again = async {
             wanted.notified().await;
             sleep_until(soonest).await;

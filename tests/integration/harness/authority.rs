@@ -84,6 +84,13 @@ impl Authority {
         stream: TcpStream,
         identity: Option<&str>,
     ) -> tokio_rustls::client::TlsStream<TcpStream> {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let shaking = self.connector(identity).connect(name, stream);
+        shaking.await.expect("shakes hands")
+    }
+
+    /// A client that resumes its sessions, if it may.
+    pub(crate) fn connector(&self, identity: Option<&str>) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("an authority");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -102,9 +109,7 @@ impl Authority {
                     .expect("an identity")
             }
         };
-        let name = ServerName::try_from("localhost").expect("a name");
-        let connector = TlsConnector::from(Arc::new(config));
-        connector.connect(name, stream).await.expect("shakes hands")
+        TlsConnector::from(Arc::new(config))
     }
 
     pub(crate) fn client(&self) -> ClientTlsConfig {

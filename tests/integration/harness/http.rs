@@ -19,7 +19,10 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
 };
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet, spawn_blocking},
+};
 
 use super::Authority;
 
@@ -28,7 +31,7 @@ pub(crate) struct HttpServer {
     scheme: &'static str,
     address: SocketAddr,
     answered: Arc<AtomicUsize>,
-    accepting: tokio::task::JoinHandle<()>,
+    accepting: JoinHandle<()>,
 }
 
 impl HttpServer {
@@ -74,7 +77,10 @@ impl HttpServer {
                         let (parts, body) = request.into_parts();
                         let body = body.collect().await.expect("a body").to_bytes();
                         counted.fetch_add(1, Ordering::SeqCst);
-                        let response = answer(Request::from_parts(parts, body));
+                        // Beside the runtime: an answer may be one that is held back.
+                        let request = Request::from_parts(parts, body);
+                        let answering = spawn_blocking(move || answer(request));
+                        let response = answering.await.expect("an answer");
                         Ok::<_, Infallible>(response.map(|text| Full::new(Bytes::from(text))))
                     }
                 });

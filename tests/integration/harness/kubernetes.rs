@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    sync::{Arc, Mutex},
+    sync::{Arc, Condvar, Mutex},
 };
 
 use http::Response;
@@ -17,7 +17,7 @@ pub(crate) const SERVICE_ACCOUNT: &str = "system:serviceaccount:batch:worker";
 /// The server, and a kubeconfig for it; stops when dropped.
 pub(crate) struct ApiServer {
     server: Option<HttpServer>,
-    mode: Arc<Mutex<Reviews>>,
+    mode: Arc<(Mutex<Reviews>, Condvar)>,
     directory: TempDir,
 }
 
@@ -30,11 +30,13 @@ pub(crate) enum Reviews {
     Forbidden,
     /// `good` is meant for others.
     OfOthers,
+    /// Not until it is told to answer otherwise.
+    Held,
 }
 
 impl ApiServer {
     pub(crate) async fn start() -> Self {
-        let mode = Arc::new(Mutex::new(Reviews::AsEver));
+        let mode = Arc::new((Mutex::new(Reviews::AsEver), Condvar::new()));
         let reviewing = Arc::clone(&mode);
         let server = HttpServer::start(move |request| {
             let answer = |status: u16, body: Value| {
@@ -46,7 +48,10 @@ impl ApiServer {
             };
             assert_eq!(request.uri().path(), "/apis/authentication.k8s.io/v1/tokenreviews");
             assert_eq!(request.headers()["authorization"], "Bearer the-agents-own");
-            let mode = *reviewing.lock().expect("unlocked");
+            let (mode, changed) = &*reviewing;
+            let mode = mode.lock().expect("unlocked");
+            let held = |mode: &mut Reviews| *mode == Reviews::Held;
+            let mode = *changed.wait_while(mode, held).expect("unlocked");
             if mode == Reviews::Forbidden {
                 return answer(403, json!({
                     "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
@@ -101,8 +106,10 @@ impl ApiServer {
     }
 
     pub(crate) fn reviews(&self, mode: Reviews) {
-        *self.mode.lock().expect("unlocked") = mode;
+        *self.mode.0.lock().expect("unlocked") = mode;
+        self.mode.1.notify_all();
     }
+
     /// How many reviews it has answered.
     pub(crate) fn answered(&self) -> usize {
         self.server.as_ref().map_or(0, HttpServer::answered)
