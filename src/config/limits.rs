@@ -31,7 +31,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_MAX_CONNECTIONS_PER_PEER",
         "0",
-        "how many of them may come from one address that is not in EA_TRUSTED_PROXIES; 0: no limit of its own",
+        "how many of them may come from one address (of IPv6: one /64 network) that is not in EA_TRUSTED_PROXIES; 0: no limit of its own",
     ),
     setting(
         "EA_TRUSTED_PROXIES",

@@ -14,7 +14,7 @@
 
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     num::NonZeroU32,
     sync::Arc,
     task::{Context, Poll},
@@ -34,7 +34,7 @@ use tower::{Layer, Service};
 
 use crate::{
     auth::{Identity, Mode},
-    peer::{Peer, TrustedProxies},
+    peer::{Peer, TrustedProxies, network},
     transport::{
         is_for_operators,
         status::{Code, Problem},
@@ -156,16 +156,6 @@ impl RateLimiter {
                  EA_RATE_LIMIT_BURST): wait before you ask again",
             )
         })
-    }
-}
-
-/// What is counted together: an IPv4 address, or an IPv6 /64 network.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-        }
     }
 }
 
