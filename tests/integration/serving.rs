@@ -10,12 +10,20 @@ use std::{
 };
 
 use election_agent::proto::{CampaignResult, election_client::ElectionClient};
+use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
 use reqwest::Method;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
 use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest,
+};
 
 use crate::harness::{Agent, Fixture, Redis, Store, campaign, eventually};
 
@@ -304,6 +312,26 @@ async fn a_shutdown_tells_probes_and_does_not_wait_for_their_streams() {
     let last = updates.message().await.expect("open").expect("a status");
     assert_eq!(last.status().as_str_name(), "NOT_SERVING");
     assert!(updates.message().await.expect("an orderly end").is_none());
+    assert!(agent.exit().await.success());
+}
+
+/// It would last as long as the client likes, which here is for ever.
+#[tokio::test]
+async fn a_shutdown_ends_a_reflection_stream_on_which_nothing_is_asked() {
+    let mut agent = agent(&[("EA_SHUTDOWN_GRACE", "1h")]).await;
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let asked = stream::iter([ask]).chain(stream::pending());
+    let mut reflection = ServerReflectionClient::new(agent.channel());
+    let answers = reflection.server_reflection_info(asked).await;
+    let mut answers = answers.expect("a stream").into_inner();
+    assert!(answers.message().await.expect("open").is_some());
+    agent.signal("TERM");
+    let end = timeout(Duration::from_secs(10), answers.message()).await;
+    let end = end.expect("an end").expect("an orderly end");
+    assert!(end.is_none());
     assert!(agent.exit().await.success());
 }
 
