@@ -37,6 +37,9 @@ use crate::{
 /// What the paths of the election service's methods begin with.
 pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
 
+/// The path of the health service's method that probes ask.
+pub const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+
 /// The full names of the reflection services.
 pub const REFLECTION: [&str; 2] = [
     "grpc.reflection.v1.ServerReflection",

@@ -473,3 +473,40 @@ async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_
     waiting.await.expect("no panic").expect("answered");
     assert_eq!(agent.leader("e").await.expect("taken again"), "a");
 }
+
+#[tokio::test]
+async fn streams_are_under_way_until_they_end_and_what_is_answered_at_once_passes() {
+    let agent = agent(&[("EA_MAX_IN_FLIGHT", "2")]).await;
+    let readiness = || HealthCheckRequest {
+        service: "readiness".to_owned(),
+    };
+    let mut health = HealthClient::new(agent.channel());
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let stream = health.watch(readiness()).await.expect("a place");
+        let mut stream = stream.into_inner();
+        assert!(stream.message().await.expect("open").is_some());
+        streams.push(stream);
+    }
+    let refused = health.watch(readiness()).await.expect_err("a third");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(agent.get("/election/e").await.status, 429);
+    for path in [
+        "/livez/x",
+        "//livez",
+        "//metrics/x",
+        "/metrics/",
+        "/readyz/",
+    ] {
+        assert_eq!(agent.get(path).await.status, 429, "{path}");
+    }
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(agent.get(path).await.status, 200, "{path}");
+    }
+    health.check(readiness()).await.expect("answered");
+    streams.pop();
+    eventually("a place is free again", async || {
+        (agent.get("/election/e").await.status == 404).then_some(())
+    })
+    .await;
+}
