@@ -8,7 +8,7 @@ pub use tree::Tree;
 
 use tokio::{
     net::{TcpListener, TcpSocket},
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::task::TaskTracker;
 
@@ -96,7 +96,7 @@ impl App {
     }
 
     /// Serves until it is to stop, then says so to probes, stops accepting, and answers what is under way,
-    /// for as long as the grace lasts.
+    /// for as long as the grace lasts. Streams that would last as long as their clients like end at once.
     pub async fn run(self, stop: Stop) {
         let connections = TaskTracker::new();
         let server = Server {
@@ -116,7 +116,8 @@ impl App {
             () = self.tree.monitor.run() => {}
         }
 
-        let draining = async {
+        let answered = async {
+            self.tree.closing.cancel();
             self.tree.monitor.drain().await;
             for accept_loop in accepting {
                 // A loop that panicked accepts no more either.
@@ -126,19 +127,30 @@ impl App {
             connections.wait().await;
         };
         tokio::select! {
-            () = draining => {
-                tracing::info!("every request was answered");
-                // What was granted to callers that have gone; a node that is down must not hold the end up.
-                let _ = timeout(CLEAN_UP, self.tree.quorum.drain()).await;
-            }
-            () = sleep(self.shutdown_grace) => tracing::warn!(
-                connections = connections.len(),
-                "EA_SHUTDOWN_GRACE is over, and requests are still under way"
-            ),
+            () = end(answered, self.shutdown_grace, &connections, self.tree.quorum.drain()) => {}
             () = stop.at_once.cancelled() => {}
         }
         tracing::info!("bye");
     }
+}
+
+/// Waits for answers as long as the grace lasts, and then for withdrawals of what was granted to callers that
+/// have gone.
+async fn end(
+    answered: impl Future,
+    grace: Duration,
+    connections: &TaskTracker,
+    withdrawn: impl Future,
+) {
+    match timeout(grace, answered).await {
+        Ok(_) => tracing::info!("every request was answered"),
+        Err(_) => tracing::warn!(
+            connections = connections.len(),
+            "EA_SHUTDOWN_GRACE is over, and requests are still under way"
+        ),
+    }
+    // A node that is down must not hold the end up.
+    let _ = timeout(CLEAN_UP, withdrawn).await;
 }
 
 fn unusable(mistakes: &[Mistake]) -> StartError {
@@ -198,7 +210,30 @@ fn cannot_bind(address: SocketAddr, variable: &str, error: &io::Error) -> String
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, future::pending};
+
+    use tokio::time::{Instant, sleep};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn withdrawals_are_made_after_the_grace_too_but_not_waited_for_without_end() {
+        let (grace, soon) = (Duration::from_secs(30), Duration::from_millis(100));
+        let connections = TaskTracker::new();
+        let began = Instant::now();
+        let withdrawn = Cell::new(false);
+        let withdraws = async {
+            sleep(soon).await;
+            withdrawn.set(true);
+        };
+        end(pending::<()>(), grace, &connections, withdraws).await;
+        assert!(withdrawn.get());
+        assert!(began.elapsed() < grace + 2 * soon, "{:?}", began.elapsed());
+
+        let began = Instant::now();
+        end(async {}, grace, &connections, pending::<()>()).await;
+        assert_eq!(began.elapsed().as_secs(), CLEAN_UP.as_secs());
+    }
 
     #[test]
     fn a_port_that_needs_a_privilege_is_told_with_the_setting_to_change() {

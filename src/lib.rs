@@ -56,6 +56,7 @@
 
 pub mod app;
 pub mod auth;
+mod body;
 pub mod config;
 pub mod election;
 pub mod kube;

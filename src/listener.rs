@@ -27,10 +27,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
 
-use crate::{peer::Peer, tls::Acceptor};
+use crate::{body::Holding, peer::Peer, tls::Acceptor};
 use admission::{Admission, Place};
 use head::Heads;
-use requests::{Requests, Tracked};
+use requests::Requests;
 pub use watch::Conduct;
 use watch::Watched;
 
@@ -147,7 +147,7 @@ where
             let answer = service.clone().oneshot(request.map(Body::new));
             async move {
                 let response = answer.await?;
-                Ok::<_, Infallible>(response.map(|body| Tracked::new(body, under_way)))
+                Ok::<_, Infallible>(response.map(|body| Holding::new(body, under_way)))
             }
         });
         let heads = Heads::default();

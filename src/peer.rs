@@ -1,6 +1,11 @@
 //! Who is at the other end of a connection, and whose requests a proxy passes on.
 
-use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+    sync::Arc,
+};
 
 use http::HeaderMap;
 use ipnet::IpNet;
@@ -44,6 +49,18 @@ impl fmt::Debug for Peer {
     }
 }
 
+/// What is counted as one peer: an IPv4 address, or the /64 network of an IPv6 address, as a host has as many
+/// addresses of that as it likes.
+#[must_use]
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
+    }
+}
+
 /// The proxies whose word on their clients' addresses is taken (`EA_TRUSTED_PROXIES`). Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies(Arc<[IpNet]>);
@@ -57,13 +74,13 @@ impl FromStr for TrustedProxies {
             return Ok(Self::default());
         }
         text.split(',')
-            .map(|entry| network(entry.trim()))
+            .map(|entry| parse(entry.trim()))
             .collect::<Result<_, _>>()
             .map(Self)
     }
 }
 
-fn network(entry: &str) -> Result<IpNet, String> {
+fn parse(entry: &str) -> Result<IpNet, String> {
     let parsed = match entry.split_once('/') {
         Some(_) => entry.parse::<IpNet>().ok(),
         None => entry.parse::<IpAddr>().ok().map(IpNet::from),

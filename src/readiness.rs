@@ -3,7 +3,10 @@
 //! `/readyz` and the gRPC health service answer from the last [`Report`]: a probe costs the lease nodes
 //! nothing, however often it comes.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tonic_health::{ServingStatus, server::HealthReporter};
@@ -70,6 +73,8 @@ pub struct Monitor {
     services: Vec<&'static str>,
     metrics: Metrics,
     report: watch::Sender<Report>,
+    /// What all gRPC services but [`LIVE`] have been set to.
+    published: Mutex<Option<ServingStatus>>,
 }
 
 impl Monitor {
@@ -91,6 +96,7 @@ impl Monitor {
             services,
             metrics,
             report,
+            published: Mutex::default(),
         };
         monitor
             .health
@@ -139,14 +145,25 @@ impl Monitor {
         self.publish().await;
     }
 
+    /// Sets the gRPC services' status if it has changed: every stream that watches one is told whatever is set.
     async fn publish(&self) {
         let status = match self.report.borrow().ready() {
             true => ServingStatus::Serving,
             false => ServingStatus::NotServing,
         };
+        let published = || {
+            self.published
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if *published() == Some(status) {
+            return;
+        }
         for service in self.services().filter(|service| *service != LIVE) {
             self.health.set_service_status(service, status).await;
         }
+        // Not before all are set: whoever runs this may stop in between.
+        *published() = Some(status);
     }
 
     fn services(&self) -> impl Iterator<Item = &'static str> {
@@ -154,5 +171,53 @@ impl Monitor {
             .into_iter()
             .chain([LIVE])
             .chain(self.services.iter().copied())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures_util::{FutureExt as _, StreamExt as _};
+    use tokio::time::timeout;
+    use tonic::Request;
+    use tonic_health::{
+        pb::{HealthCheckRequest, health_server::Health as _},
+        server::HealthService,
+    };
+
+    use super::*;
+    use crate::lease::{Settings, embedded::Embedded, guard::RestartGuard, quorum::Options};
+
+    #[tokio::test(start_paused = true)]
+    async fn streams_are_told_changes_and_nothing_else() {
+        let minute = Duration::from_secs(60);
+        let node = Embedded::in_memory(Settings {
+            retention: minute,
+            guard: None,
+        });
+        let options = Options::new(minute, RestartGuard::Off, minute);
+        let quorum = Quorum::new(vec![Arc::new(node)], options);
+        let health = HealthReporter::new();
+        let service = HealthService::from_health_reporter(health.clone());
+        let (monitor, _report) =
+            Monitor::start(quorum, health, Vec::new(), Metrics::new(&[1.0])).await;
+        let watched = HealthCheckRequest {
+            service: "readiness".to_owned(),
+        };
+        let watching = service.watch(Request::new(watched)).await;
+        let mut updates = watching.expect("a stream").into_inner();
+        let mut next = async || {
+            let update = updates.next().await?;
+            Some(update.expect("a status").status().as_str_name())
+        };
+        assert_eq!(next().await, Some("SERVING"));
+
+        let asked = timeout(10 * EVERY, monitor.run()).await;
+        assert!(asked.is_err(), "it asks for ever");
+        assert_eq!(next().now_or_never(), None, "nothing has changed");
+        monitor.drain().await;
+        assert_eq!(next().await, Some("NOT_SERVING"));
+        assert_eq!(next().await, None, "the end");
     }
 }

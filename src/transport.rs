@@ -127,7 +127,7 @@ pub fn action(method: &Method, path: &str) -> &'static str {
         },
         Some("elections") => "list",
         Some("kube") => "pods",
-        Some(first) if is_probe(first) => "probe",
+        _ if Area::of(path) == Area::Probes => "probe",
         _ => "other",
     }
 }
@@ -156,26 +156,30 @@ impl Area {
     /// What this path is for.
     #[must_use]
     pub fn of(path: &str) -> Self {
-        let first = path.trim_start_matches('/').split('/').next();
-        match first.unwrap_or_default() {
-            first if is_probe(first) => Self::Probes,
-            "metrics" => Self::Metrics,
-            "openapi.json" | "openapi_v3.yaml" | "swagger-ui" => Self::Documents,
-            first if grpc::REFLECTION.contains(&first) => Self::Documents,
+        match path {
+            "/livez"
+            | "/readyz"
+            | grpc::HEALTH_CHECK
+            | "/grpc.health.v1.Health/Watch"
+            | "/grpc.health.v1.Health/List" => return Self::Probes,
+            "/metrics" => return Self::Metrics,
+            "/openapi.json" | "/openapi_v3.yaml" => return Self::Documents,
+            _ => {}
+        }
+        // What has paths below it.
+        match path.split('/').nth(1) {
+            Some("swagger-ui") => Self::Documents,
+            Some(service) if grpc::REFLECTION.contains(&service) => Self::Documents,
             _ => Self::Api,
         }
     }
 }
 
-/// Whether a path is for those who watch the agent: probes and metrics.
+/// Whether a path is for those who watch the agent, and answered at once: what limits requests lets it pass.
+/// The health service's streams are not, which last as long as their clients like.
 #[must_use]
 pub fn is_for_operators(path: &str) -> bool {
-    matches!(Area::of(path), Area::Probes | Area::Metrics)
-}
-
-/// Whether a path's first segment is that of a probe.
-fn is_probe(first: &str) -> bool {
-    matches!(first, "livez" | "readyz" | "grpc.health.v1.Health")
+    matches!(path, "/livez" | "/readyz" | "/metrics" | grpc::HEALTH_CHECK)
 }
 
 /// Who asks, as the authentication layer has found out.
@@ -288,6 +292,79 @@ mod tests {
             assert_eq!(Protocol::of(&headers), protocol, "{content_type}");
         }
         assert_eq!(Protocol::of(&HeaderMap::new()), Protocol::Rest);
+    }
+
+    #[test]
+    fn an_area_has_the_paths_that_there_are_and_no_others() {
+        for (area, paths) in [
+            (
+                Area::Probes,
+                &[
+                    "/livez",
+                    "/readyz",
+                    "/grpc.health.v1.Health/Check",
+                    "/grpc.health.v1.Health/Watch",
+                    "/grpc.health.v1.Health/List",
+                ][..],
+            ),
+            (Area::Metrics, &["/metrics"]),
+            (
+                Area::Documents,
+                &[
+                    "/openapi.json",
+                    "/openapi_v3.yaml",
+                    "/swagger-ui",
+                    "/swagger-ui/",
+                    "/swagger-ui/index.html",
+                    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                ],
+            ),
+            (
+                Area::Api,
+                &[
+                    "/",
+                    "/election/livez",
+                    "//livez",
+                    "/livez/",
+                    "/livez/anything",
+                    "/readyz/x",
+                    "//metrics/x",
+                    "/metrics/",
+                    "/grpc.health.v1.Health/",
+                    "/grpc.health.v1.Health/Check/x",
+                    "/openapi.json/x",
+                    "/swagger-uix",
+                ],
+            ),
+        ] {
+            for path in paths {
+                assert_eq!(Area::of(path), area, "{path}");
+                let is_probe = action(&Method::GET, path) == "probe";
+                assert_eq!(is_probe, area == Area::Probes, "{path}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_passes_limits_is_answered_at_once() {
+        for path in [
+            "/livez",
+            "/readyz",
+            "/metrics",
+            "/grpc.health.v1.Health/Check",
+        ] {
+            assert!(is_for_operators(path), "{path}");
+        }
+        for path in [
+            "/grpc.health.v1.Health/Watch",
+            "/grpc.health.v1.Health/List",
+            "/livez/x",
+            "//metrics",
+            "/openapi.json",
+        ] {
+            assert!(!is_for_operators(path), "{path}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use axum::{body::Body, response::Response};
 use futures_util::future::join_all;
 use http::Request;
+use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService as _;
 use tonic_health::{
     pb::health_server::HealthServer,
@@ -50,6 +51,8 @@ pub struct Tree {
     metrics: Metrics,
     pub(super) monitor: Monitor,
     pub(super) quorum: Quorum,
+    /// Cancelled to end streams that would last as long as their clients like.
+    pub(super) closing: CancellationToken,
     layers: stack::Settings,
 }
 
@@ -84,6 +87,7 @@ impl Tree {
         let metrics = Metrics::new(&config.telemetry.buckets);
 
         let health = HealthReporter::new();
+        let closing = CancellationToken::new();
         let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
         let mut services = vec![HealthServer::<HealthService>::NAME];
         services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));
@@ -91,6 +95,7 @@ impl Tree {
         let grpc = grpc::Services::new(
             election,
             HealthService::from_health_reporter(health.clone()),
+            closing.clone(),
         )?;
         let (monitor, readiness) =
             Monitor::start(quorum.clone(), health, services, metrics.clone()).await;
@@ -106,6 +111,7 @@ impl Tree {
             metrics,
             monitor,
             quorum,
+            closing,
             layers: stack::Settings {
                 cors: config.listen.cors.clone(),
                 max_in_flight: config.limits.max_in_flight,

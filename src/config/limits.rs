@@ -21,7 +21,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_MAX_IN_FLIGHT",
         "10000",
-        "how many requests may be under way at once, on all connections; more are refused (429, RESOURCE_EXHAUSTED), but for probes and metrics (1 to 1000000)",
+        "how many requests may be under way at once, on all connections, streams such as gRPC health's Watch until they end; more are refused (429, RESOURCE_EXHAUSTED), but for probes and metrics (1 to 1000000)",
     ),
     setting(
         "EA_MAX_CONNECTIONS",
@@ -31,7 +31,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_MAX_CONNECTIONS_PER_PEER",
         "0",
-        "how many of them may come from one address that is not in EA_TRUSTED_PROXIES; 0: no limit of its own",
+        "how many of them may come from one address (of IPv6: one /64 network) that is not in EA_TRUSTED_PROXIES; 0: no limit of its own",
     ),
     setting(
         "EA_TRUSTED_PROXIES",

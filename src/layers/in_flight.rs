@@ -2,7 +2,9 @@
 //!
 //! One count for all connections and ports (`EA_MAX_IN_FLIGHT`). Requests are refused at once and never
 //! wait: whoever waits for a slow lease node would only make the next one wait, too. Probes and metrics
-//! pass: an agent that has much to do is neither dead nor unobserved.
+//! that are answered at once pass: an agent that has much to do is neither dead nor unobserved.
+//!
+//! A request is under way until its answer has been sent whole, so that streams count for as long as they last.
 //!
 //! Refusal: Overloaded (RESOURCE_EXHAUSTED, 429).
 
@@ -12,15 +14,18 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use axum::body::Body;
+use axum::{body::Body, response::Response};
 use http::Request;
 use pin_project_lite::pin_project;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{Layer, Service};
 
-use crate::transport::{
-    is_for_operators,
-    status::{Code, Problem},
+use crate::{
+    body::Holding,
+    transport::{
+        is_for_operators,
+        status::{Code, Problem},
+    },
 };
 
 /// Applies [`InFlight`]; its clones share one count.
@@ -59,9 +64,9 @@ pub struct InFlight<S> {
 
 impl<S> Service<Request<Body>> for InFlight<S>
 where
-    S: Service<Request<Body>, Error = Problem>,
+    S: Service<Request<Body>, Response = Response, Error = Problem>,
 {
-    type Response = S::Response;
+    type Response = Response;
     type Error = Problem;
     type Future = Answer<S::Future>;
 
@@ -90,7 +95,7 @@ where
 }
 
 pin_project! {
-    /// The answer to a request.
+    /// The answer to a request, whose body keeps the request's place.
     pub struct Answer<F> {
         // None: it is refused.
         #[pin]
@@ -100,11 +105,11 @@ pin_project! {
     }
 }
 
-impl<F, R> Future for Answer<F>
+impl<F> Future for Answer<F>
 where
-    F: Future<Output = Result<R, Problem>>,
+    F: Future<Output = Result<Response, Problem>>,
 {
-    type Output = Result<R, Problem>;
+    type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
@@ -115,8 +120,12 @@ where
             )));
         };
         let answer = ready!(under_way.poll(cx));
-        this.permit.take();
-        Poll::Ready(answer)
+        let Some(permit) = this.permit.take() else {
+            return Poll::Ready(answer);
+        };
+        Poll::Ready(
+            answer.map(|response| response.map(|body| Body::new(Holding::new(body, permit)))),
+        )
     }
 }
 
@@ -133,21 +142,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_over_the_limit_is_refused_at_once_until_an_answer_was_given() {
-        let (inner, mut handle) = mock::pair::<Request<Body>, ()>();
+    async fn what_is_over_the_limit_is_refused_at_once_until_an_answer_was_sent() {
+        let (inner, mut handle) = mock::pair::<Request<Body>, Response>();
         let as_problem = |error| Problem::new(Code::Internal, format!("{error}"));
         let service = InFlightLayer::new(2).layer(inner.map_err(as_problem));
-        let call = |path| service.clone().oneshot(request(path)).boxed();
+        let call = |path| {
+            let answer = service.clone().oneshot(request(path));
+            answer
+                .map(|answer| answer.map_err(|problem| problem.code))
+                .boxed()
+        };
+        let free = |service: &InFlight<_>| service.permits.available_permits();
 
         let first = tokio::spawn(call("/election/e"));
         let (_, answer_first) = handle.next_request().await.expect("passed on");
-        let second = tokio::spawn(call("/election/e"));
+        let second = tokio::spawn(call("/grpc.health.v1.Health/Watch"));
         let (_, answer_second) = handle.next_request().await.expect("passed on");
-        let refused = call("/election/e").await;
-        assert_eq!(
-            refused.map_err(|problem| problem.code),
-            Err(Code::Overloaded)
-        );
+        for path in [
+            "/election/e",
+            "/grpc.health.v1.Health/Watch",
+            "/livez/x",
+            "//metrics",
+        ] {
+            let refused = call(path).await.map(|_| ());
+            assert_eq!(refused, Err(Code::Overloaded), "{path}");
+        }
 
         for path in [
             "/livez",
@@ -157,30 +176,29 @@ mod tests {
         ] {
             let probe = tokio::spawn(call(path));
             let (_, answer) = handle.next_request().await.expect(path);
-            answer.send_response(());
-            assert_eq!(probe.await.expect("no panic"), Ok(()));
+            answer.send_response(Response::default());
+            assert!(probe.await.expect("no panic").is_ok(), "{path}");
         }
 
-        answer_first.send_response(());
-        assert_eq!(first.await.expect("no panic"), Ok(()));
-        let third = tokio::spawn(call("/election/e"));
-        let (_, answer_third) = handle.next_request().await.expect("passed on");
-        answer_third.send_response(());
-        assert_eq!(third.await.expect("no panic"), Ok(()));
+        answer_first.send_response(Response::default());
+        let stream = first.await.expect("no panic").expect("an answer");
+        assert_eq!(free(&service), 0, "it has not been sent");
+        drop(stream);
+        assert_eq!(free(&service), 1);
 
         // A caller that goes away is no longer counted.
         second.abort();
         assert!(second.await.expect_err("aborted").is_cancelled());
         drop(answer_second);
-        let (fourth, fifth) = (
-            tokio::spawn(call("/election/e")),
-            tokio::spawn(call("/election/e")),
-        );
-        for _ in 0..2 {
-            let (_, answer) = handle.next_request().await.expect("passed on");
-            answer.send_response(());
-        }
-        assert_eq!(fourth.await.expect("no panic"), Ok(()));
-        assert_eq!(fifth.await.expect("no panic"), Ok(()));
+        assert_eq!(free(&service), 2);
+
+        // Nor is what was answered with a problem.
+        let third = tokio::spawn(call("/election/e"));
+        let (_, answer_third) = handle.next_request().await.expect("passed on");
+        assert_eq!(free(&service), 1);
+        answer_third.send_error("broken");
+        let failed = third.await.expect("no panic").map(|_| ());
+        assert_eq!(failed, Err(Code::Internal));
+        assert_eq!(free(&service), 2);
     }
 }

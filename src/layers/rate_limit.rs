@@ -16,7 +16,7 @@
 
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     num::{NonZeroU32, NonZeroU64},
     sync::{
         Arc,
@@ -34,7 +34,7 @@ use tower::{Layer, Service};
 
 use crate::{
     auth::{Identity, Mode},
-    peer::{Peer, TrustedProxies},
+    peer::{Peer, TrustedProxies, network},
     transport::{
         is_for_operators,
         status::{Code, Problem},
@@ -173,16 +173,6 @@ impl RateLimiter {
                  EA_RATE_LIMIT_BURST): wait before you ask again",
             )
         })
-    }
-}
-
-/// What is counted together: an IPv4 address, or an IPv6 /64 network.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-        }
     }
 }
 

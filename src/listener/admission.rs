@@ -1,4 +1,4 @@
-//! How many connections are taken, in all and from one address.
+//! How many connections are taken, in all and from one peer.
 //!
 //! One count for both ports. A connection that is over a limit is closed before anything is read from it:
 //! there is no answer that a client of any protocol would understand, and none that costs less.
@@ -12,7 +12,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::peer::TrustedProxies;
+use crate::peer::{TrustedProxies, network};
 
 /// How often the log tells that connections are refused.
 const TELL_EVERY: Duration = Duration::from_secs(10);
@@ -22,7 +22,7 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 pub struct Limits {
     /// In all.
     pub connections: usize,
-    /// From one address that is no trusted proxy's; `None` for as many as in all.
+    /// From one address (of IPv6: from one /64 network) that is no trusted proxy's; `None` for as many as in all.
     pub per_peer: Option<usize>,
 }
 
@@ -37,7 +37,7 @@ pub struct Admission {
 #[derive(Debug, Default)]
 struct Open {
     all: usize,
-    /// Only addresses with a connection are here.
+    /// By [`network`]. Only those with a connection are here, and no proxies.
     by_peer: HashMap<IpAddr, usize>,
     told: Option<Instant>,
 }
@@ -56,15 +56,14 @@ impl Admission {
     /// A place for a connection from this address, if there is one; it is free again when dropped.
     #[must_use]
     pub fn admit(&self, peer: IpAddr) -> Option<Place> {
-        // An IPv4 address is the same one on a socket for both.
-        let peer = peer.to_canonical();
+        // A proxy's must not count for the others of its network.
+        let counted = (!self.proxies.contains(peer)).then(|| network(peer));
         let mut open = self.lock();
-        let from_peer = open.by_peer.get(&peer).copied().unwrap_or(0);
+        let from_peer = counted.and_then(|counted| open.by_peer.get(&counted).copied());
+        let from_peer = from_peer.unwrap_or(0);
         let over = match self.limits.per_peer {
             _ if open.all >= self.limits.connections => Some("EA_MAX_CONNECTIONS"),
-            Some(most) if from_peer >= most && !self.proxies.contains(peer) => {
-                Some("EA_MAX_CONNECTIONS_PER_PEER")
-            }
+            Some(most) if from_peer >= most => Some("EA_MAX_CONNECTIONS_PER_PEER"),
             _ => None,
         };
         if let Some(limit) = over {
@@ -75,11 +74,13 @@ impl Admission {
             return None;
         }
         open.all += 1;
-        open.by_peer.insert(peer, from_peer + 1);
+        if let Some(counted) = counted {
+            open.by_peer.insert(counted, from_peer + 1);
+        }
         drop(open);
         Some(Place {
             admission: self.clone(),
-            peer,
+            counted,
         })
     }
 
@@ -92,17 +93,21 @@ impl Admission {
 #[derive(Debug)]
 pub struct Place {
     admission: Admission,
-    peer: IpAddr,
+    /// As what, besides all.
+    counted: Option<IpAddr>,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.admission.lock();
         open.all -= 1;
-        let left = open.by_peer.get(&self.peer).map_or(0, |count| count - 1);
+        let Some(counted) = self.counted else {
+            return;
+        };
+        let left = open.by_peer.get(&counted).map_or(0, |count| count - 1);
         match left {
-            0 => open.by_peer.remove(&self.peer),
-            left => open.by_peer.insert(self.peer, left),
+            0 => open.by_peer.remove(&counted),
+            left => open.by_peer.insert(counted, left),
         };
     }
 }
@@ -134,6 +139,28 @@ mod tests {
         let open = admission.lock();
         assert_eq!(open.all, 1);
         assert_eq!(open.by_peer.len(), 1, "nobody is remembered who has gone");
+    }
+
+    #[tokio::test]
+    async fn of_ipv6_a_network_is_one_peer_and_the_proxies_in_it_are_not_of_it() {
+        let limits = Limits {
+            connections: 10,
+            per_peer: Some(2),
+        };
+        let proxies = "2001:db8::ffff".parse().expect("valid");
+        let admission = Admission::new(limits, proxies);
+        let open = |addresses: &[&str]| {
+            let places = addresses.iter().map(|address| admission.admit(ip(address)));
+            places.collect::<Vec<_>>()
+        };
+        let proxied = open(&["2001:db8::ffff"; 3]);
+        assert_eq!(proxied.iter().flatten().count(), 3);
+        let greedy = open(&["2001:db8::1", "2001:db8::2:0:0:1", "2001:db8::3"]);
+        assert_eq!(greedy.iter().flatten().count(), 2, "of one /64");
+        assert!(admission.admit(ip("2001:db8:0:1::1")).is_some(), "another");
+        drop((proxied, greedy));
+        let left = admission.lock();
+        assert!(left.all == 0 && left.by_peer.is_empty(), "{left:?}");
     }
 
     #[tokio::test]

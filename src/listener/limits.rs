@@ -24,8 +24,10 @@ const MAX_PENDING_RESETS: usize = 20;
 const MAX_ERROR_RESETS: usize = 200;
 /// What a client may send of one request's body before it is read. Bodies are up to 64 KiB, and read at once.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// The same for all requests of the connection; hyper would let in 1 MiB, of each of 10,000 connections.
-const CONNECTION_WINDOW: u32 = 256 * 1024;
+/// The same for all requests of the connection. It also bounds small DATA frames that are not read yet: `h2`
+/// counts what each has less than 256 bytes, and ends the connection when that comes to more than half of this
+/// window. So it lets in [`MAX_STREAMS`] requests of two small frames each.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// The largest frame: the least that the protocol allows, and more than most requests need.
 const MAX_FRAME: u32 = 16 * 1024;
 /// What is kept of an answer that the client does not take; hyper would keep 400 KiB.

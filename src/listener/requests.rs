@@ -1,18 +1,13 @@
 //! The requests of one connection: how many are under way, and since when there is none.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::body::Body;
-use http_body::{Body as HttpBody, Frame, SizeHint};
-use pin_project_lite::pin_project;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -74,43 +69,5 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.ended.send_replace(Instant::now());
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-pin_project! {
-    /// A body that keeps its request under way until it has been sent.
-    pub(super) struct Tracked {
-        #[pin]
-        body: Body,
-        _under_way: UnderWay,
-    }
-}
-
-impl Tracked {
-    pub(super) fn new(body: Body, under_way: UnderWay) -> Self {
-        Self {
-            body,
-            _under_way: under_way,
-        }
-    }
-}
-
-impl HttpBody for Tracked {
-    type Data = <Body as HttpBody>::Data;
-    type Error = <Body as HttpBody>::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
-        self.project().body.poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -8,8 +8,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures_util::future::{BoxFuture, FutureExt as _, ready};
+use futures_util::{
+    StreamExt as _,
+    future::{BoxFuture, FutureExt as _, ready},
+};
 use http::{Request, Response};
+use http_body_util::{BodyStream, StreamBody};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 use tonic_reflection::server::Builder;
@@ -31,6 +36,9 @@ use crate::{
 
 /// What the paths of the election service's methods begin with.
 pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
+
+/// The path of the health service's method that probes ask.
+pub const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 
 /// The full names of the reflection services.
 pub const REFLECTION: [&str; 2] = [
@@ -167,18 +175,21 @@ pub struct Services {
     health: HealthServer<HealthService>,
     /// Full name and service.
     reflection: [(&'static str, Boxed); 2],
+    closing: CancellationToken,
 }
 
 type Boxed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 impl Services {
-    /// The election service (unless it is switched off), health and reflection.
+    /// The election service (unless it is switched off), health and reflection. When `closing` is cancelled,
+    /// reflection streams end.
     ///
     /// # Errors
     /// When the descriptors that were built in do not parse.
     pub fn new(
         election: Option<Handler>,
         health: HealthService,
+        closing: CancellationToken,
     ) -> Result<Self, tonic_reflection::server::Error> {
         let descriptors = || {
             let builder = Builder::configure()
@@ -202,6 +213,7 @@ impl Services {
             election: election
                 .map(|handler| ElectionServer::new(handler).max_decoding_message_size(MAX_BODY)),
             health: HealthServer::new(health).max_decoding_message_size(MAX_BODY),
+            closing,
         })
     }
 }
@@ -233,7 +245,10 @@ impl Service<Request<Body>> for Services {
         let service = path.split('/').nth(1);
         for (name, reflection) in &mut self.reflection {
             if service == Some(*name) {
-                return reflection.call(request).boxed();
+                let closing = self.closing.clone().cancelled_owned();
+                return reflection
+                    .call(request.map(|body| until(body, closing)))
+                    .boxed();
             }
         }
         refuse(Problem::new(
@@ -241,6 +256,12 @@ impl Service<Request<Body>> for Services {
             "there is no such gRPC service: ask the reflection service for those there are",
         ))
     }
+}
+
+/// A body that ends when this does. A stream is answered until its body ends, and a client may keep that open for
+/// as long as it likes.
+fn until(body: Body, end: impl Future<Output = ()> + Send + 'static) -> Body {
+    Body::new(StreamBody::new(BodyStream::new(body).take_until(end)))
 }
 
 fn refuse(problem: Problem) -> BoxFuture<'static, Result<Response<Body>, Infallible>> {

@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use crate::harness::{Agent, Fixture, Store, campaign, eventually};
-use http2::{Client, DATA, END_HEADERS, END_STREAM, HEADERS, frame, headers};
+use http2::{Client, DATA, END_HEADERS, END_STREAM, HEADERS, OK, WINDOW_UPDATE, frame, headers};
 
 async fn agent(settings: &[(&str, &str)]) -> Agent {
     Fixture::with(Store::Memory, settings).await.agent
@@ -215,5 +215,35 @@ async fn a_trusted_proxy_may_have_more_connections_than_a_peer() {
             "{from}: {answer}"
         );
         open.push(stream);
+    }
+}
+
+/// As a gRPC channel sends them: all that its program asks over one connection, in small frames.
+#[tokio::test]
+async fn a_thousand_requests_at_once_over_one_connection_are_all_answered() {
+    const REQUESTS: u32 = 1_000;
+    let agent = agent(&[]).await;
+    let mut client = Client::connect(&agent).await;
+    let streams = (0..REQUESTS).map(|n| 2 * n + 1);
+    // Room for all answers.
+    let mut requests = frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 20).to_be_bytes());
+    for stream in streams.clone() {
+        let post = headers("POST", &format!("/election/e{stream}"));
+        requests.extend(frame(HEADERS, END_HEADERS, stream, &post));
+    }
+    // Two frames of a body each, neither of them the last.
+    for part in [r#"{"candidate":"a","#, r#""term":10000}"#] {
+        for stream in streams.clone() {
+            requests.extend(frame(DATA, 0, stream, part.as_bytes()));
+        }
+    }
+    for stream in streams {
+        requests.extend(frame(DATA, END_STREAM, stream, &[]));
+    }
+    client.flood(&requests).await;
+    for answered in 0..REQUESTS {
+        let headers = client.next_of(HEADERS).await;
+        let headers = headers.unwrap_or_else(|| panic!("closed after {answered} answers"));
+        assert_eq!(headers.payload[0], OK, "{headers:?}");
     }
 }

@@ -10,12 +10,20 @@ use std::{
 };
 
 use election_agent::proto::{CampaignResult, election_client::ElectionClient};
+use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
 use reqwest::Method;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
 use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest,
+};
 
 use crate::harness::{Agent, Fixture, Redis, Store, campaign, eventually};
 
@@ -307,6 +315,26 @@ async fn a_shutdown_tells_probes_and_does_not_wait_for_their_streams() {
     assert!(agent.exit().await.success());
 }
 
+/// It would last as long as the client likes, which here is for ever.
+#[tokio::test]
+async fn a_shutdown_ends_a_reflection_stream_on_which_nothing_is_asked() {
+    let mut agent = agent(&[("EA_SHUTDOWN_GRACE", "1h")]).await;
+    let ask = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let asked = stream::iter([ask]).chain(stream::pending());
+    let mut reflection = ServerReflectionClient::new(agent.channel());
+    let answers = reflection.server_reflection_info(asked).await;
+    let mut answers = answers.expect("a stream").into_inner();
+    assert!(answers.message().await.expect("open").is_some());
+    agent.signal("TERM");
+    let end = timeout(Duration::from_secs(10), answers.message()).await;
+    let end = end.expect("an end").expect("an orderly end");
+    assert!(end.is_none());
+    assert!(agent.exit().await.success());
+}
+
 /// A connection whose request's headers are in and whose body never comes: it is under way for ever.
 async fn stuck(agent: &Agent) -> tokio::net::TcpStream {
     let mut stream = tokio::net::TcpStream::connect(agent.address())
@@ -444,4 +472,41 @@ async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_
     redis.signal("CONT");
     waiting.await.expect("no panic").expect("answered");
     assert_eq!(agent.leader("e").await.expect("taken again"), "a");
+}
+
+#[tokio::test]
+async fn streams_are_under_way_until_they_end_and_what_is_answered_at_once_passes() {
+    let agent = agent(&[("EA_MAX_IN_FLIGHT", "2")]).await;
+    let readiness = || HealthCheckRequest {
+        service: "readiness".to_owned(),
+    };
+    let mut health = HealthClient::new(agent.channel());
+    let mut streams = Vec::new();
+    for _ in 0..2 {
+        let stream = health.watch(readiness()).await.expect("a place");
+        let mut stream = stream.into_inner();
+        assert!(stream.message().await.expect("open").is_some());
+        streams.push(stream);
+    }
+    let refused = health.watch(readiness()).await.expect_err("a third");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    assert_eq!(agent.get("/election/e").await.status, 429);
+    for path in [
+        "/livez/x",
+        "//livez",
+        "//metrics/x",
+        "/metrics/",
+        "/readyz/",
+    ] {
+        assert_eq!(agent.get(path).await.status, 429, "{path}");
+    }
+    for path in ["/livez", "/readyz", "/metrics"] {
+        assert_eq!(agent.get(path).await.status, 200, "{path}");
+    }
+    health.check(readiness()).await.expect("answered");
+    streams.pop();
+    eventually("a place is free again", async || {
+        (agent.get("/election/e").await.status == 404).then_some(())
+    })
+    .await;
 }

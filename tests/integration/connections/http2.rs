@@ -18,6 +18,7 @@ pub(super) const RST_STREAM: u8 = 3;
 pub(super) const SETTINGS: u8 = 4;
 pub(super) const PING: u8 = 6;
 pub(super) const GOAWAY: u8 = 7;
+pub(super) const WINDOW_UPDATE: u8 = 8;
 pub(super) const CONTINUATION: u8 = 9;
 
 pub(super) const ACK: u8 = 1;
@@ -27,7 +28,7 @@ pub(super) const END_HEADERS: u8 = 4;
 pub(super) const ENHANCE_YOUR_CALM: u32 = 0xb;
 
 /// The status 200 as `h2` writes it.
-const OK: u8 = 0x88;
+pub(super) const OK: u8 = 0x88;
 
 #[derive(Debug)]
 pub(super) struct Frame {
