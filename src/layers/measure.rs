@@ -116,3 +116,45 @@ fn grpc_status(response: &Response) -> tonic::Code {
         tonic::Code::Unknown
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::advance;
+    use tower::ServiceExt as _;
+    use tower_test::mock;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_is_under_way_until_it_is_answered_and_then_measured() {
+        let metrics = Metrics::new(&[1.0, 3.0]);
+        let (service, mut handle) = mock::pair::<Request<Body>, Response>();
+        let service = service.map_err(|error| -> Infallible { panic!("{error}") });
+        let request = Request::post("/election/e")
+            .body(Body::empty())
+            .expect("a request");
+        handle.allow(1);
+        let layer = MeasureLayer::new(metrics.clone());
+        let call = tokio::spawn(layer.layer(service).oneshot(request));
+        let (_, answer) = handle.next_request().await.expect("passed on");
+        let has = |line: &str| metrics.text().lines().any(|other| other == line);
+        assert!(has(
+            "election_agent_requests_in_flight{action=\"campaign\"} 1"
+        ));
+        advance(Duration::from_secs(2)).await;
+        let mut refused = Response::new(Body::empty());
+        *refused.status_mut() = StatusCode::CONFLICT;
+        refused.extensions_mut().insert(Code::Conflict);
+        answer.send_response(refused);
+        let Ok(_) = call.await.expect("no panic");
+        for line in [
+            "election_agent_requests_in_flight{action=\"campaign\"} 0",
+            "election_agent_request_duration_seconds_bucket{le=\"1.0\",action=\"campaign\",status=\"already_exists\"} 0",
+            "election_agent_request_duration_seconds_bucket{le=\"3.0\",action=\"campaign\",status=\"already_exists\"} 1",
+        ] {
+            assert!(has(line), "{line} is not in:\n{}", metrics.text());
+        }
+    }
+}

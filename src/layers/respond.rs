@@ -75,3 +75,43 @@ where
             .map(|answer| Ok(answer.unwrap_or_else(|problem| problem.render(*this.protocol))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+
+    use http::header;
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+    use crate::transport::status::Code;
+
+    /// What a caller gets when the inner service gives this problem, or an answer.
+    async fn answered(content_type: &str, problem: Option<Problem>) -> Response {
+        let inner = service_fn(move |_: Request<Body>| {
+            ready(problem.clone().map_or_else(|| Ok(Response::default()), Err))
+        });
+        let request = Request::post("/election/e")
+            .header(header::CONTENT_TYPE, content_type)
+            .body(Body::empty())
+            .expect("a request");
+        let Ok(response) = RespondLayer.layer(inner).oneshot(request).await;
+        response
+    }
+
+    #[tokio::test]
+    async fn an_error_is_told_in_the_callers_protocol_and_an_answer_passes_as_it_is() {
+        for (content_type, status, grpc_status) in [
+            ("application/json", 409, None),
+            ("application/grpc", 200, Some("6")),
+            ("application/grpc-web+proto", 200, Some("6")),
+        ] {
+            let refused = answered(content_type, Some(Problem::new(Code::Conflict, "held"))).await;
+            assert_eq!(refused.status(), status, "{content_type}");
+            let told = refused.headers().get("grpc-status");
+            assert_eq!(told.and_then(|told| told.to_str().ok()), grpc_status);
+            let fine = answered(content_type, None).await;
+            assert_eq!((fine.status().as_u16(), fine.headers().len()), (200, 0));
+        }
+    }
+}
