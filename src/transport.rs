@@ -160,7 +160,7 @@ impl Area {
             "/livez"
             | "/readyz"
             | grpc::HEALTH_CHECK
-            | "/grpc.health.v1.Health/Watch"
+            | grpc::HEALTH_WATCH
             | "/grpc.health.v1.Health/List" => return Self::Probes,
             "/metrics" => return Self::Metrics,
             "/openapi.json" | "/openapi_v3.yaml" => return Self::Documents,
@@ -169,7 +169,7 @@ impl Area {
         // What has paths below it.
         match path.split('/').nth(1) {
             Some("swagger-ui") => Self::Documents,
-            Some(service) if grpc::REFLECTION.contains(&service) => Self::Documents,
+            _ if grpc::is_reflection(path) => Self::Documents,
             _ => Self::Api,
         }
     }
@@ -180,6 +180,12 @@ impl Area {
 #[must_use]
 pub fn is_for_operators(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz" | "/metrics" | grpc::HEALTH_CHECK)
+}
+
+/// Whether a path is of a stream that is none of the API: of the health service, or of reflection.
+#[must_use]
+pub fn is_stream_for_all(path: &str) -> bool {
+    path == grpc::HEALTH_WATCH || grpc::is_reflection(path)
 }
 
 /// Who asks, as the authentication layer has found out.

@@ -5,6 +5,8 @@
 //! that are answered at once pass: an agent that has much to do is neither dead nor unobserved.
 //!
 //! A request is under way until its answer has been sent whole, so that streams count for as long as they last.
+//! Those of the health service and of reflection, which anybody may keep open, have a count of their own of the same
+//! size: they cannot take the place of elections.
 //!
 //! Refusal: Overloaded (RESOURCE_EXHAUSTED, 429).
 
@@ -23,7 +25,7 @@ use tower::{Layer, Service};
 use crate::{
     body::Holding,
     transport::{
-        is_for_operators,
+        is_for_operators, is_stream_for_all,
         status::{Code, Problem},
     },
 };
@@ -31,15 +33,25 @@ use crate::{
 /// Applies [`InFlight`]; its clones share one count.
 #[derive(Debug, Clone)]
 pub struct InFlightLayer {
-    permits: Arc<Semaphore>,
+    counts: Counts,
+}
+
+#[derive(Debug, Clone)]
+struct Counts {
+    requests: Arc<Semaphore>,
+    /// Of streams that last as long as their clients like.
+    streams: Arc<Semaphore>,
 }
 
 impl InFlightLayer {
-    /// Lets `most` requests be under way at once.
+    /// Lets `most` requests be under way at once, and as many streams that are none of the API.
     #[must_use]
     pub fn new(most: usize) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(most)),
+            counts: Counts {
+                requests: Arc::new(Semaphore::new(most)),
+                streams: Arc::new(Semaphore::new(most)),
+            },
         }
     }
 }
@@ -50,7 +62,7 @@ impl<S> Layer<S> for InFlightLayer {
     fn layer(&self, inner: S) -> InFlight<S> {
         InFlight {
             inner,
-            permits: Arc::clone(&self.permits),
+            counts: self.counts.clone(),
         }
     }
 }
@@ -59,7 +71,7 @@ impl<S> Layer<S> for InFlightLayer {
 #[derive(Debug, Clone)]
 pub struct InFlight<S> {
     inner: S,
-    permits: Arc<Semaphore>,
+    counts: Counts,
 }
 
 impl<S> Service<Request<Body>> for InFlight<S>
@@ -75,17 +87,20 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let permit = match is_for_operators(request.uri().path()) {
+        let path = request.uri().path();
+        let count = match is_for_operators(path) {
             true => None,
-            false => match Arc::clone(&self.permits).try_acquire_owned() {
-                Ok(permit) => Some(permit),
-                Err(_) => {
-                    return Answer {
-                        under_way: None,
-                        permit: None,
-                    };
-                }
-            },
+            false if is_stream_for_all(path) => Some(&self.counts.streams),
+            false => Some(&self.counts.requests),
+        };
+        let Ok(permit) = count
+            .map(|count| Arc::clone(count).try_acquire_owned())
+            .transpose()
+        else {
+            return Answer {
+                under_way: None,
+                permit: None,
+            };
         };
         Answer {
             under_way: Some(self.inner.call(request)),
@@ -152,18 +167,13 @@ mod tests {
                 .map(|answer| answer.map_err(|problem| problem.code))
                 .boxed()
         };
-        let free = |service: &InFlight<_>| service.permits.available_permits();
+        let free = |service: &InFlight<_>| service.counts.requests.available_permits();
 
         let first = tokio::spawn(call("/election/e"));
         let (_, answer_first) = handle.next_request().await.expect("passed on");
-        let second = tokio::spawn(call("/grpc.health.v1.Health/Watch"));
+        let second = tokio::spawn(call("/election/f"));
         let (_, answer_second) = handle.next_request().await.expect("passed on");
-        for path in [
-            "/election/e",
-            "/grpc.health.v1.Health/Watch",
-            "/livez/x",
-            "//metrics",
-        ] {
+        for path in ["/election/e", "/livez/x", "//metrics"] {
             let refused = call(path).await.map(|_| ());
             assert_eq!(refused, Err(Code::Overloaded), "{path}");
         }
@@ -200,5 +210,37 @@ mod tests {
         let failed = third.await.expect("no panic").map(|_| ());
         assert_eq!(failed, Err(Code::Internal));
         assert_eq!(free(&service), 2);
+    }
+
+    #[tokio::test]
+    async fn streams_for_all_take_no_place_of_requests_and_are_no_more_than_these() {
+        let (inner, mut handle) = mock::pair::<Request<Body>, Response>();
+        let as_problem = |error| Problem::new(Code::Internal, format!("{error}"));
+        let service = InFlightLayer::new(2).layer(inner.map_err(as_problem));
+        let mut open = Vec::new();
+        let streams = [
+            "/grpc.health.v1.Health/Watch",
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        ];
+        for path in streams {
+            let stream = tokio::spawn(service.clone().oneshot(request(path)));
+            let (_, answer) = handle.next_request().await.expect("passed on");
+            answer.send_response(Response::default());
+            open.push(stream.await.expect("no panic").expect("a stream"));
+        }
+        for path in streams {
+            let refused = service
+                .clone()
+                .oneshot(request(path))
+                .await
+                .expect_err(path);
+            assert_eq!(refused.code, Code::Overloaded, "{path}");
+        }
+        let election = tokio::spawn(service.clone().oneshot(request("/election/e")));
+        let (_, answer) = handle.next_request().await.expect("passed on");
+        answer.send_response(Response::default());
+        assert!(election.await.expect("no panic").is_ok());
+        open.pop();
+        assert_eq!(service.counts.streams.available_permits(), 1);
     }
 }

@@ -40,11 +40,21 @@ pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
 /// The path of the health service's method that probes ask.
 pub const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 
+/// The path of the health service's method that answers with a stream.
+pub const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+
 /// The full names of the reflection services.
 pub const REFLECTION: [&str; 2] = [
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",
 ];
+
+/// Whether a path is of a reflection service.
+#[must_use]
+pub fn is_reflection(path: &str) -> bool {
+    let service = path.split('/').nth(1);
+    service.is_some_and(|service| REFLECTION.contains(&service))
+}
 
 /// The election service over the domain.
 #[derive(Debug, Clone)]

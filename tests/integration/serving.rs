@@ -490,23 +490,15 @@ async fn streams_are_under_way_until_they_end_and_what_is_answered_at_once_passe
     }
     let refused = health.watch(readiness()).await.expect_err("a third");
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    assert_eq!(agent.get("/election/e").await.status, 429);
-    for path in [
-        "/livez/x",
-        "//livez",
-        "//metrics/x",
-        "/metrics/",
-        "/readyz/",
-    ] {
-        assert_eq!(agent.get(path).await.status, 429, "{path}");
-    }
+    // Whatever watches the agent keeps nobody from its elections.
+    assert_eq!(agent.get("/election/e").await.status, 404);
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(agent.get(path).await.status, 200, "{path}");
     }
     health.check(readiness()).await.expect("answered");
     streams.pop();
     eventually("a place is free again", async || {
-        (agent.get("/election/e").await.status == 404).then_some(())
+        health.watch(readiness()).await.ok().map(|_| ())
     })
     .await;
 }
