@@ -5,6 +5,7 @@
 //! made from it. All mistakes are reported together, each naming its variable.
 
 mod auth;
+mod command;
 mod kube;
 mod limits;
 mod listen;
@@ -13,9 +14,10 @@ mod telemetry;
 mod tls;
 mod values;
 
-use std::{ffi::OsString, fmt, fmt::Write as _};
+use std::{fmt, fmt::Write as _};
 
 pub use auth::{Auth, Reviews};
+pub use command::{Command, parse};
 pub use kube::Kube;
 pub use limits::Limits;
 pub use listen::Listen;
@@ -24,8 +26,6 @@ pub use telemetry::{Environment, LogLevel, Telemetry};
 pub use tls::Tls;
 pub use values::{Mistakes, Values};
 use values::{Reader, Source};
-
-use crate::auth::command as authz;
 
 /// A setting, declared once.
 #[derive(Debug, Clone, Copy)]
@@ -205,136 +205,6 @@ pub fn markdown() -> String {
     table
 }
 
-/// What the command line asks for.
-#[derive(Debug)]
-pub enum Command {
-    /// Serve.
-    Serve,
-    /// Print the effective configuration.
-    PrintConfig,
-    /// Print the OpenAPI document.
-    PrintOpenApi,
-    /// Print the README's table of settings.
-    PrintSettings,
-    /// Make a bearer token for this name and these groups.
-    NewToken(String, Vec<String>),
-    /// Tell what the policies say.
-    Authz(authz::Command),
-}
-
-/// Reads the command line, the environment and the file.
-///
-/// Exits as clap does for `--help`, `--version` and malformed command lines. What is wrong with the
-/// environment or the file comes beside the command, as not all commands need them.
-pub fn parse(
-    args: impl IntoIterator<Item = OsString>,
-    env: impl IntoIterator<Item = (OsString, OsString)>,
-) -> (Command, Result<Values, Mistakes>) {
-    let mut matches = command_line().get_matches_from(args);
-    let mut flags = Vec::new();
-    for setting in settings() {
-        if let Some(value) = matches.remove_one::<String>(setting.variable) {
-            flags.push((setting.variable, value));
-        }
-    }
-    let file = matches.remove_one::<String>("config_file");
-    let command = match matches.remove_subcommand() {
-        Some((name, given)) => match name.as_str() {
-            "config" => Command::PrintConfig,
-            "openapi" => Command::PrintOpenApi,
-            "settings" => Command::PrintSettings,
-            "token" => new_token(&given),
-            "authz" => Command::Authz(authz::Command::from_matches(given)),
-            _ => Command::Serve,
-        },
-        None => Command::Serve,
-    };
-    (command, Values::collect(flags, file, env))
-}
-
-fn new_token(token: &clap::ArgMatches) -> Command {
-    let text = |matches: &clap::ArgMatches, name| {
-        let values = matches.get_many::<String>(name).unwrap_or_default();
-        values.cloned().collect::<Vec<_>>()
-    };
-    let new = token.subcommand_matches("new");
-    let name = new.map(|new| text(new, "name")).unwrap_or_default();
-    let groups = new.map(|new| text(new, "group")).unwrap_or_default();
-    Command::NewToken(name.concat(), groups)
-}
-
-fn command_line() -> clap::Command {
-    let mut command = clap::Command::new("election-agent")
-        .about("Leader election as a service over gRPC, gRPC-Web and REST")
-        .after_help(
-            "Every option is also an environment variable and a key of the YAML file: --grpc-port is \
-             EA_GRPC_PORT and grpc_port. Flags win over variables, variables over the file.",
-        )
-        .version(env!("CARGO_PKG_VERSION"))
-        .subcommand(
-            clap::Command::new("config")
-                .about("Prints the effective configuration as YAML, secrets hidden"),
-        )
-        .subcommand(clap::Command::new("openapi").about("Prints the OpenAPI document as YAML"))
-        .subcommand(
-            clap::Command::new("settings").about("Prints all settings as a Markdown table"),
-        )
-        .subcommand(
-            clap::Command::new("token")
-                .about("Makes bearer tokens")
-                .subcommand_required(true)
-                .subcommand(
-                    clap::Command::new("new")
-                        .about(
-                            "Makes a bearer token: the token goes to stderr, and the line that knows it, for \
-                             the file EA_AUTH_TOKEN_FILE, to stdout",
-                        )
-                        .arg(
-                            clap::Arg::new("name")
-                                .value_name("NAME")
-                                .required(true)
-                                .help("Whose token it is"),
-                        )
-                        .arg(
-                            clap::Arg::new("group")
-                                .long("group")
-                                .value_name("GROUP")
-                                .action(clap::ArgAction::Append)
-                                .help("A group that it belongs to; may be repeated"),
-                        ),
-                ),
-        )
-        .subcommand(authz::definition())
-        .arg(
-            clap::Arg::new("config_file")
-                .long("config-file")
-                .value_name("PATH")
-                .global(true)
-                .help("A YAML file of settings [env: EA_CONFIG_FILE]"),
-        );
-    for setting in settings() {
-        let default = match setting.default {
-            "" => String::new(),
-            default => format!(" [default: {default}]"),
-        };
-        let alias = setting
-            .alias
-            .map(|alias| format!(" or {alias}"))
-            .unwrap_or_default();
-        command = command.arg(
-            clap::Arg::new(setting.variable)
-                .long(setting.flag())
-                .value_name("VALUE")
-                .global(true)
-                .help(format!(
-                    "{}{default} [env: {}{alias}]",
-                    setting.meaning, setting.variable
-                )),
-        );
-    }
-    command
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -369,7 +239,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all);
-        command_line().debug_assert();
+        command::command_line().debug_assert();
     }
 
     #[test]
@@ -622,7 +492,7 @@ mod tests {
             "grpc: {port: 1}\nhttp_port: 2\nmax_term: 30s\n",
         )
         .expect("written");
-        let args = ["election-agent", "--grpc-port", "5"].map(OsString::from);
+        let args = ["election-agent", "--grpc-port", "5"].map(std::ffi::OsString::from);
         let env = [
             ("EA_CONFIG_FILE".into(), file.path().into()),
             ("EA_HTTP_PORT".into(), "4".into()),
