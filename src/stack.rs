@@ -10,7 +10,7 @@ use tower_http::request_id::{
 };
 
 use crate::{
-    auth::{authenticator::Authenticator, policy::Policies},
+    auth::{Identity, authenticator::Authenticator, policy::Policies},
     layers::{
         authenticate::AuthenticateLayer,
         authorize::AuthorizeLayer,
@@ -45,6 +45,25 @@ pub struct Settings {
     pub limiter: Option<RateLimiter>,
     /// The longest time an answer takes.
     pub request_timeout: Duration,
+}
+
+/// Lets in whoever asks, one request at a time that takes a second at the most: for tests of what else is in the
+/// way.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            cors: Origins::None,
+            max_in_flight: 1,
+            authenticator: Authenticator {
+                anonymous: Some(Identity::anonymous()),
+                ..Authenticator::default()
+            },
+            public: Vec::new(),
+            policies: None,
+            limiter: None,
+            request_timeout: Duration::from_secs(1),
+        }
+    }
 }
 
 /// Puts every layer around the mux.
@@ -113,7 +132,7 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::{auth::Identity, transport::status::Code};
+    use crate::transport::status::Code;
 
     /// What a request of this content type gets when the mux answers with this problem.
     async fn refused(problem: Problem, content_type: &str) -> Response {
@@ -121,19 +140,7 @@ mod tests {
             let problem = problem.clone();
             async move { Err::<Response, _>(problem) }
         });
-        let settings = Settings {
-            cors: Origins::None,
-            max_in_flight: 1,
-            authenticator: Authenticator {
-                anonymous: Some(Identity::anonymous()),
-                ..Authenticator::default()
-            },
-            public: Vec::new(),
-            policies: None,
-            limiter: None,
-            request_timeout: Duration::from_secs(1),
-        };
-        let stack = stack(mux, &settings, Metrics::new(&[1.0]));
+        let stack = stack(mux, &Settings::default(), Metrics::new(&[1.0]));
         let request = Request::post("/election/e")
             .header(header::CONTENT_TYPE, content_type)
             .body(Body::empty())

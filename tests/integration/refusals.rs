@@ -7,9 +7,8 @@ use std::{
 use axum::{body::Body, response::Response};
 use election_agent::{
     app::Tree,
-    auth::{Identity, authenticator::Authenticator, tokens},
+    auth::tokens,
     config::{Config, Values},
-    layers::cors::Origins,
     listener::{
         Conduct, Lifetime, Server,
         admission::{Admission, Limits},
@@ -114,19 +113,7 @@ impl Agent {
             }
             Err::<Response, _>(Problem::new(Code::Internal, "never told"))
         });
-        let settings = stack::Settings {
-            cors: Origins::None,
-            max_in_flight: 1,
-            authenticator: Authenticator {
-                anonymous: Some(Identity::anonymous()),
-                ..Authenticator::default()
-            },
-            public: Vec::new(),
-            policies: None,
-            limiter: None,
-            request_timeout: Duration::from_secs(1),
-        };
-        let service = stack::stack(panics, &settings, Metrics::new(&[1.0]));
+        let service = stack::stack(panics, &stack::Settings::default(), Metrics::new(&[1.0]));
         Self::serve(service, TempDir::new().expect("a directory")).await
     }
 
