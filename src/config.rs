@@ -445,7 +445,16 @@ mod tests {
                 ],
                 "EA_EMBEDDED_PATH",
             ),
-            (&[("EA_KUBE_ENABLE", "true")], "EA_KUBE_ENABLE"),
+            (
+                &[("EA_KUBE_NAMESPACES", "shop,Shop_2")],
+                "EA_KUBE_NAMESPACES",
+            ),
+            (&[("EA_KUBE_CONTEXT", "staging")], "EA_KUBE_CONTEXT"),
+            (&[("EA_KUBE_CACHE_TTL", "2m")], "EA_KUBE_CACHE_TTL"),
+            (
+                &[("EA_KUBE_MAX_STALENESS", "10ms")],
+                "EA_KUBE_MAX_STALENESS",
+            ),
             (
                 &[("EA_GRPC_ENABLE", "false"), ("EA_HTTP_ENABLE", "false")],
                 "EA_HTTP_ENABLE",

@@ -8,10 +8,13 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 
 use crate::config::{Environment, LogLevel};
 
+/// What the clients of Kubernetes log of every failed try, which the agent itself logs when it is news.
+const TOLD_BY_OTHERS: &str = "kube_client=off,kube_runtime=off";
+
 /// Sends log lines to stderr: JSON in production, readable elsewhere. Does nothing when the process
 /// already has a subscriber.
 pub fn init(environment: Environment, level: LogLevel) {
-    let filter = EnvFilter::new(level.filter());
+    let filter = EnvFilter::new(format!("{},{TOLD_BY_OTHERS}", level.filter()));
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());

@@ -7,11 +7,12 @@ pub mod status;
 use std::{
     borrow::Cow,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{body::Body, response::Response};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
-use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Version, header};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Version, header};
 use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service, ServiceExt as _};
 
@@ -196,12 +197,13 @@ fn caller(extensions: &Extensions) -> Result<&Identity, Problem> {
         .ok_or_else(|| Problem::new(Code::Unauthenticated, "nobody has found out who asks"))
 }
 
-/// The answer to every question for pods, as long as the agent cannot look them up.
-fn pods_disabled() -> Problem {
-    Problem::new(
-        Code::Disabled,
-        "this agent does not look up pods: this version has no Kubernetes access yet",
-    )
+/// The header, and over gRPC the trailer, that tells how old pods are, in ms.
+pub const CACHE_AGE: HeaderName = HeaderName::from_static("x-election-agent-cache-age");
+
+/// How old pods are, as [`CACHE_AGE`] tells it: rounded up, as they are no older than that.
+fn cache_age(age: Duration) -> HeaderValue {
+    let ms = age.as_nanos().div_ceil(1_000_000);
+    HeaderValue::from(u64::try_from(ms).unwrap_or(u64::MAX))
 }
 
 /// Sends each request to gRPC or to the HTTP routes by its protocol.

@@ -25,7 +25,7 @@ use crate::{
     },
     config::{Auth, Config, Store},
     election::Elections,
-    kube,
+    kube::Lookup,
     layers::rate_limit::RateLimiter,
     lease::{
         LeaseNode, Settings,
@@ -62,14 +62,11 @@ impl Tree {
     /// # Errors
     /// A file that cannot be opened or used, or Kubernetes that is to be asked and cannot be.
     pub async fn build(config: &Config) -> Result<Self, StartError> {
-        if config.kube.enable {
-            tracing::warn!(
-                "pods cannot be looked up: GetPods and /kube answer that it is disabled; \
-                 EA_KUBE_ENABLE=false silences this"
-            );
-        }
         let authenticator = authenticator(config).await?;
         let policies = policies(&config.auth)?;
+        let lookup = Lookup::start(&config.kube).await.map_err(|what| {
+            StartError::Kubernetes(format!("EA_KUBE_ENABLE is true, but {what}"))
+        })?;
         let max_term = config.limits.max_term;
         let quorum = Quorum::new(
             nodes(&config.store, max_term).await?,
@@ -81,6 +78,7 @@ impl Tree {
         );
         let gate = Gate::new(
             Elections::new(quorum.clone(), max_term),
+            lookup.clone(),
             policies.clone(),
             config.limits.allow_forced_handover,
         );
@@ -102,6 +100,7 @@ impl Tree {
         let rest = rest::router(rest::Sources {
             gate: config.listen.http.then_some(gate),
             readiness,
+            lookup,
             metrics: config.telemetry.metrics.then(|| metrics.clone()),
         });
         let proxies = &config.limits.trusted_proxies;
@@ -217,7 +216,7 @@ async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
     });
     let kubernetes = match &auth.kubernetes {
         Some(reviews) => {
-            let client = kube::client::connect(config.kube.in_cluster).await;
+            let client = config.kube.access.connect().await;
             let client = client.map_err(|what| {
                 StartError::Kubernetes(format!("EA_AUTH_MODES has kubernetes, but {what}"))
             })?;

@@ -1,6 +1,6 @@
-//! The door to the elections: whoever asks may do there what policies permit.
+//! The door to the elections and to the pods: whoever asks may do there what policies permit.
 //!
-//! Transports have no other way to the elections, so that none can forget to ask. A request is denied before
+//! Transports have no other way to them, so that none can forget to ask. A request is denied before
 //! anything is done for it.
 
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::{
         self, Campaign, Denial, Elections, Handover, Leaders, List, Outcome, Retry,
         types::{Candidate, ElectionId},
     },
+    kube::{self, Lookup, Pods, Wanted},
     lease::{Extend, Lease, Resign},
     reload::Current,
 };
@@ -29,28 +30,34 @@ pub enum Error {
     /// The elections gave none.
     #[error(transparent)]
     Election(#[from] election::Error),
+    /// The lookup of pods gave none.
+    #[error(transparent)]
+    Pods(#[from] kube::Error),
 }
 
-/// Elections, and who may do what there. Cheap to clone.
+/// Elections and pods, and who may do what there. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Gate {
     elections: Elections,
+    lookup: Lookup,
     /// `None`: everybody may do everything, as nobody is asked who they are.
     policies: Option<Current<Policies>>,
     allow_forced_handover: bool,
 }
 
 impl Gate {
-    /// A door to these elections, where these policies hold. With `allow_forced_handover` a handover may
+    /// A door to these elections and pods, where these policies hold. With `allow_forced_handover` a handover may
     /// replace a leader that did not ask for it, if policies permit that, too.
     #[must_use]
     pub fn new(
         elections: Elections,
+        lookup: Lookup,
         policies: Option<Current<Policies>>,
         allow_forced_handover: bool,
     ) -> Self {
         Self {
             elections,
+            lookup,
             policies,
             allow_forced_handover,
         }
@@ -160,6 +167,35 @@ impl Gate {
     ) -> Result<Leaders, Error> {
         self.sees(caller, Action::List, Resource::Kind(list.kind()))?;
         Ok(self.elections.leaders(list, deadline).await?)
+    }
+
+    /// Whether pods are looked up here at all: told before what is wrong with a request for them.
+    ///
+    /// # Errors
+    /// They are not.
+    pub fn looks_up_pods(&self) -> Result<(), Error> {
+        Ok(self.lookup.is_on()?)
+    }
+
+    /// [`Lookup::pods`].
+    ///
+    /// # Errors
+    /// [`Error`]: denied, or not known.
+    pub async fn pods(
+        &self,
+        caller: &Identity,
+        wanted: &Wanted,
+        deadline: Instant,
+    ) -> Result<Pods, Error> {
+        let resource = match wanted {
+            Wanted::Deployment { namespace, name } => Resource::Deployment { namespace, name },
+            Wanted::Siblings {
+                namespace,
+                pod: name,
+            } => Resource::Pod { namespace, name },
+        };
+        self.sees(caller, Action::Pods, resource)?;
+        Ok(self.lookup.pods(wanted, deadline).await?)
     }
 
     fn leads(

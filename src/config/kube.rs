@@ -1,17 +1,40 @@
 //! Kubernetes.
 
+use std::time::Duration;
+
 use super::{Setting, setting, values::Reader};
+use crate::kube::{client::Access, names};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_KUBE_ENABLE",
         "true",
-        "look up pods; this version cannot yet: it answers that the lookup is disabled, and refuses to start when this is set to true",
+        "look up pods; left out where there is no Kubernetes, the agent warns and answers that the lookup is disabled; set to true, it does not start without",
     ),
     setting(
         "EA_KUBE_IN_CLUSTER",
         "true",
         "reach Kubernetes by the pod's service account rather than by a kubeconfig (KUBECONFIG)",
+    ),
+    setting(
+        "EA_KUBE_CONTEXT",
+        "",
+        "the kubeconfig's context; none: its current one",
+    ),
+    setting(
+        "EA_KUBE_NAMESPACES",
+        "",
+        "namespaces whose pods are looked up, comma separated; none: all",
+    ),
+    setting(
+        "EA_KUBE_CACHE_TTL",
+        "2s",
+        "without the right to watch: how long pods are kept that were read (100ms to 1m)",
+    ),
+    setting(
+        "EA_KUBE_MAX_STALENESS",
+        "1m",
+        "how old pods may be that are told when the API server does not answer (1s to 1h)",
     ),
 ];
 
@@ -20,24 +43,55 @@ pub(super) const SETTINGS: &[Setting] = &[
 pub struct Kube {
     /// Whether pods are to be looked up.
     pub enable: bool,
-    /// Whether by the pod's service account rather than a kubeconfig.
-    pub in_cluster: bool,
+    /// Whether somebody asked for that, so that the agent must not start without.
+    pub required: bool,
+    /// How to reach the API server.
+    pub access: Access,
+    /// Whose pods are looked up; none: those of all namespaces.
+    pub namespaces: Vec<String>,
+    /// How long pods are kept that were read on demand.
+    pub cache_ttl: Duration,
+    /// How old pods may be that are told.
+    pub max_staleness: Duration,
 }
 
 impl Kube {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let enable = reader.bool("EA_KUBE_ENABLE");
         let in_cluster = reader.bool("EA_KUBE_IN_CLUSTER");
-        let required = enable == Some(true) && reader.is_given("EA_KUBE_ENABLE");
-        if required {
+        let context = reader.raw("EA_KUBE_CONTEXT");
+        let context = (!context.is_empty()).then(|| context.to_owned());
+        if in_cluster == Some(true) && context.is_some() {
             reader.mistake(
-                "EA_KUBE_ENABLE",
-                "this version cannot look up pods yet: leave it out or set it to false",
+                "EA_KUBE_CONTEXT",
+                "contexts are of a kubeconfig: set EA_KUBE_IN_CLUSTER=false, or leave it out",
             );
         }
+        let mut namespaces = reader.list("EA_KUBE_NAMESPACES");
+        namespaces.sort_unstable();
+        namespaces.dedup();
+        for namespace in &namespaces {
+            if !names::is_label(namespace) {
+                reader.mistake(
+                    "EA_KUBE_NAMESPACES",
+                    format!("{namespace:?} is no namespace: {}", names::LABEL),
+                );
+            }
+        }
+        let minute = Duration::from_secs(60);
+        let cache_ttl = reader.duration("EA_KUBE_CACHE_TTL", Duration::from_millis(100), minute);
+        let max_staleness =
+            reader.duration("EA_KUBE_MAX_STALENESS", Duration::from_secs(1), 60 * minute);
         Some(Self {
             enable: enable?,
-            in_cluster: in_cluster?,
+            required: reader.is_given("EA_KUBE_ENABLE"),
+            access: Access {
+                in_cluster: in_cluster?,
+                context,
+            },
+            namespaces,
+            cache_ttl: cache_ttl?,
+            max_staleness: max_staleness?,
         })
     }
 }

@@ -13,12 +13,13 @@ use url::Url;
 const REMEMBERED: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// What a page may read besides what it always may.
-const EXPOSED: [&str; 6] = [
+const EXPOSED: [&str; 7] = [
     "grpc-status",
     "grpc-message",
     "grpc-status-details-bin",
     "grpc-retry-pushback-ms",
     "retry-after",
+    "x-election-agent-cache-age",
     "x-request-id",
 ];
 

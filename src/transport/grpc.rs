@@ -10,18 +10,19 @@ use std::{
 
 use futures_util::{
     StreamExt as _,
-    future::{BoxFuture, FutureExt as _, ready},
+    future::{BoxFuture, FutureExt as _, TryFutureExt as _, ready},
 };
-use http::{Request, Response};
-use http_body_util::{BodyStream, StreamBody};
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, body::Body};
+use tonic::{Status, body::Body, metadata::MetadataMap};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
 use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use super::{
-    caller, pods_disabled,
+    CACHE_AGE, cache_age, caller,
     status::{Code, Problem},
 };
 use crate::{
@@ -36,6 +37,9 @@ use crate::{
 
 /// What the paths of the election service's methods begin with.
 pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
+
+/// The path of the method whose answer has an age.
+const GET_PODS: &str = "/grpc.election_agent.v1.Election/GetPods";
 
 /// The path of the health service's method that probes ask.
 pub const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
@@ -172,9 +176,22 @@ impl proto::election_server::Election for Handler {
 
     async fn get_pods(
         &self,
-        _: tonic::Request<proto::GetPodsRequest>,
+        request: tonic::Request<proto::GetPodsRequest>,
     ) -> Result<tonic::Response<proto::Pods>, Status> {
-        Err(pods_disabled().into())
+        let deadline = Deadline::of(request.extensions()).instant();
+        let caller = caller(request.extensions())?;
+        self.gate.looks_up_pods().map_err(Problem::from)?;
+        let wanted = convert::wanted(request.get_ref()).map_err(Problem::from)?;
+        let pods = self
+            .gate
+            .pods(caller, &wanted, deadline)
+            .await
+            .map_err(Problem::from)?;
+        let age = cache_age(pods.age);
+        let mut answer = tonic::Response::new(convert::pods(pods));
+        let headers = HeaderMap::from_iter([(CACHE_AGE, age)]);
+        *answer.metadata_mut() = MetadataMap::from_headers(headers);
+        Ok(answer)
     }
 }
 
@@ -242,6 +259,9 @@ impl Service<Request<Body>> for Services {
         let path = request.uri().path();
         if path.starts_with(ELECTION_PATH) {
             return match &mut self.election {
+                Some(election) if path == GET_PODS => {
+                    election.call(request).map_ok(repeat_age).boxed()
+                }
                 Some(election) => election.call(request),
                 None => refuse(Problem::new(
                     Code::Disabled,
@@ -266,6 +286,22 @@ impl Service<Request<Body>> for Services {
             "there is no such gRPC service: ask the reflection service for those there are",
         ))
     }
+}
+
+/// Tells how old pods are in the trailers, too: clients see those that do not see headers.
+fn repeat_age(response: Response<Body>) -> Response<Body> {
+    let Some(age) = response.headers().get(CACHE_AGE).cloned() else {
+        return response;
+    };
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| match frame.into_trailers() {
+            Ok(mut trailers) => {
+                trailers.insert(CACHE_AGE, age.clone());
+                Frame::trailers(trailers)
+            }
+            Err(frame) => frame,
+        }))
+    })
 }
 
 /// A body that ends when this does. A stream is answered until its body ends, and a client may keep that open for

@@ -14,6 +14,7 @@ use super::Protocol;
 use crate::{
     auth::gate,
     election::{self, Denial, types::Invalid},
+    kube,
 };
 
 macro_rules! table {
@@ -60,7 +61,7 @@ table! {
     Unauthenticated => Unauthenticated, UNAUTHORIZED;
     /// The caller may not do this; nothing was changed.
     PermissionDenied => PermissionDenied, FORBIDDEN;
-    /// There is no such path, or the election is vacant.
+    /// There is no such path, deployment or pod, or the election is vacant.
     NotFound => NotFound, NOT_FOUND;
     /// The path does not have this method; `Allow` lists those it has.
     MethodNotAllowed => Unimplemented, METHOD_NOT_ALLOWED;
@@ -76,7 +77,7 @@ table! {
     Overloaded => ResourceExhausted, TOO_MANY_REQUESTS;
     /// This agent does not offer that; nothing was changed.
     Disabled => Unimplemented, NOT_IMPLEMENTED;
-    /// No quorum of lease nodes gave an answer: the outcome is not known.
+    /// No quorum of lease nodes gave an answer: the outcome is not known. Of pods: what is known is too old.
     Unavailable => Unavailable, SERVICE_UNAVAILABLE;
     /// The deadline passed first: the outcome is not known.
     DeadlineExceeded => DeadlineExceeded, GATEWAY_TIMEOUT;
@@ -217,7 +218,20 @@ impl From<gate::Error> for Problem {
         match error {
             gate::Error::Denied(what) => Self::new(Code::PermissionDenied, what),
             gate::Error::Election(error) => error.into(),
+            gate::Error::Pods(error) => error.into(),
         }
+    }
+}
+
+impl From<kube::Error> for Problem {
+    fn from(error: kube::Error) -> Self {
+        let code = match error {
+            kube::Error::Disabled(_) => Code::Disabled,
+            kube::Error::NotFound(_) => Code::NotFound,
+            kube::Error::Unavailable(_) => Code::Unavailable,
+            kube::Error::DeadlineExceeded => Code::DeadlineExceeded,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

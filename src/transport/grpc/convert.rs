@@ -5,6 +5,7 @@ use crate::{
         Campaign, Denial, Handover, Leaders, List, Outcome, Retry,
         types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
     },
+    kube::{Pod, Pods, Wanted},
     lease::{Extend, Lease, Resign},
     proto,
     transport::status::reason,
@@ -117,6 +118,47 @@ pub(super) fn verdict(done: Result<(), Denial>) -> proto::BoolValue {
             .err()
             .map(|denial| reason(denial).to_owned())
             .unwrap_or_default(),
+    }
+}
+
+pub(super) fn wanted(request: &proto::GetPodsRequest) -> Result<Wanted, Invalid> {
+    match request.pod_name.as_str() {
+        "" => Wanted::deployment(&request.namespace, &request.deployment),
+        pod => Wanted::siblings(&request.namespace, "pod_name", pod),
+    }
+}
+
+pub(super) fn pods(pods: Pods) -> proto::Pods {
+    proto::Pods {
+        items: pods.pods.into_iter().map(pod).collect(),
+    }
+}
+
+fn pod(pod: Pod) -> proto::Pod {
+    let (name, counts) = pod.replica_set;
+    proto::Pod {
+        name: pod.name,
+        deployment: pod.deployment,
+        ip: pod.ip,
+        status: Some(proto::PodStatus {
+            phase: pod.status.phase.into_owned(),
+            reason: pod.status.reason.into_owned(),
+            terminating: pod.status.terminating,
+            pod_scheduled: pod.status.scheduled,
+            pod_initialized: pod.status.initialized,
+            pod_ready: pod.status.ready,
+            containers_ready: pod.status.containers_ready,
+        }),
+        replica_set: Some(proto::ReplicaSet {
+            name,
+            revision: counts.revision,
+            available_replicas: counts.available,
+            fully_labeled_replicas: counts.fully_labeled,
+            ready_replicas: counts.ready,
+            replicas: counts.replicas,
+            desired_replicas: counts.desired,
+            max_replicas: counts.max,
+        }),
     }
 }
 

@@ -1,6 +1,10 @@
 //! The JSON documents of the REST contract, and how they become the domain's types.
 
+mod pods;
+
 use std::time::Duration;
+
+pub(super) use pods::{DeploymentPath, PodLookup, PodPath, Pods};
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -357,83 +361,11 @@ impl From<election::Leaders> for Leaders {
     }
 }
 
-/// The pods of a Deployment; every member is always present.
-#[derive(Debug, Serialize, ToSchema)]
-pub(super) struct Pods {
-    /// The pods.
-    items: Vec<Pod>,
-}
-
-/// A pod of a Deployment.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-#[schema(example = json!({
-    "name": "web-7d4b9c-x2x7p", "deployment": "web", "ip": "10.0.0.7",
-    "status": {"phase": "Running", "reason": "", "terminating": false, "podScheduled": true,
-        "podInitialized": true, "podReady": true, "containersReady": true},
-    "replicaSet": {"name": "web-7d4b9c", "revision": 4, "availableReplicas": 3,
-        "fullyLabeledReplicas": 3, "readyReplicas": 3, "replicas": 3, "desiredReplicas": 3,
-        "maxReplicas": 4}
-}))]
-pub(super) struct Pod {
-    /// The pod's name.
-    name: String,
-    /// The Deployment that the pod belongs to.
-    deployment: String,
-    /// The pod's address; empty while it has none.
-    ip: String,
-    /// How the pod is.
-    status: PodStatus,
-    /// The ReplicaSet that the pod belongs to.
-    replica_set: ReplicaSet,
-}
-
-/// How a pod is.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct PodStatus {
-    /// Pending, Running, Succeeded, Failed or Unknown.
-    phase: String,
-    /// Why the pod is in this phase; mostly empty.
-    reason: String,
-    /// Whether its deletion was asked for; the phase may still be Running.
-    terminating: bool,
-    /// The condition PodScheduled.
-    pod_scheduled: bool,
-    /// The condition Initialized.
-    pod_initialized: bool,
-    /// The condition Ready.
-    pod_ready: bool,
-    /// The condition ContainersReady.
-    containers_ready: bool,
-}
-
-/// A revision of a Deployment.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct ReplicaSet {
-    /// The ReplicaSet's name.
-    name: String,
-    /// The rollout's revision: larger is newer.
-    revision: i32,
-    /// Available pods.
-    available_replicas: i32,
-    /// Pods that have the template's labels.
-    fully_labeled_replicas: i32,
-    /// Ready pods.
-    ready_replicas: i32,
-    /// Pods.
-    replicas: i32,
-    /// Pods that the Deployment wants.
-    desired_replicas: i32,
-    /// Pods that the Deployment allows during a rollout.
-    max_replicas: i32,
-}
-
 /// Whether the agent can answer.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
-    "ready": true, "needed": 1, "nodes": [{"name": "127.0.0.1:6379", "up": true, "guard": 0}]
+    "ready": true, "needed": 1, "nodes": [{"name": "127.0.0.1:6379", "up": true, "guard": 0}],
+    "pods": {"namespaces": [{"namespace": "", "mode": "watch", "age": 4211, "pods": 812}]}
 }))]
 pub(super) struct Readiness {
     /// Whether a quorum of lease nodes answers and the agent is not shutting down.
@@ -442,6 +374,8 @@ pub(super) struct Readiness {
     pub(super) needed: usize,
     /// The lease nodes.
     pub(super) nodes: Vec<Node>,
+    /// The lookup of pods, which the agent is ready without.
+    pub(super) pods: PodLookup,
 }
 
 /// The problem document of an agent that cannot answer.
@@ -451,7 +385,8 @@ pub(super) struct Readiness {
     "detail": "0 of 1 lease nodes answer, 1 are needed: 127.0.0.1:6379: Connection refused",
     "message": "0 of 1 lease nodes answer, 1 are needed: 127.0.0.1:6379: Connection refused",
     "code": "Unavailable", "needed": 1,
-    "nodes": [{"name": "127.0.0.1:6379", "up": false, "error": "127.0.0.1:6379: Connection refused"}]
+    "nodes": [{"name": "127.0.0.1:6379", "up": false, "error": "127.0.0.1:6379: Connection refused"}],
+    "pods": {"off": "this agent does not look up pods: EA_KUBE_ENABLE=false", "namespaces": []}
 }))]
 #[expect(
     dead_code,
@@ -465,6 +400,8 @@ pub(super) struct NotReady {
     needed: usize,
     /// The lease nodes.
     nodes: Vec<Node>,
+    /// The lookup of pods.
+    pods: PodLookup,
 }
 
 /// A lease node as the agent sees it.

@@ -96,10 +96,10 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| refuse(&error))
 }
 
-/// The election that the path names; but for DELETE these paths have no query.
-pub(super) struct Target(pub(super) ElectionId);
+/// What the path names; but for DELETE these paths have no query.
+pub(super) struct Named<T>(pub(super) T);
 
-impl<S: Send + Sync> FromRequestParts<S> for Target {
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
@@ -107,14 +107,27 @@ impl<S: Send + Sync> FromRequestParts<S> for Target {
         if parts.method != Method::DELETE {
             Search::<NoQuery>::from_request_parts(parts, state).await?;
         }
-        let Path(path) = Path::<ElectionPath>::from_request_parts(parts, state)
-            .await
-            .map_err(|rejection| {
-                Problem::new(
-                    Code::InvalidArgument,
-                    format!("the path cannot be read: {}", rejection.body_text()),
-                )
-            })?;
+        let Path(path) =
+            Path::<T>::from_request_parts(parts, state)
+                .await
+                .map_err(|rejection| {
+                    Problem::new(
+                        Code::InvalidArgument,
+                        format!("the path cannot be read: {}", rejection.body_text()),
+                    )
+                })?;
+        Ok(Self(path))
+    }
+}
+
+/// The election that the path names.
+pub(super) struct Target(pub(super) ElectionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Target {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Named(path) = Named::<ElectionPath>::from_request_parts(parts, state).await?;
         Ok(Self(path.election()?))
     }
 }

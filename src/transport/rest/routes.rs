@@ -14,19 +14,22 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
     dto::{
-        CampaignRequest, CampaignResult, Done, ElectionPath, ExtendRequest, HandoverRequest,
-        Leader, Leaders, ListQuery, NotReady, Pods, Readiness, ResignRequest,
+        CampaignRequest, CampaignResult, DeploymentPath, Done, ElectionPath, ExtendRequest,
+        HandoverRequest, Leader, Leaders, ListQuery, NotReady, PodPath, Pods, Readiness,
+        ResignRequest,
     },
-    extract::{Json, Search, Target},
+    extract::{Json, Named, Search, Target},
     openapi,
 };
 use crate::{
     auth::{Identity, gate::Gate},
+    election::types::Invalid,
+    kube::{Lookup, Wanted},
     layers::deadline::Deadline,
     readiness::Report,
     telemetry::metrics::{self, Metrics},
     transport::{
-        pods_disabled,
+        CACHE_AGE, cache_age,
         status::{Code, Problem},
     },
 };
@@ -41,15 +44,18 @@ pub struct Sources {
     pub gate: Option<Gate>,
     /// Whether the agent is ready.
     pub readiness: watch::Receiver<Report>,
+    /// How the lookup of pods does.
+    pub lookup: Lookup,
     /// The metrics; `None` when they are switched off.
     pub metrics: Option<Metrics>,
 }
 
 /// All routes. Probes and metrics stay when the elections' routes are switched off.
 pub fn router(sources: Sources) -> Router {
-    let mut router = Router::new()
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz).with_state(sources.readiness));
+    let mut router = Router::new().route("/livez", get(livez)).route(
+        "/readyz",
+        get(readyz).with_state((sources.readiness, sources.lookup)),
+    );
     if let Some(metrics) = sources.metrics {
         router = router.route("/metrics", get(self::metrics).with_state(metrics));
     }
@@ -257,26 +263,48 @@ pub(super) async fn leaders(
     Ok(Answer(page.into()))
 }
 
-/// Lists the pods of a Deployment with the revision each belongs to.
+/// Lists the pods of a Deployment with the revision each belongs to, the newest first.
 #[utoipa::path(
-    get, path = "/kube/{namespace}/{deployment}/pods", tag = "pods",
-    params(("namespace" = String, Path, description = "The namespace: a DNS label"),
-        ("deployment" = String, Path, description = "The Deployment")),
-    responses((status = 200, description = "The pods", body = Pods), (status = 404), (status = 501))
+    get, path = "/kube/{namespace}/{deployment}/pods", tag = "pods", params(DeploymentPath),
+    responses((status = 200, description = "The pods", body = Pods,
+        headers(("x-election-agent-cache-age" = u64, description = "How old this is at the most, in ms"))),
+        (status = 404), (status = 501))
 )]
-pub(super) async fn pods() -> Problem {
-    pods_disabled()
+pub(super) async fn pods(
+    State(gate): State<Gate>,
+    caller: Identity,
+    deadline: Deadline,
+    Named(path): Named<DeploymentPath>,
+) -> Result<impl IntoResponse, Problem> {
+    tell_pods(&gate, &caller, path.wanted(), deadline).await
 }
 
 /// Lists a pod's siblings: the pods of its Deployment, itself among them.
 #[utoipa::path(
-    get, path = "/kube/{namespace}/pods/{pod}/siblings", tag = "pods",
-    params(("namespace" = String, Path, description = "The namespace: a DNS label"),
-        ("pod" = String, Path, description = "The pod")),
-    responses((status = 200, description = "The pods", body = Pods), (status = 404), (status = 501))
+    get, path = "/kube/{namespace}/pods/{pod}/siblings", tag = "pods", params(PodPath),
+    responses((status = 200, description = "The pods", body = Pods,
+        headers(("x-election-agent-cache-age" = u64, description = "How old this is at the most, in ms"))),
+        (status = 404), (status = 501))
 )]
-pub(super) async fn siblings() -> Problem {
-    pods_disabled()
+pub(super) async fn siblings(
+    State(gate): State<Gate>,
+    caller: Identity,
+    deadline: Deadline,
+    Named(path): Named<PodPath>,
+) -> Result<impl IntoResponse, Problem> {
+    tell_pods(&gate, &caller, path.wanted(), deadline).await
+}
+
+async fn tell_pods(
+    gate: &Gate,
+    caller: &Identity,
+    wanted: Result<Wanted, Invalid>,
+    deadline: Deadline,
+) -> Result<impl IntoResponse + use<>, Problem> {
+    gate.looks_up_pods()?;
+    let pods = gate.pods(caller, &wanted?, deadline.instant()).await?;
+    let age = cache_age(pods.age);
+    Ok(([(CACHE_AGE, age)], Answer(Pods::from(pods))))
 }
 
 /// Answers as long as the process works.
@@ -296,13 +324,14 @@ pub(super) async fn livez() -> &'static str {
             body = NotReady, content_type = "application/problem+json"))
 )]
 pub(super) async fn readyz(
-    State(report): State<watch::Receiver<Report>>,
+    State((report, lookup)): State<(watch::Receiver<Report>, Lookup)>,
 ) -> Result<Answer<Readiness>, Problem> {
     let report = report.borrow();
     let document = Readiness {
         ready: report.ready(),
         needed: report.needed,
         nodes: report.nodes.iter().map(Into::into).collect(),
+        pods: lookup.report().into(),
     };
     match report.why_not() {
         None => Ok(Answer(document)),
@@ -311,6 +340,10 @@ pub(super) async fn readyz(
             .with(
                 "nodes",
                 serde_json::to_value(document.nodes).unwrap_or_default(),
+            )
+            .with(
+                "pods",
+                serde_json::to_value(document.pods).unwrap_or_default(),
             )),
     }
 }

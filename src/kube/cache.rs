@@ -1,0 +1,483 @@
+//! Deployments, ReplicaSets and pods, and what belongs to what.
+//!
+//! Who owns an object is what its `ownerReferences` say: the one that is a controller, by its uid. Names alone
+//! are not enough: an object may have gone, and another of its name have come.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    Error, Pod, Wanted,
+    objects::{self, Counts, Deployment, Owner, ReplicaSet},
+};
+
+/// `namespace/name`: neither part has a slash.
+pub(super) type Key = Arc<str>;
+
+pub(super) fn key(namespace: &str, name: &str) -> Key {
+    format!("{namespace}/{name}").into()
+}
+
+/// What is known of some namespaces. A table that is [`None`] has not been filled yet.
+#[derive(Debug, Default)]
+pub(super) struct Tables {
+    pub(super) deployments: Option<Table<Deployment>>,
+    pub(super) replica_sets: Option<Table<ReplicaSet>>,
+    pub(super) pods: Option<Table<objects::Pod>>,
+}
+
+/// An object that is kept in a table.
+pub(super) trait Row: Sized {
+    /// The objects that one asks for to find this one, if they are in the same namespace.
+    fn relations(&self) -> [Option<&str>; 2];
+
+    /// The table of such objects.
+    fn table(tables: &mut Tables) -> &mut Option<Table<Self>>;
+}
+
+impl Row for Deployment {
+    fn relations(&self) -> [Option<&str>; 2] {
+        [None, None]
+    }
+
+    fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
+        &mut tables.deployments
+    }
+}
+
+/// Of ReplicaSets and pods: by who controls them.
+const BY_OWNER: usize = 0;
+/// Of pods: by the Deployment that has named their ReplicaSet.
+const BY_NAMED_DEPLOYMENT: usize = 1;
+
+impl Row for ReplicaSet {
+    fn relations(&self) -> [Option<&str>; 2] {
+        [self.owner.as_ref().map(|owner| &*owner.name), None]
+    }
+
+    fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
+        &mut tables.replica_sets
+    }
+}
+
+impl Row for objects::Pod {
+    fn relations(&self) -> [Option<&str>; 2] {
+        let owner = self.owner.as_ref().map(|owner| &*owner.name);
+        [owner, self.named_deployment()]
+    }
+
+    fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
+        &mut tables.pods
+    }
+}
+
+/// Objects of one kind.
+#[derive(Debug)]
+pub(super) struct Table<T> {
+    rows: HashMap<Key, T>,
+    /// Whose relation each key is.
+    related: [HashMap<Key, Vec<Key>>; 2],
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self {
+            rows: HashMap::new(),
+            related: Default::default(),
+        }
+    }
+}
+
+impl<T: Row> Table<T> {
+    /// Adds or replaces an object.
+    pub(super) fn put(&mut self, namespace: &str, name: &str, row: T) {
+        let key = match self.rows.get_key_value(&key(namespace, name)) {
+            Some((key, known)) if known.relations() == row.relations() => {
+                let key = Arc::clone(key);
+                self.rows.insert(key, row);
+                return;
+            }
+            Some((key, _)) => Arc::clone(key),
+            None => key(namespace, name),
+        };
+        self.take(namespace, &key);
+        for (related, relation) in self.related.iter_mut().zip(row.relations()) {
+            if let Some(relation) = relation {
+                let relatives = related.entry(self::key(namespace, relation)).or_default();
+                relatives.push(Arc::clone(&key));
+            }
+        }
+        self.rows.insert(key, row);
+    }
+
+    /// Removes an object, if it is there.
+    pub(super) fn remove(&mut self, namespace: &str, name: &str) {
+        self.take(namespace, &key(namespace, name));
+    }
+
+    fn take(&mut self, namespace: &str, key: &Key) {
+        let Some(row) = self.rows.remove(key) else {
+            return;
+        };
+        for (related, relation) in self.related.iter_mut().zip(row.relations()) {
+            let Some(relation) = relation.map(|relation| self::key(namespace, relation)) else {
+                continue;
+            };
+            if let Some(relatives) = related.get_mut(&relation) {
+                relatives.retain(|relative| relative != key);
+                if relatives.is_empty() {
+                    related.remove(&relation);
+                }
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn related(&self, relation: usize, key: &str) -> impl Iterator<Item = (&Key, &T)> {
+        let keys = self.related[relation].get(key).into_iter().flatten();
+        keys.filter_map(|key| self.rows.get_key_value(key))
+    }
+}
+
+impl Tables {
+    /// Puts a table in place of the one before, which is given back: to drop a large one takes its time.
+    pub(super) fn swap<T: Row>(&mut self, table: Table<T>) -> Option<Table<T>> {
+        T::table(self).replace(table)
+    }
+
+    /// The pods that are asked for: those of the newest revision first, then in the order of their names.
+    ///
+    /// # Errors
+    /// There are none such, or no tables of them yet.
+    pub(super) fn pods(&self, wanted: &Wanted) -> Result<Vec<Pod>, Error> {
+        match wanted {
+            Wanted::Deployment { namespace, name } => self.pods_of(namespace, name),
+            Wanted::Siblings { namespace, pod } => self.siblings(namespace, pod),
+        }
+    }
+
+    fn pods_of(&self, namespace: &str, name: &str) -> Result<Vec<Pod>, Error> {
+        let view = self.view()?;
+        let deployment = view.deployments.rows.get(&key(namespace, name));
+        let deployment = deployment
+            .ok_or_else(|| Error::NotFound(format!("there is no deployment {namespace}/{name}")))?;
+        Ok(view.pods_of(namespace, name, deployment))
+    }
+
+    fn siblings(&self, namespace: &str, pod: &str) -> Result<Vec<Pod>, Error> {
+        let view = self.view()?;
+        let found = view.pods.rows.get(&key(namespace, pod));
+        let found =
+            found.ok_or_else(|| Error::NotFound(format!("there is no pod {namespace}/{pod}")))?;
+        let (name, deployment) = view.deployment_of(namespace, found).ok_or_else(|| {
+            Error::NotFound(format!(
+                "the pod {namespace}/{pod} belongs to no deployment"
+            ))
+        })?;
+        Ok(view.pods_of(namespace, name, deployment))
+    }
+
+    fn view(&self) -> Result<View<'_>, Error> {
+        match (&self.deployments, &self.replica_sets, &self.pods) {
+            (Some(deployments), Some(replica_sets), Some(pods)) => Ok(View {
+                deployments,
+                replica_sets,
+                pods,
+            }),
+            _ => Err(Error::Unavailable(
+                "the pods have not been listed yet".to_owned(),
+            )),
+        }
+    }
+}
+
+/// All tables.
+struct View<'a> {
+    deployments: &'a Table<Deployment>,
+    replica_sets: &'a Table<ReplicaSet>,
+    pods: &'a Table<objects::Pod>,
+}
+
+impl<'a> View<'a> {
+    fn pods_of(&self, namespace: &str, name: &str, deployment: &Deployment) -> Vec<Pod> {
+        let deployment_key = key(namespace, name);
+        let mut pods = Vec::new();
+        for (set_key, set) in self.replica_sets.related(BY_OWNER, &deployment_key) {
+            if !is(set.owner.as_ref(), &deployment.uid) {
+                continue;
+            }
+            for (pod_key, pod) in self.pods.related(BY_OWNER, set_key) {
+                if is(pod.owner.as_ref(), &set.uid) {
+                    let set = (name_of(set_key), set.counts);
+                    pods.push(tell(pod_key, pod, name, set));
+                }
+            }
+        }
+        for (pod_key, pod) in self.pods.related(BY_NAMED_DEPLOYMENT, &deployment_key) {
+            if self.replica_set_of(namespace, pod).is_none() && outlived(pod, deployment) {
+                pods.push(tell(pod_key, pod, name, ("", Counts::default())));
+            }
+        }
+        pods.sort_unstable_by(|a, b| {
+            let newer = b.replica_set.1.revision.cmp(&a.replica_set.1.revision);
+            newer.then_with(|| a.name.cmp(&b.name))
+        });
+        pods
+    }
+
+    fn deployment_of<'b>(
+        &'b self,
+        namespace: &str,
+        pod: &'b objects::Pod,
+    ) -> Option<(&'b str, &'a Deployment)> {
+        let found = |name: &str| self.deployments.rows.get(&key(namespace, name));
+        match self.replica_set_of(namespace, pod) {
+            Some(set) => {
+                let owner = set.owner.as_ref()?;
+                let deployment = found(&owner.name)?;
+                (deployment.uid == owner.uid).then_some((&*owner.name, deployment))
+            }
+            None => {
+                let name = pod.named_deployment()?;
+                let deployment = found(name)?;
+                outlived(pod, deployment).then_some((name, deployment))
+            }
+        }
+    }
+
+    /// The ReplicaSet that controls a pod, unless it has gone.
+    fn replica_set_of(&self, namespace: &str, pod: &objects::Pod) -> Option<&'a ReplicaSet> {
+        let owner = pod.owner.as_ref()?;
+        let set = self.replica_sets.rows.get(&key(namespace, &owner.name))?;
+        (set.uid == owner.uid).then_some(set)
+    }
+}
+
+fn is(owner: Option<&Owner>, uid: &str) -> bool {
+    owner.is_some_and(|owner| &*owner.uid == uid)
+}
+
+/// Whether a pod whose ReplicaSet has gone can have been this Deployment's, and not an earlier one's of the
+/// same name.
+fn outlived(pod: &objects::Pod, deployment: &Deployment) -> bool {
+    pod.created >= deployment.created
+}
+
+fn name_of(key: &Key) -> &str {
+    key.split_once('/').map_or(key, |(_, name)| name)
+}
+
+fn tell(key: &Key, pod: &objects::Pod, deployment: &str, set: (&str, Counts)) -> Pod {
+    Pod {
+        name: name_of(key).to_owned(),
+        deployment: deployment.to_owned(),
+        ip: pod.ip.to_string(),
+        status: pod.status.clone(),
+        replica_set: (set.0.to_owned(), set.1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::kube::objects::Fold as _;
+
+    fn metadata(name: &str, uid: &str, created: u32, owner: Option<(&str, &str, &str)>) -> Value {
+        let owner = owner.map(|(kind, name, uid)| {
+            json!([
+                {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "n"},
+                {"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": uid, "controller": true},
+            ])
+        });
+        json!({
+            "namespace": "shop", "name": name, "uid": uid, "ownerReferences": owner,
+            "creationTimestamp": format!("2026-11-24T10:00:{created:02}Z"),
+        })
+    }
+
+    fn tables() -> Tables {
+        Tables {
+            deployments: Some(Table::default()),
+            replica_sets: Some(Table::default()),
+            pods: Some(Table::default()),
+        }
+    }
+
+    impl Tables {
+        fn deployment(&mut self, name: &str, uid: &str, created: u32) {
+            let object = json!({"metadata": metadata(name, uid, created, None)});
+            let object: apps::Deployment = serde_json::from_value(object).expect("a deployment");
+            let table = self.deployments.as_mut().expect("filled");
+            table.put("shop", name, object.fold());
+        }
+
+        fn replica_set(
+            &mut self,
+            name: &str,
+            uid: &str,
+            revision: i32,
+            owner: Option<(&str, &str)>,
+        ) {
+            let owner = owner.map(|(name, uid)| ("Deployment", name, uid));
+            let mut metadata = metadata(name, uid, 0, owner);
+            metadata["annotations"] =
+                json!({"deployment.kubernetes.io/revision": revision.to_string()});
+            let object = json!({"metadata": metadata, "status": {"replicas": 1}});
+            let object: apps::ReplicaSet = serde_json::from_value(object).expect("a replica set");
+            let table = self.replica_sets.as_mut().expect("filled");
+            table.put("shop", name, object.fold());
+        }
+
+        /// A pod of a ReplicaSet; its hash is what stands behind the last dash of the ReplicaSet's name.
+        fn pod(&mut self, name: &str, created: u32, owner: Option<(&str, &str)>) {
+            let hash = owner.and_then(|(name, _)| name.rsplit_once('-'));
+            let owner = owner.map(|(name, uid)| ("ReplicaSet", name, uid));
+            let mut metadata = metadata(name, name, created, owner);
+            metadata["labels"] = json!({"pod-template-hash": hash.map(|(_, hash)| hash)});
+            if hash.is_none() {
+                metadata["labels"] = json!({});
+            }
+            let object = json!({"metadata": metadata, "status": {"phase": "Running"}});
+            let object: core::Pod = serde_json::from_value(object).expect("a pod");
+            self.pods
+                .as_mut()
+                .expect("filled")
+                .put("shop", name, object.fold());
+        }
+
+        /// The pods of a deployment, each with its ReplicaSet.
+        fn told(&self, deployment: &str) -> Vec<(String, String)> {
+            let wanted = Wanted::deployment("shop", deployment).expect("valid");
+            let pods = self.pods(&wanted).expect("a deployment");
+            let told = pods.into_iter().map(|pod| (pod.name, pod.replica_set.0));
+            told.collect()
+        }
+
+        fn siblings_of(&self, pod: &str) -> Result<Vec<String>, String> {
+            let wanted = Wanted::siblings("shop", "pod", pod).expect("valid");
+            let pods = self.pods(&wanted).map_err(|error| error.to_string())?;
+            Ok(pods.into_iter().map(|pod| pod.name).collect())
+        }
+    }
+
+    fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+        let owned = expected
+            .iter()
+            .map(|(pod, set)| ((*pod).to_owned(), (*set).to_owned()));
+        owned.collect()
+    }
+
+    /// `web` with one pod of revision 9 and two of revision 10.
+    fn rollout() -> Tables {
+        let mut tables = tables();
+        tables.deployment("web", "d", 0);
+        tables.replica_set("web-old", "old", 9, Some(("web", "d")));
+        tables.replica_set("web-new", "new", 10, Some(("web", "d")));
+        tables.pod("web-old-1", 1, Some(("web-old", "old")));
+        tables.pod("web-new-2", 2, Some(("web-new", "new")));
+        tables.pod("web-new-1", 2, Some(("web-new", "new")));
+        tables
+    }
+
+    #[test]
+    fn the_newest_pods_come_first() {
+        let tables = rollout();
+        let expected = [
+            ("web-new-1", "web-new"),
+            ("web-new-2", "web-new"),
+            ("web-old-1", "web-old"),
+        ];
+        assert_eq!(tables.told("web"), pairs(&expected));
+        let siblings = tables.siblings_of("web-old-1").expect("siblings");
+        assert_eq!(siblings, ["web-new-1", "web-new-2", "web-old-1"]);
+    }
+
+    #[test]
+    fn nothing_is_told_before_all_tables_are_filled() {
+        let mut tables = rollout();
+        tables.replica_sets = None;
+        let wanted = Wanted::deployment("shop", "web").expect("valid");
+        let told = tables.pods(&wanted);
+        assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
+    }
+
+    #[test]
+    fn a_pod_whose_replica_set_has_gone_is_told_without_it() {
+        let mut tables = rollout();
+        tables
+            .replica_sets
+            .as_mut()
+            .expect("filled")
+            .remove("shop", "web-old");
+        let expected = [
+            ("web-new-1", "web-new"),
+            ("web-new-2", "web-new"),
+            ("web-old-1", ""),
+        ];
+        assert_eq!(tables.told("web"), pairs(&expected));
+        assert_eq!(
+            tables.siblings_of("web-old-1").map(|pods| pods.len()),
+            Ok(3)
+        );
+        // Another of the same name does not own it.
+        tables.replica_set("web-old", "again", 11, Some(("web", "d")));
+        assert_eq!(tables.told("web"), pairs(&expected));
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_deployment_is_not_of_the_later_one() {
+        let mut tables = rollout();
+        tables.deployment("web", "d2", 30);
+        assert_eq!(tables.told("web"), []);
+        let sets = tables.replica_sets.as_mut().expect("filled");
+        sets.remove("shop", "web-old");
+        assert_eq!(tables.told("web"), []);
+        for pod in ["web-old-1", "web-new-1"] {
+            let told = tables.siblings_of(pod);
+            assert_eq!(
+                told,
+                Err(format!("the pod shop/{pod} belongs to no deployment"))
+            );
+        }
+    }
+
+    #[test]
+    fn ownership_is_what_the_references_say_and_not_the_names() {
+        let mut tables = rollout();
+        // Adopted: the ReplicaSet by another Deployment, a bare pod by a ReplicaSet.
+        tables.deployment("api", "a", 0);
+        tables.replica_set("web-old", "old", 9, Some(("api", "a")));
+        tables.pod("bare", 3, None);
+        assert_eq!(tables.told("api"), pairs(&[("web-old-1", "web-old")]));
+        assert!(tables.siblings_of("bare").is_err());
+        tables.pod("bare", 3, Some(("web-new", "new")));
+        assert_eq!(tables.siblings_of("bare").map(|pods| pods.len()), Ok(3));
+        // Orphaned: nobody's any more.
+        tables.pod("bare", 3, None);
+        tables.replica_set("web-old", "old", 9, None);
+        assert_eq!(tables.told("api"), []);
+        assert_eq!(tables.told("web").len(), 2);
+        let told = tables.siblings_of("web-old-1");
+        assert!(told.is_err(), "{told:?}");
+    }
+
+    #[test]
+    fn a_table_knows_nothing_of_what_was_removed() {
+        let mut tables = rollout();
+        let pods = tables.pods.as_mut().expect("filled");
+        for pod in ["web-old-1", "web-new-1", "web-new-2", "web-new-2"] {
+            pods.remove("shop", pod);
+        }
+        assert_eq!(pods.len(), 0);
+        assert!(pods.related.iter().all(HashMap::is_empty));
+        assert_eq!(tables.told("web"), []);
+        let wanted = Wanted::deployment("shop", "gone").expect("valid");
+        let told = Error::NotFound("there is no deployment shop/gone".to_owned());
+        assert_eq!(tables.pods(&wanted), Err(told));
+    }
+}
