@@ -157,3 +157,70 @@ where
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use http_body_util::StreamBody;
+    use tokio::{sync::mpsc, time::advance};
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+
+    /// Asks through a client that is heard; the answer's body is what is sent to the channel.
+    async fn ask(heard: &Heard, query: &str, status: u16) -> (Answer, mpsc::Sender<&'static str>) {
+        let (sender, mut receiver) = mpsc::channel::<&'static str>(1);
+        let frames = futures_util::stream::poll_fn(move |cx| {
+            let received = receiver.poll_recv(cx);
+            received.map(|line| line.map(|line| Ok(http_body::Frame::data(line.into()))))
+        });
+        let body = StreamBody::new(Box::pin(frames));
+        let answer = Response::builder().status(status).body(body);
+        let answer = Mutex::new(Some(answer.expect("an answer")));
+        let client = service_fn(move |_: Request<()>| {
+            let answer = answer.lock().expect("unlocked").take();
+            async move { Ok::<_, Infallible>(answer.expect("one question")) }
+        });
+        let request = Request::get(format!("/api/v1/pods?{query}"));
+        let request = request.body(()).expect("a request");
+        let Ok(answer) = heard.layer(client).oneshot(request).await;
+        (answer, sender)
+    }
+
+    fn age(heard: &Heard) -> u64 {
+        heard.last().expect("filled").elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_tells_how_old_its_table_is_and_a_list_does_not() {
+        let heard = Heard::new("the pods");
+        let second = Duration::from_secs(1);
+        let began = Instant::now();
+        let _ = ask(&heard, "limit=500", 200).await;
+        let (_watch, _says) = ask(&heard, "watch=true&resourceVersion=1", 200).await;
+        assert_eq!(heard.last(), None, "nothing is filled");
+        advance(second).await;
+        heard.filled(began);
+        assert_eq!(age(&heard), 1, "as old as what was listed");
+
+        let (watch, says) = ask(&heard, "timeoutSeconds=15&watch=true", 200).await;
+        assert_eq!(age(&heard), 0);
+        advance(5 * second).await;
+        assert_eq!(age(&heard), 5);
+        says.send("{}\n").await.expect("open");
+        let mut body = watch.into_body();
+        assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
+        assert_eq!(age(&heard), 0, "it has said something");
+
+        advance(5 * second).await;
+        let _ = ask(&heard, "watch=true", 500).await;
+        let _ = ask(&heard, "limit=500", 200).await;
+        assert_eq!(age(&heard), 5, "no watch");
+
+        let _ = ask(&heard, "watch=true", 200).await;
+        assert_eq!(age(&heard), 0);
+        heard.was_behind();
+        assert_eq!(age(&heard), 5, "it began where the server knows nothing");
+    }
+}
