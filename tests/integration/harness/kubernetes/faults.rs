@@ -1,0 +1,110 @@
+//! What goes wrong at an API server.
+
+use http::{HeaderValue, Response, header};
+
+use super::{requests::Asked, status::Failure};
+use crate::harness::http::{Body, whole};
+
+/// How an API server tells a watch that it starts too far back.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) enum Gone {
+    /// By an error event, as it usually does.
+    #[default]
+    Event,
+    /// By the response's status.
+    Status,
+}
+
+/// An error status for some of the next requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    status: u16,
+    times: usize,
+    verb: Option<&'static str>,
+    resource: Option<&'static str>,
+}
+
+impl Fault {
+    /// Too many requests, as many times; come back in a second.
+    pub(crate) fn throttled(times: usize) -> Self {
+        Self::new(429, times)
+    }
+
+    /// An internal error, as many times.
+    pub(crate) fn internal(times: usize) -> Self {
+        Self::new(500, times)
+    }
+
+    /// Unavailable, as many times.
+    pub(crate) fn unavailable(times: usize) -> Self {
+        Self::new(503, times)
+    }
+
+    fn new(status: u16, times: usize) -> Self {
+        Self {
+            status,
+            times,
+            verb: None,
+            resource: None,
+        }
+    }
+
+    /// Only for these requests.
+    pub(crate) fn of(mut self, verb: &'static str, resource: &'static str) -> Self {
+        (self.verb, self.resource) = (Some(verb), Some(resource));
+        self
+    }
+
+    fn strikes(&self, asked: &Asked) -> bool {
+        self.times > 0
+            && self.verb.is_none_or(|verb| verb == asked.verb)
+            && self
+                .resource
+                .is_none_or(|resource| resource == asked.resource)
+    }
+
+    fn response(&self) -> Response<Body> {
+        match self.status {
+            429 => {
+                // Load shedding comes before what makes Status objects.
+                let text = "Too many requests, please try again later.\n";
+                let mut response = Response::new(whole(text));
+                *response.status_mut() = http::StatusCode::TOO_MANY_REQUESTS;
+                for (name, value) in [
+                    (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
+                    (header::RETRY_AFTER, "1"),
+                ] {
+                    response
+                        .headers_mut()
+                        .insert(name, HeaderValue::from_static(value));
+                }
+                response
+            }
+            503 => Failure::new(503, "ServiceUnavailable", "apiserver is shutting down").response(),
+            other => {
+                let message = "Internal error occurred: etcdserver: request timed out";
+                Failure::new(other, "InternalError", message).response()
+            }
+        }
+    }
+}
+
+/// The faults that are due.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    due: Vec<Fault>,
+    pub(crate) gone: Gone,
+}
+
+impl Faults {
+    pub(crate) fn add(&mut self, fault: Fault) {
+        self.due.push(fault);
+    }
+
+    /// The answer to a request that a fault strikes.
+    pub(crate) fn strike(&mut self, asked: &Asked) -> Option<Response<Body>> {
+        let fault = self.due.iter_mut().find(|fault| fault.strikes(asked))?;
+        fault.times -= 1;
+        Some(fault.response())
+    }
+}

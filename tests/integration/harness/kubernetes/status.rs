@@ -1,0 +1,167 @@
+//! What an API server says when it does not do as it is asked.
+
+use http::{Response, header};
+use serde_json::{Map, Value, json};
+
+use super::{USER, requests::Asked};
+use crate::harness::http::{Body, whole};
+
+/// A `Status` object of a failure.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure {
+    code: u16,
+    reason: &'static str,
+    message: String,
+    metadata: Value,
+    details: Option<Value>,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            metadata: json!({}),
+            details: None,
+        }
+    }
+
+    pub(crate) fn unauthorized() -> Self {
+        Self::new(401, "Unauthorized", "Unauthorized")
+    }
+
+    pub(crate) fn forbidden(asked: &Asked) -> Self {
+        let (verb, resource, group) = (asked.verb, &asked.resource, &asked.group);
+        let scope = match &asked.namespace {
+            Some(namespace) => format!(r#"in the namespace "{namespace}""#),
+            None => "at the cluster scope".to_owned(),
+        };
+        let message = format!(
+            r#"{} is forbidden: User "{USER}" cannot {verb} resource "{resource}" in API group "{group}" {scope}"#,
+            subject(asked),
+        );
+        Self::new(403, "Forbidden", message).about(asked)
+    }
+
+    pub(crate) fn not_found(asked: &Asked) -> Self {
+        let message = format!("{} not found", subject(asked));
+        Self::new(404, "NotFound", message).about(asked)
+    }
+
+    /// There is no such resource.
+    pub(crate) fn no_resource() -> Self {
+        let message = "the server could not find the requested resource";
+        let mut failure = Self::new(404, "NotFound", message);
+        failure.details = Some(json!({}));
+        failure
+    }
+
+    pub(crate) fn method_not_allowed() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        let mut failure = Self::new(405, "MethodNotAllowed", message);
+        failure.details = Some(json!({}));
+        failure
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(400, "BadRequest", message)
+    }
+
+    /// A watch that starts before what is known.
+    pub(crate) fn too_old(asked: u64, oldest: u64) -> Self {
+        Self::new(
+            410,
+            "Expired",
+            format!("too old resource version: {asked} ({oldest})"),
+        )
+    }
+
+    /// A list at a version that is no longer known.
+    pub(crate) fn version_too_old(asked: u64) -> Self {
+        let message = format!("The resourceVersion for the provided list is too old: {asked}");
+        Self::new(410, "Expired", message)
+    }
+
+    /// A page of a list that began before what is known; the token goes on without regard to that.
+    pub(crate) fn continue_too_old(token: &str) -> Self {
+        let message = "The provided continue parameter is too old to display a consistent list result. You can \
+            start a new list without the continue parameter, or use the continue token in this response to \
+            retrieve the remainder of the results. Continuing with the provided token results in an inconsistent \
+            list - objects that were created, modified, or deleted between the time the first chunk was returned \
+            and now may show up in the list.";
+        let mut failure = Self::new(410, "Expired", message);
+        failure.metadata = json!({"continue": token});
+        failure
+    }
+
+    /// A version that is not there yet.
+    pub(crate) fn version_too_large(asked: u64, current: u64) -> Self {
+        let message = format!("Too large resource version: {asked}, current: {current}");
+        let mut failure = Self::new(504, "Timeout", message);
+        failure.details = Some(json!({
+            "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
+            "retryAfterSeconds": 1,
+        }));
+        failure
+    }
+
+    pub(crate) fn streaming_lists_are_off() -> Self {
+        let message = "ListOptions.meta.k8s.io \"\" is invalid: sendInitialEvents: Forbidden: sendInitialEvents is \
+            forbidden for watch unless the WatchList feature gate is enabled";
+        Self::new(422, "Invalid", message)
+    }
+
+    fn about(mut self, asked: &Asked) -> Self {
+        let mut details = Map::new();
+        for (name, value) in [
+            ("name", asked.name.as_deref().unwrap_or_default()),
+            ("group", asked.group),
+            ("kind", &asked.resource),
+        ] {
+            if !value.is_empty() {
+                details.insert(name.to_owned(), value.into());
+            }
+        }
+        self.details = Some(Value::Object(details));
+        self
+    }
+
+    /// The object's JSON text.
+    pub(crate) fn text(&self) -> String {
+        let mut status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": self.metadata, "status": "Failure",
+            "message": self.message, "reason": self.reason,
+        });
+        if let Some(details) = &self.details {
+            status["details"] = details.clone();
+        }
+        status["code"] = self.code.into();
+        status.to_string()
+    }
+
+    pub(crate) fn response(&self) -> Response<Body> {
+        json_response(self.code, whole(self.text()))
+    }
+}
+
+pub(crate) fn json_response(status: u16, body: Body) -> Response<Body> {
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, "application/json")
+        .header(header::CACHE_CONTROL, "no-cache, private")
+        .body(body)
+        .expect("a response")
+}
+
+/// `pods "x"` or `deployments.apps`.
+fn subject(asked: &Asked) -> String {
+    let mut subject = asked.resource.clone();
+    if !asked.group.is_empty() {
+        subject = format!("{subject}.{}", asked.group);
+    }
+    match &asked.name {
+        Some(name) => format!(r#"{subject} "{name}""#),
+        None => subject,
+    }
+}
