@@ -20,7 +20,8 @@ pub(crate) use issuer::{
     AUDIENCE, ISSUER, Key, key_set, now as token_now, settings as jwt_settings,
 };
 pub(crate) use kubernetes::{
-    ApiServer, CONTEXT, Fault, Gone, Reviews, Right, SERVICE_ACCOUNT, USER, WRONG_CONTEXT, fixtures,
+    ApiServer, CONTEXT, Fault, Gone, Reviews, Right, SERVICE_ACCOUNT, USER, WRONG_CONTEXT,
+    fixtures, rollout,
 };
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;

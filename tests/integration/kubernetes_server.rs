@@ -19,6 +19,7 @@ use kube::{
 use crate::harness::{
     ApiServer, CONTEXT, Right, USER, WRONG_CONTEXT,
     fixtures::{self, NAMESPACE},
+    rollout::{PodState, Rollout},
 };
 
 /// A client as these settings make it, by the context of that name if any.
@@ -211,4 +212,66 @@ async fn a_kubeconfig_leads_here_by_one_context_and_nowhere_by_the_other() {
         let answer = pods.list(&ListParams::default()).await;
         assert_eq!(answer.is_ok(), leads_here, "{context:?}: {answer:?}");
     }
+}
+
+#[tokio::test]
+async fn a_rollout_replaces_pods_one_by_one_and_never_has_fewer_than_three_ready() {
+    let server = ApiServer::start().await;
+    let rights = [Right::watching(), Right::looking_up()];
+    server.set_rights(rights.concat());
+    let rollout = Rollout::new();
+    apply_all(&server, rollout.initial);
+    let client = client(&server).await;
+    let pods: Api<Pod> = Api::namespaced(client.clone(), NAMESPACE);
+    let deployments: Api<Deployment> = Api::namespaced(client, NAMESPACE);
+    let of = |pods: &[PodState], revision| {
+        let of = pods.iter().filter(|pod| pod.revision == revision);
+        of.count()
+    };
+    for step in &rollout.steps {
+        let changed = server.version();
+        server.take(step);
+        let changes = u64::try_from(step.changes.len()).expect("few");
+        assert_eq!(server.version(), changed + changes, "{}", step.what);
+        let listed = pods.list(&ListParams::default()).await.expect("a list");
+        let expected = step.pods.iter().map(|pod| &*pod.name);
+        assert_eq!(
+            names(&listed.items),
+            expected.collect::<Vec<_>>(),
+            "{}",
+            step.what
+        );
+        for (pod, expected) in listed.items.iter().zip(&step.pods) {
+            let (metadata, status) = (&pod.metadata, pod.status.as_ref().expect("a status"));
+            assert_eq!(
+                status.phase.as_ref(),
+                Some(&expected.phase),
+                "{}",
+                step.what
+            );
+            assert_eq!(
+                metadata.deletion_timestamp.is_some(),
+                expected.terminating,
+                "{}",
+                step.what
+            );
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+            assert_eq!(node.is_some(), expected.scheduled, "{}", step.what);
+        }
+        let web = deployments.get("web").await.expect("there");
+        let (metadata, status) = (web.metadata, web.status.expect("a status"));
+        let revision = metadata.annotations.expect("annotations");
+        let revision = &revision["deployment.kubernetes.io/revision"];
+        assert_eq!(*revision, step.revision.to_string(), "{}", step.what);
+        assert_eq!(
+            status.observed_generation, metadata.generation,
+            "{}",
+            step.what
+        );
+        assert!(status.ready_replicas >= Some(3), "{}", step.what);
+        assert!(status.replicas <= Some(4), "{}", step.what);
+    }
+    let last = rollout.steps.last().expect("steps");
+    assert_eq!((of(&last.pods, 2), of(&last.pods, 3)), (0, 3));
+    assert!(last.pods.iter().all(|pod| pod.ready && !pod.terminating));
 }

@@ -6,6 +6,7 @@ mod faults;
 pub(crate) mod fixtures;
 mod requests;
 mod rights;
+pub(crate) mod rollout;
 mod selector;
 mod server;
 mod status;

@@ -39,7 +39,7 @@ async fn pages_show_the_state_at_the_first_one() {
     server.delete("Pod", "y", "b");
     server.apply(pod("y", "bb", "web"));
     let changed = server.update("Pod", "y", "c", |pod| {
-        pod["status"]["phase"] = "Running".into()
+        pod["status"]["phase"] = "Running".into();
     });
     let token = first.metadata.continue_.expect("more");
     let next = ListParams::default().limit(2).continue_token(&token);

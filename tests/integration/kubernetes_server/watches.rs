@@ -57,7 +57,7 @@ async fn what_happened_since_a_version_is_told_again() {
     server.apply(pod("x", "a"));
     server.apply(pod("y", "b"));
     server.update("Pod", "x", "a", |pod| {
-        pod["metadata"]["labels"]["run"] = "other".into()
+        pod["metadata"]["labels"]["run"] = "other".into();
     });
     server.update("Pod", "x", "a", |_| {});
     server.delete("Pod", "x", "a");
@@ -121,7 +121,12 @@ async fn bookmarks_come_on_demand_and_at_the_end() {
     let mut stream = pin!(stream.expect("a stream"));
     server.bookmarks();
     assert_eq!(told(stream.next().await), "the end");
-    drop(stream);
+
+    {
+        let running = pods.watch(&WatchParams::default(), "1002").await;
+        let _running = running.expect("a stream");
+        assert_eq!(server.watching("pods"), 1);
+    }
     eventually("nobody watches", async || {
         (server.watching("pods") == 0).then_some(())
     })

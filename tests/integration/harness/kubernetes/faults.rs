@@ -1,9 +1,6 @@
 //! What goes wrong at an API server.
 
-use http::{HeaderValue, Response, header};
-
 use super::{requests::Asked, status::Failure};
-use crate::harness::http::{Body, whole};
 
 /// How an API server tells a watch that it starts too far back.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -63,27 +60,13 @@ impl Fault {
                 .is_none_or(|resource| resource == asked.resource)
     }
 
-    fn response(&self) -> Response<Body> {
+    fn failure(&self) -> Failure {
         match self.status {
-            429 => {
-                // Load shedding comes before what makes Status objects.
-                let text = "Too many requests, please try again later.\n";
-                let mut response = Response::new(whole(text));
-                *response.status_mut() = http::StatusCode::TOO_MANY_REQUESTS;
-                for (name, value) in [
-                    (header::CONTENT_TYPE, "text/plain; charset=utf-8"),
-                    (header::RETRY_AFTER, "1"),
-                ] {
-                    response
-                        .headers_mut()
-                        .insert(name, HeaderValue::from_static(value));
-                }
-                response
-            }
-            503 => Failure::new(503, "ServiceUnavailable", "apiserver is shutting down").response(),
+            429 => Failure::new(429, "TooManyRequests", "too many requests"),
+            503 => Failure::new(503, "ServiceUnavailable", "apiserver is shutting down"),
             other => {
                 let message = "Internal error occurred: etcdserver: request timed out";
-                Failure::new(other, "InternalError", message).response()
+                Failure::new(other, "InternalError", message)
             }
         }
     }
@@ -102,9 +85,9 @@ impl Faults {
     }
 
     /// The answer to a request that a fault strikes.
-    pub(crate) fn strike(&mut self, asked: &Asked) -> Option<Response<Body>> {
+    pub(crate) fn strike(&mut self, asked: &Asked) -> Option<Failure> {
         let fault = self.due.iter_mut().find(|fault| fault.strikes(asked))?;
         fault.times -= 1;
-        Some(fault.response())
+        Some(fault.failure())
     }
 }

@@ -84,7 +84,7 @@ impl State {
         }
         self.released().await;
         let answer = match self.admit(&request, asked) {
-            Err(refusal) => return refusal,
+            Err(failure) => Err(failure),
             Ok(asked) if asked.verb == "create" => self.create(&asked, request.body()).await,
             Ok(asked) => {
                 let reset = request.extensions().get::<Reset>().expect("set").clone();
@@ -99,7 +99,7 @@ impl State {
         &self,
         request: &Request<Bytes>,
         asked: Result<Asked, Unknown>,
-    ) -> Result<Asked, Response<Body>> {
+    ) -> Result<Asked, Failure> {
         if let Ok(asked) = &asked
             && let Some(fault) = self.faults.lock().expect("unlocked").strike(asked)
         {
@@ -108,19 +108,19 @@ impl State {
         let expected = format!("Bearer {}", self.token.lock().expect("unlocked"));
         let shown = request.headers().get(header::AUTHORIZATION);
         if shown.is_none_or(|shown| shown.as_bytes() != expected.as_bytes()) {
-            return Err(Failure::unauthorized().response());
+            return Err(Failure::unauthorized());
         }
         let asked = asked.map_err(|unknown| match unknown {
-            Unknown::Path => Failure::no_resource().response(),
-            Unknown::Method => Failure::method_not_allowed().response(),
+            Unknown::Path => Failure::no_resource(),
+            Unknown::Method => Failure::method_not_allowed(),
         })?;
         if !rights::permit(&self.rights.lock().expect("unlocked"), &asked) {
-            return Err(Failure::forbidden(&asked).response());
+            return Err(Failure::forbidden(&asked));
         }
         let accept = request.headers().get(header::ACCEPT);
         if accept.is_some_and(|accept| accept.to_str().unwrap_or_default().contains("as=")) {
             let message = "this server answers with whole objects only";
-            return Err(Failure::new(406, "NotAcceptable", message).response());
+            return Err(Failure::new(406, "NotAcceptable", message));
         }
         Ok(asked)
     }

@@ -10,21 +10,24 @@ use crate::harness::http::{Body, whole};
 #[derive(Debug, Clone)]
 pub(crate) struct Failure {
     code: u16,
-    reason: &'static str,
-    message: String,
-    metadata: Value,
-    details: Option<Value>,
+    status: Box<Value>,
 }
 
 impl Failure {
-    pub(crate) fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: u16, reason: &str, message: impl Into<String>) -> Self {
+        let status = json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "message": message.into(), "reason": reason,
+        });
         Self {
             code,
-            reason,
-            message: message.into(),
-            metadata: json!({}),
-            details: None,
+            status: Box::new(status),
         }
+    }
+
+    fn with(mut self, member: &str, value: Value) -> Self {
+        self.status[member] = value;
+        self
     }
 
     pub(crate) fn unauthorized() -> Self {
@@ -52,16 +55,12 @@ impl Failure {
     /// There is no such resource.
     pub(crate) fn no_resource() -> Self {
         let message = "the server could not find the requested resource";
-        let mut failure = Self::new(404, "NotFound", message);
-        failure.details = Some(json!({}));
-        failure
+        Self::new(404, "NotFound", message).with("details", json!({}))
     }
 
     pub(crate) fn method_not_allowed() -> Self {
         let message = "the server does not allow this method on the requested resource";
-        let mut failure = Self::new(405, "MethodNotAllowed", message);
-        failure.details = Some(json!({}));
-        failure
+        Self::new(405, "MethodNotAllowed", message).with("details", json!({}))
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -90,20 +89,16 @@ impl Failure {
             retrieve the remainder of the results. Continuing with the provided token results in an inconsistent \
             list - objects that were created, modified, or deleted between the time the first chunk was returned \
             and now may show up in the list.";
-        let mut failure = Self::new(410, "Expired", message);
-        failure.metadata = json!({"continue": token});
-        failure
+        Self::new(410, "Expired", message).with("metadata", json!({"continue": token}))
     }
 
     /// A version that is not there yet.
     pub(crate) fn version_too_large(asked: u64, current: u64) -> Self {
         let message = format!("Too large resource version: {asked}, current: {current}");
-        let mut failure = Self::new(504, "Timeout", message);
-        failure.details = Some(json!({
+        Self::new(504, "Timeout", message).with("details", json!({
             "causes": [{"reason": "ResourceVersionTooLarge", "message": "Too large resource version"}],
             "retryAfterSeconds": 1,
-        }));
-        failure
+        }))
     }
 
     pub(crate) fn streaming_lists_are_off() -> Self {
@@ -112,7 +107,7 @@ impl Failure {
         Self::new(422, "Invalid", message)
     }
 
-    fn about(mut self, asked: &Asked) -> Self {
+    fn about(self, asked: &Asked) -> Self {
         let mut details = Map::new();
         for (name, value) in [
             ("name", asked.name.as_deref().unwrap_or_default()),
@@ -123,25 +118,27 @@ impl Failure {
                 details.insert(name.to_owned(), value.into());
             }
         }
-        self.details = Some(Value::Object(details));
-        self
+        self.with("details", Value::Object(details))
     }
 
     /// The object's JSON text.
     pub(crate) fn text(&self) -> String {
-        let mut status = json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": self.metadata, "status": "Failure",
-            "message": self.message, "reason": self.reason,
-        });
-        if let Some(details) = &self.details {
-            status["details"] = details.clone();
-        }
+        let mut status = self.status.clone();
         status["code"] = self.code.into();
         status.to_string()
     }
 
     pub(crate) fn response(&self) -> Response<Body> {
-        json_response(self.code, whole(self.text()))
+        if self.code != 429 {
+            return json_response(self.code, whole(self.text()));
+        }
+        // Load is shed before there are Status objects.
+        Response::builder()
+            .status(self.code)
+            .header(header::CONTENT_TYPE, "text/plain; charset=utf-8")
+            .header(header::RETRY_AFTER, "1")
+            .body(whole("Too many requests, please try again later.\n"))
+            .expect("a response")
     }
 }
 
