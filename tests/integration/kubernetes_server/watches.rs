@@ -99,38 +99,32 @@ async fn what_happened_since_a_version_is_told_again() {
 #[tokio::test]
 async fn bookmarks_come_on_demand_and_at_the_end() {
     let server = ApiServer::start().await;
-    let begin = server.version();
+    let begin = server.version().to_string();
     let pods: Api<Pod> = Api::namespaced(client(&server).await, "x");
-    let params = WatchParams::default().timeout(1);
-    let stream = pods.watch(&params, &begin.to_string()).await;
-    let mut stream = pin!(stream.expect("headers come before any event"));
-    assert_eq!(
-        (server.watching("pods"), server.watching("deployments")),
-        (1, 0)
-    );
-    server.apply(pod("y", "elsewhere"));
-    server.bookmarks();
-    assert_eq!(told(stream.next().await), "BOOKMARK 1001");
-    server.apply(pod("y", "more"));
-    assert_eq!(told(stream.next().await), "BOOKMARK 1002", "the timeout's");
-    assert_eq!(told(stream.next().await), "the end");
-    assert_eq!(server.watching("pods"), 0);
+    {
+        let stream = pods.watch(&WatchParams::default(), &begin).await;
+        let mut stream = pin!(stream.expect("headers come before any event"));
+        let running = (server.watching("pods"), server.watching("deployments"));
+        assert_eq!(running, (1, 0));
+        server.apply(pod("y", "elsewhere"));
+        server.bookmarks();
+        assert_eq!(told(stream.next().await), "BOOKMARK 1001");
+    }
+    // Its client is gone.
+    let ended = async || (server.watching("pods") == 0).then_some(());
+    eventually("nobody watches", ended).await;
 
-    let without = params.disable_bookmarks();
-    let stream = pods.watch(&without, &begin.to_string()).await;
+    let short = WatchParams::default().timeout(1);
+    let stream = pods.watch(&short, &begin).await;
+    let mut stream = pin!(stream.expect("a stream"));
+    assert_eq!(told(stream.next().await), "BOOKMARK 1001");
+    assert_eq!(told(stream.next().await), "the end");
+    eventually("nobody watches", ended).await;
+
+    let stream = pods.watch(&short.disable_bookmarks(), &begin).await;
     let mut stream = pin!(stream.expect("a stream"));
     server.bookmarks();
     assert_eq!(told(stream.next().await), "the end");
-
-    {
-        let running = pods.watch(&WatchParams::default(), "1002").await;
-        let _running = running.expect("a stream");
-        assert_eq!(server.watching("pods"), 1);
-    }
-    eventually("nobody watches", async || {
-        (server.watching("pods") == 0).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]
