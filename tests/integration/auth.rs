@@ -402,7 +402,7 @@ async fn keys_are_taken_from_none_but_whom_the_authority_vouches_for() {
 #[tokio::test]
 async fn kubernetes_reviews_a_token_once_for_many_requests() {
     let kubernetes = ApiServer::start().await;
-    let mut configured = kubernetes.settings();
+    let mut configured = kubernetes.review_settings();
     configured.push(("EA_AUTH_KUBERNETES_CACHE_TTL".to_owned(), "1h".to_owned()));
     let agent = Agent::start(&configured).await;
     let asking = (0..50).map(|_| {
@@ -432,7 +432,7 @@ async fn kubernetes_reviews_a_token_once_for_many_requests() {
 #[tokio::test]
 async fn an_api_server_that_gives_no_verdict_is_no_reason_to_refuse_or_let_in() {
     let mut kubernetes = ApiServer::start().await;
-    let agent = Agent::start(&kubernetes.settings()).await;
+    let agent = Agent::start(&kubernetes.review_settings()).await;
     kubernetes.reviews(Reviews::Forbidden);
     all_told(
         &agent,
@@ -464,7 +464,7 @@ async fn an_api_server_that_gives_no_verdict_is_no_reason_to_refuse_or_let_in() 
 #[tokio::test]
 async fn a_review_goes_on_when_its_caller_does_not() {
     let kubernetes = ApiServer::start().await;
-    let mut configured = kubernetes.settings();
+    let mut configured = kubernetes.review_settings();
     configured.push(("EA_AUTH_KUBERNETES_CACHE_TTL".to_owned(), "1h".to_owned()));
     let agent = Agent::start(&configured).await;
     kubernetes.reviews(Reviews::Held);
@@ -490,7 +490,7 @@ async fn a_review_goes_on_when_its_caller_does_not() {
 #[tokio::test]
 async fn made_up_tokens_are_reviewed_no_more_often_than_their_address_may_ask() {
     let kubernetes = ApiServer::start().await;
-    let mut configured = kubernetes.settings();
+    let mut configured = kubernetes.review_settings();
     configured.push(("EA_RATE_LIMIT_PER_SECOND".to_owned(), "1".to_owned()));
     let agent = Agent::start(&configured).await;
     let mut told = [0, 0];

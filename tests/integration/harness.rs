@@ -19,7 +19,10 @@ pub(crate) use http::HttpServer;
 pub(crate) use issuer::{
     AUDIENCE, ISSUER, Key, key_set, now as token_now, settings as jwt_settings,
 };
-pub(crate) use kubernetes::{ApiServer, Reviews, SERVICE_ACCOUNT};
+pub(crate) use kubernetes::{
+    ApiServer, CONTEXT, Fault, Gone, Reviews, Right, SERVICE_ACCOUNT, USER, WRONG_CONTEXT,
+    fixtures, rollout,
+};
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
 pub(crate) use sentinel::{Deployment, Sentinels};

@@ -20,6 +20,7 @@ mod documents;
 mod durability;
 mod faults;
 mod harness;
+mod kubernetes_server;
 mod limits;
 mod modes;
 mod quorum;

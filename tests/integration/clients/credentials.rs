@@ -70,7 +70,7 @@ impl Caller {
             }
             Mode::Kubernetes => {
                 let server = ApiServer::start().await;
-                settings.extend(server.settings());
+                settings.extend(server.review_settings());
                 kubernetes = Some(server);
                 Shows::Token("good".to_owned())
             }

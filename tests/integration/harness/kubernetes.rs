@@ -1,27 +1,56 @@
-//! A Kubernetes API server that reviews tokens, and nothing else.
+//! A Kubernetes API server: pods, ReplicaSets and Deployments to list and watch, reviews of tokens and of
+//! rights, and what goes wrong with one.
+
+mod bulk;
+mod faults;
+pub(crate) mod fixtures;
+mod requests;
+mod rights;
+pub(crate) mod rollout;
+mod selector;
+mod server;
+mod status;
+mod store;
+mod watch;
+
+pub(crate) use faults::{Fault, Gone};
+use requests::Asked;
+pub(crate) use rights::Right;
 
 use std::{
     fs,
-    sync::{Arc, Condvar, Mutex},
+    net::SocketAddr,
+    sync::{Arc, MutexGuard},
 };
 
-use http::Response;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::net::TcpListener;
 
-use super::{AUDIENCE, HttpServer, owned};
+use self::{
+    server::State,
+    store::{Resource, Store},
+    watch::Command,
+};
+use super::{AUDIENCE, HttpServer, eventually, owned};
 
 /// Whose token `good` is.
 pub(crate) const SERVICE_ACCOUNT: &str = "system:serviceaccount:batch:worker";
+/// Who the agent is to the API server.
+pub(crate) const USER: &str = "system:serviceaccount:election:agent";
+/// The kubeconfig's context that leads to this server, and the one that leads nowhere.
+pub(crate) const CONTEXT: &str = "here";
+pub(crate) const WRONG_CONTEXT: &str = "elsewhere";
 
-/// The server, and a kubeconfig for it; stops when dropped.
+/// The server, and kubeconfigs for it; stops when dropped.
 pub(crate) struct ApiServer {
     server: Option<HttpServer>,
-    mode: Arc<(Mutex<Reviews>, Condvar)>,
+    address: SocketAddr,
+    state: Arc<State>,
     directory: TempDir,
 }
 
-/// How it answers.
+/// How it reviews tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Reviews {
     /// `good` is the service account's.
@@ -35,87 +64,253 @@ pub(crate) enum Reviews {
 }
 
 impl ApiServer {
+    /// Starts one that keeps nothing yet; the agent may list and watch all.
     pub(crate) async fn start() -> Self {
-        let mode = Arc::new((Mutex::new(Reviews::AsEver), Condvar::new()));
-        let reviewing = Arc::clone(&mode);
-        let server = HttpServer::start(move |request| {
-            let answer = |status: u16, body: Value| {
-                Response::builder()
-                    .status(status)
-                    .header("content-type", "application/json")
-                    .body(body.to_string())
-                    .expect("a response")
-            };
-            assert_eq!(request.uri().path(), "/apis/authentication.k8s.io/v1/tokenreviews");
-            assert_eq!(request.headers()["authorization"], "Bearer the-agents-own");
-            let (mode, changed) = &*reviewing;
-            let mode = mode.lock().expect("unlocked");
-            let held = |mode: &mut Reviews| *mode == Reviews::Held;
-            let mode = *changed.wait_while(mode, held).expect("unlocked");
-            if mode == Reviews::Forbidden {
-                return answer(403, json!({
-                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                    "message": "tokenreviews.authentication.k8s.io is forbidden", "reason": "Forbidden", "code": 403,
-                }));
-            }
-            let mut review: Value = serde_json::from_slice(request.body()).expect("JSON");
-            assert_eq!(review["spec"]["audiences"], json!([AUDIENCE]));
-            review["status"] = match review["spec"]["token"].as_str() {
-                Some("good") => json!({
-                    "authenticated": true,
-                    "user": {
-                        "username": SERVICE_ACCOUNT,
-                        "uid": "7f3c", "groups": ["system:serviceaccounts", "system:authenticated"],
-                    },
-                    "audiences": match mode { Reviews::OfOthers => json!(["vault"]), _ => json!([AUDIENCE]) },
-                }),
-                _ => json!({"authenticated": false, "error": "[invalid bearer token]"}),
-            };
-            answer(201, review)
-        })
-        .await;
-        let directory = TempDir::new().expect("a directory");
-        let config = json!({
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": server.url("")}}],
-            "users": [{"name": "agent", "user": {"token": "the-agents-own"}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "agent"}}],
-        });
-        fs::write(directory.path().join("kubeconfig"), config.to_string()).expect("written");
-        Self {
-            server: Some(server),
-            mode,
-            directory,
+        let state = Arc::new(State::new("the-agents-own"));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut started = Self {
+            server: None,
+            address,
+            state,
+            directory: TempDir::new().expect("a directory"),
+        };
+        started.serve(listener);
+        fs::write(started.path("token"), "the-agents-own").expect("written");
+        for (file, context) in [
+            ("kubeconfig", CONTEXT),
+            ("kubeconfig-elsewhere", WRONG_CONTEXT),
+        ] {
+            let config = started.kubeconfig(context).to_string();
+            fs::write(started.path(file), config).expect("written");
         }
+        started
     }
 
+    fn serve(&mut self, listener: TcpListener) {
+        let state = Arc::clone(&self.state);
+        let answer = move |request| Arc::clone(&state).answer(request);
+        self.server = Some(HttpServer::start_streaming(listener, answer));
+    }
+
+    /// Where it listens, also while it is stopped.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    fn path(&self, file: &str) -> String {
+        self.directory.path().join(file).display().to_string()
+    }
+
+    fn kubeconfig(&self, context: &str) -> Value {
+        json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": context,
+            "clusters": [
+                {"name": "test", "cluster": {"server": self.url()}},
+                // Nothing listens there.
+                {"name": "gone", "cluster": {"server": "http://127.0.0.1:1"}},
+            ],
+            "users": [{"name": "agent", "user": {"tokenFile": self.path("token")}}],
+            "contexts": [
+                {"name": CONTEXT, "context": {"cluster": "test", "user": "agent"}},
+                {"name": WRONG_CONTEXT, "context": {"cluster": "gone", "user": "agent"}},
+            ],
+        })
+    }
+
+    /// An agent's, to reach this server.
     pub(crate) fn settings(&self) -> Vec<(String, String)> {
-        let kubeconfig = self
-            .directory
-            .path()
-            .join("kubeconfig")
-            .display()
-            .to_string();
         owned(&[
-            ("EA_AUTH_MODES", "kubernetes"),
-            ("EA_AUTH_KUBERNETES_AUDIENCES", AUDIENCE),
-            ("EA_AUTH_KUBERNETES_CACHE_TTL", "1s"),
             ("EA_KUBE_IN_CLUSTER", "false"),
-            ("KUBECONFIG", &kubeconfig),
+            ("KUBECONFIG", &self.path("kubeconfig")),
         ])
     }
 
+    /// The same by a kubeconfig whose current context leads nowhere; [`CONTEXT`] leads here.
+    pub(crate) fn settings_with_wrong_context(&self) -> Vec<(String, String)> {
+        owned(&[
+            ("EA_KUBE_IN_CLUSTER", "false"),
+            ("KUBECONFIG", &self.path("kubeconfig-elsewhere")),
+        ])
+    }
+
+    /// An agent's, to have this server review tokens.
+    pub(crate) fn review_settings(&self) -> Vec<(String, String)> {
+        let mut settings = self.settings();
+        settings.extend(owned(&[
+            ("EA_AUTH_MODES", "kubernetes"),
+            ("EA_AUTH_KUBERNETES_AUDIENCES", AUDIENCE),
+            ("EA_AUTH_KUBERNETES_CACHE_TTL", "1s"),
+        ]));
+        settings
+    }
+
     pub(crate) fn reviews(&self, mode: Reviews) {
-        *self.mode.0.lock().expect("unlocked") = mode;
-        self.mode.1.notify_all();
+        self.state.reviews.send_replace(mode);
     }
 
-    /// How many reviews it has answered.
+    /// How many token reviews it was asked for.
     pub(crate) fn answered(&self) -> usize {
-        self.server.as_ref().map_or(0, HttpServer::answered)
+        self.count("create", "tokenreviews")
     }
 
+    /// From now on the agent may do this and nothing else; watches that run go on.
+    pub(crate) fn set_rights(&self, rights: Vec<Right>) {
+        *self.state.rights.lock().expect("unlocked") = rights;
+    }
+
+    /// From now on only this token is accepted, which is in the token file; watches that run go on.
+    pub(crate) fn rotate_token(&self, new: &str) {
+        // As the kubelet does: the file is never half written.
+        fs::write(self.path("token-new"), new).expect("written");
+        fs::rename(self.path("token-new"), self.path("token")).expect("renamed");
+        new.clone_into(&mut self.state.token.lock().expect("unlocked"));
+    }
+
+    /// What it was asked until now, whatever the answer.
+    pub(crate) fn requests(&self) -> Vec<Asked> {
+        self.state.asked.lock().expect("unlocked").clone()
+    }
+
+    /// How often it was asked this (`get`, `list`, `watch`, `create`).
+    pub(crate) fn count(&self, verb: &str, resource: &str) -> usize {
+        let asked = self.state.asked.lock().expect("unlocked");
+        let asked = asked
+            .iter()
+            .filter(|asked| asked.verb == verb && asked.resource == resource);
+        asked.count()
+    }
+
+    /// How many watches of the resource run.
+    pub(crate) fn watching(&self, resource: &str) -> usize {
+        self.state.watches.count(resource)
+    }
+}
+
+/// Changes.
+impl ApiServer {
+    /// Creates the object or replaces it. Says its version.
+    pub(crate) fn apply(&self, object: Value) -> u64 {
+        self.change(|store| store.apply(object))
+    }
+
+    /// Deletes the object at once.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub(crate) fn delete(&self, kind: &str, namespace: &str, name: &str) {
+        let key = format!("{namespace}/{name}");
+        let deleted = self.change(|store| store.delete(Resource::of_kind(kind), &key));
+        assert!(deleted, "{kind} {key} is not there");
+    }
+
+    /// Changes the object. Says its version.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub(crate) fn update(
+        &self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> u64 {
+        let (resource, key) = (Resource::of_kind(kind), format!("{namespace}/{name}"));
+        self.change(|store| {
+            let object = store.value(resource, &key);
+            let mut object = object.unwrap_or_else(|| panic!("{kind} {key} is not there"));
+            change(&mut object);
+            object["kind"] = kind.into();
+            store.apply(object)
+        })
+    }
+
+    /// The object as it is.
+    pub(crate) fn object(&self, kind: &str, namespace: &str, name: &str) -> Option<Value> {
+        self.store()
+            .value(Resource::of_kind(kind), &format!("{namespace}/{name}"))
+    }
+
+    /// The version of the latest change.
+    pub(crate) fn version(&self) -> u64 {
+        self.store().version()
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.state.store.lock().expect("unlocked")
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Store) -> T) -> T {
+        let mut store = self.store();
+        let done = change(&mut store);
+        self.state.changed.send_replace(store.version());
+        done
+    }
+}
+
+/// What goes wrong.
+impl ApiServer {
+    /// Answers some of the next requests with an error; faults that were added before come first.
+    pub(crate) fn fail(&self, fault: Fault) {
+        self.state.faults.lock().expect("unlocked").add(fault);
+    }
+
+    /// Forgets what happened until now: whoever was told less, or goes on with a list, finds it gone.
+    pub(crate) fn compact(&self, gone: Gone) {
+        self.state.faults.lock().expect("unlocked").gone = gone;
+        self.store().compact();
+    }
+
+    /// Sends all watches that want any a bookmark.
+    pub(crate) fn bookmarks(&self) {
+        self.state.watches.tell(&Command::Bookmark);
+    }
+
+    /// Ends all watches as their timeout would, but without a bookmark.
+    pub(crate) fn end_watches(&self) {
+        self.state.watches.tell(&Command::End);
+    }
+
+    /// Tells all watches that they are too far behind, which ends them.
+    pub(crate) fn expire_watches(&self) {
+        let version = self.version();
+        let failure = status::Failure::too_old(version, version + 1);
+        self.state.watches.tell(&Command::Fail(failure));
+    }
+
+    /// Resets the connections of all watches in the middle of a line.
+    pub(crate) fn reset_watches(&self) {
+        self.state.watches.tell(&Command::Reset);
+    }
+
+    /// Resets the connection of each watch that now runs in the middle of its next event.
+    pub(crate) fn reset_watches_in_next_event(&self) {
+        self.state.watches.tell(&Command::ResetInNextEvent);
+    }
+
+    /// Answers nothing and tells watches nothing, until it is released.
+    pub(crate) fn hold(&self) {
+        self.state.held.send_replace(true);
+    }
+
+    pub(crate) fn release(&self) {
+        self.state.held.send_replace(false);
+    }
+
+    /// Closes the port and all connections; what it keeps stays.
     pub(crate) fn stop(&mut self) {
         self.server = None;
+    }
+
+    /// Starts again, at the same port.
+    pub(crate) async fn start_again(&mut self) {
+        self.stop();
+        let address = self.address;
+        // The former listener is closed as the runtime gets round to it.
+        let listener = eventually("the port is free", async || {
+            TcpListener::bind(address).await.ok()
+        });
+        let listener = listener.await;
+        self.serve(listener);
     }
 }
