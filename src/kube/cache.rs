@@ -30,6 +30,9 @@ pub(super) trait Row: Sized {
     /// The objects that one asks for to find this one, if they are in the same namespace.
     fn relations(&self) -> [Option<&str>; 2];
 
+    /// Keeps what both have in common once.
+    fn share(&mut self, _with: &Self) {}
+
     /// The table of such objects.
     fn table(tables: &mut Tables) -> &mut Option<Table<Self>>;
 }
@@ -61,8 +64,13 @@ impl Row for ReplicaSet {
 
 impl Row for objects::Pod {
     fn relations(&self) -> [Option<&str>; 2] {
-        let owner = self.owner.as_ref().map(|owner| &*owner.name);
-        [owner, self.named_deployment()]
+        [self.set().map(|set| &*set.name), self.named_deployment()]
+    }
+
+    fn share(&mut self, with: &Self) {
+        if self.owner == with.owner {
+            self.owner.clone_from(&with.owner);
+        }
     }
 
     fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
@@ -89,9 +97,10 @@ impl<T> Default for Table<T> {
 
 impl<T: Row> Table<T> {
     /// Adds or replaces an object.
-    pub(super) fn put(&mut self, namespace: &str, name: &str, row: T) {
+    pub(super) fn put(&mut self, namespace: &str, name: &str, mut row: T) {
         let key = match self.rows.get_key_value(&key(namespace, name)) {
             Some((key, known)) if known.relations() == row.relations() => {
+                row.share(known);
                 let key = Arc::clone(key);
                 self.rows.insert(key, row);
                 return;
@@ -100,11 +109,18 @@ impl<T: Row> Table<T> {
             None => key(namespace, name),
         };
         self.take(namespace, &key);
+        let mut shared = None;
         for (related, relation) in self.related.iter_mut().zip(row.relations()) {
             if let Some(relation) = relation {
                 let relatives = related.entry(self::key(namespace, relation)).or_default();
+                if let Some(relative) = relatives.first().and_then(|key| self.rows.get(key)) {
+                    shared = shared.or(Some(relative));
+                }
                 relatives.push(Arc::clone(&key));
             }
+        }
+        if let Some(relative) = shared {
+            row.share(relative);
         }
         self.rows.insert(key, row);
     }
@@ -209,7 +225,7 @@ impl<'a> View<'a> {
                 continue;
             }
             for (pod_key, pod) in self.pods.related(BY_OWNER, set_key) {
-                if is(pod.owner.as_ref(), &set.uid) {
+                if is(pod.set(), &set.uid) {
                     let set = (name_of(set_key), set.counts);
                     pods.push(tell(pod_key, pod, name, set));
                 }
@@ -249,7 +265,7 @@ impl<'a> View<'a> {
 
     /// The ReplicaSet that controls a pod, unless it has gone.
     fn replica_set_of(&self, namespace: &str, pod: &objects::Pod) -> Option<&'a ReplicaSet> {
-        let owner = pod.owner.as_ref()?;
+        let owner = pod.set()?;
         let set = self.replica_sets.rows.get(&key(namespace, &owner.name))?;
         (set.uid == owner.uid).then_some(set)
     }
@@ -281,11 +297,10 @@ fn tell(key: &Key, pod: &objects::Pod, deployment: &str, set: (&str, Counts)) ->
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::{apps::v1 as apps, core::v1 as core};
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::kube::objects::Fold as _;
+    use crate::kube::objects::{Fold as _, SeenDeployment, SeenPod, SeenReplicaSet};
 
     fn metadata(name: &str, uid: &str, created: u32, owner: Option<(&str, &str, &str)>) -> Value {
         let owner = owner.map(|(kind, name, uid)| {
@@ -311,7 +326,7 @@ mod tests {
     impl Tables {
         fn deployment(&mut self, name: &str, uid: &str, created: u32) {
             let object = json!({"metadata": metadata(name, uid, created, None)});
-            let object: apps::Deployment = serde_json::from_value(object).expect("a deployment");
+            let object: SeenDeployment = serde_json::from_value(object).expect("a deployment");
             let table = self.deployments.as_mut().expect("filled");
             table.put("shop", name, object.fold());
         }
@@ -328,7 +343,7 @@ mod tests {
             metadata["annotations"] =
                 json!({"deployment.kubernetes.io/revision": revision.to_string()});
             let object = json!({"metadata": metadata, "status": {"replicas": 1}});
-            let object: apps::ReplicaSet = serde_json::from_value(object).expect("a replica set");
+            let object: SeenReplicaSet = serde_json::from_value(object).expect("a replica set");
             let table = self.replica_sets.as_mut().expect("filled");
             table.put("shop", name, object.fold());
         }
@@ -343,7 +358,7 @@ mod tests {
                 metadata["labels"] = json!({});
             }
             let object = json!({"metadata": metadata, "status": {"phase": "Running"}});
-            let object: core::Pod = serde_json::from_value(object).expect("a pod");
+            let object: SeenPod = serde_json::from_value(object).expect("a pod");
             self.pods
                 .as_mut()
                 .expect("filled")

@@ -1,14 +1,13 @@
 //! What is kept of Kubernetes' objects: what answers need, and nothing else.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData, sync::Arc};
 
 use k8s_openapi::{
-    api::{
-        apps::v1::{Deployment as FullDeployment, ReplicaSet as FullReplicaSet},
-        core::v1::Pod as FullPod,
-    },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    api::{apps::v1 as apps, core::v1 as core},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
+use kube::Resource;
+use serde::{Deserialize, Deserializer, de::IgnoredAny};
 
 /// Set by the Deployment controller: the rollout that a ReplicaSet is of, and how many pods the Deployment
 /// wants and allows.
@@ -62,14 +61,20 @@ pub struct Counts {
     pub max: i32,
 }
 
+/// A ReplicaSet that controls pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PodOwner {
+    pub(super) set: Owner,
+    /// How much of its name is the Deployment's, by the Deployment controller's way to name it.
+    deployment_length: Option<u8>,
+}
+
 #[derive(Debug, Clone)]
 pub(super) struct Pod {
     /// In seconds since the Unix epoch.
     pub(super) created: i64,
     /// The ReplicaSet, if one controls it.
-    pub(super) owner: Option<Owner>,
-    /// How much of the ReplicaSet's name is the Deployment's, by the Deployment controller's way to name it.
-    pub(super) deployment_length: Option<u8>,
+    pub(super) owner: Option<Arc<PodOwner>>,
     pub(super) ip: Box<str>,
     pub(super) status: PodStatus,
 }
@@ -93,25 +98,132 @@ pub struct PodStatus {
     pub containers_ready: bool,
 }
 
-/// An object as it comes from the API server.
+/// An object of the kind `K` as it comes from the API server, without what nobody asks for: that is skipped as it
+/// is read. Most of an object is, and would leave the memory in pieces behind.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(bound = "S: Deserialize<'de>")]
+pub(super) struct Seen<K, S> {
+    #[serde(deserialize_with = "metadata")]
+    metadata: ObjectMeta,
+    #[serde(default = "Option::default")]
+    status: Option<S>,
+    #[serde(skip)]
+    kind: PhantomData<fn() -> K>,
+}
+
+pub(super) type SeenDeployment = Seen<apps::Deployment, IgnoredAny>;
+pub(super) type SeenReplicaSet = Seen<apps::ReplicaSet, SeenReplicaSetStatus>;
+pub(super) type SeenPod = Seen<core::Pod, SeenPodStatus>;
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct SeenReplicaSetStatus {
+    replicas: i32,
+    available_replicas: i32,
+    fully_labeled_replicas: i32,
+    ready_replicas: i32,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct SeenPodStatus {
+    phase: String,
+    reason: String,
+    #[serde(rename = "podIP")]
+    pod_ip: Box<str>,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Condition {
+    r#type: String,
+    status: String,
+}
+
+/// All of the metadata that is looked at.
+fn metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Metadata {
+        name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        resource_version: Option<String>,
+        creation_timestamp: Option<Time>,
+        deletion_timestamp: Option<Time>,
+        labels: Option<BTreeMap<String, String>>,
+        annotations: Option<BTreeMap<String, String>>,
+        owner_references: Option<Vec<OwnerReference>>,
+    }
+    let seen = Metadata::deserialize(from)?;
+    Ok(ObjectMeta {
+        name: seen.name,
+        namespace: seen.namespace,
+        uid: seen.uid,
+        resource_version: seen.resource_version,
+        creation_timestamp: seen.creation_timestamp,
+        deletion_timestamp: seen.deletion_timestamp,
+        labels: seen.labels,
+        annotations: seen.annotations,
+        owner_references: seen.owner_references,
+        ..ObjectMeta::default()
+    })
+}
+
+impl<K: Resource<DynamicType = ()>, S> Resource for Seen<K, S> {
+    type DynamicType = ();
+    type Scope = K::Scope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        K::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        K::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        K::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        K::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        &self.metadata
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        &mut self.metadata
+    }
+}
+
+/// Makes of an object what is kept of it.
 pub(super) trait Fold {
     type Folded: Send + Sync + 'static;
 
     fn fold(self) -> Self::Folded;
 }
 
-impl Fold for FullDeployment {
+impl Fold for SeenDeployment {
     type Folded = Deployment;
 
     fn fold(self) -> Deployment {
-        Deployment {
-            created: created(&self.metadata),
-            uid: self.metadata.uid.unwrap_or_default().into(),
+        Deployment::of(self.metadata)
+    }
+}
+
+impl Deployment {
+    pub(super) fn of(metadata: ObjectMeta) -> Self {
+        Self {
+            created: created(&metadata),
+            uid: metadata.uid.unwrap_or_default().into(),
         }
     }
 }
 
-impl Fold for FullReplicaSet {
+impl Fold for SeenReplicaSet {
     type Folded = ReplicaSet;
 
     fn fold(self) -> ReplicaSet {
@@ -123,9 +235,9 @@ impl Fold for FullReplicaSet {
         let status = self.status.unwrap_or_default();
         let counts = Counts {
             revision: number(REVISION),
-            available: status.available_replicas.unwrap_or(0),
-            fully_labeled: status.fully_labeled_replicas.unwrap_or(0),
-            ready: status.ready_replicas.unwrap_or(0),
+            available: status.available_replicas,
+            fully_labeled: status.fully_labeled_replicas,
+            ready: status.ready_replicas,
             replicas: status.replicas,
             desired: number(DESIRED),
             max: number(MAX),
@@ -138,38 +250,40 @@ impl Fold for FullReplicaSet {
     }
 }
 
-impl Fold for FullPod {
+impl Fold for SeenPod {
     type Folded = Pod;
 
     fn fold(self) -> Pod {
         let metadata = &self.metadata;
-        let owner = controller(metadata, "ReplicaSet");
-        let hash = metadata.labels.as_ref().and_then(|labels| labels.get(HASH));
-        let deployment_length = owner.as_ref().zip(hash).and_then(|(owner, hash)| {
-            let deployment = owner.name.strip_suffix(hash.as_str())?.strip_suffix('-')?;
-            u8::try_from(deployment.len()).ok()
+        let owner = controller(metadata, "ReplicaSet").map(|set| {
+            let hash = metadata.labels.as_ref().and_then(|labels| labels.get(HASH));
+            let deployment_length = hash.and_then(|hash| {
+                let deployment = set.name.strip_suffix(hash.as_str())?.strip_suffix('-')?;
+                u8::try_from(deployment.len()).ok()
+            });
+            Arc::new(PodOwner {
+                set,
+                deployment_length,
+            })
         });
         let status = self.status.unwrap_or_default();
-        let reason = status.reason.unwrap_or_default();
-        let conditions = status.conditions.unwrap_or_default();
         let is_true = |name: &str| {
-            let mut all = conditions.iter();
-            all.any(|condition| condition.type_ == name && condition.status == "True")
+            let mut all = status.conditions.iter();
+            all.any(|condition| condition.r#type == name && condition.status == "True")
         };
         Pod {
             created: created(metadata),
             owner,
-            deployment_length,
-            ip: status.pod_ip.unwrap_or_default().into(),
             status: PodStatus {
-                terminating: metadata.deletion_timestamp.is_some() && reason != NODE_LOST,
+                terminating: metadata.deletion_timestamp.is_some() && status.reason != NODE_LOST,
                 scheduled: is_true("PodScheduled"),
                 initialized: is_true("Initialized"),
                 ready: is_true("Ready"),
                 containers_ready: is_true("ContainersReady"),
-                phase: interned(status.phase.unwrap_or_default()),
-                reason: interned(reason),
+                phase: interned(status.phase),
+                reason: interned(status.reason),
             },
+            ip: status.pod_ip,
         }
     }
 }
@@ -214,9 +328,12 @@ fn created(metadata: &ObjectMeta) -> i64 {
 impl Pod {
     /// The Deployment that has named the pod's ReplicaSet.
     pub(super) fn named_deployment(&self) -> Option<&str> {
-        self.owner
-            .as_ref()?
-            .name
-            .get(..self.deployment_length?.into())
+        let owner = self.owner.as_ref()?;
+        owner.set.name.get(..owner.deployment_length?.into())
+    }
+
+    /// The ReplicaSet that controls the pod.
+    pub(super) fn set(&self) -> Option<&Owner> {
+        Some(&self.owner.as_ref()?.set)
     }
 }

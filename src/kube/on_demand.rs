@@ -13,11 +13,8 @@ use std::{
 };
 
 use futures_util::future::try_join_all;
-use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet},
-    core::v1::Pod,
-};
-use kube::{Api, Client, api::ListParams, core::Selector};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{Api, Client, Resource as _, api::ListParams, core::Selector};
 use quick_cache::sync::Cache;
 use tokio::{
     sync::Semaphore,
@@ -28,7 +25,7 @@ use super::{
     Error, Mode, Pods, Status, Wanted,
     cache::{Table, Tables},
     client::{Access, is_unauthorized},
-    objects::{self, Fold as _},
+    objects::{self, Fold as _, SeenPod, SeenReplicaSet},
     scope::too_old,
 };
 use crate::{causes, config};
@@ -237,7 +234,11 @@ impl Reading {
         };
         let selector = deployment.spec.as_ref().map(|spec| spec.selector.clone());
         if let Some(table) = &mut tables.deployments {
-            table.put(namespace, &name, deployment.fold());
+            table.put(
+                namespace,
+                &name,
+                objects::Deployment::of(deployment.metadata),
+            );
         }
         let selector: Selector = selector.unwrap_or_default().try_into().map_err(|error| {
             Failure::Unusable(format!(
@@ -247,11 +248,11 @@ impl Reading {
         })?;
         let mut sets = BTreeSet::new();
         for pod in self.list(namespace, &selector).await? {
-            let Some(name) = pod.metadata.name.clone() else {
+            let Some(name) = pod.meta().name.clone() else {
                 continue;
             };
             let pod = pod.fold();
-            sets.extend(pod.owner.as_ref().map(|owner| owner.name.to_string()));
+            sets.extend(pod.set().map(|set| set.name.to_string()));
             if let Some(table) = &mut tables.pods {
                 table.put(namespace, &name, pod);
             }
@@ -276,13 +277,13 @@ impl Reading {
         pod: &str,
         tables: &mut Tables,
     ) -> Result<Option<String>, kube::Error> {
-        let pods: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
+        let pods: Api<SeenPod> = Api::namespaced(self.0.clone(), namespace);
         let Some(found) = pods.get_opt(pod).await? else {
             return Ok(None);
         };
         let found = found.fold();
         let named = found.named_deployment().map(str::to_owned);
-        let owner = found.owner.as_ref().map(|owner| owner.name.to_string());
+        let owner = found.set().map(|set| set.name.to_string());
         if let Some(table) = &mut tables.pods {
             table.put(namespace, pod, found);
         }
@@ -300,14 +301,18 @@ impl Reading {
         namespace: &str,
         name: String,
     ) -> Result<Option<(String, objects::ReplicaSet)>, kube::Error> {
-        let sets: Api<ReplicaSet> = Api::namespaced(self.0.clone(), namespace);
+        let sets: Api<SeenReplicaSet> = Api::namespaced(self.0.clone(), namespace);
         let set = sets.get_opt(&name).await?;
         Ok(set.map(|set| (name, set.fold())))
     }
 
     /// All pods that a selector matches.
-    async fn list(&self, namespace: &str, selector: &Selector) -> Result<Vec<Pod>, kube::Error> {
-        let pods: Api<Pod> = Api::namespaced(self.0.clone(), namespace);
+    async fn list(
+        &self,
+        namespace: &str,
+        selector: &Selector,
+    ) -> Result<Vec<SeenPod>, kube::Error> {
+        let pods: Api<SeenPod> = Api::namespaced(self.0.clone(), namespace);
         let mut wanted = ListParams::default().labels_from(selector).limit(PAGE);
         let mut listed = Vec::new();
         loop {

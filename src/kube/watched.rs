@@ -11,13 +11,7 @@ use std::{
 };
 
 use futures_util::StreamExt as _;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::{Deployment, ReplicaSet},
-        core::v1::Pod,
-    },
-};
+use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Resource,
     runtime::{
@@ -36,15 +30,17 @@ use super::{
     cache::{Row, Table, Tables},
     client::{Access, is_unauthorized},
     heard::Heard,
-    objects::Fold,
+    objects::{Fold, SeenDeployment, SeenPod, SeenReplicaSet},
     scope::too_old,
 };
 use crate::{causes, config};
 
+/// How many objects are listed at once. More would be quicker, and leave more memory behind that nobody uses.
+const PAGE: u32 = 100;
 /// How long a connection may be silent beyond the time that a watch lasts.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long after the API server has not known the agent it is tried with the credentials of then.
-const CREDENTIALS_AGAIN: Duration = Duration::from_secs(1);
+/// How long after a watch that does not go on the next one begins, with the credentials of then.
+const BEGIN_AGAIN: Duration = Duration::from_secs(1);
 
 /// A cache of a namespace, or of all; not watched any more when dropped.
 #[derive(Debug)]
@@ -74,9 +70,9 @@ impl Watched {
             ..watch.clone()
         };
         let watching = [
-            tokio::spawn(of(&heard[0]).follow::<Pod>()).abort_handle(),
-            tokio::spawn(of(&heard[1]).follow::<ReplicaSet>()).abort_handle(),
-            tokio::spawn(of(&heard[2]).follow::<Deployment>()).abort_handle(),
+            tokio::spawn(of(&heard[0]).follow::<SeenPod>()).abort_handle(),
+            tokio::spawn(of(&heard[1]).follow::<SeenReplicaSet>()).abort_handle(),
+            tokio::spawn(of(&heard[2]).follow::<SeenDeployment>()).abort_handle(),
         ];
         Self {
             tables,
@@ -152,7 +148,9 @@ impl Watch {
             + Send
             + 'static,
     {
-        let config = watcher::Config::default().timeout(self.lasts);
+        let config = watcher::Config::default()
+            .timeout(self.lasts)
+            .page_size(PAGE);
         let silence = Duration::from_secs(self.lasts.into()) + SILENCE;
         loop {
             let builder = self.access.builder(silence).await;
@@ -166,11 +164,11 @@ impl Watch {
                     self.watch(api, config.clone()).await;
                 }
             }
-            sleep(CREDENTIALS_AGAIN).await;
+            sleep(BEGIN_AGAIN).await;
         }
     }
 
-    /// Keeps the table until the API server does not know who asks.
+    /// Keeps the table until the watch has come to where it will not go on by itself.
     async fn watch<K>(&self, api: Api<K>, config: watcher::Config)
     where
         K: Resource<DynamicType = ()>
@@ -210,14 +208,9 @@ impl Watch {
                     if let watcher::Error::WatchError(_) = error {
                         self.heard.was_behind();
                     }
-                    let unknown = match &error {
-                        watcher::Error::InitialListFailed(error)
-                        | watcher::Error::WatchStartFailed(error)
-                        | watcher::Error::WatchFailed(error) => is_unauthorized(error),
-                        _ => false,
-                    };
+                    let stuck = is_stuck(&error);
                     self.heard.failed(causes(&error));
-                    if unknown {
+                    if stuck {
                         return;
                     }
                 }
@@ -240,5 +233,21 @@ where
     // Whatever comes from an API server has both.
     if let Some((namespace, name)) = named {
         table.put(&namespace, &name, object.fold());
+    }
+}
+
+/// Whether a watch would make the same mistake for ever: ask in the name of somebody who is not known any more,
+/// or from where the server knows nothing any more, if it answers with that as a status (as an event the crate
+/// knows it).
+fn is_stuck(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::InitialListFailed(error) | watcher::Error::WatchFailed(error) => {
+            is_unauthorized(error)
+        }
+        watcher::Error::WatchStartFailed(error) => {
+            is_unauthorized(error)
+                || matches!(error, kube::Error::Api(status) if status.code == 410)
+        }
+        _ => false,
     }
 }

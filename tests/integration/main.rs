@@ -23,6 +23,7 @@ mod harness;
 mod kubernetes_server;
 mod limits;
 mod modes;
+mod pods;
 mod quorum;
 mod reflection;
 mod refusals;

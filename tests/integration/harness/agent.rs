@@ -13,7 +13,7 @@ use reqwest::Method;
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 
-use super::eventually;
+use super::{eventually, eventually_within};
 
 /// A running agent; killed when dropped.
 pub(crate) struct Agent {
@@ -108,20 +108,24 @@ impl Agent {
             }
         });
         let mut early_log = Vec::new();
-        let address = loop {
-            let line = log
-                .recv_timeout(Duration::from_secs(20))
-                .expect("the agent says where it listens");
-            early_log.push(line.clone());
-            let line: Value = serde_json::from_str(&line).unwrap_or(Value::String(line));
-            if line["message"] == "listening" {
-                break line["address"]
-                    .as_str()
-                    .expect("an address")
-                    .parse()
-                    .expect("an address");
+        let limit = Duration::from_secs(20);
+        // Without holding up servers of the test, which the agent may be asking.
+        let address = eventually_within(limit, "the agent says where it listens", async || {
+            loop {
+                let line = match log.try_recv() {
+                    Ok(line) => line,
+                    Err(mpsc::TryRecvError::Empty) => return None,
+                    Err(mpsc::TryRecvError::Disconnected) => panic!("it has ended: {early_log:?}"),
+                };
+                early_log.push(line.clone());
+                let line: Value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if line["message"] == "listening" {
+                    let address = line["address"].as_str().expect("an address");
+                    return Some(address.parse().expect("an address"));
+                }
             }
-        };
+        })
+        .await;
         let channel = Endpoint::from_shared(format!("http://{address}"))
             .expect("a URL")
             .connect_lazy();
@@ -190,6 +194,18 @@ impl Agent {
 
     pub(crate) fn signal(&self, name: &str) {
         signal(self.child.id(), name);
+    }
+
+    /// How much of the agent is in memory, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = status.expect("Linux, and an agent that runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        1_024
+            * kilobytes
+                .and_then(|kilobytes| kilobytes.parse::<usize>().ok())
+                .expect("a number")
     }
 
     /// Ends the agent at once, as a crash would.

@@ -1,0 +1,74 @@
+//! Agents that look pods up at an API server.
+
+mod answers;
+mod failures;
+mod rights;
+mod scale;
+
+use election_agent::proto::{GetPodsRequest, Pods};
+use serde_json::Value;
+
+use crate::harness::{Agent, ApiServer, eventually, owned};
+
+/// An agent that must look pods up, with these settings.
+async fn agent(api: &ApiServer, given: &[(&str, &str)]) -> Agent {
+    let mut settings = api.settings();
+    settings.extend(owned(&[("EA_KUBE_ENABLE", "true")]));
+    settings.extend(owned(given));
+    Agent::start(&settings).await
+}
+
+/// What the agent says of the pods of `web`.
+async fn web(agent: &Agent) -> crate::harness::Answer {
+    agent.get("/kube/shop/web/pods").await
+}
+
+/// Waits until the agent says this of the pods of `web`.
+async fn eventually_web<T>(agent: &Agent, what: &str, says: impl Fn(&[Value]) -> Option<T>) -> T {
+    eventually(what, async || {
+        let answer = web(agent).await;
+        says(answer.body["items"].as_array()?)
+    })
+    .await
+}
+
+/// Waits until the agent knows the pods.
+async fn filled(agent: &Agent) {
+    eventually("the pods are listed", async || {
+        let answer = agent.get("/kube/shop/gone/pods").await;
+        (answer.status == 404).then_some(())
+    })
+    .await;
+}
+
+fn names(items: &[Value]) -> Vec<&str> {
+    items
+        .iter()
+        .filter_map(|pod| pod["name"].as_str())
+        .collect()
+}
+
+/// The pods that the agent tells over gRPC, or the status, and how old it says that they are.
+async fn get_pods(
+    agent: &Agent,
+    namespace: &str,
+    deployment: &str,
+    pod_name: &str,
+) -> Result<(Pods, u64), tonic::Status> {
+    let request = GetPodsRequest {
+        namespace: namespace.to_owned(),
+        deployment: deployment.to_owned(),
+        pod_name: pod_name.to_owned(),
+    };
+    let answer = agent.grpc().get_pods(request).await?;
+    let age = answer.metadata().get("x-election-agent-cache-age");
+    let age = age.and_then(|age| age.to_str().ok()?.parse().ok());
+    Ok((answer.into_inner(), age.expect("an age")))
+}
+
+/// The agent's own word on how its lookup does, which it is ready without.
+async fn lookup(agent: &Agent) -> Value {
+    let answer = agent.get("/readyz").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    answer.body["pods"].clone()
+}
