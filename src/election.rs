@@ -4,6 +4,7 @@
 //! ([`types`]), asks the [quorum](crate::lease::quorum) of lease nodes, and answers; it knows neither
 //! gRPC nor HTTP nor Redis.
 
+pub mod ledger;
 pub mod types;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::lease::{
     Extend, Lease, Over, Resign,
     quorum::{Claim, Claimed, Quorum},
 };
+use ledger::{Cause, Ledger, Request};
 use types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token, Value};
 
 /// How many leaders a page holds when the request does not say.
@@ -161,13 +163,28 @@ pub struct Leaders {
 pub struct Elections {
     quorum: Quorum,
     max_term: Duration,
+    /// [`None`]: nobody is told what becomes of them.
+    ledger: Option<Ledger>,
 }
 
 impl Elections {
     /// Elections with terms up to `max_term`.
     #[must_use]
     pub fn new(quorum: Quorum, max_term: Duration) -> Self {
-        Self { quorum, max_term }
+        Self {
+            quorum,
+            max_term,
+            ledger: None,
+        }
+    }
+
+    /// The same elections, entered into this ledger.
+    #[must_use]
+    pub fn entered_into(self, ledger: Ledger) -> Self {
+        Self {
+            ledger: Some(ledger),
+            ..self
+        }
     }
 
     /// The longest term.
@@ -181,6 +198,8 @@ impl Elections {
     /// # Errors
     /// [`Error`]: it may or may not have been granted for a moment; it is taken back.
     pub async fn campaign(&self, campaign: Campaign, deadline: Instant) -> Result<Outcome, Error> {
+        let (election, candidate) = (campaign.election.clone(), campaign.candidate.clone());
+        let term = campaign.term.duration();
         let claim = Claim {
             election: campaign.election,
             candidate: campaign.candidate,
@@ -189,12 +208,65 @@ impl Elections {
             request_id: campaign.request_id,
             over: Over::Own,
         };
-        match self.quorum.claim(claim, deadline).await? {
-            Claimed::Won { token, valid_for } => Ok(Outcome::Elected { token, valid_for }),
-            Claimed::Lost(lease) => Ok(Outcome::NotElected(lease)),
+        let outcome = match self.quorum.claim(claim, deadline).await {
+            Ok(Claimed::Won { token, valid_for }) => Ok(Outcome::Elected { token, valid_for }),
+            Ok(Claimed::Lost(lease)) => Ok(Outcome::NotElected(lease)),
             // Only a handover presents a token.
-            Claimed::TokenMismatch => Err(contradiction()),
-        }
+            Ok(Claimed::TokenMismatch) => Err(contradiction()),
+            Err(error) => Err(error),
+        };
+        self.enter(
+            Request::Campaign,
+            &outcome,
+            |ledger, outcome| match outcome {
+                Outcome::Elected { token, .. } => {
+                    ledger.won(&election, &candidate, *token, term, Cause::Campaign);
+                    ledger::Outcome::Elected
+                }
+                Outcome::NotElected(lease) => {
+                    ledger.seen(&election, lease);
+                    ledger::Outcome::Held
+                }
+            },
+        );
+        outcome
+    }
+
+    /// Enters what came of a request.
+    fn enter<T>(
+        &self,
+        request: Request,
+        result: &Result<T, Error>,
+        entry: impl FnOnce(&Ledger, &T) -> ledger::Outcome,
+    ) {
+        let Some(ledger) = &self.ledger else { return };
+        let outcome = match result {
+            Ok(answer) => entry(ledger, answer),
+            Err(_) => ledger::Outcome::Unavailable,
+        };
+        ledger.came_of(request, outcome);
+    }
+
+    /// Enters what came of a leader's request.
+    fn enter_leaders(
+        &self,
+        request: Request,
+        election: &ElectionId,
+        result: &Result<Result<(), Denial>, Error>,
+        done: impl FnOnce(&Ledger),
+    ) {
+        self.enter(request, result, |ledger, answer| match answer {
+            Ok(()) => {
+                done(ledger);
+                ledger::Outcome::Done
+            }
+            Err(Denial::NoTerm) => {
+                ledger.vacant(election);
+                ledger::Outcome::Vacant
+            }
+            Err(Denial::HeldByOther) => ledger::Outcome::Held,
+            Err(Denial::StaleToken) => ledger::Outcome::Stale,
+        });
     }
 
     /// Extends a term that has not lapsed; `Ok(Err(_))` says why the caller does not lead.
@@ -208,7 +280,7 @@ impl Elections {
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
         let mut left = retry.times;
-        loop {
+        let extended = loop {
             match self.quorum.extend(extend.clone(), deadline).await {
                 Err(Error::Unavailable { .. })
                     if left > 0 && Instant::now() + retry.interval < deadline =>
@@ -216,9 +288,14 @@ impl Elections {
                     left -= 1;
                     sleep(retry.interval).await;
                 }
-                result => return result,
+                result => break result,
             }
-        }
+        };
+        self.enter_leaders(Request::Extend, &extend.election, &extended, |ledger| {
+            let term = extend.term.duration();
+            ledger.extended(&extend.election, &extend.leader, extend.token, term);
+        });
+        extended
     }
 
     /// Gives a leadership up; `Ok(Err(_))` says why the caller does not lead.
@@ -230,7 +307,11 @@ impl Elections {
         resign: Resign,
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
-        self.quorum.resign(resign, deadline).await
+        let resigned = self.quorum.resign(resign.clone(), deadline).await;
+        self.enter_leaders(Request::Resign, &resign.election, &resigned, |ledger| {
+            ledger.resigned(&resign.election, &resign.leader, resign.token);
+        });
+        resigned
     }
 
     /// Moves a leadership to another candidate in one step; `Ok(Err(_))` says why it was refused. When it
@@ -250,18 +331,30 @@ impl Elections {
             None => Over::Vacant,
         };
         let claim = Claim {
-            election: handover.election,
-            candidate: handover.leader,
+            election: handover.election.clone(),
+            candidate: handover.leader.clone(),
             term: handover.term,
             value: Value::default(),
             request_id: None,
             over,
         };
-        match self.quorum.claim(claim, deadline).await? {
-            Claimed::Won { .. } => Ok(Ok(())),
-            Claimed::Lost(_) => Ok(Err(Denial::HeldByOther)),
-            Claimed::TokenMismatch => Ok(Err(Denial::StaleToken)),
-        }
+        let claimed = self.quorum.claim(claim, deadline).await;
+        let granted = match &claimed {
+            Ok(Claimed::Won { token, .. }) => Some(*token),
+            _ => None,
+        };
+        let moved = claimed.map(|claimed| match claimed {
+            Claimed::Won { .. } => Ok(()),
+            Claimed::Lost(_) => Err(Denial::HeldByOther),
+            Claimed::TokenMismatch => Err(Denial::StaleToken),
+        });
+        self.enter_leaders(Request::Handover, &handover.election, &moved, |ledger| {
+            let (leader, term) = (&handover.leader, handover.term.duration());
+            if let Some(token) = granted {
+                ledger.won(&handover.election, leader, token, term, Cause::Handover);
+            }
+        });
+        moved
     }
 
     /// Who leads; `None` when the election is vacant.
@@ -273,7 +366,18 @@ impl Elections {
         election: &ElectionId,
         deadline: Instant,
     ) -> Result<Option<Lease>, Error> {
-        self.quorum.read(election, deadline).await
+        let read = self.quorum.read(election, deadline).await;
+        self.enter(Request::Leader, &read, |ledger, lease| match lease {
+            Some(lease) => {
+                ledger.seen(election, lease);
+                ledger::Outcome::Held
+            }
+            None => {
+                ledger.vacant(election);
+                ledger::Outcome::Vacant
+            }
+        });
+        read
     }
 
     /// A page of the elections of a kind that are held.
@@ -281,10 +385,12 @@ impl Elections {
     /// # Errors
     /// [`Error`]: fewer nodes than a quorum answered.
     pub async fn leaders(&self, list: List, deadline: Instant) -> Result<Leaders, Error> {
-        let page = self
+        let listed = self
             .quorum
             .list(&list.kind, list.after, list.limit, deadline)
-            .await?;
+            .await;
+        self.enter(Request::List, &listed, |_, _| ledger::Outcome::Done);
+        let page = listed?;
         Ok(Leaders {
             leaders: page.leases,
             next_page_token: page
