@@ -22,7 +22,7 @@ pub use kube::Kube;
 pub use limits::Limits;
 pub use listen::Listen;
 pub use redis::Store;
-pub use telemetry::{Environment, LogLevel, Telemetry};
+pub use telemetry::{Environment, LogFilter, Telemetry};
 pub use tls::Tls;
 pub use values::{Mistakes, Values};
 use values::{Reader, Source};

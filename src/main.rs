@@ -1,6 +1,6 @@
 //! Parses the configuration, starts the agent, and waits for a signal.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use election_agent::{
     app::App,
@@ -9,6 +9,7 @@ use election_agent::{
     shutdown, telemetry, tls,
     transport::rest::openapi,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The configuration is wrong or the agent cannot start with it.
 const UNUSABLE: u8 = 2;
@@ -53,7 +54,7 @@ fn refuse(mistakes: &config::Mistakes) -> ExitCode {
 
 #[tokio::main]
 async fn serve(config: &Config) -> ExitCode {
-    telemetry::init(config.telemetry.environment, config.telemetry.log_level);
+    telemetry::log::start(config.telemetry.environment, &config.telemetry.log);
     for variable in config.unknown_variables() {
         tracing::warn!(
             variable,
@@ -61,7 +62,7 @@ async fn serve(config: &Config) -> ExitCode {
         );
     }
     tls::install_provider();
-    let stop = match shutdown::on_signal() {
+    let stop = match shutdown::on_signal().and_then(|stop| on_hangup().map(|()| stop)) {
         Ok(stop) => stop,
         Err(error) => {
             tracing::error!(%error, "cannot listen for signals");
@@ -81,4 +82,26 @@ async fn serve(config: &Config) -> ExitCode {
             ExitCode::from(UNUSABLE)
         }
     }
+}
+
+/// Reads at every SIGHUP what is to be logged: from the same file, variables and flags.
+fn on_hangup() -> io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            let (_, values) = config::parse(std::env::args_os(), std::env::vars_os());
+            match values.and_then(Config::new) {
+                Ok(config) => {
+                    telemetry::log::change(&config.telemetry.log);
+                    let level = config.telemetry.log.directives();
+                    tracing::info!(
+                        level,
+                        "SIGHUP: what is logged was read again, and nothing else"
+                    );
+                }
+                Err(mistakes) => tracing::error!("SIGHUP: nothing was changed:\n{mistakes}"),
+            }
+        }
+    });
+    Ok(())
 }

@@ -1,29 +1,33 @@
 //! Logs and metrics.
 
+mod audit;
+pub mod log;
 pub mod metrics;
 
-use std::io::IsTerminal as _;
+use std::sync::Arc;
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use crate::election::ledger::{Change, Ledger, Observer, Outcome, Request};
 
-use crate::config::{Environment, LogLevel};
+/// A ledger whose changes are logged.
+#[must_use]
+pub fn ledger() -> Ledger {
+    let agent = hostname::get().map(|name| name.to_string_lossy().into_owned());
+    Ledger::new(Arc::new(Observed {
+        agent: agent.unwrap_or_default(),
+    }))
+}
 
-/// What the clients of Kubernetes log of every failed try, which the agent itself logs when it is news.
-const TOLD_BY_OTHERS: &str = "kube_client=off,kube_runtime=off";
+/// Logs what becomes of elections.
+#[derive(Debug)]
+struct Observed {
+    /// What this agent is called: its host, which in Kubernetes is its pod.
+    agent: String,
+}
 
-/// Sends log lines to stderr: JSON in production, readable elsewhere. Does nothing when the process
-/// already has a subscriber.
-pub fn init(environment: Environment, level: LogLevel) {
-    let filter = EnvFilter::new(format!("{},{TOLD_BY_OTHERS}", level.filter()));
-    let lines = fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    let registry = tracing_subscriber::registry().with(filter);
-    // A second call, as tests make, keeps the first subscriber.
-    let _ = match environment {
-        Environment::Production => registry
-            .with(lines.json().flatten_event(true).with_target(false))
-            .try_init(),
-        Environment::Development | Environment::Test => registry.with(lines).try_init(),
-    };
+impl Observer for Observed {
+    fn changed(&self, change: &Change<'_>) {
+        audit::log(change, &self.agent);
+    }
+
+    fn came_of(&self, _: Request, _: Outcome) {}
 }

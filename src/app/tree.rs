@@ -37,7 +37,7 @@ use crate::{
     readiness::Monitor,
     reload,
     stack::{self, stack},
-    telemetry::metrics::Metrics,
+    telemetry::{self, metrics::Metrics},
     transport::{
         Mux,
         grpc::{self, Handler},
@@ -77,7 +77,7 @@ impl Tree {
             ),
         );
         let gate = Gate::new(
-            Elections::new(quorum.clone(), max_term),
+            Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger()),
             lookup.clone(),
             policies.clone(),
             config.limits.allow_forced_handover,

@@ -198,6 +198,22 @@ impl Gate {
         Ok(self.lookup.pods(wanted, deadline).await?)
     }
 
+    /// Whether the caller may do what is for those who run the agent. Nobody may where nobody is asked who they
+    /// are.
+    ///
+    /// # Errors
+    /// [`Error::Denied`].
+    pub fn administers(&self, caller: &Identity) -> Result<(), Error> {
+        if self.policies.is_none() {
+            return Err(Error::Denied(
+                "nobody may do this where nobody is asked who they are: set EA_AUTH_MODES, and permit the action \
+                 admin by a policy (EA_AUTH_POLICY_DIR)"
+                    .to_owned(),
+            ));
+        }
+        self.sees(caller, Action::Admin, Resource::Agent)
+    }
+
     fn leads(
         &self,
         caller: &Identity,

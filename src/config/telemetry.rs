@@ -2,6 +2,8 @@
 
 use std::str::FromStr;
 
+use tracing_subscriber::EnvFilter;
+
 use super::{Setting, setting, values::Reader};
 
 pub(super) const SETTINGS: &[Setting] = &[
@@ -13,7 +15,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_LOG_LEVEL",
         "info",
-        "least level that is logged: debug, info, warning, error, panic or fatal",
+        "least level that is logged: debug, info, warning, error, panic or fatal; or one for each module, such as `election_agent=debug,h2=warn`. Read again at SIGHUP",
     ),
     setting("EA_METRIC_ENABLE", "true", "serve `/metrics`"),
     setting(
@@ -47,44 +49,38 @@ impl FromStr for Environment {
     }
 }
 
-/// The least level that is logged. The agent logs nothing above error, so panic and fatal, which
-/// existing deployments set, leave errors alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogLevel {
-    /// Everything.
-    Debug,
-    /// Changes of state.
-    Info,
-    /// What needs a look.
-    Warning,
-    /// What needs a hand.
-    Error,
-}
+/// What is logged: a level, or [directives](tracing_subscriber::EnvFilter) for modules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
 
-impl LogLevel {
-    /// The level as a filter directive.
+impl LogFilter {
+    /// The directives.
     #[must_use]
-    pub fn filter(self) -> &'static str {
-        match self {
-            Self::Debug => "debug",
-            Self::Info => "info",
-            Self::Warning => "warn",
-            Self::Error => "error",
-        }
+    pub fn directives(&self) -> &str {
+        &self.0
     }
 }
 
-impl FromStr for LogLevel {
+impl FromStr for LogFilter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "debug" => Ok(Self::Debug),
-            "info" => Ok(Self::Info),
-            "warning" => Ok(Self::Warning),
-            "error" | "panic" | "fatal" => Ok(Self::Error),
-            _ => Err("give debug, info, warning, error, panic or fatal".to_owned()),
-        }
+        const ADVICE: &str = "give debug, info, warning, error, panic or fatal, or directives such as \
+             election_agent=debug,h2=warn";
+        // The agent logs nothing above error, so panic and fatal, which existing deployments set, leave errors
+        // alone.
+        let directives = match text {
+            "debug" | "info" | "error" => text,
+            "warning" => "warn",
+            "panic" | "fatal" => "error",
+            // A word alone would be taken for a module whose everything is logged.
+            word if !word.contains('=') => return Err(ADVICE.to_owned()),
+            directives => directives,
+        };
+        EnvFilter::builder()
+            .parse(directives)
+            .map(|_| Self(directives.to_owned()))
+            .map_err(|error| format!("{error}: {ADVICE}"))
     }
 }
 
@@ -93,8 +89,8 @@ impl FromStr for LogLevel {
 pub struct Telemetry {
     /// What the agent runs for.
     pub environment: Environment,
-    /// The least level that is logged.
-    pub log_level: LogLevel,
+    /// What is logged.
+    pub log: LogFilter,
     /// Whether `/metrics` is served.
     pub metrics: bool,
     /// Upper bounds of the request duration's buckets, in seconds.
@@ -104,7 +100,7 @@ pub struct Telemetry {
 impl Telemetry {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let environment = reader.parsed("EA_ENV");
-        let log_level = reader.parsed("EA_LOG_LEVEL");
+        let log = reader.parsed("EA_LOG_LEVEL");
         let metrics = reader.bool("EA_METRIC_ENABLE");
         let buckets = reader.with("EA_METRIC_REQUEST_DURATION_BUCKETS", |raw| {
             let bounds: Option<Vec<f64>> = raw
@@ -120,7 +116,7 @@ impl Telemetry {
         });
         Some(Self {
             environment: environment?,
-            log_level: log_level?,
+            log: log?,
             metrics: metrics?,
             buckets: buckets?,
         })

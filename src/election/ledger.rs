@@ -22,6 +22,10 @@ use crate::lease::Lease;
 /// Of how many elections it is known who leads.
 const REMEMBERED: usize = 100_000;
 
+/// How much earlier than it is known here a term may be over: what is left of it when a node is asked is less when
+/// the answer comes.
+const PRECISION: Duration = Duration::from_millis(250);
+
 /// Is told what becomes of elections.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
     /// Another leads now, or nobody.
@@ -154,6 +158,10 @@ impl Ledger {
             return known.extend(self.0.millis(until));
         }
         let old = self.still_leads(election, old);
+        // A campaign replaces nobody but another process of the candidate's name. Whoever else led has resigned
+        // elsewhere, where that was told.
+        let replaces = |known: &Arc<Known>| cause != Cause::Campaign || known.leader == *candidate;
+        let old = old.filter(replaces);
         self.put(election, candidate, Some(token), until);
         self.0.observer.changed(&Change {
             election,
@@ -215,10 +223,10 @@ impl Ledger {
         }
     }
 
-    /// The known leader, unless its term is over: then that is told, once.
+    /// The known leader, unless its term is over, as far as that is known to the moment: then that is told, once.
     fn still_leads(&self, election: &ElectionId, known: Option<Arc<Known>>) -> Option<Arc<Known>> {
         let known = known?;
-        if known.until.load(Ordering::Relaxed) > self.0.millis(Instant::now()) {
+        if known.until.load(Ordering::Relaxed) > self.0.millis(Instant::now() + PRECISION) {
             return Some(known);
         }
         let is_this = |other: &Arc<Known>| Arc::ptr_eq(other, &known);
@@ -389,14 +397,17 @@ mod tests {
     async fn what_others_have_granted_is_known_and_not_told() {
         let it = Fixture::new();
         it.seen("a", 1);
-        it.seen("b", 2);
+        it.won("b", 2, Cause::Campaign);
+        assert_eq!(it.told(), ["- b 2 Campaign"], "`a` has resigned elsewhere");
+        it.seen("a", 3);
+        it.seen("b", 4);
         assert_eq!(it.told(), [""; 0]);
-        it.won("c", 3, Cause::Handover);
-        assert_eq!(it.told(), ["b c 3 Handover"]);
-        let other = Some(Token::new(4).expect("valid"));
+        it.won("c", 5, Cause::Handover);
+        assert_eq!(it.told(), ["b c 5 Handover"]);
+        let other = Some(Token::new(6).expect("valid"));
         it.ledger
             .extended(&it.election, &candidate("d"), other, TERM);
         it.ledger.resigned(&it.election, &candidate("d"), None);
-        assert_eq!(it.told(), ["d - 4 Resign"]);
+        assert_eq!(it.told(), ["d - 6 Resign"]);
     }
 }

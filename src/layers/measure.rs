@@ -17,6 +17,9 @@ use crate::{
     transport::{action, status::Code},
 };
 
+/// The target of a log line for every request, which there is at the level debug.
+const REQUESTS: &str = "election_agent::requests";
+
 /// Applies [`Measure`].
 #[derive(Debug, Clone)]
 pub struct MeasureLayer {
@@ -95,8 +98,9 @@ where
         let this = self.project();
         let Ok(response) = ready!(this.future.poll(cx));
         let status = grpc_status(&response);
-        this.metrics
-            .end(this.action, status, this.started.elapsed());
+        let took = this.started.elapsed();
+        tracing::debug!(target: REQUESTS, action = this.action, ?status, ?took, "answered");
+        this.metrics.end(this.action, status, took);
         Poll::Ready(Ok(response))
     }
 }

@@ -11,6 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::whole;
 use crate::{
+    config::LogFilter,
     election::{
         self, Campaign, Handover, Outcome, Retry,
         types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
@@ -357,6 +358,26 @@ impl From<election::Leaders> for Leaders {
                 .map(|(election, lease)| Leader::new(election, lease))
                 .collect(),
             next_page_token: page.next_page_token,
+        }
+    }
+}
+
+/// What is logged.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(example = json!({"level": "election_agent=debug,h2=warn"}))]
+pub(super) struct LogLevel {
+    /// As EA_LOG_LEVEL: a level, or directives for modules.
+    #[schema(min_length = 1, max_length = 1024)]
+    level: String,
+}
+
+impl LogLevel {
+    pub(super) fn filter(&self) -> Result<LogFilter, Invalid> {
+        let wrong = |what: String| Invalid(format!("`level` is not valid: {what}"));
+        match self.level.len() {
+            0..=1024 => self.level.parse().map_err(wrong),
+            _ => Err(wrong("give at most 1024 bytes".to_owned())),
         }
     }
 }

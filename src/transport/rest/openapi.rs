@@ -26,13 +26,14 @@ use crate::transport::status::Code;
     servers((url = "/")),
     paths(
         routes::leader, routes::campaign, routes::extend, routes::handover, routes::resign,
-        routes::leaders, routes::pods, routes::siblings, routes::livez, routes::readyz, routes::metrics,
+        routes::leaders, routes::pods, routes::siblings, routes::log, routes::livez, routes::readyz, routes::metrics,
     ),
     components(schemas(ProblemDocument, dto::Leader)),
     modifiers(&Errors, &Credentials, &DefaultKind),
     tags(
         (name = "elections", description = "Who leads, and how to become it"),
         (name = "pods", description = "Which pods of a Kubernetes Deployment are newer"),
+        (name = "administration", description = "For those who run the agent, by policies alone"),
         (name = "operations", description = "Probes and metrics, which everybody may ask, unless EA_AUTH_PUBLIC says otherwise"),
     )
 )]

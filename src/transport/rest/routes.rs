@@ -6,7 +6,7 @@ use axum::{
     http::{Method, StatusCode, Uri, header},
     middleware::{Next, from_fn},
     response::IntoResponse,
-    routing::get,
+    routing::{get, put},
 };
 use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
@@ -15,7 +15,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use super::{
     dto::{
         CampaignRequest, CampaignResult, DeploymentPath, Done, ElectionPath, ExtendRequest,
-        HandoverRequest, Leader, Leaders, ListQuery, NotReady, PodPath, Pods, Readiness,
+        HandoverRequest, Leader, Leaders, ListQuery, LogLevel, NotReady, PodPath, Pods, Readiness,
         ResignRequest,
     },
     extract::{Json, Named, Search, Target},
@@ -27,7 +27,10 @@ use crate::{
     kube::{Lookup, Wanted},
     layers::deadline::Deadline,
     readiness::Report,
-    telemetry::metrics::{self, Metrics},
+    telemetry::{
+        self,
+        metrics::{self, Metrics},
+    },
     transport::{
         CACHE_AGE, cache_age,
         status::{Code, Problem},
@@ -73,6 +76,7 @@ pub fn router(sources: Sources) -> Router {
             .route(ELECTION, election.clone())
             .route(ELECTION_OF_DEFAULT_KIND, election)
             .route("/elections", get(leaders))
+            .route("/log", put(log))
             .route("/kube/{namespace}/{deployment}/pods", get(pods))
             .route("/kube/{namespace}/pods/{pod}/siblings", get(siblings))
             .with_state(gate);
@@ -305,6 +309,28 @@ async fn tell_pods(
     let pods = gate.pods(caller, &wanted?, deadline.instant()).await?;
     let age = cache_age(pods.age);
     Ok(([(CACHE_AGE, age)], Answer(Pods::from(pods))))
+}
+
+/// Changes what this agent logs, until it is changed again or the agent ends. Policies must permit the action admin.
+#[utoipa::path(
+    put, path = "/log", tag = "administration", request_body = LogLevel,
+    responses((status = 200, description = "It is logged so from now on", body = LogLevel), (status = 501))
+)]
+pub(super) async fn log(
+    State(gate): State<Gate>,
+    caller: Identity,
+    Json(wanted): Json<LogLevel>,
+) -> Result<Answer<LogLevel>, Problem> {
+    gate.administers(&caller)?;
+    let filter = wanted.filter()?;
+    if !telemetry::log::change(&filter) {
+        return Err(Problem::new(
+            Code::Disabled,
+            "this process's log is somebody else's",
+        ));
+    }
+    tracing::info!(%caller, level = filter.directives(), "what is logged was changed");
+    Ok(Answer(wanted))
 }
 
 /// Answers as long as the process works.
