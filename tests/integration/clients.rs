@@ -234,9 +234,19 @@ fn examples() -> usize {
 // The document allows every term that an agent may be configured to allow.
 const LONGEST_TERM: (&str, &str) = ("EA_MAX_TERM", "24h");
 
+/// Whatever names schemathesis makes up, and whatever the agent is asked.
+fn permit_everything(directory: &TempDir) {
+    let all = "permit (principal, action, resource);";
+    fs::write(directory.path().join("all.cedar"), all).expect("written");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn schemathesis_finds_nothing_that_the_openapi_document_does_not_say() {
-    let agent = Agent::start(&owned(&[LONGEST_TERM])).await;
+    let directory = TempDir::new().expect("a directory");
+    permit_everything(&directory);
+    let policies = directory.path().display().to_string();
+    let settings = owned(&[LONGEST_TERM, ("EA_AUTH_POLICY_DIR", &policies)]);
+    let agent = Agent::start(&settings).await;
     let examples = format!("--max-examples={}", examples());
     assert_nothing_found(schemathesis(&agent, &["--checks=all", &examples], &[]));
 }
@@ -247,9 +257,7 @@ async fn schemathesis_finds_nothing_where_credentials_are_needed_and_no_way_arou
     let at = |name: &str| directory.path().join(name).display().to_string();
     let (token, line) = new_token(&["worker"]);
     fs::write(at("tokens"), line).expect("written");
-    // Whatever names schemathesis makes up.
-    let all = "permit (principal, action, resource);";
-    fs::write(at("all.cedar"), all).expect("written");
+    permit_everything(&directory);
     let start = async |modes: &str| {
         Agent::start(&owned(&[
             LONGEST_TERM,

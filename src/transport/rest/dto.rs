@@ -368,7 +368,11 @@ impl From<election::Leaders> for Leaders {
 #[schema(example = json!({"level": "election_agent=debug,h2=warn"}))]
 pub(super) struct LogLevel {
     /// As EA_LOG_LEVEL: a level, or directives for modules.
-    #[schema(min_length = 1, max_length = 1024)]
+    #[schema(
+        min_length = 1,
+        max_length = 1024,
+        pattern = r"^(debug|info|warning|error|panic|fatal|[a-z0-9_]+(::[a-z0-9_]+)*=(off|error|warn|info|debug|trace)(,[a-z0-9_]+(::[a-z0-9_]+)*=(off|error|warn|info|debug|trace))*)$"
+    )]
     level: String,
 }
 

@@ -71,6 +71,7 @@ impl Caller {
             Mode::Kubernetes => {
                 let server = ApiServer::start().await;
                 settings.extend(server.review_settings());
+                settings.extend(owned(&[("EA_KUBE_ENABLE", "false")]));
                 kubernetes = Some(server);
                 Shows::Token("good".to_owned())
             }
