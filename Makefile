@@ -5,7 +5,7 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-sim test-model test-faults fuzz lint openapi bench
+.PHONY: help run build test test-sim test-model test-faults fuzz lint openapi bench static sbom
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -51,3 +51,9 @@ openapi: ## Write openapi/openapi_v3.yaml from the code
 
 bench: ## Measure one call of each kind on loopback
 	cargo bench --locked --bench rpc
+
+static: ## Build one static file, without a C library: target/static
+	scripts/build-static
+
+sbom: ## List what is built in, with versions and licences: target/sbom
+	scripts/sbom

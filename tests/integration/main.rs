@@ -15,6 +15,7 @@ mod connections;
 mod contention;
 mod contract;
 mod deadlines;
+mod deployment;
 mod differential;
 mod documents;
 mod durability;
