@@ -9,6 +9,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::LazyLock,
 };
 
 use serde::Deserialize as _;
@@ -77,16 +78,21 @@ fn render(overlay: &str, components: &[&str]) -> Vec<Value> {
     yaml(&String::from_utf8(output.stdout).expect("UTF-8"))
 }
 
-/// Every overlay with every set of components.
-fn renders() -> impl Iterator<Item = (String, Vec<Value>)> {
-    OVERLAYS.into_iter().flat_map(|overlay| {
-        COMPONENTS.into_iter().map(move |components| {
-            (
-                format!("{overlay} with {components:?}"),
-                render(overlay, components),
-            )
-        })
+/// Every overlay with every set of components, and what they are.
+static RENDERED: LazyLock<Vec<(String, Vec<Value>)>> = LazyLock::new(|| {
+    let sets = OVERLAYS
+        .into_iter()
+        .flat_map(|overlay| COMPONENTS.map(|components| (overlay, components)));
+    sets.map(|(overlay, components)| {
+        let what = format!("{overlay} with {components:?}");
+        (what, render(overlay, components))
     })
+    .collect()
+});
+
+fn renders() -> impl Iterator<Item = (&'static str, &'static [Value])> {
+    let rendered = RENDERED.iter();
+    rendered.map(|(what, objects)| (what.as_str(), objects.as_slice()))
 }
 
 fn kind(object: &Value) -> &str {

@@ -86,6 +86,8 @@ struct Healthcheck {
 fn compose() -> Compose {
     let mut whole: yaml_serde::Value =
         yaml_serde::from_str(&text("deploy/compose.yaml")).expect("YAML");
+    // The second time what the first has brought, as merging does not reach it.
+    whole.apply_merge().expect("merged");
     whole.apply_merge().expect("merged");
     yaml_serde::from_value(whole).expect("a compose file")
 }

@@ -44,11 +44,11 @@ fn ports(workload: &Value) -> Vec<Value> {
 fn selectors_select_what_they_are_for() {
     for (what, objects) in renders() {
         let selected = |selector: &Value| -> Vec<&Value> {
-            workloads(&objects)
+            workloads(objects)
                 .filter(|workload| selects(selector, labels(workload)))
                 .collect()
         };
-        for workload in workloads(&objects).filter(|workload| kind(workload) != "Job") {
+        for workload in workloads(objects).filter(|workload| kind(workload) != "Job") {
             let own = selected(&workload["spec"]["selector"]);
             let names: Vec<_> = own.iter().map(|workload| name(workload)).collect();
             assert_eq!(names, [name(workload)], "{what}: pods of one workload only");
@@ -59,7 +59,7 @@ fn selectors_select_what_they_are_for() {
                 );
             }
         }
-        for service in of_kind(&objects, "Service") {
+        for service in of_kind(objects, "Service") {
             let chosen = selected(&json!({"matchLabels": service["spec"]["selector"]}));
             assert_eq!(chosen.len(), 1, "{what}: Service {}", name(service));
             for port in items(&service["spec"]["ports"]) {
@@ -69,16 +69,16 @@ fn selectors_select_what_they_are_for() {
                 );
             }
         }
-        for object in of_kind(&objects, "PodDisruptionBudget") {
+        for object in of_kind(objects, "PodDisruptionBudget") {
             assert!(
                 !selected(&object["spec"]["selector"]).is_empty(),
                 "{what}: {}",
                 name(object)
             );
         }
-        for scaler in of_kind(&objects, "HorizontalPodAutoscaler") {
+        for scaler in of_kind(objects, "HorizontalPodAutoscaler") {
             let target = &scaler["spec"]["scaleTargetRef"];
-            let scaled = workloads(&objects).find(|workload| {
+            let scaled = workloads(objects).find(|workload| {
                 kind(workload) == target["kind"] && name(workload) == target["name"]
             });
             // Both would decide.
@@ -89,8 +89,8 @@ fn selectors_select_what_they_are_for() {
                 "{what}"
             );
         }
-        for monitor in of_kind(&objects, "ServiceMonitor") {
-            let services: Vec<_> = of_kind(&objects, "Service")
+        for monitor in of_kind(objects, "ServiceMonitor") {
+            let services: Vec<_> = of_kind(objects, "Service")
                 .filter(|service| {
                     selects(&monitor["spec"]["selector"], &service["metadata"]["labels"])
                 })
@@ -102,10 +102,10 @@ fn selectors_select_what_they_are_for() {
                 "{what}"
             );
         }
-        for set in of_kind(&objects, "StatefulSet") {
+        for set in of_kind(objects, "StatefulSet") {
             let service = &set["spec"]["serviceName"];
             assert!(
-                of_kind(&objects, "Service").any(|own| name(own) == service),
+                of_kind(objects, "Service").any(|own| name(own) == service),
                 "{what}: {service}"
             );
         }
@@ -115,7 +115,7 @@ fn selectors_select_what_they_are_for() {
 #[test]
 fn network_policies_let_through_what_is_used_and_name_ports_that_exist() {
     for (what, objects) in renders() {
-        let policies: Vec<_> = of_kind(&objects, "NetworkPolicy").collect();
+        let policies: Vec<_> = of_kind(objects, "NetworkPolicy").collect();
         let lease_node =
             |workload: &Value| labels(workload)["app.kubernetes.io/component"] == "lease-node";
         let allowed = |workload: &Value, direction: &str, member: &str, other: &Value| {
@@ -138,10 +138,13 @@ fn network_policies_let_through_what_is_used_and_name_ports_that_exist() {
             }
             allowed
         };
-        let agent = of_kind(&objects, "Deployment").next().expect("one");
-        for node in workloads(&objects).filter(|workload| lease_node(workload)) {
-            let own = ports(node);
-            let listens = &own[..2];
+        let agent = of_kind(objects, "Deployment").next().expect("one");
+        for node in workloads(objects).filter(|workload| lease_node(workload)) {
+            let own = containers(node).flat_map(|container| items(&container["ports"]));
+            let listens: Vec<_> = own
+                .filter(|port| port["name"] != "bus")
+                .flat_map(|port| [port["name"].clone(), port["containerPort"].clone()])
+                .collect();
             let out = allowed(agent, "egress", "to", node);
             let into = allowed(node, "ingress", "from", agent);
             assert!(
@@ -154,7 +157,7 @@ fn network_policies_let_through_what_is_used_and_name_ports_that_exist() {
             );
         }
         for policy in policies {
-            let chosen: Vec<_> = workloads(&objects)
+            let chosen: Vec<_> = workloads(objects)
                 .filter(|workload| selects(&policy["spec"]["podSelector"], labels(workload)))
                 .collect();
             assert!(
@@ -194,11 +197,11 @@ fn redis_addresses(urls: &str) -> Vec<(String, u16)> {
 fn the_agents_find_their_lease_nodes_by_names_that_exist() {
     for (what, objects) in renders() {
         let mut known = BTreeSet::new();
-        for service in of_kind(&objects, "Service") {
+        for service in of_kind(objects, "Service") {
             for port in items(&service["spec"]["ports"]) {
                 let port = port["port"].as_u64().expect("a number");
                 known.insert((name(service).to_owned(), port));
-                for set in of_kind(&objects, "StatefulSet")
+                for set in of_kind(objects, "StatefulSet")
                     .filter(|set| set["spec"]["serviceName"] == name(service))
                 {
                     let replicas = set["spec"]["replicas"].as_u64().expect("a number");
@@ -208,7 +211,7 @@ fn the_agents_find_their_lease_nodes_by_names_that_exist() {
                 }
             }
         }
-        let addresses = redis_addresses(&settings::given(&objects)["EA_REDIS_URLS"]);
+        let addresses = redis_addresses(&settings::given(objects)["EA_REDIS_URLS"]);
         for (host, port) in addresses {
             assert!(
                 known.contains(&(host.clone(), port.into())),
@@ -221,8 +224,8 @@ fn the_agents_find_their_lease_nodes_by_names_that_exist() {
 #[test]
 fn the_agent_listens_where_it_is_probed_and_has_the_time_to_stop() {
     for (what, objects) in renders() {
-        let settings = settings::given(&objects);
-        let deployment = of_kind(&objects, "Deployment").next().expect("one");
+        let settings = settings::given(objects);
+        let deployment = of_kind(objects, "Deployment").next().expect("one");
         let container = containers(deployment).next().expect("one");
         for (port, variable) in [("http", "EA_HTTP_PORT"), ("grpc", "EA_GRPC_PORT")] {
             let own = items(&container["ports"])
@@ -269,8 +272,8 @@ const SECRETS: [&str; 3] = [
 #[test]
 fn what_pods_mount_exists_and_what_they_read_is_mounted() {
     for (what, objects) in renders() {
-        let maps: BTreeSet<_> = of_kind(&objects, "ConfigMap").map(name).collect();
-        for workload in workloads(&objects) {
+        let maps: BTreeSet<_> = of_kind(objects, "ConfigMap").map(name).collect();
+        for workload in workloads(objects) {
             let spec = &pod(workload)["spec"];
             let mut volumes: BTreeSet<_> = items(&workload["spec"]["volumeClaimTemplates"])
                 .map(name)
@@ -302,7 +305,7 @@ fn what_pods_mount_exists_and_what_they_read_is_mounted() {
             if kind(workload) != "Deployment" {
                 continue;
             }
-            let settings = settings::given(&objects);
+            let settings = settings::given(objects);
             for (variable, path) in settings.iter().filter(|(name, _)| name.ends_with("_FILE")) {
                 let mounted = mounts
                     .iter()
@@ -321,7 +324,7 @@ fn what_pods_mount_exists_and_what_they_read_is_mounted() {
 #[test]
 fn every_pod_satisfies_the_restricted_standard_and_writes_to_volumes_alone() {
     for (what, objects) in renders() {
-        for workload in workloads(&objects) {
+        for workload in workloads(objects) {
             let what = format!("{what}: {}", name(workload));
             let spec = &pod(workload)["spec"];
             let security = &spec["securityContext"];

@@ -104,7 +104,7 @@ fn mistakes(object: &Value) -> Vec<String> {
 fn kubernetes_knows_every_field_of_every_object() {
     for (what, objects) in renders() {
         assert!(objects.len() > 8, "{what}: {}", objects.len());
-        for object in &objects {
+        for object in objects {
             let found = mistakes(object);
             assert!(
                 found.is_empty(),

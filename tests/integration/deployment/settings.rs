@@ -64,7 +64,7 @@ fn compose() -> Value {
 #[test]
 fn settings_in_manifests_exist_and_are_valid() {
     for (what, objects) in renders() {
-        let given = given(&objects);
+        let given = given(objects);
         assert_eq!(
             unknown(given.keys().map(String::as_str)),
             Vec::<&str>::new(),
@@ -190,7 +190,7 @@ fn rights_are_exactly_those_that_are_documented() {
 #[test]
 fn rights_are_bound_to_the_agents_service_account_alone() {
     for (what, objects) in renders() {
-        for binding in of_kind(&objects, "ClusterRoleBinding") {
+        for binding in of_kind(objects, "ClusterRoleBinding") {
             let subjects: Vec<_> = items(&binding["subjects"]).collect();
             assert_eq!(subjects.len(), 1, "{what}");
             assert_eq!(subjects[0]["name"], "election-agent", "{what}");
@@ -198,12 +198,12 @@ fn rights_are_bound_to_the_agents_service_account_alone() {
             let role = binding["roleRef"]["name"].as_str().expect("a role");
             assert!(
                 role == "system:auth-delegator"
-                    || of_kind(&objects, "ClusterRole").any(|object| name(object) == role),
+                    || of_kind(objects, "ClusterRole").any(|object| name(object) == role),
                 "{what}: {role}"
             );
         }
-        let bound = of_kind(&objects, "ClusterRoleBinding").next().is_some();
-        let deployment = of_kind(&objects, "Deployment").next().expect("one");
+        let bound = of_kind(objects, "ClusterRoleBinding").next().is_some();
+        let deployment = of_kind(objects, "Deployment").next().expect("one");
         // A token only for those who ask the API server.
         let token = &deployment["spec"]["template"]["spec"]["automountServiceAccountToken"];
         assert_eq!(*token, bound, "{what}");
