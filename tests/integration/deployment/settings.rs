@@ -44,7 +44,7 @@ pub(super) fn given(objects: &[Value]) -> BTreeMap<String, String> {
 }
 
 /// `NAME=value` lines; also those in comments.
-fn lines<'a>(text: &'a str, comments: bool) -> impl Iterator<Item = (&'a str, &'a str)> {
+fn lines(text: &str, comments: bool) -> impl Iterator<Item = (&str, &str)> {
     text.lines()
         .map(move |line| {
             if comments {
