@@ -9,6 +9,7 @@
 //! the caller goes away, its grant is withdrawn.
 
 mod claim;
+pub mod observer;
 mod round;
 
 use std::{
@@ -34,6 +35,7 @@ use super::{
     token::{TokenSource, WallClock},
 };
 use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+use observer::{Called, Nobody, Observer, Operation, Retry};
 
 /// How a quorum works.
 #[derive(Clone)]
@@ -47,10 +49,12 @@ pub struct Options {
     pub longest_guard: Duration,
     /// The clock that tokens are taken from; [`SystemTime::now`] outside of tests.
     pub clock: WallClock,
+    /// Is told what the quorum does.
+    pub observer: Arc<dyn Observer>,
 }
 
 impl Options {
-    /// Options that use the system's clock.
+    /// Options that use the system's clock, and tell nobody.
     #[must_use]
     pub fn new(
         operation_timeout: Duration,
@@ -62,6 +66,7 @@ impl Options {
             restart_guard,
             longest_guard,
             clock: Arc::new(SystemTime::now),
+            observer: Arc::new(Nobody),
         }
     }
 }
@@ -148,6 +153,7 @@ struct Inner {
     tended: tokio::sync::Mutex<Option<Instant>>,
     tokens: TokenSource,
     tasks: TaskTracker,
+    observer: Arc<dyn Observer>,
 }
 
 /// A node, and what this agent knows of it.
@@ -272,6 +278,7 @@ impl Quorum {
                 tended: tokio::sync::Mutex::default(),
                 tokens: TokenSource::new(options.clock),
                 tasks: TaskTracker::new(),
+                observer: options.observer,
             }),
         }
     }
@@ -309,7 +316,7 @@ impl Quorum {
         let nodes = self.inner.nodes.len();
         let mut tally = Extensions::new(nodes);
         let mut replies = vec![None; nodes];
-        let mut round = self.ask(deadline, |_, node| {
+        let mut round = self.ask(Operation::Extend, deadline, |_, node| {
             let extend = Arc::clone(&extend);
             async move { node.extend(&extend).await }
         });
@@ -396,7 +403,7 @@ impl Quorum {
         if lacking.is_empty() {
             return 0;
         }
-        let mut reading = self.ask_some(&source, deadline, |_, node| {
+        let mut reading = self.ask_some(Operation::Read, &source, deadline, |_, node| {
             let extend = Arc::clone(extend);
             async move { node.read(&extend.election).await }
         });
@@ -407,7 +414,7 @@ impl Quorum {
         if lease.leader != extend.leader || !in_force {
             return 0;
         }
-        let mut round = self.ask_some(&lacking, deadline, |number, node| {
+        let mut round = self.ask_some(Operation::Heal, &lacking, deadline, |number, node| {
             let heal = Heal {
                 election: extend.election.clone(),
                 lease: lease.clone(),
@@ -423,6 +430,9 @@ impl Quorum {
                 mended += 1;
                 tracing::debug!(node = self.inner.nodes[node].name(), "healed a lease");
             }
+        }
+        if mended > 0 {
+            self.inner.observer.healed(mended);
         }
         mended
     }
@@ -449,7 +459,7 @@ impl Quorum {
         }
         let resign = Arc::new(resign);
         let mut tally = Resignations::new(self.inner.nodes.len());
-        let mut round = self.ask(deadline, |_, node| {
+        let mut round = self.ask(Operation::Resign, deadline, |_, node| {
             let resign = Arc::clone(&resign);
             async move { node.resign(&resign).await }
         });
@@ -487,7 +497,7 @@ impl Quorum {
     ) -> Result<Option<Lease>, Error> {
         let election = Arc::new(election.clone());
         let mut tally = Reads::new(self.inner.nodes.len());
-        let mut round = self.ask(deadline, |_, node| {
+        let mut round = self.ask(Operation::Read, deadline, |_, node| {
             let election = Arc::clone(&election);
             async move { node.read(&election).await }
         });
@@ -517,7 +527,7 @@ impl Quorum {
         deadline: Instant,
     ) -> Result<Page, Error> {
         let request = Arc::new((kind.clone(), after));
-        let mut round = self.ask(deadline, |_, node| {
+        let mut round = self.ask(Operation::List, deadline, |_, node| {
             let request = Arc::clone(&request);
             async move { node.list(&request.0, request.1.as_ref(), limit).await }
         });
@@ -590,12 +600,12 @@ impl Quorum {
     /// Asks every node how it does, and lets those that are not fit no longer vote.
     async fn look(&self) -> Vec<NodeStatus> {
         let all: Vec<_> = (0..self.inner.nodes.len()).collect();
-        let mut round =
-            self.ask_even_excluded(
-                &all,
-                self.tending(),
-                |_, node| async move { node.probe().await },
-            );
+        let mut round = self.ask_even_excluded(
+            Operation::Probe,
+            &all,
+            self.tending(),
+            |_, node| async move { node.probe().await },
+        );
         let mut status: Vec<_> = self
             .inner
             .nodes
@@ -666,10 +676,15 @@ impl Quorum {
                 })
             })
             .collect();
-        let mut round = self.ask_even_excluded(&unmarked, self.tending(), |number, node| {
-            let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
-            async move { node.mark(&parts, wait).await }
-        });
+        let mut round = self.ask_even_excluded(
+            Operation::Mark,
+            &unmarked,
+            self.tending(),
+            |number, node| {
+                let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
+                async move { node.mark(&parts, wait).await }
+            },
+        );
         let mut all_marked = true;
         while let Some((node, reply)) = round.next().await {
             let parts = probes[node].map_or(0, |probe| probe.unmarked.len());
