@@ -70,9 +70,16 @@ pub struct Content {
     client_ca: Option<Vec<u8>>,
 }
 
+/// What connections are made with.
+pub struct Served {
+    config: Arc<ServerConfig>,
+    /// When the first certificate of the chain expires, in seconds since 1970.
+    expiry: Option<i64>,
+}
+
 impl Source for Files {
     type Content = Content;
-    type Made = Arc<ServerConfig>;
+    type Made = Served;
 
     const WHAT: &'static str = "TLS files";
 
@@ -96,9 +103,13 @@ impl Source for Files {
         }
     }
 
-    fn make(&self, content: &Content) -> Result<Arc<ServerConfig>, Vec<Mistake>> {
+    fn make(&self, content: &Content) -> Result<Served, Vec<Mistake>> {
         let config = self.config(content).map_err(|mistake| vec![mistake])?;
-        Ok(Arc::new(config))
+        let chain = certificates(&self.certificate, &content.certificate).unwrap_or_default();
+        Ok(Served {
+            config: Arc::new(config),
+            expiry: chain.iter().filter_map(expiry).min(),
+        })
     }
 }
 
@@ -184,10 +195,16 @@ pub(crate) fn certificates(
     }
 }
 
+/// When a certificate expires, in seconds since 1970.
+fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// Makes TLS connections with what the files hold at the time. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
-    config: reload::Current<Arc<ServerConfig>>,
+    served: reload::Current<Served>,
     handshake_timeout: Duration,
 }
 
@@ -198,9 +215,15 @@ impl Acceptor {
     /// Files that cannot be used.
     pub fn start(files: Files, handshake_timeout: Duration) -> Result<Self, Vec<Mistake>> {
         Ok(Self {
-            config: reload::start(files)?,
+            served: reload::start(files)?,
             handshake_timeout,
         })
+    }
+
+    /// When the first certificate of the chain that new connections are shown expires, in seconds since 1970.
+    #[must_use]
+    pub fn expiry(&self) -> Option<i64> {
+        self.served.borrow().expiry
     }
 
     /// Shakes hands.
@@ -209,7 +232,7 @@ impl Acceptor {
     /// Why there is no connection: the client speaks no TLS, shows no or a wrong certificate, or takes too
     /// long.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let config = Arc::clone(&**self.config.borrow());
+        let config = Arc::clone(&self.served.borrow().config);
         let shaking = TlsAcceptor::from(config).accept(stream);
         timeout(self.handshake_timeout, shaking)
             .await
