@@ -331,6 +331,30 @@ mod tests {
     }
 
     #[test]
+    fn the_certificate_of_the_chain_that_expires_first_tells_when() {
+        let made = made(None);
+        let mut chain = String::new();
+        for year in [2031, 2030, 2032] {
+            let mut params =
+                rcgen::CertificateParams::new(["localhost".to_owned()]).expect("valid");
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let certificate = params.self_signed(&key).expect("made");
+            if chain.is_empty() {
+                fs::write(&made.files.key, key.serialize_pem()).expect("written");
+            }
+            chain += &certificate.pem();
+        }
+        fs::write(&made.files.certificate, chain).expect("written");
+        let content = made.files.read().expect("files");
+        let served = made
+            .files
+            .make(&content)
+            .map_err(|mistakes| format!("{mistakes:?}"));
+        assert_eq!(served.expect("usable").expiry, Some(1_893_456_000));
+    }
+
+    #[test]
     fn all_files_that_are_missing_are_told_at_once() {
         let made = made(Some(ClientAuth::Required));
         for file in ["crt", "key", "ca"] {

@@ -790,6 +790,37 @@ mod tests {
     use super::*;
     use crate::lease::{Grant, Settings, embedded::Embedded};
 
+    /// Notes what it is told, but not how long calls took.
+    #[derive(Debug, Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Notes {
+        fn note(&self, what: impl fmt::Debug) {
+            self.0.lock().expect("whole").push(format!("{what:?}"));
+        }
+
+        fn count(&self, what: impl fmt::Debug) -> usize {
+            let what = format!("{what:?}");
+            let notes = self.0.lock().expect("whole");
+            notes.iter().filter(|note| **note == what).count()
+        }
+    }
+
+    impl Observer for Notes {
+        fn called(&self, node: usize, operation: Operation, outcome: Called, _: Duration) {
+            self.note((node, operation, outcome));
+        }
+        fn retried(&self, why: Retry) {
+            self.note(why);
+        }
+        fn withdrawn(&self, nodes: usize) {
+            self.note(("withdrawn", nodes));
+        }
+        fn healed(&self, nodes: usize) {
+            self.note(("healed", nodes));
+        }
+    }
+
     /// A request's first try reached one node, and its agent died; another node is down.
     #[tokio::test(start_paused = true)]
     async fn what_an_agent_that_died_left_behind_does_not_split_every_retry() {
@@ -823,7 +854,11 @@ mod tests {
         };
         nodes[0].grant(&left_behind).await.expect("granted");
 
-        let options = Options::new(Duration::from_secs(1), RestartGuard::Off, minute);
+        let notes = Arc::new(Notes::default());
+        let options = Options {
+            observer: notes.clone(),
+            ..Options::new(Duration::from_secs(1), RestartGuard::Off, minute)
+        };
         let nodes = nodes.into_iter().map(|node| node as Arc<dyn LeaseNode>);
         let quorum = Quorum::new(nodes.collect(), options);
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -832,5 +867,115 @@ mod tests {
             matches!(claimed, Claimed::Won { token, .. } if token.get() > 7),
             "{claimed:?}"
         );
+        quorum.drain().await;
+        assert_eq!(notes.count(Retry::SplitVote), 1);
+        for node in 0..2 {
+            let called = |operation| notes.count((node, operation, Called::Ok));
+            assert_eq!(called(Operation::Grant), 2, "{notes:?}");
+            assert_eq!(called(Operation::Withdraw), 1, "{notes:?}");
+        }
+        assert_eq!(notes.count(("withdrawn", 2)), 1, "{notes:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stale_token_is_told() {
+        let minute = Duration::from_secs(60);
+        let settings = Settings {
+            retention: minute,
+            guard: None,
+        };
+        let node = Arc::new(Embedded::in_memory(settings));
+        let notes = Arc::new(Notes::default());
+        let options = Options {
+            // Its tokens begin at 1.
+            clock: Arc::new(|| SystemTime::UNIX_EPOCH),
+            observer: notes.clone(),
+            ..Options::new(Duration::from_secs(1), RestartGuard::Off, minute)
+        };
+        let other = Quorum::new(
+            vec![node.clone()],
+            Options::new(Duration::from_secs(1), RestartGuard::Off, minute),
+        );
+        let quorum = Quorum::new(vec![node], options);
+        let claim = Claim {
+            election: ElectionId::new("", "e").expect("valid"),
+            candidate: Candidate::new("candidate", "a").expect("valid"),
+            term: Term::from_millis(60_000, minute).expect("valid"),
+            value: Value::default(),
+            request_id: None,
+            over: Over::Own,
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for quorum in [&other, &quorum] {
+            let claimed = quorum.claim(claim.clone(), deadline).await;
+            assert!(matches!(claimed, Ok(Claimed::Won { .. })), "{claimed:?}");
+        }
+        assert_eq!(notes.count(Retry::StaleToken), 1, "{notes:?}");
+    }
+
+    /// Answers nothing.
+    struct Silent;
+
+    #[async_trait::async_trait]
+    impl LeaseNode for Silent {
+        fn name(&self) -> &str {
+            "silent"
+        }
+        async fn grant(&self, _: &Grant) -> Result<crate::lease::GrantReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn extend(&self, _: &Extend) -> Result<ExtendReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn heal(&self, _: &Heal) -> Result<bool, NodeError> {
+            std::future::pending().await
+        }
+        async fn resign(&self, _: &Resign) -> Result<crate::lease::ResignReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn withdraw(&self, _: &Grant) -> Result<(), NodeError> {
+            std::future::pending().await
+        }
+        async fn read(&self, _: &ElectionId) -> Result<Option<Lease>, NodeError> {
+            std::future::pending().await
+        }
+        async fn list(
+            &self,
+            _: &Kind,
+            _: Option<&ElectionId>,
+            _: usize,
+        ) -> Result<Page, NodeError> {
+            std::future::pending().await
+        }
+        async fn mark(
+            &self,
+            _: &[crate::lease::Unmarked],
+            _: Duration,
+        ) -> Result<usize, NodeError> {
+            std::future::pending().await
+        }
+        async fn probe(&self) -> Result<Probe, NodeError> {
+            std::future::pending().await
+        }
+        fn settled_run(&self, _: &ElectionId, _: Duration) -> Option<String> {
+            None
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_callers_short_deadline_is_no_timeout_of_the_node() {
+        let notes = Arc::new(Notes::default());
+        let limit = Duration::from_secs(1);
+        let options = Options {
+            observer: notes.clone(),
+            ..Options::new(limit, RestartGuard::Off, limit)
+        };
+        let quorum = Quorum::new(vec![Arc::new(Silent)], options);
+        let election = ElectionId::new("", "e").expect("valid");
+        for (time, outcome) in [(limit / 2, Called::GivenUp), (limit * 2, Called::Timeout)] {
+            let read = quorum.read(&election, Instant::now() + time).await;
+            assert!(read.is_err(), "{read:?}");
+            assert_eq!(notes.count((0, Operation::Read, outcome)), 1, "{notes:?}");
+        }
     }
 }

@@ -26,7 +26,7 @@ use prometheus_client::{
 
 pub use elections::{Cause, Outcome};
 pub use exposition::Format;
-pub(crate) use requests::{Answer, InFlight};
+pub use requests::{Answer, InFlight};
 pub use service::Traces;
 
 use crate::{
@@ -99,7 +99,7 @@ impl Metrics {
     }
 
     /// Counts a request as under way until the value is dropped.
-    pub(crate) fn begin(&self, action: Action) -> InFlight {
+    pub fn begin(&self, action: Action) -> InFlight {
         InFlight::begin(self, action)
     }
 

@@ -22,6 +22,7 @@ mod faults;
 mod harness;
 mod kubernetes_server;
 mod limits;
+mod metrics;
 mod modes;
 mod pods;
 mod quorum;

@@ -54,8 +54,7 @@ impl TypedMetric for Durations {
 
 impl EncodeMetric for Durations {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        // The library takes the largest number for infinity.
-        let bounds = self.0.bounds.iter().copied().chain([f64::MAX]);
+        let bounds = self.0.bounds.iter().copied().chain([f64::INFINITY]);
         let counts = self.0.counts.iter().map(|count| count.load(Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
         // The count is the buckets' own, so that they agree whatever is counted meanwhile.

@@ -103,11 +103,11 @@ impl Requests {
 
 /// What an answer comes to, whatever its protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub struct Answer {
     /// Its status.
-    pub(crate) status: tonic::Code,
+    pub status: tonic::Code,
     /// The row of the error table, if that is known.
-    pub(crate) code: Option<Code>,
+    pub code: Option<Code>,
 }
 
 impl Answer {
@@ -125,7 +125,8 @@ impl Answer {
 
 /// A request under way, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct InFlight {
+#[must_use]
+pub struct InFlight {
     metrics: Metrics,
     action: Action,
 }
@@ -138,7 +139,7 @@ impl InFlight {
     }
 
     /// Counts that it was answered so, in this time; its trace, if it has one that is kept, becomes an exemplar.
-    pub(crate) fn answered(&self, answer: Answer, took: Duration, trace_id: Option<&str>) {
+    pub fn answered(&self, answer: Answer, took: Duration, trace_id: Option<&str>) {
         let requests = &self.metrics.0.requests;
         let exemplar = trace_id.map(|id| Trace {
             trace_id: id.to_owned(),

@@ -133,6 +133,10 @@ impl EncodeMetric for Optional {
     fn metric_type(&self) -> MetricType {
         MetricType::Gauge
     }
+
+    fn is_empty(&self) -> bool {
+        self.lock().is_none()
+    }
 }
 
 /// What became of spans. Cheap to clone.
