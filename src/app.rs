@@ -72,16 +72,24 @@ impl App {
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
+        let listeners = bind(&config.listen)?;
+        let tree = Tree::build(config).await?;
+        let admission = Admission::new(
+            config.limits.connections,
+            config.limits.trusted_proxies.clone(),
+        );
+        let (counted, certificate) = (admission.clone(), tls.clone());
+        tree.metrics.on_scrape(move |scrape| {
+            scrape.connections(counted.open(), counted.refused());
+            scrape.certificate_expiry(certificate.as_ref().and_then(Acceptor::expiry));
+        });
         Ok(Self {
-            listeners: bind(&config.listen)?,
+            listeners,
             tls,
-            tree: Tree::build(config).await?,
+            tree,
             lifetime: config.listen.lifetime,
             conduct: config.listen.conduct,
-            admission: Admission::new(
-                config.limits.connections,
-                config.limits.trusted_proxies.clone(),
-            ),
+            admission,
             shutdown_grace: config.listen.shutdown_grace,
         })
     }

@@ -48,7 +48,7 @@ use crate::{
 /// What answers requests, without the ports that they come in by.
 pub struct Tree {
     mux: Mux,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     pub(super) monitor: Monitor,
     pub(super) quorum: Quorum,
     /// Cancelled to end streams that would last as long as their clients like.
@@ -68,21 +68,27 @@ impl Tree {
             StartError::Kubernetes(format!("EA_KUBE_ENABLE is true, but {what}"))
         })?;
         let max_term = config.limits.max_term;
-        let quorum = Quorum::new(
-            nodes(&config.store, max_term).await?,
-            Options::new(
+        let telemetry = &config.telemetry;
+        let metrics = Metrics::with_elections(&telemetry.buckets, &telemetry.per_election);
+        let nodes = nodes(&config.store, max_term).await?;
+        let names: Vec<_> = nodes.iter().map(|node| node.name()).collect();
+        let options = Options {
+            observer: metrics.observer(&names),
+            ..Options::new(
                 config.store.operation_timeout,
                 config.store.restart_guard,
                 guard(&config.store, max_term),
-            ),
-        );
+            )
+        };
+        let quorum = Quorum::new(nodes, options);
         let gate = Gate::new(
-            Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger()),
+            Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger(&metrics)),
             lookup.clone(),
             policies.clone(),
             config.limits.allow_forced_handover,
         );
-        let metrics = Metrics::new(&config.telemetry.buckets);
+        let pods = lookup.clone();
+        metrics.on_scrape(move |scrape| scrape.pods(&pods.report()));
 
         let health = HealthReporter::new();
         let closing = CancellationToken::new();

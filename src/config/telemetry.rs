@@ -5,6 +5,7 @@ use std::str::FromStr;
 use tracing_subscriber::EnvFilter;
 
 use super::{Setting, setting, values::Reader};
+use crate::election::types::Kind;
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -22,6 +23,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "EA_METRIC_REQUEST_DURATION_BUCKETS",
         "0.0005,0.001,0.0025,0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,5",
         "rising upper bounds of the request duration's buckets, in seconds",
+    ),
+    setting(
+        "EA_METRICS_PER_ELECTION",
+        "",
+        "kinds whose elections have series of their own at `/metrics`, comma separated: at most 1000 elections of each",
     ),
 ];
 
@@ -95,6 +101,8 @@ pub struct Telemetry {
     pub metrics: bool,
     /// Upper bounds of the request duration's buckets, in seconds.
     pub buckets: Vec<f64>,
+    /// Kinds whose elections have series of their own.
+    pub per_election: Vec<Kind>,
 }
 
 impl Telemetry {
@@ -114,11 +122,20 @@ impl Telemetry {
                     "give rising positive numbers of seconds, comma separated".to_owned()
                 })
         });
+        const PER_ELECTION: &str = "EA_METRICS_PER_ELECTION";
+        let mut per_election = Vec::new();
+        for kind in reader.list(PER_ELECTION) {
+            match Kind::new(&kind) {
+                Ok(kind) => per_election.push(kind),
+                Err(what) => reader.mistake(PER_ELECTION, format!("`{kind}` is no kind: {what}")),
+            }
+        }
         Some(Self {
             environment: environment?,
             log: log?,
             metrics: metrics?,
             buckets: buckets?,
+            per_election,
         })
     }
 }

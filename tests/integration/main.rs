@@ -23,6 +23,7 @@ mod harness;
 mod kubernetes_server;
 mod limits;
 mod logs;
+mod metrics;
 mod modes;
 mod pods;
 mod quorum;

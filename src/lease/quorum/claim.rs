@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{Claim, Claimed, Error, Quorum, round::Round, too_slow};
+use super::{Claim, Claimed, Error, Operation, Quorum, Retry, round::Round, too_slow};
 use crate::lease::{
     Grant, GrantReply, NodeError,
     tally::{Failure, Granted, Grants, Verdict},
@@ -52,7 +52,7 @@ impl Quorum {
             });
             let mut vote = Vote::new(self.inner.nodes.len());
             let (owing, asked) = settling.divide(self.inner.nodes.len());
-            let mut round = self.ask_some(&asked, deadline, |_, node| {
+            let mut round = self.ask_some(Operation::Grant, &asked, deadline, |_, node| {
                 let grant = Arc::clone(&grant);
                 async move { node.grant(&grant).await }
             });
@@ -125,6 +125,12 @@ impl Quorum {
                 let _ = answer.send(Err(error));
                 return self.settle(&grant, round, vote).await;
             }
+
+            self.inner.observer.retried(match failure {
+                Failure::Stale => Retry::StaleToken,
+                Failure::Unmarked => Retry::Unmarked,
+                _ => Retry::SplitVote,
+            });
 
             // Some nodes have what an earlier try left behind, others have not: one token for all.
             repeat &= vote.fresh.is_empty() || vote.repeated.is_empty();
@@ -222,7 +228,7 @@ impl Quorum {
         nodes: &[usize],
         deadline: Instant,
     ) -> Vec<usize> {
-        let mut round = self.ask_some(nodes, deadline, |_, node| {
+        let mut round = self.ask_some(Operation::Withdraw, nodes, deadline, |_, node| {
             let grant = Arc::clone(grant);
             async move { node.withdraw(&grant).await }
         });
@@ -231,6 +237,10 @@ impl Quorum {
             if reply.is_err() {
                 failed.push(node);
             }
+        }
+        let withdrawn = nodes.len() - failed.len();
+        if withdrawn > 0 {
+            self.inner.observer.withdrawn(withdrawn);
         }
         failed
     }

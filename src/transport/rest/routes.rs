@@ -3,7 +3,7 @@
 use axum::{
     Json as Answer, Router,
     extract::{FromRequest as _, FromRequestParts as _, Request, State},
-    http::{Method, StatusCode, Uri, header},
+    http::{HeaderMap, Method, StatusCode, Uri, header},
     middleware::{Next, from_fn},
     response::IntoResponse,
     routing::{get, put},
@@ -29,7 +29,7 @@ use crate::{
     readiness::Report,
     telemetry::{
         self,
-        metrics::{self, Metrics},
+        metrics::{Format, Metrics},
     },
     transport::{
         CACHE_AGE, cache_age,
@@ -374,15 +374,22 @@ pub(super) async fn readyz(
     }
 }
 
-/// The agent's metrics as OpenMetrics text.
+/// The agent's metrics: as OpenMetrics to who accepts that, else as Prometheus text.
 #[utoipa::path(
     get, path = "/metrics", tag = "operations",
-    responses((status = 200, description = "The metrics", body = String,
-        content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"))
+    responses((status = 200, description = "The metrics, which docs/METRICS.md lists", content(
+        (String = "text/plain; version=0.0.4; charset=utf-8"),
+        (String = "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    )))
 )]
-pub(super) async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
-        metrics.text(),
-    )
+pub(super) async fn metrics(
+    State(metrics): State<Metrics>,
+    headers: HeaderMap,
+) -> impl IntoResponse {
+    let format = Format::accepted(&headers);
+    let described = [
+        (header::CONTENT_TYPE, format.content_type()),
+        (header::VARY, "accept"),
+    ];
+    (described, metrics.text(format))
 }
