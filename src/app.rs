@@ -18,11 +18,15 @@ use crate::{
     listener::{Conduct, Lifetime, Server, admission::Admission},
     reload::Mistake,
     shutdown::Stop,
+    telemetry::trace,
     tls::Acceptor,
 };
 
 /// How long the end waits for withdrawals, which lapse by themselves if they are not made.
 const CLEAN_UP: Duration = Duration::from_secs(1);
+
+/// How long the end waits for spans to be sent.
+const SEND_SPANS: Duration = Duration::from_secs(3);
 
 /// How many connections wait to be accepted, if the system (`net.core.somaxconn`) permits. Where there is no
 /// place left, a client's first packet is dropped, and it tries again after a second: a burst from one peer
@@ -44,6 +48,9 @@ pub enum StartError {
     /// Kubernetes is to be asked, and there is no way to.
     #[error("{0}")]
     Kubernetes(String),
+    /// Requests are to be traced, and cannot be.
+    #[error(transparent)]
+    Traces(#[from] trace::StartError),
     /// The build is broken.
     #[error("the built-in protobuf descriptors do not parse: {0}")]
     Descriptors(#[from] tonic_reflection::server::Error),
@@ -126,8 +133,20 @@ impl App {
             connections.close();
             connections.wait().await;
         };
+        let ended = async {
+            end(
+                answered,
+                self.shutdown_grace,
+                &connections,
+                self.tree.quorum.drain(),
+            )
+            .await;
+            if let Some(traces) = self.tree.traces {
+                traces.flush(SEND_SPANS.min(self.shutdown_grace)).await;
+            }
+        };
         tokio::select! {
-            () = end(answered, self.shutdown_grace, &connections, self.tree.quorum.drain()) => {}
+            () = ended => {}
             () = stop.at_once.cancelled() => {}
         }
         tracing::info!("bye");

@@ -1,6 +1,7 @@
-//! Logs and metrics.
+//! Logs, metrics and traces.
 
 pub mod metrics;
+pub mod trace;
 
 use std::io::IsTerminal as _;
 

@@ -1,8 +1,9 @@
-//! Logs and metrics.
+//! Logs, metrics and traces.
 
 use std::str::FromStr;
 
-use super::{Setting, setting, values::Reader};
+use super::{Setting, otel, setting, values::Reader};
+use crate::telemetry::trace;
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -20,6 +21,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "EA_METRIC_REQUEST_DURATION_BUCKETS",
         "0.0005,0.001,0.0025,0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,5",
         "rising upper bounds of the request duration's buckets, in seconds",
+    ),
+    setting(
+        "EA_TRACE_KEYS",
+        "false",
+        "tell the names of elections and candidates in traces, which `OTEL_*` variables turn on \
+         (docs/TRACES.md)",
     ),
 ];
 
@@ -88,7 +95,7 @@ impl FromStr for LogLevel {
     }
 }
 
-/// Logs and metrics.
+/// Logs, metrics and traces.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     /// What the agent runs for.
@@ -99,6 +106,8 @@ pub struct Telemetry {
     pub metrics: bool,
     /// Upper bounds of the request duration's buckets, in seconds.
     pub buckets: Vec<f64>,
+    /// How requests are traced, if they are.
+    pub traces: Option<trace::Settings>,
 }
 
 impl Telemetry {
@@ -118,11 +127,14 @@ impl Telemetry {
                     "give rising positive numbers of seconds, comma separated".to_owned()
                 })
         });
+        let keys = reader.bool("EA_TRACE_KEYS");
+        let traces = otel::read(reader, keys);
         Some(Self {
             environment: environment?,
             log_level: log_level?,
             metrics: metrics?,
             buckets: buckets?,
+            traces: traces?,
         })
     }
 }

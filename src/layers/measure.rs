@@ -103,7 +103,7 @@ where
 
 /// What the answer comes to as a gRPC status, whatever its protocol. The status of a gRPC stream comes
 /// after its headers; it counts as begun well.
-fn grpc_status(response: &Response) -> tonic::Code {
+pub(super) fn grpc_status(response: &Response) -> tonic::Code {
     if let Some(status) = response.headers().get("grpc-status") {
         return tonic::Code::from_bytes(status.as_bytes());
     }
