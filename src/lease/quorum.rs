@@ -770,7 +770,7 @@ fn is_lacking(reply: &Option<ExtendReply>) -> bool {
     matches!(reply, Some(ExtendReply::Missing | ExtendReply::Behind))
 }
 
-/// Tells the request's trace that so many nodes lack the lease, and will be given it.
+/// Tells the request's trace that so many nodes lack the lease, and are given it if they may be.
 fn tell_healing(nodes: usize) {
     if nodes > 0 {
         let nodes = nodes as u64;

@@ -32,3 +32,4 @@ mod survival;
 mod terms;
 mod tls;
 mod topologies;
+mod traces;
