@@ -8,7 +8,7 @@ pub use tree::Tree;
 
 use tokio::{
     net::{TcpListener, TcpSocket},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 
@@ -123,6 +123,7 @@ impl App {
             () = self.tree.monitor.run() => {}
         }
 
+        let ends = Instant::now() + self.shutdown_grace + CLEAN_UP;
         let answered = async {
             self.tree.closing.cancel();
             self.tree.monitor.drain().await;
@@ -142,7 +143,8 @@ impl App {
             )
             .await;
             if let Some(traces) = self.tree.traces {
-                traces.flush(SEND_SPANS.min(self.shutdown_grace)).await;
+                let left = ends.saturating_duration_since(Instant::now());
+                traces.flush(left.min(SEND_SPANS)).await;
             }
         };
         tokio::select! {
@@ -231,7 +233,7 @@ fn cannot_bind(address: SocketAddr, variable: &str, error: &io::Error) -> String
 mod tests {
     use std::{cell::Cell, future::pending};
 
-    use tokio::time::{Instant, sleep};
+    use tokio::time::sleep;
 
     use super::*;
 

@@ -256,7 +256,7 @@ fn propagators(reader: &mut Reader<'_>) -> Option<bool> {
         .unwrap_or("tracecontext,baggage");
     let names: Vec<_> = raw.split(',').map(str::trim).collect();
     let known = |name: &&str| matches!(*name, "tracecontext" | "baggage" | "none");
-    if !names.iter().all(|name| known(name)) {
+    if !names.iter().all(known) {
         reader.mistake(
             "OTEL_PROPAGATORS",
             format!("\"{raw}\" is not valid: give tracecontext, baggage or both, comma separated, or none"),

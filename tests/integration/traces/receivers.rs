@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
+use http::Response;
+
 use super::{SERVER, agent};
-use crate::harness::{Agent, Collector, Mood, Received, eventually, owned};
+use crate::harness::{Agent, Authority, Collector, HttpServer, Mood, Received, eventually, owned};
 
 const PROTOCOLS: [&str; 2] = ["grpc", "http/protobuf"];
 
@@ -94,7 +96,7 @@ async fn a_receiver_that_hangs_does_not_hold_the_end_up() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_hangs_costs_requests_and_memory_nothing() {
+async fn a_receiver_that_hangs_costs_requests_nothing() {
     const QUEUE: usize = 64;
     for protocol in PROTOCOLS {
         let collector = Collector::start().await;
@@ -181,4 +183,37 @@ async fn an_agent_starts_without_its_receiver() {
         (requests(&collector) > 0).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_receivers_certificate_is_checked_over_both_protocols() {
+    let authority = Authority::new();
+    let ca = authority.path("ca.pem");
+    for protocol in PROTOCOLS {
+        let server = HttpServer::start_tls(&authority, |_| Response::default()).await;
+        let url = server.url("").replace("127.0.0.1", "localhost");
+        let settings = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+        ];
+        let stranger = Agent::start(&owned(&settings)).await;
+        campaigns(&stranger, 1).await;
+        let mut log = Vec::new();
+        eventually("the stranger tells of its failure", async || {
+            log.extend(stranger.log());
+            let failed = log.iter().any(|line| line.contains("cannot be sent"));
+            failed.then_some(())
+        })
+        .await;
+        assert_eq!(server.answered(), 0, "{protocol}");
+        let trusting = [&settings[..], &[("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca)]].concat();
+        let agent = Agent::start(&owned(&trusting)).await;
+        campaigns(&agent, 1).await;
+        eventually("spans arrive", async || {
+            (server.answered() > 0).then_some(())
+        })
+        .await;
+    }
 }
