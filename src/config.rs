@@ -9,6 +9,7 @@ mod command;
 mod kube;
 mod limits;
 mod listen;
+mod otel;
 mod redis;
 mod telemetry;
 mod tls;

@@ -22,6 +22,7 @@ use crate::{
         measure::MeasureLayer,
         rate_limit::{RateLimitLayer, RateLimiter},
         respond::RespondLayer,
+        trace::TraceLayer,
     },
     reload::Current,
     telemetry::metrics::Metrics,
@@ -33,6 +34,8 @@ use crate::{
 pub struct Settings {
     /// Whose pages may ask.
     pub cors: Origins,
+    /// What records requests, if any are.
+    pub trace: Option<TraceLayer>,
     /// How many requests may be under way at once.
     pub max_in_flight: usize,
     /// Who may ask.
@@ -53,6 +56,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             cors: Origins::None,
+            trace: None,
             max_in_flight: 1,
             authenticator: Authenticator {
                 anonymous: Some(Identity::anonymous()),
@@ -89,6 +93,8 @@ where
         // Outside of what refuses: pages may read refusals, too. Outside of what measures: a preflight asks
         // about a request, and is none.
         .option_layer(settings.cors.layer())
+        // Outside of what measures, so that measures can name the trace; inside of the id, which spans have.
+        .option_layer(settings.trace.clone())
         // Outside of what refuses or panics, so that it is measured, too.
         .layer(MeasureLayer::new(metrics))
         // A panic anywhere below costs one request, not its connection.

@@ -1,8 +1,9 @@
-//! Logs and metrics.
+//! Logs, metrics and traces.
 
 mod audit;
 pub mod log;
 pub mod metrics;
+pub mod trace;
 
 use std::sync::Arc;
 

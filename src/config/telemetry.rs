@@ -1,11 +1,11 @@
-//! Logs and metrics.
+//! Logs, metrics and traces.
 
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Setting, setting, values::Reader};
-use crate::election::types::Kind;
+use super::{Setting, otel, setting, values::Reader};
+use crate::{election::types::Kind, telemetry::trace};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -28,6 +28,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "EA_METRICS_PER_ELECTION",
         "",
         "kinds whose elections have series of their own at `/metrics`, comma separated: at most 1000 elections of each",
+    ),
+    setting(
+        "EA_TRACE_KEYS",
+        "false",
+        "tell the names of elections and candidates in traces, which `OTEL_*` variables turn on \
+         (docs/TRACES.md)",
     ),
 ];
 
@@ -90,7 +96,7 @@ impl FromStr for LogFilter {
     }
 }
 
-/// Logs and metrics.
+/// Logs, metrics and traces.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     /// What the agent runs for.
@@ -103,6 +109,8 @@ pub struct Telemetry {
     pub buckets: Vec<f64>,
     /// Kinds whose elections have series of their own.
     pub per_election: Vec<Kind>,
+    /// How requests are traced, if they are.
+    pub traces: Option<trace::Settings>,
 }
 
 impl Telemetry {
@@ -130,12 +138,15 @@ impl Telemetry {
                 Err(what) => reader.mistake(PER_ELECTION, format!("`{kind}` is no kind: {what}")),
             }
         }
+        let keys = reader.bool("EA_TRACE_KEYS");
+        let traces = otel::read(reader, keys);
         Some(Self {
             environment: environment?,
             log: log?,
             metrics: metrics?,
             buckets: buckets?,
             per_election,
+            traces: traces?,
         })
     }
 }

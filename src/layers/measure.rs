@@ -13,7 +13,10 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{
-    telemetry::metrics::{Answer, InFlight, Metrics},
+    telemetry::{
+        metrics::{Answer, InFlight, Metrics},
+        trace,
+    },
     transport::{Action, status::Code},
 };
 
@@ -99,14 +102,15 @@ where
         };
         let took = this.started.elapsed();
         tracing::debug!(target: REQUESTS, action = this.in_flight.action().name(), status = ?answer.status, ?took, "answered");
-        this.in_flight.answered(answer, took, None);
+        let trace_id = trace::current_trace_id();
+        this.in_flight.answered(answer, took, trace_id.as_deref());
         Poll::Ready(Ok(response))
     }
 }
 
 /// What the answer comes to as a gRPC status, whatever its protocol. The status of a gRPC stream comes
 /// after its headers; it counts as begun well.
-fn grpc_status(response: &Response) -> tonic::Code {
+pub(super) fn grpc_status(response: &Response) -> tonic::Code {
     if let Some(status) = response.headers().get("grpc-status") {
         return tonic::Code::from_bytes(status.as_bytes());
     }

@@ -34,7 +34,10 @@ use super::{
     tally::{Denial, Done, Extensions, Reads, Resignations, Verdict, quorum},
     token::{TokenSource, WallClock},
 };
-use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+use crate::{
+    election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
+    telemetry::trace,
+};
 use observer::{Called, Nobody, Observer, Operation, Retry};
 
 /// How a quorum works.
@@ -291,9 +294,8 @@ impl Quorum {
     pub async fn claim(&self, claim: Claim, deadline: Instant) -> Result<Claimed, Error> {
         let (answer, claimed) = oneshot::channel();
         let quorum = self.clone();
-        self.inner
-            .tasks
-            .spawn(async move { quorum.run_claim(claim, deadline, answer).await });
+        let claiming = async move { quorum.run_claim(claim, deadline, answer).await };
+        self.inner.tasks.spawn(trace::carry(claiming));
         claimed.await.unwrap_or_else(|_| {
             // The task panicked, or the process is ending.
             Err(Error::unavailable(
@@ -339,7 +341,8 @@ impl Quorum {
                 if round.is_open() || replies.iter().any(is_lacking) {
                     let quorum = self.clone();
                     let healed = Arc::clone(&extend);
-                    self.inner.tasks.spawn(async move {
+                    tell_healing(numbers(&replies, is_lacking).len());
+                    self.inner.tasks.spawn(trace::carry(async move {
                         while let Some((node, reply)) = round.next().await {
                             replies[node] = reply.ok();
                         }
@@ -348,12 +351,13 @@ impl Quorum {
                         quorum
                             .mend(mend, &healed, started, &replies, &lacking, deadline)
                             .await;
-                    });
+                    }));
                 }
             }
             Verdict::Decided(Done::AfterRaising) => {
                 let had = numbers(&replies, is_renewed).len();
                 let behind = numbers(&replies, is_behind);
+                tell_healing(behind.len());
                 let raised = self
                     .mend(Mend::Raise, &extend, started, &replies, &behind, deadline)
                     .await;
@@ -560,7 +564,7 @@ impl Quorum {
     /// has done so since; `false` when no node answers.
     async fn tend_for_grant(&self, asked: Instant, deadline: Instant) -> bool {
         let quorum = self.clone();
-        let tending = self.inner.tasks.spawn(async move {
+        let tending = self.inner.tasks.spawn(trace::carry(async move {
             let mut tended = quorum.inner.tended.lock().await;
             if tended.is_some_and(|at| at > asked) {
                 return true;
@@ -569,7 +573,7 @@ impl Quorum {
             let status = quorum.tend(true).await;
             *tended = Some(now);
             status.iter().any(|node| node.probe.is_ok())
-        });
+        }));
         // It goes on for others when this one's time is over.
         matches!(timeout_at(deadline, tending).await, Ok(Ok(true)))
     }
@@ -779,6 +783,14 @@ fn is_behind(reply: &Option<ExtendReply>) -> bool {
 
 fn is_lacking(reply: &Option<ExtendReply>) -> bool {
     matches!(reply, Some(ExtendReply::Missing | ExtendReply::Behind))
+}
+
+/// Tells the request's trace that so many nodes lack the lease, and are given it if they may be.
+fn tell_healing(nodes: usize) {
+    if nodes > 0 {
+        let nodes = nodes as u64;
+        trace::event("election_agent.healing", "election_agent.nodes", nodes);
+    }
 }
 
 fn too_slow() -> Error {

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::log::AUDIT;
+use super::{log::AUDIT, trace};
 use crate::election::ledger::Change;
 
 /// Logs that a leadership has changed. Members that are not known are left out.
@@ -18,6 +18,7 @@ pub(super) fn log(change: &Change<'_>, agent: &str) {
         token = change.token.map(|token| token.get()),
         cause = change.cause.name(),
         agent,
+        trace_id = trace::current_trace_id(),
         "leadership changed"
     );
 }

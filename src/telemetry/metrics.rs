@@ -26,7 +26,6 @@ use prometheus_client::{
 
 pub use exposition::Format;
 pub use requests::{Answer, InFlight};
-pub use service::Traces;
 
 use crate::{
     election::{
@@ -35,6 +34,7 @@ use crate::{
     },
     kube,
     lease::quorum::{NodeStatus, observer::Observer},
+    telemetry::trace,
     transport::Action,
 };
 use elections::ElectionMetrics;
@@ -127,12 +127,6 @@ impl Metrics {
         self.0.elections.changed(election, cause, token);
     }
 
-    /// What became of spans.
-    #[must_use]
-    pub fn traces(&self) -> Traces {
-        self.0.service.traces.clone()
-    }
-
     /// Calls this whenever metrics are about to be written, to tell what need not be followed all the time. It must
     /// not wait.
     pub fn on_scrape(&self, source: impl Fn(&Scrape<'_>) + Send + 'static) {
@@ -184,6 +178,11 @@ impl Scrape<'_> {
     /// How the lookup of pods does.
     pub fn pods(&self, report: &kube::Report) {
         self.0.service.pods(report);
+    }
+
+    /// What became of spans since the start.
+    pub fn spans(&self, counts: &trace::Counts) {
+        self.0.service.spans(counts);
     }
 
     /// How many elections have a leader with time left.

@@ -34,3 +34,4 @@ mod survival;
 mod terms;
 mod tls;
 mod topologies;
+mod traces;

@@ -14,7 +14,7 @@ use prometheus_client::{
 };
 
 use super::{Flag, Registrar, Seconds, table};
-use crate::kube::Report;
+use crate::{kube::Report, telemetry::trace};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
@@ -36,7 +36,7 @@ pub(super) struct Service {
     certificate_expiry: Optional,
     kube_age: Family<InNamespace, Seconds>,
     kube_pods: Family<InNamespace, Gauge>,
-    pub(super) traces: Traces,
+    traces: Traces,
 }
 
 impl Service {
@@ -81,6 +81,22 @@ impl Service {
             .set(i64::try_from(open).unwrap_or(i64::MAX));
         let counter: &AtomicU64 = self.connections_refused.inner();
         counter.store(refused, Relaxed);
+    }
+
+    pub(super) fn spans(&self, counts: &trace::Counts) {
+        let Traces {
+            exported,
+            lost,
+            failures,
+        } = &self.traces;
+        for (counter, count) in [
+            (exported, counts.exported),
+            (lost, counts.lost),
+            (failures, counts.failures),
+        ] {
+            let counter: &AtomicU64 = counter.inner();
+            counter.store(count, Relaxed);
+        }
     }
 
     pub(super) fn certificate_expiry(&self, timestamp: Option<i64>) {
@@ -139,29 +155,12 @@ impl EncodeMetric for Optional {
     }
 }
 
-/// What became of spans. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub struct Traces {
+/// What became of spans.
+#[derive(Debug, Default)]
+struct Traces {
     exported: Counter,
     lost: Counter,
     failures: Counter,
-}
-
-impl Traces {
-    /// A collector has taken so many spans.
-    pub fn exported(&self, spans: u64) {
-        self.exported.inc_by(spans);
-    }
-
-    /// So many spans were dropped.
-    pub fn lost(&self, spans: u64) {
-        self.lost.inc_by(spans);
-    }
-
-    /// An export failed.
-    pub fn failed(&self) {
-        self.failures.inc();
-    }
 }
 
 #[cfg(test)]

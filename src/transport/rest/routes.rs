@@ -40,6 +40,34 @@ use crate::{
 pub(super) const ELECTION: &str = "/election/{kind}/{name}";
 pub(super) const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
 
+/// Every path, for what tells of requests without the names in them.
+const PATHS: [&str; 11] = [
+    ELECTION,
+    ELECTION_OF_DEFAULT_KIND,
+    "/elections",
+    "/kube/{namespace}/{deployment}/pods",
+    "/kube/{namespace}/pods/{pod}/siblings",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+    "/openapi_v3.yaml",
+    "/swagger-ui/",
+];
+
+/// The route that a path takes, if there is one.
+#[must_use]
+pub fn route(path: &str) -> Option<&'static str> {
+    let segments = |path: &str| path.split('/').count();
+    let same = |(wanted, given): (&str, &str)| match wanted.starts_with('{') {
+        true => !given.is_empty(),
+        false => wanted == given,
+    };
+    PATHS.into_iter().find(|route| {
+        segments(route) == segments(path) && route.split('/').zip(path.split('/')).all(same)
+    })
+}
+
 /// What the routes answer from.
 #[derive(Debug, Clone)]
 pub struct Sources {
@@ -392,4 +420,31 @@ pub(super) async fn metrics(
         (header::VARY, "accept"),
     ];
     (described, metrics.text(format))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_path_has_its_route_without_names() {
+        let document = openapi::document();
+        assert!(!document.paths.paths.is_empty());
+        for template in document.paths.paths.keys() {
+            let path = template.replace(['{', '}'], "");
+            assert_eq!(route(&path), Some(template.as_str()));
+        }
+        assert_eq!(route("/election/a"), Some(ELECTION_OF_DEFAULT_KIND));
+        for path in [
+            "/",
+            "/election",
+            "/election/",
+            "/election/a/",
+            "/election/a/b/c",
+            "//election/a",
+            "/x",
+        ] {
+            assert_eq!(route(path), None, "{path}");
+        }
+    }
 }
