@@ -84,7 +84,7 @@ impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Destination")
             .field("protocol", &self.protocol)
-            .field("endpoint", &self.endpoint.as_str())
+            .field("endpoint", &self.endpoint.origin())
             .field("headers", &self.headers.keys())
             .finish_non_exhaustive()
     }
@@ -148,7 +148,10 @@ impl Traces {
                 KeyValue::new("telemetry.sdk.name", "opentelemetry"),
             ])
             .build();
-        tracing::info!(endpoint = %settings.destination.endpoint, "requests are traced");
+        // Without the path, which may hold a key.
+        let receiver = settings.destination.endpoint.origin();
+        let receiver = receiver.ascii_serialization();
+        tracing::info!(receiver, "requests are traced");
         let exporter = otlp::exporter(&settings.destination, &resource)?;
         let (queue, exporting) = Queue::start(exporter, settings.batches);
         let provider = SdkTracerProvider::builder()
