@@ -23,6 +23,7 @@ mod harness;
 mod kubernetes_server;
 mod limits;
 mod modes;
+mod observability;
 mod pods;
 mod quorum;
 mod reflection;
