@@ -193,6 +193,12 @@ async fn served() -> BTreeSet<String> {
     fixture.agent.campaign("e", "c", 10_000).await;
     let metrics = fixture.agent.get("/metrics").await;
     let metrics = metrics.body.as_str().expect("text");
+    for histogram in ["request", "node_call"] {
+        let bucket = format!("election_agent_{histogram}_duration_seconds_bucket{{");
+        let mut buckets = metrics.lines().filter(|line| line.starts_with(&bucket));
+        // Quantiles are of no number without.
+        assert!(buckets.any(|line| line.contains("le=\"+Inf\"")), "{bucket}");
+    }
     let samples = metrics.lines().filter(|line| !line.starts_with('#'));
     let names = samples.filter_map(|line| line.split(['{', ' ']).next());
     names.map(str::to_owned).collect()
