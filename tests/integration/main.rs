@@ -25,6 +25,7 @@ mod limits;
 mod logs;
 mod metrics;
 mod modes;
+mod observability;
 mod pods;
 mod quorum;
 mod reflection;

@@ -197,16 +197,7 @@ async fn every_metric_is_there_with_its_type_and_labels_as_two_parsers_read_it()
     }
     without_series.dedup();
     // Without TLS.
-    let mut expected = vec!["certificate_expiry_timestamp_seconds"];
-    // Until the elections tell what comes of requests.
-    expected.extend([
-        "outcomes_total",
-        "election_token",
-        "election_leadership_changes_total",
-    ]);
-    expected.sort_unstable();
-    without_series.sort_unstable();
-    assert_eq!(without_series, expected);
+    assert_eq!(without_series, ["certificate_expiry_timestamp_seconds"]);
     let there = TABLE.len() - without_series.len();
     assert_eq!(as_text.len(), there, "every family is in the table");
 
