@@ -13,6 +13,7 @@ mod objects;
 mod on_demand;
 mod rights;
 mod scope;
+mod trouble;
 mod watched;
 
 use std::{

@@ -164,7 +164,7 @@ impl Inner {
                     tracing::info!("pods are read again");
                 }
                 last.read = Some(asked);
-                Some((tables.pods(wanted).map(Arc::from), asked))
+                Some((tables.pods(wanted, Instant::now()).map(Arc::from), asked))
             }
             Err(what) => {
                 if last.error.is_none() {
