@@ -1,14 +1,20 @@
 //! What the agent may ask of the API server, asked of the server itself
 //! ([SelfSubjectAccessReview](https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/self-subject-access-review-v1/)).
 
+use std::time::Duration;
+
 use futures_util::future::try_join_all;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use kube::{Api, Client, api::PostParams};
+use tokio::time::timeout;
 
 use super::{Mode, Without};
 use crate::causes;
+
+/// How long the API server may take to say whether the agent has a right.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A verb on a resource of a group.
 type Right = (&'static str, &'static str, &'static str);
@@ -31,31 +37,46 @@ const TO_READ: [Right; 4] = [
     ("get", "deployments", "apps"),
 ];
 
-/// How pods may be looked up in a namespace, or in all.
+/// How pods may be looked up in a namespace, or in all, and what it would take to watch them.
 ///
 /// # Errors
 /// The server cannot be asked, or rights are missing.
-pub(super) async fn mode(client: &Client, namespace: Option<&str>) -> Result<Mode, Without> {
+pub(super) async fn mode(
+    client: &Client,
+    namespace: Option<&str>,
+) -> Result<(Mode, Vec<String>), Without> {
     let no_watch = missing(client, namespace, &TO_WATCH).await?;
     if no_watch.is_empty() {
-        return Ok(Mode::Watch);
+        return Ok((Mode::Watch, no_watch));
     }
     let no_read = missing(client, namespace, &TO_READ).await?;
-    let place = place(namespace);
     if no_read.is_empty() {
-        tracing::warn!(
-            "pods of {place} are read when they are asked for, and kept for EA_KUBE_CACHE_TTL: to watch them, \
-             the agent needs the right to {} there",
-            no_watch.join(", ")
-        );
-        return Ok(Mode::OnDemand);
+        return Ok((Mode::OnDemand, no_watch));
     }
+    let advice = match namespace {
+        Some(_) => "bind it to a Role or a ClusterRole with either",
+        None => {
+            "bind it to a ClusterRole with either by a ClusterRoleBinding, or set EA_KUBE_NAMESPACES to those in \
+             which it may"
+        }
+    };
     Err(Without::forbidden(format!(
-        "in {place} it may not {}, which it needs to watch pods; nor may it {}, which it needs to read them on \
-         demand: bind it to a Role or a ClusterRole with either",
+        "in {} it may not {}, which it needs to watch pods; nor may it {}, which it needs to read them on demand: \
+         {advice}",
+        place(namespace),
         no_watch.join(", "),
         no_read.join(", ")
     )))
+}
+
+/// Tells what it would take to watch.
+pub(super) fn warn(namespace: Option<&str>, no_watch: &[String]) {
+    tracing::warn!(
+        "pods of {} are read when they are asked for, and kept for EA_KUBE_CACHE_TTL: to watch them, the agent \
+         needs the right to {} there, and to be started again then",
+        place(namespace),
+        no_watch.join(", ")
+    );
 }
 
 fn place(namespace: Option<&str>) -> String {
@@ -74,19 +95,29 @@ async fn missing(
     let reviews = Api::all(client.clone());
     let asked = rights.iter().map(|right| has(&reviews, namespace, *right));
     let answers = try_join_all(asked).await?;
-    let lacking = rights.iter().zip(answers).filter(|(_, has)| !has);
-    let in_words = lacking.map(|((verb, resource, group), _)| match *group {
-        "" => format!("{verb} {resource}"),
-        group => format!("{verb} {resource}.{group}"),
+    let lacking = rights.iter().zip(answers).filter_map(|(right, answer)| {
+        let Answer::No(reason) = answer else {
+            return None;
+        };
+        let (verb, resource, group) = right;
+        let dot = if group.is_empty() { "" } else { "." };
+        Some(format!("{verb} {resource}{dot}{group}{reason}"))
     });
-    Ok(in_words.collect())
+    Ok(lacking.collect())
+}
+
+/// Whether the agent has a right.
+enum Answer {
+    Yes,
+    /// In brackets, why not, if the server says so.
+    No(String),
 }
 
 async fn has(
     reviews: &Api<SelfSubjectAccessReview>,
     namespace: Option<&str>,
     (verb, resource, group): Right,
-) -> Result<bool, Without> {
+) -> Result<Answer, Without> {
     let attributes = ResourceAttributes {
         namespace: namespace.map(str::to_owned),
         verb: Some(verb.to_owned()),
@@ -101,7 +132,21 @@ async fn has(
         },
         ..SelfSubjectAccessReview::default()
     };
-    let answer = reviews.create(&PostParams::default(), &review).await;
+    let parameters = PostParams::default();
+    let asked = timeout(REVIEW_TIMEOUT, reviews.create(&parameters, &review)).await;
+    let answer = asked.map_err(|_| Without::unreachable("it does not answer"))?;
     let review = answer.map_err(|error| Without::unreachable(causes(&error)))?;
-    Ok(review.status.is_some_and(|status| status.allowed))
+    let status = review.status.unwrap_or_default();
+    // Not to know is not to refuse: an authorizer that cannot be reached may know of the right.
+    match status.evaluation_error.filter(|error| !error.is_empty()) {
+        _ if status.allowed => Ok(Answer::Yes),
+        Some(error) => Err(Without::unreachable(format!(
+            "it does not know whether it lets the agent {verb} {resource}: {error}"
+        ))),
+        None => {
+            let reason = status.reason.filter(|reason| !reason.is_empty());
+            let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
+            Ok(Answer::No(reason))
+        }
+    }
 }
