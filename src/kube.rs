@@ -15,6 +15,7 @@ mod on_demand;
 mod reading;
 mod rights;
 mod scope;
+mod table;
 mod trouble;
 mod watched;
 

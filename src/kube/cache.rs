@@ -3,21 +3,13 @@
 //! Who owns an object is what its `ownerReferences` say: the one that is a controller, by its uid. Names alone
 //! are not enough: an object may have gone, and another of its name have come.
 
-use std::{collections::HashMap, sync::Arc};
-
 use tokio::time::Instant;
 
 use super::{
     Error, Pod, Wanted,
     objects::{self, Counts, Deployment, Owner, ReplicaSet},
+    table::{Key, Row, Table, key},
 };
-
-/// `namespace/name`: neither part has a slash.
-pub(super) type Key = Arc<str>;
-
-pub(super) fn key(namespace: &str, name: &str) -> Key {
-    format!("{namespace}/{name}").into()
-}
 
 /// What is known of some namespaces. A table that is [`None`] has not been filled yet.
 #[derive(Debug, Default)]
@@ -25,18 +17,6 @@ pub(super) struct Tables {
     pub(super) deployments: Option<Table<Deployment>>,
     pub(super) replica_sets: Option<Table<ReplicaSet>>,
     pub(super) pods: Option<Table<objects::Pod>>,
-}
-
-/// An object that is kept in a table.
-pub(super) trait Row: Sized {
-    /// The objects that one asks for to find this one, if they are in the same namespace.
-    fn relations(&self) -> [Option<&str>; 2];
-
-    /// Keeps what both have in common once, as the other has it, which is known for longer.
-    fn share(&mut self, _with: &Self) {}
-
-    /// The table of such objects.
-    fn table(tables: &mut Tables) -> &mut Option<Table<Self>>;
 }
 
 impl Row for Deployment {
@@ -77,85 +57,6 @@ impl Row for objects::Pod {
 
     fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
         &mut tables.pods
-    }
-}
-
-/// Objects of one kind.
-#[derive(Debug)]
-pub(super) struct Table<T> {
-    rows: HashMap<Key, T>,
-    /// Whose relation each key is.
-    related: [HashMap<Key, Vec<Key>>; 2],
-}
-
-impl<T> Default for Table<T> {
-    fn default() -> Self {
-        Self {
-            rows: HashMap::new(),
-            related: Default::default(),
-        }
-    }
-}
-
-impl<T: Row> Table<T> {
-    /// Adds or replaces an object.
-    pub(super) fn put(&mut self, namespace: &str, name: &str, mut row: T) {
-        let key = match self.rows.get_key_value(&key(namespace, name)) {
-            Some((key, known)) if known.relations() == row.relations() => {
-                row.share(known);
-                let key = Arc::clone(key);
-                self.rows.insert(key, row);
-                return;
-            }
-            Some((key, _)) => Arc::clone(key),
-            None => key(namespace, name),
-        };
-        self.take(namespace, &key);
-        let mut shared = None;
-        for (related, relation) in self.related.iter_mut().zip(row.relations()) {
-            if let Some(relation) = relation {
-                let relatives = related.entry(self::key(namespace, relation)).or_default();
-                if let Some(relative) = relatives.first().and_then(|key| self.rows.get(key)) {
-                    shared = shared.or(Some(relative));
-                }
-                relatives.push(Arc::clone(&key));
-            }
-        }
-        if let Some(relative) = shared {
-            row.share(relative);
-        }
-        self.rows.insert(key, row);
-    }
-
-    /// Removes an object, if it is there.
-    pub(super) fn remove(&mut self, namespace: &str, name: &str) {
-        self.take(namespace, &key(namespace, name));
-    }
-
-    fn take(&mut self, namespace: &str, key: &Key) {
-        let Some(row) = self.rows.remove(key) else {
-            return;
-        };
-        for (related, relation) in self.related.iter_mut().zip(row.relations()) {
-            let Some(relation) = relation.map(|relation| self::key(namespace, relation)) else {
-                continue;
-            };
-            if let Some(relatives) = related.get_mut(&relation) {
-                relatives.retain(|relative| relative != key);
-                if relatives.is_empty() {
-                    related.remove(&relation);
-                }
-            }
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn related(&self, relation: usize, key: &str) -> impl Iterator<Item = (&Key, &T)> {
-        let keys = self.related[relation].get(key).into_iter().flatten();
-        keys.filter_map(|key| self.rows.get_key_value(key))
     }
 }
 
@@ -216,14 +117,14 @@ enum SetOf<'a> {
 
 impl View<'_> {
     fn deployment(&self, namespace: &str, name: &str) -> Result<Vec<Pod>, Error> {
-        let deployment = self.deployments.rows.get(&key(namespace, name));
+        let deployment = self.deployments.get(namespace, name);
         let deployment = deployment
             .ok_or_else(|| Error::NotFound(format!("there is no deployment {namespace}/{name}")))?;
         Ok(self.pods_of(namespace, name, deployment))
     }
 
     fn siblings(&self, namespace: &str, pod: &str) -> Result<Vec<Pod>, Error> {
-        let found = self.pods.rows.get(&key(namespace, pod));
+        let found = self.pods.get(namespace, pod);
         let found =
             found.ok_or_else(|| Error::NotFound(format!("there is no pod {namespace}/{pod}")))?;
         if let Some(SetOf::Unknown) = self.set_of(namespace, found) {
@@ -271,7 +172,7 @@ impl View<'_> {
         namespace: &str,
         pod: &'b objects::Pod,
     ) -> Option<(&'b str, &'b Deployment)> {
-        let found = |name: &str| self.deployments.rows.get(&key(namespace, name));
+        let found = |name: &str| self.deployments.get(namespace, name);
         match self.set_of(namespace, pod)? {
             SetOf::Known(set) => {
                 let owner = set.owner.as_ref()?;
@@ -290,7 +191,7 @@ impl View<'_> {
     /// The ReplicaSet that controls a pod, if one does.
     fn set_of(&self, namespace: &str, pod: &objects::Pod) -> Option<SetOf<'_>> {
         let owner = pod.owner.as_ref()?;
-        let set = self.replica_sets.rows.get(&key(namespace, &owner.set.name));
+        let set = self.replica_sets.get(namespace, &owner.set.name);
         Some(match set.filter(|set| set.uid == owner.set.uid) {
             Some(set) => SetOf::Known(set),
             None if owner.seen <= self.sets_as_of => SetOf::Gone,
@@ -549,8 +450,7 @@ mod tests {
         for pod in ["web-old-1", "web-new-1", "web-new-2", "web-new-2"] {
             pods.remove("shop", pod);
         }
-        assert_eq!(pods.len(), 0);
-        assert!(pods.related.iter().all(HashMap::is_empty));
+        assert!(pods.is_blank());
         assert_eq!(tables.told("web"), []);
         let wanted = Wanted::deployment("shop", "gone").expect("valid");
         let told = Error::NotFound("there is no deployment shop/gone".to_owned());

@@ -216,13 +216,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_reading_that_has_no_turn_or_breaks_off_is_told_so() {
         let flights = Flights::<()>::new();
-        let broken = flights.read(&wanted("web"), || async { panic!("on purpose") });
+        let web = wanted("web");
+        let broken = flights.read(&web, || async { panic!("on purpose") });
         assert!(matches!(broken.await, Err(Error::Unavailable(_))));
         let stuck: Vec<_> = (0..AT_ONCE)
             .map(|n| flights.join(&wanted(&format!("app-{n}")), std::future::pending))
             .collect();
         assert!(stuck.iter().all(Result::is_ok));
-        let late = flights.read(&wanted("web"), || async {});
+        let late = flights.read(&web, || async {});
         assert!(matches!(late.await, Err(Error::Unavailable(_))));
         assert_eq!(flights.under_way().len(), AT_ONCE);
     }
@@ -233,8 +234,9 @@ mod tests {
         let began = std::time::Instant::now();
         let mut read = 0;
         for n in 0..2_000 {
-            let told = flights.read(&wanted(&format!("app-{n}")), || async {});
-            read += u32::from(told.await.is_ok());
+            let app = wanted(&format!("app-{n}"));
+            let told = flights.read(&app, || async {}).await;
+            read += u32::from(told.is_ok());
         }
         let seconds = u32::try_from(began.elapsed().as_secs()).expect("few") + 1;
         assert!(read >= BURST.get(), "{read}");

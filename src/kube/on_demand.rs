@@ -191,30 +191,21 @@ impl Inner {
         waits: Waits,
     ) -> Result<Known, Error> {
         let is_since = |known: &Known| since.is_none_or(|since| known.asked >= since);
-        let mut read = None;
         // A reading that was under way may be too old: the next one is not.
         for _ in 0..2 {
             let last = self.last(wanted).filter(is_since);
-            let last = match last {
-                Some(known) if known.within(self.ttl) => return Ok(known),
-                last => last,
-            };
             let until = match last {
-                Some(_) => waits.otherwise,
-                None => waits.deadline,
+                Some(known) if known.within(self.ttl) => return Ok(known),
+                Some(ref known) if known.within(self.max_staleness) => waits.otherwise,
+                _ => waits.deadline,
             };
-            match (self.read(wanted, until).await, last) {
-                (Ok(Found::Pods(known)), _) if is_since(&known) => return Ok(known),
-                (Ok(_), _) => {}
-                (Err(error), None) => read = Some(error),
-                (Err(error), Some(last)) if !last.within(self.max_staleness) => read = Some(error),
-                (Err(_), Some(last)) => return Ok(last),
-            }
-            if read.is_some() {
-                break;
+            match self.read(wanted, until).await {
+                Ok(Found::Pods(known)) if is_since(&known) => return Ok(known),
+                Ok(_) => {}
+                Err(error) => return last.ok_or(error),
             }
         }
-        Err(read.unwrap_or(Error::DeadlineExceeded))
+        Err(Error::DeadlineExceeded)
     }
 
     /// The pods of the Deployment of a pod.

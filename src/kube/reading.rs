@@ -13,9 +13,10 @@ use tokio::time::Instant;
 
 use super::{
     Error, Pod, Wanted,
-    cache::{Table, Tables},
+    cache::Tables,
     client::{Access, is_unauthorized},
     objects::{self, Fold as _, SeenPod, SeenReplicaSet},
+    table::Table,
 };
 use crate::causes;
 

@@ -21,11 +21,12 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Error, Mode, Pods, Status, Wanted,
-    cache::{Row, Table, Tables, not_listed},
+    cache::{Tables, not_listed},
     client::{Access, is_unauthorized},
     heard::Heard,
     objects::{Fold, SeenDeployment, SeenPod, SeenReplicaSet},
     scope::too_old,
+    table::{Row, Table},
 };
 use crate::{causes, config};
 
