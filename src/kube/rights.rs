@@ -1,7 +1,7 @@
 //! What the agent may ask of the API server, asked of the server itself
 //! ([SelfSubjectAccessReview](https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/self-subject-access-review-v1/)).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::try_join_all;
 use k8s_openapi::api::authorization::v1::{
@@ -45,14 +45,22 @@ pub(super) async fn mode(
     client: &Client,
     namespace: Option<&str>,
 ) -> Result<(Mode, Vec<String>), Without> {
-    let no_watch = missing(client, namespace, &TO_WATCH).await?;
+    let (no_watch, mut reasons) = missing(client, namespace, &TO_WATCH).await?;
     if no_watch.is_empty() {
         return Ok((Mode::Watch, no_watch));
     }
-    let no_read = missing(client, namespace, &TO_READ).await?;
+    let (no_read, more) = missing(client, namespace, &TO_READ).await?;
     if no_read.is_empty() {
         return Ok((Mode::OnDemand, no_watch));
     }
+    reasons.extend(more);
+    let reasons = match reasons.is_empty() {
+        true => String::new(),
+        false => format!(
+            " (the API server says: {})",
+            reasons.into_iter().collect::<Vec<_>>().join("; ")
+        ),
+    };
     let advice = match namespace {
         Some(_) => "bind it to a Role or a ClusterRole with either",
         None => {
@@ -61,8 +69,8 @@ pub(super) async fn mode(
         }
     };
     Err(Without::forbidden(format!(
-        "in {} it may not {}, which it needs to watch pods; nor may it {}, which it needs to read them on demand: \
-         {advice}",
+        "in {} it may not {}, which it needs to watch pods; nor may it {}, which it needs to read them on \
+         demand{reasons}: {advice}",
         place(namespace),
         no_watch.join(", "),
         no_read.join(", ")
@@ -86,31 +94,34 @@ fn place(namespace: Option<&str>) -> String {
     }
 }
 
-/// Those of the rights that the agent does not have, in words.
+/// Those of the rights that the agent does not have, in words, and why not, if the server says so.
 async fn missing(
     client: &Client,
     namespace: Option<&str>,
     rights: &[Right],
-) -> Result<Vec<String>, Without> {
+) -> Result<(Vec<String>, BTreeSet<String>), Without> {
     let reviews = Api::all(client.clone());
     let asked = rights.iter().map(|right| has(&reviews, namespace, *right));
     let answers = try_join_all(asked).await?;
-    let lacking = rights.iter().zip(answers).filter_map(|(right, answer)| {
+    let (mut lacking, mut reasons) = (Vec::new(), BTreeSet::new());
+    for ((verb, resource, group), answer) in rights.iter().zip(answers) {
         let Answer::No(reason) = answer else {
-            return None;
+            continue;
         };
-        let (verb, resource, group) = right;
-        let dot = if group.is_empty() { "" } else { "." };
-        Some(format!("{verb} {resource}{dot}{group}{reason}"))
-    });
-    Ok(lacking.collect())
+        reasons.extend(reason);
+        lacking.push(match *group {
+            "" => format!("{verb} {resource}"),
+            group => format!("{verb} {resource}.{group}"),
+        });
+    }
+    Ok((lacking, reasons))
 }
 
 /// Whether the agent has a right.
 enum Answer {
     Yes,
-    /// In brackets, why not, if the server says so.
-    No(String),
+    /// And why not, if the server says so.
+    No(Option<String>),
 }
 
 async fn has(
@@ -143,10 +154,8 @@ async fn has(
         Some(error) => Err(Without::unreachable(format!(
             "it does not know whether it lets the agent {verb} {resource}: {error}"
         ))),
-        None => {
-            let reason = status.reason.filter(|reason| !reason.is_empty());
-            let reason = reason.map_or_else(String::new, |reason| format!(" ({reason})"));
-            Ok(Answer::No(reason))
-        }
+        None => Ok(Answer::No(
+            status.reason.filter(|reason| !reason.is_empty()),
+        )),
     }
 }

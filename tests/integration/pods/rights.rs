@@ -220,6 +220,8 @@ async fn a_missing_right_is_named_with_its_verb_resource_and_namespace() {
                 "in all namespaces it may not list pods, ",
                 "watch deployments.apps",
                 "get replicasets.apps",
+                "the API server says: no role says so)",
+                "or set EA_KUBE_NAMESPACES",
             ][..],
         ),
         (
