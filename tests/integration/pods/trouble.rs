@@ -69,6 +69,10 @@ async fn rights_that_are_taken_away_are_told_and_waited_for() {
     watched(&api).await;
     api.set_rights(Vec::new());
     api.reset_watches();
+    eventually_within(LONG, "nobody watches", async || {
+        (api.watching("pods") == 0).then_some(())
+    })
+    .await;
     api.apply(another("web-7d4b9c6f5d-newer"));
     eventually_within(LONG, "it is told", async || {
         let told = lookup(&agent).await["namespaces"][0]["error"].to_string();
