@@ -74,7 +74,7 @@ impl Default for Settings {
 pub fn stack<S>(
     mux: S,
     settings: &Settings,
-    metrics: Metrics,
+    metrics: Option<Metrics>,
 ) -> impl Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
 + use<S>
 + Clone
@@ -96,7 +96,7 @@ where
         // Outside of what measures, so that measures can name the trace; inside of the id, which spans have.
         .option_layer(settings.trace.clone())
         // Outside of what refuses or panics, so that it is measured, too.
-        .layer(MeasureLayer::new(metrics))
+        .option_layer(metrics.map(MeasureLayer::new))
         // A panic anywhere below costs one request, not its connection.
         .layer(CatchPanicLayer)
         // Whatever is refused below is told in the caller's protocol.
@@ -146,7 +146,7 @@ mod tests {
             let problem = problem.clone();
             async move { Err::<Response, _>(problem) }
         });
-        let stack = stack(mux, &Settings::default(), Metrics::new(&[1.0]));
+        let stack = stack(mux, &Settings::default(), None);
         let request = Request::post("/election/e")
             .header(header::CONTENT_TYPE, content_type)
             .body(Body::empty())

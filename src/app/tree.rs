@@ -56,6 +56,8 @@ use crate::{
 pub struct Tree {
     mux: Mux,
     pub(super) metrics: Metrics,
+    /// Whether requests are counted.
+    counts: bool,
     pub(super) monitor: Monitor,
     pub(super) quorum: Quorum,
     pub(super) traces: Option<Traces>,
@@ -83,14 +85,14 @@ impl Tree {
         let metrics = Metrics::with_elections(&telemetry.buckets, &telemetry.per_election);
         let nodes = nodes(&config.store, max_term, recorder.as_ref()).await?;
         let names: Vec<_> = nodes.iter().map(|node| node.name()).collect();
-        let options = Options {
-            observer: metrics.observer(&names),
-            ..Options::new(
-                config.store.operation_timeout,
-                config.store.restart_guard,
-                guard(&config.store, max_term),
-            )
-        };
+        let mut options = Options::new(
+            config.store.operation_timeout,
+            config.store.restart_guard,
+            guard(&config.store, max_term),
+        );
+        if telemetry.metrics {
+            options.observer = metrics.observer(&names);
+        }
         let quorum = Quorum::new(nodes, options);
         let gate = Gate::new(
             Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger(&metrics)),
@@ -128,6 +130,7 @@ impl Tree {
         Ok(Self {
             mux: Mux::new(grpc, rest),
             metrics,
+            counts: telemetry.metrics,
             monitor,
             quorum,
             traces,
@@ -155,7 +158,8 @@ impl Tree {
     + Clone
     + Send
     + 'static {
-        stack(self.mux.clone(), &self.layers, self.metrics.clone())
+        let counted = self.counts.then(|| self.metrics.clone());
+        stack(self.mux.clone(), &self.layers, counted)
     }
 }
 

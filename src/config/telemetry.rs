@@ -18,7 +18,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "info",
         "least level that is logged: debug, info, warning, error, panic or fatal; or one for each module, such as `election_agent=debug,h2=warn`. Read again at SIGHUP",
     ),
-    setting("EA_METRIC_ENABLE", "true", "serve `/metrics`"),
+    setting(
+        "EA_METRIC_ENABLE",
+        "true",
+        "count what `/metrics` serves, and serve it",
+    ),
     setting(
         "EA_METRIC_REQUEST_DURATION_BUCKETS",
         "0.0005,0.001,0.0025,0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,5",

@@ -41,10 +41,11 @@ pub(super) const ELECTION: &str = "/election/{kind}/{name}";
 pub(super) const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
 
 /// Every path, for what tells of requests without the names in them.
-const PATHS: [&str; 11] = [
+const PATHS: [&str; 12] = [
     ELECTION,
     ELECTION_OF_DEFAULT_KIND,
     "/elections",
+    "/log",
     "/kube/{namespace}/{deployment}/pods",
     "/kube/{namespace}/pods/{pod}/siblings",
     "/livez",
