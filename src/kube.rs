@@ -1,7 +1,7 @@
 //! Which pods belong to a Deployment, and which of them are newer.
 //!
 //! [`Lookup`] is what the transports ask, through the [gate](crate::auth::gate). With the rights to list and
-//! watch it answers from a [cache](cache) that [watches](watched) keep, and the API server is asked nothing for
+//! watch it answers from a [cache] that [watches](watched) keep, and the API server is asked nothing for
 //! a request; with less it [reads on demand](on_demand), once for all who ask in `EA_KUBE_CACHE_TTL`. Elections
 //! depend on none of this.
 
