@@ -91,8 +91,15 @@ async fn a_callers_trace_goes_on_over_every_protocol() {
     let resource = collector.resources().remove(0);
     assert_eq!(resource["service.name"], "election-agent");
     assert_eq!(resource["service.version"], env!("CARGO_PKG_VERSION"));
-    // The log tells nothing of spans.
-    assert!(!agent.log().join("\n").contains(TRACE));
+    // Of the log the audit trail alone names traces: of each election that changed hands.
+    let log = agent.log();
+    let (audit, others): (Vec<_>, Vec<_>) = log
+        .iter()
+        .filter(|line| line.contains(TRACE))
+        .partition(|line| line.contains("\"target\":\"election_agent::audit\""));
+    assert_eq!((audit.len(), others), (Protocol::ALL.len(), Vec::new()));
+    let named = format!("\"trace_id\":\"{TRACE}\"");
+    assert!(audit.iter().all(|line| line.contains(&named)), "{audit:?}");
 }
 
 #[tokio::test]
