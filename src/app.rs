@@ -8,7 +8,7 @@ pub use tree::Tree;
 
 use tokio::{
     net::{TcpListener, TcpSocket},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::task::TaskTracker;
 
@@ -18,11 +18,15 @@ use crate::{
     listener::{Conduct, Lifetime, Server, admission::Admission},
     reload::Mistake,
     shutdown::Stop,
+    telemetry::trace,
     tls::Acceptor,
 };
 
 /// How long the end waits for withdrawals, which lapse by themselves if they are not made.
 const CLEAN_UP: Duration = Duration::from_secs(1);
+
+/// How long the end waits for spans to be sent.
+const SEND_SPANS: Duration = Duration::from_secs(3);
 
 /// How many connections wait to be accepted, if the system (`net.core.somaxconn`) permits. Where there is no
 /// place left, a client's first packet is dropped, and it tries again after a second: a burst from one peer
@@ -44,6 +48,9 @@ pub enum StartError {
     /// Kubernetes is to be asked, and there is no way to.
     #[error("{0}")]
     Kubernetes(String),
+    /// Requests are to be traced, and cannot be.
+    #[error(transparent)]
+    Traces(#[from] trace::StartError),
     /// The build is broken.
     #[error("the built-in protobuf descriptors do not parse: {0}")]
     Descriptors(#[from] tonic_reflection::server::Error),
@@ -72,16 +79,24 @@ impl App {
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
+        let listeners = bind(&config.listen)?;
+        let tree = Tree::build(config).await?;
+        let admission = Admission::new(
+            config.limits.connections,
+            config.limits.trusted_proxies.clone(),
+        );
+        let (counted, certificate) = (admission.clone(), tls.clone());
+        tree.metrics.on_scrape(move |scrape| {
+            scrape.connections(counted.open(), counted.refused());
+            scrape.certificate_expiry(certificate.as_ref().and_then(Acceptor::expiry));
+        });
         Ok(Self {
-            listeners: bind(&config.listen)?,
+            listeners,
             tls,
-            tree: Tree::build(config).await?,
+            tree,
             lifetime: config.listen.lifetime,
             conduct: config.listen.conduct,
-            admission: Admission::new(
-                config.limits.connections,
-                config.limits.trusted_proxies.clone(),
-            ),
+            admission,
             shutdown_grace: config.listen.shutdown_grace,
         })
     }
@@ -116,6 +131,7 @@ impl App {
             () = self.tree.monitor.run() => {}
         }
 
+        let ends = Instant::now() + self.shutdown_grace + CLEAN_UP;
         let answered = async {
             self.tree.closing.cancel();
             self.tree.monitor.drain().await;
@@ -126,8 +142,21 @@ impl App {
             connections.close();
             connections.wait().await;
         };
+        let ended = async {
+            end(
+                answered,
+                self.shutdown_grace,
+                &connections,
+                self.tree.quorum.drain(),
+            )
+            .await;
+            if let Some(traces) = self.tree.traces {
+                let left = ends.saturating_duration_since(Instant::now());
+                traces.flush(left.min(SEND_SPANS)).await;
+            }
+        };
         tokio::select! {
-            () = end(answered, self.shutdown_grace, &connections, self.tree.quorum.drain()) => {}
+            () = ended => {}
             () = stop.at_once.cancelled() => {}
         }
         tracing::info!("bye");
@@ -212,7 +241,7 @@ fn cannot_bind(address: SocketAddr, variable: &str, error: &io::Error) -> String
 mod tests {
     use std::{cell::Cell, future::pending};
 
-    use tokio::time::{Instant, sleep};
+    use tokio::time::sleep;
 
     use super::*;
 

@@ -9,6 +9,7 @@ mod command;
 mod kube;
 mod limits;
 mod listen;
+mod otel;
 mod redis;
 mod telemetry;
 mod tls;
@@ -253,6 +254,7 @@ mod tests {
             ("EA_ENV", "staging"),
             ("EA_LOG_LEVEL", "chatty"),
             ("EA_METRIC_REQUEST_DURATION_BUCKETS", "0.1,0.01"),
+            ("EA_METRICS_PER_ELECTION", "jobs,a/b"),
             ("EA_REDIS_PREFIX", "a{b}"),
             ("EA_KUBE_IN_CLUSTER", "1?"),
             ("EA_REDIS_URLS", "redis://user:s3cret@:port/x"),
@@ -270,6 +272,7 @@ mod tests {
             "EA_ENV",
             "EA_LOG_LEVEL",
             "EA_METRIC_REQUEST_DURATION_BUCKETS",
+            "EA_METRICS_PER_ELECTION",
             "EA_REDIS_PREFIX",
             "EA_KUBE_IN_CLUSTER",
             "EA_REDIS_URLS",

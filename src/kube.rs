@@ -1,18 +1,22 @@
 //! Which pods belong to a Deployment, and which of them are newer.
 //!
 //! [`Lookup`] is what the transports ask, through the [gate](crate::auth::gate). With the rights to list and
-//! watch it answers from a [cache](cache) that [watches](watched) keep, and the API server is asked nothing for
+//! watch it answers from a [cache] that [watches](watched) keep, and the API server is asked nothing for
 //! a request; with less it [reads on demand](on_demand), once for all who ask in `EA_KUBE_CACHE_TTL`. Elections
 //! depend on none of this.
 
 mod cache;
 pub mod client;
+mod flights;
 mod heard;
 pub(crate) mod names;
 mod objects;
 mod on_demand;
+mod reading;
 mod rights;
 mod scope;
+mod table;
+mod trouble;
 mod watched;
 
 use std::{
@@ -21,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::{Instant, sleep, timeout};
 
 pub use objects::{Counts, PodStatus};
@@ -28,9 +33,12 @@ pub use scope::{Mode, Status};
 
 use crate::{config, election::types::Invalid};
 use scope::Scope;
+use trouble::Trouble;
 
-/// How long the API server may take to say what the agent may do, before the agent starts without.
-const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long it may take to make a client, for which a kubeconfig may have a program run.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of how many namespaces the API server is asked at once what the agent may do.
+const NAMESPACES_AT_ONCE: usize = 8;
 /// How soon it is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// How soon it is asked again when it has said that the agent may not look.
@@ -241,17 +249,16 @@ impl Lookup {
 
     /// Asks for rights until they are there.
     async fn open(self, config: config::Kube) {
-        let mut told = String::new();
+        let mut trouble = Trouble::default();
         loop {
             match Scopes::open(&config).await {
                 Ok(scopes) => return self.set(scopes),
                 Err(without) => {
-                    if without.what != told {
+                    if trouble.add(without.what.clone()) {
                         tracing::warn!("pods cannot be looked up: {}", without.what);
                     }
                     self.wait(&without);
                     sleep(without.again).await;
-                    told = without.what;
                 }
             }
         }
@@ -297,7 +304,7 @@ impl Without {
         Self {
             what: format!("the Kubernetes API server cannot be asked: {}", what.into()),
             error: Error::Unavailable(
-                "the Kubernetes API server has not answered yet; the agent's log says more".into(),
+                "the Kubernetes API server has not said yet what the agent may do; the agent's log says more".into(),
             ),
             again: ASK_AGAIN,
         }
@@ -315,30 +322,29 @@ impl Without {
 impl Scopes {
     /// Asks what the agent may do, and starts to do it.
     async fn open(config: &config::Kube) -> Result<Self, Without> {
-        let opening = async {
-            let client = config.access.connect().await;
-            let client = client.map_err(Without::unreachable)?;
-            if config.namespaces.is_empty() {
-                let mode = rights::mode(&client, None).await?;
-                return Ok(Self::All(Scope::start(config, &client, mode, None)));
-            }
-            let mut modes = Vec::new();
-            for namespace in &config.namespaces {
-                modes.push(rights::mode(&client, Some(namespace)).await?);
-            }
-            // None is started before all may be.
-            let scopes = config
-                .namespaces
-                .iter()
-                .zip(modes)
-                .map(|(namespace, mode)| {
-                    let scope = Scope::start(config, &client, mode, Some(namespace));
-                    (namespace.clone(), scope)
-                });
-            Ok(Self::These(scopes.collect()))
-        };
-        let opened = timeout(START_TIMEOUT, opening).await;
-        opened.unwrap_or_else(|_| Err(Without::unreachable("it does not answer")))
+        let connecting = timeout(CONNECT_TIMEOUT, config.access.connect()).await;
+        let connected = connecting.unwrap_or_else(|_| Err("it takes too long".to_owned()));
+        let client = &connected.map_err(Without::unreachable)?;
+        if config.namespaces.is_empty() {
+            let mode = rights::mode(client, None).await?;
+            return Ok(Self::All(Scope::start(config, client, &mode, None)));
+        }
+        // None is started before all may be.
+        let asked = config.namespaces.iter();
+        let asked: Vec<_> = asked
+            .map(|namespace| rights::mode(client, Some(namespace)))
+            .collect();
+        let asked = stream::iter(asked).buffered(NAMESPACES_AT_ONCE);
+        let modes: Vec<_> = asked.try_collect().await?;
+        let scopes = config
+            .namespaces
+            .iter()
+            .zip(&modes)
+            .map(|(namespace, mode)| {
+                let scope = Scope::start(config, client, mode, Some(namespace));
+                (namespace.clone(), scope)
+            });
+        Ok(Self::These(scopes.collect()))
     }
 
     fn of(&self, namespace: &str) -> Result<&Scope, Error> {

@@ -10,3 +10,4 @@ pub mod in_flight;
 pub mod measure;
 pub mod rate_limit;
 pub mod respond;
+pub mod trace;

@@ -7,8 +7,8 @@
 //! 1. [`listener`] accepts a connection, with [`tls`] if that is configured, and speaks HTTP/1.1 or HTTP/2
 //!    on it; its clients have to be quick, and every request tells its [`peer`]. Every port serves the same
 //!    service.
-//! 2. [`stack`] is the order of the [`layers`]: name the request, let pages of other origins ask, measure
-//!    it, catch panics, render errors in the caller's protocol, refuse what is too much, find out
+//! 2. [`stack`] is the order of the [`layers`]: name the request, let pages of other origins ask, record and
+//!    measure it, catch panics, render errors in the caller's protocol, refuse what is too much, find out
 //!    who asks, count how often they do, set the request's deadline, bound its body.
 //! 3. [`transport`] sends it to gRPC (and gRPC-Web) or to the HTTP routes. [`transport::grpc`] and
 //!    [`transport::rest`] convert messages to the domain's types and back;

@@ -6,7 +6,9 @@ use election_agent::{
     app::App,
     auth::tokens,
     config::{self, Command, Config},
-    shutdown, telemetry, tls,
+    shutdown,
+    telemetry::{self, metrics::table},
+    tls,
     transport::rest::openapi,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +21,7 @@ fn main() -> ExitCode {
     match command {
         Command::PrintOpenApi => print!("{}", openapi::yaml(&openapi::document())),
         Command::PrintSettings => print!("{}", config::markdown()),
+        Command::PrintMetrics => print!("{}", table::markdown()),
         Command::NewToken(name, groups) => match tokens::New::make(&name, &groups) {
             Ok(new) => {
                 eprintln!("{}", new.token);

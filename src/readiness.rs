@@ -121,6 +121,7 @@ impl Monitor {
     /// otherwise keep their connections open for ever.
     pub async fn drain(&self) {
         self.report.send_modify(|report| report.draining = true);
+        self.metrics.report(&self.report.borrow().nodes, false);
         self.publish().await;
         for service in self.services() {
             // The reporter is a handle: its clones share the statuses.
@@ -130,11 +131,10 @@ impl Monitor {
 
     async fn ask(&self) {
         let nodes = self.quorum.status().await;
-        let down = nodes.iter().filter(|node| node.probe.is_err()).count();
-        self.metrics.disconnected(down);
         let was = self.report.borrow().clone();
         self.report.send_modify(|report| report.nodes = nodes);
         let is = self.report.borrow().clone();
+        self.metrics.report(&is.nodes, is.ready());
         // The first report has no nodes before it, and follows the line that says so.
         if was.ready() != is.ready() || was.nodes.is_empty() {
             match is.why_not() {

@@ -22,6 +22,7 @@ use crate::{
         measure::MeasureLayer,
         rate_limit::{RateLimitLayer, RateLimiter},
         respond::RespondLayer,
+        trace::TraceLayer,
     },
     reload::Current,
     telemetry::metrics::Metrics,
@@ -33,6 +34,8 @@ use crate::{
 pub struct Settings {
     /// Whose pages may ask.
     pub cors: Origins,
+    /// What records requests, if any are.
+    pub trace: Option<TraceLayer>,
     /// How many requests may be under way at once.
     pub max_in_flight: usize,
     /// Who may ask.
@@ -53,6 +56,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             cors: Origins::None,
+            trace: None,
             max_in_flight: 1,
             authenticator: Authenticator {
                 anonymous: Some(Identity::anonymous()),
@@ -70,7 +74,7 @@ impl Default for Settings {
 pub fn stack<S>(
     mux: S,
     settings: &Settings,
-    metrics: Metrics,
+    metrics: Option<Metrics>,
 ) -> impl Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
 + use<S>
 + Clone
@@ -89,8 +93,10 @@ where
         // Outside of what refuses: pages may read refusals, too. Outside of what measures: a preflight asks
         // about a request, and is none.
         .option_layer(settings.cors.layer())
+        // Outside of what measures, so that measures can name the trace; inside of the id, which spans have.
+        .option_layer(settings.trace.clone())
         // Outside of what refuses or panics, so that it is measured, too.
-        .layer(MeasureLayer::new(metrics))
+        .option_layer(metrics.map(MeasureLayer::new))
         // A panic anywhere below costs one request, not its connection.
         .layer(CatchPanicLayer)
         // Whatever is refused below is told in the caller's protocol.
@@ -140,7 +146,7 @@ mod tests {
             let problem = problem.clone();
             async move { Err::<Response, _>(problem) }
         });
-        let stack = stack(mux, &Settings::default(), Metrics::new(&[1.0]));
+        let stack = stack(mux, &Settings::default(), None);
         let request = Request::post("/election/e")
             .header(header::CONTENT_TYPE, content_type)
             .body(Body::empty())
@@ -198,6 +204,7 @@ mod tests {
                 let response = refused(problem.clone(), content_type).await;
                 assert_eq!(response.status(), StatusCode::OK, "{code:?}");
                 assert_eq!(of(&response, "content-type"), answered);
+                assert_eq!(response.extensions().get(), Some(&code), "for who measures");
                 assert_eq!(
                     of(&response, "grpc-status"),
                     (grpc as i32).to_string(),

@@ -70,9 +70,16 @@ pub struct Content {
     client_ca: Option<Vec<u8>>,
 }
 
+/// What connections are made with.
+pub struct Served {
+    config: Arc<ServerConfig>,
+    /// When the first certificate of the chain expires, in seconds since 1970.
+    expiry: Option<i64>,
+}
+
 impl Source for Files {
     type Content = Content;
-    type Made = Arc<ServerConfig>;
+    type Made = Served;
 
     const WHAT: &'static str = "TLS files";
 
@@ -96,9 +103,13 @@ impl Source for Files {
         }
     }
 
-    fn make(&self, content: &Content) -> Result<Arc<ServerConfig>, Vec<Mistake>> {
+    fn make(&self, content: &Content) -> Result<Served, Vec<Mistake>> {
         let config = self.config(content).map_err(|mistake| vec![mistake])?;
-        Ok(Arc::new(config))
+        let chain = certificates(&self.certificate, &content.certificate).unwrap_or_default();
+        Ok(Served {
+            config: Arc::new(config),
+            expiry: chain.iter().filter_map(expiry).min(),
+        })
     }
 }
 
@@ -184,10 +195,16 @@ pub(crate) fn certificates(
     }
 }
 
+/// When a certificate expires, in seconds since 1970.
+fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
 /// Makes TLS connections with what the files hold at the time. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
-    config: reload::Current<Arc<ServerConfig>>,
+    served: reload::Current<Served>,
     handshake_timeout: Duration,
 }
 
@@ -198,9 +215,15 @@ impl Acceptor {
     /// Files that cannot be used.
     pub fn start(files: Files, handshake_timeout: Duration) -> Result<Self, Vec<Mistake>> {
         Ok(Self {
-            config: reload::start(files)?,
+            served: reload::start(files)?,
             handshake_timeout,
         })
+    }
+
+    /// When the first certificate of the chain that new connections are shown expires, in seconds since 1970.
+    #[must_use]
+    pub fn expiry(&self) -> Option<i64> {
+        self.served.borrow().expiry
     }
 
     /// Shakes hands.
@@ -209,7 +232,7 @@ impl Acceptor {
     /// Why there is no connection: the client speaks no TLS, shows no or a wrong certificate, or takes too
     /// long.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-        let config = Arc::clone(&**self.config.borrow());
+        let config = Arc::clone(&self.served.borrow().config);
         let shaking = TlsAcceptor::from(config).accept(stream);
         timeout(self.handshake_timeout, shaking)
             .await
@@ -305,6 +328,30 @@ mod tests {
             assert_eq!(*told, variable, "{what}");
             assert!(what.contains(says) && !what.contains("s3cret"), "{what}");
         }
+    }
+
+    #[test]
+    fn the_certificate_of_the_chain_that_expires_first_tells_when() {
+        let made = made(None);
+        let mut chain = String::new();
+        for year in [2031, 2030, 2032] {
+            let mut params =
+                rcgen::CertificateParams::new(["localhost".to_owned()]).expect("valid");
+            params.not_after = rcgen::date_time_ymd(year, 1, 1);
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let certificate = params.self_signed(&key).expect("made");
+            if chain.is_empty() {
+                fs::write(&made.files.key, key.serialize_pem()).expect("written");
+            }
+            chain += &certificate.pem();
+        }
+        fs::write(&made.files.certificate, chain).expect("written");
+        let content = made.files.read().expect("files");
+        let served = made
+            .files
+            .make(&content)
+            .map_err(|mistakes| format!("{mistakes:?}"));
+        assert_eq!(served.expect("usable").expiry, Some(1_893_456_000));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The mux: one service that answers gRPC, gRPC-Web, REST and probes on every port.
 
+mod action;
 pub mod grpc;
 pub mod rest;
 pub mod status;
@@ -17,6 +18,7 @@ use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service, ServiceExt as _};
 
 use crate::auth::Identity;
+pub use action::Action;
 use status::{Code, Problem};
 
 /// How a caller speaks, and so how it is answered.
@@ -104,33 +106,7 @@ fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Pro
 /// What a request is for: the `action` of metrics. Few and fixed, whatever paths callers make up.
 #[must_use]
 pub fn action(method: &Method, path: &str) -> &'static str {
-    if let Some(rpc) = path.strip_prefix(grpc::ELECTION_PATH) {
-        return match rpc {
-            "Campaign" => "campaign",
-            "ExtendElectedTerm" => "extend",
-            "Resign" => "resign",
-            "Handover" => "handover",
-            "GetLeader" => "leader",
-            "ListLeaders" => "list",
-            "GetPods" => "pods",
-            _ => "other",
-        };
-    }
-    let mut segments = path.trim_start_matches('/').split('/');
-    match segments.next() {
-        Some("election") => match *method {
-            Method::POST => "campaign",
-            Method::PATCH => "extend",
-            Method::DELETE => "resign",
-            Method::PUT => "handover",
-            Method::GET => "leader",
-            _ => "other",
-        },
-        Some("elections") => "list",
-        Some("kube") => "pods",
-        _ if Area::of(path) == Area::Probes => "probe",
-        _ => "other",
-    }
+    Action::of(method, path).name()
 }
 
 /// What a path is for, as far as it matters who may ask.

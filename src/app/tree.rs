@@ -26,7 +26,7 @@ use crate::{
     config::{Auth, Config, Store},
     election::Elections,
     kube::Lookup,
-    layers::rate_limit::RateLimiter,
+    layers::{rate_limit::RateLimiter, trace::TraceLayer},
     lease::{
         LeaseNode, Settings,
         embedded::Embedded,
@@ -37,7 +37,14 @@ use crate::{
     readiness::Monitor,
     reload,
     stack::{self, stack},
-    telemetry::{self, metrics::Metrics},
+    telemetry::{
+        self,
+        metrics::Metrics,
+        trace::{
+            self, Recorder, Traces,
+            node::{System, Traced},
+        },
+    },
     transport::{
         Mux,
         grpc::{self, Handler},
@@ -48,9 +55,12 @@ use crate::{
 /// What answers requests, without the ports that they come in by.
 pub struct Tree {
     mux: Mux,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
+    /// Whether requests are counted.
+    counts: bool,
     pub(super) monitor: Monitor,
     pub(super) quorum: Quorum,
+    pub(super) traces: Option<Traces>,
     /// Cancelled to end streams that would last as long as their clients like.
     pub(super) closing: CancellationToken,
     layers: stack::Settings,
@@ -68,21 +78,33 @@ impl Tree {
             StartError::Kubernetes(format!("EA_KUBE_ENABLE is true, but {what}"))
         })?;
         let max_term = config.limits.max_term;
-        let quorum = Quorum::new(
-            nodes(&config.store, max_term).await?,
-            Options::new(
-                config.store.operation_timeout,
-                config.store.restart_guard,
-                guard(&config.store, max_term),
-            ),
+        let traces = config.telemetry.traces.clone().map(Traces::start);
+        let traces = traces.transpose()?;
+        let recorder = traces.as_ref().map(Traces::recorder);
+        let telemetry = &config.telemetry;
+        let metrics = Metrics::with_elections(&telemetry.buckets, &telemetry.per_election);
+        let nodes = nodes(&config.store, max_term, recorder.as_ref()).await?;
+        let names: Vec<_> = nodes.iter().map(|node| node.name()).collect();
+        let mut options = Options::new(
+            config.store.operation_timeout,
+            config.store.restart_guard,
+            guard(&config.store, max_term),
         );
+        if telemetry.metrics {
+            options.observer = metrics.observer(&names);
+        }
+        let quorum = Quorum::new(nodes, options);
         let gate = Gate::new(
-            Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger()),
+            Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger(&metrics)),
             lookup.clone(),
             policies.clone(),
             config.limits.allow_forced_handover,
         );
-        let metrics = Metrics::new(&config.telemetry.buckets);
+        let pods = lookup.clone();
+        metrics.on_scrape(move |scrape| {
+            scrape.pods(&pods.report());
+            scrape.spans(&trace::counts());
+        });
 
         let health = HealthReporter::new();
         let closing = CancellationToken::new();
@@ -108,11 +130,16 @@ impl Tree {
         Ok(Self {
             mux: Mux::new(grpc, rest),
             metrics,
+            counts: telemetry.metrics,
             monitor,
             quorum,
+            traces,
             closing,
             layers: stack::Settings {
                 cors: config.listen.cors.clone(),
+                trace: recorder.map(|recorder| {
+                    TraceLayer::new(recorder, proxies.clone(), config.tls.is_some())
+                }),
                 max_in_flight: config.limits.max_in_flight,
                 authenticator,
                 public: config.auth.public.clone(),
@@ -131,7 +158,8 @@ impl Tree {
     + Clone
     + Send
     + 'static {
-        stack(self.mux.clone(), &self.layers, self.metrics.clone())
+        let counted = self.counts.then(|| self.metrics.clone());
+        stack(self.mux.clone(), &self.layers, counted)
     }
 }
 
@@ -143,7 +171,18 @@ fn guard(store: &Store, max_term: Duration) -> Duration {
 }
 
 /// The one place that knows the kinds of nodes.
-async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNode>>, StartError> {
+async fn nodes(
+    store: &Store,
+    max_term: Duration,
+    recorder: Option<&Recorder>,
+) -> Result<Vec<Arc<dyn LeaseNode>>, StartError> {
+    let traced = |node: Arc<dyn LeaseNode>, system| match recorder {
+        Some(recorder) => {
+            let traced = Traced::new(node, system, store.operation_timeout, recorder.clone());
+            Arc::new(traced) as _
+        }
+        None => node,
+    };
     let settings = Settings {
         retention: store.token_retention,
         guard: store.restart_guard.duration(guard(store, max_term)),
@@ -169,7 +208,9 @@ async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNod
             Redis::start(deployment, usage.clone(), store.operation_timeout, settings)
         });
         let started = join_all(starting).await.into_iter();
-        return Ok(started.map(|node| Arc::new(node) as _).collect());
+        return Ok(started
+            .map(|node| traced(Arc::new(node), System::Redis))
+            .collect());
     }
     let node = match &store.embedded_path {
         Some(path) => {
@@ -187,7 +228,7 @@ async fn nodes(store: &Store, max_term: Duration) -> Result<Vec<Arc<dyn LeaseNod
             Embedded::in_memory(settings)
         }
     };
-    Ok(vec![Arc::new(node)])
+    Ok(vec![traced(Arc::new(node), System::Embedded)])
 }
 
 /// Whoever knows who callers are.

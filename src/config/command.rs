@@ -16,6 +16,8 @@ pub enum Command {
     PrintOpenApi,
     /// Print the README's table of settings.
     PrintSettings,
+    /// Print docs/METRICS.md.
+    PrintMetrics,
     /// Make a bearer token for this name and these groups.
     NewToken(String, Vec<String>),
     /// Tell what the policies say.
@@ -43,6 +45,7 @@ pub fn parse(
             "config" => Command::PrintConfig,
             "openapi" => Command::PrintOpenApi,
             "settings" => Command::PrintSettings,
+            "metrics" => Command::PrintMetrics,
             "token" => new_token(&given),
             "authz" => Command::Authz(authz::Command::from_matches(given)),
             _ => Command::Serve,
@@ -79,6 +82,7 @@ pub(super) fn command_line() -> clap::Command {
         .subcommand(
             clap::Command::new("settings").about("Prints all settings as a Markdown table"),
         )
+        .subcommand(clap::Command::new("metrics").about("Prints what /metrics serves as Markdown"))
         .subcommand(
             clap::Command::new("token")
                 .about("Makes bearer tokens")

@@ -34,7 +34,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_KUBE_MAX_STALENESS",
         "1m",
-        "how old pods may be that are told when the API server does not answer (1s to 1h)",
+        "how old pods may be that are told when the API server does not answer (5s to 1h)",
     ),
 ];
 
@@ -81,7 +81,7 @@ impl Kube {
         let minute = Duration::from_secs(60);
         let cache_ttl = reader.duration("EA_KUBE_CACHE_TTL", Duration::from_millis(100), minute);
         let max_staleness =
-            reader.duration("EA_KUBE_MAX_STALENESS", Duration::from_secs(1), 60 * minute);
+            reader.duration("EA_KUBE_MAX_STALENESS", Duration::from_secs(5), 60 * minute);
         Some(Self {
             enable: enable?,
             required: reader.is_given("EA_KUBE_ENABLE"),

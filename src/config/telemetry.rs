@@ -1,10 +1,11 @@
-//! Logs and metrics.
+//! Logs, metrics and traces.
 
 use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Setting, setting, values::Reader};
+use super::{Setting, otel, setting, values::Reader};
+use crate::{election::types::Kind, telemetry::trace};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -17,11 +18,26 @@ pub(super) const SETTINGS: &[Setting] = &[
         "info",
         "least level that is logged: debug, info, warning, error, panic or fatal; or one for each module, such as `election_agent=debug,h2=warn`. Read again at SIGHUP",
     ),
-    setting("EA_METRIC_ENABLE", "true", "serve `/metrics`"),
+    setting(
+        "EA_METRIC_ENABLE",
+        "true",
+        "count what `/metrics` serves, and serve it",
+    ),
     setting(
         "EA_METRIC_REQUEST_DURATION_BUCKETS",
         "0.0005,0.001,0.0025,0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,5",
         "rising upper bounds of the request duration's buckets, in seconds",
+    ),
+    setting(
+        "EA_METRICS_PER_ELECTION",
+        "",
+        "kinds whose elections have series of their own at `/metrics`, comma separated: at most 1000 elections of each",
+    ),
+    setting(
+        "EA_TRACE_KEYS",
+        "false",
+        "tell the names of elections and candidates in traces, which `OTEL_*` variables turn on \
+         (docs/TRACES.md)",
     ),
 ];
 
@@ -84,7 +100,7 @@ impl FromStr for LogFilter {
     }
 }
 
-/// Logs and metrics.
+/// Logs, metrics and traces.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
     /// What the agent runs for.
@@ -95,6 +111,10 @@ pub struct Telemetry {
     pub metrics: bool,
     /// Upper bounds of the request duration's buckets, in seconds.
     pub buckets: Vec<f64>,
+    /// Kinds whose elections have series of their own.
+    pub per_election: Vec<Kind>,
+    /// How requests are traced, if they are.
+    pub traces: Option<trace::Settings>,
 }
 
 impl Telemetry {
@@ -114,11 +134,23 @@ impl Telemetry {
                     "give rising positive numbers of seconds, comma separated".to_owned()
                 })
         });
+        const PER_ELECTION: &str = "EA_METRICS_PER_ELECTION";
+        let mut per_election = Vec::new();
+        for kind in reader.list(PER_ELECTION) {
+            match Kind::new(&kind) {
+                Ok(kind) => per_election.push(kind),
+                Err(what) => reader.mistake(PER_ELECTION, format!("`{kind}` is no kind: {what}")),
+            }
+        }
+        let keys = reader.bool("EA_TRACE_KEYS");
+        let traces = otel::read(reader, keys);
         Some(Self {
             environment: environment?,
             log: log?,
             metrics: metrics?,
             buckets: buckets?,
+            per_election,
+            traces: traces?,
         })
     }
 }

@@ -58,6 +58,8 @@ impl fmt::Display for Source {
 #[derive(Default)]
 pub struct Values {
     given: BTreeMap<&'static str, (String, Source)>,
+    /// The variables that OpenTelemetry gives every SDK.
+    otel: BTreeMap<String, String>,
     unknown: Vec<String>,
 }
 
@@ -80,13 +82,17 @@ impl Values {
         env: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> Result<Self, Mistakes> {
         let mut mistakes = Vec::new();
-        let mut variables = BTreeMap::new();
+        let (mut variables, mut otel) = (BTreeMap::new(), BTreeMap::new());
         for (name, value) in env {
-            let Some(name) = name.to_str().filter(|name| name.starts_with("EA_")) else {
+            let read = |name: &&str| name.starts_with("EA_") || name.starts_with("OTEL_");
+            let Some(name) = name.to_str().filter(read) else {
                 continue;
             };
             match value.into_string() {
                 Ok(value) if value.is_empty() => {}
+                Ok(value) if name.starts_with("OTEL_") => {
+                    otel.insert(name.to_owned(), value);
+                }
                 Ok(value) => {
                     variables.insert(name.to_owned(), value);
                 }
@@ -94,7 +100,10 @@ impl Values {
             }
         }
 
-        let mut values = Self::default();
+        let mut values = Self {
+            otel,
+            ..Self::default()
+        };
         if let Some(path) = file.or_else(|| variables.remove("EA_CONFIG_FILE")) {
             match read_file(&path) {
                 Ok(keys) => values.take_file(&path, keys, &mut mistakes),
@@ -280,6 +289,11 @@ impl<'a> Reader<'a> {
     /// The raw value; empty when the setting is off.
     pub(super) fn raw(&self, variable: &str) -> &'a str {
         self.values.get(variable).0
+    }
+
+    /// A variable of OpenTelemetry's, if it is set.
+    pub(super) fn otel(&self, variable: &str) -> Option<&'a str> {
+        self.values.otel.get(variable).map(String::as_str)
     }
 
     /// Whether somebody gave the value.

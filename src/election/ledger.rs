@@ -57,8 +57,6 @@ pub enum Request {
 pub enum Outcome {
     /// The candidate leads.
     Elected,
-    /// What was asked was done.
-    Done,
     /// Somebody leads: of a campaign, an extension, a resignation or a handover, somebody else.
     Held,
     /// Nobody leads.
@@ -67,6 +65,33 @@ pub enum Outcome {
     Stale,
     /// It is not known.
     Unavailable,
+    /// What was asked for was done or told.
+    Done,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of their numbers.
+    pub const ALL: [Self; 6] = [
+        Self::Elected,
+        Self::Held,
+        Self::Vacant,
+        Self::Stale,
+        Self::Unavailable,
+        Self::Done,
+    ];
+
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Elected => "elected",
+            Self::Held => "held",
+            Self::Vacant => "vacant",
+            Self::Stale => "stale",
+            Self::Unavailable => "unavailable",
+            Self::Done => "done",
+        }
+    }
 }
 
 /// Another leads, or nobody.
@@ -95,6 +120,22 @@ pub enum Cause {
     Handover,
     /// The leader has let its term lapse, and this was seen now.
     Expiry,
+}
+
+impl Cause {
+    /// Every cause, in the order of their numbers.
+    pub const ALL: [Self; 4] = [Self::Campaign, Self::Resign, Self::Handover, Self::Expiry];
+
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Campaign => "campaign",
+            Self::Resign => "resign",
+            Self::Handover => "handover",
+            Self::Expiry => "expiry",
+        }
+    }
 }
 
 /// Who leads, as far as it is known. Cheap to clone.

@@ -3,19 +3,13 @@
 //! Who owns an object is what its `ownerReferences` say: the one that is a controller, by its uid. Names alone
 //! are not enough: an object may have gone, and another of its name have come.
 
-use std::{collections::HashMap, sync::Arc};
+use tokio::time::Instant;
 
 use super::{
     Error, Pod, Wanted,
     objects::{self, Counts, Deployment, Owner, ReplicaSet},
+    table::{Key, Row, Table, key},
 };
-
-/// `namespace/name`: neither part has a slash.
-pub(super) type Key = Arc<str>;
-
-pub(super) fn key(namespace: &str, name: &str) -> Key {
-    format!("{namespace}/{name}").into()
-}
 
 /// What is known of some namespaces. A table that is [`None`] has not been filled yet.
 #[derive(Debug, Default)]
@@ -23,18 +17,6 @@ pub(super) struct Tables {
     pub(super) deployments: Option<Table<Deployment>>,
     pub(super) replica_sets: Option<Table<ReplicaSet>>,
     pub(super) pods: Option<Table<objects::Pod>>,
-}
-
-/// An object that is kept in a table.
-pub(super) trait Row: Sized {
-    /// The objects that one asks for to find this one, if they are in the same namespace.
-    fn relations(&self) -> [Option<&str>; 2];
-
-    /// Keeps what both have in common once.
-    fn share(&mut self, _with: &Self) {}
-
-    /// The table of such objects.
-    fn table(tables: &mut Tables) -> &mut Option<Table<Self>>;
 }
 
 impl Row for Deployment {
@@ -68,92 +50,13 @@ impl Row for objects::Pod {
     }
 
     fn share(&mut self, with: &Self) {
-        if self.owner == with.owner {
+        if self.set() == with.set() && self.named_deployment() == with.named_deployment() {
             self.owner.clone_from(&with.owner);
         }
     }
 
     fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
         &mut tables.pods
-    }
-}
-
-/// Objects of one kind.
-#[derive(Debug)]
-pub(super) struct Table<T> {
-    rows: HashMap<Key, T>,
-    /// Whose relation each key is.
-    related: [HashMap<Key, Vec<Key>>; 2],
-}
-
-impl<T> Default for Table<T> {
-    fn default() -> Self {
-        Self {
-            rows: HashMap::new(),
-            related: Default::default(),
-        }
-    }
-}
-
-impl<T: Row> Table<T> {
-    /// Adds or replaces an object.
-    pub(super) fn put(&mut self, namespace: &str, name: &str, mut row: T) {
-        let key = match self.rows.get_key_value(&key(namespace, name)) {
-            Some((key, known)) if known.relations() == row.relations() => {
-                row.share(known);
-                let key = Arc::clone(key);
-                self.rows.insert(key, row);
-                return;
-            }
-            Some((key, _)) => Arc::clone(key),
-            None => key(namespace, name),
-        };
-        self.take(namespace, &key);
-        let mut shared = None;
-        for (related, relation) in self.related.iter_mut().zip(row.relations()) {
-            if let Some(relation) = relation {
-                let relatives = related.entry(self::key(namespace, relation)).or_default();
-                if let Some(relative) = relatives.first().and_then(|key| self.rows.get(key)) {
-                    shared = shared.or(Some(relative));
-                }
-                relatives.push(Arc::clone(&key));
-            }
-        }
-        if let Some(relative) = shared {
-            row.share(relative);
-        }
-        self.rows.insert(key, row);
-    }
-
-    /// Removes an object, if it is there.
-    pub(super) fn remove(&mut self, namespace: &str, name: &str) {
-        self.take(namespace, &key(namespace, name));
-    }
-
-    fn take(&mut self, namespace: &str, key: &Key) {
-        let Some(row) = self.rows.remove(key) else {
-            return;
-        };
-        for (related, relation) in self.related.iter_mut().zip(row.relations()) {
-            let Some(relation) = relation.map(|relation| self::key(namespace, relation)) else {
-                continue;
-            };
-            if let Some(relatives) = related.get_mut(&relation) {
-                relatives.retain(|relative| relative != key);
-                if relatives.is_empty() {
-                    related.remove(&relation);
-                }
-            }
-        }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn related(&self, relation: usize, key: &str) -> impl Iterator<Item = (&Key, &T)> {
-        let keys = self.related[relation].get(key).into_iter().flatten();
-        keys.filter_map(|key| self.rows.get_key_value(key))
     }
 }
 
@@ -165,58 +68,78 @@ impl Tables {
 
     /// The pods that are asked for: those of the newest revision first, then in the order of their names.
     ///
+    /// `sets_as_of` says when the table of ReplicaSets was up to date: one that a pod tells of later, and that is
+    /// not there, may be yet to come. Its pods are told when it is known, or known to have gone.
+    ///
     /// # Errors
     /// There are none such, or no tables of them yet.
-    pub(super) fn pods(&self, wanted: &Wanted) -> Result<Vec<Pod>, Error> {
+    pub(super) fn pods(&self, wanted: &Wanted, sets_as_of: Instant) -> Result<Vec<Pod>, Error> {
+        let view = self.view(sets_as_of)?;
         match wanted {
-            Wanted::Deployment { namespace, name } => self.pods_of(namespace, name),
-            Wanted::Siblings { namespace, pod } => self.siblings(namespace, pod),
+            Wanted::Deployment { namespace, name } => view.deployment(namespace, name),
+            Wanted::Siblings { namespace, pod } => view.siblings(namespace, pod),
         }
     }
 
-    fn pods_of(&self, namespace: &str, name: &str) -> Result<Vec<Pod>, Error> {
-        let view = self.view()?;
-        let deployment = view.deployments.rows.get(&key(namespace, name));
-        let deployment = deployment
-            .ok_or_else(|| Error::NotFound(format!("there is no deployment {namespace}/{name}")))?;
-        Ok(view.pods_of(namespace, name, deployment))
-    }
-
-    fn siblings(&self, namespace: &str, pod: &str) -> Result<Vec<Pod>, Error> {
-        let view = self.view()?;
-        let found = view.pods.rows.get(&key(namespace, pod));
-        let found =
-            found.ok_or_else(|| Error::NotFound(format!("there is no pod {namespace}/{pod}")))?;
-        let (name, deployment) = view.deployment_of(namespace, found).ok_or_else(|| {
-            Error::NotFound(format!(
-                "the pod {namespace}/{pod} belongs to no deployment"
-            ))
-        })?;
-        Ok(view.pods_of(namespace, name, deployment))
-    }
-
-    fn view(&self) -> Result<View<'_>, Error> {
+    fn view(&self, sets_as_of: Instant) -> Result<View<'_>, Error> {
         match (&self.deployments, &self.replica_sets, &self.pods) {
             (Some(deployments), Some(replica_sets), Some(pods)) => Ok(View {
                 deployments,
                 replica_sets,
+                sets_as_of,
                 pods,
             }),
-            _ => Err(Error::Unavailable(
-                "the pods have not been listed yet".to_owned(),
-            )),
+            _ => Err(not_listed()),
         }
     }
+}
+
+/// The error before tables are filled.
+pub(super) fn not_listed() -> Error {
+    Error::Unavailable("the pods have not been listed yet".to_owned())
 }
 
 /// All tables.
 struct View<'a> {
     deployments: &'a Table<Deployment>,
     replica_sets: &'a Table<ReplicaSet>,
+    sets_as_of: Instant,
     pods: &'a Table<objects::Pod>,
 }
 
-impl<'a> View<'a> {
+/// The ReplicaSet that controls a pod.
+enum SetOf<'a> {
+    Known(&'a ReplicaSet),
+    Gone,
+    /// It is not there, but the table may be older than it.
+    Unknown,
+}
+
+impl View<'_> {
+    fn deployment(&self, namespace: &str, name: &str) -> Result<Vec<Pod>, Error> {
+        let deployment = self.deployments.get(namespace, name);
+        let deployment = deployment
+            .ok_or_else(|| Error::NotFound(format!("there is no deployment {namespace}/{name}")))?;
+        Ok(self.pods_of(namespace, name, deployment))
+    }
+
+    fn siblings(&self, namespace: &str, pod: &str) -> Result<Vec<Pod>, Error> {
+        let found = self.pods.get(namespace, pod);
+        let found =
+            found.ok_or_else(|| Error::NotFound(format!("there is no pod {namespace}/{pod}")))?;
+        if let Some(SetOf::Unknown) = self.set_of(namespace, found) {
+            return Err(Error::Unavailable(format!(
+                "the replica set of the pod {namespace}/{pod} is not known yet"
+            )));
+        }
+        let (name, deployment) = self.deployment_of(namespace, found).ok_or_else(|| {
+            Error::NotFound(format!(
+                "the pod {namespace}/{pod} belongs to no deployment"
+            ))
+        })?;
+        Ok(self.pods_of(namespace, name, deployment))
+    }
+
     fn pods_of(&self, namespace: &str, name: &str, deployment: &Deployment) -> Vec<Pod> {
         let deployment_key = key(namespace, name);
         let mut pods = Vec::new();
@@ -232,7 +155,8 @@ impl<'a> View<'a> {
             }
         }
         for (pod_key, pod) in self.pods.related(BY_NAMED_DEPLOYMENT, &deployment_key) {
-            if self.replica_set_of(namespace, pod).is_none() && outlived(pod, deployment) {
+            let gone = matches!(self.set_of(namespace, pod), Some(SetOf::Gone));
+            if gone && outlived(pod, deployment) {
                 pods.push(tell(pod_key, pod, name, ("", Counts::default())));
             }
         }
@@ -247,27 +171,32 @@ impl<'a> View<'a> {
         &'b self,
         namespace: &str,
         pod: &'b objects::Pod,
-    ) -> Option<(&'b str, &'a Deployment)> {
-        let found = |name: &str| self.deployments.rows.get(&key(namespace, name));
-        match self.replica_set_of(namespace, pod) {
-            Some(set) => {
+    ) -> Option<(&'b str, &'b Deployment)> {
+        let found = |name: &str| self.deployments.get(namespace, name);
+        match self.set_of(namespace, pod)? {
+            SetOf::Known(set) => {
                 let owner = set.owner.as_ref()?;
                 let deployment = found(&owner.name)?;
                 (deployment.uid == owner.uid).then_some((&*owner.name, deployment))
             }
-            None => {
+            SetOf::Gone => {
                 let name = pod.named_deployment()?;
                 let deployment = found(name)?;
                 outlived(pod, deployment).then_some((name, deployment))
             }
+            SetOf::Unknown => None,
         }
     }
 
-    /// The ReplicaSet that controls a pod, unless it has gone.
-    fn replica_set_of(&self, namespace: &str, pod: &objects::Pod) -> Option<&'a ReplicaSet> {
-        let owner = pod.set()?;
-        let set = self.replica_sets.rows.get(&key(namespace, &owner.name))?;
-        (set.uid == owner.uid).then_some(set)
+    /// The ReplicaSet that controls a pod, if one does.
+    fn set_of(&self, namespace: &str, pod: &objects::Pod) -> Option<SetOf<'_>> {
+        let owner = pod.owner.as_ref()?;
+        let set = self.replica_sets.get(namespace, &owner.set.name);
+        Some(match set.filter(|set| set.uid == owner.set.uid) {
+            Some(set) => SetOf::Known(set),
+            None if owner.seen <= self.sets_as_of => SetOf::Gone,
+            None => SetOf::Unknown,
+        })
     }
 }
 
@@ -297,7 +226,10 @@ fn tell(key: &Key, pod: &objects::Pod, deployment: &str, set: (&str, Counts)) ->
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::{Value, json};
+    use tokio::time::advance;
 
     use super::*;
     use crate::kube::objects::{Fold as _, SeenDeployment, SeenPod, SeenReplicaSet};
@@ -368,14 +300,15 @@ mod tests {
         /// The pods of a deployment, each with its ReplicaSet.
         fn told(&self, deployment: &str) -> Vec<(String, String)> {
             let wanted = Wanted::deployment("shop", deployment).expect("valid");
-            let pods = self.pods(&wanted).expect("a deployment");
+            let pods = self.pods(&wanted, Instant::now()).expect("a deployment");
             let told = pods.into_iter().map(|pod| (pod.name, pod.replica_set.0));
             told.collect()
         }
 
         fn siblings_of(&self, pod: &str) -> Result<Vec<String>, String> {
             let wanted = Wanted::siblings("shop", "pod", pod).expect("valid");
-            let pods = self.pods(&wanted).map_err(|error| error.to_string())?;
+            let pods = self.pods(&wanted, Instant::now());
+            let pods = pods.map_err(|error| error.to_string())?;
             Ok(pods.into_iter().map(|pod| pod.name).collect())
         }
     }
@@ -417,7 +350,7 @@ mod tests {
         let mut tables = rollout();
         tables.replica_sets = None;
         let wanted = Wanted::deployment("shop", "web").expect("valid");
-        let told = tables.pods(&wanted);
+        let told = tables.pods(&wanted, Instant::now());
         assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
     }
 
@@ -442,6 +375,35 @@ mod tests {
         // Another of the same name does not own it.
         tables.replica_set("web-old", "again", 11, Some(("web", "d")));
         assert_eq!(tables.told("web"), pairs(&expected));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_set_has_gone_only_if_its_table_is_newer_than_the_pod() {
+        let mut tables = rollout();
+        let second = Duration::from_secs(1);
+        let sets_as_of = Instant::now();
+        advance(second).await;
+        // Revision 11 begins, of which the watch of ReplicaSets has not told.
+        tables.pod("web-next-1", 3, Some(("web-next", "next")));
+        let wanted = Wanted::deployment("shop", "web").expect("valid");
+        let names = |tables: &Tables, sets_as_of| {
+            let pods = tables.pods(&wanted, sets_as_of).expect("a deployment");
+            pods.into_iter().map(|pod| pod.name).collect::<Vec<_>>()
+        };
+        let without = ["web-new-1", "web-new-2", "web-old-1"];
+        assert_eq!(names(&tables, sets_as_of), without);
+        let siblings = Wanted::siblings("shop", "pod", "web-next-1").expect("valid");
+        let told = tables.pods(&siblings, sets_as_of);
+        assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
+        // Its state changes, and another pod comes: neither is news of the ReplicaSet.
+        let heard = Instant::now();
+        advance(second).await;
+        tables.pod("web-next-1", 3, Some(("web-next", "next")));
+        tables.pod("web-next-2", 3, Some(("web-next", "next")));
+        let with = [&without[..], &["web-next-1", "web-next-2"]].concat();
+        assert_eq!(names(&tables, heard), with, "it came and went");
+        tables.replica_set("web-next", "next", 11, Some(("web", "d")));
+        assert_eq!(names(&tables, sets_as_of)[..2], with[3..]);
     }
 
     #[test]
@@ -488,11 +450,10 @@ mod tests {
         for pod in ["web-old-1", "web-new-1", "web-new-2", "web-new-2"] {
             pods.remove("shop", pod);
         }
-        assert_eq!(pods.len(), 0);
-        assert!(pods.related.iter().all(HashMap::is_empty));
+        assert!(pods.is_blank());
         assert_eq!(tables.told("web"), []);
         let wanted = Wanted::deployment("shop", "gone").expect("valid");
         let told = Error::NotFound("there is no deployment shop/gone".to_owned());
-        assert_eq!(tables.pods(&wanted), Err(told));
+        assert_eq!(tables.pods(&wanted, Instant::now()), Err(told));
     }
 }

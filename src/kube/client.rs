@@ -8,6 +8,7 @@ use kube::{
     client::{Body, ClientBuilder, DynBody},
     config::KubeConfigOptions,
 };
+use tokio::task::spawn_blocking;
 use tower::{BoxError, Service};
 
 use crate::causes;
@@ -29,7 +30,7 @@ impl Access {
     /// Says which file or variable is missing or wrong.
     pub async fn connect(&self) -> Result<Client, String> {
         let config = self.config().await?;
-        Client::try_from(config).map_err(|error| unusable(&error))
+        blocking(move || Client::try_from(config)).await
     }
 
     /// A client to put layers around, whose requests fail when nothing is heard for this long.
@@ -55,10 +56,17 @@ impl Access {
         config.read_timeout = Some(silence);
         // Else the time that a connection was not used would count, too.
         config.reset_reader_on_write = true;
-        ClientBuilder::try_from(config).map_err(|error| unusable(&error))
+        blocking(move || ClientBuilder::try_from(config)).await
     }
 
     async fn config(&self) -> Result<Config, String> {
+        let mut config = self.inferred().await?;
+        // Else the client hides for minutes that the API server refuses. Whoever asks tries again, or tells.
+        config.default_retry = false;
+        Ok(config)
+    }
+
+    async fn inferred(&self) -> Result<Config, String> {
         if self.in_cluster {
             return Config::incluster().map_err(|error| {
                 format!(
@@ -83,6 +91,14 @@ pub(super) fn is_unauthorized(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 401)
 }
 
-fn unusable(error: &kube::Error) -> String {
-    format!("the configuration cannot be used: {}", causes(error))
+/// Makes a client where it may block: a kubeconfig may name a program that tells the token, and is waited for.
+async fn blocking<T: Send + 'static>(
+    make: impl FnOnce() -> kube::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    match spawn_blocking(make).await {
+        Ok(made) => {
+            made.map_err(|error| format!("the configuration cannot be used: {}", causes(&error)))
+        }
+        Err(_) => Err("the client could not be made".to_owned()),
+    }
 }

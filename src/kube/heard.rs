@@ -1,21 +1,27 @@
 //! When a watch was last heard of, and so how old what it keeps may be.
 //!
 //! A watch that is silent may have nothing to say, or be cut off. It is therefore asked for anew every few
-//! seconds, from where it was, which costs the API server next to nothing: its beginning, and all it says, tell
-//! that the table was up to date then.
+//! seconds, from where it was, which costs the API server next to nothing: its beginning, and every event, tell
+//! that the table was up to date then. A beginning counts only when the watch has gone on for a second: what
+//! happened while nobody watched, or that it cannot go on from where it was, is told first.
 
 use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
-use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
-use http_body_util::BodyExt as _;
-use tokio::time::Instant;
-use tower::{BoxError, Layer, Service};
+use tokio::time::{Instant, sleep_until};
+use tower::{Layer, Service};
+
+use super::trouble::Trouble;
+
+/// After what time a watch that has begun goes well.
+const SETTLES: Duration = Duration::from_secs(1);
+/// How long after a watch began the next one may: one that ends at once must not be asked for without end.
+const NEXT: Duration = Duration::from_secs(1);
 
 /// What is known of one watch.
 #[derive(Debug, Clone)]
@@ -31,8 +37,12 @@ struct State {
     last: Option<Instant>,
     /// The same, when the watch began that goes on now.
     before: Option<Instant>,
+    /// When that began, as long as it does not count.
+    begun: Option<Instant>,
+    /// When the latest watch was asked for.
+    asked: Option<Instant>,
     /// Why it is not heard of.
-    error: Option<String>,
+    trouble: Trouble,
 }
 
 impl Heard {
@@ -50,59 +60,77 @@ impl Heard {
 
     /// Why nothing is heard, if so.
     pub(super) fn error(&self) -> Option<String> {
-        self.state().error.clone()
+        self.state().trouble.error().map(str::to_owned)
     }
 
-    /// The table was filled with what the server had at this time or later.
+    /// The table was filled with what the server had at this time or later. That the watch works is yet to be
+    /// seen.
     pub(super) fn filled(&self, at: Instant) {
         self.state().last = Some(at);
-        self.works();
     }
 
-    /// Nothing was heard but this. It is logged when it is news.
-    pub(super) fn failed(&self, error: String) {
+    /// The watch has told an event, which is in the table.
+    pub(super) fn told(&self) {
         let mut state = self.state();
-        if state.error.is_none() {
+        if state.last.is_some() {
+            state.last = Some(Instant::now());
+        }
+        self.works(&mut state);
+    }
+
+    /// Nothing was heard but this. It is logged when it is news. Says how long to wait before the next try.
+    pub(super) fn failed(&self, error: String) -> Duration {
+        let mut state = self.state();
+        state.begun = None;
+        if state.trouble.add(error) {
+            let error = state.trouble.error().unwrap_or_default();
             tracing::error!("{} cannot be watched: {error}", self.what);
         }
-        state.error = Some(error);
+        state.trouble.pause()
     }
 
-    /// The watch had no use: what it would have told first the server does not know any more.
+    /// The watch had no use: what it would have told first the server does not know any more, or what it told
+    /// cannot be read.
     pub(super) fn was_behind(&self) {
         let mut state = self.state();
+        state.begun = None;
         state.last = state.before;
+    }
+
+    /// A watch is about to be asked for. Says when it may be.
+    fn asks(&self) -> Instant {
+        let mut state = self.state();
+        let now = Instant::now();
+        let at = state.asked.map_or(now, |asked| now.max(asked + NEXT));
+        state.asked = Some(at);
+        at
     }
 
     /// A watch has begun where the one before was.
     fn began(&self) {
         let mut state = self.state();
         state.before = state.last;
-        drop(state);
-        self.works();
-        self.now();
+        state.begun = Some(Instant::now());
     }
 
-    /// The watch has said something.
-    fn now(&self) {
-        let mut state = self.state();
-        if state.last.is_some() {
-            state.last = Some(Instant::now());
-        }
-    }
-
-    fn works(&self) {
-        if self.state().error.take().is_some() {
+    fn works(&self, state: &mut State) {
+        if state.trouble.over() {
             tracing::info!("{} are watched again", self.what);
         }
     }
 
+    /// The state, in which a beginning counts if it is time.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(begun) = state.begun.take_if(|begun| begun.elapsed() >= SETTLES) {
+            state.last = state.last.map(|last| last.max(begun));
+            self.works(&mut state);
+        }
+        state
     }
 }
 
-/// Around a client of one watch alone: it hears the answers.
+/// Around a client of one watch alone: it hears the answers, and spaces the questions.
 impl<S> Layer<S> for Heard {
     type Service = Listening<S>;
 
@@ -120,16 +148,13 @@ pub(super) struct Listening<S> {
     heard: Heard,
 }
 
-type Answer = Response<Box<dyn Body<Data = Bytes, Error = BoxError> + Send + Unpin>>;
-
 impl<S, R, B> Service<Request<R>> for Listening<S>
 where
     S: Service<Request<R>, Response = Response<B>, Future: Send + 'static>,
-    B: Body<Data = Bytes, Error = BoxError> + Send + Unpin + 'static,
 {
-    type Response = Answer;
+    type Response = Response<B>;
     type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Answer, S::Error>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, S::Error>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -139,53 +164,42 @@ where
         let query = request.uri().query().unwrap_or_default();
         // A list that is under way says nothing of the table that it is to replace.
         let watches = query.split('&').any(|pair| pair == "watch=true");
+        // Nothing is sent before it is polled.
         let answering = self.inner.call(request);
+        if !watches {
+            return Box::pin(answering);
+        }
         let heard = self.heard.clone();
         Box::pin(async move {
+            sleep_until(heard.asks()).await;
             let answer = answering.await?;
-            if !(watches && answer.status().is_success()) {
-                return Ok(answer.map(|body| Box::new(body) as _));
+            if answer.status().is_success() {
+                heard.began();
             }
-            heard.began();
-            Ok(answer.map(|body| {
-                let hears = move |frame| {
-                    heard.now();
-                    frame
-                };
-                Box::new(body.map_frame(hears)) as _
-            }))
+            Ok(answer)
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, time::Duration};
+    use std::convert::Infallible;
 
-    use http_body_util::StreamBody;
-    use tokio::{sync::mpsc, time::advance};
+    use tokio::time::advance;
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
 
-    /// Asks through a client that is heard; the answer's body is what is sent to the channel.
-    async fn ask(heard: &Heard, query: &str, status: u16) -> (Answer, mpsc::Sender<&'static str>) {
-        let (sender, mut receiver) = mpsc::channel::<&'static str>(1);
-        let frames = futures_util::stream::poll_fn(move |cx| {
-            let received = receiver.poll_recv(cx);
-            received.map(|line| line.map(|line| Ok(http_body::Frame::data(line.into()))))
-        });
-        let body = StreamBody::new(Box::pin(frames));
-        let answer = Response::builder().status(status).body(body);
-        let answer = Mutex::new(Some(answer.expect("an answer")));
-        let client = service_fn(move |_: Request<()>| {
-            let answer = answer.lock().expect("unlocked").take();
-            async move { Ok::<_, Infallible>(answer.expect("one question")) }
+    /// Asks through a client that is heard.
+    async fn ask(heard: &Heard, query: &str, status: u16) {
+        let client = service_fn(move |_: Request<()>| async move {
+            let answer = Response::builder().status(status).body(());
+            Ok::<_, Infallible>(answer.expect("an answer"))
         });
         let request = Request::get(format!("/api/v1/pods?{query}"));
         let request = request.body(()).expect("a request");
         let Ok(answer) = heard.layer(client).oneshot(request).await;
-        (answer, sender)
+        assert_eq!(answer.status(), status);
     }
 
     fn age(heard: &Heard) -> u64 {
@@ -197,30 +211,69 @@ mod tests {
         let heard = Heard::new("the pods");
         let second = Duration::from_secs(1);
         let began = Instant::now();
-        let _ = ask(&heard, "limit=500", 200).await;
-        let (_watch, _says) = ask(&heard, "watch=true&resourceVersion=1", 200).await;
+        ask(&heard, "limit=500", 200).await;
+        ask(&heard, "watch=true&resourceVersion=1", 200).await;
+        advance(2 * second).await;
         assert_eq!(heard.last(), None, "nothing is filled");
-        advance(second).await;
         heard.filled(began);
-        assert_eq!(age(&heard), 1, "as old as what was listed");
+        assert_eq!(age(&heard), 2, "as old as what was listed");
 
-        let (watch, says) = ask(&heard, "timeoutSeconds=15&watch=true", 200).await;
-        assert_eq!(age(&heard), 0);
-        advance(5 * second).await;
+        ask(&heard, "timeoutSeconds=15&watch=true", 200).await;
+        assert_eq!(age(&heard), 2, "it may be behind");
+        advance(second).await;
+        assert_eq!(age(&heard), 1, "it has gone on");
+        advance(4 * second).await;
         assert_eq!(age(&heard), 5);
-        says.send("{}\n").await.expect("open");
-        let mut body = watch.into_body();
-        assert!(body.frame().await.is_some_and(|frame| frame.is_ok()));
+        heard.told();
         assert_eq!(age(&heard), 0, "it has said something");
 
         advance(5 * second).await;
-        let _ = ask(&heard, "watch=true", 500).await;
-        let _ = ask(&heard, "limit=500", 200).await;
-        assert_eq!(age(&heard), 5, "no watch");
+        ask(&heard, "watch=true", 500).await;
+        ask(&heard, "limit=500", 200).await;
+        advance(second).await;
+        assert_eq!(age(&heard), 6, "no watch");
 
-        let _ = ask(&heard, "watch=true", 200).await;
-        assert_eq!(age(&heard), 0);
+        ask(&heard, "watch=true", 200).await;
+        heard.failed("it cannot be read".to_owned());
+        advance(second).await;
+        assert_eq!(age(&heard), 7, "it did not go on");
+
+        ask(&heard, "watch=true", 200).await;
+        advance(second).await;
+        assert_eq!((age(&heard), heard.error()), (1, None));
         heard.was_behind();
-        assert_eq!(age(&heard), 5, "it began where the server knows nothing");
+        assert_eq!(age(&heard), 8, "it began where the server knows nothing");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_a_watch_that_goes_on_ends_what_went_wrong() {
+        let heard = Heard::new("the pods");
+        let mut longest = Duration::ZERO;
+        for _ in 0..20 {
+            heard.filled(Instant::now());
+            ask(&heard, "watch=true", 200).await;
+            longest = heard.failed("it broke off".to_owned()).max(longest);
+        }
+        // Although lists succeed, and watches begin.
+        assert!(longest >= Duration::from_secs(5), "{longest:?}");
+        assert!(heard.error().is_some());
+        ask(&heard, "watch=true", 200).await;
+        advance(SETTLES).await;
+        assert_eq!(heard.error(), None);
+        assert!(heard.failed("once more".to_owned()) < Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watches_that_end_at_once_are_not_asked_for_at_once() {
+        let heard = Heard::new("the pods");
+        let began = Instant::now();
+        for _ in 0..10 {
+            ask(&heard, "watch=true", 200).await;
+        }
+        assert_eq!(began.elapsed(), 9 * NEXT);
+        advance(NEXT).await;
+        let began = Instant::now();
+        ask(&heard, "watch=true", 200).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }

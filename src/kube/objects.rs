@@ -8,6 +8,7 @@ use k8s_openapi::{
 };
 use kube::Resource;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
+use tokio::time::Instant;
 
 /// Set by the Deployment controller: the rollout that a ReplicaSet is of, and how many pods the Deployment
 /// wants and allows.
@@ -62,9 +63,11 @@ pub struct Counts {
 }
 
 /// A ReplicaSet that controls pods.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct PodOwner {
     pub(super) set: Owner,
+    /// Since when it is known that there is such a ReplicaSet, or was: it was made before its pods.
+    pub(super) seen: Instant,
     /// How much of its name is the Deployment's, by the Deployment controller's way to name it.
     deployment_length: Option<u8>,
 }
@@ -263,6 +266,7 @@ impl Fold for SeenPod {
             });
             Arc::new(PodOwner {
                 set,
+                seen: Instant::now(),
                 deployment_length,
             })
         });

@@ -1,43 +1,45 @@
 //! Pods that are read when they are asked for.
 //!
-//! What was read is kept for a short time, and while it is read everybody waits for the same answers: the API
-//! server is asked as often as if one caller asked, however many do. What cannot be read is told by what was
-//! read before, if that is not too old.
+//! What was read of a Deployment is kept for a short time: the API server is asked as often as if one caller
+//! asked, however many do. A pod's siblings are its Deployment's pods, and which Deployment that is is remembered.
+//! What cannot be read, or not soon, is told by what was read before, if that is not too old.
 
 use std::{
-    collections::BTreeSet,
-    convert::Infallible,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures_util::future::try_join_all;
-use k8s_openapi::api::apps::v1::Deployment;
-use kube::{Api, Client, Resource as _, api::ListParams, core::Selector};
-use quick_cache::sync::Cache;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
+use kube::Client;
+use quick_cache::{
+    DefaultHashBuilder, OptionsBuilder, Weighter,
+    sync::{Cache, DefaultLifecycle},
 };
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Error, Mode, Pods, Status, Wanted,
-    cache::{Table, Tables},
-    client::{Access, is_unauthorized},
-    objects::{self, Fold as _, SeenPod, SeenReplicaSet},
+    Error, Mode, Pod, Pods, Status, Wanted,
+    flights::Flights,
+    reading::{Answer, Reader, no_deployment},
     scope::too_old,
+    trouble::Trouble,
 };
 use crate::{causes, config};
 
-/// How many questions' answers are kept.
-const KEPT: usize = 1_000;
-/// How many of them may be asked at once: callers' made-up names must not be a burden for the API server.
-const AT_ONCE: usize = 16;
-/// How long the API server may take to answer one.
+/// How many pods are kept; a Deployment counts as one more.
+const PODS: usize = 50_000;
+/// How many pods' Deployments are remembered.
+const OWNERS: usize = 50_000;
+/// How many names are remembered that nothing has, and how many that could not be read.
+const OTHERS: usize = 1_000;
+/// How long the API server may take to answer a question.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many pods a list's page has.
-const PAGE: u32 = 500;
+/// How long callers wait for it when there is something to tell without.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How much of a caller's time is then left.
+const SPARE: Duration = Duration::from_millis(50);
+/// For how long what could not be read is not read again, at the most.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Reads pods, and keeps them for a short time.
 pub(super) struct OnDemand(Arc<Inner>);
@@ -49,279 +51,306 @@ impl fmt::Debug for OnDemand {
 }
 
 struct Inner {
-    access: Access,
-    client: Mutex<Client>,
+    reader: Reader,
     ttl: Duration,
     max_staleness: Duration,
-    kept: Cache<Wanted, Kept>,
-    under_way: Semaphore,
-    last: Mutex<Last>,
+    /// Deployments' pods as they were last read, which only what is newer replaces.
+    known: Cache<Wanted, Known, ByPods>,
+    /// The names of pods' Deployments: to be believed of a pod that is one of that Deployment's.
+    owners: Cache<Wanted, Arc<str>>,
+    /// What is not there. Apart, as there is no end to names that callers make up.
+    absent: Cache<Wanted, Known>,
+    /// What could not be read, why, and until when it is not read again.
+    failed: Cache<Wanted, (Error, Instant)>,
+    flights: Arc<Flights<Result<Found, Error>>>,
+    state: Mutex<State>,
 }
 
-/// What came of the last question.
 #[derive(Debug, Default)]
-struct Last {
+struct State {
     read: Option<Instant>,
-    error: Option<String>,
+    trouble: Trouble,
 }
 
-/// The pods, or that there is no such Deployment.
-type Answer = Result<Arc<[super::Pod]>, Error>;
+/// A Deployment's pods, or that there are none such, and when the API server was asked.
+#[derive(Debug, Clone)]
+struct Known {
+    pods: Result<Arc<[Pod]>, Error>,
+    asked: Instant,
+}
+
+impl Known {
+    fn has(&self, name: &str) -> bool {
+        let pods = self.pods.as_deref().unwrap_or_default();
+        pods.iter().any(|pod| pod.name == name)
+    }
+
+    /// Whether it was asked for within that time.
+    fn within(&self, time: Duration) -> bool {
+        self.asked.elapsed() <= time
+    }
+}
 
 /// What was read.
 #[derive(Debug, Clone)]
-struct Kept {
-    /// The last answer that there was, and when it was asked for.
-    answer: Option<(Answer, Instant)>,
-    /// Until when it is not asked for again.
-    until: Instant,
+enum Found {
+    Pods(Known),
+    /// A pod's Deployment.
+    Owner(Arc<str>, Instant),
+}
+
+/// Large Deployments take the place of many.
+#[derive(Debug, Clone)]
+struct ByPods;
+
+impl Weighter<Wanted, Known> for ByPods {
+    fn weight(&self, _: &Wanted, known: &Known) -> u64 {
+        known.pods.as_ref().map_or(1, |pods| 1 + pods.len() as u64)
+    }
+}
+
+/// Until when a caller waits.
+#[derive(Debug, Clone, Copy)]
+struct Waits {
+    /// When there is something to tell without.
+    otherwise: Instant,
+    deadline: Instant,
 }
 
 impl OnDemand {
     pub(super) fn new(config: &config::Kube, client: Client) -> Self {
+        // One shard: a Deployment must not be too large for a part.
+        let kept = OptionsBuilder::new()
+            .shards(1)
+            .estimated_items_capacity(OTHERS)
+            .weight_capacity(PODS as u64)
+            .build();
+        #[expect(clippy::expect_used, reason = "it fails only if one is left out")]
+        let kept = kept.expect("both capacities are given");
         Self(Arc::new(Inner {
-            access: config.access.clone(),
-            client: Mutex::new(client),
+            reader: Reader::new(config.access.clone(), client),
             ttl: config.cache_ttl,
             max_staleness: config.max_staleness,
-            kept: Cache::new(KEPT),
-            under_way: Semaphore::new(AT_ONCE),
-            last: Mutex::default(),
+            known: Cache::with_options(
+                kept,
+                ByPods,
+                DefaultHashBuilder::default(),
+                DefaultLifecycle::default(),
+            ),
+            owners: Cache::new(OWNERS),
+            absent: Cache::new(OTHERS),
+            failed: Cache::new(OTHERS),
+            flights: Flights::new(),
+            state: Mutex::default(),
         }))
     }
 
     pub(super) async fn pods(&self, wanted: &Wanted, deadline: Instant) -> Result<Pods, Error> {
         let inner = &self.0;
-        let fresh = inner.kept.get(wanted);
-        let kept = match fresh.filter(|kept| Instant::now() < kept.until) {
-            Some(kept) => kept,
-            None => {
-                let (inner, wanted) = (Arc::clone(inner), wanted.clone());
-                // It goes on when the caller does not: others wait for it, too.
-                let reading = tokio::spawn(async move { inner.read_once(wanted).await });
-                let read = timeout_at(deadline, reading).await;
-                let read = read.map_err(|_| Error::DeadlineExceeded)?;
-                read.map_err(|_| Error::Unavailable("the reading was broken off".to_owned()))?
+        let now = Instant::now();
+        let in_time = deadline.checked_sub(SPARE).unwrap_or(now);
+        let waits = Waits {
+            otherwise: in_time.min(now + PATIENCE),
+            deadline,
+        };
+        let known = match wanted {
+            Wanted::Deployment { .. } => inner.deployment(wanted, None, waits).await?,
+            Wanted::Siblings { namespace, pod } => {
+                inner.siblings(wanted, namespace, pod, waits).await?
             }
         };
-        let Some((answer, asked)) = kept.answer else {
-            return Err(Error::Unavailable(
-                "the Kubernetes API server gave no answer; the agent's log says more".to_owned(),
-            ));
-        };
-        let age = asked.elapsed();
+        let age = known.asked.elapsed();
         if age > inner.max_staleness {
             return Err(too_old(age, inner.max_staleness));
         }
         Ok(Pods {
-            pods: answer?.to_vec(),
+            pods: known.pods?.to_vec(),
             age,
         })
     }
 
     pub(super) fn status(&self) -> Status {
-        let last = self.0.last();
-        let kept = self.0.kept.iter().filter_map(|(_, kept)| kept.answer);
-        let pods = kept.filter_map(|(answer, _)| Some(answer.ok()?.len()));
+        let state = self.0.state();
+        let known = self.0.known.iter();
+        let pods = known.filter_map(|(_, known)| Some(known.pods.ok()?.len()));
         Status {
             mode: Mode::OnDemand,
-            age: last.read.map(|read| read.elapsed()),
+            age: state.read.map(|read| read.elapsed()),
             pods: pods.sum(),
-            error: last.error.clone(),
+            error: state.trouble.error().map(str::to_owned),
         }
     }
 }
 
 impl Inner {
-    async fn read_once(&self, wanted: Wanted) -> Kept {
-        let now = Instant::now();
-        let before = self.kept.get(&wanted).and_then(|kept| kept.answer);
-        self.kept.remove_if(&wanted, |kept| kept.until <= now);
-        let reading = async {
-            let read = self.read(&wanted).await;
-            Ok::<_, Infallible>(Kept {
-                answer: read.or(before),
-                until: Instant::now() + self.ttl,
-            })
-        };
-        let Ok(kept) = self.kept.get_or_insert_async(&wanted, reading).await;
-        kept
+    /// The pods of a Deployment, asked for since then if that matters.
+    async fn deployment(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        since: Option<Instant>,
+        waits: Waits,
+    ) -> Result<Known, Error> {
+        let is_since = |known: &Known| since.is_none_or(|since| known.asked >= since);
+        // A reading that was under way may be too old: the next one is not.
+        for _ in 0..2 {
+            let last = self.last(wanted).filter(is_since);
+            let until = match last {
+                Some(known) if known.within(self.ttl) => return Ok(known),
+                Some(ref known) if known.within(self.max_staleness) => waits.otherwise,
+                _ => waits.deadline,
+            };
+            match self.read(wanted, until).await {
+                Ok(Found::Pods(known)) if is_since(&known) => return Ok(known),
+                Ok(_) => {}
+                Err(error) => return last.ok_or(error),
+            }
+        }
+        Err(Error::DeadlineExceeded)
     }
 
-    /// What the API server says, and when it was asked; [`None`] if it did not answer.
-    async fn read(&self, wanted: &Wanted) -> Option<(Answer, Instant)> {
-        let _place = self.under_way.acquire().await;
+    /// The pods of the Deployment of a pod.
+    async fn siblings(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        namespace: &str,
+        pod: &str,
+        waits: Waits,
+    ) -> Result<Known, Error> {
+        let absent = self.absent.get(wanted);
+        if let Some(absent) = absent.filter(|absent| absent.within(self.ttl)) {
+            return Ok(absent);
+        }
+        let of = |name: &str| Wanted::Deployment {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        if let Some(name) = self.owners.get(wanted) {
+            let known = self.deployment(&of(&name), None, waits).await?;
+            if known.has(pod) {
+                return Ok(known);
+            }
+        }
+        let (name, asked) = match self.read(wanted, waits.deadline).await? {
+            Found::Owner(name, asked) => (name, asked),
+            Found::Pods(none) => return Ok(none),
+        };
+        // What was read before the pod came would tell its siblings without it.
+        let known = self.deployment(&of(&name), Some(asked), waits).await?;
+        if known.has(pod) {
+            return Ok(known);
+        }
+        // The Deployment is another of that name.
+        let none = Known {
+            pods: Err(no_deployment(namespace, pod)),
+            asked: known.asked,
+        };
+        self.owners.remove(wanted);
+        self.absent.insert(wanted.clone(), none.clone());
+        Ok(none)
+    }
+
+    /// What was read of a Deployment last.
+    fn last(&self, wanted: &Wanted) -> Option<Known> {
+        let (known, absent) = (self.known.get(wanted), self.absent.get(wanted));
+        known
+            .into_iter()
+            .chain(absent)
+            .max_by_key(|last| last.asked)
+    }
+
+    /// Reads it, with all others who want it.
+    async fn read(self: &Arc<Self>, wanted: &Wanted, until: Instant) -> Result<Found, Error> {
+        let failed = self.failed.get(wanted);
+        if let Some((error, _)) = failed.filter(|(_, until)| Instant::now() < *until) {
+            return Err(error);
+        }
+        let reading = || {
+            let (inner, wanted) = (Arc::clone(self), wanted.clone());
+            async move { inner.ask(wanted).await }
+        };
+        let read = timeout_at(until, self.flights.read(wanted, reading)).await;
+        read.map_err(|_| Error::DeadlineExceeded)??
+    }
+
+    /// What the API server says, which is kept.
+    async fn ask(&self, wanted: Wanted) -> Result<Found, Error> {
         let asked = Instant::now();
-        let read = timeout(READ_TIMEOUT, self.tables(wanted)).await;
+        let read = timeout(READ_TIMEOUT, self.reader.read(&wanted)).await;
         let read = match read {
             Ok(read) => read.map_err(|error| causes(&error)),
             Err(_) => Err("it does not answer".to_owned()),
         };
-        let mut last = self.last();
-        match read {
-            Ok(tables) => {
-                if last.error.take().is_some() {
-                    tracing::info!("pods are read again");
-                }
-                last.read = Some(asked);
-                Some((tables.pods(wanted).map(Arc::from), asked))
-            }
+        let answer = match read {
+            Ok(answer) => answer,
             Err(what) => {
-                if last.error.is_none() {
+                let mut state = self.state();
+                if state.trouble.add(what) {
+                    let what = state.trouble.error().unwrap_or_default();
                     tracing::error!("pods cannot be read: {what}");
                 }
-                last.error = Some(what);
-                None
-            }
-        }
-    }
-
-    /// Tables of what is needed to answer, and hardly anything else.
-    async fn tables(&self, wanted: &Wanted) -> Result<Tables, Failure> {
-        let client = self
-            .client
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let read = Reading(client).tables(wanted).await;
-        if !matches!(&read, Err(Failure::Refused(error)) if is_unauthorized(error)) {
-            return read;
-        }
-        // The token may have been replaced.
-        let client = self.access.connect().await.map_err(Failure::Unusable)?;
-        *self.client.lock().unwrap_or_else(PoisonError::into_inner) = client.clone();
-        Reading(client).tables(wanted).await
-    }
-
-    fn last(&self) -> MutexGuard<'_, Last> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Why nothing could be read.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    Refused(#[from] kube::Error),
-    #[error("{0}")]
-    Unusable(String),
-}
-
-/// One reading.
-struct Reading(Client);
-
-impl Reading {
-    async fn tables(&self, wanted: &Wanted) -> Result<Tables, Failure> {
-        let mut tables = Tables {
-            deployments: Some(Table::default()),
-            replica_sets: Some(Table::default()),
-            pods: Some(Table::default()),
-        };
-        let (namespace, deployment) = match wanted {
-            Wanted::Deployment { namespace, name } => (namespace, Some(name.clone())),
-            Wanted::Siblings { namespace, pod } => {
-                let deployment = self.deployment_of(namespace, pod, &mut tables).await?;
-                (namespace, deployment)
+                drop(state);
+                let error = Error::Unavailable(
+                    "the Kubernetes API server did not tell; the agent's log says more".to_owned(),
+                );
+                let until = Instant::now() + PAUSE.min(self.ttl);
+                self.failed.insert(wanted, (error.clone(), until));
+                return Err(error);
             }
         };
-        let Some(name) = deployment else {
-            return Ok(tables);
-        };
-        let deployments: Api<Deployment> = Api::namespaced(self.0.clone(), namespace);
-        let deployment = deployments.get_opt(&name).await?;
-        let Some(deployment) = deployment else {
-            return Ok(tables);
-        };
-        let selector = deployment.spec.as_ref().map(|spec| spec.selector.clone());
-        if let Some(table) = &mut tables.deployments {
-            table.put(
-                namespace,
-                &name,
-                objects::Deployment::of(deployment.metadata),
-            );
+        let mut state = self.state();
+        if state.trouble.over() {
+            tracing::info!("pods are read again");
         }
-        let selector: Selector = selector.unwrap_or_default().try_into().map_err(|error| {
-            Failure::Unusable(format!(
-                "the selector of {namespace}/{name}: {}",
-                causes(&error)
-            ))
-        })?;
-        let mut sets = BTreeSet::new();
-        for pod in self.list(namespace, &selector).await? {
-            let Some(name) = pod.meta().name.clone() else {
-                continue;
-            };
-            let pod = pod.fold();
-            sets.extend(pod.set().map(|set| set.name.to_string()));
-            if let Some(table) = &mut tables.pods {
-                table.put(namespace, &name, pod);
-            }
-        }
-        let sets = sets.into_iter();
-        try_join_all(sets.map(|name| self.replica_set(namespace, name)))
-            .await?
-            .into_iter()
-            .flatten()
-            .for_each(|(name, set)| {
-                if let Some(table) = &mut tables.replica_sets {
-                    table.put(namespace, &name, set);
+        state.read = state.read.max(Some(asked));
+        drop(state);
+        Ok(self.keep(wanted, answer, asked))
+    }
+
+    fn keep(&self, wanted: Wanted, answer: Answer, asked: Instant) -> Found {
+        let absent = |error| Known {
+            pods: Err(error),
+            asked,
+        };
+        match answer {
+            Answer::Pods(Ok(pods)) => {
+                if let Wanted::Deployment { namespace, name } = &wanted {
+                    let name: Arc<str> = name.as_str().into();
+                    for pod in &pods {
+                        let siblings = Wanted::Siblings {
+                            namespace: namespace.clone(),
+                            pod: pod.name.clone(),
+                        };
+                        self.owners.insert(siblings, Arc::clone(&name));
+                    }
                 }
-            });
-        Ok(tables)
-    }
-
-    /// The name of a pod's Deployment, if it has one.
-    async fn deployment_of(
-        &self,
-        namespace: &str,
-        pod: &str,
-        tables: &mut Tables,
-    ) -> Result<Option<String>, kube::Error> {
-        let pods: Api<SeenPod> = Api::namespaced(self.0.clone(), namespace);
-        let Some(found) = pods.get_opt(pod).await? else {
-            return Ok(None);
-        };
-        let found = found.fold();
-        let named = found.named_deployment().map(str::to_owned);
-        let owner = found.set().map(|set| set.name.to_string());
-        if let Some(table) = &mut tables.pods {
-            table.put(namespace, pod, found);
-        }
-        let Some(owner) = owner else {
-            return Ok(None);
-        };
-        Ok(match self.replica_set(namespace, owner).await? {
-            Some((_, set)) => set.owner.map(|owner| owner.name.into()),
-            None => named,
-        })
-    }
-
-    async fn replica_set(
-        &self,
-        namespace: &str,
-        name: String,
-    ) -> Result<Option<(String, objects::ReplicaSet)>, kube::Error> {
-        let sets: Api<SeenReplicaSet> = Api::namespaced(self.0.clone(), namespace);
-        let set = sets.get_opt(&name).await?;
-        Ok(set.map(|set| (name, set.fold())))
-    }
-
-    /// All pods that a selector matches.
-    async fn list(
-        &self,
-        namespace: &str,
-        selector: &Selector,
-    ) -> Result<Vec<SeenPod>, kube::Error> {
-        let pods: Api<SeenPod> = Api::namespaced(self.0.clone(), namespace);
-        let mut wanted = ListParams::default().labels_from(selector).limit(PAGE);
-        let mut listed = Vec::new();
-        loop {
-            let page = pods.list(&wanted).await?;
-            listed.extend(page.items);
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => wanted.continue_token = Some(token),
-                None => return Ok(listed),
+                let known = Known {
+                    pods: Ok(pods.into()),
+                    asked,
+                };
+                self.known.insert(wanted, known.clone());
+                Found::Pods(known)
+            }
+            Answer::Pods(Err(error)) => {
+                let known = absent(error);
+                self.absent.insert(wanted.clone(), known.clone());
+                self.known.remove(&wanted);
+                Found::Pods(known)
+            }
+            Answer::Deployment(Ok(name)) => {
+                let name: Arc<str> = name.into();
+                self.owners.insert(wanted, Arc::clone(&name));
+                Found::Owner(name, asked)
+            }
+            Answer::Deployment(Err(error)) => {
+                let known = absent(error);
+                self.owners.remove(&wanted);
+                self.absent.insert(wanted, known.clone());
+                Found::Pods(known)
             }
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

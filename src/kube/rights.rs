@@ -1,14 +1,20 @@
 //! What the agent may ask of the API server, asked of the server itself
 //! ([SelfSubjectAccessReview](https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/self-subject-access-review-v1/)).
 
+use std::{collections::BTreeSet, time::Duration};
+
 use futures_util::future::try_join_all;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
 use kube::{Api, Client, api::PostParams};
+use tokio::time::timeout;
 
 use super::{Mode, Without};
 use crate::causes;
+
+/// How long the API server may take to say whether the agent has a right.
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A verb on a resource of a group.
 type Right = (&'static str, &'static str, &'static str);
@@ -31,31 +37,54 @@ const TO_READ: [Right; 4] = [
     ("get", "deployments", "apps"),
 ];
 
-/// How pods may be looked up in a namespace, or in all.
+/// How pods may be looked up in a namespace, or in all, and what it would take to watch them.
 ///
 /// # Errors
 /// The server cannot be asked, or rights are missing.
-pub(super) async fn mode(client: &Client, namespace: Option<&str>) -> Result<Mode, Without> {
-    let no_watch = missing(client, namespace, &TO_WATCH).await?;
+pub(super) async fn mode(
+    client: &Client,
+    namespace: Option<&str>,
+) -> Result<(Mode, Vec<String>), Without> {
+    let (no_watch, mut reasons) = missing(client, namespace, &TO_WATCH).await?;
     if no_watch.is_empty() {
-        return Ok(Mode::Watch);
+        return Ok((Mode::Watch, no_watch));
     }
-    let no_read = missing(client, namespace, &TO_READ).await?;
-    let place = place(namespace);
+    let (no_read, more) = missing(client, namespace, &TO_READ).await?;
     if no_read.is_empty() {
-        tracing::warn!(
-            "pods of {place} are read when they are asked for, and kept for EA_KUBE_CACHE_TTL: to watch them, \
-             the agent needs the right to {} there",
-            no_watch.join(", ")
-        );
-        return Ok(Mode::OnDemand);
+        return Ok((Mode::OnDemand, no_watch));
     }
+    reasons.extend(more);
+    let reasons = match reasons.is_empty() {
+        true => String::new(),
+        false => format!(
+            " (the API server says: {})",
+            reasons.into_iter().collect::<Vec<_>>().join("; ")
+        ),
+    };
+    let advice = match namespace {
+        Some(_) => "bind it to a Role or a ClusterRole with either",
+        None => {
+            "bind it to a ClusterRole with either by a ClusterRoleBinding, or set EA_KUBE_NAMESPACES to those in \
+             which it may"
+        }
+    };
     Err(Without::forbidden(format!(
-        "in {place} it may not {}, which it needs to watch pods; nor may it {}, which it needs to read them on \
-         demand: bind it to a Role or a ClusterRole with either",
+        "in {} it may not {}, which it needs to watch pods; nor may it {}, which it needs to read them on \
+         demand{reasons}: {advice}",
+        place(namespace),
         no_watch.join(", "),
         no_read.join(", ")
     )))
+}
+
+/// Tells what it would take to watch.
+pub(super) fn warn(namespace: Option<&str>, no_watch: &[String]) {
+    tracing::warn!(
+        "pods of {} are read when they are asked for, and kept for EA_KUBE_CACHE_TTL: to watch them, the agent \
+         needs the right to {} there, and to be started again then",
+        place(namespace),
+        no_watch.join(", ")
+    );
 }
 
 fn place(namespace: Option<&str>) -> String {
@@ -65,28 +94,41 @@ fn place(namespace: Option<&str>) -> String {
     }
 }
 
-/// Those of the rights that the agent does not have, in words.
+/// Those of the rights that the agent does not have, in words, and why not, if the server says so.
 async fn missing(
     client: &Client,
     namespace: Option<&str>,
     rights: &[Right],
-) -> Result<Vec<String>, Without> {
+) -> Result<(Vec<String>, BTreeSet<String>), Without> {
     let reviews = Api::all(client.clone());
     let asked = rights.iter().map(|right| has(&reviews, namespace, *right));
     let answers = try_join_all(asked).await?;
-    let lacking = rights.iter().zip(answers).filter(|(_, has)| !has);
-    let in_words = lacking.map(|((verb, resource, group), _)| match *group {
-        "" => format!("{verb} {resource}"),
-        group => format!("{verb} {resource}.{group}"),
-    });
-    Ok(in_words.collect())
+    let (mut lacking, mut reasons) = (Vec::new(), BTreeSet::new());
+    for ((verb, resource, group), answer) in rights.iter().zip(answers) {
+        let Answer::No(reason) = answer else {
+            continue;
+        };
+        reasons.extend(reason);
+        lacking.push(match *group {
+            "" => format!("{verb} {resource}"),
+            group => format!("{verb} {resource}.{group}"),
+        });
+    }
+    Ok((lacking, reasons))
+}
+
+/// Whether the agent has a right.
+enum Answer {
+    Yes,
+    /// And why not, if the server says so.
+    No(Option<String>),
 }
 
 async fn has(
     reviews: &Api<SelfSubjectAccessReview>,
     namespace: Option<&str>,
     (verb, resource, group): Right,
-) -> Result<bool, Without> {
+) -> Result<Answer, Without> {
     let attributes = ResourceAttributes {
         namespace: namespace.map(str::to_owned),
         verb: Some(verb.to_owned()),
@@ -101,7 +143,19 @@ async fn has(
         },
         ..SelfSubjectAccessReview::default()
     };
-    let answer = reviews.create(&PostParams::default(), &review).await;
+    let parameters = PostParams::default();
+    let asked = timeout(REVIEW_TIMEOUT, reviews.create(&parameters, &review)).await;
+    let answer = asked.map_err(|_| Without::unreachable("it does not answer"))?;
     let review = answer.map_err(|error| Without::unreachable(causes(&error)))?;
-    Ok(review.status.is_some_and(|status| status.allowed))
+    let status = review.status.unwrap_or_default();
+    // Not to know is not to refuse: an authorizer that cannot be reached may know of the right.
+    match status.evaluation_error.filter(|error| !error.is_empty()) {
+        _ if status.allowed => Ok(Answer::Yes),
+        Some(error) => Err(Without::unreachable(format!(
+            "it does not know whether it lets the agent {verb} {resource}: {error}"
+        ))),
+        None => Ok(Answer::No(
+            status.reason.filter(|reason| !reason.is_empty()),
+        )),
+    }
 }

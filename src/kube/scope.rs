@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::Client;
 use tokio::time::Instant;
 
-use super::{Error, Pods, Wanted, on_demand::OnDemand, watched::Watched};
+use super::{Error, Pods, Wanted, on_demand::OnDemand, rights, watched::Watched};
 use crate::config;
 
 /// How pods are looked up.
@@ -38,16 +38,19 @@ pub(super) enum Scope {
 }
 
 impl Scope {
-    /// Starts to look at a namespace, or at all.
+    /// Starts to look at a namespace, or at all, as the agent may.
     pub(super) fn start(
         config: &config::Kube,
         client: &Client,
-        mode: Mode,
+        (mode, no_watch): &(Mode, Vec<String>),
         namespace: Option<&str>,
     ) -> Self {
         match mode {
             Mode::Watch => Self::Watched(Watched::start(config, namespace)),
-            Mode::OnDemand => Self::OnDemand(OnDemand::new(config, client.clone())),
+            Mode::OnDemand => {
+                rights::warn(namespace, no_watch);
+                Self::OnDemand(OnDemand::new(config, client.clone()))
+            }
         }
     }
 
@@ -70,7 +73,7 @@ impl Scope {
 pub(super) fn too_old(age: Duration, most: Duration) -> Error {
     Error::Unavailable(format!(
         "what is known of the pods is {} s old, more than EA_KUBE_MAX_STALENESS ({}): the Kubernetes API server \
-         does not answer, and the agent's log says more",
+         has not confirmed it since, and the agent's log says more",
         age.as_secs(),
         humantime::format_duration(most)
     ))

@@ -1,8 +1,8 @@
 //! Pods from a cache that watches keep.
 //!
 //! Three watches fill three tables: pods, ReplicaSets and Deployments. A table is replaced as a whole when a
-//! list has come to its end, so that none is ever served in part; from then on it follows the events. Errors
-//! are waited out, longer and longer, by the watches of the kube crate.
+//! list has come to its end, so that none is ever served in part; from then on it follows the events. After an
+//! error nothing is asked for a while, longer and longer until a watch goes well again.
 
 use std::{
     fmt::Debug,
@@ -14,24 +14,19 @@ use futures_util::StreamExt as _;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{
     Api, Resource,
-    runtime::{
-        WatchStreamExt as _,
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event, watcher},
 };
 use serde::de::DeserializeOwned;
-use tokio::{
-    task::AbortHandle,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::{
     Error, Mode, Pods, Status, Wanted,
-    cache::{Row, Table, Tables},
+    cache::{Tables, not_listed},
     client::{Access, is_unauthorized},
     heard::Heard,
     objects::{Fold, SeenDeployment, SeenPod, SeenReplicaSet},
     scope::too_old,
+    table::{Row, Table},
 };
 use crate::{causes, config};
 
@@ -39,16 +34,19 @@ use crate::{causes, config};
 const PAGE: u32 = 100;
 /// How long a connection may be silent beyond the time that a watch lasts.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long after a watch that does not go on the next one begins, with the credentials of then.
-const BEGIN_AGAIN: Duration = Duration::from_secs(1);
+/// How long a watch lasts before it is asked for anew, in seconds: long enough for the API server to tell how far
+/// it is, which it does two seconds before the end.
+const SHORTEST: u64 = 3;
+const LONGEST: u64 = 15;
+/// By how much the watch of ReplicaSets may be behind that of the pods while both go well.
+const BEHIND: Duration = Duration::from_secs(1);
 
-/// A cache of a namespace, or of all; not watched any more when dropped.
+/// A cache of a namespace, or of all.
 #[derive(Debug)]
 pub(super) struct Watched {
     tables: Arc<RwLock<Tables>>,
     heard: [Heard; 3],
     max_staleness: Duration,
-    watching: [AbortHandle; 3],
 }
 
 impl Watched {
@@ -69,60 +67,52 @@ impl Watched {
             heard: heard.clone(),
             ..watch.clone()
         };
-        let watching = [
-            tokio::spawn(of(&heard[0]).follow::<SeenPod>()).abort_handle(),
-            tokio::spawn(of(&heard[1]).follow::<SeenReplicaSet>()).abort_handle(),
-            tokio::spawn(of(&heard[2]).follow::<SeenDeployment>()).abort_handle(),
-        ];
+        tokio::spawn(of(&heard[0]).follow::<SeenPod>());
+        tokio::spawn(of(&heard[1]).follow::<SeenReplicaSet>());
+        tokio::spawn(of(&heard[2]).follow::<SeenDeployment>());
         Self {
             tables,
             heard,
             max_staleness: config.max_staleness,
-            watching,
         }
     }
 
     pub(super) fn pods(&self, wanted: &Wanted) -> Result<Pods, Error> {
-        let age = self.age();
-        if let Some(age) = age.filter(|age| *age > self.max_staleness) {
+        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let Some([pods, sets, deployments]) = self.as_of() else {
+            return Err(not_listed());
+        };
+        let age = pods.min(sets).min(deployments).elapsed();
+        if age > self.max_staleness {
             return Err(too_old(age, self.max_staleness));
         }
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
-        let pods = tables.pods(wanted)?;
-        Ok(Pods {
-            pods,
-            age: age.unwrap_or_default(),
-        })
+        let pods = tables.pods(wanted, sets.checked_sub(BEHIND).unwrap_or(sets))?;
+        Ok(Pods { pods, age })
     }
 
     pub(super) fn status(&self) -> Status {
         let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let oldest = self.as_of().and_then(|tables| tables.into_iter().min());
         Status {
             mode: Mode::Watch,
-            age: self.age(),
+            age: oldest.map(|oldest| oldest.elapsed()),
             pods: tables.pods.as_ref().map_or(0, Table::len),
             error: self.heard.iter().find_map(Heard::error),
         }
     }
 
-    /// How old the oldest table is; [`None`] if one is not filled.
-    fn age(&self) -> Option<Duration> {
-        let ages = self.heard.iter().map(|heard| Some(heard.last()?.elapsed()));
-        let ages: Option<Vec<_>> = ages.collect();
-        ages?.into_iter().max()
+    /// When each table was up to date; [`None`] if one is not filled. To be asked under the lock of the tables: they
+    /// change together.
+    fn as_of(&self) -> Option<[Instant; 3]> {
+        let [pods, sets, deployments] = self.heard.each_ref().map(Heard::last);
+        Some([pods?, sets?, deployments?])
     }
 }
 
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.watching.iter().for_each(AbortHandle::abort);
-    }
-}
-
-/// How long a watch lasts before it is asked for anew: often enough to know in time that one is cut off.
+/// How long a watch lasts: it begins anew often enough to know in time that one is cut off.
 fn lasts(max_staleness: Duration) -> u32 {
-    let seconds = (max_staleness / 4).as_secs().clamp(1, 15);
-    u32::try_from(seconds).unwrap_or(15)
+    let seconds = (max_staleness / 4).as_secs().clamp(SHORTEST, LONGEST);
+    u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
 /// What is watched, and where it is kept.
@@ -155,7 +145,7 @@ impl Watch {
         loop {
             let builder = self.access.builder(silence).await;
             match builder.map(|builder| builder.with_layer(&self.heard).build()) {
-                Err(what) => self.heard.failed(what),
+                Err(what) => sleep(self.heard.failed(what)).await,
                 Ok(client) => {
                     let api: Api<K> = match &self.namespace {
                         Some(namespace) => Api::namespaced(client, namespace),
@@ -164,7 +154,6 @@ impl Watch {
                     self.watch(api, config.clone()).await;
                 }
             }
-            sleep(BEGIN_AGAIN).await;
         }
     }
 
@@ -179,43 +168,61 @@ impl Watch {
             + Send
             + 'static,
     {
-        let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+        let mut events = std::pin::pin!(watcher(api, config));
         let (mut listed, mut began) = (Table::default(), Instant::now());
         while let Some(event) = events.next().await {
             match event {
                 Ok(Event::Init) => (listed, began) = (Table::default(), Instant::now()),
-                Ok(Event::InitApply(object)) => put(&mut listed, object),
+                Ok(Event::InitApply(object)) => {
+                    if let Some((namespace, name)) = named(&object) {
+                        listed.put(&namespace, &name, object.fold());
+                    }
+                }
                 Ok(Event::InitDone) => {
-                    let old = self.change(|tables| tables.swap(std::mem::take(&mut listed)));
-                    self.heard.filled(began);
+                    let listed = std::mem::take(&mut listed);
+                    let old = self.change(|tables| {
+                        self.heard.filled(began);
+                        tables.swap(listed)
+                    });
                     drop(old);
                 }
-                Ok(Event::Apply(object)) => self.change(|tables| {
-                    if let Some(table) = Row::table(tables) {
-                        put(table, object);
-                    }
-                }),
-                Ok(Event::Delete(object)) => self.change(|tables| {
-                    if let Some(table) = <K::Folded as Row>::table(tables) {
-                        let metadata = object.meta();
-                        let (namespace, name) = (&metadata.namespace, &metadata.name);
-                        if let Some((namespace, name)) = namespace.as_ref().zip(name.as_ref()) {
-                            table.remove(namespace, name);
+                Ok(Event::Apply(object)) => {
+                    let named = named(&object);
+                    let row = object.fold();
+                    self.change_table(|table| {
+                        if let Some((namespace, name)) = named {
+                            table.put(&namespace, &name, row);
                         }
-                    }
-                }),
+                    });
+                }
+                Ok(Event::Delete(object)) => {
+                    let named = named(&object);
+                    self.change_table(|table: &mut Table<K::Folded>| {
+                        if let Some((namespace, name)) = named {
+                            table.remove(&namespace, &name);
+                        }
+                    });
+                }
                 Err(error) => {
-                    if let watcher::Error::WatchError(_) = error {
+                    if is_behind(&error) {
                         self.heard.was_behind();
                     }
-                    let stuck = is_stuck(&error);
-                    self.heard.failed(causes(&error));
-                    if stuck {
+                    sleep(self.heard.failed(causes(&error))).await;
+                    if is_stuck(&error) {
                         return;
                     }
                 }
             }
         }
+    }
+
+    fn change_table<T: Row>(&self, change: impl FnOnce(&mut Table<T>)) {
+        self.change(|tables| {
+            if let Some(table) = T::table(tables) {
+                change(table);
+            }
+            self.heard.told();
+        });
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Tables) -> T) -> T {
@@ -224,26 +231,34 @@ impl Watch {
     }
 }
 
-fn put<K>(table: &mut Table<K::Folded>, object: K)
-where
-    K: Resource + Fold<Folded: Row>,
-{
+/// An object's namespace and name: whatever comes from an API server has both.
+fn named(object: &impl Resource) -> Option<(String, String)> {
     let metadata = object.meta();
-    let named = metadata.namespace.clone().zip(metadata.name.clone());
-    // Whatever comes from an API server has both.
-    if let Some((namespace, name)) = named {
-        table.put(&namespace, &name, object.fold());
-    }
+    metadata.namespace.clone().zip(metadata.name.clone())
+}
+
+/// Whether a watch did not tell what it had to.
+fn is_behind(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(_)) || is_unreadable(error)
+}
+
+/// Whether a watch told what cannot be read. To skip that would be to miss it.
+fn is_unreadable(error: &watcher::Error) -> bool {
+    matches!(
+        error,
+        watcher::Error::WatchFailed(
+            kube::Error::SerdeError(_) | kube::Error::LinesCodecMaxLineLengthExceeded
+        )
+    )
 }
 
 /// Whether a watch would make the same mistake for ever: ask in the name of somebody who is not known any more,
 /// or from where the server knows nothing any more, if it answers with that as a status (as an event the crate
-/// knows it).
-fn is_stuck(error: &watcher::Error) -> bool {
-    match error {
-        watcher::Error::InitialListFailed(error) | watcher::Error::WatchFailed(error) => {
-            is_unauthorized(error)
-        }
+/// knows it), or go on after something that it could not read.
+fn is_stuck(watch: &watcher::Error) -> bool {
+    match watch {
+        watcher::Error::InitialListFailed(error) => is_unauthorized(error),
+        watcher::Error::WatchFailed(error) => is_unauthorized(error) || is_unreadable(watch),
         watcher::Error::WatchStartFailed(error) => {
             is_unauthorized(error)
                 || matches!(error, kube::Error::Api(status) if status.code == 410)

@@ -13,8 +13,11 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{
-    telemetry::metrics::{InFlight, Metrics},
-    transport::{action, status::Code},
+    telemetry::{
+        metrics::{Answer, InFlight, Metrics},
+        trace,
+    },
+    transport::{Action, status::Code},
 };
 
 /// The target of a log line for every request, which there is at the level debug.
@@ -65,12 +68,10 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let action = action(request.method(), request.uri().path());
+        let action = Action::of(request.method(), request.uri().path());
         Measured {
             started: Instant::now(),
-            action,
             in_flight: self.metrics.begin(action),
-            metrics: self.metrics.clone(),
             future: self.inner.call(request),
         }
     }
@@ -80,9 +81,7 @@ pin_project! {
     /// The answer, measured when it comes; a request whose caller goes away is only no longer under way.
     pub struct Measured<F> {
         started: Instant,
-        action: &'static str,
         in_flight: InFlight,
-        metrics: Metrics,
         #[pin]
         future: F,
     }
@@ -97,17 +96,21 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let Ok(response) = ready!(this.future.poll(cx));
-        let status = grpc_status(&response);
+        let answer = Answer {
+            status: grpc_status(&response),
+            code: response.extensions().get().copied(),
+        };
         let took = this.started.elapsed();
-        tracing::debug!(target: REQUESTS, action = this.action, ?status, ?took, "answered");
-        this.metrics.end(this.action, status, took);
+        tracing::debug!(target: REQUESTS, action = this.in_flight.action().name(), status = ?answer.status, ?took, "answered");
+        let trace_id = trace::current_trace_id();
+        this.in_flight.answered(answer, took, trace_id.as_deref());
         Poll::Ready(Ok(response))
     }
 }
 
 /// What the answer comes to as a gRPC status, whatever its protocol. The status of a gRPC stream comes
 /// after its headers; it counts as begun well.
-fn grpc_status(response: &Response) -> tonic::Code {
+pub(super) fn grpc_status(response: &Response) -> tonic::Code {
     if let Some(status) = response.headers().get("grpc-status") {
         return tonic::Code::from_bytes(status.as_bytes());
     }
@@ -130,6 +133,7 @@ mod tests {
     use tower_test::mock;
 
     use super::*;
+    use crate::telemetry::metrics::Format;
 
     #[tokio::test(start_paused = true)]
     async fn a_request_is_under_way_until_it_is_answered_and_then_measured() {
@@ -143,7 +147,12 @@ mod tests {
         let layer = MeasureLayer::new(metrics.clone());
         let call = tokio::spawn(layer.layer(service).oneshot(request));
         let (_, answer) = handle.next_request().await.expect("passed on");
-        let has = |line: &str| metrics.text().lines().any(|other| other == line);
+        let has = |line: &str| {
+            metrics
+                .text(Format::Text)
+                .lines()
+                .any(|other| other == line)
+        };
         assert!(has(
             "election_agent_requests_in_flight{action=\"campaign\"} 1"
         ));
@@ -158,7 +167,11 @@ mod tests {
             "election_agent_request_duration_seconds_bucket{le=\"1.0\",action=\"campaign\",status=\"already_exists\"} 0",
             "election_agent_request_duration_seconds_bucket{le=\"3.0\",action=\"campaign\",status=\"already_exists\"} 1",
         ] {
-            assert!(has(line), "{line} is not in:\n{}", metrics.text());
+            assert!(
+                has(line),
+                "{line} is not in:\n{}",
+                metrics.text(Format::Text)
+            );
         }
     }
 }

@@ -9,6 +9,7 @@
 //! the caller goes away, its grant is withdrawn.
 
 mod claim;
+pub mod observer;
 mod round;
 
 use std::{
@@ -33,7 +34,11 @@ use super::{
     tally::{Denial, Done, Extensions, Reads, Resignations, Verdict, quorum},
     token::{TokenSource, WallClock},
 };
-use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+use crate::{
+    election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
+    telemetry::trace,
+};
+use observer::{Called, Nobody, Observer, Operation, Retry};
 
 /// How a quorum works.
 #[derive(Clone)]
@@ -47,10 +52,12 @@ pub struct Options {
     pub longest_guard: Duration,
     /// The clock that tokens are taken from; [`SystemTime::now`] outside of tests.
     pub clock: WallClock,
+    /// Is told what the quorum does.
+    pub observer: Arc<dyn Observer>,
 }
 
 impl Options {
-    /// Options that use the system's clock.
+    /// Options that use the system's clock, and tell nobody.
     #[must_use]
     pub fn new(
         operation_timeout: Duration,
@@ -62,6 +69,7 @@ impl Options {
             restart_guard,
             longest_guard,
             clock: Arc::new(SystemTime::now),
+            observer: Arc::new(Nobody),
         }
     }
 }
@@ -148,6 +156,7 @@ struct Inner {
     tended: tokio::sync::Mutex<Option<Instant>>,
     tokens: TokenSource,
     tasks: TaskTracker,
+    observer: Arc<dyn Observer>,
 }
 
 /// A node, and what this agent knows of it.
@@ -272,6 +281,7 @@ impl Quorum {
                 tended: tokio::sync::Mutex::default(),
                 tokens: TokenSource::new(options.clock),
                 tasks: TaskTracker::new(),
+                observer: options.observer,
             }),
         }
     }
@@ -284,9 +294,8 @@ impl Quorum {
     pub async fn claim(&self, claim: Claim, deadline: Instant) -> Result<Claimed, Error> {
         let (answer, claimed) = oneshot::channel();
         let quorum = self.clone();
-        self.inner
-            .tasks
-            .spawn(async move { quorum.run_claim(claim, deadline, answer).await });
+        let claiming = async move { quorum.run_claim(claim, deadline, answer).await };
+        self.inner.tasks.spawn(trace::carry(claiming));
         claimed.await.unwrap_or_else(|_| {
             // The task panicked, or the process is ending.
             Err(Error::unavailable(
@@ -309,7 +318,7 @@ impl Quorum {
         let nodes = self.inner.nodes.len();
         let mut tally = Extensions::new(nodes);
         let mut replies = vec![None; nodes];
-        let mut round = self.ask(deadline, |_, node| {
+        let mut round = self.ask(Operation::Extend, deadline, |_, node| {
             let extend = Arc::clone(&extend);
             async move { node.extend(&extend).await }
         });
@@ -332,7 +341,8 @@ impl Quorum {
                 if round.is_open() || replies.iter().any(is_lacking) {
                     let quorum = self.clone();
                     let healed = Arc::clone(&extend);
-                    self.inner.tasks.spawn(async move {
+                    tell_healing(numbers(&replies, is_lacking).len());
+                    self.inner.tasks.spawn(trace::carry(async move {
                         while let Some((node, reply)) = round.next().await {
                             replies[node] = reply.ok();
                         }
@@ -341,12 +351,13 @@ impl Quorum {
                         quorum
                             .mend(mend, &healed, started, &replies, &lacking, deadline)
                             .await;
-                    });
+                    }));
                 }
             }
             Verdict::Decided(Done::AfterRaising) => {
                 let had = numbers(&replies, is_renewed).len();
                 let behind = numbers(&replies, is_behind);
+                tell_healing(behind.len());
                 let raised = self
                     .mend(Mend::Raise, &extend, started, &replies, &behind, deadline)
                     .await;
@@ -396,7 +407,7 @@ impl Quorum {
         if lacking.is_empty() {
             return 0;
         }
-        let mut reading = self.ask_some(&source, deadline, |_, node| {
+        let mut reading = self.ask_some(Operation::Read, &source, deadline, |_, node| {
             let extend = Arc::clone(extend);
             async move { node.read(&extend.election).await }
         });
@@ -407,7 +418,7 @@ impl Quorum {
         if lease.leader != extend.leader || !in_force {
             return 0;
         }
-        let mut round = self.ask_some(&lacking, deadline, |number, node| {
+        let mut round = self.ask_some(Operation::Heal, &lacking, deadline, |number, node| {
             let heal = Heal {
                 election: extend.election.clone(),
                 lease: lease.clone(),
@@ -423,6 +434,9 @@ impl Quorum {
                 mended += 1;
                 tracing::debug!(node = self.inner.nodes[node].name(), "healed a lease");
             }
+        }
+        if mended > 0 {
+            self.inner.observer.healed(mended);
         }
         mended
     }
@@ -449,7 +463,7 @@ impl Quorum {
         }
         let resign = Arc::new(resign);
         let mut tally = Resignations::new(self.inner.nodes.len());
-        let mut round = self.ask(deadline, |_, node| {
+        let mut round = self.ask(Operation::Resign, deadline, |_, node| {
             let resign = Arc::clone(&resign);
             async move { node.resign(&resign).await }
         });
@@ -487,7 +501,7 @@ impl Quorum {
     ) -> Result<Option<Lease>, Error> {
         let election = Arc::new(election.clone());
         let mut tally = Reads::new(self.inner.nodes.len());
-        let mut round = self.ask(deadline, |_, node| {
+        let mut round = self.ask(Operation::Read, deadline, |_, node| {
             let election = Arc::clone(&election);
             async move { node.read(&election).await }
         });
@@ -517,7 +531,7 @@ impl Quorum {
         deadline: Instant,
     ) -> Result<Page, Error> {
         let request = Arc::new((kind.clone(), after));
-        let mut round = self.ask(deadline, |_, node| {
+        let mut round = self.ask(Operation::List, deadline, |_, node| {
             let request = Arc::clone(&request);
             async move { node.list(&request.0, request.1.as_ref(), limit).await }
         });
@@ -550,7 +564,7 @@ impl Quorum {
     /// has done so since; `false` when no node answers.
     async fn tend_for_grant(&self, asked: Instant, deadline: Instant) -> bool {
         let quorum = self.clone();
-        let tending = self.inner.tasks.spawn(async move {
+        let tending = self.inner.tasks.spawn(trace::carry(async move {
             let mut tended = quorum.inner.tended.lock().await;
             if tended.is_some_and(|at| at > asked) {
                 return true;
@@ -559,7 +573,7 @@ impl Quorum {
             let status = quorum.tend(true).await;
             *tended = Some(now);
             status.iter().any(|node| node.probe.is_ok())
-        });
+        }));
         // It goes on for others when this one's time is over.
         matches!(timeout_at(deadline, tending).await, Ok(Ok(true)))
     }
@@ -590,12 +604,12 @@ impl Quorum {
     /// Asks every node how it does, and lets those that are not fit no longer vote.
     async fn look(&self) -> Vec<NodeStatus> {
         let all: Vec<_> = (0..self.inner.nodes.len()).collect();
-        let mut round =
-            self.ask_even_excluded(
-                &all,
-                self.tending(),
-                |_, node| async move { node.probe().await },
-            );
+        let mut round = self.ask_even_excluded(
+            Operation::Probe,
+            &all,
+            self.tending(),
+            |_, node| async move { node.probe().await },
+        );
         let mut status: Vec<_> = self
             .inner
             .nodes
@@ -666,10 +680,15 @@ impl Quorum {
                 })
             })
             .collect();
-        let mut round = self.ask_even_excluded(&unmarked, self.tending(), |number, node| {
-            let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
-            async move { node.mark(&parts, wait).await }
-        });
+        let mut round = self.ask_even_excluded(
+            Operation::Mark,
+            &unmarked,
+            self.tending(),
+            |number, node| {
+                let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
+                async move { node.mark(&parts, wait).await }
+            },
+        );
         let mut all_marked = true;
         while let Some((node, reply)) = round.next().await {
             let parts = probes[node].map_or(0, |probe| probe.unmarked.len());
@@ -766,6 +785,14 @@ fn is_lacking(reply: &Option<ExtendReply>) -> bool {
     matches!(reply, Some(ExtendReply::Missing | ExtendReply::Behind))
 }
 
+/// Tells the request's trace that so many nodes lack the lease, and are given it if they may be.
+fn tell_healing(nodes: usize) {
+    if nodes > 0 {
+        let nodes = nodes as u64;
+        trace::event("election_agent.healing", "election_agent.nodes", nodes);
+    }
+}
+
 fn too_slow() -> Error {
     Error::unavailable("the lease nodes took as long as the term to answer")
 }
@@ -774,6 +801,37 @@ fn too_slow() -> Error {
 mod tests {
     use super::*;
     use crate::lease::{Grant, Settings, embedded::Embedded};
+
+    /// Notes what it is told, but not how long calls took.
+    #[derive(Debug, Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Notes {
+        fn note(&self, what: impl fmt::Debug) {
+            self.0.lock().expect("whole").push(format!("{what:?}"));
+        }
+
+        fn count(&self, what: impl fmt::Debug) -> usize {
+            let what = format!("{what:?}");
+            let notes = self.0.lock().expect("whole");
+            notes.iter().filter(|note| **note == what).count()
+        }
+    }
+
+    impl Observer for Notes {
+        fn called(&self, node: usize, operation: Operation, outcome: Called, _: Duration) {
+            self.note((node, operation, outcome));
+        }
+        fn retried(&self, why: Retry) {
+            self.note(why);
+        }
+        fn withdrawn(&self, nodes: usize) {
+            self.note(("withdrawn", nodes));
+        }
+        fn healed(&self, nodes: usize) {
+            self.note(("healed", nodes));
+        }
+    }
 
     /// A request's first try reached one node, and its agent died; another node is down.
     #[tokio::test(start_paused = true)]
@@ -808,7 +866,11 @@ mod tests {
         };
         nodes[0].grant(&left_behind).await.expect("granted");
 
-        let options = Options::new(Duration::from_secs(1), RestartGuard::Off, minute);
+        let notes = Arc::new(Notes::default());
+        let options = Options {
+            observer: notes.clone(),
+            ..Options::new(Duration::from_secs(1), RestartGuard::Off, minute)
+        };
         let nodes = nodes.into_iter().map(|node| node as Arc<dyn LeaseNode>);
         let quorum = Quorum::new(nodes.collect(), options);
         let deadline = Instant::now() + Duration::from_secs(5);
@@ -817,5 +879,115 @@ mod tests {
             matches!(claimed, Claimed::Won { token, .. } if token.get() > 7),
             "{claimed:?}"
         );
+        quorum.drain().await;
+        assert_eq!(notes.count(Retry::SplitVote), 1);
+        for node in 0..2 {
+            let called = |operation| notes.count((node, operation, Called::Ok));
+            assert_eq!(called(Operation::Grant), 2, "{notes:?}");
+            assert_eq!(called(Operation::Withdraw), 1, "{notes:?}");
+        }
+        assert_eq!(notes.count(("withdrawn", 2)), 1, "{notes:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stale_token_is_told() {
+        let minute = Duration::from_secs(60);
+        let settings = Settings {
+            retention: minute,
+            guard: None,
+        };
+        let node = Arc::new(Embedded::in_memory(settings));
+        let notes = Arc::new(Notes::default());
+        let options = Options {
+            // Its tokens begin at 1.
+            clock: Arc::new(|| SystemTime::UNIX_EPOCH),
+            observer: notes.clone(),
+            ..Options::new(Duration::from_secs(1), RestartGuard::Off, minute)
+        };
+        let other = Quorum::new(
+            vec![node.clone()],
+            Options::new(Duration::from_secs(1), RestartGuard::Off, minute),
+        );
+        let quorum = Quorum::new(vec![node], options);
+        let claim = Claim {
+            election: ElectionId::new("", "e").expect("valid"),
+            candidate: Candidate::new("candidate", "a").expect("valid"),
+            term: Term::from_millis(60_000, minute).expect("valid"),
+            value: Value::default(),
+            request_id: None,
+            over: Over::Own,
+        };
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for quorum in [&other, &quorum] {
+            let claimed = quorum.claim(claim.clone(), deadline).await;
+            assert!(matches!(claimed, Ok(Claimed::Won { .. })), "{claimed:?}");
+        }
+        assert_eq!(notes.count(Retry::StaleToken), 1, "{notes:?}");
+    }
+
+    /// Answers nothing.
+    struct Silent;
+
+    #[async_trait::async_trait]
+    impl LeaseNode for Silent {
+        fn name(&self) -> &str {
+            "silent"
+        }
+        async fn grant(&self, _: &Grant) -> Result<crate::lease::GrantReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn extend(&self, _: &Extend) -> Result<ExtendReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn heal(&self, _: &Heal) -> Result<bool, NodeError> {
+            std::future::pending().await
+        }
+        async fn resign(&self, _: &Resign) -> Result<crate::lease::ResignReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn withdraw(&self, _: &Grant) -> Result<(), NodeError> {
+            std::future::pending().await
+        }
+        async fn read(&self, _: &ElectionId) -> Result<Option<Lease>, NodeError> {
+            std::future::pending().await
+        }
+        async fn list(
+            &self,
+            _: &Kind,
+            _: Option<&ElectionId>,
+            _: usize,
+        ) -> Result<Page, NodeError> {
+            std::future::pending().await
+        }
+        async fn mark(
+            &self,
+            _: &[crate::lease::Unmarked],
+            _: Duration,
+        ) -> Result<usize, NodeError> {
+            std::future::pending().await
+        }
+        async fn probe(&self) -> Result<Probe, NodeError> {
+            std::future::pending().await
+        }
+        fn settled_run(&self, _: &ElectionId, _: Duration) -> Option<String> {
+            None
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_callers_short_deadline_is_no_timeout_of_the_node() {
+        let notes = Arc::new(Notes::default());
+        let limit = Duration::from_secs(1);
+        let options = Options {
+            observer: notes.clone(),
+            ..Options::new(limit, RestartGuard::Off, limit)
+        };
+        let quorum = Quorum::new(vec![Arc::new(Silent)], options);
+        let election = ElectionId::new("", "e").expect("valid");
+        for (time, outcome) in [(limit / 2, Called::GivenUp), (limit * 2, Called::Timeout)] {
+            let read = quorum.read(&election, Instant::now() + time).await;
+            assert!(read.is_err(), "{read:?}");
+            assert_eq!(notes.count((0, Operation::Read, outcome)), 1, "{notes:?}");
+        }
     }
 }

@@ -40,6 +40,7 @@ struct Open {
     /// By [`network`]. Only those with a connection are here, and no proxies.
     by_peer: HashMap<IpAddr, usize>,
     told: Option<Instant>,
+    refused: u64,
 }
 
 impl Admission {
@@ -67,6 +68,7 @@ impl Admission {
             _ => None,
         };
         if let Some(limit) = over {
+            open.refused += 1;
             if open.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
                 open.told = Some(Instant::now());
                 tracing::warn!(%peer, limit, "connections are refused: there are as many as the limit lets in");
@@ -82,6 +84,18 @@ impl Admission {
             admission: self.clone(),
             counted,
         })
+    }
+
+    /// How many connections are open.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.lock().all
+    }
+
+    /// How many connections were refused since the start.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.lock().refused
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -139,6 +153,7 @@ mod tests {
         let open = admission.lock();
         assert_eq!(open.all, 1);
         assert_eq!(open.by_peer.len(), 1, "nobody is remembered who has gone");
+        assert_eq!(open.refused, 2);
     }
 
     #[tokio::test]

@@ -2,8 +2,8 @@
 
 use std::fmt::Display;
 
-use super::log::AUDIT;
-use crate::election::ledger::{Cause, Change};
+use super::{log::AUDIT, trace};
+use crate::election::ledger::Change;
 
 /// Logs that a leadership has changed. Members that are not known are left out.
 pub(super) fn log(change: &Change<'_>, agent: &str) {
@@ -16,18 +16,9 @@ pub(super) fn log(change: &Change<'_>, agent: &str) {
         old_leader = old,
         new_leader = new,
         token = change.token.map(|token| token.get()),
-        cause = cause(change.cause),
+        cause = change.cause.name(),
         agent,
+        trace_id = trace::current_trace_id(),
         "leadership changed"
     );
-}
-
-/// The word for a cause, in the log and in metrics.
-pub(super) fn cause(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Campaign => "campaign",
-        Cause::Resign => "resign",
-        Cause::Handover => "handover",
-        Cause::Expiry => "expiry",
-    }
 }

@@ -1,53 +1,76 @@
-//! Every metric, in one place.
+//! Metrics: counted where things happen, in handles that are resolved once, and written for `/metrics`.
+//!
+//! [`table`] is the one place that names them.
 
-use std::{fmt::Write as _, sync::Arc, time::Duration};
+mod elections;
+mod exposition;
+mod histogram;
+mod nodes;
+mod requests;
+mod service;
+pub mod table;
 
-use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
-    registry::Registry,
+use std::{
+    fmt::{self, Write as _},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64},
+    },
 };
 
-/// The content type of [`Metrics::text`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+use prometheus_client::{
+    encoding::text::encode,
+    metrics::gauge::Gauge,
+    registry::{Metric, Registry, Unit},
+};
+
+pub use exposition::Format;
+pub use requests::{Answer, InFlight};
+
+use crate::{
+    election::{
+        ledger::{Cause, Outcome},
+        types::{ElectionId, Kind, Token},
+    },
+    kube,
+    lease::quorum::{NodeStatus, observer::Observer},
+    telemetry::trace,
+    transport::Action,
+};
+use elections::ElectionMetrics;
+use nodes::Nodes;
+use requests::Requests;
+use service::Service;
+use table::Row;
 
 /// Upper bounds of the request duration's buckets, in seconds, unless configured otherwise.
 pub const DEFAULT_BUCKETS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Request {
-    action: &'static str,
-    status: &'static str,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Action {
-    action: &'static str,
-}
-
-#[derive(Clone)]
-struct Buckets(Arc<[f64]>);
-
-impl prometheus_client::metrics::family::MetricConstructor<Histogram> for Buckets {
-    fn new_metric(&self) -> Histogram {
-        Histogram::new(self.0.iter().copied())
-    }
-}
+/// A gauge of seconds.
+type Seconds = Gauge<f64, AtomicU64>;
+/// A gauge that is 0 or 1.
+type Flag = Gauge<i64, AtomicI64>;
 
 /// The agent's metrics. Cheap to clone.
-#[derive(Clone)]
-pub struct Metrics {
-    registry: Arc<Registry>,
-    duration: Family<Request, Histogram, Buckets>,
-    in_flight: Family<Action, Gauge>,
-    unavailable: Counter,
-    disconnected: Gauge,
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+struct Inner {
+    registry: Registry,
+    requests: Requests,
+    nodes: Nodes,
+    elections: ElectionMetrics,
+    service: Service,
+    /// What is to be brought up to date before metrics are written.
+    sources: Mutex<Vec<Source>>,
 }
 
-impl std::fmt::Debug for Metrics {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+type Source = Box<dyn Fn(&Scrape<'_>) + Send>;
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
     }
 }
@@ -56,110 +79,130 @@ impl Metrics {
     /// Metrics whose request durations are counted in buckets with these upper bounds, in seconds.
     #[must_use]
     pub fn new(buckets: &[f64]) -> Self {
-        let duration = Family::new_with_constructor(Buckets(buckets.into()));
-        let in_flight = Family::default();
-        let unavailable = Counter::default();
-        let disconnected = Gauge::default();
-        let mut registry = Registry::with_prefix("election_agent");
-        registry.register(
-            "request_duration_seconds",
-            "How long requests took, by action and by the gRPC name of their status",
-            duration.clone(),
-        );
-        registry.register(
-            "requests_in_flight",
-            "Requests under way, by action",
-            in_flight.clone(),
-        );
-        registry.register(
-            "unavailable",
-            "Requests that no quorum of lease nodes answered",
-            unavailable.clone(),
-        );
-        registry.register(
-            "disconnected_redis_backends",
-            "Lease nodes that do not answer",
-            disconnected.clone(),
-        );
-        Self {
-            registry: Arc::new(registry),
-            duration,
-            in_flight,
-            unavailable,
-            disconnected,
-        }
+        Self::with_elections(buckets, &[])
+    }
+
+    /// As [`Metrics::new`], with series for each election of these kinds.
+    #[must_use]
+    pub fn with_elections(buckets: &[f64], per_election: &[Kind]) -> Self {
+        let mut registrar = Registrar(Registry::with_prefix(table::PREFIX));
+        let requests = Requests::register(&mut registrar, buckets);
+        let elections = ElectionMetrics::register(&mut registrar, per_election);
+        let nodes = Nodes::register(&mut registrar);
+        let service = Service::register(&mut registrar);
+        Self(Arc::new(Inner {
+            registry: registrar.0,
+            requests,
+            nodes,
+            elections,
+            service,
+            sources: Mutex::default(),
+        }))
     }
 
     /// Counts a request as under way until the value is dropped.
-    pub(crate) fn begin(&self, action: &'static str) -> InFlight {
-        let gauge = self.in_flight.get_or_create_owned(&Action { action });
-        gauge.inc();
-        InFlight(gauge)
+    pub fn begin(&self, action: Action) -> InFlight {
+        InFlight::begin(self, action)
     }
 
-    /// Counts a request that was answered.
-    pub(crate) fn end(&self, action: &'static str, status: tonic::Code, took: Duration) {
-        let labels = Request {
-            action,
-            status: label(status),
-        };
-        self.duration
-            .get_or_create(&labels)
-            .observe(took.as_secs_f64());
-        // A probe that is told "not ready" asked for nothing that a quorum decides.
-        if status == tonic::Code::Unavailable && action != "probe" {
-            self.unavailable.inc();
-        }
-    }
-
-    /// Says how many lease nodes do not answer.
-    pub(crate) fn disconnected(&self, nodes: usize) {
-        self.disconnected
-            .set(i64::try_from(nodes).unwrap_or(i64::MAX));
-    }
-
-    /// All metrics as OpenMetrics text.
+    /// Counts what a quorum does of nodes with these names, in their order.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub fn observer(&self, nodes: &[&str]) -> Arc<dyn Observer> {
+        Arc::new(self.0.nodes.observer(nodes))
+    }
+
+    /// Says how the lease nodes do, and whether the agent is ready.
+    pub(crate) fn report(&self, nodes: &[NodeStatus], ready: bool) {
+        self.0.nodes.report(nodes);
+        self.0.service.ready.set(i64::from(ready));
+    }
+
+    /// Counts what came of a request to the elections.
+    pub fn outcome(&self, action: Action, outcome: Outcome) {
+        self.0.elections.outcome(action, outcome);
+    }
+
+    /// Counts a change of leadership; the token is the new leader's, if there is one.
+    pub fn changed(&self, election: &ElectionId, cause: Cause, token: Option<Token>) {
+        self.0.elections.changed(election, cause, token);
+    }
+
+    /// Calls this whenever metrics are about to be written, to tell what need not be followed all the time. It must
+    /// not wait.
+    pub fn on_scrape(&self, source: impl Fn(&Scrape<'_>) + Send + 'static) {
+        self.sources().push(Box::new(source));
+    }
+
+    /// All metrics in a format.
+    #[must_use]
+    pub fn text(&self, format: Format) -> String {
+        // Held until all is written: what one scrape takes away, another must not miss.
+        let sources = self.sources();
+        for source in sources.iter() {
+            source(&Scrape(&self.0));
+        }
         let mut text = String::new();
-        if let Err(error) = encode(&mut text, &self.registry) {
+        if let Err(error) = encode(&mut text, &self.0.registry) {
             // A String takes everything; whatever else fails must not look like a good scrape.
             text.clear();
             let _ = write!(text, "# {error}");
         }
-        text
+        match format {
+            Format::OpenMetrics => text,
+            Format::Text => exposition::text(&text),
+        }
+    }
+
+    fn sources(&self) -> std::sync::MutexGuard<'_, Vec<Source>> {
+        self.0
+            .sources
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A request under way.
-#[derive(Debug)]
-pub(crate) struct InFlight(Gauge);
+/// Takes what is told when metrics are about to be written.
+pub struct Scrape<'a>(&'a Inner);
 
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.dec();
+impl Scrape<'_> {
+    /// How many connections are open, and how many were refused since the start.
+    pub fn connections(&self, open: usize, refused: u64) {
+        self.0.service.connections(open, refused);
+    }
+
+    /// When the certificate that is shown expires, in seconds since 1970.
+    pub fn certificate_expiry(&self, timestamp: Option<i64>) {
+        self.0.service.certificate_expiry(timestamp);
+    }
+
+    /// How the lookup of pods does.
+    pub fn pods(&self, report: &kube::Report) {
+        self.0.service.pods(report);
+    }
+
+    /// What became of spans since the start.
+    pub fn spans(&self, counts: &trace::Counts) {
+        self.0.service.spans(counts);
+    }
+
+    /// How many elections have a leader with time left.
+    pub fn elections_held(&self, elections: usize) {
+        self.0.elections.held(elections);
     }
 }
 
-fn label(code: tonic::Code) -> &'static str {
-    use tonic::Code;
-    match code {
-        Code::Ok => "ok",
-        Code::Cancelled => "cancelled",
-        Code::Unknown => "unknown",
-        Code::InvalidArgument => "invalid_argument",
-        Code::DeadlineExceeded => "deadline_exceeded",
-        Code::NotFound => "not_found",
-        Code::AlreadyExists => "already_exists",
-        Code::PermissionDenied => "permission_denied",
-        Code::ResourceExhausted => "resource_exhausted",
-        Code::FailedPrecondition => "failed_precondition",
-        Code::Aborted => "aborted",
-        Code::OutOfRange => "out_of_range",
-        Code::Unimplemented => "unimplemented",
-        Code::Internal => "internal",
-        Code::Unavailable => "unavailable",
-        Code::DataLoss => "data_loss",
-        Code::Unauthenticated => "unauthenticated",
+/// Registers metrics by their rows.
+struct Registrar(Registry);
+
+impl Registrar {
+    fn register(&mut self, row: &Row, metric: impl Metric) {
+        // The library adds what the format asks for.
+        let name = row.name.trim_end_matches("_total");
+        match name.strip_suffix("_seconds") {
+            Some(name) => self
+                .0
+                .register_with_unit(name, row.meaning, Unit::Seconds, metric),
+            None => self.0.register(name, row.meaning, metric),
+        }
     }
 }

@@ -6,4 +6,4 @@ pub mod openapi;
 mod routes;
 mod whole;
 
-pub use routes::{Sources, router};
+pub use routes::{Sources, route, router};

@@ -120,20 +120,22 @@ impl Problem {
         self
     }
 
-    /// The answer to a caller of this protocol.
+    /// The answer to a caller of this protocol; its extensions have the row, which a gRPC status does not tell
+    /// exactly.
     #[must_use]
     pub fn render(self, protocol: Protocol) -> Response {
-        match protocol {
-            Protocol::Rest => self.into_response(),
-            Protocol::Grpc => Status::from(self).into_http(),
-            Protocol::GrpcWeb(content_type) => {
-                let mut response: Response = Status::from(self).into_http();
-                response
-                    .headers_mut()
-                    .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-                response
-            }
+        let code = self.code;
+        let mut response: Response = match protocol {
+            Protocol::Rest => return self.into_response(),
+            Protocol::Grpc | Protocol::GrpcWeb(_) => Status::from(self).into_http(),
+        };
+        if let Protocol::GrpcWeb(content_type) = protocol {
+            response
+                .headers_mut()
+                .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
+        response.extensions_mut().insert(code);
+        response
     }
 }
 

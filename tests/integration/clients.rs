@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::harness::{Agent, Authority, Fixture, Store, new_token, owned};
 
 /// A file of what `make test` installs, below `target/test-tools`.
-fn tool(path: &str) -> PathBuf {
+pub(crate) fn tool(path: &str) -> PathBuf {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/test-tools")
         .join(path);
@@ -29,7 +29,7 @@ fn tool(path: &str) -> PathBuf {
 }
 
 /// A file beside the clients' scripts.
-fn script(name: &str) -> PathBuf {
+pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/clients")
         .join(name)

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, process::Command};
 
-use election_agent::{config, transport::rest::openapi};
+use election_agent::{config, telemetry::metrics::table, transport::rest::openapi};
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -99,6 +99,14 @@ fn the_readme_lists_every_setting() {
         committed("README.md").contains(&config::markdown()),
         "the README's table of settings is not the code's: replace it by what `cargo run -- settings` \
          prints"
+    );
+}
+
+#[test]
+fn the_committed_list_of_metrics_is_the_codes() {
+    assert!(
+        committed("docs/METRICS.md") == table::markdown(),
+        "docs/METRICS.md is not what the code emits: replace it by what `cargo run -- metrics` prints"
     );
 }
 

@@ -4,6 +4,7 @@ mod agent;
 mod ask;
 mod authority;
 mod cluster;
+mod collector;
 mod http;
 mod issuer;
 mod kubernetes;
@@ -15,6 +16,7 @@ pub(crate) use agent::{Agent, Answer, new_token, output as command_output, owned
 pub(crate) use ask::{Ask, CAMPAIGN, Protocol};
 pub(crate) use authority::Authority;
 pub(crate) use cluster::Cluster;
+pub(crate) use collector::{Collector, Mood, Received};
 pub(crate) use http::HttpServer;
 pub(crate) use issuer::{
     AUDIENCE, ISSUER, Key, key_set, now as token_now, settings as jwt_settings,

@@ -166,8 +166,12 @@ async fn probes_and_metrics_pass_whoever_asks_too_often() {
     refused(&agent, Protocol::Rest).await;
     let metrics = agent.get("/metrics").await;
     let metrics = metrics.body.as_str().expect("text");
-    assert!(
-        metrics.contains("action=\"campaign\",status=\"resource_exhausted\""),
-        "{metrics}"
-    );
+    for counted in [
+        "action=\"campaign\",status=\"resource_exhausted\"",
+        "election_agent_requests_refused_total{reason=\"overloaded\"} 0",
+    ] {
+        assert!(metrics.contains(counted), "{counted}: {metrics}");
+    }
+    let limited = "election_agent_requests_refused_total{reason=\"rate_limited\"} 0";
+    assert!(!metrics.contains(limited), "{metrics}");
 }

@@ -2,13 +2,32 @@
 
 mod answers;
 mod failures;
+mod on_demand;
 mod rights;
 mod scale;
+mod trouble;
 
 use election_agent::proto::{GetPodsRequest, Pods};
+use std::time::Duration;
+
 use serde_json::Value;
 
-use crate::harness::{Agent, ApiServer, eventually, owned};
+use crate::harness::{
+    Agent, Answer, ApiServer, Right, eventually, eventually_within, fixtures, owned,
+};
+
+/// For what takes longer as it is tried again and again.
+const LONG: Duration = Duration::from_secs(60);
+
+/// A server with `web` in the middle of a rollout.
+async fn server(rights: Vec<Right>) -> ApiServer {
+    let api = ApiServer::start().await;
+    for object in fixtures::web_rollout() {
+        api.apply(object);
+    }
+    api.set_rights(rights);
+    api
+}
 
 /// An agent that must look pods up, with these settings.
 async fn agent(api: &ApiServer, given: &[(&str, &str)]) -> Agent {
@@ -19,7 +38,7 @@ async fn agent(api: &ApiServer, given: &[(&str, &str)]) -> Agent {
 }
 
 /// What the agent says of the pods of `web`.
-async fn web(agent: &Agent) -> crate::harness::Answer {
+async fn web(agent: &Agent) -> Answer {
     agent.get("/kube/shop/web/pods").await
 }
 
@@ -39,6 +58,47 @@ async fn filled(agent: &Agent) {
         (answer.status == 404).then_some(())
     })
     .await;
+}
+
+/// Waits until all three are watched.
+async fn watched(api: &ApiServer) {
+    eventually_within(LONG, "three watches", async || {
+        let watching = ["pods", "replicasets", "deployments"].map(|it| api.watching(it));
+        (watching == [1; 3]).then_some(())
+    })
+    .await;
+}
+
+/// Another pod of revision 3.
+fn another(name: &str) -> Value {
+    let mut pod = fixtures::web_rollout()
+        .pop()
+        .expect("the last one is a pod");
+    pod["metadata"]["name"] = name.into();
+    pod["metadata"]
+        .as_object_mut()
+        .expect("metadata")
+        .remove("uid");
+    pod
+}
+
+/// Waits until the agent tells of this pod.
+async fn told_of(agent: &Agent, name: &str) {
+    eventually_within(LONG, name, async || {
+        let answer = web(agent).await;
+        has(answer.body["items"].as_array()?, name)
+    })
+    .await;
+}
+
+fn has(items: &[Value], name: &str) -> Option<()> {
+    names(items).contains(&name).then_some(())
+}
+
+/// How old the answer says that it is, in milliseconds.
+fn age(answer: &Answer) -> u64 {
+    let age = answer.header("x-election-agent-cache-age");
+    age.parse().expect("an age")
 }
 
 fn names(items: &[Value]) -> Vec<&str> {

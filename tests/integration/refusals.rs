@@ -15,7 +15,6 @@ use election_agent::{
     },
     peer::TrustedProxies,
     stack,
-    telemetry::metrics::Metrics,
     transport::status::{Code, Problem},
 };
 use http::{Method, Request};
@@ -113,7 +112,7 @@ impl Agent {
             }
             Err::<Response, _>(Problem::new(Code::Internal, "never told"))
         });
-        let service = stack::stack(panics, &stack::Settings::default(), Metrics::new(&[1.0]));
+        let service = stack::stack(panics, &stack::Settings::default(), None);
         Self::serve(service, TempDir::new().expect("a directory")).await
     }
 

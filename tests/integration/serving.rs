@@ -213,7 +213,7 @@ async fn requests_carry_an_id_and_are_measured() {
     assert!(
         metrics
             .header("content-type")
-            .starts_with("application/openmetrics-text")
+            .starts_with("text/plain; version=0.0.4")
     );
     let metrics = metrics.body.as_str().expect("text").to_owned();
     for line in [

@@ -8,10 +8,13 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{Claim, Claimed, Error, Quorum, round::Round, too_slow};
-use crate::lease::{
-    Grant, GrantReply, NodeError,
-    tally::{Failure, Granted, Grants, Verdict},
+use super::{Claim, Claimed, Error, Operation, Quorum, Retry, round::Round, too_slow};
+use crate::{
+    lease::{
+        Grant, GrantReply, NodeError,
+        tally::{Failure, Granted, Grants, Verdict},
+    },
+    telemetry::trace,
 };
 
 /// The longest pause before a split vote is tried again; the first ones are shorter.
@@ -52,7 +55,7 @@ impl Quorum {
             });
             let mut vote = Vote::new(self.inner.nodes.len());
             let (owing, asked) = settling.divide(self.inner.nodes.len());
-            let mut round = self.ask_some(&asked, deadline, |_, node| {
+            let mut round = self.ask_some(Operation::Grant, &asked, deadline, |_, node| {
                 let grant = Arc::clone(&grant);
                 async move { node.grant(&grant).await }
             });
@@ -81,6 +84,9 @@ impl Quorum {
                     // healed when votes from before are no longer counted.
                     let in_time =
                         !valid_for.is_zero() && vote.started.elapsed() <= self.inner.limit;
+                    if !in_time {
+                        vote.tell_withdrawal();
+                    }
                     let outcome = match in_time {
                         true => Ok(Claimed::Won {
                             token: won,
@@ -105,6 +111,7 @@ impl Quorum {
                     return;
                 }
                 Verdict::Decided(Granted::Lost(lease)) => {
+                    vote.tell_withdrawal();
                     // A caller that has gone does not want to know.
                     let _ = answer.send(Ok(Claimed::Lost(lease)));
                     return self.settle(&grant, round, vote).await;
@@ -115,6 +122,10 @@ impl Quorum {
                 }
                 Verdict::Open | Verdict::Hopeless => vote.tally.failure(),
             };
+            vote.tell_withdrawal();
+            if let Failure::Guarded(wait) = failure {
+                tell_guard(wait);
+            }
             let error = match failure {
                 Failure::Guarded(wait) => Some(guarded(wait)),
                 Failure::Unreachable => Some(self.undecided(deadline)),
@@ -125,6 +136,12 @@ impl Quorum {
                 let _ = answer.send(Err(error));
                 return self.settle(&grant, round, vote).await;
             }
+
+            self.inner.observer.retried(match failure {
+                Failure::Stale => Retry::StaleToken,
+                Failure::Unmarked => Retry::Unmarked,
+                _ => Retry::SplitVote,
+            });
 
             // Some nodes have what an earlier try left behind, others have not: one token for all.
             repeat &= vote.fresh.is_empty() || vote.repeated.is_empty();
@@ -138,10 +155,8 @@ impl Quorum {
                 _ => Vec::new(),
             };
             let (quorum, started) = (self.clone(), vote.started);
-            let task = self
-                .inner
-                .tasks
-                .spawn(async move { quorum.settle(&grant, round, vote).await });
+            let settled = async move { quorum.settle(&grant, round, vote).await };
+            let task = self.inner.tasks.spawn(trace::carry(settled));
             settling.add(owing, task);
             if failure == Failure::Unmarked && !self.tend_for_grant(started, deadline).await {
                 break self.undecided(deadline);
@@ -197,6 +212,8 @@ impl Quorum {
         F: Future<Output = Result<GrantReply, NodeError>>,
     {
         self.hear_out(grant, &mut round, &mut vote).await;
+        // Questions without an answer end here, and not with the last withdrawal.
+        drop(round);
         let nodes = [vote.granted(), vote.unknown].concat();
         self.withdraw(grant, nodes, vote.started).await;
     }
@@ -222,7 +239,7 @@ impl Quorum {
         nodes: &[usize],
         deadline: Instant,
     ) -> Vec<usize> {
-        let mut round = self.ask_some(nodes, deadline, |_, node| {
+        let mut round = self.ask_some(Operation::Withdraw, nodes, deadline, |_, node| {
             let grant = Arc::clone(grant);
             async move { node.withdraw(&grant).await }
         });
@@ -231,6 +248,10 @@ impl Quorum {
             if reply.is_err() {
                 failed.push(node);
             }
+        }
+        let withdrawn = nodes.len() - failed.len();
+        if withdrawn > 0 {
+            self.inner.observer.withdrawn(withdrawn);
         }
         failed
     }
@@ -269,6 +290,15 @@ impl Vote {
         self.tally.add(reply);
     }
 
+    /// Tells the request's trace that what it was granted, or may have been, is withdrawn.
+    fn tell_withdrawal(&self) {
+        let nodes = self.fresh.len() + self.repeated.len() + self.unknown.len();
+        if nodes > 0 {
+            let nodes = nodes as u64;
+            trace::event("election_agent.withdrawal", "election_agent.nodes", nodes);
+        }
+    }
+
     fn granted(&self) -> Vec<usize> {
         [&self.fresh[..], &self.repeated[..]].concat()
     }
@@ -296,6 +326,12 @@ impl Settling {
         self.votes.retain(|(_, task)| !task.is_finished());
         (0..nodes).partition(|node| self.votes.iter().any(|(owing, _)| owing.contains(node)))
     }
+}
+
+/// Tells the request's trace that nodes abstain.
+fn tell_guard(wait: Duration) {
+    let ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    trace::event("election_agent.guard", "election_agent.remaining_ms", ms);
 }
 
 fn guarded(wait: Duration) -> Error {

@@ -10,13 +10,14 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Inner, Quorum};
+use super::{Called, Inner, Operation, Quorum};
 use crate::lease::{LeaseNode, NodeError};
 
 impl Quorum {
     /// Puts a question to all nodes at once, as [`Self::ask_some`] does.
     pub(super) fn ask<T, F>(
         &self,
+        operation: Operation,
         deadline: Instant,
         call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
     ) -> Round<F, T>
@@ -24,13 +25,14 @@ impl Quorum {
         F: Future<Output = Result<T, NodeError>>,
     {
         let all: Vec<_> = (0..self.inner.nodes.len()).collect();
-        self.ask_some(&all, deadline, call)
+        self.ask_some(operation, &all, deadline, call)
     }
 
     /// Puts a question to these nodes at once; each has the operation timeout, but not longer than the
     /// deadline. `call` gets the node's number, too.
     pub(super) fn ask_some<T, F>(
         &self,
+        operation: Operation,
         nodes: &[usize],
         deadline: Instant,
         call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
@@ -43,8 +45,12 @@ impl Quorum {
             .copied()
             .filter(|node| !self.inner.nodes[*node].is_excluded())
             .collect();
-        let deadline = deadline.min(Instant::now() + self.inner.limit);
-        let mut round = self.ask_even_excluded(&allowed, deadline, call);
+        let limit = Instant::now() + self.inner.limit;
+        let mut round = self.ask_even_excluded(operation, &allowed, deadline.min(limit), call);
+        round.overdue = match deadline < limit {
+            true => Called::GivenUp,
+            false => Called::Timeout,
+        };
         let excluded = nodes.iter().filter(|node| !allowed.contains(node));
         round.excluded.extend(excluded);
         round
@@ -53,6 +59,7 @@ impl Quorum {
     /// Puts a question to these nodes, also those that must not vote; each has until the deadline.
     pub(super) fn ask_even_excluded<T, F>(
         &self,
+        operation: Operation,
         nodes: &[usize],
         deadline: Instant,
         call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
@@ -61,6 +68,9 @@ impl Quorum {
         F: Future<Output = Result<T, NodeError>>,
     {
         Round {
+            operation,
+            started: Instant::now(),
+            overdue: Called::Timeout,
             excluded: Vec::new(),
             calls: nodes
                 .iter()
@@ -99,6 +109,10 @@ pub(super) struct Round<F, T>
 where
     F: Future<Output = Result<T, NodeError>>,
 {
+    operation: Operation,
+    started: Instant,
+    /// What comes of calls that have no answer when the time is over.
+    overdue: Called,
     /// Nodes that are not asked, and given as errors at once.
     excluded: Vec<usize>,
     calls: FuturesUnordered<Call<F>>,
@@ -120,13 +134,17 @@ where
             return Some((node, Err(error)));
         }
         let last = *self.waiting.last()?;
-        let (node, reply) = loop {
+        let (node, reply, outcome) = loop {
             let answer = tokio::select! {
                 biased;
-                Some(answer) = self.calls.next() => answer,
+                Some((node, reply)) = self.calls.next() => {
+                    let outcome = Called::of(&reply);
+                    (node, reply, outcome)
+                }
                 () = &mut self.timer => {
                     let name = self.inner.nodes[last].name();
-                    (last, Err(NodeError::unknown(format!("{name}: no answer in time"))))
+                    let error = NodeError::unknown(format!("{name}: no answer in time"));
+                    (last, Err(error), self.overdue)
                 }
             };
             // A node that was given as an error may answer yet: too late.
@@ -135,6 +153,10 @@ where
             }
         };
         self.waiting.retain(|waiting| *waiting != node);
+        let took = self.started.elapsed();
+        self.inner
+            .observer
+            .called(node, self.operation, outcome, took);
         if let Err(error) = &reply {
             self.inner.nodes[node].complain(error);
         }

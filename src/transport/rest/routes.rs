@@ -3,7 +3,7 @@
 use axum::{
     Json as Answer, Router,
     extract::{FromRequest as _, FromRequestParts as _, Request, State},
-    http::{Method, StatusCode, Uri, header},
+    http::{HeaderMap, Method, StatusCode, Uri, header},
     middleware::{Next, from_fn},
     response::IntoResponse,
     routing::{get, put},
@@ -29,7 +29,7 @@ use crate::{
     readiness::Report,
     telemetry::{
         self,
-        metrics::{self, Metrics},
+        metrics::{Format, Metrics},
     },
     transport::{
         CACHE_AGE, cache_age,
@@ -39,6 +39,35 @@ use crate::{
 
 pub(super) const ELECTION: &str = "/election/{kind}/{name}";
 pub(super) const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
+
+/// Every path, for what tells of requests without the names in them.
+const PATHS: [&str; 12] = [
+    ELECTION,
+    ELECTION_OF_DEFAULT_KIND,
+    "/elections",
+    "/log",
+    "/kube/{namespace}/{deployment}/pods",
+    "/kube/{namespace}/pods/{pod}/siblings",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/openapi.json",
+    "/openapi_v3.yaml",
+    "/swagger-ui/",
+];
+
+/// The route that a path takes, if there is one.
+#[must_use]
+pub fn route(path: &str) -> Option<&'static str> {
+    let segments = |path: &str| path.split('/').count();
+    let same = |(wanted, given): (&str, &str)| match wanted.starts_with('{') {
+        true => !given.is_empty(),
+        false => wanted == given,
+    };
+    PATHS.into_iter().find(|route| {
+        segments(route) == segments(path) && route.split('/').zip(path.split('/')).all(same)
+    })
+}
 
 /// What the routes answer from.
 #[derive(Debug, Clone)]
@@ -374,15 +403,49 @@ pub(super) async fn readyz(
     }
 }
 
-/// The agent's metrics as OpenMetrics text.
+/// The agent's metrics: as OpenMetrics to who accepts that, else as Prometheus text.
 #[utoipa::path(
     get, path = "/metrics", tag = "operations",
-    responses((status = 200, description = "The metrics", body = String,
-        content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8"))
+    responses((status = 200, description = "The metrics, which docs/METRICS.md lists", content(
+        (String = "text/plain; version=0.0.4; charset=utf-8"),
+        (String = "application/openmetrics-text; version=1.0.0; charset=utf-8")
+    )))
 )]
-pub(super) async fn metrics(State(metrics): State<Metrics>) -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
-        metrics.text(),
-    )
+pub(super) async fn metrics(
+    State(metrics): State<Metrics>,
+    headers: HeaderMap,
+) -> impl IntoResponse {
+    let format = Format::accepted(&headers);
+    let described = [
+        (header::CONTENT_TYPE, format.content_type()),
+        (header::VARY, "accept"),
+    ];
+    (described, metrics.text(format))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_documented_path_has_its_route_without_names() {
+        let document = openapi::document();
+        assert!(!document.paths.paths.is_empty());
+        for template in document.paths.paths.keys() {
+            let path = template.replace(['{', '}'], "");
+            assert_eq!(route(&path), Some(template.as_str()));
+        }
+        assert_eq!(route("/election/a"), Some(ELECTION_OF_DEFAULT_KIND));
+        for path in [
+            "/",
+            "/election",
+            "/election/",
+            "/election/a/",
+            "/election/a/b/c",
+            "//election/a",
+            "/x",
+        ] {
+            assert_eq!(route(path), None, "{path}");
+        }
+    }
 }

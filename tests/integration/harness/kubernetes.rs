@@ -20,7 +20,7 @@ pub(crate) use rights::Right;
 use std::{
     fs,
     net::SocketAddr,
-    sync::{Arc, MutexGuard},
+    sync::{Arc, MutexGuard, atomic::Ordering::Relaxed},
 };
 
 use serde_json::{Value, json};
@@ -253,6 +253,27 @@ impl ApiServer {
     /// Answers some of the next requests with an error; faults that were added before come first.
     pub(crate) fn fail(&self, fault: Fault) {
         self.state.faults.lock().expect("unlocked").add(fault);
+    }
+
+    /// Takes the faults away that are only for these requests.
+    pub(crate) fn mend(&self, verb: &str, resource: &str) {
+        let mut faults = self.state.faults.lock().expect("unlocked");
+        faults.mend(verb, resource);
+    }
+
+    /// Whether watches that begin from now on end at once.
+    pub(crate) fn end_watches_at_once(&self, at_once: bool) {
+        self.state.hasty.store(at_once, Relaxed);
+    }
+
+    /// Whether from now on it does not know of a right that the agent has not whether it has.
+    pub(crate) fn lose_authorizer(&self, lost: bool) {
+        self.state.undecided.store(lost, Relaxed);
+    }
+
+    /// From now on no token is accepted, until it is [rotated](Self::rotate_token).
+    pub(crate) fn refuse_tokens(&self) {
+        "nobody's".clone_into(&mut self.state.token.lock().expect("unlocked"));
     }
 
     /// Forgets what happened until now: whoever was told less, or goes on with a list, finds it gone.

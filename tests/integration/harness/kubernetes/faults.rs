@@ -22,6 +22,11 @@ pub(crate) struct Fault {
 }
 
 impl Fault {
+    /// An internal error, for ever.
+    pub(crate) fn lasting() -> Self {
+        Self::internal(usize::MAX)
+    }
+
     /// Too many requests, as many times; come back in a second.
     pub(crate) fn throttled(times: usize) -> Self {
         Self::new(429, times)
@@ -82,6 +87,12 @@ pub(crate) struct Faults {
 impl Faults {
     pub(crate) fn add(&mut self, fault: Fault) {
         self.due.push(fault);
+    }
+
+    /// Takes away those that are only for these requests.
+    pub(crate) fn mend(&mut self, verb: &str, resource: &str) {
+        self.due
+            .retain(|fault| (fault.verb, fault.resource) != (Some(verb), Some(resource)));
     }
 
     /// The answer to a request that a fault strikes.

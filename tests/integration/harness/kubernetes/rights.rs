@@ -84,8 +84,8 @@ pub(crate) fn permit(rights: &[Right], asked: &Asked) -> bool {
         })
 }
 
-/// The answer to a SelfSubjectAccessReview.
-pub(crate) fn review(rights: &[Right], review: &Value) -> Value {
+/// The answer to a SelfSubjectAccessReview. If it is undecided, an authorizer that may know more does not answer.
+pub(crate) fn review(rights: &[Right], review: &Value, undecided: bool) -> Value {
     let about = &review["spec"]["resourceAttributes"];
     let text = |name: &str| about[name].as_str().unwrap_or_default();
     let namespace = Some(text("namespace")).filter(|namespace| !namespace.is_empty());
@@ -94,7 +94,11 @@ pub(crate) fn review(rights: &[Right], review: &Value) -> Value {
         plain && right.covers(text("verb"), text("group"), text("resource"), namespace)
     });
     let status = match right {
-        None => json!({"allowed": false}),
+        None if undecided => json!({
+            "allowed": false,
+            "evaluationError": "webhook authorizer: context deadline exceeded",
+        }),
+        None => json!({"allowed": false, "reason": "no role says so"}),
         Some(Right { namespace, .. }) => {
             let (binding, role) = match namespace {
                 None => (

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,10 @@ pub(crate) struct State {
     /// Whether nothing is answered.
     pub(crate) held: watch::Sender<bool>,
     pub(crate) reviews: watch::Sender<Reviews>,
+    /// Whether watches end at once.
+    pub(crate) hasty: AtomicBool,
+    /// Whether it comes to no verdict on rights that it does not know of.
+    pub(crate) undecided: AtomicBool,
 }
 
 impl State {
@@ -65,6 +72,8 @@ impl State {
             faults: Mutex::default(),
             held: watch::Sender::new(false),
             reviews: watch::Sender::new(Reviews::AsEver),
+            hasty: AtomicBool::default(),
+            undecided: AtomicBool::default(),
         }
     }
 
@@ -130,7 +139,10 @@ impl State {
             .map_err(|error| Failure::bad_request(format!("the body is not JSON: {error}")))?;
         let answer = match &*asked.resource {
             "tokenreviews" => self.review_token(asked, review).await?,
-            _ => rights::review(&self.rights.lock().expect("unlocked"), &review),
+            _ => {
+                let undecided = self.undecided.load(Relaxed);
+                rights::review(&self.rights.lock().expect("unlocked"), &review, undecided)
+            }
         };
         Ok(json_response(201, whole(answer.to_string())))
     }
@@ -270,12 +282,16 @@ impl State {
             return Err(Failure::streaming_lists_are_off());
         }
         let timeout = number(asked, "timeoutSeconds")?.filter(|seconds| *seconds > 0);
+        let timeout = timeout.map_or(WATCH_TIMEOUT, Duration::from_secs);
         let wanted = Wanted {
             resource,
             namespace: asked.namespace.clone(),
             selector,
             bookmarks: asked.is_set("allowWatchBookmarks"),
-            timeout: timeout.map_or(WATCH_TIMEOUT, Duration::from_secs),
+            timeout: match self.hasty.load(Relaxed) {
+                true => Duration::ZERO,
+                false => timeout,
+            },
         };
         let store = self.store.lock().expect("unlocked");
         let (version, initial) = match number(asked, "resourceVersion")? {

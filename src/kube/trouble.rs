@@ -1,0 +1,80 @@
+//! What goes wrong again and again: what of it is news, and how long to wait before the next try.
+
+use std::time::Duration;
+
+/// How long to wait after the first failure, and at the most.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How many different errors are news before all is well again: some texts have numbers that always differ.
+const MOST_NEWS: usize = 5;
+
+/// Failures since all was well.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    in_a_row: u32,
+    error: Option<String>,
+    told: Vec<String>,
+}
+
+impl Trouble {
+    /// One more failure. Says whether the log should have it.
+    pub(super) fn add(&mut self, error: String) -> bool {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        let news = self.told.len() < MOST_NEWS && !self.told.contains(&error);
+        if news {
+            self.told.push(error.clone());
+        }
+        self.error = Some(error);
+        news
+    }
+
+    /// All is well. Says whether that is news.
+    pub(super) fn over(&mut self) -> bool {
+        std::mem::take(self).error.is_some()
+    }
+
+    /// The last failure.
+    pub(super) fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// How long to wait before the next try: longer and longer, and by chance not as long as others do.
+    pub(super) fn pause(&self) -> Duration {
+        let doublings = self.in_a_row.saturating_sub(1).min(10);
+        let longest = (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE);
+        longest.mul_f64(fastrand::f64().midpoint(1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_limit_until_all_is_well() {
+        let mut trouble = Trouble::default();
+        let mut expected = FIRST_PAUSE;
+        for _ in 0..40 {
+            trouble.add("no".to_owned());
+            let pause = trouble.pause();
+            assert!((expected / 2..=expected).contains(&pause), "{pause:?}");
+            expected = (expected * 2).min(LONGEST_PAUSE);
+        }
+        assert!(trouble.over());
+        assert!(!trouble.over(), "no news");
+        trouble.add("no".to_owned());
+        assert!(trouble.pause() <= FIRST_PAUSE);
+    }
+
+    #[test]
+    fn another_error_is_news_but_not_for_ever() {
+        let mut trouble = Trouble::default();
+        assert!(trouble.add("one".to_owned()));
+        assert!(!trouble.add("one".to_owned()));
+        assert!(trouble.add("two".to_owned()));
+        assert!(!trouble.add("one".to_owned()));
+        assert_eq!(trouble.error(), Some("one"));
+        let news = (0..100).filter(|n| trouble.add(n.to_string())).count();
+        assert_eq!(news, MOST_NEWS - 2);
+    }
+}

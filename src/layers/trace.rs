@@ -1,0 +1,554 @@
+//! Records requests in spans, those that the sampler draws: as the semantic conventions for RPC and HTTP servers
+//! have it. A request that is not drawn costs a look at its headers.
+//!
+//! A span lasts until the answer's body has been sent, so that gRPC's status counts, which comes after it.
+
+use std::{
+    convert::Infallible,
+    net::IpAddr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use axum::{body::Body, response::Response};
+use http::{HeaderMap, Method, Request, Version, header};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use opentelemetry::{
+    Context as Recording, KeyValue,
+    trace::{SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _},
+};
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use super::measure::grpc_status;
+use crate::{
+    peer::{Peer, TrustedProxies},
+    telemetry::trace::{Carried, Recorder, sampler::Parent, within},
+    transport::{Area, Protocol, action, grpc, rest},
+};
+
+/// Applies [`Trace`].
+#[derive(Debug, Clone)]
+pub struct TraceLayer {
+    recorder: Recorder,
+    proxies: TrustedProxies,
+    scheme: &'static str,
+}
+
+impl TraceLayer {
+    /// Records requests that came with or without TLS, and those behind these proxies as their clients'.
+    #[must_use]
+    pub fn new(recorder: Recorder, proxies: TrustedProxies, tls: bool) -> Self {
+        Self {
+            recorder,
+            proxies,
+            scheme: if tls { "https" } else { "http" },
+        }
+    }
+
+    /// Where a request's span is recorded, if it is.
+    fn record(&self, request: &Request<Body>) -> Option<Recording> {
+        let headers = request.headers();
+        let parent = match self.recorder.continues {
+            true => Parent::of(headers),
+            false => None,
+        };
+        if !self.recorder.sampler.samples(parent.as_ref()) {
+            return None;
+        }
+        let watched = matches!(Area::of(request.uri().path()), Area::Probes | Area::Metrics);
+        // Those who watch the agent ask all the time: only when they want to see themselves.
+        if watched && !parent.is_some_and(|parent| parent.is_sampled()) {
+            return None;
+        }
+        let span = self.span(request);
+        let above = match parent {
+            Some(parent) => Recording::new().with_remote_span_context(parent.context(headers)),
+            None => Recording::new(),
+        };
+        let span = self.recorder.tracer.build_with_context(span, &above);
+        Some(above.with_span(span))
+    }
+
+    /// The span of a request. Names that callers choose are in none of its attributes.
+    fn span(&self, request: &Request<Body>) -> SpanBuilder {
+        let (headers, uri) = (request.headers(), request.uri());
+        let mut attributes = Vec::with_capacity(16);
+        let mut put = |key, value: opentelemetry::Value| attributes.push(KeyValue::new(key, value));
+        let name = match Protocol::of(headers) {
+            Protocol::Grpc | Protocol::GrpcWeb(_) => {
+                put("rpc.system", "grpc".into());
+                let known = rpc(request.method(), uri.path());
+                put(
+                    "rpc.method",
+                    known
+                        .map_or("_OTHER", |(_, method)| method)
+                        .to_owned()
+                        .into(),
+                );
+                if let Some((service, _)) = known {
+                    put("rpc.service", service.to_owned().into());
+                }
+                match known {
+                    Some((service, method)) => format!("{service}/{method}"),
+                    None => "_OTHER".to_owned(),
+                }
+            }
+            Protocol::Rest => {
+                let method = known(request.method());
+                put("http.request.method", method.into());
+                put("url.scheme", self.scheme.into());
+                if self.recorder.keys {
+                    put("url.path", uri.path().to_owned().into());
+                }
+                let method = match method {
+                    "_OTHER" => "HTTP",
+                    method => method,
+                };
+                match rest::route(uri.path()) {
+                    Some(route) => {
+                        put("http.route", route.into());
+                        format!("{method} {route}")
+                    }
+                    None => method.to_owned(),
+                }
+            }
+        };
+        put("network.protocol.name", "http".into());
+        put(
+            "network.protocol.version",
+            version(request.version()).into(),
+        );
+        if let Some((host, port)) = server(request) {
+            put("server.address", host.to_owned().into());
+            if let Some(port) = port {
+                put("server.port", i64::from(port).into());
+            }
+        }
+        if let Some(address) = self.client(request) {
+            put("client.address", address.to_string().into());
+        }
+        if let Some(id) = text(headers, "x-request-id") {
+            put("election_agent.request_id", id.to_owned().into());
+        }
+        SpanBuilder::from_name(name)
+            .with_kind(SpanKind::Server)
+            .with_attributes(attributes)
+    }
+
+    fn client(&self, request: &Request<Body>) -> Option<IpAddr> {
+        let peer = request.extensions().get::<Peer>()?;
+        Some(self.proxies.client_address(peer.address, request.headers()))
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// The service and the method that a path names, if this agent has them.
+fn rpc<'a>(method: &Method, path: &'a str) -> Option<(&'a str, &'a str)> {
+    let has = match path.starts_with(grpc::ELECTION_PATH) {
+        true => action(method, path) != "other",
+        false => Area::of(path) == Area::Probes || grpc::is_reflection(path),
+    };
+    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
+    has.then_some((service, method))
+}
+
+/// The method, if it is one that the specifications know.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::CONNECT => "CONNECT",
+        Method::OPTIONS => "OPTIONS",
+        Method::TRACE => "TRACE",
+        Method::PATCH => "PATCH",
+        _ => "_OTHER",
+    }
+}
+
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    }
+}
+
+/// What the caller takes this agent for.
+fn server(request: &Request<Body>) -> Option<(&str, Option<u16>)> {
+    if let Some(authority) = request.uri().authority() {
+        return Some((authority.host(), authority.port_u16()));
+    }
+    let host = text(request.headers(), header::HOST.as_str())?;
+    match host.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => Some((host, port.parse().ok())),
+        _ => Some((host, None)),
+    }
+}
+
+impl<S> Layer<S> for TraceLayer {
+    type Service = Trace<S>;
+
+    fn layer(&self, inner: S) -> Trace<S> {
+        Trace {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+/// Records a service's requests.
+#[derive(Debug, Clone)]
+pub struct Trace<S> {
+    inner: S,
+    layer: TraceLayer,
+}
+
+impl<S> Service<Request<Body>> for Trace<S>
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Traced<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let recording = self.layer.record(&request);
+        let span = recording.clone().map(|recording| ServerSpan {
+            recording,
+            protocol: Protocol::of(request.headers()),
+            ended: false,
+        });
+        let current = recording.clone().map(Recording::attach);
+        let answer = self.inner.call(request);
+        drop(current);
+        Traced {
+            answer: within(recording, answer),
+            span,
+        }
+    }
+}
+
+/// The span of a request that is being answered; dropped as such, its caller has gone.
+struct ServerSpan {
+    recording: Recording,
+    protocol: Protocol,
+    ended: bool,
+}
+
+impl ServerSpan {
+    /// Ends it with what is known at the end.
+    fn end(&mut self, answer: Option<Answer>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let span = self.recording.span();
+        let error = match (self.protocol, answer) {
+            (Protocol::Rest, Some(Answer { http, .. })) => {
+                span.set_attribute(KeyValue::new("http.response.status_code", i64::from(http)));
+                (http >= 500).then(|| http.to_string())
+            }
+            (Protocol::Rest, None) => Some("cancelled".to_owned()),
+            (_, answer) => {
+                let code = answer.map_or(tonic::Code::Cancelled, |answer| answer.grpc);
+                span.set_attribute(KeyValue::new("rpc.grpc.status_code", code as i64));
+                is_the_servers(code).then(|| (code as i32).to_string())
+            }
+        };
+        if let Some(error) = error {
+            span.set_attribute(KeyValue::new("error.type", error));
+            span.set_status(Status::error(""));
+        }
+        span.end();
+    }
+}
+
+impl Drop for ServerSpan {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}
+
+/// What a request was answered.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    http: u16,
+    grpc: tonic::Code,
+}
+
+/// Whether the conventions take a gRPC status for an error of the server's side.
+fn is_the_servers(code: tonic::Code) -> bool {
+    use tonic::Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
+    matches!(
+        code,
+        Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss
+    )
+}
+
+pin_project! {
+    /// The answer, with the span that it ends.
+    pub struct Traced<F> {
+        #[pin]
+        answer: Carried<F>,
+        span: Option<ServerSpan>,
+    }
+}
+
+impl<F> Future for Traced<F>
+where
+    F: Future<Output = Result<Response, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let Ok(response) = ready!(this.answer.poll(cx));
+        let Some(span) = this.span.take() else {
+            return Poll::Ready(Ok(response));
+        };
+        let answer = Answer {
+            http: response.status().as_u16(),
+            grpc: grpc_status(&response),
+        };
+        Poll::Ready(Ok(
+            response.map(|body| Body::new(TracedBody { body, span, answer }))
+        ))
+    }
+}
+
+pin_project! {
+    /// A body whose end is the end of the request's span.
+    struct TracedBody {
+        #[pin]
+        body: Body,
+        span: ServerSpan,
+        answer: Answer,
+    }
+
+    impl PinnedDrop for TracedBody {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            // Whoever sends it need not ask whether more comes.
+            if this.body.is_end_stream() {
+                this.span.end(Some(*this.answer));
+            }
+        }
+    }
+}
+
+impl HttpBody for TracedBody {
+    type Data = <Body as HttpBody>::Data;
+    type Error = <Body as HttpBody>::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.project();
+        let frame = ready!(this.body.poll_frame(cx));
+        match &frame {
+            Some(Ok(frame)) => {
+                let status = frame.trailers_ref();
+                if let Some(status) = status.and_then(|trailers| trailers.get("grpc-status")) {
+                    this.answer.grpc = tonic::Code::from_bytes(status.as_bytes());
+                    this.span.end(Some(*this.answer));
+                }
+            }
+            None => this.span.end(Some(*this.answer)),
+            Some(Err(_)) => this.span.end(None),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::pending,
+        sync::{Arc, Mutex, PoisonError},
+        time::Duration,
+    };
+
+    use bytes::Bytes;
+    use futures_util::{FutureExt as _, stream};
+    use http_body_util::{BodyExt as _, StreamBody};
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::{
+        error::OTelSdkResult,
+        trace::{SdkTracerProvider, Span, SpanData, SpanProcessor},
+    };
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+    use crate::telemetry::trace::{
+        current_trace_id, event,
+        sampler::{Root, Sampler},
+    };
+
+    /// Keeps the spans that have ended.
+    #[derive(Debug, Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanProcessor for Kept {
+        fn on_start(&self, _: &mut Span, _: &Recording) {}
+
+        fn on_end(&self, span: SpanData) {
+            let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            spans.push(span);
+        }
+
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            Ok(())
+        }
+    }
+
+    impl Kept {
+        /// The span that has ended since this was last asked.
+        fn one(&self) -> SpanData {
+            let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            assert_eq!(spans.len(), 1, "{spans:?}");
+            spans.remove(0)
+        }
+
+        fn is_empty(&self) -> bool {
+            let spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            spans.is_empty()
+        }
+    }
+
+    fn attribute(span: &SpanData, key: &str) -> String {
+        let mut attributes = span.attributes.iter();
+        let found = attributes.find(|attribute| attribute.key.as_str() == key);
+        found.map_or_else(String::new, |attribute| attribute.value.to_string())
+    }
+
+    fn layer(root: Root) -> (TraceLayer, Kept, SdkTracerProvider) {
+        let kept = Kept::default();
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(kept.clone())
+            .build();
+        let recorder = Recorder {
+            tracer: provider.tracer("test"),
+            sampler: Sampler {
+                parent_based: true,
+                root,
+            },
+            continues: true,
+            keys: false,
+        };
+        (
+            TraceLayer::new(recorder, TrustedProxies::default(), true),
+            kept,
+            provider,
+        )
+    }
+
+    fn grpc() -> Request<Body> {
+        Request::post("/grpc.election_agent.v1.Election/Campaign")
+            .header(header::CONTENT_TYPE, "application/grpc")
+            .body(Body::empty())
+            .expect("a request")
+    }
+
+    /// A body of a message and then this status.
+    fn with_trailers(status: &'static str) -> Body {
+        let trailers = HeaderMap::from_iter([(
+            header::HeaderName::from_static("grpc-status"),
+            header::HeaderValue::from_static(status),
+        )]);
+        let frames = [
+            Frame::data(Bytes::from_static(b"message")),
+            Frame::trailers(trailers),
+        ];
+        let frames = frames.map(Ok::<_, Infallible>);
+        Body::new(StreamBody::new(stream::iter(frames)))
+    }
+
+    #[tokio::test]
+    async fn the_status_that_comes_after_the_body_counts() {
+        let (layer, kept, _provider) = layer(Root::Always);
+        for (status, code, is_error) in [("0", "0", false), ("5", "5", false), ("14", "14", true)] {
+            let service = service_fn(move |_| async move {
+                Ok::<_, Infallible>(Response::new(with_trailers(status)))
+            });
+            let Ok(answer) = layer.layer(service).oneshot(grpc()).await;
+            assert!(kept.is_empty(), "the answer is still being sent");
+            answer.into_body().collect().await.expect("a body");
+            let span = kept.one();
+            assert_eq!(attribute(&span, "rpc.grpc.status_code"), code);
+            assert_eq!(span.status != Status::Unset, is_error, "{span:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_goes_away_ends_the_span() {
+        let (layer, kept, _provider) = layer(Root::Always);
+        let never = service_fn(|_| pending::<Result<Response, Infallible>>());
+        assert!(layer.layer(never).oneshot(grpc()).now_or_never().is_none());
+        assert_eq!(attribute(&kept.one(), "rpc.grpc.status_code"), "1");
+
+        let service =
+            service_fn(|_| async { Ok::<_, Infallible>(Response::new(with_trailers("0"))) });
+        let Ok(answer) = layer.layer(service).oneshot(grpc()).await;
+        drop(answer);
+        assert_eq!(attribute(&kept.one(), "rpc.grpc.status_code"), "1");
+
+        let request = Request::get("/elections").body(Body::empty());
+        let answer = layer.layer(never).oneshot(request.expect("a request"));
+        assert!(answer.now_or_never().is_none());
+        let span = kept.one();
+        assert_eq!(span.name, "GET /elections");
+        assert_eq!(attribute(&span, "error.type"), "cancelled");
+        assert_eq!(attribute(&span, "url.scheme"), "https");
+    }
+
+    #[tokio::test]
+    async fn a_recorded_request_knows_its_trace_and_others_have_none() {
+        for root in [Root::Always, Root::Never] {
+            let (layer, kept, _provider) = layer(root);
+            let service = service_fn(|_| async {
+                // As when it waits for something.
+                tokio::task::yield_now().await;
+                event("told", "number", 7);
+                let body = Body::from(current_trace_id().unwrap_or_default());
+                Ok::<_, Infallible>(Response::new(body))
+            });
+            let request = Request::get("/election/x").body(Body::empty());
+            let answer = layer.layer(service).oneshot(request.expect("a request"));
+            let Ok(answer) = answer.await;
+            let body = answer.into_body().collect().await.expect("a body");
+            let told = String::from_utf8(body.to_bytes().to_vec()).expect("text");
+            assert_eq!(current_trace_id(), None, "nothing is left behind");
+            if root == Root::Never {
+                assert!(told.is_empty() && kept.is_empty());
+                continue;
+            }
+            let span = kept.one();
+            assert_eq!(told, span.span_context.trace_id().to_string());
+            assert_eq!(span.events[0].name, "told");
+            assert_eq!(attribute(&span, "http.response.status_code"), "200");
+        }
+    }
+}

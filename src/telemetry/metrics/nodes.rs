@@ -1,0 +1,301 @@
+//! Lease nodes, and what the quorum of them does.
+
+use std::{fmt, time::Duration};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{
+        counter::Counter,
+        family::{Family, MetricConstructor},
+        gauge::Gauge,
+    },
+};
+
+use super::{Flag, Registrar, Seconds, histogram::Durations, table};
+use crate::lease::quorum::{
+    NodeStatus,
+    observer::{Called, Observer, Operation, Retry},
+};
+
+/// Upper bounds of the buckets of node calls, in seconds: nodes are closer than callers.
+const BUCKETS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0,
+];
+
+/// What may be wrong with calls: the values of the label.
+const ERRORS: [&str; 3] = ["timeout", "failed", "not_sent"];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfNode {
+    node: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CallTo {
+    node: String,
+    operation: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Failed {
+    node: String,
+    operation: &'static str,
+    error: &'static str,
+}
+
+#[derive(Debug, Clone)]
+struct Made;
+
+impl MetricConstructor<Durations> for Made {
+    fn new_metric(&self) -> Durations {
+        Durations::new(BUCKETS)
+    }
+}
+
+/// The metrics of nodes.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    disconnected: Gauge,
+    up: Family<OfNode, Flag>,
+    guard: Family<OfNode, Seconds>,
+    durations: Family<CallTo, Durations, Made>,
+    errors: Family<Failed, Counter>,
+    token_retries: Counter,
+    split_votes: Counter,
+    withdrawals: Counter,
+    heals: Counter,
+}
+
+impl Nodes {
+    pub(super) fn register(registrar: &mut Registrar) -> Self {
+        let nodes = Self {
+            disconnected: Gauge::default(),
+            up: Family::default(),
+            guard: Family::default(),
+            durations: Family::new_with_constructor(Made),
+            errors: Family::default(),
+            token_retries: Counter::default(),
+            split_votes: Counter::default(),
+            withdrawals: Counter::default(),
+            heals: Counter::default(),
+        };
+        registrar.register(&table::DISCONNECTED, nodes.disconnected.clone());
+        registrar.register(&table::NODE_UP, nodes.up.clone());
+        registrar.register(&table::NODE_GUARD, nodes.guard.clone());
+        registrar.register(&table::NODE_DURATION, nodes.durations.clone());
+        registrar.register(&table::NODE_ERRORS, nodes.errors.clone());
+        registrar.register(&table::TOKEN_RETRIES, nodes.token_retries.clone());
+        registrar.register(&table::SPLIT_VOTES, nodes.split_votes.clone());
+        registrar.register(&table::WITHDRAWALS, nodes.withdrawals.clone());
+        registrar.register(&table::HEALS, nodes.heals.clone());
+        nodes
+    }
+
+    /// Says how the nodes do.
+    pub(super) fn report(&self, nodes: &[NodeStatus]) {
+        let down = nodes.iter().filter(|node| node.probe.is_err()).count();
+        self.disconnected
+            .set(i64::try_from(down).unwrap_or(i64::MAX));
+        for status in nodes {
+            let node = OfNode {
+                node: status.name.clone(),
+            };
+            self.up
+                .get_or_create(&node)
+                .set(i64::from(status.probe.is_ok()));
+            match status.probe.as_ref().ok().and_then(|probe| probe.guard) {
+                Some(left) => {
+                    self.guard.get_or_create(&node).set(left.as_secs_f64());
+                }
+                // A number that is no longer known is worse than none.
+                None => {
+                    self.guard.remove(&node);
+                }
+            }
+        }
+    }
+
+    /// What counts calls to nodes of these names.
+    pub(super) fn observer(&self, names: &[&str]) -> Counting {
+        let per_node = |name: &&str| {
+            let node = (*name).to_owned();
+            Operation::ALL.map(|operation| Calls {
+                durations: self.durations.get_or_create_owned(&CallTo {
+                    node: node.clone(),
+                    operation: operation.name(),
+                }),
+                errors: ERRORS.map(|error| {
+                    self.errors.get_or_create_owned(&Failed {
+                        node: node.clone(),
+                        operation: operation.name(),
+                        error,
+                    })
+                }),
+            })
+        };
+        Counting {
+            nodes: names.iter().map(per_node).collect(),
+            token_retries: self.token_retries.clone(),
+            split_votes: self.split_votes.clone(),
+            withdrawals: self.withdrawals.clone(),
+            heals: self.heals.clone(),
+        }
+    }
+}
+
+/// Calls of an operation to a node.
+struct Calls {
+    durations: Durations,
+    errors: [Counter; ERRORS.len()],
+}
+
+/// Counts what a quorum does, in metrics that were resolved when it was made.
+pub(super) struct Counting {
+    /// By node and operation.
+    nodes: Vec<[Calls; Operation::ALL.len()]>,
+    token_retries: Counter,
+    split_votes: Counter,
+    withdrawals: Counter,
+    heals: Counter,
+}
+
+impl fmt::Debug for Counting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Counting").finish_non_exhaustive()
+    }
+}
+
+impl Observer for Counting {
+    fn called(&self, node: usize, operation: Operation, outcome: Called, took: Duration) {
+        let Some(node) = self.nodes.get(node) else {
+            return;
+        };
+        let calls = &node[operation as usize];
+        let error = match outcome {
+            Called::Ok | Called::GivenUp => None,
+            Called::Timeout => Some(0),
+            Called::Failed => Some(1),
+            Called::NotSent => Some(2),
+        };
+        if let Some(error) = error {
+            calls.errors[error].inc();
+        }
+        // A node that cannot be reached must not look quick.
+        if outcome != Called::NotSent {
+            calls.durations.observe(took);
+        }
+    }
+
+    fn retried(&self, why: Retry) {
+        match why {
+            Retry::StaleToken => self.token_retries.inc(),
+            Retry::SplitVote => self.split_votes.inc(),
+            // Once in a node's life.
+            Retry::Unmarked => return,
+        };
+    }
+
+    fn withdrawn(&self, nodes: usize) {
+        self.withdrawals.inc_by(nodes as u64);
+    }
+
+    fn healed(&self, nodes: usize) {
+        self.heals.inc_by(nodes as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        lease::{NodeError, Probe},
+        telemetry::metrics::{Format, Metrics},
+    };
+
+    use super::*;
+
+    fn lines(metrics: &Metrics) -> Vec<String> {
+        let text = metrics.text(Format::Text);
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn operations_are_numbered_in_their_order() {
+        for (number, operation) in Operation::ALL.into_iter().enumerate() {
+            assert_eq!(operation as usize, number);
+        }
+    }
+
+    #[test]
+    fn calls_are_counted_by_node_operation_and_error() {
+        let metrics = Metrics::new(&[1.0]);
+        let observer = metrics.observer(&["a:1", "b:1"]);
+        let took = Duration::from_millis(20);
+        for outcome in [
+            Called::Ok,
+            Called::Timeout,
+            Called::GivenUp,
+            Called::Failed,
+            Called::NotSent,
+        ] {
+            observer.called(1, Operation::Extend, outcome, took);
+        }
+        observer.called(2, Operation::Extend, Called::Ok, took);
+        observer.retried(Retry::StaleToken);
+        observer.retried(Retry::Unmarked);
+        observer.withdrawn(2);
+        observer.healed(1);
+        let lines = lines(&metrics);
+        for line in [
+            "node_call_duration_seconds_count{node=\"b:1\",operation=\"extend\"} 4",
+            "node_call_duration_seconds_bucket{le=\"0.01\",node=\"b:1\",operation=\"extend\"} 0",
+            "node_call_duration_seconds_bucket{le=\"0.025\",node=\"b:1\",operation=\"extend\"} 4",
+            "node_call_duration_seconds_count{node=\"a:1\",operation=\"extend\"} 0",
+            "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"timeout\"} 1",
+            "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"failed\"} 1",
+            "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"not_sent\"} 1",
+            "token_retries_total 1",
+            "split_votes_total 0",
+            "withdrawals_total 2",
+            "heals_total 1",
+        ] {
+            let line = format!("election_agent_{line}");
+            assert!(lines.contains(&line), "{line}: {lines:#?}");
+        }
+    }
+
+    #[test]
+    fn the_guard_of_a_node_that_does_not_answer_is_not_told() {
+        let metrics = Metrics::new(&[1.0]);
+        let probe = Probe {
+            guard: Some(Duration::from_millis(1500)),
+            unmarked: Vec::new(),
+            longest_guard: Duration::ZERO,
+            identity: None,
+            unfit: None,
+            degraded: None,
+        };
+        let mut node = NodeStatus {
+            name: "a:1".to_owned(),
+            probe: Ok(probe),
+        };
+        let guard = "election_agent_node_guard_remaining_seconds{node=\"a:1\"} ";
+        let up = "election_agent_node_up{node=\"a:1\"} ";
+        metrics.report(std::slice::from_ref(&node), true);
+        let told = lines(&metrics);
+        assert!(told.contains(&format!("{guard}1.5")), "{told:#?}");
+        assert!(told.contains(&format!("{up}1")));
+        assert!(told.contains(&"election_agent_ready 1".to_owned()));
+
+        node.probe = Err(NodeError::unknown("gone"));
+        metrics.report(&[node], false);
+        let told = lines(&metrics);
+        assert!(
+            !told.iter().any(|line| line.starts_with(guard)),
+            "{told:#?}"
+        );
+        assert!(told.contains(&format!("{up}0")));
+        for line in ["ready 0", "disconnected_redis_backends 1"] {
+            assert!(told.contains(&format!("election_agent_{line}")), "{line}");
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Every metric: its name, type, labels, unit and meaning, and when it exists.
+//!
+//! Metrics are registered by their row here, and docs/METRICS.md is printed from it.
+
+use std::fmt::Write as _;
+
+use super::requests::{REFUSALS, status_name};
+use crate::election::ledger::{Cause, Outcome};
+use crate::{lease::quorum::observer::Operation, transport::Action};
+
+/// What all names begin with, before an underscore.
+pub const PREFIX: &str = "election_agent";
+
+/// How many elections of a kind of `EA_METRICS_PER_ELECTION` have series of their own.
+pub const ELECTIONS_PER_KIND: usize = 1_000;
+
+/// The type of a metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Type {
+    /// Only rises, but begins at zero when the agent does.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// Counts in buckets, with a sum.
+    Histogram,
+}
+
+impl Type {
+    /// As the exposition formats call it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// A metric.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Its name, without [`PREFIX`].
+    pub name: &'static str,
+    /// Its type.
+    pub kind: Type,
+    /// The names of its labels.
+    pub labels: &'static [&'static str],
+    /// What its numbers count.
+    pub unit: &'static str,
+    /// What it tells.
+    pub meaning: &'static str,
+    /// When it exists.
+    pub exists: &'static str,
+}
+
+impl Row {
+    /// Its whole name.
+    #[must_use]
+    pub fn full_name(&self) -> String {
+        format!("{PREFIX}_{}", self.name)
+    }
+}
+
+macro_rules! table {
+    ($($row:ident: $kind:ident $name:literal [$($label:literal),*] $unit:literal, $meaning:literal, $exists:literal;)+) => {
+        $(pub(super) const $row: Row = Row {
+            name: $name,
+            kind: Type::$kind,
+            labels: &[$($label),*],
+            unit: $unit,
+            meaning: $meaning,
+            exists: $exists,
+        };)+
+
+        /// Every metric.
+        pub const TABLE: &[Row] = &[$($row),+];
+    };
+}
+
+table! {
+    REQUEST_DURATION: Histogram "request_duration_seconds" ["action", "status"] "seconds",
+        "How long requests took until their answer began, by what they were for and the gRPC name of their status, over every protocol",
+        "from the first request of an action that got the status";
+    IN_FLIGHT: Gauge "requests_in_flight" ["action"] "requests",
+        "Requests whose answer has not begun",
+        "always";
+    UNAVAILABLE: Counter "unavailable_total" [] "requests",
+        "Requests that were told UNAVAILABLE: no quorum of lease nodes answered, or what is known of pods is too old",
+        "always";
+    REFUSED: Counter "requests_refused_total" ["reason"] "requests",
+        "Requests that were refused for what they are, not for what they asked",
+        "always";
+    OUTCOMES: Counter "outcomes_total" ["action", "outcome"] "requests",
+        "What came of requests that reached the elections",
+        "from the first request of an action with the outcome";
+    LEADERSHIP_CHANGES: Counter "leadership_changes_total" ["cause"] "changes",
+        "Changes of leadership that this agent made or saw",
+        "always";
+    HELD: Gauge "elections_held" [] "elections",
+        "Elections whose leader has time left, of those that this agent has answered for",
+        "always";
+    READY: Gauge "ready" [] "0 or 1",
+        "Whether the agent is ready, as /readyz tells it",
+        "always";
+    DISCONNECTED: Gauge "disconnected_redis_backends" [] "nodes",
+        "Lease nodes that do not answer, or must not vote",
+        "always";
+    NODE_UP: Gauge "node_up" ["node"] "0 or 1",
+        "Whether the lease node answers, and may vote",
+        "always";
+    NODE_GUARD: Gauge "node_guard_remaining_seconds" ["node"] "seconds",
+        "For how long the lease node abstains from new grants, as it has restarted or was promoted; 0 when it grants",
+        "while the node answers and has markers";
+    NODE_DURATION: Histogram "node_call_duration_seconds" ["node", "operation"] "seconds",
+        "How long calls to lease nodes took, also those without an answer; calls that reads no longer waited for and calls that were never sent do not count",
+        "always";
+    NODE_ERRORS: Counter "node_call_errors_total" ["node", "operation", "error"] "calls",
+        "Calls to lease nodes that were not answered",
+        "always";
+    TOKEN_RETRIES: Counter "token_retries_total" [] "votes",
+        "Votes that were held again with a larger token, as a node had accepted a larger one than proposed",
+        "always";
+    SPLIT_VOTES: Counter "split_votes_total" [] "votes",
+        "Votes in which candidates got in each other's way and none got a quorum",
+        "always";
+    WITHDRAWALS: Counter "withdrawals_total" [] "grants",
+        "Grants that were taken back, each counted at every node that did so: of votes that did not win, and of callers that went away",
+        "always";
+    HEALS: Counter "heals_total" [] "leases",
+        "Leases that were written to nodes that lacked them, each counted at every node",
+        "always";
+    CONNECTIONS: Gauge "connections" [] "connections",
+        "Open connections, on both ports",
+        "always";
+    CONNECTIONS_REFUSED: Counter "connections_refused_total" [] "connections",
+        "Connections that were closed for EA_MAX_CONNECTIONS or EA_MAX_CONNECTIONS_PER_PEER",
+        "always";
+    CERTIFICATE_EXPIRY: Gauge "certificate_expiry_timestamp_seconds" [] "seconds since 1970",
+        "When the first certificate of the chain that new connections are shown expires",
+        "with TLS (`EA_TLS_CERT_FILE`)";
+    KUBE_AGE: Gauge "kube_cache_age_seconds" ["namespace"] "seconds",
+        "For how long the Kubernetes API server has not been heard to agree with what is known of pods",
+        "while pods are looked up and something is known of the namespace";
+    KUBE_PODS: Gauge "kube_cache_pods" ["namespace"] "pods",
+        "Pods that are known",
+        "while pods are looked up";
+    SPANS_EXPORTED: Counter "trace_spans_exported_total" [] "spans",
+        "Spans that a collector has taken",
+        "always";
+    SPANS_LOST: Counter "trace_spans_lost_total" [] "spans",
+        "Spans that were dropped, as the collector did not take them or the queue was full",
+        "always";
+    EXPORT_FAILURES: Counter "trace_export_failures_total" [] "exports",
+        "Exports of spans that failed",
+        "always";
+    BUILD_INFO: Gauge "build_info" ["version", "commit"] "1",
+        "The agent's version, and the commit that it was built from, if that is known",
+        "always";
+    ELECTION_TOKEN: Gauge "election_token" ["kind", "election"] "token",
+        "The fencing token of the election's last leader, as far as this agent knows",
+        "with `EA_METRICS_PER_ELECTION`, from the election's first change of leadership";
+    ELECTION_CHANGES: Counter "election_leadership_changes_total" ["kind", "election", "cause"] "changes",
+        "Changes of the election's leadership that this agent made or saw",
+        "with `EA_METRICS_PER_ELECTION`, from the election's first change by the cause";
+}
+
+/// docs/METRICS.md.
+#[must_use]
+pub fn markdown() -> String {
+    let mut text = format!(
+        "<!-- Printed by `election-agent metrics` from the table in src/telemetry/metrics/table.rs. -->\n\
+         # Metrics\n\n\
+         `GET /metrics` serves what this page lists, unless `EA_METRIC_ENABLE=false`: as OpenMetrics, with trace ids\n\
+         as exemplars of requests that are traced, to who accepts `application/openmetrics-text`, as Prometheus does\n\
+         if asked nothing else; else as Prometheus text 0.0.4, which has no exemplars. Names, labels and numbers are\n\
+         the same in both. All names begin with `{PREFIX}_`.\n\n\
+         | name | type | labels | unit | meaning | exists |\n|---|---|---|---|---|---|\n"
+    );
+    for row in TABLE {
+        let labels: Vec<_> = row
+            .labels
+            .iter()
+            .map(|label| format!("`{label}`"))
+            .collect();
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} | {} | {} | {} |",
+            row.name,
+            row.kind.name(),
+            labels.join(", "),
+            row.unit,
+            row.meaning,
+            row.exists
+        );
+    }
+    text.push_str(
+        "\n## Labels\n\n\
+         No label's value is made up by callers, but for the elections of `EA_METRICS_PER_ELECTION`: the number of\n\
+         series does not grow with elections, candidates, paths or callers.\n\n\
+         | label | values |\n|---|---|\n",
+    );
+    for (label, values) in labels() {
+        let _ = writeln!(text, "| `{label}` | {values} |");
+    }
+    let _ = write!(
+        text,
+        "\nOf every kind that `EA_METRICS_PER_ELECTION` lists, the first {ELECTIONS_PER_KIND} elections that the agent\n\
+         sees have series of their own until it ends; later ones have none, and the log says so once. Name kinds\n\
+         whose elections are few and your own.\n"
+    );
+    text
+}
+
+/// The labels, and what their values are.
+fn labels() -> [(&'static str, String); 13] {
+    let statuses = (0..17).map(|code| status_name(code.into()));
+    [
+        ("action", words(Action::ALL.map(Action::name))),
+        ("status", words(statuses)),
+        ("reason", words(REFUSALS)),
+        ("outcome", words(Outcome::ALL.map(Outcome::name))),
+        ("cause", words(Cause::ALL.map(Cause::name))),
+        (
+            "node",
+            "the addresses of lease nodes, as /readyz calls them".to_owned(),
+        ),
+        ("operation", words(Operation::ALL.map(Operation::name))),
+        (
+            "error",
+            "`timeout` (`EA_REDIS_OPERATION_TIMEOUT` passed; a caller's own deadline that came first is no error of \
+             the node's), `failed` (not known what the node did), `not_sent`"
+                .to_owned(),
+        ),
+        (
+            "namespace",
+            "those of `EA_KUBE_NAMESPACES`; `*` when it is all of them".to_owned(),
+        ),
+        ("version", "the agent's".to_owned()),
+        (
+            "commit",
+            "of release builds, if made in a Git repository or with `ELECTION_AGENT_COMMIT`; else `unknown`"
+                .to_owned(),
+        ),
+        ("kind", "those of `EA_METRICS_PER_ELECTION`".to_owned()),
+        ("election", "names of elections of these kinds".to_owned()),
+    ]
+}
+
+fn words(words: impl IntoIterator<Item = &'static str>) -> String {
+    let words: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_end_as_their_type_and_unit_want() {
+        let mut names = HashSet::new();
+        for row in TABLE {
+            assert!(names.insert(row.name), "{} is there twice", row.name);
+            assert_eq!(
+                row.name.ends_with("_total"),
+                row.kind == Type::Counter,
+                "{}",
+                row.name
+            );
+            assert_eq!(
+                row.name.ends_with("_seconds"),
+                row.unit.starts_with("seconds"),
+                "{}",
+                row.name
+            );
+            // Neither format needs them escaped then.
+            assert!(
+                !row.meaning.contains(['\\', '"', '\n', '|']),
+                "{}",
+                row.name
+            );
+        }
+    }
+
+    #[test]
+    fn every_label_is_explained_and_there() {
+        let used: HashSet<_> = TABLE.iter().flat_map(|row| row.labels).copied().collect();
+        let explained: HashSet<_> = labels().into_iter().map(|(label, _)| label).collect();
+        assert_eq!(used, explained);
+    }
+}
