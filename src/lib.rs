@@ -64,6 +64,7 @@ pub mod layers;
 pub mod lease;
 pub mod listener;
 pub mod peer;
+pub mod probe;
 pub mod proto;
 pub mod readiness;
 pub mod reload;

@@ -6,6 +6,7 @@ use election_agent::{
     app::App,
     auth::tokens,
     config::{self, Command, Config},
+    probe::Probe,
     shutdown,
     telemetry::{self, metrics::table},
     tls,
@@ -38,6 +39,10 @@ fn main() -> ExitCode {
                 .run(auth)
                 .unwrap_or_else(|mistakes| refuse(&mistakes));
         }
+        Command::Probe(probe) => match values.and_then(Config::new) {
+            Ok(config) => return ask(&probe, &config),
+            Err(mistakes) => return refuse(&mistakes),
+        },
         Command::PrintConfig => match values.and_then(Config::new) {
             Ok(config) => print!("{config}"),
             Err(mistakes) => return refuse(&mistakes),
@@ -48,6 +53,18 @@ fn main() -> ExitCode {
         },
     }
     ExitCode::SUCCESS
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn ask(probe: &Probe, config: &Config) -> ExitCode {
+    tls::install_provider();
+    match probe.ask(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(what) => {
+            eprintln!("{what}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn refuse(mistakes: &config::Mistakes) -> ExitCode {

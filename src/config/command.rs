@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use super::{Mistakes, Values, settings};
-use crate::auth::command as authz;
+use crate::{auth::command as authz, probe::Probe};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub enum Command {
     PrintSettings,
     /// Print docs/METRICS.md.
     PrintMetrics,
+    /// Ask an agent whether it is well.
+    Probe(Probe),
     /// Make a bearer token for this name and these groups.
     NewToken(String, Vec<String>),
     /// Tell what the policies say.
@@ -45,6 +47,10 @@ pub fn parse(
             "config" => Command::PrintConfig,
             "openapi" => Command::PrintOpenApi,
             "settings" => Command::PrintSettings,
+            "probe" => Command::Probe(Probe {
+                url: given.get_one::<String>("url").cloned(),
+                live: given.get_flag("live"),
+            }),
             "metrics" => Command::PrintMetrics,
             "token" => new_token(&given),
             "authz" => Command::Authz(authz::Command::from_matches(given)),
@@ -73,7 +79,7 @@ pub(super) fn command_line() -> clap::Command {
             "Every option is also an environment variable and a key of the YAML file: --grpc-port is \
              EA_GRPC_PORT and grpc_port. Flags win over variables, variables over the file.",
         )
-        .version(env!("CARGO_PKG_VERSION"))
+        .version(concat!(env!("CARGO_PKG_VERSION"), " (", env!("ELECTION_AGENT_COMMIT"), ")"))
         .subcommand(
             clap::Command::new("config")
                 .about("Prints the effective configuration as YAML, secrets hidden"),
@@ -83,6 +89,24 @@ pub(super) fn command_line() -> clap::Command {
             clap::Command::new("settings").about("Prints all settings as a Markdown table"),
         )
         .subcommand(clap::Command::new("metrics").about("Prints what /metrics serves as Markdown"))
+        .subcommand(
+            clap::Command::new("probe")
+                .about(
+                    "Asks the agent of this host whether it is ready: exits with 0 if so, else with 1 and says why",
+                )
+                .arg(
+                    clap::Arg::new("url")
+                        .long("url")
+                        .help("What to ask instead, such as http://10.0.0.7:8080/readyz"),
+                )
+                .arg(
+                    clap::Arg::new("live")
+                        .long("live")
+                        .action(clap::ArgAction::SetTrue)
+                        .conflicts_with("url")
+                        .help("Asks whether it works at all (/livez)"),
+                ),
+        )
         .subcommand(
             clap::Command::new("token")
                 .about("Makes bearer tokens")

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use serde_json::Value;
 
-use crate::harness::{Agent, command_output};
+use crate::harness::{Agent, Authority, command_output, owned};
 
 fn stdout(arguments: &[&str], settings: &[(&str, &str)]) -> String {
     let output = command_output(arguments, settings);
@@ -143,4 +143,52 @@ fn the_openapi_document_needs_no_valid_configuration() {
         &[("EA_CONFIG_FILE", "/no/such/file"), ("EA_ENV", "x")],
     );
     assert!(document.starts_with("openapi: 3.1.0"), "{document:.50}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_probe_asks_the_agent_and_says_why_not() {
+    let probe = |arguments: &[&str], settings: &[(&str, &str)]| {
+        let output = command_output(&[&["probe"], arguments].concat(), settings);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code(), told)
+    };
+    let authority = Authority::new();
+    authority.issue("localhost");
+    for encrypted in [false, true] {
+        let mut settings = owned(&[]);
+        if encrypted {
+            settings.extend(authority.settings());
+        }
+        let agent = Agent::start(&settings).await;
+        let port = agent.address().port().to_string();
+        let mut given: Vec<_> = settings
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+            .collect();
+        given.push(("EA_HTTP_PORT", &port));
+        for arguments in [&[][..], &["--live"]] {
+            assert_eq!(probe(arguments, &given), (Some(0), String::new()));
+        }
+    }
+
+    // One that has no Redis works, and is not ready.
+    let agent = Agent::start(&owned(&[("EA_REDIS_URLS", "redis://127.0.0.1:1")])).await;
+    let url = format!("http://{}", agent.address());
+    let (code, told) = probe(&["--url", &format!("{url}/readyz")], &[]);
+    assert!(
+        code == Some(1) && told.contains("answers 503") && told.contains("127.0.0.1:1"),
+        "{told}"
+    );
+    assert_eq!(probe(&["--url", &format!("{url}/livez")], &[]).0, Some(0));
+    drop(agent);
+    let (code, told) = probe(&["--url", &format!("{url}/livez")], &[]);
+    assert!(
+        code == Some(1) && told.contains("does not answer"),
+        "{told}"
+    );
+    let (code, told) = probe(&[], &[]);
+    assert!(
+        code == Some(1) && told.contains("EA_HTTP_PORT is 0"),
+        "{told}"
+    );
 }

@@ -115,7 +115,6 @@ fn compose_starts_hardened_services_that_name_each_other() {
         for volume in &service.volumes {
             let (source, _) = volume.split_once(':').expect("a target");
             let there = match source.strip_prefix('.') {
-                Some(_) if source.starts_with("../observability") => true,
                 Some(_) => repository("deploy").join(source).exists(),
                 None => compose.volumes.contains_key(source),
             };

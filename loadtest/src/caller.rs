@@ -1,0 +1,124 @@
+//! Clients of an agent, one for each protocol.
+
+mod connect;
+mod grpc;
+mod http1;
+
+use std::sync::Arc;
+
+use crate::options::Load;
+pub use connect::Connector;
+
+/// What a client asks.
+#[derive(Debug, Clone, Copy)]
+pub enum Ask<'a> {
+    /// To lead the election.
+    Campaign {
+        /// The election.
+        election: &'a str,
+        /// Who campaigns.
+        candidate: &'a str,
+    },
+    /// To lead on.
+    Extend {
+        /// The election.
+        election: &'a str,
+        /// Who leads.
+        leader: &'a str,
+    },
+    /// Who leads.
+    Leader {
+        /// The election.
+        election: &'a str,
+    },
+    /// Whether the agent is well.
+    Health,
+    /// For pods.
+    Pods,
+}
+
+/// What the agent answers, as far as it is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The candidate leads, or what was asked for was done.
+    Yes,
+    /// Another leads, or nobody.
+    No,
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Failed(
+    /// The status's name, or what became of the connection.
+    pub String,
+);
+
+/// How to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// gRPC over HTTP/2.
+    Grpc,
+    /// gRPC-Web over HTTP/1.1.
+    GrpcWeb,
+    /// REST over HTTP/1.1.
+    Rest,
+}
+
+impl Protocol {
+    /// The protocol's name on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::GrpcWeb => "grpc-web",
+            Self::Rest => "rest",
+        }
+    }
+}
+
+/// A connection to an agent. Cheap to clone: clones share the connection.
+#[derive(Debug, Clone)]
+pub enum Caller {
+    /// gRPC, many requests at once.
+    Grpc(Box<grpc::Client>),
+    /// HTTP/1.1, one request after another.
+    Http1(Arc<http1::Client>),
+}
+
+impl Caller {
+    /// Connects.
+    ///
+    /// # Errors
+    /// There is no connection.
+    pub async fn connect(
+        protocol: Protocol,
+        connector: &Connector,
+        load: &Load,
+    ) -> Result<Self, Failed> {
+        Ok(match protocol {
+            Protocol::Grpc => Self::Grpc(Box::new(grpc::Client::connect(connector, load).await?)),
+            Protocol::GrpcWeb | Protocol::Rest => {
+                let web = protocol == Protocol::GrpcWeb;
+                Self::Http1(Arc::new(
+                    http1::Client::connect(connector, load, web).await?,
+                ))
+            }
+        })
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// The agent refused, or the connection broke.
+    pub async fn call(&mut self, ask: Ask<'_>) -> Result<Answer, Failed> {
+        match self {
+            Self::Grpc(client) => client.call(ask).await,
+            Self::Http1(client) => client.call(ask).await,
+        }
+    }
+}
+
+fn answer(yes: bool) -> Answer {
+    if yes { Answer::Yes } else { Answer::No }
+}

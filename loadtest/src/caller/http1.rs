@@ -1,0 +1,286 @@
+//! REST and gRPC-Web over HTTP/1.1, one request after another on each connection.
+
+use bytes::Bytes;
+use election_agent::proto::{
+    BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
+    GetPodsRequest,
+};
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper_util::rt::TokioIo;
+use prost::Message as _;
+use serde_json::{Value, json};
+use tokio::sync::Mutex;
+use tonic::Code;
+
+use super::{Answer, Ask, Connector, Failed, answer};
+use crate::options::Load;
+
+/// A connection.
+#[derive(Debug)]
+pub struct Client {
+    /// Others wait for their turn.
+    sender: Mutex<SendRequest<Full<Bytes>>>,
+    host: HeaderValue,
+    authorization: Option<HeaderValue>,
+    /// Whether it speaks gRPC-Web, and not REST.
+    web: bool,
+    load: Load,
+}
+
+impl Client {
+    pub(super) async fn connect(
+        connector: &Connector,
+        load: &Load,
+        web: bool,
+    ) -> Result<Self, Failed> {
+        let stream = TokioIo::new(connector.open().await?);
+        let (sender, connection) = handshake(stream).await.map_err(broken)?;
+        // What becomes of the connection is told to whoever asks over it.
+        tokio::spawn(async move { drop(connection.await) });
+        let value = |text: &str| {
+            HeaderValue::try_from(text).map_err(|_| Failed("no value of a header".to_owned()))
+        };
+        let host = load.host.authority().map_or("agent", |name| name.as_str());
+        let authorization = load
+            .token
+            .as_ref()
+            .map(|token| value(&format!("Bearer {token}")));
+        Ok(Self {
+            sender: Mutex::new(sender),
+            host: value(host)?,
+            authorization: authorization.transpose()?,
+            web,
+            load: load.clone(),
+        })
+    }
+
+    pub(super) async fn call(&self, ask: Ask<'_>) -> Result<Answer, Failed> {
+        match self.web {
+            true => self.call_web(ask).await,
+            false => self.call_rest(ask).await,
+        }
+    }
+
+    async fn call_rest(&self, ask: Ask<'_>) -> Result<Answer, Failed> {
+        let term = self.load.term_millis();
+        let (method, path, body) = match ask {
+            Ask::Campaign {
+                election,
+                candidate,
+            } => {
+                let body = json!({"candidate": candidate, "term": term});
+                (Method::POST, format!("/election/{election}"), Some(body))
+            }
+            Ask::Extend { election, leader } => {
+                let body = json!({"leader": leader, "term": term});
+                (Method::PATCH, format!("/election/{election}"), Some(body))
+            }
+            Ask::Leader { election } => (Method::GET, format!("/election/{election}"), None),
+            Ask::Health => (Method::GET, "/livez".to_owned(), None),
+            Ask::Pods => {
+                let Load {
+                    namespace,
+                    deployment,
+                    ..
+                } = &self.load;
+                (
+                    Method::GET,
+                    format!("/kube/{namespace}/{deployment}/pods"),
+                    None,
+                )
+            }
+        };
+        let body = body.map(|body| ("application/json", body.to_string().into()));
+        let (status, answered) = self.send(method, &path, body).await?;
+        match (ask, status) {
+            (Ask::Campaign { .. }, StatusCode::OK) => {
+                let document: Value = serde_json::from_slice(&answered)
+                    .map_err(|_| Failed("an answer that is no JSON".to_owned()))?;
+                Ok(answer(document["elected"] == true))
+            }
+            (_, StatusCode::OK) => Ok(Answer::Yes),
+            (Ask::Extend { .. } | Ask::Leader { .. }, StatusCode::NOT_FOUND)
+            | (Ask::Extend { .. }, StatusCode::CONFLICT) => Ok(Answer::No),
+            (_, status) => Err(Failed(status.as_u16().to_string())),
+        }
+    }
+
+    async fn call_web(&self, ask: Ask<'_>) -> Result<Answer, Failed> {
+        let term = self.load.term_millis();
+        let (method, message) = match ask {
+            Ask::Campaign {
+                election,
+                candidate,
+            } => {
+                let request = CampaignRequest {
+                    election: election.to_owned(),
+                    candidate: candidate.to_owned(),
+                    term,
+                    ..CampaignRequest::default()
+                };
+                (
+                    "grpc.election_agent.v1.Election/Campaign",
+                    request.encode_to_vec(),
+                )
+            }
+            Ask::Extend { election, leader } => {
+                let request = ExtendElectedTermRequest {
+                    election: election.to_owned(),
+                    leader: leader.to_owned(),
+                    term,
+                    ..ExtendElectedTermRequest::default()
+                };
+                (
+                    "grpc.election_agent.v1.Election/ExtendElectedTerm",
+                    request.encode_to_vec(),
+                )
+            }
+            Ask::Leader { election } => {
+                let request = GetLeaderRequest {
+                    election: election.to_owned(),
+                    ..GetLeaderRequest::default()
+                };
+                (
+                    "grpc.election_agent.v1.Election/GetLeader",
+                    request.encode_to_vec(),
+                )
+            }
+            Ask::Health => ("grpc.health.v1.Health/Check", Vec::new()),
+            Ask::Pods => {
+                let request = GetPodsRequest {
+                    namespace: self.load.namespace.clone(),
+                    deployment: self.load.deployment.clone(),
+                    pod_name: String::new(),
+                };
+                (
+                    "grpc.election_agent.v1.Election/GetPods",
+                    request.encode_to_vec(),
+                )
+            }
+        };
+        let length = u32::try_from(message.len())
+            .unwrap_or(u32::MAX)
+            .to_be_bytes();
+        let frame = [&[0][..], &length, &message].concat();
+        let body = Some(("application/grpc-web+proto", frame.into()));
+        let (status, answered) = self.send(Method::POST, &format!("/{method}"), body).await?;
+        if status != StatusCode::OK {
+            return Err(Failed(status.as_u16().to_string()));
+        }
+        let told = read_web(&answered)?;
+        let unreadable = |_| Failed("an answer that is no message".to_owned());
+        match (ask, told) {
+            (Ask::Leader { .. }, (Code::NotFound, _)) => Ok(Answer::No),
+            (Ask::Campaign { .. }, (Code::Ok, message)) => {
+                let result = CampaignResult::decode(message).map_err(unreadable)?;
+                Ok(answer(result.elected))
+            }
+            (Ask::Extend { .. }, (Code::Ok, message)) => {
+                let result = BoolValue::decode(message).map_err(unreadable)?;
+                Ok(answer(result.value))
+            }
+            (_, (Code::Ok, _)) => Ok(Answer::Yes),
+            (_, (code, _)) => Err(Failed(format!("{code:?}"))),
+        }
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<(StatusCode, Bytes), Failed> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, &self.host);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        if let Some((content_type, _)) = &body {
+            request = request.header(header::CONTENT_TYPE, *content_type);
+        }
+        let body = body.map(|(_, body)| body).unwrap_or_default();
+        let request = request.body(Full::new(body));
+        let request = request.map_err(|error| Failed(error.to_string()))?;
+        let mut sender = self.sender.lock().await;
+        sender.ready().await.map_err(broken)?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let told = answer.headers().get("grpc-status").cloned();
+        let status = answer.status();
+        let body = answer
+            .into_body()
+            .collect()
+            .await
+            .map_err(broken)?
+            .to_bytes();
+        // A refusal of gRPC-Web has its status in the headers, and no body.
+        match told.map(|told| Code::from_bytes(told.as_bytes())) {
+            Some(Code::Ok) | None => Ok((status, body)),
+            Some(code) => {
+                let trailer = format!("grpc-status:{}\r\n", code as i32);
+                let length = u32::try_from(trailer.len())
+                    .unwrap_or(u32::MAX)
+                    .to_be_bytes();
+                Ok((
+                    status,
+                    [&[0x80][..], &length, trailer.as_bytes()].concat().into(),
+                ))
+            }
+        }
+    }
+}
+
+/// The status and the message of an answer over gRPC-Web: frames, of which the last has the trailers.
+fn read_web(mut body: &[u8]) -> Result<(Code, &[u8]), Failed> {
+    let broken_off = || Failed("an answer that breaks off".to_owned());
+    let mut message: &[u8] = &[];
+    while let Some((head, rest)) = body.split_first_chunk::<5>() {
+        let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
+        let frame = rest.get(..length).ok_or_else(broken_off)?;
+        body = rest.get(length..).unwrap_or_default();
+        if head[0] & 0x80 == 0 {
+            message = frame;
+            continue;
+        }
+        let trailers = String::from_utf8_lossy(frame);
+        let status = trailers
+            .lines()
+            .find_map(|line| line.strip_prefix("grpc-status:"));
+        let status = status.ok_or_else(broken_off)?;
+        return Ok((Code::from_bytes(status.trim().as_bytes()), message));
+    }
+    Err(broken_off())
+}
+
+fn broken(error: hyper::Error) -> Failed {
+    let what = if error.is_canceled() || error.is_closed() {
+        "closed"
+    } else {
+        "broken"
+    };
+    Failed(format!("the connection was {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_over_grpc_web_is_frames_that_end_with_trailers() {
+        let frame = |flag: u8, content: &[u8]| {
+            let length = u32::try_from(content.len()).expect("short").to_be_bytes();
+            [&[flag][..], &length, content].concat()
+        };
+        let trailers = frame(0x80, b"grpc-status: 0\r\ngrpc-message:\r\n");
+        let whole = [frame(0, b"message"), trailers.clone()].concat();
+        assert_eq!(read_web(&whole), Ok((Code::Ok, &b"message"[..])));
+        let refused = frame(0x80, b"grpc-status:14\r\n");
+        assert_eq!(read_web(&refused), Ok((Code::Unavailable, &b""[..])));
+        for part in 0..whole.len() {
+            assert!(read_web(&whole[..part]).is_err(), "{part}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! The command line.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Measures an election agent from outside.
+#[derive(Debug, Parser)]
+#[command(name = "loadtest", version, about)]
+pub struct Options {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Asks over gRPC (HTTP/2)
+    Grpc(Load),
+    /// Asks over REST (HTTP/1.1)
+    Rest(Load),
+    /// Asks over gRPC-Web (HTTP/1.1)
+    GrpcWeb(Load),
+    /// Serves a bare tonic echo of CampaignResult: the least that a gRPC call costs here
+    Floor {
+        /// Where to listen; port 0 is any free one, which is printed
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: SocketAddr,
+    },
+    /// Prints the figures of B as ratios of those of A
+    Compare {
+        /// A result that --json wrote
+        a: PathBuf,
+        /// Another
+        b: PathBuf,
+    },
+}
+
+/// How to ask.
+#[derive(Debug, Clone, Args)]
+pub struct Load {
+    /// The agent: http://HOST:PORT or https://HOST:PORT
+    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    pub host: http::Uri,
+    /// What to ask for
+    #[arg(long, value_enum, default_value_t = Scenario::Mixed)]
+    pub scenario: Scenario,
+    /// How many clients ask at once
+    #[arg(short, long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// How many requests each client makes
+    #[arg(short, long, conflicts_with = "duration", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iterations: Option<u64>,
+    /// How long to ask, such as 10s or 2m [default: 10s, unless iterations are given]
+    #[arg(long, value_parser = duration)]
+    pub duration: Option<Duration>,
+    /// How many requests a second all clients make together, whether answers come or not (open loop): latencies
+    /// count from when a request was due. Without it each client asks as soon as it is answered (closed loop)
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: Option<u32>,
+    /// How many connections all clients share [default: one for each client]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub connections: Option<u32>,
+    /// Certificates (PEM) of the authorities that may have signed the agent's
+    #[arg(long)]
+    pub ca: Option<PathBuf>,
+    /// A bearer token
+    #[arg(long, env = "LOADTEST_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// The term of campaigns, such as 60s
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub term: Duration,
+    /// The namespace that `pods` asks for
+    #[arg(long, default_value = "default")]
+    pub namespace: String,
+    /// The deployment that `pods` asks for
+    #[arg(long, default_value = "web")]
+    pub deployment: String,
+    /// The agent's process on this machine, to tell CPU and memory
+    #[arg(long)]
+    pub agent_pid: Option<u32>,
+    /// A Redis server's process on this machine; may be given more than once
+    #[arg(long)]
+    pub redis_pid: Vec<u32>,
+    /// Writes the result to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Shows no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// What clients ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// Each client wins one election, then extends its term and loses campaigns of a second candidate in turn
+    Mixed,
+    /// Each client campaigns for its own election again and again, and wins
+    Campaign,
+    /// Each client wins one election, and extends its term
+    Extend,
+    /// Each client wins one election, and asks who leads it
+    Leader,
+    /// Each client asks whether the agent is well: gRPC health, or /livez
+    Health,
+    /// Each client asks for a deployment's pods
+    Pods,
+    /// Each client's leader stops extending; tells how long after the end of its term the next one leads
+    Failover,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}: give a duration such as 500ms, 10s or 2m"))
+}
+
+/// How much to ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Amount {
+    /// As many requests by each client.
+    Iterations(u64),
+    /// For as long.
+    Duration(Duration),
+}
+
+impl Load {
+    /// How much to ask.
+    #[must_use]
+    pub fn amount(&self) -> Amount {
+        match (self.iterations, self.duration) {
+            (Some(iterations), _) => Amount::Iterations(iterations),
+            (None, duration) => Amount::Duration(duration.unwrap_or(Duration::from_secs(10))),
+        }
+    }
+
+    /// The term in ms.
+    #[must_use]
+    pub fn term_millis(&self) -> i32 {
+        i32::try_from(self.term.as_millis()).unwrap_or(i32::MAX)
+    }
+}

@@ -1,0 +1,249 @@
+//! Results: measured, printed, written and compared.
+
+use std::{collections::BTreeMap, fmt, fs, path::Path, time::Duration};
+
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
+use crate::usage::Used;
+
+/// Latencies in microseconds: up to a minute, to three digits.
+pub type Latencies = Histogram<u64>;
+
+/// An empty histogram.
+#[must_use]
+pub fn latencies() -> Latencies {
+    #[expect(clippy::expect_used, reason = "the bounds are constants that fit")]
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds that fit")
+}
+
+/// Enters a latency.
+pub fn enter(latencies: &mut Latencies, latency: Duration) {
+    latencies.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+}
+
+/// What clients have seen.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// How long answers took.
+    pub latencies: Latencies,
+    /// How often which error came instead of an answer.
+    pub errors: BTreeMap<String, u64>,
+    /// How long after the end of a term the next leader led.
+    pub failovers: Latencies,
+}
+
+impl Default for Seen {
+    fn default() -> Self {
+        Self {
+            latencies: latencies(),
+            errors: BTreeMap::new(),
+            failovers: latencies(),
+        }
+    }
+}
+
+impl Seen {
+    /// Adds what another client has seen.
+    pub fn add(&mut self, other: &Self) {
+        // Bounds and digits are the same.
+        let _ = self.latencies.add(&other.latencies);
+        let _ = self.failovers.add(&other.failovers);
+        for (error, times) in &other.errors {
+            *self.errors.entry(error.clone()).or_default() += times;
+        }
+    }
+}
+
+/// Quantiles, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quantiles {
+    /// Half are quicker.
+    pub p50: u64,
+    /// Nine in ten are quicker.
+    pub p90: u64,
+    /// 99 in 100 are quicker.
+    pub p99: u64,
+    /// 999 in 1,000 are quicker.
+    pub p999: u64,
+    /// None is slower.
+    pub max: u64,
+}
+
+impl Quantiles {
+    fn of(latencies: &Latencies) -> Self {
+        Self {
+            p50: latencies.value_at_quantile(0.5),
+            p90: latencies.value_at_quantile(0.9),
+            p99: latencies.value_at_quantile(0.99),
+            p999: latencies.value_at_quantile(0.999),
+            max: latencies.max(),
+        }
+    }
+}
+
+/// A result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// grpc, rest or grpc-web.
+    pub protocol: String,
+    /// What was asked for.
+    pub scenario: String,
+    /// How many clients asked at once.
+    pub clients: u32,
+    /// How many connections they had.
+    pub connections: u32,
+    /// How many requests a second were due; none in a closed loop.
+    pub rate: Option<u32>,
+    /// How many requests were answered, errors included.
+    pub requests: u64,
+    /// How long that took.
+    pub seconds: f64,
+    /// Answers in a second, errors included.
+    pub requests_per_second: f64,
+    /// How long answers took, errors not included, in µs.
+    pub latency: Quantiles,
+    /// How often which error came.
+    pub errors: BTreeMap<String, u64>,
+    /// How long after the end of its term a leader was followed by the next, in µs; only of failovers.
+    pub failover: Option<Quantiles>,
+    /// What the agent used, if its process was named.
+    pub agent: Option<Used>,
+    /// CPU time of the agent for each request, in µs.
+    pub agent_cpu_micros: Option<f64>,
+    /// What the Redis servers used, if their processes were named.
+    pub redis: Vec<Used>,
+    /// CPU time of all Redis servers together for each request, in µs.
+    pub redis_cpu_micros: Option<f64>,
+}
+
+impl Report {
+    /// Fills in what follows from what was seen.
+    #[must_use]
+    pub fn with(mut self, seen: &Seen, took: Duration) -> Self {
+        let failed: u64 = seen.errors.values().sum();
+        self.requests = seen.latencies.len() + failed;
+        self.seconds = took.as_secs_f64();
+        self.requests_per_second = self.requests as f64 / self.seconds;
+        self.latency = Quantiles::of(&seen.latencies);
+        self.errors.clone_from(&seen.errors);
+        self.failover = (!seen.failovers.is_empty()).then(|| Quantiles::of(&seen.failovers));
+        let each = |cpu_seconds: f64| cpu_seconds * 1e6 / self.requests.max(1) as f64;
+        self.agent_cpu_micros = self.agent.map(|used| each(used.cpu_seconds));
+        let redis: f64 = self.redis.iter().map(|used| used.cpu_seconds).sum();
+        self.redis_cpu_micros = (!self.redis.is_empty()).then(|| each(redis));
+        self
+    }
+
+    /// Reads what [`Report::write`] wrote.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is none.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let wrong = |what: String| format!("{}: {what}", path.display());
+        let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
+        serde_json::from_str(&text).map_err(|error| wrong(format!("no result of --json: {error}")))
+    }
+
+    /// Writes the result as JSON.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), String> {
+        let text = serde_json::to_string_pretty(self).unwrap_or_default();
+        fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    /// The figures by name, with a value and a unit.
+    fn figures(&self) -> Vec<(&'static str, f64, &'static str)> {
+        let mut figures = vec![
+            ("requests", self.requests as f64, ""),
+            ("requests a second", self.requests_per_second, ""),
+        ];
+        let mut quantiles = |names: [&'static str; 5], of: &Quantiles| {
+            let values = [of.p50, of.p90, of.p99, of.p999, of.max];
+            figures.extend(
+                names
+                    .into_iter()
+                    .zip(values)
+                    .map(|(name, us)| (name, us as f64, "µs")),
+            );
+        };
+        quantiles(["p50", "p90", "p99", "p99.9", "max"], &self.latency);
+        if let Some(failover) = &self.failover {
+            let names = [
+                "failover p50",
+                "failover p90",
+                "failover p99",
+                "failover p99.9",
+                "failover max",
+            ];
+            quantiles(names, failover);
+        }
+        figures.push(("errors", self.errors.values().sum::<u64>() as f64, ""));
+        let megabytes = |used: &Used| used.peak_memory as f64 / 1e6;
+        if let (Some(cpu), Some(agent)) = (self.agent_cpu_micros, &self.agent) {
+            figures.push(("agent CPU a request", cpu, "µs"));
+            figures.push(("agent peak memory", megabytes(agent), "MB"));
+        }
+        if let Some(cpu) = self.redis_cpu_micros {
+            figures.push(("Redis CPU a request, all", cpu, "µs"));
+            let all = self.redis.iter().map(megabytes).sum();
+            figures.push(("Redis peak memory, all", all, "MB"));
+        }
+        figures
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            protocol,
+            scenario,
+            clients,
+            connections,
+            ..
+        } = self;
+        write!(
+            f,
+            "{scenario} over {protocol}, {clients} clients on {connections} connections"
+        )?;
+        match self.rate {
+            Some(rate) => writeln!(f, ", {rate} requests due a second")?,
+            None => writeln!(f)?,
+        }
+        for (name, value, unit) in self.figures() {
+            let digits = if value < 1_000.0 && value.fract() != 0.0 {
+                1
+            } else {
+                0
+            };
+            writeln!(f, "  {name:<26} {value:>14.digits$} {unit}")?;
+        }
+        for (error, times) in &self.errors {
+            writeln!(f, "    {times} × {error}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The figures of `b` beside those of `a`, and as ratios of them.
+#[must_use]
+pub fn compare(a: &Report, b: &Report) -> String {
+    use fmt::Write as _;
+    let mut table = format!("{:<28}{:>14}{:>14}{:>10}\n", "", "A", "B", "B / A");
+    let others = b.figures();
+    for (name, one, unit) in a.figures() {
+        let Some((_, other, _)) = others.iter().find(|(known, ..)| *known == name) else {
+            continue;
+        };
+        let ratio = if one == 0.0 {
+            "-".to_owned()
+        } else {
+            format!("{:.3}", other / one)
+        };
+        let name = format!("{name} {unit}");
+        let _ = writeln!(table, "{name:<28}{one:>14.1}{other:>14.1}{ratio:>10}");
+    }
+    table
+}

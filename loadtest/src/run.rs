@@ -1,0 +1,293 @@
+//! Clients that ask, and what they see.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::try_join_all;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::{
+    sync::Barrier,
+    task::JoinSet,
+    time::{Instant, interval, sleep, sleep_until},
+};
+
+use crate::{
+    caller::{Answer, Ask, Caller, Connector, Failed, Protocol},
+    options::{Amount, Load, Scenario},
+    report::{Report, Seen, enter},
+    usage,
+};
+
+/// How often a challenger asks whether the term is over.
+const CHALLENGE_EVERY: Duration = Duration::from_millis(5);
+/// How long a challenger asks beyond the end of the term.
+const CHALLENGE_FOR: Duration = Duration::from_secs(30);
+
+/// Asks as the options say.
+///
+/// # Errors
+/// There are no connections, or a process that is to be looked at is none.
+pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
+    let shared = load.connections.unwrap_or(load.clients).min(load.clients);
+    let alpn: &[u8] = if protocol == Protocol::Grpc {
+        b"h2"
+    } else {
+        b"http/1.1"
+    };
+    let connector = Connector::new(load, alpn)?;
+    let connecting = (0..shared).map(|_| Caller::connect(protocol, &connector, load));
+    let callers = try_join_all(connecting)
+        .await
+        .map_err(|error| error.to_string())?;
+
+    // Other elections than those of a run before, which may still be held.
+    let run = format!("{:08x}", fastrand::u32(..));
+    let progress = Progress::new(load);
+    let start = Arc::new(Barrier::new(load.clients as usize + 1));
+    let mut clients = JoinSet::new();
+    for number in 0..load.clients {
+        let client = Client {
+            number,
+            caller: callers[(number % shared) as usize].clone(),
+            election: format!("loadtest-{run}-{number}"),
+            leader: format!("leader-{number}"),
+            load: load.clone(),
+            done: Arc::clone(&progress.done),
+            seen: Seen::default(),
+        };
+        clients.spawn(client.run(Arc::clone(&start)));
+    }
+    let asking = async {
+        start.wait().await;
+        let began = Instant::now();
+        let mut seen = Seen::default();
+        while let Some(client) = clients.join_next().await {
+            seen.add(&client.map_err(|error| error.to_string())?);
+        }
+        Ok::<_, String>((seen, began.elapsed()))
+    };
+    let mut pids = load.redis_pid.clone();
+    pids.extend(load.agent_pid);
+    let (asked, mut used) = usage::during(&pids, asking).await?;
+    let (seen, took) = asked?;
+    progress.finish();
+    let agent = load.agent_pid.and_then(|_| used.pop());
+    let report = Report {
+        protocol: protocol.name().to_owned(),
+        scenario: format!("{:?}", load.scenario).to_lowercase(),
+        clients: load.clients,
+        connections: shared,
+        rate: load.rate,
+        requests: 0,
+        seconds: 0.0,
+        requests_per_second: 0.0,
+        latency: crate::report::Quantiles::default(),
+        errors: Default::default(),
+        failover: None,
+        agent,
+        agent_cpu_micros: None,
+        redis: used,
+        redis_cpu_micros: None,
+    };
+    Ok(report.with(&seen, took))
+}
+
+struct Client {
+    number: u32,
+    caller: Caller,
+    election: String,
+    leader: String,
+    load: Load,
+    /// How many requests all clients have made.
+    done: Arc<AtomicU64>,
+    seen: Seen,
+}
+
+impl Client {
+    async fn run(mut self, start: Arc<Barrier>) -> Seen {
+        let leads = matches!(
+            self.load.scenario,
+            Scenario::Mixed | Scenario::Extend | Scenario::Leader
+        );
+        // Not measured: it comes once.
+        let won = if leads { self.win().await } else { Ok(()) };
+        start.wait().await;
+        if let Err(error) = won {
+            self.note(Err(error), Duration::ZERO);
+            return self.seen;
+        }
+        if self.load.scenario == Scenario::Failover {
+            return self.fail_over().await;
+        }
+        let began = Instant::now();
+        for round in 0_u64.. {
+            let over = match self.load.amount() {
+                Amount::Iterations(iterations) => round >= iterations,
+                Amount::Duration(duration) => began.elapsed() >= duration,
+            };
+            if over {
+                break;
+            }
+            let due = self.due(began, round);
+            if let Some(due) = due {
+                sleep_until(due).await;
+            }
+            // In an open loop a request that had to wait for those before it was late all that time.
+            let asked = due.unwrap_or_else(Instant::now);
+            let answered = self.ask(round).await;
+            self.note(answered, asked.elapsed());
+        }
+        self.seen
+    }
+
+    /// When a request is to be made, in an open loop: those of all clients follow each other evenly.
+    fn due(&self, began: Instant, round: u64) -> Option<Instant> {
+        let place = round * u64::from(self.load.clients) + u64::from(self.number);
+        let after = place as f64 / f64::from(self.load.rate?);
+        Some(began + Duration::from_secs_f64(after))
+    }
+
+    async fn win(&mut self) -> Result<(), Failed> {
+        let campaign = Ask::Campaign {
+            election: &self.election,
+            candidate: &self.leader,
+        };
+        expect(
+            self.caller.call(campaign).await?,
+            Answer::Yes,
+            "a campaign that should be won",
+        )
+    }
+
+    async fn ask(&mut self, round: u64) -> Result<(), Failed> {
+        let (election, leader) = (&*self.election, &*self.leader);
+        let campaign = |candidate| Ask::Campaign {
+            election,
+            candidate,
+        };
+        let extend = Ask::Extend { election, leader };
+        let (ask, expected, what) = match self.load.scenario {
+            Scenario::Mixed if round.is_multiple_of(2) => {
+                (extend, Answer::Yes, "a leader that does not lead")
+            }
+            Scenario::Mixed => (campaign("rival"), Answer::No, "two leaders"),
+            Scenario::Campaign => (campaign(leader), Answer::Yes, "a campaign that was lost"),
+            Scenario::Extend => (extend, Answer::Yes, "a leader that does not lead"),
+            Scenario::Leader => (Ask::Leader { election }, Answer::Yes, "no leader"),
+            Scenario::Health => (Ask::Health, Answer::Yes, "an agent that is not well"),
+            Scenario::Pods | Scenario::Failover => (Ask::Pods, Answer::Yes, "no pods"),
+        };
+        expect(self.caller.call(ask).await?, expected, what)
+    }
+
+    /// Lets a leader stop extending, and has another candidate ask until it leads.
+    async fn fail_over(mut self) -> Seen {
+        let rounds = match self.load.amount() {
+            Amount::Iterations(iterations) => iterations,
+            Amount::Duration(duration) => {
+                let rounds = duration.as_millis() / self.load.term.as_millis().max(1);
+                u64::try_from(rounds).unwrap_or(u64::MAX).max(1)
+            }
+        };
+        let name = self.election.clone();
+        for round in 0..rounds {
+            self.election = format!("{name}-{round}");
+            let asked = Instant::now();
+            let won = self.win().await;
+            let leads = won.is_ok();
+            self.note(won, asked.elapsed());
+            if !leads {
+                continue;
+            }
+            // Its term began no sooner than it asked.
+            let end = asked + self.load.term;
+            sleep_until(end).await;
+            loop {
+                let asked = Instant::now();
+                let challenge = Ask::Campaign {
+                    election: &self.election,
+                    candidate: "challenger",
+                };
+                let answered = self.caller.call(challenge).await;
+                let leads = answered == Ok(Answer::Yes);
+                self.note(answered.map(drop), asked.elapsed());
+                if leads {
+                    enter(&mut self.seen.failovers, end.elapsed());
+                    break;
+                }
+                if end.elapsed() > CHALLENGE_FOR {
+                    self.note(Err(Failed("no next leader".to_owned())), Duration::ZERO);
+                    break;
+                }
+                sleep(CHALLENGE_EVERY).await;
+            }
+        }
+        self.seen
+    }
+
+    fn note(&mut self, answered: Result<(), Failed>, took: Duration) {
+        self.done.fetch_add(1, Ordering::Relaxed);
+        match answered {
+            Ok(()) => enter(&mut self.seen.latencies, took),
+            Err(Failed(error)) => *self.seen.errors.entry(error).or_default() += 1,
+        }
+    }
+}
+
+fn expect(answer: Answer, expected: Answer, otherwise: &str) -> Result<(), Failed> {
+    match answer == expected {
+        true => Ok(()),
+        false => Err(Failed(format!("wrong: {otherwise}"))),
+    }
+}
+
+/// Shows how far it is.
+struct Progress {
+    done: Arc<AtomicU64>,
+    bar: ProgressBar,
+}
+
+impl Progress {
+    fn new(load: &Load) -> Self {
+        let done = Arc::new(AtomicU64::new(0));
+        if load.quiet {
+            return Self {
+                done,
+                bar: ProgressBar::hidden(),
+            };
+        }
+        let (length, template) = match load.amount() {
+            Amount::Iterations(iterations) => (
+                iterations * u64::from(load.clients),
+                "{wide_bar} {pos}/{len} requests",
+            ),
+            Amount::Duration(duration) => (duration.as_secs(), "{wide_bar} {pos}/{len} s"),
+        };
+        let bar = ProgressBar::new(length);
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        let (shown, counted, timed) = (bar.clone(), Arc::clone(&done), load.iterations.is_none());
+        let began = Instant::now();
+        tokio::spawn(async move {
+            let mut looks = interval(Duration::from_millis(200));
+            while !shown.is_finished() {
+                looks.tick().await;
+                shown.set_position(match timed {
+                    true => began.elapsed().as_secs(),
+                    false => counted.load(Ordering::Relaxed),
+                });
+            }
+        });
+        Self { done, bar }
+    }
+
+    fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

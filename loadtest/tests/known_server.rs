@@ -1,0 +1,169 @@
+//! Against servers whose delays and errors are known, the load test reports them.
+
+#![expect(
+    clippy::expect_used,
+    reason = "a test that cannot go on should say where"
+)]
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use clap::Parser as _;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use loadtest::{
+    caller::Protocol,
+    floor,
+    options::{Command, Load, Options},
+    report::{Report, compare},
+    run::run,
+};
+use tokio::{net::TcpListener, time::sleep};
+
+/// Answers every request to campaign after `delay`, but one in `one_in` with 503 at once.
+async fn server(delay: Duration, one_in: u64) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let count = Arc::new(AtomicU64::new(0));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let count = Arc::clone(&count);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let number = count.fetch_add(1, Ordering::Relaxed);
+                async move {
+                    request.into_body().collect().await.expect("a body");
+                    let fails = number % one_in == one_in - 1;
+                    if !fails {
+                        sleep(delay).await;
+                    }
+                    let status = if fails { 503 } else { 200 };
+                    let body = Full::new(Bytes::from_static(b"{\"elected\":true}"));
+                    let answer = Response::builder().status(status).body(body);
+                    Ok::<_, Infallible>(answer.expect("an answer"))
+                }
+            });
+            let connection = hyper::server::conn::http1::Builder::new();
+            let serving = connection.serve_connection(TokioIo::new(stream), service);
+            tokio::spawn(async move { drop(serving.await) });
+        }
+    });
+    address
+}
+
+fn load(address: SocketAddr, arguments: &str) -> Load {
+    let line = format!("loadtest rest --quiet --host http://{address} {arguments}");
+    match Options::parse_from(line.split_whitespace()).command {
+        Command::Rest(load) => load,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn delays_and_errors_are_what_the_server_makes_them() {
+    let delay = Duration::from_millis(20);
+    let address = server(delay, 10).await;
+    let load = load(address, "--scenario campaign --clients 4 --iterations 50");
+    let report = run(Protocol::Rest, &load).await.expect("a report");
+    assert_eq!(report.requests, 200);
+    assert_eq!(report.errors["503"], 20);
+    assert_eq!(report.errors.len(), 1);
+    // Never less than the delay; more only as much as this machine is slow.
+    assert!(report.latency.p50 >= 20_000, "{report}");
+    assert!(report.latency.p50 <= report.latency.p99 && report.latency.p99 <= report.latency.max);
+    let least = 50.0 * 0.9 * delay.as_secs_f64();
+    assert!(report.seconds >= least, "{report}");
+    assert!(report.requests_per_second <= 200.0 / least, "{report}");
+}
+
+#[tokio::test]
+async fn in_an_open_loop_a_slow_answer_is_charged_for_those_that_had_to_wait() {
+    // One connection, 50 ms an answer, a request every 10 ms: each waits 40 ms longer than the one before.
+    let address = server(Duration::from_millis(50), u64::MAX).await;
+    let arguments = "--scenario campaign --clients 1 --iterations 20 --rate 100";
+    let open = run(Protocol::Rest, &load(address, arguments))
+        .await
+        .expect("a report");
+    assert!(open.latency.max >= 50_000 + 19 * 40_000, "{open}");
+    let arguments = "--scenario campaign --clients 1 --iterations 20";
+    let closed = run(Protocol::Rest, &load(address, arguments))
+        .await
+        .expect("a report");
+    assert!(closed.latency.p50 < open.latency.p50, "{closed}\n{open}");
+}
+
+#[tokio::test]
+async fn answers_that_are_wrong_are_errors() {
+    // It elects everybody, also the rival of a leader.
+    let address = server(Duration::ZERO, u64::MAX).await;
+    let load = load(address, "--scenario mixed --clients 2 --iterations 10");
+    let report = run(Protocol::Rest, &load).await.expect("a report");
+    assert_eq!(report.errors["wrong: two leaders"], 10, "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_floor_answers_campaigns_and_processes_are_looked_at() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    drop(listener);
+    tokio::spawn(floor::serve(address));
+    let arguments = format!(
+        "--scenario campaign --clients 8 --connections 2 --iterations 100 --agent-pid {0} --redis-pid {0}",
+        std::process::id()
+    );
+    let load = load(address, &arguments);
+    let report = loop {
+        // Until it listens.
+        match run(Protocol::Grpc, &load).await {
+            Ok(report) => break report,
+            Err(what) => assert!(what.contains("cannot connect"), "{what}"),
+        }
+    };
+    assert_eq!((report.requests, report.errors.len()), (800, 0), "{report}");
+    assert_eq!((report.clients, report.connections), (8, 2));
+    let agent = report.agent.expect("looked at");
+    assert!(
+        agent.peak_memory > 1_000_000 && agent.cpu_seconds > 0.0,
+        "{report}"
+    );
+    assert_eq!(report.redis.len(), 1);
+
+    let directory = tempfile::TempDir::new().expect("a directory");
+    let file = directory.path().join("a.json");
+    report.write(&file).expect("written");
+    let mut other = Report::read(&file).expect("read");
+    assert_eq!(other, report);
+    other.requests_per_second *= 2.0;
+    let table = compare(&report, &other);
+    let line = table
+        .lines()
+        .find(|line| line.starts_with("requests a second"));
+    assert!(line.is_some_and(|line| line.ends_with("2.000")), "{table}");
+    std::fs::write(&file, "{}").expect("written");
+    assert!(Report::read(&file).is_err_and(|what| what.contains("no result of --json")));
+}
+
+#[tokio::test]
+async fn what_cannot_be_measured_is_told() {
+    let address = server(Duration::ZERO, u64::MAX).await;
+    let gone = load(
+        address,
+        "--scenario campaign --iterations 1 --agent-pid 4194304",
+    );
+    let told = run(Protocol::Rest, &gone).await.expect_err("no process");
+    assert!(told.contains("is 4194304 a process here?"), "{told}");
+    let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
+    let told = run(Protocol::Rest, &load(nobody, "-i 1"))
+        .await
+        .expect_err("nobody listens");
+    assert!(told.contains("cannot connect"), "{told}");
+}

@@ -1,0 +1,69 @@
+//! Asks an agent whether it is well: for containers, whose engine has nothing but the agent's binary to ask with.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
+
+use reqwest::Client;
+
+use crate::{causes, config::Config};
+
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What to ask.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// What to ask; [`None`]: the agent of this host that has the same configuration.
+    pub url: Option<String>,
+    /// Whether it is enough that it works.
+    pub live: bool,
+}
+
+impl Probe {
+    /// Asks.
+    ///
+    /// # Errors
+    /// Says what the agent said, or why it said nothing.
+    pub async fn ask(&self, config: &Config) -> Result<(), String> {
+        let url = match &self.url {
+            Some(url) => url.clone(),
+            None => self.own_url(config)?,
+        };
+        let client = Client::builder()
+            .timeout(TIMEOUT)
+            // Nothing is told to it, and whoever answers in its place on this host could have stopped it as well.
+            .tls_danger_accept_invalid_certs(self.url.is_none())
+            .build()
+            .map_err(|error| causes(&error))?;
+        let failed = |error: reqwest::Error| format!("{url} does not answer: {}", causes(&error));
+        let answer = client.get(&url).send().await.map_err(failed)?;
+        let status = answer.status();
+        let told = answer.text().await.map_err(failed)?;
+        match status.is_success() {
+            true => Ok(()),
+            false => Err(format!("{url} answers {status}: {}", told.trim())),
+        }
+    }
+
+    fn own_url(&self, config: &Config) -> Result<String, String> {
+        let listen = &config.listen;
+        if listen.http_port == 0 {
+            return Err("EA_HTTP_PORT is 0, any free one: name the agent with --url".to_owned());
+        }
+        let address = match listen.address {
+            IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            address => address,
+        };
+        let scheme = if config.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let path = if self.live { "livez" } else { "readyz" };
+        let address = SocketAddr::new(address, listen.http_port);
+        Ok(format!("{scheme}://{address}/{path}"))
+    }
+}
