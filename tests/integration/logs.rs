@@ -125,6 +125,20 @@ async fn a_term_that_lapses_while_a_server_is_down_is_logged_as_what_it_is() {
         ("-", "b", "campaign"),
     ];
     assert_eq!(changes(&agent, 3).await, triples(&expected));
+    let metrics = agent.get("/metrics").await;
+    let metrics = metrics.body.as_str().expect("text").to_owned();
+    for (cause, times) in [
+        ("campaign", 2),
+        ("expiry", 1),
+        ("resign", 0),
+        ("handover", 0),
+    ] {
+        let line = format!("election_agent_leadership_changes_total{{cause=\"{cause}\"}} {times}");
+        assert!(
+            metrics.lines().any(|other| other == line),
+            "{line} is not in: {metrics}"
+        );
+    }
 }
 
 #[tokio::test]
