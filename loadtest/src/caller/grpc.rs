@@ -81,7 +81,11 @@ impl Client {
                     term: self.term,
                     ..CampaignRequest::default()
                 });
-                let result = self.election.campaign(request).await.map_err(failed)?;
+                let result = self
+                    .election
+                    .campaign(request)
+                    .await
+                    .map_err(|status| failed(&status))?;
                 Ok(answer(result.get_ref().elected))
             }
             Ask::Extend { election, leader } => {
@@ -92,7 +96,9 @@ impl Client {
                     ..ExtendElectedTermRequest::default()
                 });
                 let extended = self.election.extend_elected_term(request).await;
-                Ok(answer(extended.map_err(failed)?.get_ref().value))
+                Ok(answer(
+                    extended.map_err(|status| failed(&status))?.get_ref().value,
+                ))
             }
             Ask::Leader { election } => {
                 let request = self.request(GetLeaderRequest {
@@ -102,12 +108,16 @@ impl Client {
                 match self.election.get_leader(request).await {
                     Ok(_) => Ok(Answer::Yes),
                     Err(status) if status.code() == Code::NotFound => Ok(Answer::No),
-                    Err(status) => Err(failed(status)),
+                    Err(status) => Err(failed(&status)),
                 }
             }
             Ask::Health => {
                 let request = self.request(HealthCheckRequest::default());
-                let health = self.health.check(request).await.map_err(failed)?;
+                let health = self
+                    .health
+                    .check(request)
+                    .await
+                    .map_err(|status| failed(&status))?;
                 Ok(answer(health.get_ref().status == 1))
             }
             Ask::Pods => {
@@ -116,13 +126,16 @@ impl Client {
                     deployment: self.deployment.clone(),
                     pod_name: String::new(),
                 });
-                self.election.get_pods(request).await.map_err(failed)?;
+                self.election
+                    .get_pods(request)
+                    .await
+                    .map_err(|status| failed(&status))?;
                 Ok(Answer::Yes)
             }
         }
     }
 }
 
-fn failed(status: Status) -> Failed {
+fn failed(status: &Status) -> Failed {
     Failed(format!("{:?}", status.code()))
 }

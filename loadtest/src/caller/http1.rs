@@ -36,7 +36,7 @@ impl Client {
         web: bool,
     ) -> Result<Self, Failed> {
         let stream = TokioIo::new(connector.open().await?);
-        let (sender, connection) = handshake(stream).await.map_err(broken)?;
+        let (sender, connection) = handshake(stream).await.map_err(|error| broken(&error))?;
         // What becomes of the connection is told to whoever asks over it.
         tokio::spawn(async move { drop(connection.await) });
         let value = |text: &str| {
@@ -206,15 +206,18 @@ impl Client {
         let request = request.body(Full::new(body));
         let request = request.map_err(|error| Failed(error.to_string()))?;
         let mut sender = self.sender.lock().await;
-        sender.ready().await.map_err(broken)?;
-        let answer = sender.send_request(request).await.map_err(broken)?;
+        sender.ready().await.map_err(|error| broken(&error))?;
+        let answer = sender
+            .send_request(request)
+            .await
+            .map_err(|error| broken(&error))?;
         let told = answer.headers().get("grpc-status").cloned();
         let status = answer.status();
         let body = answer
             .into_body()
             .collect()
             .await
-            .map_err(broken)?
+            .map_err(|error| broken(&error))?
             .to_bytes();
         // A refusal of gRPC-Web has its status in the headers, and no body.
         match told.map(|told| Code::from_bytes(told.as_bytes())) {
@@ -255,7 +258,7 @@ fn read_web(mut body: &[u8]) -> Result<(Code, &[u8]), Failed> {
     Err(broken_off())
 }
 
-fn broken(error: hyper::Error) -> Failed {
+fn broken(error: &hyper::Error) -> Failed {
     let what = if error.is_canceled() || error.is_closed() {
         "closed"
     } else {
@@ -275,7 +278,7 @@ mod tests {
             [&[flag][..], &length, content].concat()
         };
         let trailers = frame(0x80, b"grpc-status: 0\r\ngrpc-message:\r\n");
-        let whole = [frame(0, b"message"), trailers.clone()].concat();
+        let whole = [frame(0, b"message"), trailers].concat();
         assert_eq!(read_web(&whole), Ok((Code::Ok, &b"message"[..])));
         let refused = frame(0x80, b"grpc-status:14\r\n");
         assert_eq!(read_web(&refused), Ok((Code::Unavailable, &b""[..])));
