@@ -5,7 +5,7 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-sim test-model test-faults fuzz lint openapi bench static sbom
+.PHONY: help run build test test-sim test-model test-faults fuzz lint openapi bench growth microbench static sbom
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -49,8 +49,19 @@ openapi: ## Write openapi/openapi_v3.yaml from the code
 	cargo run --quiet --bin election-agent -- openapi > openapi/openapi_v3.yaml.new
 	mv openapi/openapi_v3.yaml.new openapi/openapi_v3.yaml
 
-bench: ## Measure one call of each kind on loopback
-	cargo bench --locked --bench rpc
+# BENCH_FLAGS="--rounds 3 --json bench.json", say; `target/release/loadtest bench --help` tells all.
+bench: ## Measure what requests cost, with real servers, and fail if it is more than the bars allow
+	cargo build --release --locked -p election-agent -p loadtest
+	target/release/loadtest bench --agent target/release/election-agent $(BENCH_FLAGS)
+
+# GROWTH_FLAGS=clients, nodes or elections measures one of them.
+growth: ## Measure how cost grows with clients, Redis servers and elections held
+	cargo build --release --locked -p election-agent -p loadtest
+	target/release/loadtest growth --agent target/release/election-agent $(GROWTH_FLAGS)
+
+# BENCH="--bench pure -- quorum/" runs some; -- --save-baseline and -- --baseline compare.
+microbench: ## Measure with criterion: the pure parts, and single calls
+	cargo bench --locked $(or $(BENCH),--bench pure --bench rpc)
 
 static: ## Build one static file, without a C library: target/static
 	scripts/build-static

@@ -10,7 +10,7 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     time::{Instant, timeout},
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::DropGuard, task::TaskTracker};
 
 use crate::{
     config::{Config, Listen},
@@ -20,6 +20,7 @@ use crate::{
     shutdown::Stop,
     telemetry::trace,
     tls::Acceptor,
+    workers::Workers,
 };
 
 /// How long the end waits for withdrawals, which lapse by themselves if they are not made.
@@ -39,6 +40,14 @@ pub enum StartError {
     /// Ports cannot be had; a line each.
     #[error("{0}")]
     Bind(String),
+    /// The threads that serve connections cannot be started.
+    #[error("cannot start {count} threads to serve connections: {why}: set EA_WORKERS to fewer")]
+    Workers {
+        /// How many.
+        count: usize,
+        /// What the system says.
+        why: io::Error,
+    },
     /// Files have become unusable since the configuration was read; a line each.
     #[error("{0}")]
     Files(String),
@@ -65,6 +74,9 @@ pub struct App {
     conduct: Conduct,
     admission: Admission,
     shutdown_grace: Duration,
+    workers: Workers,
+    /// Ends the workers.
+    _work: DropGuard,
 }
 
 impl App {
@@ -80,7 +92,12 @@ impl App {
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
         let listeners = bind(&config.listen)?;
-        let tree = Tree::build(config).await?;
+        let count = config.listen.workers;
+        let (workers, work) = Workers::start(count).map_err(|why| StartError::Workers {
+            count: count.get(),
+            why,
+        })?;
+        let tree = Tree::build(config, &workers).await?;
         let admission = Admission::new(
             config.limits.connections,
             config.limits.trusted_proxies.clone(),
@@ -98,6 +115,8 @@ impl App {
             conduct: config.listen.conduct,
             admission,
             shutdown_grace: config.listen.shutdown_grace,
+            workers,
+            _work: work,
         })
     }
 
@@ -120,6 +139,7 @@ impl App {
             service: self.tree.service(),
             lifetime: self.lifetime,
             conduct: self.conduct,
+            workers: self.workers,
             connections: connections.clone(),
             shutdown: stop.gently.clone(),
         };

@@ -4,8 +4,8 @@
 //!
 //! Outermost first; each step is a module, in this order:
 //!
-//! 1. [`listener`] accepts a connection, with [`tls`] if that is configured, and speaks HTTP/1.1 or HTTP/2
-//!    on it; its clients have to be quick, and every request tells its [`peer`]. Every port serves the same
+//! 1. [`listener`] accepts a connection and gives it to one of the [`workers`], where it stays; with [`tls`]
+//!    if that is configured, it speaks HTTP/1.1 or HTTP/2 on it; its clients have to be quick, and every request tells its [`peer`]. Every port serves the same
 //!    service.
 //! 2. [`stack`] is the order of the [`layers`]: name the request, let pages of other origins ask, record and
 //!    measure it, catch panics, render errors in the caller's protocol, refuse what is too much, find out
@@ -73,6 +73,7 @@ pub mod stack;
 pub mod telemetry;
 pub mod tls;
 pub mod transport;
+pub mod workers;
 
 /// An error with its causes, where they add something.
 pub(crate) fn causes(error: &dyn std::error::Error) -> String {

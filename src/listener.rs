@@ -13,21 +13,29 @@ mod limits;
 mod requests;
 mod watch;
 
-use std::{convert::Infallible, io, net::SocketAddr, pin::pin, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{body::Body, response::Response};
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     time::sleep,
 };
+use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
 
-use crate::{body::Holding, peer::Peer, tls::Acceptor};
+use crate::{body::Holding, peer::Peer, tls::Acceptor, workers::Workers};
 use admission::{Admission, Place};
 use head::Heads;
 use requests::Requests;
@@ -63,6 +71,8 @@ pub struct Server<S> {
     pub lifetime: Lifetime,
     /// What is asked of clients.
     pub conduct: Conduct,
+    /// Who serves them.
+    pub workers: Workers,
     /// Where connections go on until their requests are answered.
     pub connections: TaskTracker,
     /// Says when to stop.
@@ -74,22 +84,24 @@ where
     S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
         + Clone
         + Send
+        + Sync
         + 'static,
 {
     /// Accepts connections until the shutdown, then closes the listener and returns; the connections go on.
     pub async fn accept(self, listener: TcpListener) {
+        let server = Arc::new(self);
         let mut failing = false;
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.shutdown.cancelled() => return,
+                () = server.shutdown.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
                     failing = false;
-                    if let Some(place) = self.admission.admit(peer.ip()) {
-                        self.take(stream, peer, place);
+                    if let Some(place) = server.admission.admit(peer.ip()) {
+                        server.take(stream, peer, place);
                     }
                 }
                 Err(error) if is_of_the_connection(&error) => {}
@@ -104,43 +116,40 @@ where
     }
 
     /// Serves a connection beside the others.
-    fn take(&self, stream: TcpStream, peer: SocketAddr, place: Place) {
+    fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, place: Place) {
         // Answers are small: none should wait for the acknowledgement of the one before. A socket that
         // cannot be set is closed already, which serving it will find.
         let _ = stream.set_nodelay(true);
-        let server = self.clone();
-        let Some(tls) = self.tls.clone() else {
-            self.connections.spawn(async move {
-                let _place = place;
-                server.serve(stream, Peer::new(peer.ip(), None)).await;
-            });
+        // From now on it is its worker's, and no longer this loop's.
+        let Ok(stream) = stream.into_std() else {
             return;
         };
-        self.connections.spawn(async move {
+        let server = Arc::clone(self);
+        self.workers.serve(&self.connections, async move {
             let _place = place;
-            let shaken = tokio::select! {
-                () = server.shutdown.cancelled() => return,
-                shaken = tls.accept(stream) => shaken,
+            let Ok(stream) = TcpStream::from_std(stream) else {
+                return;
             };
-            match shaken {
-                Ok(stream) => {
-                    let peer = Peer::new(peer.ip(), stream.get_ref().1.peer_certificates());
-                    server.serve(stream, peer).await;
-                }
-                // The client's affair, and anybody can cause as many as they like.
-                Err(error) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
+            let Some(tls) = server.tls.clone() else {
+                return server.serve(stream, Peer::new(peer.ip(), None)).await;
+            };
+            // Needed once only: it should not take up memory for as long as the connection lasts.
+            let shaking = Box::pin(shake(tls, stream, peer, server.shutdown.clone()));
+            if let Some((stream, peer)) = shaking.await {
+                server.serve(stream, peer).await;
             }
         });
     }
 
     /// Serves a connection to its end: HTTP/1.1 or HTTP/2, whichever the client begins with.
-    pub async fn serve(
-        self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        peer: Peer,
-    ) {
+    ///
+    /// There are as many of the future as there are connections: it holds no more than it needs until the end.
+    pub fn serve<I>(&self, stream: I, peer: Peer) -> impl Future<Output = ()> + Send + use<S, I>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let requests = Requests::default();
-        let (counted, service) = (requests.clone(), self.service);
+        let (counted, service) = (requests.clone(), self.service.clone());
         let service = service_fn(move |mut request: Request<Incoming>| {
             let under_way = counted.begin();
             request.extensions_mut().insert(peer.clone());
@@ -153,32 +162,67 @@ where
         let heads = Heads::default();
         let stream = Watched::new(stream, self.conduct, heads.clone());
         let server = limits::server(heads);
-        let mut served = pin!(server.serve_connection(TokioIo::new(stream), service));
+        let served = server.serve_connection(TokioIo::new(stream), service);
+        let served = Box::pin(served.into_owned());
+        // In a box, as it is awaited in more than one place, each of which would have room for it.
+        Box::pin(last(served, requests, self.lifetime, self.shutdown.clone()))
+    }
+}
 
-        let Lifetime {
-            idle,
-            age,
-            age_grace,
-        } = self.lifetime;
-        let retired = pin!(async {
-            tokio::select! {
-                () = self.shutdown.cancelled() => None,
-                () = after(age.map(jittered)) => Some(age_grace),
-                () = requests.idle_for(idle) => Some(age_grace),
-            }
-        });
-        let grace = tokio::select! {
-            // How a connection ends is the client's affair; requests have been answered or are gone.
-            _ = served.as_mut() => return,
-            grace = retired => grace,
-        };
-        served.as_mut().graceful_shutdown();
-        tokio::select! {
-            _ = served => {}
-            // The peer may be gone, or have sent half a request, and never answer.
-            () = requests.none_for(LINGER) => {}
-            () = after(grace) => {}
+/// Shakes hands, unless the agent is to stop first.
+async fn shake(
+    tls: Acceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    shutdown: CancellationToken,
+) -> Option<(TlsStream<TcpStream>, Peer)> {
+    let shaken = tokio::select! {
+        () = shutdown.cancelled() => return None,
+        shaken = tls.accept(stream) => shaken,
+    };
+    match shaken {
+        Ok(stream) => {
+            let peer = Peer::new(peer.ip(), stream.get_ref().1.peer_certificates());
+            Some((stream, peer))
         }
+        Err(error) => {
+            // The client's affair, and anybody can cause as many as they like.
+            tracing::debug!(%peer, %error, "a TLS handshake failed");
+            None
+        }
+    }
+}
+
+/// Lets a connection last as long as it may.
+async fn last(
+    mut served: Pin<Box<impl GracefulConnection>>,
+    requests: Requests,
+    lifetime: Lifetime,
+    shutdown: CancellationToken,
+) {
+    let Lifetime {
+        idle,
+        age,
+        age_grace,
+    } = lifetime;
+    let retired = pin!(async {
+        tokio::select! {
+            () = shutdown.cancelled() => None,
+            () = after(age.map(jittered)) => Some(age_grace),
+            () = requests.idle_for(idle) => Some(age_grace),
+        }
+    });
+    let grace = tokio::select! {
+        // How a connection ends is the client's affair; requests have been answered or are gone.
+        _ = served.as_mut() => return,
+        grace = retired => grace,
+    };
+    served.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = served => {}
+        // The peer may be gone, or have sent half a request, and never answer.
+        () = requests.none_for(LINGER) => {}
+        () = after(grace) => {}
     }
 }
 

@@ -127,7 +127,11 @@ struct RandomId;
 impl MakeRequestId for RandomId {
     fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
         let id = format!("{:032x}", fastrand::u128(..));
-        HeaderValue::try_from(id).ok().map(RequestId::new)
+        let mut id = HeaderValue::try_from(id).ok()?;
+        // HTTP/2 should not index it for answers to come: none has the same, and each would take up a place in
+        // the connection's table.
+        id.set_sensitive(true);
+        Some(RequestId::new(id))
     }
 }
 

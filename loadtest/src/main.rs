@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use loadtest::{
+    bench,
     caller::Protocol,
-    floor,
+    floor, growth,
     options::{Command, Load, Options},
     report::{Report, compare},
     run::run,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -21,6 +23,8 @@ async fn main() -> ExitCode {
         Command::Compare { a, b } => Report::read(&a)
             .and_then(|a| Ok((a, Report::read(&b)?)))
             .map(|(a, b)| print!("{}", compare(&a, &b))),
+        Command::Bench(options) => unless_stopped(bench::bench(&options)).await,
+        Command::Growth(options) => unless_stopped(growth::growth(&options)).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -37,5 +41,17 @@ async fn measure(protocol: Protocol, load: &Load) -> Result<(), String> {
     match &load.json {
         Some(path) => report.write(path),
         None => Ok(()),
+    }
+}
+
+/// Gives up at SIGINT and SIGTERM, so that what was started ends with what it was for.
+async fn unless_stopped(what: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+    let failed = |error: std::io::Error| format!("signals cannot be waited for: {error}");
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        done = what => done,
+        _ = terminate.recv() => Err("stopped by SIGTERM".to_owned()),
+        _ = interrupt.recv() => Err("stopped by SIGINT".to_owned()),
     }
 }

@@ -35,6 +35,71 @@ pub enum Command {
         /// Another
         b: PathBuf,
     },
+    /// Starts three Redis servers, the floor and an agent, measures what the agent costs, and fails if it costs
+    /// more than its bars allow
+    Bench(Bench),
+    /// Starts Redis servers and agents, and shows how cost grows with clients, nodes and elections
+    Growth(Growth),
+}
+
+/// What `bench` measures with.
+#[derive(Debug, Clone, Args)]
+pub struct Bench {
+    /// The agent's binary
+    #[arg(long)]
+    pub agent: PathBuf,
+    /// How often everything is measured; medians count
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub rounds: u32,
+    /// How long each load lasts in a round, such as 5s
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub duration: Duration,
+    /// How many clients ask at once, each on its own connection
+    #[arg(short, long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub clients: u32,
+    /// How many connections are open when memory is measured
+    #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub open: u32,
+    /// Writes all figures to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+/// What `growth` measures with.
+#[derive(Debug, Clone, Args)]
+pub struct Growth {
+    /// What grows [default: each of them]
+    #[arg(value_enum)]
+    pub what: Option<Grows>,
+    /// The agent's binary
+    #[arg(long)]
+    pub agent: PathBuf,
+    /// How long each load lasts, such as 5s
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub duration: Duration,
+    /// How many clients, each on its own connection
+    #[arg(long, value_delimiter = ',', default_value = "100,1000,3000,10000", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub clients: Vec<u32>,
+    /// How many Redis servers
+    #[arg(long, value_delimiter = ',', default_value = "1,3,5", value_parser = clap::value_parser!(u32).range(1..=15))]
+    pub nodes: Vec<u32>,
+    /// How many elections are held
+    #[arg(long, value_delimiter = ',', default_value = "1000,100000,1000000", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub elections: Vec<u32>,
+    /// Writes all figures to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+/// What grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Grows {
+    /// Clients, each on its own connection; three nodes
+    Clients,
+    /// Redis servers; 100 clients
+    Nodes,
+    /// Elections that are held; three nodes, 100 clients
+    Elections,
 }
 
 /// How to ask.
@@ -98,6 +163,8 @@ pub enum Scenario {
     Mixed,
     /// Each client campaigns for its own election again and again, and wins
     Campaign,
+    /// Each client campaigns for a new election each time, and wins
+    Hold,
     /// Each client wins one election, and extends its term
     Extend,
     /// Each client wins one election, and asks who leads it
@@ -125,6 +192,33 @@ pub enum Amount {
 }
 
 impl Load {
+    /// What the command line makes of these alone, for a run of this length without progress.
+    #[must_use]
+    pub fn of(host: http::Uri, scenario: Scenario, clients: u32, amount: Amount) -> Self {
+        let (iterations, duration) = match amount {
+            Amount::Iterations(iterations) => (Some(iterations), None),
+            Amount::Duration(duration) => (None, Some(duration)),
+        };
+        Self {
+            host,
+            scenario,
+            clients,
+            iterations,
+            duration,
+            rate: None,
+            connections: None,
+            ca: None,
+            token: None,
+            term: Duration::from_secs(60),
+            namespace: "default".to_owned(),
+            deployment: "web".to_owned(),
+            agent_pid: None,
+            redis_pid: Vec::new(),
+            json: None,
+            quiet: true,
+        }
+    }
+
     /// How much to ask.
     #[must_use]
     pub fn amount(&self) -> Amount {

@@ -165,6 +165,18 @@ impl Client {
     }
 
     async fn ask(&mut self, round: u64) -> Result<(), Failed> {
+        if self.load.scenario == Scenario::Hold {
+            let election = format!("{}-{round}", self.election);
+            let campaign = Ask::Campaign {
+                election: &election,
+                candidate: &self.leader,
+            };
+            return expect(
+                self.caller.call(campaign).await?,
+                Answer::Yes,
+                "a campaign that should be won",
+            );
+        }
         let (election, leader) = (&*self.election, &*self.leader);
         let campaign = |candidate| Ask::Campaign {
             election,
@@ -180,7 +192,10 @@ impl Client {
             Scenario::Extend => (extend, Answer::Yes, "a leader that does not lead"),
             Scenario::Leader => (Ask::Leader { election }, Answer::Yes, "no leader"),
             Scenario::Health => (Ask::Health, Answer::Yes, "an agent that is not well"),
-            Scenario::Pods | Scenario::Failover => (Ask::Pods, Answer::Yes, "no pods"),
+            // The others do not come here.
+            Scenario::Pods | Scenario::Failover | Scenario::Hold => {
+                (Ask::Pods, Answer::Yes, "no pods")
+            }
         };
         expect(self.caller.call(ask).await?, expected, what)
     }

@@ -1,14 +1,19 @@
-//! What processes of this machine use, by `/proc` ([proc(5)](https://man7.org/linux/man-pages/man5/proc.5.html)).
+//! What processes of this machine use: CPU by their clocks, memory by `/proc`
+//! ([proc(5)](https://man7.org/linux/man-pages/man5/proc.5.html)).
 
 use std::{fs, time::Duration};
 
+#[cfg(target_os = "linux")]
+use nix::{
+    errno::Errno,
+    time::{ClockId, clock_getcpuclockid},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
 use tokio::time::interval;
 
 /// How often memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The unit of CPU times in `/proc`, in a second: 100 on every Linux that there is.
-const TICKS: f64 = 100.0;
 
 /// What a process has used.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -55,22 +60,35 @@ pub async fn during<T>(
     Ok((done, used))
 }
 
-/// The CPU time of a process and its threads, in seconds.
+/// The CPU time of a process and its threads, also of those that have ended, in seconds.
+///
+/// By the process' CPU-time clock
+/// ([clock_getcpuclockid(3)](https://man7.org/linux/man-pages/man3/clock_getcpuclockid.3.html)), which counts
+/// nanoseconds; what a thread has run since the scheduler last looked, some ms at the most, may be missing. The
+/// same in `/proc/PID/stat` is cut to ticks of 10 ms, `/proc/PID/schedstat` is the first thread's alone, and a sum
+/// over `/proc/PID/task` falls whenever a thread ends.
+#[cfg(target_os = "linux")]
 fn cpu(pid: u32) -> Result<f64, String> {
-    let stat = read(pid, "stat")?;
-    // The second field is the program's name in parentheses, which may hold anything.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let mut fields = fields.split_whitespace().skip(11);
-    let mut ticks = || fields.next().and_then(|field| field.parse::<f64>().ok());
-    let (user, system) = (ticks(), ticks());
-    let (user, system) = user
-        .zip(system)
-        .ok_or(format!("/proc/{pid}/stat has no CPU times"))?;
-    Ok((user + system) / TICKS)
+    let clock = i32::try_from(pid)
+        .map_err(|_| Errno::ESRCH)
+        .and_then(|pid| clock_getcpuclockid(Pid::from_raw(pid)));
+    let time = clock.and_then(ClockId::now);
+    let time = time.map_err(|error| {
+        format!("the CPU time of process {pid}: {error}: is {pid} a process here?")
+    })?;
+    Ok(Duration::from(time).as_secs_f64())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cpu(_: u32) -> Result<f64, String> {
+    Err("the CPU time of other processes is told on Linux only".to_owned())
 }
 
 /// How much of a process is resident, in bytes.
-fn memory(pid: u32) -> Result<u64, String> {
+///
+/// # Errors
+/// There is no such process, or no `/proc`.
+pub fn memory(pid: u32) -> Result<u64, String> {
     let status = read(pid, "status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());

@@ -50,6 +50,7 @@ use crate::{
         grpc::{self, Handler},
         rest,
     },
+    workers::Workers,
 };
 
 /// What answers requests, without the ports that they come in by.
@@ -67,11 +68,11 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Opens the lease nodes, and puts the services and the HTTP routes over them.
+    /// Opens the lease nodes, with connections for each worker, and puts the services and the HTTP routes over them.
     ///
     /// # Errors
     /// A file that cannot be opened or used, or Kubernetes that is to be asked and cannot be.
-    pub async fn build(config: &Config) -> Result<Self, StartError> {
+    pub async fn build(config: &Config, workers: &Workers) -> Result<Self, StartError> {
         let authenticator = authenticator(config).await?;
         let policies = policies(&config.auth)?;
         let lookup = Lookup::start(&config.kube).await.map_err(|what| {
@@ -83,7 +84,7 @@ impl Tree {
         let recorder = traces.as_ref().map(Traces::recorder);
         let telemetry = &config.telemetry;
         let metrics = Metrics::with_elections(&telemetry.buckets, &telemetry.per_election);
-        let nodes = nodes(&config.store, max_term, recorder.as_ref()).await?;
+        let nodes = nodes(&config.store, max_term, recorder.as_ref(), workers).await?;
         let names: Vec<_> = nodes.iter().map(|node| node.name()).collect();
         let mut options = Options::new(
             config.store.operation_timeout,
@@ -175,6 +176,7 @@ async fn nodes(
     store: &Store,
     max_term: Duration,
     recorder: Option<&Recorder>,
+    workers: &Workers,
 ) -> Result<Vec<Arc<dyn LeaseNode>>, StartError> {
     let traced = |node: Arc<dyn LeaseNode>, system| match recorder {
         Some(recorder) => {
@@ -205,7 +207,8 @@ async fn nodes(
             allow_eviction: store.allow_eviction,
         };
         let starting = store.deployments.iter().cloned().map(|deployment| {
-            Redis::start(deployment, usage.clone(), store.operation_timeout, settings)
+            let limit = store.operation_timeout;
+            Redis::start(deployment, usage.clone(), limit, settings, workers)
         });
         let started = join_all(starting).await.into_iter();
         return Ok(started

@@ -1,6 +1,6 @@
 //! Where the agent listens, and how long connections live.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, num::NonZeroUsize, thread::available_parallelism, time::Duration};
 
 use super::{Setting, setting, values::Reader};
 use crate::{
@@ -61,6 +61,11 @@ pub(super) const SETTINGS: &[Setting] = &[
         "how long a client may take from the first byte of a request to the end of its headers (100ms to 1m)",
     ),
     setting(
+        "EA_WORKERS",
+        "0",
+        "how many threads serve connections, each with a connection to every Redis server (up to 1024); 0: one for every core that the process may use",
+    ),
+    setting(
         "EA_CORS_ORIGINS",
         "",
         "web origins whose pages may ask the agent, comma separated, each `https://host` or `https://host:port`; `*`: all; none: pages of the agent's own origin only",
@@ -89,10 +94,17 @@ pub struct Listen {
     pub lifetime: Lifetime,
     /// What is asked of clients.
     pub conduct: Conduct,
+    /// How many threads serve connections.
+    pub workers: NonZeroUsize,
     /// Whose pages may ask the agent.
     pub cors: Origins,
     /// How long requests may take after a signal to stop.
     pub shutdown_grace: Duration,
+}
+
+/// How many cores the process may use: of a container, its quota.
+fn cores() -> NonZeroUsize {
+    available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -117,6 +129,7 @@ impl Listen {
         let min_ping_interval = reader.duration("EA_GRPC_MIN_PING_INTERVAL", Duration::ZERO, HOUR);
         let first_byte = reader.duration("EA_FIRST_BYTE_TIMEOUT", MIN_PATIENCE, MINUTE);
         let head = reader.duration("EA_HEADER_TIMEOUT", MIN_PATIENCE, MINUTE);
+        let workers = reader.number("EA_WORKERS", 0..=1024);
         let cors = reader.with("EA_CORS_ORIGINS", Origins::parse);
         let shutdown_grace = reader.duration("EA_SHUTDOWN_GRACE", Duration::ZERO, HOUR);
         if (grpc, http) == (Some(false), Some(false)) {
@@ -141,6 +154,7 @@ impl Listen {
                 head: head?,
                 min_ping_interval: min_ping_interval?,
             },
+            workers: NonZeroUsize::new(workers?).unwrap_or_else(cores),
             cors: cors?,
             shutdown_grace: shutdown_grace?,
         })

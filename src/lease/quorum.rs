@@ -338,6 +338,10 @@ impl Quorum {
         };
         match verdict {
             Verdict::Decided(Done::Yes) => {
+                // What has been answered already needs no task to wait for it.
+                while let Some((node, reply)) = round.ready().await {
+                    replies[node] = reply.ok();
+                }
                 if round.is_open() || replies.iter().any(is_lacking) {
                     let quorum = self.clone();
                     let healed = Arc::clone(&extend);
@@ -390,6 +394,9 @@ impl Quorum {
         lacking: &[usize],
         deadline: Instant,
     ) -> usize {
+        if lacking.is_empty() {
+            return 0;
+        }
         // Before the lease is read: what it has held since then, a node has not forgotten in this run.
         let runs: Vec<_> = self
             .inner
@@ -407,7 +414,7 @@ impl Quorum {
         if lacking.is_empty() {
             return 0;
         }
-        let mut reading = self.ask_some(Operation::Read, &source, deadline, |_, node| {
+        let mut reading = self.ask_some(Operation::Read, source, deadline, |_, node| {
             let extend = Arc::clone(extend);
             async move { node.read(&extend.election).await }
         });
@@ -418,7 +425,7 @@ impl Quorum {
         if lease.leader != extend.leader || !in_force {
             return 0;
         }
-        let mut round = self.ask_some(Operation::Heal, &lacking, deadline, |number, node| {
+        let mut round = self.ask_some(Operation::Heal, lacking, deadline, |number, node| {
             let heal = Heal {
                 election: extend.election.clone(),
                 lease: lease.clone(),
@@ -603,10 +610,10 @@ impl Quorum {
 
     /// Asks every node how it does, and lets those that are not fit no longer vote.
     async fn look(&self) -> Vec<NodeStatus> {
-        let all: Vec<_> = (0..self.inner.nodes.len()).collect();
+        let all = 0..self.inner.nodes.len();
         let mut round = self.ask_even_excluded(
             Operation::Probe,
-            &all,
+            all,
             self.tending(),
             |_, node| async move { node.probe().await },
         );
@@ -680,15 +687,11 @@ impl Quorum {
                 })
             })
             .collect();
-        let mut round = self.ask_even_excluded(
-            Operation::Mark,
-            &unmarked,
-            self.tending(),
-            |number, node| {
+        let mut round =
+            self.ask_even_excluded(Operation::Mark, unmarked, self.tending(), |number, node| {
                 let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
                 async move { node.mark(&parts, wait).await }
-            },
-        );
+            });
         let mut all_marked = true;
         while let Some((node, reply)) = round.next().await {
             let parts = probes[node].map_or(0, |probe| probe.unmarked.len());

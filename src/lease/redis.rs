@@ -12,13 +12,16 @@ use std::{collections::HashMap, fmt, sync::Mutex, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use redis::FromRedisValue;
+use redis::{FromRedisValue, RedisWrite, ToRedisArgs, ToSingleRedisArg};
 
 use super::{
     Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, LeaseNode, NodeError, Over,
     Page, Probe, Resign, ResignReply, Settings, Unmarked, guard::LongestGuard, merge::merge,
 };
-use crate::election::types::{Candidate, ElectionId, Kind, Token, Value, millis};
+use crate::{
+    election::types::{Candidate, ElectionId, Kind, RequestId, Token, Value, millis},
+    workers::Workers,
+};
 use cluster::Cluster;
 use health::{Known, Swept};
 use keys::Keys;
@@ -138,11 +141,7 @@ struct Shard {
 }
 
 impl Connections {
-    async fn run<T: FromRedisValue>(
-        &self,
-        partition: u16,
-        call: &Call<'_>,
-    ) -> Result<T, NodeError> {
+    async fn run<T: FromRedisValue>(&self, partition: u16, call: &Call) -> Result<T, NodeError> {
         match self {
             Self::Server(link) => link.run(call).await,
             Self::Failover(failover) => failover.run(call).await,
@@ -178,12 +177,13 @@ impl Connections {
 
 impl Redis {
     /// Starts connecting and returns when the first attempt has ended, well or not; `limit` bounds
-    /// attempts to connect and pings.
+    /// attempts to connect and pings. Each worker has connections of its own.
     pub async fn start(
         deployment: Deployment,
         usage: Use,
         limit: Duration,
         settings: Settings,
+        workers: &Workers,
     ) -> Self {
         let name = deployment.name().to_owned();
         let keys = (0..deployment.partitions())
@@ -191,15 +191,15 @@ impl Redis {
             .collect();
         let connections = match deployment {
             Deployment::Server(server) => {
-                Connections::Server(Link::start(&server, Expect::Server, limit))
+                Connections::Server(Link::start(&server, Expect::Server, limit, workers))
             }
             Deployment::Failover(sentinels) => {
-                Connections::Failover(Failover::start(sentinels, limit))
+                Connections::Failover(Failover::start(sentinels, limit, workers.clone()))
             }
             Deployment::Cluster {
                 members,
                 partitions,
-            } => Connections::Cluster(Cluster::start(members, partitions, limit)),
+            } => Connections::Cluster(Cluster::start(members, partitions, limit, workers.clone())),
         };
         match &connections {
             Connections::Server(link) => link.attempted().await,
@@ -231,26 +231,19 @@ impl Redis {
 
     /// How long the node abstains that may have lost its memory, in ms: as long as the agent wants that has
     /// the longest terms.
-    fn guard_arg(&self) -> String {
-        match self.settings.guard {
-            Some(_) => millis(self.longest_guard.get()).to_string(),
-            None => String::new(),
-        }
+    fn guard_arg(&self) -> OrEmpty<u64> {
+        let guard = self.settings.guard;
+        OrEmpty(guard.map(|_| millis(self.longest_guard.get())))
     }
 
     fn retention_ms(&self) -> u64 {
         millis(self.settings.retention)
     }
 
-    /// Runs a script and gives its reply's fields; a nil reply has none.
-    async fn fields(&self, partition: u16, call: &Call<'_>) -> Result<Fields, NodeError> {
-        let reply: Option<Fields> = self.connections.run(partition, call).await?;
+    /// Runs a script and gives its reply.
+    async fn reply(&self, partition: u16, call: &Call) -> Result<String, NodeError> {
+        let reply: Option<String> = self.connections.run(partition, call).await?;
         Ok(reply.unwrap_or_default())
-    }
-
-    /// Runs a script and gives its only field.
-    async fn field(&self, partition: u16, call: &Call<'_>) -> Result<Option<String>, NodeError> {
-        self.connections.run(partition, call).await
     }
 
     fn unexpected(&self, script: &str, reply: impl fmt::Debug) -> NodeError {
@@ -261,7 +254,17 @@ impl Redis {
     }
 }
 
-type Fields = Vec<String>;
+/// An argument that may be missing: an empty one then.
+struct OrEmpty<T>(Option<T>);
+
+impl<T: ToSingleRedisArg> ToRedisArgs for OrEmpty<T> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        match &self.0 {
+            Some(argument) => argument.write_redis_args(out),
+            None => out.write_arg(b""),
+        }
+    }
+}
 
 /// Waits for all, of which not too many are under way at once; fails with the first that fails.
 async fn at_once<T>(
@@ -273,22 +276,42 @@ async fn at_once<T>(
         .await
 }
 
-fn optional(token: Option<Token>) -> String {
-    token.map_or(0, Token::get).to_string()
+/// What only unusual grants need.
+fn more_of_grant(call: Call, grant: &Grant, over: &Over) -> Call {
+    let (over, leader, token) = match over {
+        Over::Vacant => ("vacant", "", None),
+        Over::Own => ("own", "", None),
+        Over::Leader(leader, token) => ("leader", leader.as_str(), *token),
+        Over::Anyone => ("anyone", "", None),
+    };
+    call.arg(grant.value.as_str())
+        .arg(grant.request_id.as_ref().map_or("", RequestId::as_str))
+        .arg(if grant.repeat { "1" } else { "0" })
+        .arg(over)
+        .arg(leader)
+        .arg(optional(token))
 }
 
-/// A lease from the fields that the scripts' `read_lease` gives.
-fn lease(fields: &[String]) -> Option<Lease> {
-    let [leader, token, value, elected_at, remaining] = fields else {
-        return None;
-    };
+fn optional(token: Option<Token>) -> u64 {
+    token.map_or(0, Token::get)
+}
+
+/// A lease from the lines that the scripts' `lines` gives.
+fn lease(lines: &str) -> Option<Lease> {
+    let mut lines = lines.splitn(5, '\n');
+    let mut line = || lines.next();
     Some(Lease {
-        leader: Candidate::new("leader", leader).ok()?,
-        token: Token::new(token.parse().ok()?)?,
-        value: Value::new(value).ok()?,
-        elected_at: elected_at.parse().ok()?,
-        remaining: Duration::from_millis(remaining.parse().ok()?),
+        token: token(line()?)?,
+        elected_at: line()?.parse().ok()?,
+        remaining: Duration::from_millis(line()?.parse().ok()?),
+        leader: Candidate::new("leader", line()?).ok()?,
+        value: Value::new(line()?).ok()?,
     })
+}
+
+/// A reply's first line, and what follows it.
+fn word(reply: &str) -> (&str, &str) {
+    reply.split_once('\n').unwrap_or((reply, ""))
 }
 
 fn token(text: &str) -> Option<Token> {
@@ -302,166 +325,135 @@ impl LeaseNode for Redis {
     }
 
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
-        let (over, over_leader, over_token) = match &grant.over {
-            Over::Vacant => ("vacant", "", None),
-            Over::Own => ("own", "", None),
-            Over::Leader(leader, token) => ("leader", leader.as_str(), *token),
-            Over::Anyone => ("anyone", "", None),
-        };
         let (partition, keys) = self.keys(&grant.election);
-        let call = Call::new(
-            &SCRIPTS.grant,
-            &[
-                &keys.lease(&grant.election),
-                &keys.floor(&grant.election),
-                &keys.marker,
-                &keys.index,
-                &keys.expiry,
-            ],
-            &[
-                &grant.election.path(),
-                &grant.candidate.as_str(),
-                &grant.token.to_string(),
-                &grant.term.millis().to_string(),
-                &grant.value.as_str(),
-                &grant.request_id.as_ref().map_or("", |id| id.as_str()),
-                &grant.elected_at.to_string(),
-                &self.retention_ms().to_string(),
-                &self.guard_arg(),
-                &over,
-                &over_leader,
-                &optional(over_token),
-                &keys.lease_prefix(),
-                &grant.attempt.to_string(),
-                &if grant.repeat { "1" } else { "0" },
-            ],
-        );
-        let reply = self.fields(partition, &call).await?;
-        let known = match reply.split_first() {
-            Some((word, rest)) => match (word.as_str(), rest) {
-                ("granted", [granted]) => token(granted).map(GrantReply::Granted),
-                ("held", held) => lease(held).map(GrantReply::Held),
-                ("mismatch", []) => Some(GrantReply::TokenMismatch),
-                ("stale", [floor]) => token(floor).map(GrantReply::Stale),
-                ("unmarked", []) => {
-                    self.doubt(partition);
-                    Some(GrantReply::Unmarked)
-                }
-                ("guarded", [ms]) => ms
-                    .parse()
-                    .ok()
-                    .map(|ms| GrantReply::Guarded(Duration::from_millis(ms))),
-                _ => None,
-            },
-            None => None,
+        let keys_of_grant = [
+            keys.lease(&grant.election),
+            keys.floor(&grant.election),
+            (&keys.marker).into(),
+            (&keys.index).into(),
+            (&keys.expiry).into(),
+        ];
+        let call = Call::new(&SCRIPTS.grant, keys_of_grant)
+            .arg(grant.election.path())
+            .arg(grant.candidate.as_str())
+            .arg(grant.token.get())
+            .arg(grant.term.millis())
+            .arg(grant.elected_at)
+            .arg(self.retention_ms())
+            .arg(self.guard_arg())
+            .arg(grant.attempt);
+        let usual = grant.value.as_str().is_empty() && grant.request_id.is_none();
+        let call = match &grant.over {
+            Over::Own if usual => call,
+            over => more_of_grant(call, grant, over),
+        };
+        let reply = self.reply(partition, &call).await?;
+        let (word, rest) = word(&reply);
+        let known = match word {
+            "granted" => token(rest).map(GrantReply::Granted),
+            "held" => lease(rest).map(GrantReply::Held),
+            "mismatch" => Some(GrantReply::TokenMismatch),
+            "stale" => token(rest).map(GrantReply::Stale),
+            "unmarked" => {
+                self.doubt(partition);
+                Some(GrantReply::Unmarked)
+            }
+            "guarded" => rest
+                .parse()
+                .ok()
+                .map(|ms| GrantReply::Guarded(Duration::from_millis(ms))),
+            _ => None,
         };
         known.ok_or_else(|| self.unexpected("grant", &reply))
     }
 
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
         let (partition, keys) = self.keys(&extend.election);
-        let call = Call::new(
-            &SCRIPTS.extend,
-            &[&keys.lease(&extend.election), &keys.floor(&extend.election)],
-            &[
-                &extend.leader.as_str(),
-                &optional(extend.token),
-                &extend.term.millis().to_string(),
-                &self.retention_ms().to_string(),
-            ],
-        );
-        let reply = self.fields(partition, &call).await?;
-        let known = match reply.split_first() {
-            Some((word, rest)) => match (word.as_str(), rest) {
-                ("renewed", [renewed]) => token(renewed).map(ExtendReply::Renewed),
-                ("missing", []) => Some(ExtendReply::Missing),
-                ("held", []) => Some(ExtendReply::Held),
-                ("stale", []) => Some(ExtendReply::Stale),
-                ("behind", []) => Some(ExtendReply::Behind),
-                _ => None,
-            },
-            None => None,
+        let keys_of_extension = [keys.lease(&extend.election), keys.floor(&extend.election)];
+        let call = Call::new(&SCRIPTS.extend, keys_of_extension)
+            .arg(extend.leader.as_str())
+            .arg(optional(extend.token))
+            .arg(extend.term.millis())
+            .arg(self.retention_ms());
+        let reply = self.reply(partition, &call).await?;
+        let known = match word(&reply) {
+            ("renewed", renewed) => token(renewed).map(ExtendReply::Renewed),
+            ("missing", "") => Some(ExtendReply::Missing),
+            ("held", "") => Some(ExtendReply::Held),
+            ("stale", "") => Some(ExtendReply::Stale),
+            ("behind", "") => Some(ExtendReply::Behind),
+            _ => None,
         };
         known.ok_or_else(|| self.unexpected("extend", &reply))
     }
 
     async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
         let (partition, keys) = self.keys(&heal.election);
-        let call = Call::new(
-            &SCRIPTS.heal,
-            &[
-                &keys.lease(&heal.election),
-                &keys.floor(&heal.election),
-                &keys.index,
-                &keys.expiry,
-                &keys.marker,
-            ],
-            &[
-                &heal.election.path(),
-                &heal.lease.leader.as_str(),
-                &heal.lease.token.to_string(),
-                &heal.term.millis().to_string(),
-                &heal.lease.value.as_str(),
-                &heal.lease.elected_at.to_string(),
-                &self.retention_ms().to_string(),
-                &heal.run,
-                &if heal.existing { "1" } else { "0" },
-                &self.guard_arg(),
-            ],
-        );
-        let reply = self.field(partition, &call).await?;
-        match reply.as_deref() {
-            Some("1") => Ok(true),
-            Some("0") => Ok(false),
-            _ => Err(self.unexpected("heal", &reply)),
+        let keys_of_lease = [
+            keys.lease(&heal.election),
+            keys.floor(&heal.election),
+            (&keys.index).into(),
+            (&keys.expiry).into(),
+            (&keys.marker).into(),
+        ];
+        let call = Call::new(&SCRIPTS.heal, keys_of_lease)
+            .arg(heal.election.path())
+            .arg(heal.lease.leader.as_str())
+            .arg(heal.lease.token.get())
+            .arg(heal.term.millis())
+            .arg(heal.lease.value.as_str())
+            .arg(heal.lease.elected_at)
+            .arg(self.retention_ms())
+            .arg(&heal.run)
+            .arg(if heal.existing { "1" } else { "0" })
+            .arg(self.guard_arg());
+        match &*self.reply(partition, &call).await? {
+            "1" => Ok(true),
+            "0" => Ok(false),
+            reply => Err(self.unexpected("heal", reply)),
         }
     }
 
     async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError> {
         let (partition, keys) = self.keys(&resign.election);
-        let call = Call::new(
-            &SCRIPTS.resign,
-            &[&keys.lease(&resign.election), &keys.index, &keys.expiry],
-            &[
-                &resign.election.path(),
-                &resign.leader.as_str(),
-                &optional(resign.token),
-            ],
-        );
-        let reply = self.field(partition, &call).await?;
-        match reply.as_deref() {
-            Some("resigned") => Ok(ResignReply::Resigned),
-            Some("missing") => Ok(ResignReply::Missing),
-            Some("held") => Ok(ResignReply::Held),
-            Some("stale") => Ok(ResignReply::Stale),
-            _ => Err(self.unexpected("resign", &reply)),
+        let keys_of_lease = [
+            keys.lease(&resign.election),
+            (&keys.index).into(),
+            (&keys.expiry).into(),
+        ];
+        let call = Call::new(&SCRIPTS.resign, keys_of_lease)
+            .arg(resign.election.path())
+            .arg(resign.leader.as_str())
+            .arg(optional(resign.token));
+        match &*self.reply(partition, &call).await? {
+            "resigned" => Ok(ResignReply::Resigned),
+            "missing" => Ok(ResignReply::Missing),
+            "held" => Ok(ResignReply::Held),
+            "stale" => Ok(ResignReply::Stale),
+            reply => Err(self.unexpected("resign", reply)),
         }
     }
 
     async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
         let (partition, keys) = self.keys(&grant.election);
-        let call = Call::new(
-            &SCRIPTS.withdraw,
-            &[
-                &keys.lease(&grant.election),
-                &keys.floor(&grant.election),
-                &keys.index,
-                &keys.expiry,
-            ],
-            &[
-                &grant.election.path(),
-                &grant.attempt.to_string(),
-                &grant.token.to_string(),
-                &self.retention_ms().to_string(),
-            ],
-        );
-        self.field(partition, &call).await.map(|_| ())
+        let keys_of_lease = [
+            keys.lease(&grant.election),
+            keys.floor(&grant.election),
+            (&keys.index).into(),
+            (&keys.expiry).into(),
+        ];
+        let call = Call::new(&SCRIPTS.withdraw, keys_of_lease)
+            .arg(grant.election.path())
+            .arg(grant.attempt)
+            .arg(grant.token.get())
+            .arg(self.retention_ms());
+        self.reply(partition, &call).await.map(drop)
     }
 
     async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError> {
         let (partition, keys) = self.keys(election);
-        let call = Call::new(&SCRIPTS.read, &[&keys.lease(election)], &[]);
-        let reply = self.fields(partition, &call).await?;
+        let call = Call::new(&SCRIPTS.read, [keys.lease(election)]);
+        let reply = self.reply(partition, &call).await?;
         if reply.is_empty() {
             return Ok(None);
         }
@@ -515,30 +507,24 @@ impl Redis {
         };
         // "0" follows "/": every path of the kind, and of no other, is below.
         let greatest = format!("({}0", kind.as_str());
-        let call = Call::new(
-            &SCRIPTS.list,
-            &[&keys.index, &keys.expiry],
-            &[
-                &least,
-                &greatest,
-                &limit.to_string(),
-                &LIST_EXAMINES.to_string(),
-                &keys.lease_prefix(),
-            ],
-        );
-        let reply: Vec<redis::Value> = self.connections.run(partition, &call).await?;
+        let keys_of_index = [(&keys.index).into(), (&keys.expiry).into()];
+        let call = Call::new(&SCRIPTS.list, keys_of_index)
+            .arg(least)
+            .arg(greatest)
+            .arg(limit)
+            .arg(LIST_EXAMINES)
+            .arg(keys.lease_prefix());
+        let reply: Vec<String> = self.connections.run(partition, &call).await?;
         page(&reply).ok_or_else(|| self.unexpected("list", &reply))
     }
 }
 
-fn page(reply: &[redis::Value]) -> Option<Page> {
+fn page(reply: &[String]) -> Option<Page> {
     let (last, leases) = reply.split_first()?;
-    let last: String = redis::from_redis_value_ref(last).ok()?;
     let leases = leases
         .iter()
         .map(|entry| {
-            let fields: Fields = redis::from_redis_value_ref(entry).ok()?;
-            let (path, held) = fields.split_first()?;
+            let (path, held) = entry.split_once('\n')?;
             Some((ElectionId::from_path(path).ok()?, lease(held)?))
         })
         .collect::<Option<Vec<_>>>()?;

@@ -2,29 +2,40 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// The requests of one connection.
 #[derive(Debug, Clone)]
 pub(super) struct Requests {
-    under_way: Arc<AtomicUsize>,
-    ended: watch::Sender<Instant>,
+    counted: Arc<Counted>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    under_way: AtomicUsize,
+    /// When the last one ended.
+    ended: Mutex<Instant>,
+}
+
+impl Counted {
+    fn ended(&self) -> MutexGuard<'_, Instant> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Default for Requests {
     fn default() -> Self {
         Self {
-            under_way: Arc::default(),
-            ended: watch::Sender::new(Instant::now()),
+            counted: Arc::new(Counted {
+                under_way: AtomicUsize::new(0),
+                ended: Mutex::new(Instant::now()),
+            }),
         }
     }
 }
@@ -32,7 +43,7 @@ impl Default for Requests {
 impl Requests {
     /// Counts a request until its answer has been sent whole.
     pub(super) fn begin(&self) -> UnderWay {
-        self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.counted.under_way.fetch_add(1, Ordering::Relaxed);
         UnderWay(self.clone())
     }
 
@@ -42,8 +53,8 @@ impl Requests {
             return std::future::pending().await;
         };
         loop {
-            let until = *self.ended.borrow() + limit;
-            if self.under_way.load(Ordering::Relaxed) > 0 {
+            let until = *self.counted.ended() + limit;
+            if self.counted.under_way.load(Ordering::Relaxed) > 0 {
                 sleep(limit).await;
             } else if until <= Instant::now() {
                 return;
@@ -55,8 +66,7 @@ impl Requests {
 
     /// Returns when there is no request for this long from now on.
     pub(super) async fn none_for(&self, limit: Duration) {
-        self.ended
-            .send_modify(|ended| *ended = (*ended).max(Instant::now()));
+        *self.counted.ended() = Instant::now();
         self.idle_for(Some(limit)).await;
     }
 }
@@ -67,7 +77,8 @@ pub(super) struct UnderWay(Requests);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.ended.send_replace(Instant::now());
-        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+        let counted = &self.0.counted;
+        *counted.ended() = Instant::now();
+        counted.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }

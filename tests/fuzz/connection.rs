@@ -16,6 +16,7 @@ use election_agent::{
         admission::{Admission, Limits},
     },
     peer::{Peer, TrustedProxies},
+    workers::Workers,
 };
 use http::Request;
 use http_body_util::BodyExt as _;
@@ -151,6 +152,7 @@ impl Client {
         S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
             + Clone
             + Send
+            + Sync
             + 'static,
     {
         let (ours, theirs) = duplex(BUFFER);
@@ -165,6 +167,7 @@ impl Client {
             service,
             lifetime: LIFETIME,
             conduct: CONDUCT,
+            workers: Workers::here(),
             connections: TaskTracker::new(),
             shutdown: stop.clone(),
         };

@@ -9,6 +9,7 @@ use election_agent::{
     app::Tree,
     config::{Config, Values},
     transport::Protocol,
+    workers::Workers,
 };
 use http::{HeaderMap, Method, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -17,7 +18,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     time::{advance, timeout},
 };
-use tower::{ServiceExt as _, util::BoxCloneService};
+use tower::{ServiceExt as _, util::BoxCloneSyncService};
 
 /// Longer than any answer may take. The clock is paused: it jumps when nothing can go on, so an answer that
 /// never comes is known at once.
@@ -35,7 +36,7 @@ const KEYS: &str = r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": "k",
     "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
 /// The agent's services, as a connection gets them.
-pub(crate) type Agent = BoxCloneService<Request<Body>, Response, Infallible>;
+pub(crate) type Agent = BoxCloneSyncService<Request<Body>, Response, Infallible>;
 
 struct World {
     runtime: Runtime,
@@ -82,10 +83,11 @@ impl World {
         let config = Values::collect(Vec::new(), None, settings)
             .and_then(Config::new)
             .expect("valid settings");
-        let tree = runtime.block_on(Tree::build(&config)).expect("a tree");
+        let building = async { Tree::build(&config, &Workers::here()).await };
+        let tree = runtime.block_on(building).expect("a tree");
         Self {
             runtime,
-            agent: BoxCloneService::new(tree.service()),
+            agent: BoxCloneSyncService::new(tree.service()),
             _tree: tree,
             _directory: directory,
         }

@@ -10,6 +10,7 @@ use election_agent::{
         embedded::Embedded,
         redis::{Deployment, Redis as RedisNode, Server, Use},
     },
+    workers::Workers,
 };
 use futures_util::future::join_all;
 use proptest::{
@@ -282,7 +283,14 @@ async fn pair(deployment: Deployment, prefix: usize, marked: bool) -> (Embedded,
         max_term: Duration::from_secs(60),
         allow_eviction: false,
     };
-    let real = RedisNode::start(deployment, usage, Duration::from_secs(10), SETTINGS).await;
+    let real = RedisNode::start(
+        deployment,
+        usage,
+        Duration::from_secs(10),
+        SETTINGS,
+        &Workers::here(),
+    )
+    .await;
     // What it is not asked for, it does not know: its run.
     real.probe().await.expect("answers");
     let model = Embedded::in_memory(SETTINGS);

@@ -16,6 +16,7 @@ use election_agent::{
     peer::TrustedProxies,
     stack,
     transport::status::{Code, Problem},
+    workers::Workers,
 };
 use http::{Method, Request};
 use http_body_util::BodyExt as _;
@@ -55,6 +56,7 @@ impl Agent {
         S: Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
             + Clone
             + Send
+            + Sync
             + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -76,6 +78,7 @@ impl Agent {
                 head: Duration::from_secs(60),
                 min_ping_interval: Duration::ZERO,
             },
+            workers: Workers::here(),
             connections: TaskTracker::new(),
             shutdown: CancellationToken::new(),
         };
@@ -100,7 +103,9 @@ impl Agent {
             ((*name).into(), value.into())
         });
         let config = Values::collect(Vec::new(), None, settings).and_then(Config::new);
-        let tree = Tree::build(&config.expect("valid")).await.expect("a tree");
+        let config = config.expect("valid");
+        let tree = Tree::build(&config, &Workers::here()).await;
+        let tree = tree.expect("a tree");
         Self::serve(tree.service(), directory).await
     }
 

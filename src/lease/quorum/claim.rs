@@ -55,7 +55,7 @@ impl Quorum {
             });
             let mut vote = Vote::new(self.inner.nodes.len());
             let (owing, asked) = settling.divide(self.inner.nodes.len());
-            let mut round = self.ask_some(Operation::Grant, &asked, deadline, |_, node| {
+            let mut round = self.ask_some(Operation::Grant, asked, deadline, |_, node| {
                 let grant = Arc::clone(&grant);
                 async move { node.grant(&grant).await }
             });
@@ -151,7 +151,7 @@ impl Quorum {
             vote.fresh.clear();
             vote.repeated.clear();
             let owing = match vote.tally.verdict() {
-                Verdict::Open => round.waiting().to_vec(),
+                Verdict::Open => round.waiting(),
                 _ => Vec::new(),
             };
             let (quorum, started) = (self.clone(), vote.started);
@@ -196,7 +196,7 @@ impl Quorum {
     }
 
     /// Waits for the nodes that have not answered a grant.
-    async fn hear_out<F>(&self, grant: &Grant, round: &mut Round<F, GrantReply>, vote: &mut Vote)
+    async fn hear_out<F>(&self, grant: &Grant, round: &mut Round<F>, vote: &mut Vote)
     where
         F: Future<Output = Result<GrantReply, NodeError>>,
     {
@@ -207,7 +207,7 @@ impl Quorum {
     }
 
     /// Waits for the nodes that have not answered a grant, and takes it back wherever it is stored.
-    async fn settle<F>(&self, grant: &Arc<Grant>, mut round: Round<F, GrantReply>, mut vote: Vote)
+    async fn settle<F>(&self, grant: &Arc<Grant>, mut round: Round<F>, mut vote: Vote)
     where
         F: Future<Output = Result<GrantReply, NodeError>>,
     {
@@ -239,7 +239,8 @@ impl Quorum {
         nodes: &[usize],
         deadline: Instant,
     ) -> Vec<usize> {
-        let mut round = self.ask_some(Operation::Withdraw, nodes, deadline, |_, node| {
+        let asked = nodes.iter().copied();
+        let mut round = self.ask_some(Operation::Withdraw, asked, deadline, |_, node| {
             let grant = Arc::clone(grant);
             async move { node.withdraw(&grant).await }
         });

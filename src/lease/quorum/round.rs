@@ -1,13 +1,12 @@
 //! A question to several nodes at once, and their answers as they come in.
 
 use std::{
+    future::poll_fn,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Called, Inner, Operation, Quorum};
@@ -20,155 +19,190 @@ impl Quorum {
         operation: Operation,
         deadline: Instant,
         call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
-    ) -> Round<F, T>
+    ) -> Round<F>
     where
         F: Future<Output = Result<T, NodeError>>,
     {
-        let all: Vec<_> = (0..self.inner.nodes.len()).collect();
-        self.ask_some(operation, &all, deadline, call)
+        self.ask_some(operation, 0..self.inner.nodes.len(), deadline, call)
     }
 
     /// Puts a question to these nodes at once; each has the operation timeout, but not longer than the
-    /// deadline. `call` gets the node's number, too.
+    /// deadline. `call` gets the node's number, too. Those that must not vote are not asked, and given as
+    /// errors.
     pub(super) fn ask_some<T, F>(
         &self,
         operation: Operation,
-        nodes: &[usize],
+        nodes: impl IntoIterator<Item = usize>,
         deadline: Instant,
         call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
-    ) -> Round<F, T>
+    ) -> Round<F>
     where
         F: Future<Output = Result<T, NodeError>>,
     {
-        let allowed: Vec<_> = nodes
-            .iter()
-            .copied()
-            .filter(|node| !self.inner.nodes[*node].is_excluded())
-            .collect();
-        let limit = Instant::now() + self.inner.limit;
-        let mut round = self.ask_even_excluded(operation, &allowed, deadline.min(limit), call);
-        round.overdue = match deadline < limit {
-            true => Called::GivenUp,
-            false => Called::Timeout,
-        };
-        let excluded = nodes.iter().filter(|node| !allowed.contains(node));
-        round.excluded.extend(excluded);
-        round
+        let nodes = nodes.into_iter().map(|node| {
+            let excluded = self.inner.nodes[node].is_excluded();
+            let question = match excluded {
+                true => Question::NotPut,
+                false => Question::put(self, node, &call),
+            };
+            (node, question)
+        });
+        let started = Instant::now();
+        let limit = started + self.inner.limit;
+        Round {
+            operation,
+            started,
+            until: deadline.min(limit),
+            overdue: match deadline < limit {
+                true => Called::GivenUp,
+                false => Called::Timeout,
+            },
+            questions: nodes.collect(),
+            timer: None,
+            inner: Arc::clone(&self.inner),
+        }
     }
 
     /// Puts a question to these nodes, also those that must not vote; each has until the deadline.
     pub(super) fn ask_even_excluded<T, F>(
         &self,
         operation: Operation,
-        nodes: &[usize],
+        nodes: impl IntoIterator<Item = usize>,
         deadline: Instant,
         call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
-    ) -> Round<F, T>
+    ) -> Round<F>
     where
         F: Future<Output = Result<T, NodeError>>,
     {
+        let nodes = nodes.into_iter();
         Round {
             operation,
             started: Instant::now(),
+            until: deadline,
             overdue: Called::Timeout,
-            excluded: Vec::new(),
-            calls: nodes
-                .iter()
-                .map(|&node| Call {
-                    node,
-                    reply: call(node, Arc::clone(&self.inner.nodes[node].node)),
-                })
+            questions: nodes
+                .map(|node| (node, Question::put(self, node, &call)))
                 .collect(),
-            waiting: nodes.to_vec(),
-            timer: Box::pin(sleep_until(deadline)),
+            timer: None,
             inner: Arc::clone(&self.inner),
         }
     }
 }
 
-pin_project! {
-    /// A question to one node.
-    struct Call<F> {
-        node: usize,
-        #[pin]
-        reply: F,
-    }
+/// A question to one node.
+enum Question<F> {
+    /// The node must not vote.
+    NotPut,
+    Waiting(Pin<Box<F>>),
+    /// The node was given, with an answer or an error.
+    Given,
 }
 
-impl<F: Future> Future for Call<F> {
-    type Output = (usize, F::Output);
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        this.reply.poll(cx).map(|reply| (*this.node, reply))
+impl<F> Question<F> {
+    fn put(quorum: &Quorum, node: usize, call: impl Fn(usize, Arc<dyn LeaseNode>) -> F) -> Self {
+        let asked = Arc::clone(&quorum.inner.nodes[node].node);
+        Self::Waiting(Box::pin(call(node, asked)))
     }
 }
 
 /// The answers to one question, as they come in.
-pub(super) struct Round<F, T>
-where
-    F: Future<Output = Result<T, NodeError>>,
-{
+pub(super) struct Round<F> {
     operation: Operation,
     started: Instant,
+    until: Instant,
     /// What comes of calls that have no answer when the time is over.
     overdue: Called,
-    /// Nodes that are not asked, and given as errors at once.
-    excluded: Vec<usize>,
-    calls: FuturesUnordered<Call<F>>,
-    waiting: Vec<usize>,
-    timer: Pin<Box<Sleep>>,
+    /// With their nodes: few, so that all that wait are looked at whenever one has an answer.
+    questions: Vec<(usize, Question<F>)>,
+    /// Made when there is something to wait for.
+    timer: Option<Pin<Box<Sleep>>>,
     inner: Arc<Inner>,
 }
 
-impl<F, T> Round<F, T>
+impl<F, T> Round<F>
 where
     F: Future<Output = Result<T, NodeError>>,
 {
     /// The next answer, with the node's number. When the time is over, the nodes that have not answered
-    /// are given as errors; `None` when every node has been given.
+    /// are given as errors, and what they answer later is not heard; `None` when every node has been given.
     pub(super) async fn next(&mut self) -> Option<(usize, Result<T, NodeError>)> {
-        if let Some(node) = self.excluded.pop() {
-            let error = self.inner.nodes[node].excluded();
-            let error = error.unwrap_or_else(|| NodeError::NotSent("it was excluded".to_owned()));
-            return Some((node, Err(error)));
-        }
-        let last = *self.waiting.last()?;
-        let (node, reply, outcome) = loop {
-            let answer = tokio::select! {
-                biased;
-                Some((node, reply)) = self.calls.next() => {
-                    let outcome = Called::of(&reply);
-                    (node, reply, outcome)
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`Self::next`], but without waiting: `None` also when no answer has come in yet.
+    pub(super) async fn ready(&mut self) -> Option<(usize, Result<T, NodeError>)> {
+        poll_fn(|cx| match self.poll_next(cx) {
+            Poll::Ready(given) => Poll::Ready(given),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Result<T, NodeError>)>> {
+        let mut last = None;
+        for (node, question) in &mut self.questions {
+            match question {
+                Question::Given => {}
+                Question::NotPut => {
+                    *question = Question::Given;
+                    let error = self.inner.nodes[*node].excluded();
+                    let error =
+                        error.unwrap_or_else(|| NodeError::NotSent("it was excluded".to_owned()));
+                    return Poll::Ready(Some((*node, Err(error))));
                 }
-                () = &mut self.timer => {
-                    let name = self.inner.nodes[last].name();
-                    let error = NodeError::unknown(format!("{name}: no answer in time"));
-                    (last, Err(error), self.overdue)
-                }
-            };
-            // A node that was given as an error may answer yet: too late.
-            if self.waiting.contains(&answer.0) {
-                break answer;
+                Question::Waiting(reply) => match reply.as_mut().poll(cx) {
+                    Poll::Ready(reply) => {
+                        *question = Question::Given;
+                        let (node, outcome) = (*node, Called::of(&reply));
+                        return Poll::Ready(Some(self.given(node, reply, outcome)));
+                    }
+                    Poll::Pending => last = Some((*node, question)),
+                },
             }
+        }
+        let Some((node, question)) = last else {
+            return Poll::Ready(None);
         };
-        self.waiting.retain(|waiting| *waiting != node);
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep_until(self.until)));
+        if timer.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        *question = Question::Given;
+        let name = self.inner.nodes[node].name();
+        let error = NodeError::unknown(format!("{name}: no answer in time"));
+        Poll::Ready(Some(self.given(node, Err(error), self.overdue)))
+    }
+
+    /// Tells what came of a question.
+    fn given(
+        &self,
+        node: usize,
+        reply: Result<T, NodeError>,
+        outcome: Called,
+    ) -> (usize, Result<T, NodeError>) {
         let took = self.started.elapsed();
-        self.inner
-            .observer
-            .called(node, self.operation, outcome, took);
+        let observer = &self.inner.observer;
+        observer.called(node, self.operation, outcome, took);
         if let Err(error) = &reply {
             self.inner.nodes[node].complain(error);
         }
-        Some((node, reply))
+        (node, reply)
     }
+}
 
+impl<F> Round<F> {
     /// The nodes that were asked and have not answered yet.
-    pub(super) fn waiting(&self) -> &[usize] {
-        &self.waiting
+    pub(super) fn waiting(&self) -> Vec<usize> {
+        let waiting = self.questions.iter();
+        let waiting = waiting.filter(|(_, question)| matches!(question, Question::Waiting(_)));
+        waiting.map(|(node, _)| *node).collect()
     }
 
+    /// Whether there are nodes that were not given.
     pub(super) fn is_open(&self) -> bool {
-        !self.waiting.is_empty() || !self.excluded.is_empty()
+        let mut questions = self.questions.iter();
+        questions.any(|(_, question)| !matches!(question, Question::Given))
     }
 }

@@ -34,7 +34,10 @@ use super::{
     server::{Address, Server},
     single::{Expect, Failed, Link},
 };
-use crate::lease::{NodeError, tally::quorum};
+use crate::{
+    lease::{NodeError, tally::quorum},
+    workers::Workers,
+};
 
 const CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
 const SLOTS: u16 = 16_384;
@@ -68,6 +71,7 @@ struct Shared {
     /// The members that are configured, to be asked when no other is known.
     seeds: Vec<Server>,
     limit: Duration,
+    workers: Workers,
     links: Mutex<HashMap<Address, Arc<Link>>>,
     nudge: Notify,
 }
@@ -93,10 +97,16 @@ type View = Vec<(u16, u16, Address)>;
 
 impl Cluster {
     /// Starts connecting to the members and asking them; `limit` bounds every attempt to connect.
-    pub(super) fn start(seeds: Vec<Server>, partitions: u16, limit: Duration) -> Self {
+    pub(super) fn start(
+        seeds: Vec<Server>,
+        partitions: u16,
+        limit: Duration,
+        workers: Workers,
+    ) -> Self {
         let shared = Arc::new(Shared {
             seeds,
             limit,
+            workers,
             links: Mutex::default(),
             nudge: Notify::new(),
         });
@@ -158,7 +168,7 @@ impl Cluster {
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         partition: u16,
-        call: &Call<'_>,
+        call: &Call,
     ) -> Result<T, NodeError> {
         let (mut address, mut link) = self.owner(partition)?;
         let mut asking = false;
@@ -241,7 +251,12 @@ impl Shared {
             return Ok(Arc::clone(link));
         }
         let server = self.seeds[0].at(address)?;
-        let link = Arc::new(Link::start(&server, Expect::Member, self.limit));
+        let link = Arc::new(Link::start(
+            &server,
+            Expect::Member,
+            self.limit,
+            &self.workers,
+        ));
         links.insert(address.clone(), Arc::clone(&link));
         Ok(link)
     }

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Fields, Redis, Shard, at_once,
+    Redis, Shard, at_once,
     script::{Call, SCRIPTS},
 };
 use crate::{
@@ -225,21 +225,20 @@ impl Redis {
 
     async fn look_at(&self, partition: u16) -> Result<Looked, NodeError> {
         let keys = &self.keys[usize::from(partition)];
-        let call = Call::new(&SCRIPTS.probe, &[&keys.marker], &[&self.guard_arg()]);
-        let reply = self.fields_in_time(partition, &call).await?;
+        let call = Call::new(&SCRIPTS.probe, [(&keys.marker).into()]).arg(self.guard_arg());
+        let reply = self.reply_in_time(partition, &call).await?;
         let looked = || {
-            let [wait, run, policy] = &reply[..] else {
-                return None;
-            };
+            let mut lines = reply.splitn(3, '\n');
+            let (wait, run, policy) = (lines.next()?, lines.next()?, lines.next()?);
             let millis = |text: &str| text.parse().map(Duration::from_millis).ok();
             Some(Looked {
                 partition,
-                wait: match wait.as_str() {
+                wait: match wait {
                     "" => None,
                     wait => Some(millis(wait)?),
                 },
-                run: run.clone(),
-                policy: policy.clone(),
+                run: run.to_owned(),
+                policy: policy.to_owned(),
             })
         };
         looked().ok_or_else(|| self.unexpected("probe", &reply))
@@ -248,19 +247,14 @@ impl Redis {
     /// Notes how this agent uses the node, and gives the list of nodes and the longest guard that count.
     async fn register(&self) -> Result<(String, Duration), NodeError> {
         let guard = self.settings.guard.map_or(0, millis);
-        let call = Call::new(
-            &SCRIPTS.register,
-            &[&self.keys[0].agents],
-            &[
-                &self.usage.nodes,
-                &guard.to_string(),
-                &millis(self.usage.max_term).to_string(),
-            ],
-        );
-        let reply = self.fields_in_time(0, &call).await?;
-        match &reply[..] {
-            [nodes, longest] if let Ok(longest) = longest.parse() => {
-                Ok((nodes.clone(), Duration::from_millis(longest)))
+        let call = Call::new(&SCRIPTS.register, [(&self.keys[0].agents).into()])
+            .arg(&self.usage.nodes)
+            .arg(guard)
+            .arg(millis(self.usage.max_term));
+        let reply = self.reply_in_time(0, &call).await?;
+        match reply.split_once('\n') {
+            Some((longest, nodes)) if let Ok(longest) = longest.parse() => {
+                Ok((nodes.to_owned(), Duration::from_millis(longest)))
             }
             _ => Err(self.unexpected("register", &reply)),
         }
@@ -275,16 +269,13 @@ impl Redis {
             let Some(keys) = self.keys.get(usize::from(part.partition)) else {
                 return Ok(0);
             };
-            let call = Call::new(
-                &SCRIPTS.mark,
-                &[&keys.marker],
-                &[&millis(wait).to_string(), &part.run],
-            );
-            let reply = self.field(part.partition, &call).await?;
-            match reply.as_deref() {
-                Some("1") => Ok(1),
-                Some("0") => Ok(0),
-                _ => Err(self.unexpected("mark", &reply)),
+            let call = Call::new(&SCRIPTS.mark, [(&keys.marker).into()])
+                .arg(millis(wait))
+                .arg(&part.run);
+            match &*self.reply(part.partition, &call).await? {
+                "1" => Ok(1),
+                "0" => Ok(0),
+                reply => Err(self.unexpected("mark", reply)),
             }
         });
         Ok(at_once(marking.collect()).await?.into_iter().sum())
@@ -307,9 +298,9 @@ impl Redis {
         settled.then(|| swept.run.clone())
     }
 
-    /// As [`fields`](Redis::fields); a server that takes too long is named.
-    async fn fields_in_time(&self, partition: u16, call: &Call<'_>) -> Result<Fields, NodeError> {
-        let Ok(reply) = timeout(self.limit, self.fields(partition, call)).await else {
+    /// As [`reply`](Redis::reply); a server that takes too long is named.
+    async fn reply_in_time(&self, partition: u16, call: &Call) -> Result<String, NodeError> {
+        let Ok(reply) = timeout(self.limit, self.reply(partition, call)).await else {
             let server = self.connections.server(partition);
             return Err(NodeError::unknown(format!(
                 "{}: no answer within {:?}",

@@ -3,8 +3,11 @@
 use std::sync::LazyLock;
 
 use redis::{
-    Cmd, ErrorKind, FromRedisValue, RedisResult, Script, ServerErrorKind, aio::ConnectionLike,
+    Cmd, ErrorKind, FromRedisValue, RedisResult, Script, ServerErrorKind, ToRedisArgs,
+    aio::{ConnectionLike, MultiplexedConnection},
 };
+
+use super::keys::Key;
 
 macro_rules! scripts {
     ($($name:ident: $($file:literal)+;)+) => {
@@ -43,37 +46,48 @@ scripts! {
 }
 
 /// A script with its keys and arguments, in its header's order.
-pub(super) struct Call<'a> {
-    script: &'a Script,
+pub(super) struct Call {
+    script: &'static Script,
     command: Cmd,
 }
 
-impl<'a> Call<'a> {
-    pub(super) fn new(
-        script: &'a Script,
-        keys: &[&str],
-        arguments: &[&(dyn AsRef<[u8]> + Sync)],
-    ) -> Self {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(script.get_hash()).arg(keys.len()).arg(keys);
-        for argument in arguments {
-            command.arg(argument.as_ref());
+/// What a call has room for before it has to grow: more than a usual grant.
+const ARGUMENTS: usize = 18;
+const BYTES: usize = 384;
+
+impl Call {
+    pub(super) fn new<const KEYS: usize>(script: &'static Script, keys: [Key<'_>; KEYS]) -> Self {
+        let mut command = Cmd::with_capacity(ARGUMENTS, BYTES);
+        command.arg("EVALSHA").arg(script.get_hash()).arg(KEYS);
+        for key in keys {
+            command.arg(key);
         }
         Self { script, command }
+    }
+
+    pub(super) fn arg(mut self, argument: impl ToRedisArgs) -> Self {
+        self.command.arg(argument);
+        self
     }
 
     /// Runs the script; a server that does not know it is given it.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
-        connection: &mut impl ConnectionLike,
+        connection: &mut MultiplexedConnection,
     ) -> RedisResult<T> {
-        match self.command.query_async(connection).await {
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.script.load_async(connection).await?;
-                self.command.query_async(connection).await
-            }
-            result => result,
+        let mut reply = self.send(connection).await;
+        if let Err(error) = &reply
+            && error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+        {
+            self.script.load_async(connection).await?;
+            reply = self.send(connection).await;
         }
+        Ok(redis::from_redis_value(reply?)?)
+    }
+
+    async fn send(&self, connection: &mut MultiplexedConnection) -> RedisResult<redis::Value> {
+        let sent = connection.send_packed_command(&self.command);
+        sent.await?.extract_error()
     }
 
     /// Runs the script on the server that is about to take the keys' slot over. The permission to do so is

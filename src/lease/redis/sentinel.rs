@@ -29,7 +29,10 @@ use super::{
     server::{Address, Server},
     single::{Expect, Link, denied, jittered, open},
 };
-use crate::lease::{NodeError, tally::quorum};
+use crate::{
+    lease::{NodeError, tally::quorum},
+    workers::Workers,
+};
 
 /// The pause after a Sentinel was not reached.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -73,7 +76,7 @@ struct Primary {
 
 impl Failover {
     /// Starts asking; `limit` bounds every single question and attempt to connect.
-    pub(super) fn start(watched: Sentinels, limit: Duration) -> Self {
+    pub(super) fn start(watched: Sentinels, limit: Duration, workers: Workers) -> Self {
         let nudge = Arc::new(Notify::new());
         let (said, hear) = mpsc::channel(watched.sentinels.len());
         let (publish, state) = watch::channel(State {
@@ -92,7 +95,7 @@ impl Failover {
             };
             tasks.spawn(asking.run());
         }
-        tasks.spawn(direct(watched, limit, hear, publish));
+        tasks.spawn(direct(watched, limit, workers, hear, publish));
         Self {
             state,
             nudge,
@@ -119,7 +122,7 @@ impl Failover {
         primary.map(|primary| primary.address.to_string())
     }
 
-    pub(super) async fn run<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, NodeError> {
+    pub(super) async fn run<T: FromRedisValue>(&self, call: &Call) -> Result<T, NodeError> {
         let link = {
             let state = self.state.borrow();
             match &state.primary {
@@ -157,6 +160,7 @@ struct Named {
 async fn direct(
     watched: Sentinels,
     limit: Duration,
+    workers: Workers,
     mut hear: mpsc::Receiver<(usize, Said)>,
     publish: watch::Sender<State>,
 ) {
@@ -180,7 +184,7 @@ async fn direct(
                         "the Sentinels name a primary"
                     );
                     Some(Primary {
-                        link: Arc::new(Link::start(&server, Expect::Primary, limit)),
+                        link: Arc::new(Link::start(&server, Expect::Primary, limit, &workers)),
                         address,
                         until: asked + CONFIRMED_FOR,
                     })

@@ -5,9 +5,13 @@
 //! a periodic ping got no answer) the supervisor withdraws it and connects anew, at once and then with
 //! growing, jittered pauses. Requests only ever take the published connection; while there is none they
 //! fail at once with the reason, so that a quorum of other nodes can decide without waiting.
+//!
+//! Every [worker](crate::workers) has a connection of its own, which it alone uses and drives: they are opened
+//! together, and when one breaks, all are replaced.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
+use futures_util::future::try_join_all;
 use redis::{
     AsyncConnectionConfig, ErrorKind, FromRedisValue, InfoDict, RedisError, RedisResult,
     ServerErrorKind, aio::MultiplexedConnection,
@@ -22,12 +26,18 @@ use super::{
     script::{Call, SCRIPTS},
     server::Server,
 };
-use crate::lease::NodeError;
+use crate::{
+    lease::NodeError,
+    workers::{self, Workers},
+};
 
 /// How often an idle connection is pinged.
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after a failed attempt to connect, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// How many commands wait for a connection before requests wait for them, and how many bytes are written at once.
+const PIPELINE: (usize, usize) = (1024, 128 * 1024);
 
 /// What a server must be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +55,8 @@ pub(super) enum Expect {
 pub(super) struct Link {
     name: String,
     expect: Expect,
-    state: watch::Receiver<State>,
+    /// For each worker.
+    states: Vec<watch::Receiver<State>>,
     supervisor: AbortHandle,
 }
 
@@ -69,20 +80,27 @@ pub(super) enum Failed {
 
 impl Link {
     /// Starts connecting; `limit` bounds every single attempt and ping.
-    pub(super) fn start(server: &Server, expect: Expect, limit: Duration) -> Self {
+    pub(super) fn start(
+        server: &Server,
+        expect: Expect,
+        limit: Duration,
+        workers: &Workers,
+    ) -> Self {
         let name = server.name().to_owned();
-        let (publish, state) = watch::channel(Err(format!("{name}: not connected yet")));
+        let not_yet = || watch::channel(Err(format!("{name}: not connected yet")));
+        let (publish, states) = workers.runtimes().map(|_| not_yet()).unzip();
         let supervisor = Supervisor {
             name: name.clone(),
             server: server.clone(),
             expect,
             limit,
+            workers: workers.clone(),
             publish,
         };
         Self {
             name,
             expect,
-            state,
+            states,
             supervisor: tokio::spawn(supervisor.run()).abort_handle(),
         }
     }
@@ -95,7 +113,7 @@ impl Link {
     ///
     /// # Errors
     /// Why there is no connection, or why the script failed, with the server's name.
-    pub(super) async fn run<T: FromRedisValue>(&self, call: &Call<'_>) -> Result<T, NodeError> {
+    pub(super) async fn run<T: FromRedisValue>(&self, call: &Call) -> Result<T, NodeError> {
         self.attempt(async |connection| call.run(connection).await)
             .await
             .map_err(|failed| self.explain(failed))
@@ -106,13 +124,19 @@ impl Link {
         &self,
         command: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
     ) -> Result<T, Failed> {
-        let mut live = self.state.borrow().clone().map_err(Failed::Absent)?;
+        let mut live = self.state().borrow().clone().map_err(Failed::Absent)?;
         command(&mut live.connection).await.map_err(|error| {
             if lost(&error) {
                 live.broken.notify_one();
             }
             Failed::Error(error)
         })
+    }
+
+    /// This worker's connection, or why there is none. What is no worker uses the first one's.
+    fn state(&self) -> &watch::Receiver<State> {
+        let own = self.states.get(workers::number());
+        own.unwrap_or(&self.states[0])
     }
 
     pub(super) fn explain(&self, failed: Failed) -> NodeError {
@@ -124,7 +148,7 @@ impl Link {
 
     /// Waits until the first attempt to connect has ended, well or not.
     pub(super) async fn attempted(&self) {
-        let mut state = self.state.clone();
+        let mut state = self.states[0].clone();
         // An error means that the supervisor is gone, so nothing is left to wait for.
         let _ = state.changed().await;
     }
@@ -141,7 +165,9 @@ struct Supervisor {
     server: Server,
     expect: Expect,
     limit: Duration,
-    publish: watch::Sender<State>,
+    workers: Workers,
+    /// For each worker.
+    publish: Vec<watch::Sender<State>>,
 }
 
 impl Supervisor {
@@ -151,43 +177,61 @@ impl Supervisor {
         loop {
             tokio::time::sleep(jittered(pause)).await;
             match self.connect().await {
-                Ok(connection) => {
+                Ok(connections) => {
                     tracing::info!(node = self.name, "connected to Redis");
                     (pause, told) = (Duration::ZERO, None);
                     let broken = Arc::new(Notify::new());
-                    self.publish(Ok(Live {
-                        connection: connection.clone(),
-                        broken: Arc::clone(&broken),
-                    }));
-                    let error = self.watch(connection, &broken).await;
+                    // The first one last: whoever waits for it may use all.
+                    for (publish, connection) in self.publish.iter().zip(&connections).rev() {
+                        publish.send_modify(|state| {
+                            *state = Ok(Live {
+                                connection: connection.clone(),
+                                broken: Arc::clone(&broken),
+                            });
+                        });
+                    }
+                    let error = self.watch(connections, &broken).await;
                     tracing::warn!(node = self.name, %error, "lost the connection to Redis");
-                    self.publish(Err(error));
+                    self.publish_none(&error);
                 }
                 Err(error) => {
                     if told.as_ref() != Some(&error) {
                         tracing::warn!(node = self.name, %error, "cannot connect to Redis; trying again");
                         told = Some(error.clone());
                     }
-                    self.publish(Err(error));
+                    self.publish_none(&error);
                     pause = (pause * 2).clamp(BACKOFF.0, BACKOFF.1);
                 }
             }
         }
     }
 
-    fn publish(&self, state: State) {
-        self.publish.send_modify(|published| *published = state);
+    fn publish_none(&self, why: &str) {
+        for publish in &self.publish {
+            publish.send_modify(|state| *state = Err(why.to_owned()));
+        }
     }
 
-    async fn connect(&self) -> Result<MultiplexedConnection, String> {
+    /// Connects for each worker, on its own runtime, which then drives the connection.
+    async fn connect(&self) -> Result<Vec<MultiplexedConnection>, String> {
         let connecting = async {
-            let mut connection = open(&self.server, self.limit).await?;
-            let info: InfoDict = redis::cmd("INFO").query_async(&mut connection).await?;
+            let opening = self.workers.runtimes().map(|runtime| {
+                let (server, limit) = (self.server.clone(), self.limit);
+                let opening = runtime.spawn(async move { open(&server, limit).await });
+                async {
+                    opening
+                        .await
+                        .unwrap_or_else(|ended| Err(io::Error::other(ended).into()))
+                }
+            });
+            let mut connections = try_join_all(opening).await?;
+            let first = &mut connections[0];
+            let info: InfoDict = redis::cmd("INFO").query_async(first).await?;
             if let Some(other) = self.otherwise(&info) {
                 return Ok(Err(other));
             }
-            SCRIPTS.preload(&mut connection).await?;
-            Ok(Ok(connection))
+            SCRIPTS.preload(first).await?;
+            Ok(Ok(connections))
         };
         match timeout(self.limit, connecting).await {
             Ok(connected) => {
@@ -219,18 +263,17 @@ impl Supervisor {
         Some(format!("{}: it {is}", self.name))
     }
 
-    /// Returns when the connection is no longer of use, with the reason.
-    async fn watch(&self, mut connection: MultiplexedConnection, broken: &Notify) -> String {
+    /// Returns when a connection is no longer of use, with the reason.
+    async fn watch(&self, mut connections: Vec<MultiplexedConnection>, broken: &Notify) -> String {
         loop {
             let reported = timeout(PING_EVERY, broken.notified()).await.is_ok();
-            let ping = redis::cmd("PING");
-            match timeout(self.limit, ping.query_async::<()>(&mut connection)).await {
-                Ok(Ok(())) if reported => {
+            let pings = connections.iter_mut().map(ping);
+            match timeout(self.limit, try_join_all(pings)).await {
+                Ok(Ok(_)) if reported => {
                     return format!("{}: a request found it broken", self.name);
                 }
-                Ok(Err(error)) if lost(&error) => return describe(&self.name, self.expect, &error),
-                // A server that answers with an error (loading, busy) is reached.
-                Ok(_) => {}
+                Ok(Err(error)) => return describe(&self.name, self.expect, &error),
+                Ok(Ok(_)) => {}
                 Err(_) => return self.silent("PING"),
             }
         }
@@ -244,12 +287,24 @@ impl Supervisor {
 const REPLICA: &str = "is a replica, which does not keep leases: give its primary in EA_REDIS_URLS";
 const PROMOTED_NOT_YET: &str = "is a replica, although the Sentinels name it as the primary";
 
+/// Fails if the connection is lost.
+async fn ping(connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    match redis::cmd("PING").query_async::<()>(connection).await {
+        Err(error) if lost(&error) => Err(error),
+        // A server that answers with an error (loading, busy) is reached.
+        _ => Ok(()),
+    }
+}
+
 /// Connects; `limit` bounds the attempt.
 pub(super) async fn open(server: &Server, limit: Duration) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(limit))
         // Whoever asks bounds every call; a second timer here would only cost.
-        .set_response_timeout(None);
+        .set_response_timeout(None)
+        // What many requests ask in one moment is to go out in few writes.
+        .set_pipeline_buffer_size(PIPELINE.0)
+        .set_write_backpressure_boundary(PIPELINE.1);
     server
         .client()
         .get_multiplexed_async_connection_with_config(&config)

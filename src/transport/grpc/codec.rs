@@ -5,11 +5,16 @@ use std::marker::PhantomData;
 use prost::Message;
 use tonic::{
     Status,
-    codec::{Codec, DecodeBuf, Decoder},
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
 };
-use tonic_prost::ProstEncoder;
+use tonic_prost::{ProstCodec, ProstEncoder};
 
 use crate::transport::status::{Code, Problem};
+
+/// What a message is encoded into at first, and how much is encoded before it is sent, in bytes. Most answers
+/// are far below the first; tonic's own 8 KiB would be the most that a small request takes up.
+const BUFFER: usize = 512;
+const YIELD: usize = 32 * 1024;
 
 /// Prost's codec, but a message that does not decode is InvalidArgument (tonic's own says Internal).
 #[derive(Debug)]
@@ -32,7 +37,7 @@ where
     type Decoder = StrictDecoder<U>;
 
     fn encoder(&mut self) -> Self::Encoder {
-        ProstEncoder::default()
+        ProstCodec::<T, U>::raw_encoder(BufferSettings::new(BUFFER, YIELD))
     }
 
     fn decoder(&mut self) -> Self::Decoder {

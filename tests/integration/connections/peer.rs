@@ -7,6 +7,7 @@ use election_agent::{
     listener::{Conduct, Lifetime, Server, admission},
     peer::Peer,
     tls::{Acceptor, ClientAuth, Files},
+    workers::Workers,
 };
 use http::Request;
 use tokio::{
@@ -49,6 +50,7 @@ async fn who_asks(tls: Option<Acceptor>) -> (SocketAddr, CancellationToken) {
             head: Duration::from_secs(10),
             min_ping_interval: Duration::ZERO,
         },
+        workers: Workers::here(),
         connections: TaskTracker::new(),
         shutdown: shutdown.clone(),
     };

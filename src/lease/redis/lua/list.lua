@@ -3,7 +3,7 @@
 -- KEYS  1 index  2 expiry
 -- ARGV  1 least path, as ZRANGEBYLEX wants it  2 greatest path, likewise  3 most leases
 --       4 most entries to look at  5 prefix of all lease keys
--- Result {last path looked at or '' at the end, {path, leader, token, value, elected_at, remaining ms}…}
+-- Result {last path looked at or '' at the end, path and lease…}: a list, as there may be a thousand
 --
 -- Atomic because an entry may be dropped only while its lease is gone.
 -- Touches the lease keys of the index's entries; they share the hash tag of KEYS[1].
@@ -16,7 +16,7 @@ while examine > 0 do
   for _, path in ipairs(paths) do
     local lease = read_lease(ARGV[5] .. path)
     if lease then
-      page[#page + 1] = {path, lease[1], lease[2], lease[3], lease[4], lease[5]}
+      page[#page + 1] = path .. '\n' .. lines(lease)
     else
       redis.call('ZREM', KEYS[1], path)
       redis.call('ZREM', KEYS[2], path)

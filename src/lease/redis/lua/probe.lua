@@ -2,10 +2,10 @@
 --
 -- KEYS  1 marker
 -- ARGV  1 guard ms ('' turns it off)
--- Result {ms that the server abstains, or '' when there is no marker; run; maxmemory-policy}
+-- Result ms that the server abstains, or '' when there is no marker; run; maxmemory-policy
 --
 -- Atomic because the marker must not change between the look and what is written.
 
 local wait = ARGV[1] ~= '' and guard_ms(KEYS[1], ARGV[1])
 local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([^\r\n]*)') or ''
-return {wait and string.format('%.0f', wait) or '', run(), policy}
+return table.concat({wait and string.format('%.0f', wait) or '', run(), policy}, '\n')

@@ -1,8 +1,9 @@
 -- Reads the election's lease.
 --
 -- KEYS  1 lease
--- Result {leader, token, value, elected_at, remaining ms}, or nil
+-- Result the lease, or ''
 --
 -- Atomic because the lease and its remaining time must be of the same instant.
 
-return read_lease(KEYS[1])
+local lease = read_lease(KEYS[1])
+return lease and lines(lease) or ''

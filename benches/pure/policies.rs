@@ -1,0 +1,46 @@
+//! May somebody campaign? By the policies that hold without an operator's: `kept` is a question that was decided
+//! before, as almost all are, `evaluated` one that was not.
+
+use std::cell::Cell;
+
+use criterion::{BatchSize, Criterion};
+use election_agent::{
+    auth::{
+        Identity, Mode,
+        policy::{Action, Policies, Question, Resource},
+    },
+    election::types::Candidate,
+};
+
+use crate::{
+    measure::group,
+    quorum::{candidate, election},
+};
+
+pub(crate) fn benches(criterion: &mut Criterion) {
+    let policies = Policies::default();
+    let identity = Identity::new(Mode::Token, "worker-1", vec!["workers".to_owned()]);
+    let (identity, election) = (identity.expect("a name"), election("nightly-report"));
+    let may = |candidate: &Candidate| {
+        let question = Question {
+            identity: &identity,
+            action: Action::Campaign,
+            resource: Resource::Election(&election),
+            candidate: Some(candidate),
+            current_leader: None,
+        };
+        assert!(policies.decide(&question).allowed());
+    };
+
+    let mut group = group(criterion, "policies");
+    let same = candidate("worker-1");
+    group.bench_function("kept", |bencher| bencher.iter(|| may(&same)));
+    let number = Cell::new(0_u64);
+    group.bench_function("evaluated", |bencher| {
+        let another = || {
+            number.set(number.get() + 1);
+            candidate(&format!("worker-1/{}", number.get()))
+        };
+        bencher.iter_batched(another, |candidate| may(&candidate), BatchSize::SmallInput);
+    });
+}

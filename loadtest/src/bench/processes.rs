@@ -1,0 +1,364 @@
+//! The processes that are measured: started on free ports of 127.0.0.1, and killed when they are dropped.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use http::StatusCode;
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::TcpListener,
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+
+use super::{http::get, sink::Sink};
+
+/// How long a process may take until it serves.
+const START_WITHIN: Duration = Duration::from_secs(20);
+/// How long a process may take to end that was killed.
+const END_WITHIN: Duration = Duration::from_secs(5);
+/// How often is looked whether something has come.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often a start is tried, as another process may take the port that was free.
+const TRIES: u32 = 5;
+/// The longest term that an agent grants: what is held must be held until it has been measured.
+pub(crate) const LONG_TERM: Duration = Duration::from_secs(3600);
+
+/// A process with a log; killed when dropped.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    pid: u32,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a program; what it needs is told if it is not there.
+    fn start(mut command: Command, log: PathBuf, needs: &str) -> Result<Self, String> {
+        let program = command.as_std().get_program().to_owned();
+        let failed =
+            |error: std::io::Error| format!("cannot start {}: {error}: {needs}", program.display());
+        let stderr = fs::File::create(&log).map_err(failed)?;
+        let child = command
+            .kill_on_drop(true)
+            .stdin(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .map_err(failed)?;
+        let pid = child.id().unwrap_or_default();
+        Ok(Self { child, pid, log })
+    }
+
+    /// Whether it runs.
+    fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The last lines that it has logged.
+    fn log(&self) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        lines[lines.len().saturating_sub(10)..].join("\n")
+    }
+}
+
+impl Drop for Process {
+    /// Ends it and waits until it has, so that it takes nothing from what is measured next.
+    fn drop(&mut self) {
+        let began = Instant::now();
+        // It has ended if it cannot be killed.
+        if self.child.start_kill().is_ok() {
+            while self.runs() && began.elapsed() < END_WITHIN {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+/// Waits until there is something, or gives up.
+pub(crate) async fn until<T>(
+    limit: Duration,
+    mut look: impl AsyncFnMut() -> Option<T>,
+) -> Option<T> {
+    let began = Instant::now();
+    while began.elapsed() < limit {
+        // A look that hangs is none.
+        if let Ok(Some(found)) = timeout(limit, look()).await {
+            return Some(found);
+        }
+        sleep(LOOK_EVERY).await;
+    }
+    None
+}
+
+/// A Redis server without persistence.
+#[derive(Debug)]
+pub(crate) struct Redis {
+    process: Process,
+    port: u16,
+    _directory: TempDir,
+}
+
+impl Redis {
+    /// Starts a server.
+    ///
+    /// # Errors
+    /// There is no `redis-server`, or it does not serve.
+    pub(crate) async fn start() -> Result<Self, String> {
+        let mut log = String::new();
+        for _ in 0..TRIES {
+            let port = free_port().await?;
+            let directory = directory()?;
+            let mut command = Command::new("redis-server");
+            command
+                .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+                .args(["--save", "", "--appendonly", "no"])
+                .args(["--maxmemory-policy", "noeviction", "--dir"])
+                .arg(directory.path())
+                .arg("--logfile")
+                .arg(directory.path().join("log"))
+                .stdout(Stdio::null());
+            let needs = "install Redis (`apt-get install redis-server`)";
+            let process = Process::start(command, directory.path().join("log"), needs)?;
+            let mut redis = Self {
+                process,
+                port,
+                _directory: directory,
+            };
+            // Another server could have the port: this one tells its process.
+            let own = format!("process_id:{}\r\n", redis.pid());
+            let serves = until(START_WITHIN, async || {
+                if !redis.process.runs() {
+                    return Some(false);
+                }
+                let mut connection = redis.connect().await.ok()?;
+                let mut info = redis::cmd("INFO");
+                let info = info.arg("server").query_async(&mut connection).await;
+                let info: String = info.ok()?;
+                info.contains(&own).then_some(true)
+            });
+            if serves.await == Some(true) {
+                return Ok(redis);
+            }
+            log = redis.process.log();
+        }
+        Err(format!("redis-server does not serve; its log ends:\n{log}"))
+    }
+
+    /// Starts as many servers.
+    ///
+    /// # Errors
+    /// As [`Redis::start`].
+    pub(crate) async fn start_all(servers: u32) -> Result<Vec<Self>, String> {
+        let mut started = Vec::new();
+        for _ in 0..servers {
+            started.push(Self::start().await?);
+        }
+        Ok(started)
+    }
+
+    /// A connection.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(crate) async fn connect(&self) -> redis::RedisResult<redis::aio::MultiplexedConnection> {
+        self.client()?.get_multiplexed_async_connection().await
+    }
+
+    /// For connections of other kinds.
+    ///
+    /// # Errors
+    /// None that could come.
+    pub(crate) fn client(&self) -> redis::RedisResult<redis::Client> {
+        redis::Client::open(self.url())
+    }
+
+    /// The server's port.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The server's process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+}
+
+/// An agent with every layer on: metrics, a trace of a hundred requests, and a rate limit far above the load.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    process: Process,
+    http: SocketAddr,
+    grpc: SocketAddr,
+    _directory: TempDir,
+}
+
+impl Agent {
+    /// Starts an agent that keeps leases on these servers and sends traces to this sink, and waits until it is
+    /// ready.
+    ///
+    /// # Errors
+    /// There is no such binary, or the agent is not ready within 20 s.
+    pub(crate) async fn start(
+        binary: &Path,
+        servers: &[Redis],
+        sink: &Sink,
+    ) -> Result<Self, String> {
+        let urls: Vec<_> = servers.iter().map(Redis::url).collect();
+        let term = format!("{}s", LONG_TERM.as_secs());
+        let mut told = String::new();
+        for _ in 0..TRIES {
+            let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+            let (http, grpc) = (address(free_port().await?), address(free_port().await?));
+            let directory = directory()?;
+            let mut command = Command::new(binary);
+            command
+                // Whatever is set here is not meant for it.
+                .env_clear()
+                .env("EA_BIND_ADDRESS", "127.0.0.1")
+                .env("EA_HTTP_PORT", http.port().to_string())
+                .env("EA_GRPC_PORT", grpc.port().to_string())
+                .env("EA_REDIS_URLS", urls.join(","))
+                .env("EA_KUBE_ENABLE", "false")
+                .env("EA_LOG_LEVEL", "warning")
+                .env("EA_MAX_TERM", &term)
+                .env("EA_RATE_LIMIT_PER_SECOND", "1000000")
+                .env("EA_MAX_CONNECTIONS", "1000000")
+                .env("EA_MAX_IN_FLIGHT", "1000000")
+                .env("OTEL_TRACES_EXPORTER", "otlp")
+                .env(
+                    "OTEL_EXPORTER_OTLP_ENDPOINT",
+                    format!("http://{}", sink.address()),
+                )
+                .env("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
+                .env("OTEL_TRACES_SAMPLER_ARG", "0.01")
+                .stdout(Stdio::null());
+            let needs = "build it with `cargo build --release`, and name it by --agent";
+            let process = Process::start(command, directory.path().join("log"), needs)?;
+            let mut agent = Self {
+                process,
+                http,
+                grpc,
+                _directory: directory,
+            };
+            let mut last = "it does not listen".to_owned();
+            let ready = until(START_WITHIN, async || {
+                if !agent.process.runs() {
+                    "it has ended".clone_into(&mut last);
+                    return Some(false);
+                }
+                let (status, body) = get(http, "/readyz").await.ok()?;
+                last = String::from_utf8_lossy(&body).into_owned();
+                (status == StatusCode::OK).then_some(true)
+            });
+            let ready = ready.await;
+            if ready == Some(true) && agent.process.runs() {
+                return Ok(agent);
+            }
+            told = format!(
+                "the agent {} is not ready: {last}; its log ends:\n{}",
+                binary.display(),
+                agent.process.log()
+            );
+            if ready.is_none() {
+                break;
+            }
+        }
+        Err(told)
+    }
+
+    /// Where it is asked over HTTP/1.1.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Where it is asked over gRPC.
+    pub(crate) fn grpc(&self) -> SocketAddr {
+        self.grpc
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid
+    }
+
+    /// The last lines that it has logged.
+    pub(crate) fn log(&self) -> String {
+        self.process.log()
+    }
+}
+
+/// The floor, served by this program as another process.
+#[derive(Debug)]
+pub(crate) struct Floor {
+    process: Process,
+    address: SocketAddr,
+    _directory: TempDir,
+}
+
+impl Floor {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// It does not say where it listens.
+    pub(crate) async fn start() -> Result<Self, String> {
+        let program = std::env::current_exe().map_err(|error| error.to_string())?;
+        let directory = directory()?;
+        let mut command = Command::new(program);
+        command.arg("floor").stdout(Stdio::piped());
+        let needs = "is this program still where it was?";
+        let mut process = Process::start(command, directory.path().join("log"), needs)?;
+        let mut lines = process
+            .child
+            .stdout
+            .take()
+            .map(|out| BufReader::new(out).lines());
+        let told = async { lines.as_mut()?.next_line().await.ok()? };
+        let told = timeout(START_WITHIN, told).await.ok().flatten();
+        let address = told.as_deref().and_then(|line| {
+            let (_, address) = line.split_once("http://")?;
+            address.split(',').next()?.parse().ok()
+        });
+        match address {
+            Some(address) => Ok(Self {
+                process,
+                address,
+                _directory: directory,
+            }),
+            None => Err(format!(
+                "the floor does not say where it listens: {}",
+                process.log()
+            )),
+        }
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.pid
+    }
+}
+
+async fn free_port() -> Result<u16, String> {
+    let failed = |error: std::io::Error| format!("no free port: {error}");
+    let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
+    Ok(listener.local_addr().map_err(failed)?.port())
+}
+
+fn directory() -> Result<TempDir, String> {
+    TempDir::new().map_err(|error| format!("no temporary directory: {error}"))
+}

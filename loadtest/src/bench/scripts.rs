@@ -1,0 +1,284 @@
+//! What the agent's scripts cost Redis servers that are asked for nothing else, 16 at a time.
+
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, process::Stdio, time::Duration};
+
+use futures_util::{StreamExt as _, future::try_join_all};
+use serde::Serialize;
+use tokio::{process::Command, time::timeout};
+
+use super::{
+    loads::uri,
+    monitor::{Arguments, parse},
+    processes::{Agent, LONG_TERM, Redis},
+};
+use crate::{
+    caller::{Answer, Ask, Caller, Connector, Protocol},
+    options::{Amount, Load, Scenario},
+    usage,
+};
+
+/// What `redis-benchmark` replaces with twelve digits, other ones in each command.
+const ANY: &str = "__rand_int__";
+/// How many elections are asked for in turn: of one alone, most extensions would come in the same ms as the one
+/// before, and find nothing to do.
+const HELD: u32 = 1_000;
+/// How many commands are sent at once on each connection.
+const PIPELINE: &str = "16";
+/// How long a command may take until it is seen.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+const LEADER: &str = "leader";
+
+/// The commands by which an agent extends a term and loses a campaign, for any of the elections that it holds.
+#[derive(Debug)]
+pub(super) struct Scripts {
+    extension: Arguments,
+    campaign: Arguments,
+}
+
+/// What a call of each costs: CPU time of all servers together, in µs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(super) struct Cost {
+    /// An extension.
+    extension_micros: f64,
+    /// A campaign that is lost.
+    campaign_micros: f64,
+}
+
+impl Cost {
+    /// Of a request of the mixed load, which is one or the other in turn.
+    pub(super) fn mixed_micros(self) -> f64 {
+        f64::midpoint(self.extension_micros, self.campaign_micros)
+    }
+}
+
+/// Looks whether `redis-benchmark` is there, before anything is measured.
+///
+/// # Errors
+/// It is not.
+pub(super) async fn look_for_benchmark() -> Result<(), String> {
+    let version = Command::new("redis-benchmark")
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .await;
+    version.map(drop).map_err(|error| missing(&error))
+}
+
+fn missing(error: &std::io::Error) -> String {
+    format!(
+        "cannot start redis-benchmark: {error}: install Redis' tools (`apt-get install redis-tools`)"
+    )
+}
+
+impl Scripts {
+    /// Has an agent win elections for a long term, and notes what it sends to a server to extend and to lose one.
+    ///
+    /// # Errors
+    /// An answer is wrong, or nothing is seen.
+    pub(super) async fn capture(agent: &Agent, server: &Redis) -> Result<Self, String> {
+        let mut load = Load::of(
+            uri(agent.grpc())?,
+            Scenario::Mixed,
+            1,
+            Amount::Iterations(1),
+        );
+        load.term = LONG_TERM;
+        let connector = Connector::new(&load, b"h2")?;
+        let caller = Caller::connect(Protocol::Grpc, &connector, &load).await;
+        let caller = caller.map_err(|error| error.to_string())?;
+        let ask = async |ask: Ask<'_>, expected| {
+            let answered = caller.clone().call(ask).await;
+            match answered.map_err(|error| format!("{ask:?}: {error}"))? {
+                answer if answer == expected => Ok(()),
+                _ => Err(format!("{ask:?}: the answer is wrong")),
+            }
+        };
+        let names: Vec<_> = (0..HELD)
+            .map(|number| name(&format!("{number:012}")))
+            .collect();
+        let winning = names.iter().map(|election| {
+            let candidate = LEADER;
+            ask(
+                Ask::Campaign {
+                    election,
+                    candidate,
+                },
+                Answer::Yes,
+            )
+        });
+        try_join_all(winning).await?;
+
+        let failed = |error: redis::RedisError| format!("MONITOR: {error}");
+        let client = server.client().map_err(failed)?;
+        let mut monitor = client.get_async_monitor().await.map_err(failed)?;
+        let mut lines = monitor.on_message::<String>();
+        let election = &*name(&format!("{:012}", 0));
+        let mut seen = async |other_than: Option<&Arguments>| {
+            let seeing = async {
+                while let Some(line) = lines.next().await {
+                    let Some(command) = parse(&line) else {
+                        continue;
+                    };
+                    let same = other_than.is_some_and(|other| other.get(1) == command.get(1));
+                    if let Some(command) = of_any(&command, election).filter(|_| !same) {
+                        return Ok(command);
+                    }
+                }
+                Err("MONITOR has ended".to_owned())
+            };
+            let unseen =
+                |_| "MONITOR shows no command of the agent that names the election".to_owned();
+            timeout(SEEN_WITHIN, seeing).await.map_err(unseen)?
+        };
+        let leader = LEADER;
+        ask(Ask::Extend { election, leader }, Answer::Yes).await?;
+        let extension = seen(None).await?;
+        let candidate = "rival";
+        ask(
+            Ask::Campaign {
+                election,
+                candidate,
+            },
+            Answer::No,
+        )
+        .await?;
+        let campaign = seen(Some(&extension)).await?;
+        Ok(Self {
+            extension,
+            campaign,
+        })
+    }
+
+    /// Has `redis-benchmark` send each of the commands to all servers, so many times.
+    ///
+    /// # Errors
+    /// There is no `redis-benchmark`, or a server does not answer as it answers the agent.
+    pub(super) async fn cost(&self, servers: &[Redis], calls: u32) -> Result<Cost, String> {
+        let cost = async |command, outcome| {
+            let pids: Vec<_> = servers.iter().map(Redis::pid).collect();
+            check(servers, command, outcome).await?;
+            let sending = servers.iter().map(|server| send(server, command, calls));
+            let (sent, used) = usage::during(&pids, try_join_all(sending)).await?;
+            sent?;
+            // Otherwise something else was measured.
+            check(servers, command, outcome).await?;
+            let seconds: f64 = used.iter().map(|used| used.cpu_seconds).sum();
+            Ok::<_, String>(seconds * 1e6 / f64::from(calls))
+        };
+        Ok(Cost {
+            extension_micros: cost(&self.extension, "renewed").await?,
+            campaign_micros: cost(&self.campaign, "held").await?,
+        })
+    }
+}
+
+fn name(number: &str) -> String {
+    format!("bench-{number}")
+}
+
+/// The command for any election instead of this one; none if it does not name it.
+fn of_any(command: &Arguments, election: &str) -> Option<Arguments> {
+    let any = replaced(command, election, &name(ANY));
+    (any != *command).then_some(any)
+}
+
+fn replaced(command: &Arguments, what: &str, by: &str) -> Arguments {
+    let argument = |argument: &Vec<u8>| {
+        let mut replaced = Vec::new();
+        let mut rest = &**argument;
+        while let Some(next) = rest.first() {
+            match rest.strip_prefix(what.as_bytes()) {
+                Some(after) => {
+                    replaced.extend_from_slice(by.as_bytes());
+                    rest = after;
+                }
+                None => {
+                    replaced.push(*next);
+                    rest = &rest[1..];
+                }
+            }
+        }
+        replaced
+    };
+    command.iter().map(argument).collect()
+}
+
+/// Asks every server once, for one of the elections.
+async fn check(servers: &[Redis], command: &Arguments, outcome: &str) -> Result<(), String> {
+    let command = replaced(command, ANY, &format!("{:012}", HELD - 1));
+    let Some((program, arguments)) = command.split_first() else {
+        return Err("MONITOR shows an empty command".to_owned());
+    };
+    for server in servers {
+        let failed = |error: redis::RedisError| format!("the agent's command: {error}");
+        let mut connection = server.connect().await.map_err(failed)?;
+        let mut asked = redis::Cmd::new();
+        asked.arg(program).arg(arguments);
+        let answer: String = asked.query_async(&mut connection).await.map_err(failed)?;
+        if answer.lines().next() != Some(outcome) {
+            return Err(format!(
+                "the agent's command is answered {answer:?} instead of {outcome}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+async fn send(server: &Redis, command: &Arguments, calls: u32) -> Result<(), String> {
+    let output = Command::new("redis-benchmark")
+        .args(["-h", "127.0.0.1", "-p", &server.port().to_string()])
+        .args(["-P", PIPELINE, "-r", &HELD.to_string()])
+        .args(["-n", &calls.to_string(), "-q"])
+        .args(command.iter().map(|argument| OsStr::from_bytes(argument)))
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| missing(&error))?;
+    if !output.status.success() {
+        let told = String::from_utf8_lossy(&output.stdout);
+        let told = format!("{told}{}", String::from_utf8_lossy(&output.stderr));
+        return Err(format!("redis-benchmark: {}: {told}", output.status));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_for_any_election_where_they_name_one() {
+        let arguments = |texts: &[&str]| -> Arguments {
+            texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+        };
+        let command = arguments(&[
+            "EVALSHA",
+            "ab",
+            "lease:bench-000000000000:bench-000000000000",
+            "x",
+        ]);
+        let any = of_any(&command, "bench-000000000000").expect("it names one");
+        let expected = [
+            "EVALSHA",
+            "ab",
+            "lease:bench-__rand_int__:bench-__rand_int__",
+            "x",
+        ];
+        assert_eq!(any, arguments(&expected));
+        assert_eq!(replaced(&any, ANY, "000000000000"), command);
+        assert_eq!(
+            of_any(&arguments(&["PING", ""]), "bench-000000000000"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_mixed_request_is_the_mean_of_both_scripts() {
+        let cost = Cost {
+            extension_micros: 30.0,
+            campaign_micros: 20.0,
+        };
+        assert_eq!(cost.mixed_micros(), 25.0);
+    }
+}

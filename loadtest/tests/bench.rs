@@ -1,0 +1,249 @@
+//! `loadtest bench` and `loadtest growth`, with real servers and a real agent. What they measure here is no
+//! measure: builds are debug builds, and loads are short.
+
+#![expect(
+    clippy::expect_used,
+    reason = "a test that cannot go on should say where"
+)]
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The agent's binary, beside this test's: built with the workspace's tests, or else now.
+fn agent() -> PathBuf {
+    let test = std::env::current_exe().expect("a path");
+    let profile = test.parent().and_then(|deps| deps.parent());
+    let profile = profile.expect("target/PROFILE/deps/TEST");
+    let agent = profile.join("election-agent");
+    if !agent.exists() {
+        let mut build = Command::new(env!("CARGO"));
+        build.args([
+            "build",
+            "--package",
+            "election-agent",
+            "--bin",
+            "election-agent",
+        ]);
+        build
+            .arg("--target-dir")
+            .arg(profile.parent().expect("target"));
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().expect("cargo runs").success());
+    }
+    agent
+}
+
+fn loadtest(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.args(arguments);
+    command
+}
+
+/// As above, with a limit of the shell's `ulimit`.
+fn limited(limit: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit {limit} && exec \"$@\""), "sh"]);
+    command.arg(env!("CARGO_BIN_EXE_loadtest")).args(arguments);
+    command
+}
+
+fn told(output: &Output) -> String {
+    let told = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8(told).expect("text")
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().expect("a number")
+}
+
+#[test]
+fn bench_measures_five_figures_beside_their_bars() {
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("bench.json");
+    let output = loadtest(&["bench", "--rounds", "1", "--duration", "1s"])
+        .args(["--clients", "10", "--open", "50", "--agent"])
+        .arg(agent())
+        .arg("--json")
+        .arg(&file)
+        // What is set for other agents is not for this one.
+        .env("EA_REDIS_URLS", "redis://127.0.0.1:1")
+        .output()
+        .expect("it runs");
+    let text = told(&output);
+    let document = fs::read_to_string(&file).expect(&text);
+    let document: Value = serde_json::from_str(&document).expect("JSON");
+
+    let figures = document["figures"].as_array().expect("figures");
+    assert_eq!(figures.len(), 5, "{text}");
+    for figure in figures {
+        assert!(number(&figure["measured"]["median"]) > 0.0, "{figure}");
+        assert!(number(&figure["bar"]) > 0.0, "{figure}");
+        let name = figure["name"].as_str().expect("a name");
+        let row = text.lines().find(|line| line.contains(name)).expect(name);
+        let met = if figure["met"] == true { "yes" } else { "NO" };
+        assert!(row.trim_end().ends_with(&format!("| {met:<4} |")), "{row}");
+    }
+    let ratios = figures.iter().filter(|figure| !figure["beside"].is_null());
+    let ratios: Vec<_> = ratios
+        .map(|figure| number(&figure["beside"]["ratio"]["median"]))
+        .collect();
+    assert_eq!(ratios.len(), 4, "{text}");
+    assert!(ratios.iter().all(|ratio| *ratio > 0.0), "{text}");
+
+    let rounds = document["rounds"].as_array().expect("rounds");
+    assert_eq!(rounds.len(), 1);
+    for load in ["floor", "health", "grpc", "rest"] {
+        let report = &rounds[0][load];
+        assert!(number(&report["requests"]) > 0.0, "{load}: {report}");
+        assert_eq!(
+            report["errors"],
+            Value::Object(Default::default()),
+            "{load}"
+        );
+    }
+    assert_eq!(rounds[0]["grpc"]["redis"].as_array().map(Vec::len), Some(3));
+
+    let all = figures.iter().all(|figure| figure["met"] == true);
+    assert_eq!(document["met"], all);
+    assert_eq!(
+        output.status.code(),
+        Some(if all { 0 } else { 1 }),
+        "{text}"
+    );
+    let last = text.contains(if all { "all bars met" } else { "missed: " });
+    assert!(last, "{text}");
+}
+
+#[test]
+fn growth_has_a_row_for_each_step() {
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("growth.json");
+    // It raises the limit, as far as it may.
+    let output = limited(
+        "-Sn 100",
+        &["growth", "--duration", "200ms", "--clients", "2,150"],
+    )
+    .args(["--nodes", "1", "--elections", "500,300", "--agent"])
+    .arg(agent())
+    .arg("--json")
+    .arg(&file)
+    .output()
+    .expect("it runs");
+    let text = told(&output);
+    assert!(output.status.success(), "{text}");
+    let document = fs::read_to_string(&file).expect("written");
+    let document: Value = serde_json::from_str(&document).expect("JSON");
+    let numbers = |what: &str| {
+        let rows = document[what].as_array().expect(what);
+        let number = rows.iter().map(|row| number(&row["number"]));
+        number.collect::<Vec<_>>()
+    };
+    assert_eq!(numbers("clients"), [2.0, 150.0]);
+    assert_eq!(numbers("nodes"), [1.0]);
+    // 300 by 150 clients each would be enough, and so are 400: each of 200 clients wins as many.
+    assert_eq!(numbers("elections"), [400.0, 500.0]);
+    let held = &document["elections"][1];
+    assert!(number(&held["documents"]["page"]) > 0.0, "{held}");
+    assert_eq!(text.matches("requests/s").count(), 3, "{text}");
+}
+
+#[test]
+fn what_is_missing_is_told() {
+    let nothing = loadtest(&["bench", "--open", "1", "--agent", "/nowhere/agent"]).output();
+    let text = told(&nothing.expect("it runs"));
+    assert!(text.contains("/nowhere/agent"), "{text}");
+    assert!(text.contains("--agent"), "{text}");
+
+    let empty = TempDir::new().expect("a directory");
+    let lacks = loadtest(&["bench", "--open", "1", "--agent"])
+        .arg(agent())
+        .env("PATH", empty.path())
+        .output()
+        .expect("it runs");
+    let text = told(&lacks);
+    assert!(!lacks.status.success());
+    assert!(text.contains("apt-get install redis-"), "{text}");
+
+    let ends = loadtest(&["bench", "--open", "1", "--agent", "/bin/false"]).output();
+    let text = told(&ends.expect("it runs"));
+    assert!(text.contains("is not ready: it has ended"), "{text}");
+
+    let many = limited("-n 1000", &["growth", "clients", "--agent", "/bin/false"]).output();
+    let text = told(&many.expect("it runs"));
+    assert!(text.contains("10000 connections need"), "{text}");
+    assert!(text.contains("the limit is 1000"), "{text}");
+
+    // With redis-server and without redis-benchmark.
+    let path = std::env::var_os("PATH").expect("a path");
+    let mut servers = std::env::split_paths(&path).map(|path| path.join("redis-server"));
+    let server = servers.find(|server| server.exists()).expect("installed");
+    std::os::unix::fs::symlink(server, empty.path().join("redis-server")).expect("linked");
+    let lacks = loadtest(&["bench", "--open", "1", "--agent", "/bin/false"])
+        .env("PATH", empty.path())
+        .output();
+    let text = told(&lacks.expect("it runs"));
+    assert!(text.contains("apt-get install redis-tools"), "{text}");
+}
+
+#[test]
+fn what_was_started_ends_with_a_signal() {
+    let mut bench = loadtest(&[
+        "bench",
+        "--rounds",
+        "1000",
+        "--open",
+        "1",
+        "--duration",
+        "1s",
+    ])
+    .arg("--agent")
+    .arg(agent())
+    .stdout(Stdio::null())
+    .stderr(Stdio::null())
+    .spawn()
+    .expect("it runs");
+    let began = Instant::now();
+    // Three servers, the floor and an agent.
+    let started = loop {
+        let started = children(bench.id());
+        if started.len() >= 5 {
+            break started;
+        }
+        assert!(bench.try_wait().expect("waits").is_none(), "it has ended");
+        assert!(began.elapsed() < Duration::from_secs(60), "{started:?}");
+        sleep(Duration::from_millis(20));
+    };
+    let kill = format!("kill -TERM {}", bench.id());
+    let sent = Command::new("sh").args(["-c", &kill]).status();
+    assert!(sent.expect("sh runs").success());
+    let status = bench.wait().expect("it ends");
+    assert_eq!(status.code(), Some(1));
+    for pid in started {
+        let left = fs::read_to_string(format!("/proc/{pid}/stat"));
+        assert!(left.is_err(), "{left:?} is left");
+    }
+}
+
+/// The processes that a process has started, and that run.
+fn children(parent: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("Linux");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let of_parent = |pid: &u32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+        let mut fields = fields.split(' ');
+        let state = fields.next();
+        state != Some("Z") && fields.next() == Some(&*parent.to_string())
+    };
+    pids.filter(of_parent).collect()
+}

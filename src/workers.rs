@@ -1,0 +1,198 @@
+//! The threads that serve connections.
+//!
+//! Each has a runtime of its own, and a connection stays with the worker that it was given to, as does all
+//! that is done for its requests: what a request waits for is on its own thread, so that an answer wakes no
+//! other, and what requests of one moment ask the same lease node goes out in one write. docs/PERFORMANCE.md
+//! has what this saves over one runtime with many threads.
+//!
+//! Connections are handed out by one accept loop rather than by the system (SO_REUSEPORT): gRPC connections
+//! are few and long-lived, so that the system's hash of addresses would leave some workers without any; and a
+//! second agent that is given the same port by mistake is still told so.
+
+use std::{
+    cell::Cell,
+    io,
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+};
+
+use tokio::runtime::{Builder, Handle};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
+
+thread_local! {
+    static NUMBER: Cell<usize> = const { Cell::new(0) };
+}
+
+/// The number of the worker whose thread this is; 0 on any other thread.
+#[must_use]
+pub fn number() -> usize {
+    NUMBER.get()
+}
+
+/// The threads that serve connections. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Workers {
+    workers: Arc<[Worker]>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    runtime: Handle,
+    /// How many connections it serves.
+    serves: Arc<AtomicUsize>,
+}
+
+impl Worker {
+    fn new(runtime: Handle) -> Self {
+        Self {
+            runtime,
+            serves: Arc::default(),
+        }
+    }
+}
+
+impl Workers {
+    /// Starts so many threads, which end when the guard is dropped.
+    ///
+    /// # Errors
+    /// The system lets the process have no more threads or files.
+    pub fn start(count: NonZeroUsize) -> io::Result<(Self, DropGuard)> {
+        let stop = CancellationToken::new();
+        let started = (0..count.get()).map(|number| start(number, stop.clone()));
+        let workers = started.collect::<io::Result<_>>()?;
+        Ok((Self { workers }, stop.drop_guard()))
+    }
+
+    /// One worker: the runtime that this is called in.
+    #[must_use]
+    pub fn here() -> Self {
+        Self {
+            workers: [Worker::new(Handle::current())].into(),
+        }
+    }
+
+    /// The workers' runtimes, in the order of their [`number`]s.
+    pub fn runtimes(&self) -> impl ExactSizeIterator<Item = &Handle> {
+        self.workers.iter().map(|worker| &worker.runtime)
+    }
+
+    /// Serves a connection on the worker that has the fewest.
+    pub fn serve(
+        &self,
+        connections: &TaskTracker,
+        serving: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let serves = |worker: &&Worker| worker.serves.load(Ordering::Relaxed);
+        let Some(worker) = self.workers.iter().min_by_key(serves) else {
+            return;
+        };
+        let share = Share::of(&worker.serves);
+        let serving = async move {
+            let _share = share;
+            serving.await;
+        };
+        connections.spawn_on(serving, &worker.runtime);
+    }
+}
+
+fn start(number: usize, stop: CancellationToken) -> io::Result<Worker> {
+    let (runtime, started) = mpsc::channel();
+    let work = move || {
+        NUMBER.set(number);
+        // Whoever started it waits.
+        match Builder::new_current_thread().enable_all().build() {
+            Ok(built) => {
+                let _ = runtime.send(Ok(built.handle().clone()));
+                built.block_on(stop.cancelled());
+            }
+            Err(error) => drop(runtime.send(Err(error))),
+        }
+    };
+    let name = format!("worker-{number}");
+    thread::Builder::new().name(name).spawn(work)?;
+    let runtime = started.recv().map_err(io::Error::other)??;
+    Ok(Worker::new(runtime))
+}
+
+/// A connection's share in what a worker serves.
+struct Share {
+    serves: Arc<AtomicUsize>,
+}
+
+impl Share {
+    fn of(serves: &Arc<AtomicUsize>) -> Self {
+        serves.fetch_add(1, Ordering::Relaxed);
+        Self {
+            serves: Arc::clone(serves),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.serves.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::mpsc::unbounded_channel;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_spread_evenly_and_stay_on_their_worker() {
+        let three = NonZeroUsize::new(3).expect("not zero");
+        let (workers, guard) = Workers::start(three).expect("threads");
+        let connections = TaskTracker::new();
+        let (served, mut serving) = unbounded_channel();
+        let mut serve = async |ends: CancellationToken| {
+            let served = served.clone();
+            workers.serve(&connections, async move {
+                let first = number();
+                tokio::task::yield_now().await;
+                assert_eq!(first, number());
+                let name = thread::current().name().map(ToOwned::to_owned);
+                assert_eq!(name, Some(format!("worker-{first}")));
+                served.send(first).expect("waited for");
+                ends.cancelled().await;
+            });
+            serving.recv().await.expect("serves")
+        };
+        let forever = CancellationToken::new();
+        let mut on = Vec::new();
+        for _ in 0..6 {
+            on.push(serve(forever.clone()).await);
+        }
+        on.sort_unstable();
+        assert_eq!(on, [0, 0, 1, 1, 2, 2]);
+
+        // One ends: its worker gets the next.
+        let ends = CancellationToken::new();
+        let worker = serve(ends.clone()).await;
+        for _ in 0..2 {
+            serve(forever.clone()).await;
+        }
+        ends.cancel();
+        while connections.len() > 8 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(serve(forever.clone()).await, worker);
+
+        // What a worker still does ends with it.
+        workers.serve(&connections, pending());
+        drop(guard);
+        connections.close();
+        connections.wait().await;
+    }
+}
