@@ -41,6 +41,7 @@ pub fn number() -> usize {
 #[derive(Debug, Clone)]
 pub struct Workers {
     workers: Arc<[Worker]>,
+    beside: Handle,
 }
 
 #[derive(Debug)]
@@ -60,15 +61,19 @@ impl Worker {
 }
 
 impl Workers {
-    /// Starts so many threads, which end when the guard is dropped.
+    /// Starts so many threads, which end when the guard is dropped. The runtime that this is called in is for
+    /// what goes on beside requests.
     ///
     /// # Errors
     /// The system lets the process have no more threads or files.
     pub fn start(count: NonZeroUsize) -> io::Result<(Self, DropGuard)> {
         let stop = CancellationToken::new();
+        // Those that were started end, too, if another cannot be.
+        let guard = stop.clone().drop_guard();
         let started = (0..count.get()).map(|number| start(number, stop.clone()));
         let workers = started.collect::<io::Result<_>>()?;
-        Ok((Self { workers }, stop.drop_guard()))
+        let beside = Handle::current();
+        Ok((Self { workers, beside }, guard))
     }
 
     /// One worker: the runtime that this is called in.
@@ -76,7 +81,13 @@ impl Workers {
     pub fn here() -> Self {
         Self {
             workers: [Worker::new(Handle::current())].into(),
+            beside: Handle::current(),
         }
+    }
+
+    /// The runtime for what goes on beside requests, whoever begins it.
+    pub fn beside(&self) -> &Handle {
+        &self.beside
     }
 
     /// The workers' runtimes, in the order of their [`number`]s.

@@ -37,3 +37,4 @@ mod terms;
 mod tls;
 mod topologies;
 mod traces;
+mod workers;

@@ -9,7 +9,7 @@
 //! Every [worker](crate::workers) has a connection of its own, which it alone uses and drives: they are opened
 //! together, and when one breaks, all are replaced.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
 use futures_util::future::try_join_all;
 use redis::{
@@ -21,6 +21,7 @@ use tokio::{
     task::AbortHandle,
     time::timeout,
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     script::{Call, SCRIPTS},
@@ -101,7 +102,7 @@ impl Link {
             name,
             expect,
             states,
-            supervisor: tokio::spawn(supervisor.run()).abort_handle(),
+            supervisor: workers.beside().spawn(supervisor.run()).abort_handle(),
         }
     }
 
@@ -218,6 +219,7 @@ impl Supervisor {
             let opening = self.workers.runtimes().map(|runtime| {
                 let (server, limit) = (self.server.clone(), self.limit);
                 let opening = runtime.spawn(async move { open(&server, limit).await });
+                let opening = AbortOnDropHandle::new(opening);
                 async {
                     opening
                         .await
@@ -225,12 +227,19 @@ impl Supervisor {
                 }
             });
             let mut connections = try_join_all(opening).await?;
-            let first = &mut connections[0];
-            let info: InfoDict = redis::cmd("INFO").query_async(first).await?;
-            if let Some(other) = self.otherwise(&info) {
-                return Ok(Err(other));
+            let mut runs = BTreeSet::new();
+            // A name may have more than one address, and a proxy more than one server behind it.
+            for connection in &mut connections {
+                let info: InfoDict = redis::cmd("INFO").query_async(connection).await?;
+                if let Some(other) = self.otherwise(&info) {
+                    return Ok(Err(other));
+                }
+                runs.insert(info.get::<String>("run_id"));
             }
-            SCRIPTS.preload(first).await?;
+            if runs.len() > 1 {
+                return Ok(Err(format!("{} {MORE_THAN_ONE}", self.name)));
+            }
+            SCRIPTS.preload(&mut connections[0]).await?;
             Ok(Ok(connections))
         };
         match timeout(self.limit, connecting).await {
@@ -285,6 +294,8 @@ impl Supervisor {
 }
 
 const REPLICA: &str = "is a replica, which does not keep leases: give its primary in EA_REDIS_URLS";
+const MORE_THAN_ONE: &str = "leads to more than one server, which would vote as one although none knows what \
+                             the others granted: give the address of one of them in EA_REDIS_URLS";
 const PROMOTED_NOT_YET: &str = "is a replica, although the Sentinels name it as the primary";
 
 /// Fails if the connection is lost.

@@ -28,12 +28,17 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// A proxy to a server on this machine's port.
     pub(crate) async fn to(port: u16) -> Self {
+        Self::to_each(vec![port]).await
+    }
+
+    /// A proxy that gives its connections to the servers on these ports in turn.
+    pub(crate) async fn to_each(ports: Vec<u16>) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let lose_next = Arc::new(AtomicBool::new(false));
         let lose = Arc::clone(&lose_next);
         let accepting = tokio::spawn(async move {
-            loop {
+            for port in ports.into_iter().cycle() {
                 let (client, _) = listener.accept().await.expect("accepts");
                 let server = TcpStream::connect(("127.0.0.1", port)).await;
                 if let Ok(server) = server {
