@@ -122,11 +122,15 @@ impl Cluster {
         }
     }
 
-    /// Waits until the members were asked for the first time, well or not.
+    /// Waits until the members were asked for the first time, and were tried to be reached, well or not.
     pub(super) async fn attempted(&self) {
         let mut map = self.map.clone();
         // An error means that the supervisor is gone, so nothing is left to wait for.
         let _ = map.changed().await;
+        let links: Vec<_> = self.shared.links().values().cloned().collect();
+        for link in links {
+            link.attempted().await;
+        }
     }
 
     /// The primaries with the partitions that they serve, and why some partitions are not served.
