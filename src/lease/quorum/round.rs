@@ -47,20 +47,12 @@ impl Quorum {
             };
             (node, question)
         });
-        let started = Instant::now();
-        let limit = started + self.inner.limit;
-        Round {
-            operation,
-            started,
-            until: deadline.min(limit),
-            overdue: match deadline < limit {
-                true => Called::GivenUp,
-                false => Called::Timeout,
-            },
-            questions: nodes.collect(),
-            timer: None,
-            inner: Arc::clone(&self.inner),
-        }
+        let limit = Instant::now() + self.inner.limit;
+        let overdue = match deadline < limit {
+            true => Called::GivenUp,
+            false => Called::Timeout,
+        };
+        self.round(operation, nodes.collect(), deadline.min(limit), overdue)
     }
 
     /// Puts a question to these nodes, also those that must not vote; each has until the deadline.
@@ -75,14 +67,23 @@ impl Quorum {
         F: Future<Output = Result<T, NodeError>>,
     {
         let nodes = nodes.into_iter();
+        let questions = nodes.map(|node| (node, Question::put(self, node, &call)));
+        self.round(operation, questions.collect(), deadline, Called::Timeout)
+    }
+
+    fn round<F>(
+        &self,
+        operation: Operation,
+        questions: Vec<(usize, Question<F>)>,
+        until: Instant,
+        overdue: Called,
+    ) -> Round<F> {
         Round {
             operation,
             started: Instant::now(),
-            until: deadline,
-            overdue: Called::Timeout,
-            questions: nodes
-                .map(|node| (node, Question::put(self, node, &call)))
-                .collect(),
+            until,
+            overdue,
+            questions,
             timer: None,
             inner: Arc::clone(&self.inner),
         }

@@ -218,7 +218,11 @@ impl Supervisor {
         let connecting = async {
             let opening = self.workers.runtimes().map(|runtime| {
                 let (server, limit) = (self.server.clone(), self.limit);
-                let opening = runtime.spawn(async move { open(&server, limit).await });
+                let opening = runtime.spawn(async move {
+                    let mut connection = open(&server, limit).await?;
+                    let info = redis::cmd("INFO").query_async(&mut connection).await?;
+                    Ok::<(_, InfoDict), RedisError>((connection, info))
+                });
                 let opening = AbortOnDropHandle::new(opening);
                 async {
                     opening
@@ -226,15 +230,15 @@ impl Supervisor {
                         .unwrap_or_else(|ended| Err(io::Error::other(ended).into()))
                 }
             });
-            let mut connections = try_join_all(opening).await?;
-            let mut runs = BTreeSet::new();
+            let opened = try_join_all(opening).await?;
+            let (mut connections, mut runs) = (Vec::new(), BTreeSet::new());
             // A name may have more than one address, and a proxy more than one server behind it.
-            for connection in &mut connections {
-                let info: InfoDict = redis::cmd("INFO").query_async(connection).await?;
+            for (connection, info) in opened {
                 if let Some(other) = self.otherwise(&info) {
                     return Ok(Err(other));
                 }
                 runs.insert(info.get::<String>("run_id"));
+                connections.push(connection);
             }
             if runs.len() > 1 {
                 return Ok(Err(format!("{} {MORE_THAN_ONE}", self.name)));
