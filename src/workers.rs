@@ -28,12 +28,12 @@ use tokio_util::{
 };
 
 thread_local! {
-    static NUMBER: Cell<usize> = const { Cell::new(0) };
+    static NUMBER: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The number of the worker whose thread this is; 0 on any other thread.
+/// The number of the worker whose thread this is, from 0; `None` on any other thread.
 #[must_use]
-pub fn number() -> usize {
+pub fn number() -> Option<usize> {
     NUMBER.get()
 }
 
@@ -90,9 +90,11 @@ impl Workers {
         &self.beside
     }
 
-    /// The workers' runtimes, in the order of their [`number`]s.
-    pub fn runtimes(&self) -> impl ExactSizeIterator<Item = &Handle> {
-        self.workers.iter().map(|worker| &worker.runtime)
+    /// The runtimes that ask lease nodes: the workers', in the order of their [`number`]s, and last the one
+    /// [beside](Self::beside) them.
+    pub fn askers(&self) -> impl Iterator<Item = &Handle> {
+        let workers = self.workers.iter().map(|worker| &worker.runtime);
+        workers.chain([&self.beside])
     }
 
     /// Serves a connection on the worker that has the fewest.
@@ -117,7 +119,7 @@ impl Workers {
 fn start(number: usize, stop: CancellationToken) -> io::Result<Worker> {
     let (runtime, started) = mpsc::channel();
     let work = move || {
-        NUMBER.set(number);
+        NUMBER.set(Some(number));
         // Whoever started it waits.
         match Builder::new_current_thread().enable_all().build() {
             Ok(built) => {
@@ -170,9 +172,7 @@ mod tests {
         let mut serve = async |ends: CancellationToken| {
             let served = served.clone();
             workers.serve(&connections, async move {
-                let first = number();
-                tokio::task::yield_now().await;
-                assert_eq!(first, number());
+                let first = number().expect("a worker's thread");
                 let name = thread::current().name().map(ToOwned::to_owned);
                 assert_eq!(name, Some(format!("worker-{first}")));
                 served.send(first).expect("waited for");

@@ -1,6 +1,21 @@
 //! An agent with more threads than one, each with connections of its own to the lease nodes.
 
+use std::{
+    num::NonZeroUsize,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use election_agent::{
+    election::types::ElectionId,
+    lease::{
+        LeaseNode as _, Settings,
+        redis::{Deployment, Redis as RedisNode, Server, Use},
+    },
+    workers::Workers,
+};
 use redis::cmd;
+use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::harness::{Agent, Proxy, Redis, campaign, eventually, owned};
 
@@ -24,7 +39,7 @@ async fn a_connection_that_breaks_is_replaced_whichever_worker_it_was_of() {
     let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_WORKERS", "3")];
     let agent = Agent::start(&owned(&settings)).await;
     let ids = connections(&redis).await;
-    assert_eq!(ids.len(), 3, "each worker has one");
+    assert_eq!(ids.len(), 4, "each worker has one, and what goes on beside");
 
     // Connections go to the worker with the fewest: two for each.
     let mut clients: Vec<_> = (0..6).map(|_| agent.grpc()).collect();
@@ -54,7 +69,98 @@ async fn a_connection_that_breaks_is_replaced_whichever_worker_it_was_of() {
         }
     }
     let new = connections(&redis).await;
-    assert_eq!(new.len(), 3, "and none is left over");
+    assert_eq!(new.len(), 4, "and none is left over");
+}
+
+#[tokio::test]
+async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
+    let redis = Redis::start().await;
+    let two = NonZeroUsize::new(2).expect("not zero");
+    let (workers, _stop) = Workers::start(two).expect("threads");
+    let deployment = Deployment::Server(Server::from_url(&redis.url(), None).expect("a URL"));
+    let usage = Use {
+        prefix: "ela".to_owned(),
+        nodes: deployment.identity(),
+        max_term: Duration::from_secs(60),
+        allow_eviction: false,
+    };
+    let settings = Settings {
+        retention: Duration::from_secs(3600),
+        guard: None,
+    };
+    let limit = Duration::from_millis(300);
+    let node = Arc::new(RedisNode::start(deployment, usage, limit, settings, &workers).await);
+    let asked_from = |asker: usize| {
+        let node = Arc::clone(&node);
+        let asking = async move {
+            let election = ElectionId::new("default", "e").expect("valid");
+            node.read(&election).await
+        };
+        workers.askers().nth(asker).expect("an asker").spawn(asking)
+    };
+
+    let (stands, standing) = oneshot::channel();
+    let (go_on, wait) = mpsc::channel::<()>();
+    let first = workers.askers().next().expect("a worker");
+    first.spawn(async move {
+        stands.send(()).expect("waited for");
+        // On purpose without giving the thread back.
+        let _ = wait.recv();
+    });
+    standing.await.expect("runs");
+
+    // The others' connections are pinged in each round, also in those in which the first one's says nothing.
+    let pings = async || {
+        let stats = redis.info("commandstats", "cmdstat_ping").await;
+        let calls = stats.and_then(|stats| {
+            stats
+                .strip_prefix("calls=")?
+                .split(',')
+                .next()?
+                .parse()
+                .ok()
+        });
+        calls.unwrap_or(0_u64)
+    };
+    let before = pings().await;
+    eventually("the others were looked at several times", async || {
+        for asker in [1, 2] {
+            let read = asked_from(asker).await.expect("runs");
+            assert_eq!(read.map_err(|error| error.to_string()), Ok(None));
+        }
+        (pings().await >= before + 8).then_some(())
+    })
+    .await;
+
+    go_on.send(()).expect("waited for");
+    eventually("the first one asks again", async || {
+        asked_from(0).await.expect("runs").ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_comes_back_is_replaced_alone() {
+    let redis = Redis::start().await;
+    // Connections to it are made, but nobody takes them.
+    let hole = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let hole = hole.local_addr().expect("an address").port();
+    let proxy = Proxy::to_each(vec![redis.port(), hole, redis.port()]).await;
+    let url = proxy.url();
+    let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_WORKERS", "2")];
+    let agent = Agent::start(&owned(&settings)).await;
+    eventually("each has a connection", async || {
+        (connections(&redis).await.len() == 3).then_some(())
+    })
+    .await;
+    let mut clients: Vec<_> = (0..4).map(|_| agent.grpc()).collect();
+    eventually("every worker asks", async || {
+        for client in &mut clients {
+            client.campaign(campaign("e", "a", 60_000)).await.ok()?;
+        }
+        Some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -1,22 +1,24 @@
-//! A connection to one Redis server that mends itself.
+//! Connections to one Redis server that mend themselves.
 //!
-//! A supervisor task owns the connecting: it connects, sees whether the server is what it must be, loads
-//! the scripts, publishes the connection, and watches it. When it breaks (a request saw an I/O error, or
-//! a periodic ping got no answer) the supervisor withdraws it and connects anew, at once and then with
-//! growing, jittered pauses. Requests only ever take the published connection; while there is none they
-//! fail at once with the reason, so that a quorum of other nodes can decide without waiting.
+//! Every [worker](crate::workers) has a connection of its own, which it alone uses and drives, and what goes on
+//! beside requests has one more. A supervisor task owns them: it opens them together, sees whether all lead to
+//! one server that is what it must be, loads the scripts, publishes the connections, and pings them. When one
+//! breaks (a request saw an I/O error, or a ping did) the server is gone or was replaced: all are withdrawn and
+//! opened anew, at once and then with growing, jittered pauses. When some say nothing while others are answered,
+//! their workers are stalled, or their packets are lost: those alone are replaced.
 //!
-//! Every [worker](crate::workers) has a connection of its own, which it alone uses and drives: they are opened
-//! together, and when one breaks, all are replaced.
+//! Requests only ever take the published connection; while there is none they fail at once with the reason,
+//! so that a quorum of other nodes can decide without waiting.
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use redis::{
     AsyncConnectionConfig, ErrorKind, FromRedisValue, InfoDict, RedisError, RedisResult,
     ServerErrorKind, aio::MultiplexedConnection,
 };
 use tokio::{
+    runtime::Handle,
     sync::{Notify, watch},
     task::AbortHandle,
     time::timeout,
@@ -51,12 +53,12 @@ pub(super) enum Expect {
     Member,
 }
 
-/// A connection to one server, kept up by a task that ends with this value.
+/// Connections to one server, kept up by a task that ends with this value.
 #[derive(Debug)]
 pub(super) struct Link {
     name: String,
     expect: Expect,
-    /// For each worker.
+    /// For each worker, and last for what is no worker's.
     states: Vec<watch::Receiver<State>>,
     supervisor: AbortHandle,
 }
@@ -88,15 +90,20 @@ impl Link {
         workers: &Workers,
     ) -> Self {
         let name = server.name().to_owned();
-        let not_yet = || watch::channel(Err(format!("{name}: not connected yet")));
-        let (publish, states) = workers.runtimes().map(|_| not_yet()).unzip();
+        let slots = workers.askers().map(|runtime| Slot {
+            runtime: runtime.clone(),
+            open: None,
+            publish: watch::channel(Err(format!("{name}: not connected yet"))).0,
+        });
+        let slots: Vec<_> = slots.collect();
+        let states = slots.iter().map(|slot| slot.publish.subscribe()).collect();
         let supervisor = Supervisor {
             name: name.clone(),
             server: server.clone(),
             expect,
             limit,
-            workers: workers.clone(),
-            publish,
+            slots,
+            broken: Arc::default(),
         };
         Self {
             name,
@@ -134,10 +141,10 @@ impl Link {
         })
     }
 
-    /// This worker's connection, or why there is none. What is no worker uses the first one's.
+    /// This worker's connection, or why there is none.
     fn state(&self) -> &watch::Receiver<State> {
-        let own = self.states.get(workers::number());
-        own.unwrap_or(&self.states[0])
+        let last = self.states.len() - 1;
+        &self.states[workers::number().map_or(last, |number| number.min(last))]
     }
 
     pub(super) fn explain(&self, failed: Failed) -> NodeError {
@@ -149,9 +156,10 @@ impl Link {
 
     /// Waits until the first attempt to connect has ended, well or not.
     pub(super) async fn attempted(&self) {
-        let mut state = self.states[0].clone();
-        // An error means that the supervisor is gone, so nothing is left to wait for.
-        let _ = state.changed().await;
+        for state in &self.states {
+            // An error means that the supervisor is gone, so nothing is left to wait for.
+            let _ = state.clone().changed().await;
+        }
     }
 }
 
@@ -166,134 +174,238 @@ struct Supervisor {
     server: Server,
     expect: Expect,
     limit: Duration,
-    workers: Workers,
-    /// For each worker.
-    publish: Vec<watch::Sender<State>>,
+    slots: Vec<Slot>,
+    /// Notified by requests that find a connection broken.
+    broken: Arc<Notify>,
+}
+
+/// A worker's connection.
+struct Slot {
+    /// The worker's, which is to drive the connection.
+    runtime: Handle,
+    open: Option<Open>,
+    publish: watch::Sender<State>,
+}
+
+struct Open {
+    connection: MultiplexedConnection,
+    /// The run id of the server that it leads to.
+    run: String,
+}
+
+/// How a connection does.
+enum Tended {
+    /// It was open, and is.
+    Well,
+    /// It is new.
+    Opened(MultiplexedConnection, InfoDict),
+    /// Nothing was said in time.
+    Silent,
 }
 
 impl Supervisor {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut pause = Duration::ZERO;
         let mut told = None;
         loop {
-            tokio::time::sleep(jittered(pause)).await;
-            match self.connect().await {
-                Ok(connections) => {
-                    tracing::info!(node = self.name, "connected to Redis");
-                    (pause, told) = (Duration::ZERO, None);
-                    let broken = Arc::new(Notify::new());
-                    // The first one last: whoever waits for it may use all.
-                    for (publish, connection) in self.publish.iter().zip(&connections).rev() {
-                        publish.send_modify(|state| {
-                            *state = Ok(Live {
-                                connection: connection.clone(),
-                                broken: Arc::clone(&broken),
-                            });
-                        });
+            let all = self.slots.iter().all(|slot| slot.open.is_some());
+            let wait = if all { PING_EVERY } else { jittered(pause) };
+            let reported = timeout(wait, self.broken.notified()).await.is_ok();
+            pause = (pause * 2).clamp(BACKOFF.0, BACKOFF.1);
+
+            let was_connected = self.is_connected();
+            let lacking = match self.tend().await {
+                Ok(_) if reported && was_connected => {
+                    Err(format!("{}: a request found it broken", self.name))
+                }
+                tended => tended,
+            };
+            match lacking {
+                Ok(lacking) => {
+                    if !was_connected {
+                        tracing::info!(node = self.name, "connected to Redis");
                     }
-                    let error = self.watch(connections, &broken).await;
+                    if !was_connected || lacking.is_none() {
+                        pause = Duration::ZERO;
+                    }
+                    if lacking.is_some() && told != lacking {
+                        tracing::warn!(
+                            node = self.name,
+                            error = lacking,
+                            "some threads have no connection to Redis; trying again"
+                        );
+                    }
+                    told = lacking;
+                }
+                Err(error) if was_connected => {
                     tracing::warn!(node = self.name, %error, "lost the connection to Redis");
-                    self.publish_none(&error);
+                    self.withdraw(&error);
+                    (pause, told) = (Duration::ZERO, None);
                 }
                 Err(error) => {
+                    self.withdraw(&error);
                     if told.as_ref() != Some(&error) {
                         tracing::warn!(node = self.name, %error, "cannot connect to Redis; trying again");
-                        told = Some(error.clone());
+                        told = Some(error);
                     }
-                    self.publish_none(&error);
-                    pause = (pause * 2).clamp(BACKOFF.0, BACKOFF.1);
                 }
             }
         }
     }
 
-    fn publish_none(&self, why: &str) {
-        for publish in &self.publish {
-            publish.send_modify(|state| *state = Err(why.to_owned()));
+    fn is_connected(&self) -> bool {
+        self.slots.iter().any(|slot| slot.open.is_some())
+    }
+
+    /// Gives up all connections.
+    fn withdraw(&mut self, why: &str) {
+        // What was found broken until now is among them.
+        self.broken = Arc::default();
+        for slot in &mut self.slots {
+            slot.open = None;
+            slot.publish
+                .send_modify(|state| *state = Err(why.to_owned()));
         }
     }
 
-    /// Connects for each worker, on its own runtime, which then drives the connection.
-    async fn connect(&self) -> Result<Vec<MultiplexedConnection>, String> {
-        let connecting = async {
-            let opening = self.workers.runtimes().map(|runtime| {
-                let (server, limit) = (self.server.clone(), self.limit);
-                let opening = runtime.spawn(async move {
-                    let mut connection = open(&server, limit).await?;
-                    let info = redis::cmd("INFO").query_async(&mut connection).await?;
-                    Ok::<(_, InfoDict), RedisError>((connection, info))
-                });
-                let opening = AbortOnDropHandle::new(opening);
-                async {
-                    opening
-                        .await
-                        .unwrap_or_else(|ended| Err(io::Error::other(ended).into()))
+    /// Pings the connections that are open and opens the others; publishes what is new. Gives why some
+    /// are not open, if so.
+    ///
+    /// # Errors
+    /// Why all connections are to be given up.
+    async fn tend(&mut self) -> Result<Option<String>, String> {
+        let was_connected = self.is_connected();
+        let (server, limit) = (&self.server, self.limit);
+        let tending = self.slots.iter_mut().map(|slot| slot.tend(server, limit));
+        let tended = join_all(tending).await;
+
+        let mut lacking = None;
+        let mut fresh = Vec::new();
+        for (number, tended) in tended.into_iter().enumerate() {
+            let slot = &mut self.slots[number];
+            match tended {
+                Ok(Tended::Well) => {}
+                Ok(Tended::Opened(connection, info)) => {
+                    if let Some(other) = otherwise(self.expect, &info) {
+                        return Err(format!("{}: it {other}", self.name));
+                    }
+                    let run = info.get("run_id").unwrap_or_default();
+                    slot.open = Some(Open { connection, run });
+                    fresh.push(number);
                 }
-            });
-            let opened = try_join_all(opening).await?;
-            let (mut connections, mut runs) = (Vec::new(), BTreeSet::new());
+                Ok(Tended::Silent) => {
+                    let what = if slot.open.is_some() {
+                        "PING"
+                    } else {
+                        "connecting"
+                    };
+                    let silent = format!("{}: no answer to {what} within {limit:?}", self.name);
+                    slot.open = None;
+                    slot.publish
+                        .send_modify(|state| *state = Err(silent.clone()));
+                    lacking = Some(silent);
+                }
+                Err(error) => {
+                    let error = describe(&self.name, self.expect, &error);
+                    // One more connection may not be had; those that there are serve.
+                    if slot.open.is_some() || !was_connected {
+                        return Err(error);
+                    }
+                    slot.publish
+                        .send_modify(|state| *state = Err(error.clone()));
+                    lacking = Some(error);
+                }
+            }
+        }
+        let open = self.slots.iter().filter_map(|slot| slot.open.as_ref());
+        let runs: BTreeSet<_> = open.map(|open| &open.run).collect();
+        match (runs.len(), lacking) {
+            (1, lacking) => {
+                self.publish(&fresh).await?;
+                Ok(lacking)
+            }
+            (0, Some(silent)) => Err(silent),
             // A name may have more than one address, and a proxy more than one server behind it.
-            for (connection, info) in opened {
-                if let Some(other) = self.otherwise(&info) {
-                    return Ok(Err(other));
-                }
-                runs.insert(info.get::<String>("run_id"));
-                connections.push(connection);
-            }
-            if runs.len() > 1 {
-                return Ok(Err(format!("{} {MORE_THAN_ONE}", self.name)));
-            }
-            SCRIPTS.preload(&mut connections[0]).await?;
-            Ok(Ok(connections))
-        };
-        match timeout(self.limit, connecting).await {
-            Ok(connected) => {
-                connected.map_err(|error| describe(&self.name, self.expect, &error))?
-            }
-            Err(_) => Err(self.silent("connecting")),
+            _ => Err(format!("{} {MORE_THAN_ONE}", self.name)),
         }
     }
 
-    /// Why the server is not what it must be, if so.
-    fn otherwise(&self, info: &InfoDict) -> Option<String> {
-        let mode: String = info.get("redis_mode").unwrap_or_default();
-        let role: String = info.get("role").unwrap_or_default();
-        let is = match (self.expect, mode.as_str(), role.as_str()) {
-            (_, "sentinel", _) => {
-                "is a Sentinel: give EA_REDIS_MODE=failover, and in EA_REDIS_MASTER the name of the \
-                 primary that it watches"
-            }
-            (Expect::Server | Expect::Primary, "cluster", _) => {
-                "belongs to a Redis Cluster: give EA_REDIS_MODE=cluster"
-            }
-            (Expect::Member, "standalone", _) => {
-                "does not belong to a Redis Cluster: give EA_REDIS_MODE=single, or the cluster's members"
-            }
-            (Expect::Server, _, "slave") => REPLICA,
-            (Expect::Primary, _, "slave") => PROMOTED_NOT_YET,
-            _ => return None,
+    /// Lets the workers have their new connections, when the server has the scripts.
+    async fn publish(&mut self, fresh: &[usize]) -> Result<(), String> {
+        let fresh = fresh.iter().map(|number| &self.slots[*number]);
+        let fresh: Vec<_> = fresh
+            .filter_map(|slot| Some((&slot.publish, slot.open.as_ref()?.connection.clone())))
+            .collect();
+        let Some((_, connection)) = fresh.first() else {
+            return Ok(());
         };
-        Some(format!("{}: it {is}", self.name))
-    }
-
-    /// Returns when a connection is no longer of use, with the reason.
-    async fn watch(&self, mut connections: Vec<MultiplexedConnection>, broken: &Notify) -> String {
-        loop {
-            let reported = timeout(PING_EVERY, broken.notified()).await.is_ok();
-            let pings = connections.iter_mut().map(ping);
-            match timeout(self.limit, try_join_all(pings)).await {
-                Ok(Ok(_)) if reported => {
-                    return format!("{}: a request found it broken", self.name);
-                }
-                Ok(Err(error)) => return describe(&self.name, self.expect, &error),
-                Ok(Ok(_)) => {}
-                Err(_) => return self.silent("PING"),
+        match timeout(self.limit, SCRIPTS.preload(&mut connection.clone())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(describe(&self.name, self.expect, &error)),
+            Err(_) => {
+                return Err(format!(
+                    "{}: no answer to SCRIPT LOAD within {:?}",
+                    self.name, self.limit
+                ));
             }
         }
+        for (publish, connection) in fresh {
+            let broken = Arc::clone(&self.broken);
+            publish.send_modify(|state| *state = Ok(Live { connection, broken }));
+        }
+        Ok(())
     }
+}
 
-    fn silent(&self, what: &str) -> String {
-        format!("{}: no answer to {what} within {:?}", self.name, self.limit)
+impl Slot {
+    async fn tend(&mut self, server: &Server, limit: Duration) -> RedisResult<Tended> {
+        let tending = async {
+            match &mut self.open {
+                Some(open) => ping(&mut open.connection).await.map(|()| Tended::Well),
+                None => {
+                    let (connection, info) = connect(&self.runtime, server, limit).await?;
+                    Ok(Tended::Opened(connection, info))
+                }
+            }
+        };
+        timeout(limit, tending).await.unwrap_or(Ok(Tended::Silent))
+    }
+}
+
+/// Connects on a runtime, which then drives the connection, and asks what the server is.
+async fn connect(
+    runtime: &Handle,
+    server: &Server,
+    limit: Duration,
+) -> RedisResult<(MultiplexedConnection, InfoDict)> {
+    let server = server.clone();
+    let connecting = runtime.spawn(async move {
+        let mut connection = open(&server, limit).await?;
+        let info = redis::cmd("INFO").query_async(&mut connection).await?;
+        Ok((connection, info))
+    });
+    let connecting = AbortOnDropHandle::new(connecting).await;
+    connecting.unwrap_or_else(|ended| Err(io::Error::other(ended).into()))
+}
+
+/// What else the server is than what it must be, if so.
+fn otherwise(expect: Expect, info: &InfoDict) -> Option<&'static str> {
+    let mode: String = info.get("redis_mode").unwrap_or_default();
+    let role: String = info.get("role").unwrap_or_default();
+    match (expect, mode.as_str(), role.as_str()) {
+        (_, "sentinel", _) => Some(
+            "is a Sentinel: give EA_REDIS_MODE=failover, and in EA_REDIS_MASTER the name of the \
+             primary that it watches",
+        ),
+        (Expect::Server | Expect::Primary, "cluster", _) => {
+            Some("belongs to a Redis Cluster: give EA_REDIS_MODE=cluster")
+        }
+        (Expect::Member, "standalone", _) => Some(
+            "does not belong to a Redis Cluster: give EA_REDIS_MODE=single, or the cluster's members",
+        ),
+        (Expect::Server, _, "slave") => Some(REPLICA),
+        (Expect::Primary, _, "slave") => Some(PROMOTED_NOT_YET),
+        _ => None,
     }
 }
 
