@@ -103,12 +103,6 @@ fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Pro
     }
 }
 
-/// What a request is for: the `action` of metrics. Few and fixed, whatever paths callers make up.
-#[must_use]
-pub fn action(method: &Method, path: &str) -> &'static str {
-    Action::of(method, path).name()
-}
-
 /// What a path is for, as far as it matters who may ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Area {
@@ -324,7 +318,7 @@ mod tests {
         ] {
             for path in paths {
                 assert_eq!(Area::of(path), area, "{path}");
-                let is_probe = action(&Method::GET, path) == "probe";
+                let is_probe = Action::of(&Method::GET, path) == Action::Probe;
                 assert_eq!(is_probe, area == Area::Probes, "{path}");
             }
         }
@@ -349,20 +343,5 @@ mod tests {
         ] {
             assert!(!is_for_operators(path), "{path}");
         }
-    }
-
-    #[test]
-    fn made_up_paths_do_not_make_up_actions() {
-        assert_eq!(action(&Method::POST, "/election/a/b"), "campaign");
-        assert_eq!(
-            action(&Method::POST, "/grpc.election_agent.v1.Election/Campaign"),
-            "campaign"
-        );
-        assert_eq!(
-            action(&Method::POST, "/grpc.election_agent.v1.Election/x"),
-            "other"
-        );
-        assert_eq!(action(&Method::GET, "/wp-login.php"), "other");
-        assert_eq!(action(&Method::OPTIONS, "/election/x"), "other");
     }
 }

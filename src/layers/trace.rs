@@ -24,7 +24,7 @@ use super::measure::grpc_status;
 use crate::{
     peer::{Peer, TrustedProxies},
     telemetry::trace::{Carried, Recorder, sampler::Parent, within},
-    transport::{Area, Protocol, action, grpc, rest},
+    transport::{Action, Area, Protocol, grpc, rest},
 };
 
 /// Applies [`Trace`].
@@ -149,7 +149,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// The service and the method that a path names, if this agent has them.
 fn rpc<'a>(method: &Method, path: &'a str) -> Option<(&'a str, &'a str)> {
     let has = match path.starts_with(grpc::ELECTION_PATH) {
-        true => action(method, path) != "other",
+        true => Action::of(method, path) != Action::Other,
         false => Area::of(path) == Area::Probes || grpc::is_reflection(path),
     };
     let (service, method) = path.strip_prefix('/')?.split_once('/')?;

@@ -100,4 +100,21 @@ mod tests {
             assert_eq!(action as usize, number);
         }
     }
+    #[test]
+    fn made_up_paths_do_not_make_up_actions() {
+        let campaign = "/grpc.election_agent.v1.Election/Campaign";
+        for (method, path, action) in [
+            (Method::POST, "/election/a/b", Action::Campaign),
+            (Method::POST, campaign, Action::Campaign),
+            (
+                Method::POST,
+                "/grpc.election_agent.v1.Election/x",
+                Action::Other,
+            ),
+            (Method::GET, "/wp-login.php", Action::Other),
+            (Method::OPTIONS, "/election/x", Action::Other),
+        ] {
+            assert_eq!(Action::of(&method, path), action, "{path}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::{
     election::types::{Candidate, ElectionId, Kind},
     lease::{
         Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Page, Probe,
-        Resign, ResignReply, Unmarked,
+        Resign, ResignReply, Unmarked, quorum::observer::Operation,
     },
 };
 
@@ -91,17 +91,18 @@ impl Traced {
         let mut attributes = self.place.clone();
         let (name, operation_name) = match self.system {
             System::Redis => {
-                let script = operation.script();
+                let script = format!("{}.lua", operation.name());
                 attributes.push(KeyValue::new("db.stored_procedure.name", script));
-                (operation.span(), "EVALSHA")
+                // Low in number, as the conventions ask.
+                (format!("EVALSHA {}", operation.name()).into(), "EVALSHA")
             }
-            System::Embedded => (operation.name(), operation.name()),
+            System::Embedded => (Cow::Borrowed(operation.name()), operation.name()),
         };
         attributes.push(KeyValue::new("db.operation.name", operation_name));
         if self.recorder.keys {
             about.tell(&mut attributes);
         }
-        let span = SpanBuilder::from_name(Cow::Borrowed(name))
+        let span = SpanBuilder::from_name(name)
             .with_kind(SpanKind::Client)
             .with_attributes(attributes);
         let span = self.recorder.tracer.build_with_context(span, &parent);
@@ -119,51 +120,6 @@ impl Traced {
         });
         reply
     }
-}
-
-/// What a node is asked to do.
-#[derive(Debug, Clone, Copy)]
-enum Operation {
-    Grant,
-    Extend,
-    Heal,
-    Resign,
-    Withdraw,
-    Read,
-    List,
-    Mark,
-    Probe,
-}
-
-macro_rules! operations {
-    ($($operation:ident $name:literal $script:literal),+ $(,)?) => {
-        impl Operation {
-            fn name(self) -> &'static str {
-                match self { $(Self::$operation => $name),+ }
-            }
-
-            fn script(self) -> &'static str {
-                match self { $(Self::$operation => $script),+ }
-            }
-
-            /// The name of its span: low in number, as the conventions ask.
-            fn span(self) -> &'static str {
-                match self { $(Self::$operation => concat!("EVALSHA ", $name)),+ }
-            }
-        }
-    };
-}
-
-operations! {
-    Grant "grant" "grant.lua",
-    Extend "extend" "extend.lua",
-    Heal "heal" "heal.lua",
-    Resign "resign" "resign.lua",
-    Withdraw "withdraw" "withdraw.lua",
-    Read "read" "read.lua",
-    List "list" "list.lua",
-    Mark "mark" "mark.lua",
-    Probe "probe" "probe.lua",
 }
 
 /// Whom a question is about: told only if spans may have names.
