@@ -110,8 +110,13 @@ impl Fixture {
                 settings.extend(shared.map(|(name, value)| ((*name).to_owned(), value.clone())));
             }
         }
+        let agent = Agent::start(&settings).await;
+        if let Store::Shared(_) = store {
+            // A cluster's members may take longer to answer than an agent's start does.
+            agent.readiness(200, &[]).await;
+        }
         Self {
-            agent: Agent::start(&settings).await,
+            agent,
             _redis: redis,
             _directory: directory,
         }

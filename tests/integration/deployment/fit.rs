@@ -237,21 +237,27 @@ fn the_agent_listens_where_it_is_probed_and_has_the_time_to_stop() {
                 "{what}"
             );
         }
-        let scheme = settings
-            .get("EA_TLS_CERT_FILE")
-            .map_or(Value::Null, |_| json!("HTTPS"));
-        for (probe, path) in [
-            ("startupProbe", "/livez"),
-            ("livenessProbe", "/livez"),
-            ("readinessProbe", "/readyz"),
+        // Kubernetes' gRPC probes speak no TLS.
+        let tls = settings.contains_key("EA_TLS_CERT_FILE");
+        for (probe, service, path) in [
+            ("startupProbe", "liveness", "/livez"),
+            ("livenessProbe", "liveness", "/livez"),
+            ("readinessProbe", "readiness", "/readyz"),
         ] {
-            let get = &container[probe]["httpGet"];
+            let port: u16 = settings["EA_GRPC_PORT"].parse().expect("a port");
+            let (grpc, get) = match tls {
+                true => (
+                    Value::Null,
+                    json!({ "path": path, "port": "http", "scheme": "HTTPS" }),
+                ),
+                false => (json!({ "port": port, "service": service }), Value::Null),
+            };
+            let probes = &container[probe];
             assert_eq!(
-                (&get["path"], &get["port"]),
-                (&json!(path), &json!("http")),
-                "{what}"
+                (&probes["grpc"], &probes["httpGet"]),
+                (&grpc, &get),
+                "{what}: {probe}"
             );
-            assert_eq!(get["scheme"], scheme, "{what}: {probe}");
         }
         let number = |value: &Value| value.as_u64().expect("a number");
         let grace = number(&pod(deployment)["spec"]["terminationGracePeriodSeconds"]);
