@@ -207,3 +207,105 @@ impl<F> Round<F> {
         questions.any(|(_, question)| !matches!(question, Question::Given))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::lease::{Settings, embedded::Embedded, guard::RestartGuard, quorum::Options};
+
+    const LIMIT: Duration = Duration::from_secs(2);
+
+    fn quorum(nodes: usize) -> Quorum {
+        let settings = Settings {
+            retention: LIMIT,
+            guard: None,
+        };
+        let node = || Arc::new(Embedded::in_memory(settings)) as Arc<dyn LeaseNode>;
+        let nodes = (0..nodes).map(|_| node()).collect();
+        Quorum::new(nodes, Options::new(LIMIT, RestartGuard::Off, LIMIT))
+    }
+
+    /// A question that each node answers with what it is given here.
+    fn asked(
+        quorum: &Quorum,
+        deadline: Instant,
+    ) -> (
+        Vec<oneshot::Sender<u32>>,
+        Round<impl Future<Output = Result<u32, NodeError>>>,
+    ) {
+        let nodes = quorum.inner.nodes.len();
+        let (answers, answered): (Vec<_>, Vec<_>) = (0..nodes).map(|_| oneshot::channel()).unzip();
+        let answered: Vec<_> = answered
+            .into_iter()
+            .map(|it| std::sync::Mutex::new(Some(it)))
+            .collect();
+        let round = quorum.ask(Operation::Read, deadline, |node, _| {
+            let answered = answered[node].lock().expect("whole").take();
+            async move {
+                let answer = answered.expect("asked once").await;
+                answer.map_err(|_| NodeError::unknown("it went away".to_owned()))
+            }
+        });
+        (answers, round)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_ready_is_given_without_waiting_for_the_others() {
+        let quorum = quorum(3);
+        quorum.inner.nodes[1].exclude(Some("it evicts".to_owned()));
+        let (mut answers, mut round) = asked(&quorum, Instant::now() + LIMIT);
+        let excluded = (1, Err(NodeError::NotSent("it evicts".to_owned())));
+        assert_eq!(round.ready().await, Some(excluded));
+        assert_eq!(round.ready().await, None);
+        assert_eq!((round.is_open(), round.waiting()), (true, vec![0, 2]));
+
+        answers.pop().expect("three").send(7).expect("waited for");
+        assert_eq!(round.ready().await, Some((2, Ok(7))));
+        assert_eq!(round.ready().await, None);
+        assert_eq!((round.is_open(), round.waiting()), (true, vec![0]));
+
+        // Whoever waits is woken, also after having looked.
+        let first = answers.swap_remove(0);
+        let answering = async { first.send(8).expect("waited for") };
+        let (given, ()) = tokio::join!(round.next(), answering);
+        assert_eq!(given, Some((0, Ok(8))));
+        assert!(!round.is_open());
+        assert_eq!(round.next().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_node_is_given_when_the_time_is_over_and_not_before() {
+        for (deadline, until) in [(LIMIT / 2, LIMIT / 2), (2 * LIMIT, LIMIT)] {
+            let quorum = quorum(3);
+            let started = Instant::now();
+            let (mut answers, mut round) = asked(&quorum, started + deadline);
+            drop(answers.remove(0));
+            let gone = NodeError::unknown("it went away".to_owned());
+            assert_eq!(round.next().await, Some((0, Err(gone))));
+            assert_eq!(started.elapsed(), Duration::ZERO);
+
+            let mut given = Vec::new();
+            while let Some((node, reply)) = round.next().await {
+                assert!(matches!(reply, Err(NodeError::Unknown(_))), "{reply:?}");
+                given.push(node);
+            }
+            given.sort_unstable();
+            assert_eq!((given, round.is_open()), (vec![1, 2], false));
+            // Timers are exact to the millisecond.
+            let took = started.elapsed();
+            assert!(
+                (until..=until + Duration::from_millis(1)).contains(&took),
+                "{took:?}"
+            );
+            // Nobody hears what comes now.
+            drop(round);
+            for answer in answers {
+                assert_eq!(answer.send(9), Err(9));
+            }
+        }
+    }
+}
