@@ -9,35 +9,32 @@
 //! the caller goes away, its grant is withdrawn.
 
 mod claim;
+mod extension;
+mod node;
 pub mod observer;
 mod round;
+mod tend;
 
 use std::{
-    fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout_at},
-};
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Extend, ExtendReply, Heal, Lease, LeaseNode, NodeError, Over, Page, Probe, Resign,
+    Lease, LeaseNode, NodeError, Over, Page, Probe, Resign,
     guard::{Markers, RestartGuard},
     merge::merge,
-    tally::{Denial, Done, Extensions, Reads, Resignations, Verdict, quorum},
+    tally::{Denial, Done, Reads, Resignations, Verdict, quorum},
     token::{TokenSource, WallClock},
 };
 use crate::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     telemetry::trace,
 };
+use node::Node;
 use observer::{Called, Nobody, Observer, Operation, Retry};
 
 /// How a quorum works.
@@ -159,123 +156,13 @@ struct Inner {
     observer: Arc<dyn Observer>,
 }
 
-/// A node, and what this agent knows of it.
-struct Node {
-    node: Arc<dyn LeaseNode>,
-    /// What was logged of it lately, and when.
-    complaints: Mutex<Vec<(NodeError, Instant)>>,
-    /// Why it must not vote, if so.
-    excluded: Mutex<Option<String>>,
-    /// Whether there is a reason; asked on every call.
-    is_excluded: AtomicBool,
-    /// Since when some of its partitions have markers and others none.
-    mixed_since: Mutex<Option<Instant>>,
-    /// Whether it abstained from grants when it was last asked.
-    abstains: AtomicBool,
-}
-
-/// How often the same complaint about a node is logged, and how many different ones in that time.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
-const COMPLAINTS: usize = 8;
-/// How long an agent may take to mark all partitions of a new node.
-const MARKING: Duration = Duration::from_secs(2);
-/// How long a node may take to look at all its partitions, or to mark them, if that is more than the
-/// operation timeout.
-const TENDING: Duration = Duration::from_secs(3);
-
-impl Node {
-    fn name(&self) -> &str {
-        self.node.name()
-    }
-
-    fn is_excluded(&self) -> bool {
-        self.is_excluded.load(Ordering::Relaxed)
-    }
-
-    fn exclude(&self, why: Option<String>) {
-        self.is_excluded.store(why.is_some(), Ordering::Relaxed);
-        *self.excluded.lock().unwrap_or_else(PoisonError::into_inner) = why;
-    }
-
-    /// Why the node is not asked for anything that counts.
-    fn excluded(&self) -> Option<NodeError> {
-        let why = self.excluded.lock().unwrap_or_else(PoisonError::into_inner);
-        why.clone().map(NodeError::NotSent)
-    }
-
-    /// Whether another agent may be marking the node's partitions just now: then those without a marker are
-    /// as new as the others.
-    fn is_being_marked(&self, probe: &Probe) -> bool {
-        let mut since = self
-            .mixed_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if probe.guard.is_none() || probe.unmarked.is_empty() {
-            *since = None;
-            return false;
-        }
-        since.get_or_insert_with(Instant::now).elapsed() < MARKING
-    }
-
-    /// Logs when the node begins to abstain from grants, and when it grants again.
-    fn tell_guard(&self, probe: &Probe) {
-        let Some(left) = probe.guard else { return };
-        let abstains = !left.is_zero();
-        if self.abstains.swap(abstains, Ordering::Relaxed) == abstains {
-            return;
-        }
-        let node = self.name();
-        match abstains {
-            true => tracing::warn!(
-                node,
-                remaining_ms = left.as_millis(),
-                "a lease node abstains from new grants: it has restarted or was promoted, and may have \
-                 forgotten a leader that still has time left"
-            ),
-            false => tracing::info!(node, "a lease node grants again"),
-        }
-    }
-
-    /// Logs why the node did not do what it was asked: what is new, and now and then. Callers are not
-    /// told, as they may be anybody.
-    fn complain(&self, error: &NodeError) {
-        let mut told = self
-            .complaints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        // A node that has stopped fails in more than one way in turn.
-        told.retain(|(_, at)| at.elapsed() < COMPLAIN_EVERY);
-        if told.iter().any(|(known, _)| known == error) || told.len() == COMPLAINTS {
-            return;
-        }
-        told.push((error.clone(), Instant::now()));
-        tracing::warn!(node = self.name(), %error, "a lease node failed");
-    }
-}
-
-impl fmt::Debug for Node {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 impl Quorum {
     /// A quorum of `nodes`, which must not be empty and must be independent of each other.
     #[must_use]
     pub fn new(nodes: Vec<Arc<dyn LeaseNode>>, options: Options) -> Self {
         Self {
             inner: Arc::new(Inner {
-                nodes: nodes
-                    .into_iter()
-                    .map(|node| Node {
-                        node,
-                        complaints: Mutex::default(),
-                        excluded: Mutex::default(),
-                        is_excluded: AtomicBool::new(false),
-                        mixed_since: Mutex::default(),
-                        abstains: AtomicBool::new(false),
-                    })
-                    .collect(),
+                nodes: nodes.into_iter().map(Node::new).collect(),
                 limit: options.operation_timeout,
                 markers: Markers::new(options.restart_guard, options.longest_guard),
                 tended: tokio::sync::Mutex::default(),
@@ -302,150 +189,6 @@ impl Quorum {
                 "the agent failed while it asked; its log has the cause",
             ))
         })
-    }
-
-    /// Extends a leader's term; `Ok(Err(_))` says why not.
-    ///
-    /// # Errors
-    /// [`Error`]: not known; the term may or may not have been extended.
-    pub async fn extend(
-        &self,
-        extend: Extend,
-        deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
-        let started = Instant::now();
-        let extend = Arc::new(extend);
-        let nodes = self.inner.nodes.len();
-        let mut tally = Extensions::new(nodes);
-        let mut replies = vec![None; nodes];
-        let mut round = self.ask(Operation::Extend, deadline, |_, node| {
-            let extend = Arc::clone(&extend);
-            async move { node.extend(&extend).await }
-        });
-        let verdict = loop {
-            let verdict = tally.verdict();
-            if verdict != Verdict::Open {
-                break verdict;
-            }
-            let Some((node, reply)) = round.next().await else {
-                break verdict;
-            };
-            if let Ok(ExtendReply::Renewed(token)) = reply {
-                self.inner.tokens.seen(token);
-            }
-            replies[node] = reply.as_ref().ok().cloned();
-            tally.add(reply);
-        };
-        match verdict {
-            Verdict::Decided(Done::Yes) => {
-                // What has been answered already needs no task to wait for it.
-                while let Some((node, reply)) = round.ready().await {
-                    replies[node] = reply.ok();
-                }
-                if round.is_open() || replies.iter().any(is_lacking) {
-                    let quorum = self.clone();
-                    let healed = Arc::clone(&extend);
-                    tell_healing(numbers(&replies, is_lacking).len());
-                    self.inner.tasks.spawn(trace::carry(async move {
-                        while let Some((node, reply)) = round.next().await {
-                            replies[node] = reply.ok();
-                        }
-                        let lacking = numbers(&replies, is_lacking);
-                        let mend = Mend::Heal;
-                        quorum
-                            .mend(mend, &healed, started, &replies, &lacking, deadline)
-                            .await;
-                    }));
-                }
-            }
-            Verdict::Decided(Done::AfterRaising) => {
-                let had = numbers(&replies, is_renewed).len();
-                let behind = numbers(&replies, is_behind);
-                tell_healing(behind.len());
-                let raised = self
-                    .mend(Mend::Raise, &extend, started, &replies, &behind, deadline)
-                    .await;
-                if had + raised < quorum(nodes) {
-                    return Err(self.undecided(deadline));
-                }
-            }
-            Verdict::Decided(Done::No(denial)) => return Ok(Err(denial)),
-            Verdict::Open | Verdict::Hopeless => {
-                return Err(self.undecided(deadline));
-            }
-        }
-        if started.elapsed() + extend.term.drift() >= extend.term.duration() {
-            return Err(too_slow());
-        }
-        Ok(Ok(()))
-    }
-
-    /// Writes the lease to nodes that lack it, from one that was renewed, while the extension that began at
-    /// `started` is in force; gives how many took it.
-    ///
-    /// A node that has restarted is not healed before every vote is counted that it may have forgotten: a
-    /// candidate that won by its vote, and the leader that is healed there, would both count on it.
-    async fn mend(
-        &self,
-        mend: Mend,
-        extend: &Arc<Extend>,
-        started: Instant,
-        replies: &[Option<ExtendReply>],
-        lacking: &[usize],
-        deadline: Instant,
-    ) -> usize {
-        if lacking.is_empty() {
-            return 0;
-        }
-        // Before the lease is read: what it has held since then, a node has not forgotten in this run.
-        let runs: Vec<_> = self
-            .inner
-            .nodes
-            .iter()
-            .map(|node| node.node.settled_run(&extend.election, self.inner.limit))
-            .collect();
-        let lacking: Vec<_> = lacking
-            .iter()
-            .copied()
-            .filter(|node| runs[*node].is_some())
-            .collect();
-        let mut source = numbers(replies, is_renewed);
-        source.truncate(1);
-        if lacking.is_empty() {
-            return 0;
-        }
-        let mut reading = self.ask_some(Operation::Read, source, deadline, |_, node| {
-            let extend = Arc::clone(extend);
-            async move { node.read(&extend.election).await }
-        });
-        let Some((_, Ok(Some(lease)))) = reading.next().await else {
-            return 0;
-        };
-        let in_force = started.elapsed() + extend.term.drift() < extend.term.duration();
-        if lease.leader != extend.leader || !in_force {
-            return 0;
-        }
-        let mut round = self.ask_some(Operation::Heal, lacking, deadline, |number, node| {
-            let heal = Heal {
-                election: extend.election.clone(),
-                lease: lease.clone(),
-                term: extend.term,
-                run: runs[number].clone().unwrap_or_default(),
-                existing: mend == Mend::Raise,
-            };
-            async move { node.heal(&heal).await }
-        });
-        let mut mended = 0;
-        while let Some((node, reply)) = round.next().await {
-            if reply == Ok(true) {
-                mended += 1;
-                tracing::debug!(node = self.inner.nodes[node].name(), "healed a lease");
-            }
-        }
-        if mended > 0 {
-            self.inner.observer.healed(mended);
-        }
-        mended
     }
 
     /// Gives a leadership up; `Ok(Err(_))` says why not.
@@ -562,161 +305,6 @@ impl Quorum {
         Err(self.undecided(deadline))
     }
 
-    /// Asks every node how it does, and marks those without a marker if it is known what they are.
-    pub async fn status(&self) -> Vec<NodeStatus> {
-        self.tend(false).await
-    }
-
-    /// Tends the nodes because a vote that began at `asked` found one without a marker, unless another claim
-    /// has done so since; `false` when no node answers.
-    async fn tend_for_grant(&self, asked: Instant, deadline: Instant) -> bool {
-        let quorum = self.clone();
-        let tending = self.inner.tasks.spawn(trace::carry(async move {
-            let mut tended = quorum.inner.tended.lock().await;
-            if tended.is_some_and(|at| at > asked) {
-                return true;
-            }
-            let now = Instant::now();
-            let status = quorum.tend(true).await;
-            *tended = Some(now);
-            status.iter().any(|node| node.probe.is_ok())
-        }));
-        // It goes on for others when this one's time is over.
-        matches!(timeout_at(deadline, tending).await, Ok(Ok(true)))
-    }
-
-    /// As [`Self::status`]; when a grant is `wanted`, nodes without a marker are taken for what they must
-    /// be at the worst.
-    async fn tend(&self, wanted: bool) -> Vec<NodeStatus> {
-        let mut status = self.look().await;
-        let mut new = self.inner.markers.may_be_new() && none_is_marked(&status);
-        if new {
-            // Each had no marker when it was asked, but by the time the last one answered, the first may
-            // have been marked, voted in a quorum with the last, and that forgotten it. If all still have
-            // none in the same runs, there was an instant at which none had one.
-            let again = self.look().await;
-            new = none_is_marked(&again) && same_runs(&status, &again);
-            status = again;
-        }
-        let all_marked = self.mark(&status, new, wanted).await;
-        if new && !all_marked {
-            // One that has been marked may vote, and forget it: then the others must not look new.
-            self.inner.markers.note();
-            status = self.look().await;
-            self.mark(&status, false, true).await;
-        }
-        status
-    }
-
-    /// Asks every node how it does, and lets those that are not fit no longer vote.
-    async fn look(&self) -> Vec<NodeStatus> {
-        let all = 0..self.inner.nodes.len();
-        let mut round = self.ask_even_excluded(
-            Operation::Probe,
-            all,
-            self.tending(),
-            |_, node| async move { node.probe().await },
-        );
-        let mut status: Vec<_> = self
-            .inner
-            .nodes
-            .iter()
-            .map(|node| NodeStatus {
-                name: node.name().to_owned(),
-                probe: Err(NodeError::unknown("no answer")),
-            })
-            .collect();
-        while let Some((node, probe)) = round.next().await {
-            if let Ok(probe) = &probe {
-                self.inner.nodes[node].tell_guard(probe);
-            }
-            status[node].probe = probe;
-        }
-        let probes = || status.iter().filter_map(|node| node.probe.as_ref().ok());
-        if let Some(longest) = probes().map(|probe| probe.longest_guard).max() {
-            self.inner.markers.note_guard(longest);
-        }
-        if probes().any(|probe| probe.guard.is_some()) {
-            self.inner.markers.note();
-        }
-        self.exclude_unfit(&mut status);
-        status
-    }
-
-    /// Lets nodes that are unfit not vote, and of nodes that are one place only the first; one that gives
-    /// no answer is what it was.
-    fn exclude_unfit(&self, status: &mut [NodeStatus]) {
-        for later in 0..status.len() {
-            let Ok(probe) = &status[later].probe else {
-                continue;
-            };
-            let same = status[..later].iter().find(|earlier| {
-                let earlier = earlier.probe.as_ref().ok();
-                probe.identity.is_some()
-                    && earlier.is_some_and(|earlier| earlier.identity == probe.identity)
-            });
-            let node = &self.inner.nodes[later];
-            let same = same.map(|same| {
-                format!(
-                    "{}: it is the same server as {}, and would vote twice: name each server once in \
-                     EA_REDIS_URLS",
-                    node.name(),
-                    same.name
-                )
-            });
-            node.exclude(probe.unfit.clone().or(same));
-            if let Some(error) = node.excluded() {
-                node.complain(&error);
-                status[later].probe = Err(error);
-            }
-        }
-    }
-
-    /// Marks the nodes that have no marker, if it is known whether they are new or have lost their memory;
-    /// tells whether all of those were.
-    async fn mark(&self, status: &[NodeStatus], new: bool, wanted: bool) -> bool {
-        // Nodes that must not vote are not among them.
-        let probes: Vec<_> = status.iter().map(|node| node.probe.as_ref().ok()).collect();
-        let Some(wait) = self.inner.markers.wait(new, wanted) else {
-            return false;
-        };
-        let unmarked: Vec<_> = (0..probes.len())
-            .filter(|node| {
-                probes[*node].is_some_and(|probe| {
-                    !probe.unmarked.is_empty() && !self.inner.nodes[*node].is_being_marked(probe)
-                })
-            })
-            .collect();
-        let mut round =
-            self.ask_even_excluded(Operation::Mark, unmarked, self.tending(), |number, node| {
-                let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
-                async move { node.mark(&parts, wait).await }
-            });
-        let mut all_marked = true;
-        while let Some((node, reply)) = round.next().await {
-            let parts = probes[node].map_or(0, |probe| probe.unmarked.len());
-            all_marked &= reply == Ok(parts);
-            let node = self.inner.nodes[node].name();
-            match reply {
-                Ok(1..) if wait.is_zero() => {
-                    tracing::info!(node, "a new lease node: it grants from now on");
-                }
-                Ok(1..) => tracing::warn!(
-                    node,
-                    wait_ms = wait.as_millis(),
-                    "a lease node without a marker may have lost its memory: it abstains from grants"
-                ),
-                Ok(0) | Err(_) => {}
-            }
-        }
-        all_marked
-    }
-
-    /// Until when nodes that are tended may take to answer.
-    fn tending(&self) -> Instant {
-        Instant::now() + self.inner.limit.max(TENDING)
-    }
-
     /// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.
     fn undecided(&self, deadline: Instant) -> Error {
         if Instant::now() >= deadline {
@@ -743,67 +331,16 @@ impl Quorum {
     }
 }
 
-/// Whether all nodes answer wholly, and none has a marker.
-fn none_is_marked(status: &[NodeStatus]) -> bool {
-    status.iter().all(|node| {
-        let probe = node.probe.as_ref();
-        probe.is_ok_and(|probe| probe.guard.is_none() && probe.degraded.is_none())
-    })
-}
-
-/// Whether the nodes lack the same markers in the same runs.
-fn same_runs(first: &[NodeStatus], again: &[NodeStatus]) -> bool {
-    let unmarked = |node: &NodeStatus| Some(node.probe.as_ref().ok()?.unmarked.clone());
-    first.iter().map(unmarked).eq(again.iter().map(unmarked))
-}
-
-/// What is done to nodes that lack a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mend {
-    /// A quorum has it: it is written anew.
-    Heal,
-    /// No quorum has the token: leases of the same leader are raised to it, but none is made. A node that
-    /// has lost the lease since it was asked may have voted for another.
-    Raise,
-}
-
-/// The numbers of the nodes that replied so.
-fn numbers(
-    replies: &[Option<ExtendReply>],
-    so: impl Fn(&Option<ExtendReply>) -> bool,
-) -> Vec<usize> {
-    let numbers = (0..replies.len()).filter(|node| so(&replies[*node]));
-    numbers.collect()
-}
-
-fn is_renewed(reply: &Option<ExtendReply>) -> bool {
-    matches!(reply, Some(ExtendReply::Renewed(_)))
-}
-
-fn is_behind(reply: &Option<ExtendReply>) -> bool {
-    matches!(reply, Some(ExtendReply::Behind))
-}
-
-fn is_lacking(reply: &Option<ExtendReply>) -> bool {
-    matches!(reply, Some(ExtendReply::Missing | ExtendReply::Behind))
-}
-
-/// Tells the request's trace that so many nodes lack the lease, and are given it if they may be.
-fn tell_healing(nodes: usize) {
-    if nodes > 0 {
-        let nodes = nodes as u64;
-        trace::event("election_agent.healing", "election_agent.nodes", nodes);
-    }
-}
-
 fn too_slow() -> Error {
     Error::unavailable("the lease nodes took as long as the term to answer")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{fmt, sync::Mutex};
+
     use super::*;
-    use crate::lease::{Grant, Settings, embedded::Embedded};
+    use crate::lease::{Extend, ExtendReply, Grant, Heal, Settings, embedded::Embedded};
 
     /// Notes what it is told, but not how long calls took.
     #[derive(Debug, Default)]

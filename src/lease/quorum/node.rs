@@ -1,0 +1,121 @@
+//! A lease node, and what this agent knows of it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use crate::lease::{LeaseNode, NodeError, Probe};
+
+/// A node, and what this agent knows of it.
+pub(super) struct Node {
+    pub(super) node: Arc<dyn LeaseNode>,
+    /// What was logged of it lately, and when.
+    complaints: Mutex<Vec<(NodeError, Instant)>>,
+    /// Why it must not vote, if so.
+    excluded: Mutex<Option<String>>,
+    /// Whether there is a reason; asked on every call.
+    is_excluded: AtomicBool,
+    /// Since when some of its partitions have markers and others none.
+    mixed_since: Mutex<Option<Instant>>,
+    /// Whether it abstained from grants when it was last asked.
+    abstains: AtomicBool,
+}
+
+/// How often the same complaint about a node is logged, and how many different ones in that time.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
+const COMPLAINTS: usize = 8;
+/// How long an agent may take to mark all partitions of a new node.
+const MARKING: Duration = Duration::from_secs(2);
+impl Node {
+    pub(super) fn new(node: Arc<dyn LeaseNode>) -> Self {
+        Self {
+            node,
+            complaints: Mutex::default(),
+            excluded: Mutex::default(),
+            is_excluded: AtomicBool::new(false),
+            mixed_since: Mutex::default(),
+            abstains: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.node.name()
+    }
+
+    pub(super) fn is_excluded(&self) -> bool {
+        self.is_excluded.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn exclude(&self, why: Option<String>) {
+        self.is_excluded.store(why.is_some(), Ordering::Relaxed);
+        *self.excluded.lock().unwrap_or_else(PoisonError::into_inner) = why;
+    }
+
+    /// Why the node is not asked for anything that counts.
+    pub(super) fn excluded(&self) -> Option<NodeError> {
+        let why = self.excluded.lock().unwrap_or_else(PoisonError::into_inner);
+        why.clone().map(NodeError::NotSent)
+    }
+
+    /// Whether another agent may be marking the node's partitions just now: then those without a marker are
+    /// as new as the others.
+    pub(super) fn is_being_marked(&self, probe: &Probe) -> bool {
+        let mut since = self
+            .mixed_since
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if probe.guard.is_none() || probe.unmarked.is_empty() {
+            *since = None;
+            return false;
+        }
+        since.get_or_insert_with(Instant::now).elapsed() < MARKING
+    }
+
+    /// Logs when the node begins to abstain from grants, and when it grants again.
+    pub(super) fn tell_guard(&self, probe: &Probe) {
+        let Some(left) = probe.guard else { return };
+        let abstains = !left.is_zero();
+        if self.abstains.swap(abstains, Ordering::Relaxed) == abstains {
+            return;
+        }
+        let node = self.name();
+        match abstains {
+            true => tracing::warn!(
+                node,
+                remaining_ms = left.as_millis(),
+                "a lease node abstains from new grants: it has restarted or was promoted, and may have \
+                 forgotten a leader that still has time left"
+            ),
+            false => tracing::info!(node, "a lease node grants again"),
+        }
+    }
+
+    /// Logs why the node did not do what it was asked: what is new, and now and then. Callers are not
+    /// told, as they may be anybody.
+    pub(super) fn complain(&self, error: &NodeError) {
+        let mut told = self
+            .complaints
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // A node that has stopped fails in more than one way in turn.
+        told.retain(|(_, at)| at.elapsed() < COMPLAIN_EVERY);
+        if told.iter().any(|(known, _)| known == error) || told.len() == COMPLAINTS {
+            return;
+        }
+        told.push((error.clone(), Instant::now()));
+        tracing::warn!(node = self.name(), %error, "a lease node failed");
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
