@@ -48,11 +48,36 @@ pub enum Answer {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Failed(
-    /// The status's name, or what became of the connection.
-    pub String,
-);
+#[error("{code}{}{message}", if message.is_empty() { "" } else { ": " })]
+pub struct Failed {
+    /// The status's name, or what became of the connection: what errors are counted by.
+    pub code: String,
+    /// What the agent, or the system, says of it; may be empty.
+    pub message: String,
+    /// Whether the connection, rather than the agent, is at fault.
+    pub lost: bool,
+}
+
+impl Failed {
+    /// The agent's answer is a refusal, or not what it should be.
+    #[must_use]
+    pub fn answered(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            code: code.into(),
+            message: message.into(),
+            lost: false,
+        }
+    }
+
+    /// There is no connection, or no longer one.
+    #[must_use]
+    pub fn lost(code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            lost: true,
+            ..Self::answered(code, message)
+        }
+    }
+}
 
 /// How to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +102,8 @@ impl Protocol {
     }
 }
 
-/// A connection to an agent. Cheap to clone: clones share the connection.
+/// A connection to an agent, which is made anew when the agent has closed it. Cheap to clone: clones share the
+/// connection.
 #[derive(Debug, Clone)]
 pub enum Caller {
     /// gRPC, many requests at once.

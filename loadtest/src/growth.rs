@@ -246,8 +246,8 @@ fn table(what: Grows, rows: &[Row]) -> Table {
         let mut cells = vec![
             grouped(f64::from(row.number)),
             grouped(report.requests_per_second),
-            millis(report.latency.p50),
-            millis(report.latency.p99),
+            millis(report.latency.unwrap_or_default().p50),
+            millis(report.latency.unwrap_or_default().p99),
             cpu(report.agent_cpu_micros),
             grouped(memory as f64 / 1e6),
         ];

@@ -38,9 +38,12 @@ async fn main() -> ExitCode {
 async fn measure(protocol: Protocol, load: &Load) -> Result<(), String> {
     let report = run(protocol, load).await?;
     print!("{report}");
-    match &load.json {
-        Some(path) => report.write(path),
-        None => Ok(()),
+    if let Some(path) = &load.json {
+        report.write(path)?;
+    }
+    match report.latency {
+        Some(_) => Ok(()),
+        None => Err("every answer was an error: nothing was measured".to_owned()),
     }
 }
 

@@ -133,6 +133,10 @@ pub struct Load {
     /// A bearer token
     #[arg(long, env = "LOADTEST_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// What candidates are called: NAME/leader-0, NAME/rival; the agent lets a token's owner act for its own names
+    /// alone [default: leader-0, rival]
+    #[arg(long, value_name = "NAME")]
+    pub candidate: Option<String>,
     /// The term of campaigns, such as 60s
     #[arg(long, default_value = "60s", value_parser = duration)]
     pub term: Duration,
@@ -209,6 +213,7 @@ impl Load {
             connections: None,
             ca: None,
             token: None,
+            candidate: None,
             term: Duration::from_secs(60),
             namespace: "default".to_owned(),
             deployment: "web".to_owned(),
@@ -226,6 +231,44 @@ impl Load {
             (Some(iterations), _) => Amount::Iterations(iterations),
             (None, duration) => Amount::Duration(duration.unwrap_or(Duration::from_secs(10))),
         }
+    }
+
+    /// Looks whether the options fit together.
+    ///
+    /// # Errors
+    /// Says which do not.
+    pub fn check(&self) -> Result<(), String> {
+        if self.scenario != Scenario::Failover {
+            return Ok(());
+        }
+        if self.rate.is_some() {
+            return Err("failover makes requests when terms end: give it no --rate".to_owned());
+        }
+        match self.duration {
+            Some(duration) if duration < self.term => Err(format!(
+                "failover lasts a term at the least: give a --duration of {} or more, or a --term of {} or less",
+                humantime::format_duration(self.term),
+                humantime::format_duration(duration)
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// A candidate's name.
+    #[must_use]
+    pub fn candidate(&self, name: &str) -> String {
+        match &self.candidate {
+            Some(owner) => format!("{owner}/{name}"),
+            None => name.to_owned(),
+        }
+    }
+
+    /// How long a term lasts at the least, by whatever clock: 1 % and 2 ms less than it is called.
+    #[must_use]
+    pub fn least_term(&self) -> Duration {
+        self.term
+            .mul_f64(0.99)
+            .saturating_sub(Duration::from_millis(2))
     }
 
     /// The term in ms.

@@ -29,6 +29,8 @@ pub struct Seen {
     pub latencies: Latencies,
     /// How often which error came instead of an answer.
     pub errors: BTreeMap<String, u64>,
+    /// What was said with the first of each, if anything was.
+    pub messages: BTreeMap<String, String>,
     /// How long after the end of a term the next leader led.
     pub failovers: Latencies,
 }
@@ -38,6 +40,7 @@ impl Default for Seen {
         Self {
             latencies: latencies(),
             errors: BTreeMap::new(),
+            messages: BTreeMap::new(),
             failovers: latencies(),
         }
     }
@@ -51,6 +54,21 @@ impl Seen {
         let _ = self.failovers.add(&other.failovers);
         for (error, times) in &other.errors {
             *self.errors.entry(error.clone()).or_default() += times;
+        }
+        for (error, message) in &other.messages {
+            self.message(error, message);
+        }
+    }
+
+    /// Enters an error, and what was said with it.
+    pub fn error(&mut self, error: &str, message: &str) {
+        *self.errors.entry(error.to_owned()).or_default() += 1;
+        self.message(error, message);
+    }
+
+    fn message(&mut self, error: &str, message: &str) {
+        if !message.is_empty() && !self.messages.contains_key(error) {
+            self.messages.insert(error.to_owned(), message.to_owned());
         }
     }
 }
@@ -71,19 +89,20 @@ pub struct Quantiles {
 }
 
 impl Quantiles {
-    fn of(latencies: &Latencies) -> Self {
-        Self {
+    /// None if nothing was entered.
+    fn of(latencies: &Latencies) -> Option<Self> {
+        (!latencies.is_empty()).then(|| Self {
             p50: latencies.value_at_quantile(0.5),
             p90: latencies.value_at_quantile(0.9),
             p99: latencies.value_at_quantile(0.99),
             p999: latencies.value_at_quantile(0.999),
             max: latencies.max(),
-        }
+        })
     }
 }
 
 /// A result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// grpc, rest or grpc-web.
     pub protocol: String,
@@ -95,16 +114,19 @@ pub struct Report {
     pub connections: u32,
     /// How many requests a second were due; none in a closed loop.
     pub rate: Option<u32>,
-    /// How many requests were answered, errors included.
+    /// How many requests were made, errors included.
     pub requests: u64,
     /// How long that took.
     pub seconds: f64,
-    /// Answers in a second, errors included.
+    /// Answers in a second, errors not included.
     pub requests_per_second: f64,
-    /// How long answers took, errors not included, in µs.
-    pub latency: Quantiles,
+    /// How long answers took, errors not included, in µs; none if there was no other answer.
+    pub latency: Option<Quantiles>,
     /// How often which error came.
     pub errors: BTreeMap<String, u64>,
+    /// What was said with the first of each, if anything was.
+    #[serde(default)]
+    pub messages: BTreeMap<String, String>,
     /// How long after the end of its term a leader was followed by the next, in µs; only of failovers.
     pub failover: Option<Quantiles>,
     /// What the agent used, if its process was named.
@@ -124,15 +146,22 @@ impl Report {
         let failed: u64 = seen.errors.values().sum();
         self.requests = seen.latencies.len() + failed;
         self.seconds = took.as_secs_f64();
-        self.requests_per_second = self.requests as f64 / self.seconds;
+        self.requests_per_second = seen.latencies.len() as f64 / self.seconds;
         self.latency = Quantiles::of(&seen.latencies);
         self.errors.clone_from(&seen.errors);
-        self.failover = (!seen.failovers.is_empty()).then(|| Quantiles::of(&seen.failovers));
-        let each = |cpu_seconds: f64| cpu_seconds * 1e6 / self.requests.max(1) as f64;
-        self.agent_cpu_micros = self.agent.map(|used| each(used.cpu_seconds));
-        let redis: f64 = self.redis.iter().map(|used| used.cpu_seconds).sum();
-        self.redis_cpu_micros = (!self.redis.is_empty()).then(|| each(redis));
+        self.messages.clone_from(&seen.messages);
+        self.failover = Quantiles::of(&seen.failovers);
         self
+    }
+
+    /// Adds what the agent, and all Redis servers, used for it.
+    pub fn charge(&mut self, agent: Option<Used>, redis: Vec<Used>) {
+        let each = |cpu_seconds: f64| cpu_seconds * 1e6 / self.requests.max(1) as f64;
+        let all: f64 = redis.iter().map(|used| used.cpu_seconds).sum();
+        self.agent_cpu_micros = agent.map(|used| each(used.cpu_seconds));
+        self.redis_cpu_micros = (!redis.is_empty()).then(|| each(all));
+        self.agent = agent;
+        self.redis = redis;
     }
 
     /// Reads what [`Report::write`] wrote.
@@ -169,7 +198,9 @@ impl Report {
                     .map(|(name, us)| (name, us as f64, "µs")),
             );
         };
-        quantiles(["p50", "p90", "p99", "p99.9", "max"], &self.latency);
+        if let Some(latency) = &self.latency {
+            quantiles(["p50", "p90", "p99", "p99.9", "max"], latency);
+        }
         if let Some(failover) = &self.failover {
             let names = [
                 "failover p50",
@@ -195,8 +226,9 @@ impl Report {
     }
 }
 
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Report {
+    /// What was asked for, and how.
+    fn title(&self) -> String {
         let Self {
             protocol,
             scenario,
@@ -204,14 +236,17 @@ impl fmt::Display for Report {
             connections,
             ..
         } = self;
-        write!(
-            f,
-            "{scenario} over {protocol}, {clients} clients on {connections} connections"
-        )?;
-        match self.rate {
-            Some(rate) => writeln!(f, ", {rate} requests due a second")?,
-            None => writeln!(f)?,
-        }
+        let rate = self.rate;
+        let rate = rate.map_or_else(String::new, |rate| {
+            format!(", {rate} requests due a second")
+        });
+        format!("{scenario} over {protocol}, {clients} clients on {connections} connections{rate}")
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.title())?;
         for (name, value, unit) in self.figures() {
             let digits = if value < 1_000.0 && value.fract() != 0.0 {
                 1
@@ -221,7 +256,11 @@ impl fmt::Display for Report {
             writeln!(f, "  {name:<26} {value:>14.digits$} {unit}")?;
         }
         for (error, times) in &self.errors {
-            writeln!(f, "    {times} × {error}")?;
+            write!(f, "    {times} × {error}")?;
+            match self.messages.get(error) {
+                Some(message) => writeln!(f, ", such as: {message}")?,
+                None => writeln!(f)?,
+            }
         }
         Ok(())
     }
@@ -231,7 +270,8 @@ impl fmt::Display for Report {
 #[must_use]
 pub fn compare(a: &Report, b: &Report) -> String {
     use fmt::Write as _;
-    let mut table = format!("{:<28}{:>14}{:>14}{:>10}\n", "", "A", "B", "B / A");
+    let mut table = format!("A: {}\nB: {}\n", a.title(), b.title());
+    let _ = writeln!(table, "{:<28}{:>14}{:>14}{:>10}", "", "A", "B", "B / A");
     let others = b.figures();
     for (name, one, unit) in a.figures() {
         let Some((_, other, _)) = others.iter().find(|(known, ..)| *known == name) else {

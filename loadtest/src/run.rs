@@ -25,14 +25,17 @@ use crate::{
 
 /// How often a challenger asks whether the term is over.
 const CHALLENGE_EVERY: Duration = Duration::from_millis(5);
+/// How long a client waits after its connection was lost.
+const RECONNECT_EVERY: Duration = Duration::from_millis(100);
 /// How long a challenger asks beyond the end of the term.
 const CHALLENGE_FOR: Duration = Duration::from_secs(30);
 
 /// Asks as the options say.
 ///
 /// # Errors
-/// There are no connections, or a process that is to be looked at is none.
+/// There are no connections, a process that is to be looked at is none, or options contradict each other.
 pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
+    load.check()?;
     let shared = load.connections.unwrap_or(load.clients).min(load.clients);
     let alpn: &[u8] = if protocol == Protocol::Grpc {
         b"h2"
@@ -55,46 +58,45 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
             number,
             caller: callers[(number % shared) as usize].clone(),
             election: format!("loadtest-{run}-{number}"),
-            leader: format!("leader-{number}"),
+            leader: load.candidate(&format!("leader-{number}")),
+            rival: load.candidate("rival"),
+            leads_until: Instant::now(),
             load: load.clone(),
             done: Arc::clone(&progress.done),
             seen: Seen::default(),
         };
         clients.spawn(client.run(Arc::clone(&start)));
     }
+    let mut pids = load.redis_pid.clone();
+    pids.extend(load.agent_pid);
+    // What leads to the start is not measured.
+    start.wait().await;
+    let began = Instant::now();
     let asking = async {
-        start.wait().await;
-        let began = Instant::now();
         let mut seen = Seen::default();
         while let Some(client) = clients.join_next().await {
             seen.add(&client.map_err(|error| error.to_string())?);
         }
         Ok::<_, String>((seen, began.elapsed()))
     };
-    let mut pids = load.redis_pid.clone();
-    pids.extend(load.agent_pid);
-    let (asked, mut used) = usage::during(&pids, asking).await?;
+    let (asked, used) = usage::during(&pids, asking).await?;
     let (seen, took) = asked?;
     progress.finish();
-    let agent = load.agent_pid.and_then(|_| used.pop());
     let report = Report {
         protocol: protocol.name().to_owned(),
         scenario: format!("{:?}", load.scenario).to_lowercase(),
         clients: load.clients,
         connections: shared,
         rate: load.rate,
-        requests: 0,
-        seconds: 0.0,
-        requests_per_second: 0.0,
-        latency: crate::report::Quantiles::default(),
-        errors: Default::default(),
-        failover: None,
-        agent,
-        agent_cpu_micros: None,
-        redis: used,
-        redis_cpu_micros: None,
+        ..Report::default()
     };
-    Ok(report.with(&seen, took))
+    let mut report = report.with(&seen, took);
+    match used.into_iter().collect::<Result<Vec<_>, _>>() {
+        Ok(mut used) => report.charge(load.agent_pid.and_then(|_| used.pop()), used),
+        // What clients have seen is worth telling all the same.
+        Err(error) => eprintln!("CPU and memory are not told: {error}"),
+    }
+    Ok(report)
 }
 
 struct Client {
@@ -102,6 +104,9 @@ struct Client {
     caller: Caller,
     election: String,
     leader: String,
+    rival: String,
+    /// Until when the leader certainly leads, by its last answer.
+    leads_until: Instant,
     load: Load,
     /// How many requests all clients have made.
     done: Arc<AtomicU64>,
@@ -118,7 +123,7 @@ impl Client {
         let won = if leads { self.win().await } else { Ok(()) };
         start.wait().await;
         if let Err(error) = won {
-            self.note(Err(error), Duration::ZERO);
+            self.note(Err(error), Duration::ZERO).await;
             return self.seen;
         }
         if self.load.scenario == Scenario::Failover {
@@ -126,21 +131,22 @@ impl Client {
         }
         let began = Instant::now();
         for round in 0_u64.. {
+            let due = self.due(began, round);
             let over = match self.load.amount() {
                 Amount::Iterations(iterations) => round >= iterations,
-                Amount::Duration(duration) => began.elapsed() >= duration,
+                // What was due before the end is asked, however late: it was to be answered by then.
+                Amount::Duration(duration) => due.unwrap_or_else(Instant::now) >= began + duration,
             };
             if over {
                 break;
             }
-            let due = self.due(began, round);
             if let Some(due) = due {
                 sleep_until(due).await;
             }
             // In an open loop a request that had to wait for those before it was late all that time.
             let asked = due.unwrap_or_else(Instant::now);
             let answered = self.ask(round).await;
-            self.note(answered, asked.elapsed());
+            self.note(answered, asked.elapsed()).await;
         }
         self.seen
     }
@@ -157,11 +163,11 @@ impl Client {
             election: &self.election,
             candidate: &self.leader,
         };
-        expect(
-            self.caller.call(campaign).await?,
-            Answer::Yes,
-            "a campaign that should be won",
-        )
+        let asked = Instant::now();
+        let answer = self.caller.call(campaign).await?;
+        expect(answer, Answer::Yes, "a campaign that should be won")?;
+        self.leads_until = asked + self.load.least_term();
+        Ok(())
     }
 
     async fn ask(&mut self, round: u64) -> Result<(), Failed> {
@@ -187,7 +193,7 @@ impl Client {
             Scenario::Mixed if round.is_multiple_of(2) => {
                 (extend, Answer::Yes, "a leader that does not lead")
             }
-            Scenario::Mixed => (campaign("rival"), Answer::No, "two leaders"),
+            Scenario::Mixed => (campaign(&self.rival), Answer::No, "two leaders"),
             Scenario::Campaign => (campaign(leader), Answer::Yes, "a campaign that was lost"),
             Scenario::Extend => (extend, Answer::Yes, "a leader that does not lead"),
             Scenario::Leader => (Ask::Leader { election }, Answer::Yes, "no leader"),
@@ -197,7 +203,23 @@ impl Client {
                 (Ask::Pods, Answer::Yes, "no pods")
             }
         };
-        expect(self.caller.call(ask).await?, expected, what)
+        let asked = Instant::now();
+        let answered = expect(self.caller.call(ask).await?, expected, what);
+        let leads = matches!(
+            self.load.scenario,
+            Scenario::Mixed | Scenario::Extend | Scenario::Leader
+        );
+        match (&answered, ask) {
+            (Ok(()), Ask::Extend { .. }) => self.leads_until = asked + self.load.least_term(),
+            (Err(_), _) if leads && Instant::now() >= self.leads_until => {
+                return Err(Failed::answered(
+                    "a term was over before it was extended",
+                    "give a longer --term, fewer clients or a higher --rate",
+                ));
+            }
+            _ => {}
+        }
+        answered
     }
 
     /// Lets a leader stop extending, and has another candidate ask until it leads.
@@ -215,7 +237,7 @@ impl Client {
             let asked = Instant::now();
             let won = self.win().await;
             let leads = won.is_ok();
-            self.note(won, asked.elapsed());
+            self.note(won, asked.elapsed()).await;
             if !leads {
                 continue;
             }
@@ -226,17 +248,18 @@ impl Client {
                 let asked = Instant::now();
                 let challenge = Ask::Campaign {
                     election: &self.election,
-                    candidate: "challenger",
+                    candidate: &self.rival,
                 };
                 let answered = self.caller.call(challenge).await;
                 let leads = answered == Ok(Answer::Yes);
-                self.note(answered.map(drop), asked.elapsed());
+                self.note(answered.map(drop), asked.elapsed()).await;
                 if leads {
                     enter(&mut self.seen.failovers, end.elapsed());
                     break;
                 }
                 if end.elapsed() > CHALLENGE_FOR {
-                    self.note(Err(Failed("no next leader".to_owned())), Duration::ZERO);
+                    let none = Failed::answered("no next leader", "");
+                    self.note(Err(none), Duration::ZERO).await;
                     break;
                 }
                 sleep(CHALLENGE_EVERY).await;
@@ -245,11 +268,17 @@ impl Client {
         self.seen
     }
 
-    fn note(&mut self, answered: Result<(), Failed>, took: Duration) {
+    async fn note(&mut self, answered: Result<(), Failed>, took: Duration) {
         self.done.fetch_add(1, Ordering::Relaxed);
         match answered {
             Ok(()) => enter(&mut self.seen.latencies, took),
-            Err(Failed(error)) => *self.seen.errors.entry(error).or_default() += 1,
+            Err(failed) => {
+                self.seen.error(&failed.code, &failed.message);
+                if failed.lost {
+                    // An agent that is gone would be asked as fast as the system can say so.
+                    sleep(RECONNECT_EVERY).await;
+                }
+            }
         }
     }
 }
@@ -257,7 +286,7 @@ impl Client {
 fn expect(answer: Answer, expected: Answer, otherwise: &str) -> Result<(), Failed> {
     match answer == expected {
         true => Ok(()),
-        false => Err(Failed(format!("wrong: {otherwise}"))),
+        false => Err(Failed::answered(format!("wrong: {otherwise}"), "")),
     }
 }
 

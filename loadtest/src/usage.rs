@@ -24,14 +24,14 @@ pub struct Used {
     pub peak_memory: u64,
 }
 
-/// Looks at a process for as long as a future takes.
+/// Looks at processes for as long as a future takes. One that has ended by then is given as an error.
 ///
 /// # Errors
 /// There is no such process, or no `/proc`.
 pub async fn during<T>(
     pids: &[u32],
     what: impl Future<Output = T>,
-) -> Result<(T, Vec<Used>), String> {
+) -> Result<(T, Vec<Result<Used, String>>), String> {
     let before: Vec<_> = pids.iter().map(|pid| cpu(*pid)).collect::<Result<_, _>>()?;
     let mut peaks: Vec<_> = pids
         .iter()
@@ -49,15 +49,14 @@ pub async fn during<T>(
             }
         }
     };
-    let mut used = Vec::new();
-    for ((pid, before), peak_memory) in pids.iter().zip(before).zip(peaks) {
-        let cpu_seconds = cpu(*pid)? - before;
-        used.push(Used {
-            cpu_seconds,
+    let used = pids.iter().zip(before).zip(peaks);
+    let used = used.map(|((pid, before), peak_memory)| {
+        Ok(Used {
+            cpu_seconds: cpu(*pid)? - before,
             peak_memory,
-        });
-    }
-    Ok((done, used))
+        })
+    });
+    Ok((done, used.collect()))
 }
 
 /// The CPU time of a process and its threads, also of those that have ended, in seconds.

@@ -247,3 +247,133 @@ fn children(parent: u32) -> Vec<u32> {
     };
     pids.filter(of_parent).collect()
 }
+
+/// An agent that is killed when dropped, and where it listens.
+struct Running {
+    child: std::process::Child,
+    address: String,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An agent that keeps leases itself.
+fn run_agent(settings: &[(&str, &str)], directory: &TempDir) -> Running {
+    let log = directory.path().join("agent.log");
+    let child = Command::new(agent())
+        .env_clear()
+        .envs([
+            ("EA_BIND_ADDRESS", "127.0.0.1"),
+            ("EA_KUBE_ENABLE", "false"),
+        ])
+        .envs([("EA_HTTP_PORT", "0"), ("EA_GRPC_PORT", "0")])
+        .envs(settings.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&log).expect("a file"))
+        .spawn()
+        .expect("it runs");
+    let mut running = Running {
+        child,
+        address: String::new(),
+    };
+    let began = Instant::now();
+    while running.address.is_empty() {
+        let text = fs::read_to_string(&log).expect("a log");
+        assert!(began.elapsed() < Duration::from_secs(30), "{text}");
+        if let Some(at) = text.find("127.0.0.1:") {
+            let address = text[at..].split(|c: char| !c.is_ascii_digit() && c != '.' && c != ':');
+            running.address = address.take(1).collect();
+        }
+        std::thread::yield_now();
+    }
+    running
+}
+
+#[test]
+fn the_owner_of_a_token_measures_with_candidates_of_its_own_name() {
+    let directory = TempDir::new().expect("a directory");
+    let made = Command::new(agent())
+        .args(["token", "new", "worker-1"])
+        .output()
+        .expect("it runs");
+    let tokens = directory.path().join("tokens");
+    fs::write(&tokens, &made.stdout).expect("written");
+    let token = String::from_utf8(made.stderr).expect("text");
+    let tokens = tokens.display().to_string();
+    let settings = [
+        ("EA_AUTH_MODES", "token"),
+        ("EA_AUTH_TOKEN_FILE", tokens.as_str()),
+    ];
+    let agent = run_agent(&settings, &directory);
+    let host = format!("http://{}", agent.address);
+    for protocol in ["grpc", "rest", "grpc-web"] {
+        let measure = |more: &[&str]| {
+            let mut command = loadtest(&[protocol, "-q", "-c", "2", "-i", "10", "--host", &host]);
+            let output = command
+                .args(more)
+                .env("LOADTEST_TOKEN", token.trim())
+                .output();
+            let output = output.expect("it runs");
+            (output.status.code(), told(&output))
+        };
+        let (code, text) = measure(&["--candidate", "worker-1"]);
+        assert!(
+            code == Some(0) && text.contains("20") && !text.contains(" × "),
+            "{text}"
+        );
+        let (code, text) = measure(&[]);
+        assert_eq!(code, Some(1), "{text}");
+        assert!(
+            text.contains("403") || text.contains("PermissionDenied"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn what_clients_saw_is_told_although_the_agent_has_ended() {
+    let directory = TempDir::new().expect("a directory");
+    let mut agent = run_agent(&[], &directory);
+    let host = format!("http://{}", agent.address);
+    let pid = agent.child.id().to_string();
+    let file = directory.path().join("result.json");
+    let measuring = loadtest(&["grpc", "-q", "-c", "2", "--duration", "2s", "--host", &host])
+        .args(["--agent-pid", &pid, "--json"])
+        .arg(&file)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    // Until it is asked.
+    let connected = format!("/proc/{}/net/tcp", measuring.id());
+    let port: u16 = agent
+        .address
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse().ok())
+        .expect("a port");
+    let began = Instant::now();
+    let mut seen = false;
+    while !seen {
+        assert!(began.elapsed() < Duration::from_secs(30), "it connects");
+        let table = fs::read_to_string(&connected).expect("a table");
+        // Remote addresses in hexadecimal, and established.
+        seen = table.contains(&format!(":{port:04X} 01"));
+        std::thread::yield_now();
+    }
+    agent.child.kill().expect("it runs");
+    agent.child.wait().expect("it ends");
+    let output = measuring.wait_with_output().expect("it ends");
+    let text = told(&output);
+    assert!(text.contains("CPU and memory are not told"), "{text}");
+    let document = fs::read_to_string(&file).expect(&text);
+    let document: Value = serde_json::from_str(&document).expect("JSON");
+    assert_eq!(document["agent_cpu_micros"], Value::Null, "{text}");
+    assert!(
+        !document["errors"].as_object().expect("errors").is_empty(),
+        "{text}"
+    );
+}

@@ -30,8 +30,22 @@ use loadtest::{
 };
 use tokio::{net::TcpListener, time::sleep};
 
+/// What a server closes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Closes {
+    Nothing,
+    /// Each connection after its first answer.
+    AfterEach,
+    /// As above, and it takes no connection but the first.
+    Listener,
+}
+
 /// Answers every request to campaign after `delay`, but one in `one_in` with 503 at once.
 async fn server(delay: Duration, one_in: u64) -> SocketAddr {
+    serve(delay, one_in, Closes::Nothing).await
+}
+
+async fn serve(delay: Duration, one_in: u64, closes: Closes) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let count = Arc::new(AtomicU64::new(0));
@@ -47,14 +61,22 @@ async fn server(delay: Duration, one_in: u64) -> SocketAddr {
                         sleep(delay).await;
                     }
                     let status = if fails { 503 } else { 200 };
-                    let body = Full::new(Bytes::from_static(b"{\"elected\":true}"));
+                    let body = match fails {
+                        true => "{\"detail\":\"come back later\"}",
+                        false => "{\"elected\":true}",
+                    };
+                    let body = Full::new(Bytes::from_static(body.as_bytes()));
                     let answer = Response::builder().status(status).body(body);
                     Ok::<_, Infallible>(answer.expect("an answer"))
                 }
             });
-            let connection = hyper::server::conn::http1::Builder::new();
+            let mut connection = hyper::server::conn::http1::Builder::new();
+            connection.keep_alive(closes == Closes::Nothing);
             let serving = connection.serve_connection(TokioIo::new(stream), service);
             tokio::spawn(async move { drop(serving.await) });
+            if closes == Closes::Listener {
+                return;
+            }
         }
     });
     address
@@ -78,8 +100,10 @@ async fn delays_and_errors_are_what_the_server_makes_them() {
     assert_eq!(report.errors["503"], 20);
     assert_eq!(report.errors.len(), 1);
     // Never less than the delay; more only as much as this machine is slow.
-    assert!(report.latency.p50 >= 20_000, "{report}");
-    assert!(report.latency.p50 <= report.latency.p99 && report.latency.p99 <= report.latency.max);
+    assert_eq!(report.messages["503"], "come back later");
+    let latency = report.latency.expect("answers");
+    assert!(latency.p50 >= 20_000, "{report}");
+    assert!(latency.p50 <= latency.p99 && latency.p99 <= latency.max);
     let least = 50.0 * 0.9 * delay.as_secs_f64();
     assert!(report.seconds >= least, "{report}");
     assert!(report.requests_per_second <= 200.0 / least, "{report}");
@@ -93,12 +117,86 @@ async fn in_an_open_loop_a_slow_answer_is_charged_for_those_that_had_to_wait() {
     let open = run(Protocol::Rest, &load(address, arguments))
         .await
         .expect("a report");
-    assert!(open.latency.max >= 50_000 + 19 * 40_000, "{open}");
+    let max = |report: &Report| report.latency.expect("answers").max;
+    assert!(max(&open) >= 50_000 + 19 * 40_000, "{open}");
     let arguments = "--scenario campaign --clients 1 --iterations 20";
     let closed = run(Protocol::Rest, &load(address, arguments))
         .await
         .expect("a report");
-    assert!(closed.latency.p50 < open.latency.p50, "{closed}\n{open}");
+    let p50 = |report: &Report| report.latency.expect("answers").p50;
+    assert!(p50(&closed) < p50(&open), "{closed}\n{open}");
+
+    // All that was due in half a second is asked, although the server takes twice as long for it.
+    let address = server(Duration::from_millis(20), u64::MAX).await;
+    let arguments = "--scenario campaign --clients 1 --duration 500ms --rate 100";
+    let open = run(Protocol::Rest, &load(address, arguments))
+        .await
+        .expect("a report");
+    assert_eq!(open.requests, 50, "{open}");
+    assert!(max(&open) >= 20_000 + 49 * 10_000, "{open}");
+    // And nothing that is due later, however long it would be waited for.
+    let arguments = "--scenario campaign --clients 4 --duration 1s --rate 1";
+    let open = run(Protocol::Rest, &load(address, arguments))
+        .await
+        .expect("a report");
+    assert_eq!(open.requests, 1, "{open}");
+}
+
+#[tokio::test]
+async fn connections_that_the_server_closes_are_opened_anew() {
+    for arguments in ["", "--connections 1"] {
+        let address = serve(Duration::ZERO, u64::MAX, Closes::AfterEach).await;
+        let arguments = format!("--scenario campaign --clients 3 --iterations 20 {arguments}");
+        let report = run(Protocol::Rest, &load(address, &arguments))
+            .await
+            .expect("a report");
+        assert_eq!((report.requests, report.errors.len()), (60, 0), "{report}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_gone_is_not_asked_as_fast_as_that_can_be_said() {
+    let address = serve(Duration::ZERO, u64::MAX, Closes::Listener).await;
+    let load = load(address, "--scenario campaign --clients 1 --duration 1s");
+    let report = run(Protocol::Rest, &load).await.expect("a report");
+    assert!(report.latency.is_some(), "{report}");
+    // Each but the first comes 100 ms after the one before.
+    assert!(
+        (1..=11).contains(&report.errors["cannot connect"]),
+        "{report}"
+    );
+    assert!(
+        report.messages["cannot connect"].contains(&address.to_string()),
+        "{report}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_load_that_gets_errors_alone_fails() {
+    let address = server(Duration::ZERO, 1).await;
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args([
+            "rest",
+            "--quiet",
+            "-c",
+            "1",
+            "-i",
+            "3",
+            "--scenario",
+            "campaign",
+            "--host",
+        ])
+        .arg(format!("http://{address}"))
+        .output()
+        .await
+        .expect("it runs");
+    let (told, why) = (output.stdout, output.stderr);
+    let told = String::from_utf8(told).expect("text");
+    assert!(told.contains("3 × 503, such as: come back later"), "{told}");
+    assert!(!told.contains("p50"), "{told}");
+    assert_eq!(output.status.code(), Some(1));
+    let why = String::from_utf8(why).expect("text");
+    assert!(why.contains("nothing was measured"), "{why}");
 }
 
 #[tokio::test]
@@ -108,6 +206,33 @@ async fn answers_that_are_wrong_are_errors() {
     let load = load(address, "--scenario mixed --clients 2 --iterations 10");
     let report = run(Protocol::Rest, &load).await.expect("a report");
     assert_eq!(report.errors["wrong: two leaders"], 10, "{report}");
+
+    // Where the load itself lets terms lapse, a rival may lead.
+    let load = self::load(
+        address,
+        "--scenario mixed --clients 1 --iterations 4 --term 2ms",
+    );
+    let report = run(Protocol::Rest, &load).await.expect("a report");
+    assert_eq!(
+        report.errors["a term was over before it was extended"], 2,
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn options_that_contradict_each_other_are_told() {
+    let address = SocketAddr::from(([127, 0, 0, 1], 1));
+    for (arguments, says) in [
+        ("--scenario failover --rate 5", "give it no --rate"),
+        (
+            "--scenario failover --duration 5s",
+            "a --term of 5s or less",
+        ),
+    ] {
+        let told = run(Protocol::Rest, &load(address, arguments)).await;
+        let told = told.expect_err("no report");
+        assert!(told.contains(says), "{told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,7 +47,14 @@ pub(crate) async fn put(
 ) -> Result<Report, String> {
     load.agent_pid = Some(agent.pid());
     load.redis_pid = servers.iter().map(Redis::pid).collect();
-    let asked = run(protocol, &load).await.and_then(sound);
+    let measured = |report: Report| match report.agent {
+        Some(_) => Ok(report),
+        None => Err("the agent ended while it was measured".to_owned()),
+    };
+    let asked = run(protocol, &load)
+        .await
+        .and_then(sound)
+        .and_then(measured);
     asked.map_err(|error| format!("{error}\nthe agent's log ends:\n{}", agent.log()))
 }
 
@@ -104,10 +111,10 @@ pub(crate) fn allow_connections(connections: u32) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
+    use std::time::Duration;
 
     use super::*;
-    use crate::report::{Quantiles, Seen, enter};
+    use crate::report::{Seen, enter};
 
     fn report(answers: u32, errors: &[(&str, u64)]) -> Report {
         let mut seen = Seen::default();
@@ -120,19 +127,7 @@ mod tests {
         let report = Report {
             protocol: "grpc".to_owned(),
             scenario: "mixed".to_owned(),
-            clients: 1,
-            connections: 1,
-            rate: None,
-            requests: 0,
-            seconds: 0.0,
-            requests_per_second: 0.0,
-            latency: Quantiles::default(),
-            errors: BTreeMap::new(),
-            failover: None,
-            agent: None,
-            agent_cpu_micros: None,
-            redis: Vec::new(),
-            redis_cpu_micros: None,
+            ..Report::default()
         };
         report.with(&seen, Duration::from_secs(1))
     }

@@ -162,7 +162,8 @@ impl Scripts {
             sent?;
             // Otherwise something else was measured.
             check(servers, command, outcome).await?;
-            let seconds: f64 = used.iter().map(|used| used.cpu_seconds).sum();
+            let seconds = used.into_iter().map(|used| Ok(used?.cpu_seconds));
+            let seconds = seconds.sum::<Result<f64, String>>()?;
             Ok::<_, String>(seconds * 1e6 / f64::from(calls))
         };
         Ok(Cost {

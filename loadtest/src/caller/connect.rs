@@ -1,8 +1,8 @@
 //! Connections, with TLS or without.
 
-use std::{fs, sync::Arc};
+use std::{fs, io, sync::Arc};
 
-use http::Uri;
+use nix::errno::Errno;
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
@@ -22,7 +22,7 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Opens connections to one agent.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Connector {
     host: String,
     port: u16,
@@ -35,7 +35,6 @@ impl Connector {
     /// # Errors
     /// Says what is wrong with the address or with the file of authorities.
     pub fn new(load: &Load, alpn: &[u8]) -> Result<Self, String> {
-        let Uri { .. } = load.host;
         let host = load
             .host
             .host()
@@ -61,7 +60,14 @@ impl Connector {
     /// # Errors
     /// There is none.
     pub async fn open(&self) -> Result<Box<dyn Stream>, Failed> {
-        let failed = |error: std::io::Error| Failed(format!("cannot connect: {}", error.kind()));
+        let failed = |error: io::Error| {
+            let advice = match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::EMFILE) => ": raise the limit of open files (`ulimit -n`)",
+                _ => "",
+            };
+            let (host, port) = (&self.host, self.port);
+            Failed::lost("cannot connect", format!("{host}:{port}: {error}{advice}"))
+        };
         let stream = TcpStream::connect((&*self.host, self.port))
             .await
             .map_err(failed)?;
@@ -70,13 +76,13 @@ impl Connector {
             return Ok(Box::new(stream));
         };
         let name = ServerName::try_from(self.host.clone());
-        let name = name.map_err(|_| Failed("--host is no name for TLS".to_owned()))?;
+        let name = name.map_err(|_| Failed::lost("no TLS", "--host is no name for TLS"))?;
         let stream = TlsConnector::from(Arc::clone(tls))
             .connect(name, stream)
             .await;
         stream
             .map(|stream| Box::new(stream) as _)
-            .map_err(|error| Failed(format!("no TLS: {error}")))
+            .map_err(|error| Failed::lost("no TLS", error.to_string()))
     }
 }
 

@@ -1,5 +1,7 @@
 //! gRPC, by tonic.
 
+use std::error::Error;
+
 use election_agent::proto::{
     CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, GetPodsRequest,
     election_client::ElectionClient,
@@ -28,7 +30,8 @@ pub struct Client {
 
 impl Client {
     pub(super) async fn connect(connector: &Connector, load: &Load) -> Result<Self, Failed> {
-        let failed = |error: tonic::transport::Error| Failed(format!("cannot connect: {error}"));
+        let failed =
+            |error: tonic::transport::Error| Failed::lost("cannot connect", causes(&error));
         // What is behind it is the connector's affair; this is what requests call the agent.
         let name = format!(
             "http://{}",
@@ -53,7 +56,7 @@ impl Client {
             election: ElectionClient::new(channel.clone()),
             health: HealthClient::new(channel),
             authorization: authorization
-                .map_err(|_| Failed("--token is no value of a header".to_owned()))?,
+                .map_err(|_| Failed::answered("--token", "it is no value of a header"))?,
             term: load.term_millis(),
             namespace: load.namespace.clone(),
             deployment: load.deployment.clone(),
@@ -137,5 +140,19 @@ impl Client {
 }
 
 fn failed(status: &Status) -> Failed {
-    Failed(format!("{:?}", status.code()))
+    let code = format!("{:?}", status.code());
+    // A status that the agent has sent has no source.
+    match status.source() {
+        None => Failed::answered(code, status.message()),
+        Some(error) => Failed::lost(code, causes(error)),
+    }
+}
+
+/// What an error comes from in the end: what it is wrapped in says no more than where.
+fn causes(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
 }

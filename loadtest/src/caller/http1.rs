@@ -17,9 +17,10 @@ use tonic::Code;
 use super::{Answer, Ask, Connector, Failed, answer};
 use crate::options::Load;
 
-/// A connection.
+/// A connection, made anew when it was closed.
 #[derive(Debug)]
 pub struct Client {
+    connector: Connector,
     /// Others wait for their turn.
     sender: Mutex<SendRequest<Full<Bytes>>>,
     host: HeaderValue,
@@ -35,12 +36,9 @@ impl Client {
         load: &Load,
         web: bool,
     ) -> Result<Self, Failed> {
-        let stream = TokioIo::new(connector.open().await?);
-        let (sender, connection) = handshake(stream).await.map_err(|error| broken(&error))?;
-        // What becomes of the connection is told to whoever asks over it.
-        tokio::spawn(async move { drop(connection.await) });
         let value = |text: &str| {
-            HeaderValue::try_from(text).map_err(|_| Failed("no value of a header".to_owned()))
+            let wrong = |_| Failed::answered("--host or --token", "it is no value of a header");
+            HeaderValue::try_from(text).map_err(wrong)
         };
         let host = load.host.authority().map_or("agent", |name| name.as_str());
         let authorization = load
@@ -48,7 +46,8 @@ impl Client {
             .as_ref()
             .map(|token| value(&format!("Bearer {token}")));
         Ok(Self {
-            sender: Mutex::new(sender),
+            connector: connector.clone(),
+            sender: Mutex::new(open(connector).await?),
             host: value(host)?,
             authorization: authorization.transpose()?,
             web,
@@ -97,13 +96,13 @@ impl Client {
         match (ask, status) {
             (Ask::Campaign { .. }, StatusCode::OK) => {
                 let document: Value = serde_json::from_slice(&answered)
-                    .map_err(|_| Failed("an answer that is no JSON".to_owned()))?;
+                    .map_err(|_| Failed::answered("wrong: an answer that is no JSON", ""))?;
                 Ok(answer(document["elected"] == true))
             }
             (_, StatusCode::OK) => Ok(Answer::Yes),
             (Ask::Extend { .. } | Ask::Leader { .. }, StatusCode::NOT_FOUND)
             | (Ask::Extend { .. }, StatusCode::CONFLICT) => Ok(Answer::No),
-            (_, status) => Err(Failed(status.as_u16().to_string())),
+            (_, status) => Err(refused(status, &answered)),
         }
     }
 
@@ -167,10 +166,10 @@ impl Client {
         let body = Some(("application/grpc-web+proto", frame.into()));
         let (status, answered) = self.send(Method::POST, &format!("/{method}"), body).await?;
         if status != StatusCode::OK {
-            return Err(Failed(status.as_u16().to_string()));
+            return Err(refused(status, &answered));
         }
         let told = read_web(&answered)?;
-        let unreadable = |_| Failed("an answer that is no message".to_owned());
+        let unreadable = |_| Failed::answered("wrong: an answer that is no message", "");
         match (ask, told) {
             (Ask::Leader { .. }, (Code::NotFound, _)) => Ok(Answer::No),
             (Ask::Campaign { .. }, (Code::Ok, message)) => {
@@ -182,7 +181,7 @@ impl Client {
                 Ok(answer(result.value))
             }
             (_, (Code::Ok, _)) => Ok(Answer::Yes),
-            (_, (code, _)) => Err(Failed(format!("{code:?}"))),
+            (_, (code, _)) => Err(Failed::answered(format!("{code:?}"), "")),
         }
     }
 
@@ -204,9 +203,12 @@ impl Client {
         }
         let body = body.map(|(_, body)| body).unwrap_or_default();
         let request = request.body(Full::new(body));
-        let request = request.map_err(|error| Failed(error.to_string()))?;
+        let request = request.map_err(|error| Failed::answered("no request", error.to_string()))?;
         let mut sender = self.sender.lock().await;
-        sender.ready().await.map_err(|error| broken(&error))?;
+        // The agent may have closed it since it was last used.
+        if sender.ready().await.is_err() {
+            *sender = open(&self.connector).await?;
+        }
         let answer = sender
             .send_request(request)
             .await
@@ -238,7 +240,7 @@ impl Client {
 
 /// The status and the message of an answer over gRPC-Web: frames, of which the last has the trailers.
 fn read_web(mut body: &[u8]) -> Result<(Code, &[u8]), Failed> {
-    let broken_off = || Failed("an answer that breaks off".to_owned());
+    let broken_off = || Failed::answered("wrong: an answer that breaks off", "");
     let mut message: &[u8] = &[];
     while let Some((head, rest)) = body.split_first_chunk::<5>() {
         let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]) as usize;
@@ -258,13 +260,26 @@ fn read_web(mut body: &[u8]) -> Result<(Code, &[u8]), Failed> {
     Err(broken_off())
 }
 
+/// A new connection.
+async fn open(connector: &Connector) -> Result<SendRequest<Full<Bytes>>, Failed> {
+    let stream = TokioIo::new(connector.open().await?);
+    let (sender, connection) = handshake(stream).await.map_err(|error| broken(&error))?;
+    // What becomes of the connection is told to whoever asks over it.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(sender)
+}
+
+/// A refusal, with what its problem document says.
+fn refused(status: StatusCode, body: &[u8]) -> Failed {
+    let problem: Value = serde_json::from_slice(body).unwrap_or_default();
+    let detail = problem["detail"].as_str().unwrap_or_default();
+    Failed::answered(status.as_u16().to_string(), detail)
+}
+
 fn broken(error: &hyper::Error) -> Failed {
-    let what = if error.is_canceled() || error.is_closed() {
-        "closed"
-    } else {
-        "broken"
-    };
-    Failed(format!("the connection was {what}"))
+    let closed = error.is_canceled() || error.is_closed() || error.is_incomplete_message();
+    let what = if closed { "closed" } else { "broken" };
+    Failed::lost(format!("the connection was {what}"), error.to_string())
 }
 
 #[cfg(test)]
