@@ -147,7 +147,12 @@ async fn a_connection_on_which_nothing_comes_back_is_replaced_alone() {
     let hole = hole.local_addr().expect("an address").port();
     let proxy = Proxy::to_each(vec![redis.port(), hole, redis.port()]).await;
     let url = proxy.url();
-    let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_WORKERS", "2")];
+    // Longer than this test waits: nobody else may wait for that connection.
+    let settings = [
+        ("EA_REDIS_URLS", url.as_str()),
+        ("EA_WORKERS", "2"),
+        ("EA_REDIS_OPERATION_TIMEOUT", "60s"),
+    ];
     let agent = Agent::start(&owned(&settings)).await;
     eventually("each has a connection", async || {
         (connections(&redis).await.len() == 3).then_some(())

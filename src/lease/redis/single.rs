@@ -2,17 +2,17 @@
 //!
 //! Every [worker](crate::workers) has a connection of its own, which it alone uses and drives, and what goes on
 //! beside requests has one more. A supervisor task owns them: it opens them together, sees whether all lead to
-//! one server that is what it must be, loads the scripts, publishes the connections, and pings them. When one
+//! one server that is what it must be and has the scripts, publishes the connections, and pings them. When one
 //! breaks (a request saw an I/O error, or a ping did) the server is gone or was replaced: all are withdrawn and
 //! opened anew, at once and then with growing, jittered pauses. When some say nothing while others are answered,
-//! their workers are stalled, or their packets are lost: those alone are replaced.
+//! their workers are stalled, or their packets are lost: those alone are replaced, and the others do not wait.
 //!
 //! Requests only ever take the published connection; while there is none they fail at once with the reason,
 //! so that a quorum of other nodes can decide without waiting.
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use redis::{
     AsyncConnectionConfig, ErrorKind, FromRedisValue, InfoDict, RedisError, RedisResult,
     ServerErrorKind, aio::MultiplexedConnection,
@@ -21,7 +21,7 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, watch},
     task::AbortHandle,
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -38,6 +38,10 @@ use crate::{
 const PING_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after a failed attempt to connect, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// How long the other connections may take when the first one is open, before that is used without them: whether
+/// all lead to one server should be known by then.
+const TOGETHER: Duration = Duration::from_millis(100);
 
 /// How many commands wait for a connection before requests wait for them, and how many bytes are written at once.
 const PIPELINE: (usize, usize) = (1024, 128 * 1024);
@@ -69,6 +73,8 @@ type State = Result<Live, String>;
 #[derive(Debug, Clone)]
 struct Live {
     connection: MultiplexedConnection,
+    /// Which of all connections of this worker it is.
+    serial: u64,
     /// Tells the supervisor that a request found the connection broken.
     broken: Arc<Notify>,
 }
@@ -93,6 +99,7 @@ impl Link {
         let slots = workers.askers().map(|runtime| Slot {
             runtime: runtime.clone(),
             open: None,
+            serial: 0,
             publish: watch::channel(Err(format!("{name}: not connected yet"))).0,
         });
         let slots: Vec<_> = slots.collect();
@@ -103,6 +110,7 @@ impl Link {
             expect,
             limit,
             slots,
+            more_than_one: false,
             broken: Arc::default(),
         };
         Self {
@@ -134,7 +142,9 @@ impl Link {
     ) -> Result<T, Failed> {
         let mut live = self.state().borrow().clone().map_err(Failed::Absent)?;
         command(&mut live.connection).await.map_err(|error| {
-            if lost(&error) {
+            // One that was replaced while the request waited says nothing of those that there are.
+            let current = |state: &State| state.as_ref().is_ok_and(|now| now.serial == live.serial);
+            if lost(&error) && current(&self.state().borrow()) {
                 live.broken.notify_one();
             }
             Failed::Error(error)
@@ -175,6 +185,9 @@ struct Supervisor {
     expect: Expect,
     limit: Duration,
     slots: Vec<Slot>,
+    /// Whether they led to more than one server when they were opened last: then none is used before all are
+    /// open and lead to one.
+    more_than_one: bool,
     /// Notified by requests that find a connection broken.
     broken: Arc<Notify>,
 }
@@ -184,6 +197,8 @@ struct Slot {
     /// The worker's, which is to drive the connection.
     runtime: Handle,
     open: Option<Open>,
+    /// How many it has had.
+    serial: u64,
     publish: watch::Sender<State>,
 }
 
@@ -198,7 +213,9 @@ enum Tended {
     /// It was open, and is.
     Well,
     /// It is new.
-    Opened(MultiplexedConnection, InfoDict),
+    Opened(Open),
+    /// It is new, and the server is not what it must be.
+    Otherwise(&'static str),
     /// Nothing was said in time.
     Silent,
 }
@@ -215,17 +232,15 @@ impl Supervisor {
 
             let was_connected = self.is_connected();
             let lacking = match self.tend().await {
-                Ok(_) if reported && was_connected => {
-                    Err(format!("{}: a request found it broken", self.name))
-                }
+                Ok(_) if reported && was_connected => Err(self.found_broken()),
                 tended => tended,
             };
             match lacking {
                 Ok(lacking) => {
                     if !was_connected {
                         tracing::info!(node = self.name, "connected to Redis");
-                    }
-                    if !was_connected || lacking.is_none() {
+                    } else if lacking.is_none() {
+                        // They have lasted.
                         pause = Duration::ZERO;
                     }
                     if lacking.is_some() && told != lacking {
@@ -240,7 +255,7 @@ impl Supervisor {
                 Err(error) if was_connected => {
                     tracing::warn!(node = self.name, %error, "lost the connection to Redis");
                     self.withdraw(&error);
-                    (pause, told) = (Duration::ZERO, None);
+                    told = None;
                 }
                 Err(error) => {
                     self.withdraw(&error);
@@ -257,14 +272,16 @@ impl Supervisor {
         self.slots.iter().any(|slot| slot.open.is_some())
     }
 
+    fn found_broken(&self) -> String {
+        format!("{}: a request found it broken", self.name)
+    }
+
     /// Gives up all connections.
     fn withdraw(&mut self, why: &str) {
         // What was found broken until now is among them.
         self.broken = Arc::default();
         for slot in &mut self.slots {
-            slot.open = None;
-            slot.publish
-                .send_modify(|state| *state = Err(why.to_owned()));
+            slot.withdraw(why);
         }
     }
 
@@ -275,34 +292,47 @@ impl Supervisor {
     /// Why all connections are to be given up.
     async fn tend(&mut self) -> Result<Option<String>, String> {
         let was_connected = self.is_connected();
-        let (server, limit) = (&self.server, self.limit);
-        let tending = self.slots.iter_mut().map(|slot| slot.tend(server, limit));
-        let tended = join_all(tending).await;
-
+        let slots = self.slots.iter().enumerate();
+        let mut tending: FuturesUnordered<_> = slots
+            .map(|(number, slot)| {
+                let tending = slot.tend(&self.server, self.expect, self.limit);
+                async move { (number, tending.await) }
+            })
+            .collect();
         let mut lacking = None;
-        let mut fresh = Vec::new();
-        for (number, tended) in tended.into_iter().enumerate() {
+        let mut waiting: BTreeSet<_> = (0..self.slots.len()).collect();
+        let mut together = None;
+        loop {
+            let (number, tended) = tokio::select! {
+                // Those of one moment are looked at before it is over.
+                biased;
+                next = tending.next() => match next {
+                    Some(next) => next,
+                    None => break,
+                },
+                () = self.broken.notified(), if was_connected => return Err(self.found_broken()),
+                () = until(together) => break,
+            };
+            waiting.remove(&number);
             let slot = &mut self.slots[number];
             match tended {
                 Ok(Tended::Well) => {}
-                Ok(Tended::Opened(connection, info)) => {
-                    if let Some(other) = otherwise(self.expect, &info) {
-                        return Err(format!("{}: it {other}", self.name));
+                Ok(Tended::Opened(open)) => {
+                    slot.open = Some(open);
+                    if was_connected {
+                        self.publish()?;
+                    } else if !self.more_than_one {
+                        together.get_or_insert_with(|| Instant::now() + TOGETHER);
                     }
-                    let run = info.get("run_id").unwrap_or_default();
-                    slot.open = Some(Open { connection, run });
-                    fresh.push(number);
                 }
+                Ok(Tended::Otherwise(other)) => return Err(format!("{}: it {other}", self.name)),
                 Ok(Tended::Silent) => {
-                    let what = if slot.open.is_some() {
-                        "PING"
-                    } else {
-                        "connecting"
+                    let what = match slot.open {
+                        Some(_) => "PING",
+                        None => "connecting",
                     };
-                    let silent = format!("{}: no answer to {what} within {limit:?}", self.name);
-                    slot.open = None;
-                    slot.publish
-                        .send_modify(|state| *state = Err(silent.clone()));
+                    let silent = self.silent(what);
+                    self.slots[number].withdraw(&silent);
                     lacking = Some(silent);
                 }
                 Err(error) => {
@@ -311,78 +341,109 @@ impl Supervisor {
                     if slot.open.is_some() || !was_connected {
                         return Err(error);
                     }
-                    slot.publish
-                        .send_modify(|state| *state = Err(error.clone()));
+                    slot.withdraw(&error);
                     lacking = Some(error);
                 }
             }
         }
-        let open = self.slots.iter().filter_map(|slot| slot.open.as_ref());
-        let runs: BTreeSet<_> = open.map(|open| &open.run).collect();
-        match (runs.len(), lacking) {
-            (1, lacking) => {
-                self.publish(&fresh).await?;
+        for number in waiting {
+            let silent = format!("{}: connecting takes longer than for others", self.name);
+            self.slots[number].withdraw(&silent);
+            lacking = Some(silent);
+        }
+        match lacking {
+            Some(lacking) if self.more_than_one || !self.is_connected() => Err(lacking),
+            lacking => {
+                self.publish()?;
                 Ok(lacking)
             }
-            (0, Some(silent)) => Err(silent),
-            // A name may have more than one address, and a proxy more than one server behind it.
-            _ => Err(format!("{} {MORE_THAN_ONE}", self.name)),
         }
     }
 
-    /// Lets the workers have their new connections, when the server has the scripts.
-    async fn publish(&mut self, fresh: &[usize]) -> Result<(), String> {
-        let fresh = fresh.iter().map(|number| &self.slots[*number]);
-        let fresh: Vec<_> = fresh
-            .filter_map(|slot| Some((&slot.publish, slot.open.as_ref()?.connection.clone())))
-            .collect();
-        let Some((_, connection)) = fresh.first() else {
-            return Ok(());
-        };
-        match timeout(self.limit, SCRIPTS.preload(&mut connection.clone())).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(describe(&self.name, self.expect, &error)),
-            Err(_) => {
-                return Err(format!(
-                    "{}: no answer to SCRIPT LOAD within {:?}",
-                    self.name, self.limit
-                ));
-            }
+    /// Lets the workers have the connections that they do not have yet, if all lead to one server.
+    fn publish(&mut self) -> Result<(), String> {
+        let open = self.slots.iter().filter_map(|slot| slot.open.as_ref());
+        let runs: BTreeSet<_> = open.map(|open| &open.run).collect();
+        self.more_than_one = runs.len() > 1;
+        if self.more_than_one {
+            // A name may have more than one address, and a proxy more than one server behind it.
+            return Err(format!("{} {MORE_THAN_ONE}", self.name));
         }
-        for (publish, connection) in fresh {
-            let broken = Arc::clone(&self.broken);
-            publish.send_modify(|state| *state = Ok(Live { connection, broken }));
+        for slot in &mut self.slots {
+            slot.publish(&self.broken);
         }
         Ok(())
+    }
+
+    fn silent(&self, what: &str) -> String {
+        format!("{}: no answer to {what} within {:?}", self.name, self.limit)
+    }
+}
+
+/// Waits for an instant; for ever if there is none.
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 
 impl Slot {
-    async fn tend(&mut self, server: &Server, limit: Duration) -> RedisResult<Tended> {
-        let tending = async {
-            match &mut self.open {
-                Some(open) => ping(&mut open.connection).await.map(|()| Tended::Well),
-                None => {
-                    let (connection, info) = connect(&self.runtime, server, limit).await?;
-                    Ok(Tended::Opened(connection, info))
-                }
+    /// Pings the connection, or opens one.
+    fn tend(
+        &self,
+        server: &Server,
+        expect: Expect,
+        limit: Duration,
+    ) -> impl Future<Output = RedisResult<Tended>> + use<> {
+        let open = self.open.as_ref().map(|open| open.connection.clone());
+        let (runtime, server) = (self.runtime.clone(), server.clone());
+        let tending = async move {
+            match open {
+                Some(mut connection) => ping(&mut connection).await.map(|()| Tended::Well),
+                None => connect(&runtime, server, expect, limit).await,
             }
         };
-        timeout(limit, tending).await.unwrap_or(Ok(Tended::Silent))
+        async move { timeout(limit, tending).await.unwrap_or(Ok(Tended::Silent)) }
+    }
+
+    fn publish(&mut self, broken: &Arc<Notify>) {
+        let Some(open) = &self.open else { return };
+        if self.publish.borrow().is_ok() {
+            return;
+        }
+        self.serial += 1;
+        let live = Live {
+            connection: open.connection.clone(),
+            serial: self.serial,
+            broken: Arc::clone(broken),
+        };
+        self.publish.send_modify(|state| *state = Ok(live));
+    }
+
+    fn withdraw(&mut self, why: &str) {
+        self.open = None;
+        self.publish
+            .send_modify(|state| *state = Err(why.to_owned()));
     }
 }
 
-/// Connects on a runtime, which then drives the connection, and asks what the server is.
+/// Connects on a runtime, which then drives the connection; asks what the server is, and gives it the scripts.
 async fn connect(
     runtime: &Handle,
-    server: &Server,
+    server: Server,
+    expect: Expect,
     limit: Duration,
-) -> RedisResult<(MultiplexedConnection, InfoDict)> {
-    let server = server.clone();
+) -> RedisResult<Tended> {
     let connecting = runtime.spawn(async move {
         let mut connection = open(&server, limit).await?;
-        let info = redis::cmd("INFO").query_async(&mut connection).await?;
-        Ok((connection, info))
+        let info: InfoDict = redis::cmd("INFO").query_async(&mut connection).await?;
+        if let Some(other) = otherwise(expect, &info) {
+            return Ok(Tended::Otherwise(other));
+        }
+        SCRIPTS.preload(&mut connection).await?;
+        let run = info.get("run_id").unwrap_or_default();
+        Ok(Tended::Opened(Open { connection, run }))
     });
     let connecting = AbortOnDropHandle::new(connecting).await;
     connecting.unwrap_or_else(|ended| Err(io::Error::other(ended).into()))
