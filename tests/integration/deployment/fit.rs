@@ -268,6 +268,62 @@ fn the_agent_listens_where_it_is_probed_and_has_the_time_to_stop() {
     }
 }
 
+/// Whole seconds of `EA_MAX_TERM` as the agents have it.
+fn max_term(objects: &[Value]) -> u64 {
+    let given = settings::given(objects).remove("EA_MAX_TERM");
+    let default = || {
+        let mut known = election_agent::config::settings();
+        let setting = known.find(|setting| setting.variable == "EA_MAX_TERM");
+        setting.expect("a setting").default.to_owned()
+    };
+    let term = given.unwrap_or_else(default);
+    humantime::parse_duration(&term)
+        .expect("a duration")
+        .as_secs()
+}
+
+#[test]
+fn lease_nodes_restart_one_after_the_other_and_after_the_guard() {
+    for (what, objects) in renders() {
+        let nodes: Vec<_> = of_kind(objects, "StatefulSet").collect();
+        for service in of_kind(objects, "Service").filter(|own| name(own) != "election-agent") {
+            // Agents, Sentinels and members use those that are not ready, too.
+            assert_eq!(service["spec"]["publishNotReadyAddresses"], true, "{what}");
+        }
+        for node in &nodes {
+            let container = containers(node).next().expect("one");
+            let asks = &container["readinessProbe"]["exec"]["command"];
+            // Without it errors are ready, too; but they are a sign of life.
+            assert!(items(asks).any(|word| word == "-e"), "{what}: {asks}");
+            let asks = &container["livenessProbe"]["exec"]["command"];
+            assert!(items(asks).all(|word| word != "-e"), "{what}: {asks}");
+        }
+        let delays = nodes.iter().filter_map(|node| {
+            let container = containers(node).next().expect("one");
+            container["readinessProbe"]["initialDelaySeconds"].as_u64()
+        });
+        let delays: Vec<_> = delays.collect();
+        // In seconds; a shard's guard is 5 s longer.
+        let guard = max_term(objects) + 5;
+        assert!(delays.iter().all(|delay| *delay > guard), "{what}");
+        let (expected, on_delete) = match what.split(' ').next() {
+            Some("three-redis") => (3, true),
+            Some("cluster") => (1, false),
+            _ => (0, false),
+        };
+        assert_eq!(delays.len(), expected, "{what}");
+        for node in &nodes {
+            let update = &node["spec"]["updateStrategy"]["type"];
+            assert_eq!(update == "OnDelete", on_delete, "{what}: {}", name(node));
+        }
+        for job in of_kind(objects, "Job") {
+            // It cannot be changed while it is there.
+            let stays = job["spec"]["ttlSecondsAfterFinished"].as_u64();
+            assert!(stays.is_some_and(|seconds| seconds <= 60), "{what}");
+        }
+    }
+}
+
 /// Secrets that operators make; the components say how.
 const SECRETS: [&str; 3] = [
     "election-agent-settings",
