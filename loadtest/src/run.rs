@@ -69,10 +69,11 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
     }
     let mut pids = load.redis_pid.clone();
     pids.extend(load.agent_pid);
-    // What leads to the start is not measured.
+    // What leads to the start is not measured: all wait for it twice, and processes are looked at in between.
     start.wait().await;
-    let began = Instant::now();
     let asking = async {
+        start.wait().await;
+        let began = Instant::now();
         let mut seen = Seen::default();
         while let Some(client) = clients.join_next().await {
             seen.add(&client.map_err(|error| error.to_string())?);
@@ -121,6 +122,7 @@ impl Client {
         );
         // Not measured: it comes once.
         let won = if leads { self.win().await } else { Ok(()) };
+        start.wait().await;
         start.wait().await;
         if let Err(error) = won {
             self.note(Err(error), Duration::ZERO).await;

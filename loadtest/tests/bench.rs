@@ -8,6 +8,8 @@
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
+    net::TcpStream,
     path::PathBuf,
     process::{Command, Output, Stdio},
     thread::sleep,
@@ -334,6 +336,16 @@ fn the_owner_of_a_token_measures_with_candidates_of_its_own_name() {
     }
 }
 
+/// What the agent has counted.
+fn metrics(address: &str) -> String {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    let request = "GET /metrics HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("answered");
+    answer
+}
+
 #[test]
 fn what_clients_saw_is_told_although_the_agent_has_ended() {
     let directory = TempDir::new().expect("a directory");
@@ -341,27 +353,17 @@ fn what_clients_saw_is_told_although_the_agent_has_ended() {
     let host = format!("http://{}", agent.address);
     let pid = agent.child.id().to_string();
     let file = directory.path().join("result.json");
-    let measuring = loadtest(&["grpc", "-q", "-c", "2", "--duration", "2s", "--host", &host])
+    let measuring = loadtest(&["grpc", "-q", "-c", "2", "--duration", "5s", "--host", &host])
         .args(["--agent-pid", &pid, "--json"])
         .arg(&file)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("it runs");
-    // Until it is asked.
-    let connected = format!("/proc/{}/net/tcp", measuring.id());
-    let port: u16 = agent
-        .address
-        .rsplit_once(':')
-        .and_then(|(_, port)| port.parse().ok())
-        .expect("a port");
     let began = Instant::now();
-    let mut seen = false;
-    while !seen {
-        assert!(began.elapsed() < Duration::from_secs(30), "it connects");
-        let table = fs::read_to_string(&connected).expect("a table");
-        // Remote addresses in hexadecimal, and established.
-        seen = table.contains(&format!(":{port:04X} 01"));
+    let extended = "election_agent_outcomes_total{action=\"extend\"";
+    while !metrics(&agent.address).contains(extended) {
+        assert!(began.elapsed() < Duration::from_secs(30), "it asks");
         std::thread::yield_now();
     }
     agent.child.kill().expect("it runs");

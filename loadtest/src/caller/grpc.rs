@@ -149,10 +149,13 @@ fn failed(status: &Status) -> Failed {
 }
 
 /// What an error comes from in the end: what it is wrapped in says no more than where.
-fn causes(error: &dyn Error) -> String {
+fn causes(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    match cause.downcast_ref::<Failed>() {
+        Some(failed) => failed.message.clone(),
+        None => cause.to_string(),
+    }
 }
