@@ -228,21 +228,21 @@ impl Supervisor {
             let all = self.slots.iter().all(|slot| slot.open.is_some());
             let wait = if all { PING_EVERY } else { jittered(pause) };
             let reported = timeout(wait, self.broken.notified()).await.is_ok();
-            pause = (pause * 2).clamp(BACKOFF.0, BACKOFF.1);
+            let longer = (pause * 2).clamp(BACKOFF.0, BACKOFF.1);
 
             let was_connected = self.is_connected();
-            let lacking = match self.tend().await {
+            let tended = match self.tend().await {
                 Ok(_) if reported && was_connected => Err(self.found_broken()),
                 tended => tended,
             };
-            match lacking {
+            match tended {
                 Ok(lacking) => {
                     if !was_connected {
                         tracing::info!(node = self.name, "connected to Redis");
-                    } else if lacking.is_none() {
-                        // They have lasted.
-                        pause = Duration::ZERO;
                     }
+                    // Connections that have lasted are opened anew at once.
+                    let lasted = was_connected && lacking.is_none();
+                    pause = if lasted { Duration::ZERO } else { longer };
                     if lacking.is_some() && told != lacking {
                         tracing::warn!(
                             node = self.name,
@@ -258,6 +258,7 @@ impl Supervisor {
                     told = None;
                 }
                 Err(error) => {
+                    pause = longer;
                     self.withdraw(&error);
                     if told.as_ref() != Some(&error) {
                         tracing::warn!(node = self.name, %error, "cannot connect to Redis; trying again");
