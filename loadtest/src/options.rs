@@ -181,6 +181,14 @@ pub enum Scenario {
     Failover,
 }
 
+impl Scenario {
+    /// Whether each client first wins an election, which it then is to lead.
+    #[must_use]
+    pub fn has_leader(self) -> bool {
+        matches!(self, Self::Mixed | Self::Extend | Self::Leader)
+    }
+}
+
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}: give a duration such as 500ms, 10s or 2m"))

@@ -116,12 +116,11 @@ struct Client {
 
 impl Client {
     async fn run(mut self, start: Arc<Barrier>) -> Seen {
-        let leads = matches!(
-            self.load.scenario,
-            Scenario::Mixed | Scenario::Extend | Scenario::Leader
-        );
         // Not measured: it comes once.
-        let won = if leads { self.win().await } else { Ok(()) };
+        let won = match self.load.scenario.has_leader() {
+            true => self.win().await,
+            false => Ok(()),
+        };
         start.wait().await;
         start.wait().await;
         if let Err(error) = won {
@@ -207,10 +206,7 @@ impl Client {
         };
         let asked = Instant::now();
         let answered = expect(self.caller.call(ask).await?, expected, what);
-        let leads = matches!(
-            self.load.scenario,
-            Scenario::Mixed | Scenario::Extend | Scenario::Leader
-        );
+        let leads = self.load.scenario.has_leader();
         match (&answered, ask) {
             (Ok(()), Ask::Extend { .. }) => self.leads_until = asked + self.load.least_term(),
             (Err(_), _) if leads && Instant::now() >= self.leads_until => {
