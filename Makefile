@@ -20,10 +20,12 @@ build: ## Build the agent: target/release/election-agent
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
 	cargo test --workspace --locked
+	cargo test --workspace --features election-agent/weaken --locked --test simulation
 
-# SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others.
+# SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is for each rule taken away.
 test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
-	SIM_SEEDS=$${SIM_SEEDS:-10000} cargo test --release --locked --test simulation -- --nocapture
+	SIM_SEEDS=$${SIM_SEEDS:-20000} SIM_RULE_SEEDS=$${SIM_RULE_SEEDS:-100} cargo test --workspace --release --features election-agent/weaken --locked \
+		--test simulation -- --nocapture
 
 test-model: ## Check the model of the algorithm in larger worlds
 	cargo test --release --locked --features deep-model --test model -- --nocapture

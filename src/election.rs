@@ -52,6 +52,8 @@ pub enum Outcome {
     },
     /// Another leads.
     NotElected(Lease),
+    /// The request id is that of a campaign that was granted before, and is over.
+    Used,
 }
 
 /// How often, and how far apart, an extension is tried again when the nodes gave no answer.
@@ -156,6 +158,8 @@ pub struct Leaders {
     pub leaders: Vec<(ElectionId, Lease)>,
     /// Where the next page starts; empty on the last.
     pub next_page_token: String,
+    /// Whether elections that are held may be missing: parts of the lease nodes gave no answer.
+    pub incomplete: bool,
 }
 
 /// Elections on a quorum of lease nodes. Cheap to clone.
@@ -211,8 +215,9 @@ impl Elections {
         let outcome = match self.quorum.claim(claim, deadline).await {
             Ok(Claimed::Won { token, valid_for }) => Ok(Outcome::Elected { token, valid_for }),
             Ok(Claimed::Lost(lease)) => Ok(Outcome::NotElected(lease)),
-            // Only a handover presents a token.
-            Ok(Claimed::TokenMismatch) => Err(contradiction()),
+            Ok(Claimed::Used) => Ok(Outcome::Used),
+            // Only a handover names a leader.
+            Ok(Claimed::TokenMismatch | Claimed::Vacant) => Err(contradiction()),
             Err(error) => Err(error),
         };
         self.enter(
@@ -227,6 +232,7 @@ impl Elections {
                     ledger.seen(&election, lease);
                     ledger::Outcome::Held
                 }
+                Outcome::Used => ledger::Outcome::Used,
             },
         );
         outcome
@@ -325,9 +331,13 @@ impl Elections {
         forced: bool,
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
+        let names = handover.current_leader.is_some() || handover.token.is_some();
         let over = match handover.current_leader {
+            // What names a leader may be a late duplicate, and elects nobody where there is none.
+            _ if forced && names => Over::AnyLeader,
             _ if forced => Over::Anyone,
             Some(leader) => Over::Leader(leader, handover.token),
+            None if handover.token.is_some() => Over::Nobody,
             None => Over::Vacant,
         };
         let claim = Claim {
@@ -343,10 +353,13 @@ impl Elections {
             Ok(Claimed::Won { token, .. }) => Some(*token),
             _ => None,
         };
-        let moved = claimed.map(|claimed| match claimed {
-            Claimed::Won { .. } => Ok(()),
-            Claimed::Lost(_) => Err(Denial::HeldByOther),
-            Claimed::TokenMismatch => Err(Denial::StaleToken),
+        let moved = claimed.and_then(|claimed| match claimed {
+            Claimed::Won { .. } => Ok(Ok(())),
+            Claimed::Lost(_) => Ok(Err(Denial::HeldByOther)),
+            Claimed::TokenMismatch => Ok(Err(Denial::StaleToken)),
+            Claimed::Vacant => Ok(Err(Denial::NoTerm)),
+            // A handover has no request id.
+            Claimed::Used => Err(contradiction()),
         });
         self.enter_leaders(Request::Handover, &handover.election, &moved, |ledger| {
             let (leader, term) = (&handover.leader, handover.term.duration());
@@ -380,7 +393,7 @@ impl Elections {
         read
     }
 
-    /// A page of the elections of a kind that are held.
+    /// A page of the elections of a kind that are known to be held.
     ///
     /// # Errors
     /// [`Error`]: fewer nodes than a quorum answered.
@@ -392,6 +405,7 @@ impl Elections {
         self.enter(Request::List, &listed, |_, _| ledger::Outcome::Done);
         let page = listed?;
         Ok(Leaders {
+            incomplete: page.incomplete.is_some(),
             leaders: page.leases,
             next_page_token: page
                 .next

@@ -6,9 +6,12 @@
 
 pub mod embedded;
 pub mod guard;
+mod memory;
 mod merge;
+pub mod policy;
 pub mod quorum;
 pub mod redis;
+pub mod rules;
 mod tally;
 pub mod token;
 
@@ -17,6 +20,7 @@ use std::{fmt, time::Duration};
 pub use tally::Denial;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
 
@@ -24,11 +28,15 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 ///
 /// # What a node keeps
 /// Per election a **lease** (leader, token, value, request id, elected-at, expiry), which vanishes at
-/// its expiry, and a **floor**, the highest token accepted, which outlives the lease by
-/// [`Settings::retention`]. With the lease, until it is extended: the **attempt**, which names the
-/// grant that last wrote or renewed it, and what to go back to if that grant is withdrawn.
-/// Once per partition (most nodes have one, a cluster has many) a **marker**: which run of the server
-/// wrote it, and the time from which that run may grant. A *run* is a time in which the server has not
+/// its expiry, and three things that outlive it by [`Settings::retention`]: the **token high-water mark** (the
+/// *floor*), the highest token of a grant that may have counted; the highest token that was **acknowledged**; and the
+/// **request ids** of the last few grants. Until it is acknowledged, a lease has the **attempt**, which names the
+/// grant that last wrote or renewed it, and what is restored if that grant is withdrawn: the lease that it replaced,
+/// with its own attempt if it has one, and the high-water mark before it.
+///
+/// Once per partition (most nodes have one, a cluster has many) an **incarnation record**, the *marker*: which
+/// incarnation of the server it is of, since when that remembers, from when on it may grant, and the longest
+/// [`Bounds`] that agents have registered. An *incarnation* is a time in which the server has not
 /// lost memory: it ends with a restart and with a promotion.
 ///
 /// # What every operation promises
@@ -39,7 +47,10 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 /// - *Expiry counts from the operation*: a lease written or renewed for a term is held for at least
 ///   that long, by a clock whose rate is right within the drift allowance.
 /// - *Never shorter*: no operation but [`resign`](Self::resign), [`withdraw`](Self::withdraw) and a
-///   grant to another candidate brings a lease's expiry forward.
+///   grant to another candidate brings a lease's expiry forward, unless the lease lasts longer than any agent
+///   grants: then the node's clock has been set back since.
+/// - *Not after*: a [`grant`](Self::grant) and a [`heal`](Self::heal) take no effect after their
+///   `not_after`, by the node's own clock.
 /// - *Cancel-safe*: dropping the future has the same effect as an `Err`.
 ///
 /// A node does not bound the time an operation takes; the quorum does.
@@ -52,60 +63,69 @@ pub trait LeaseNode: Send + Sync + 'static {
     ///
     /// 1. The lease is another's and [`Grant::over`] does not allow to replace it:
     ///    [`GrantReply::Held`], or [`GrantReply::TokenMismatch`] when only the token is wrong.
-    /// 2. Unless [`Settings::guard`] is `None`: no marker: [`GrantReply::Unmarked`]. The marker is of
-    ///    another run: it is rewritten for this run, ready after the guard, and the reply is
-    ///    [`GrantReply::Guarded`]; so it is while the marker's ready-at has not come. (This holds for
+    /// 2. With a guard ([`Bounds::guard`]): no record: [`GrantReply::Unmarked`]; the agent's bounds are longer than
+    ///    the record's: [`GrantReply::Unregistered`]. The record is of another incarnation: it is rewritten for this
+    ///    one, which may grant after the longest guard that the agent or the record knows, and the reply is
+    ///    [`GrantReply::Guarded`]; so it is until then. (This holds for
     ///    the candidate's own lease too: a server rolled back to an old snapshot may hold a lease that
-    ///    the candidate has since given up.)
-    /// 3. [`Grant::repeat`], and the lease is the candidate's with the same request id: it is renewed, and the reply is
-    ///    [`GrantReply::Granted`] with the token it has.
-    /// 4. The token is not above the floor: [`GrantReply::Stale`].
-    /// 5. Otherwise lease and floor are written: [`GrantReply::Granted`].
+    ///    the candidate has since given up.) Without a guard the wait counts all the same where other agents have
+    ///    one.
+    /// 3. It is after [`Grant::not_after`], or the grant was withdrawn: [`GrantReply::Late`]. There is no lease, and
+    ///    [`Grant::over`] needs a leader: [`GrantReply::Vacant`].
+    /// 4. [`Grant::repeat`], and the lease is the candidate's with the same request id: it is renewed, and the reply is
+    ///    [`GrantReply::Granted`] with the token it has. The request id is that of an earlier grant whose lease is
+    ///    over: [`GrantReply::Used`].
+    /// 5. The token is not above the high-water mark: [`GrantReply::Stale`].
+    /// 6. Otherwise lease and high-water mark are written: [`GrantReply::Granted`].
     ///
-    /// In 3 and 5 [`Grant::attempt`] becomes the lease's attempt, and the lease as it was, if there was
-    /// one, is kept to go back to. The floor outlives the term by [`Settings::retention`].
+    /// In 4 and 6 [`Grant::attempt`] becomes the lease's attempt, and the lease as it was, if there was
+    /// one, is kept to go back to.
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError>;
 
     /// Renews the leader's lease.
     ///
-    /// No lease: [`ExtendReply::Missing`]; another's: [`ExtendReply::Held`]. A token was given and the
+    /// No lease: [`ExtendReply::Missing`], or [`ExtendReply::NotKnown`] from a node that may have forgotten it and [`ExtendReply::Unmarked`] from one without a
+    /// marker;
+    /// another's: [`ExtendReply::Held`]. A token was given and the
     /// lease has a larger one: [`ExtendReply::Stale`]; a smaller one: [`ExtendReply::Behind`], and
     /// nothing is changed (only a token that a quorum confirms may be raised, by [`heal`](Self::heal)).
-    /// Otherwise the lease is renewed: [`ExtendReply::Renewed`]. Its attempt and what to go back to are
-    /// forgotten: it is in use, so no grant of it may be withdrawn any more. The floor is at least the
+    /// Otherwise the lease is renewed: [`ExtendReply::Renewed`]. It is acknowledged: its attempt and what to go back
+    /// to are forgotten, and no grant of it may be withdrawn any more. The high-water mark is at least the
     /// lease's token, and outlives the new term by [`Settings::retention`].
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError>;
 
     /// Writes a lease that a quorum is known to hold, so that the node holds it too.
     ///
-    /// Allowed (`true`) in the run that [`Heal::run`] names and when the marker is of that run, also while
-    /// it abstains from grants; when the lease is the same leader's with no larger token, or, unless
-    /// [`Heal::existing`], when there is none; and when the token is not below the floor. The lease has no
-    /// attempt then; its request id is kept if the token is the same, else it has none. The token becomes
-    /// the floor, which outlives the term by [`Settings::retention`].
-    ///
-    /// A heal that is late must not bring a lease back to a node that has granted the election to
-    /// another since and forgotten it: it would be of another run.
+    /// Allowed (`true`) until [`Heal::not_after`], in the incarnation that [`Heal::run`] names, also while it
+    /// abstains from grants, but only when every vote that an earlier incarnation may have forgotten no longer
+    /// counts: when it is older than the longest vote lifetime that the agent or the record knows. The token must not
+    /// be below the highest that was acknowledged, nor, after a resignation, the one that was given up. The lease has
+    /// to be the same leader's with no larger token, or, unless [`Heal::existing`], none; under a lease that is not
+    /// acknowledged, the repaired one becomes what a withdrawal goes back to. The lease is acknowledged then; its
+    /// request id is kept if the token is the same, else it has none. The token is then at most the high-water mark,
+    /// which outlives the term by [`Settings::retention`].
     async fn heal(&self, heal: &Heal) -> Result<bool, NodeError>;
 
-    /// Deletes the leader's lease; the replies are those of [`extend`](Self::extend).
+    /// Deletes the leader's lease, also where it is what a withdrawal would go back to; the replies are those of
+    /// [`extend`](Self::extend). No repair writes a lease with this token afterwards.
     async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError>;
 
-    /// Takes a grant back that was not answered: if the lease's attempt is this grant's, it is as it was
-    /// before, for what is left of its time then; without a lease before, or when that time is over,
-    /// there is none. In any case the floor is at least the grant's token, so that the grant is refused
-    /// if it arrives only now.
+    /// Takes a grant back that was not answered: if the lease is not acknowledged, the grant's part of it goes,
+    /// wherever it is among those that were replaced. What is left is the lease, for what is left of its time;
+    /// without any there is none. The high-water mark goes back with the grant that raised it, its request id may be
+    /// used again, and a copy of it that arrives only now is refused by its name.
     ///
     /// What it goes back to has been promised: to the same candidate by an earlier answer, or to a
     /// leader that does not know whether its handover took place.
     async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError>;
 
     /// The election's lease.
-    async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError>;
+    async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError>;
 
     /// Up to `limit` leases of a kind whose elections come after `after`, ordered by the bytes of their
     /// names. A node looks at no more than [`LIST_EXAMINES`] entries of its index, so that a listing
-    /// never holds other requests up: a page may be short, or even empty, and still have a next.
+    /// never holds other requests up: a page may be short, or even empty, and still have a next. Elections
+    /// that cannot be looked up are left out and do not keep others from being listed: [`Page::incomplete`].
     async fn list(
         &self,
         kind: &Kind,
@@ -113,19 +133,24 @@ pub trait LeaseNode: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Page, NodeError>;
 
-    /// Writes markers, ready to grant after `wait`; tells how many were written. None is where there is a
-    /// marker already, or where the run is no longer the one that was found without a marker.
-    async fn mark(&self, unmarked: &[Unmarked], wait: Duration) -> Result<usize, NodeError>;
+    /// Writes incarnation records, ready to grant after `wait` (zero: the node is new, and has nothing to
+    /// forget); tells how many were written. None is where there is one
+    /// already, or in another incarnation than the one that was found without a record.
+    async fn mark(
+        &self,
+        unmarked: &[Unmarked],
+        wait: Duration,
+        bounds: Bounds,
+    ) -> Result<usize, NodeError>;
 
-    /// Answers if the node works, and what its markers say. A marker of another run is rewritten for
-    /// this one, as [`grant`](Self::grant) does, so that the guard begins with the restart and not with
-    /// the first campaign after it.
-    async fn probe(&self) -> Result<Probe, NodeError>;
+    /// Answers if the node works, and what its records say. Unless it is only to [`read`](Look::write) them, a record
+    /// of another incarnation is rewritten for this one, as [`grant`](Self::grant) does, so that the guard begins
+    /// with the restart and not with the first campaign after it; and the agent's bounds are registered. A longer
+    /// guard makes the wait of the present incarnation longer.
+    async fn probe(&self, look: Look) -> Result<Probe, NodeError>;
 
-    /// The run that served the election when the node was last probed, if its marker is at least `vote` old
-    /// or was written for a new node: whatever an earlier run may have granted and forgotten, nobody who
-    /// counts votes for no longer than `vote` still counts.
-    fn settled_run(&self, election: &ElectionId, vote: Duration) -> Option<String>;
+    /// The incarnation that served the election when the node was last probed, with a record.
+    fn incarnation(&self, election: &ElectionId) -> Option<Incarnation>;
 }
 
 /// How many entries of its index a node looks at to make a [`Page`].
@@ -138,6 +163,9 @@ pub struct Page {
     pub leases: Vec<(ElectionId, Lease)>,
     /// The last election that was looked at, when there may be more after it.
     pub next: Option<ElectionId>,
+    /// Why elections may be missing, when some could not be looked up. The text is for operators; it holds no
+    /// credentials.
+    pub incomplete: Option<String>,
 }
 
 /// What every node is built with.
@@ -147,10 +175,60 @@ pub struct Settings {
     pub retention: Duration,
     /// How long a node abstains from grants after it may have lost memory; `None` turns the guard off.
     pub guard: Option<Duration>,
+    /// How long a vote counts after it was asked for.
+    pub vote: Duration,
+}
+
+/// How long the waits are on which the agents' safety from each other rests. Agents may be configured differently:
+/// each registers its own with every node, and the longest that are known count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Bounds {
+    /// How long a node abstains from grants after it may have lost memory: no shorter than anything that was granted
+    /// lasts. `None` for an agent that wants no guard.
+    pub guard: Option<Duration>,
+    /// How long a vote counts after it was asked for.
+    pub vote: Duration,
+}
+
+/// A bound that some agent has registered, and how long ago one last did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Registered {
+    /// The bound; zero when there is none.
+    pub bound: Duration,
+    /// How long ago.
+    pub age: Duration,
+}
+
+/// How long what an agent has registered counts after the last time that one did, or as long as it is itself, if that
+/// is longer. A partition of a large cluster is looked at only now and then.
+pub const REMEMBER: Duration = Duration::from_secs(3600);
+
+/// How a node is to be probed.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// The agent's own bounds.
+    pub own: Bounds,
+    /// The longest guard that any node has told the agent: it is passed on to all.
+    pub guard: Registered,
+    /// The longest vote lifetime, likewise.
+    pub vote: Registered,
+    /// Whether records may be written. An agent reads first what others have registered, everywhere.
+    pub write: bool,
+    /// Whether a majority of the nodes of the list from which agents pass to another is closing it.
+    pub closed: bool,
+}
+
+/// A time in which a node has not lost memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incarnation {
+    /// Its name.
+    pub run: String,
+    /// When this agent first had a reply from it.
+    pub seen: Instant,
 }
 
 /// What a node stores for a held election.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lease {
     /// Who leads.
     pub leader: Candidate,
@@ -188,6 +266,10 @@ pub struct Grant {
     pub elected_at: u64,
     /// Whose lease may be replaced.
     pub over: Over,
+    /// The longest guard that the agent knows of, and its own vote lifetime.
+    pub bounds: Bounds,
+    /// When the vote no longer counts: a node that gets to the grant only then refuses it.
+    pub not_after: Instant,
 }
 
 /// Whose lease a [`Grant`] may replace; a vacant election may always be granted.
@@ -201,6 +283,18 @@ pub enum Over {
     Leader(Candidate, Option<Token>),
     /// Anybody's: a forced handover.
     Anyone,
+    /// Anybody's, but there has to be one: a forced handover that names a leader or a token.
+    AnyLeader,
+    /// Nobody's, and there has to be a leader: a handover with a token, but without whose it is.
+    Nobody,
+}
+
+impl Over {
+    /// Whether the grant needs a leader whose lease it replaces.
+    #[must_use]
+    pub fn needs_a_leader(&self) -> bool {
+        matches!(self, Self::Leader(..) | Self::AnyLeader | Self::Nobody)
+    }
 }
 
 /// What came of a [`Grant`].
@@ -212,10 +306,18 @@ pub enum GrantReply {
     Held(Lease),
     /// The lease is of the leader that hands over, but the token it gave is not the lease's.
     TokenMismatch,
+    /// There is no leader that could hand over.
+    Vacant,
     /// The proposed token is not above this floor.
     Stale(Token),
+    /// The request id is that of a grant whose lease is over.
+    Used,
+    /// The grant arrived too late to count, or after it was withdrawn.
+    Late,
     /// There is no marker: the node is new, or has lost its memory.
     Unmarked,
+    /// The agent's bounds are longer than those that were registered in this incarnation.
+    Unregistered,
     /// The node abstains from grants for this long.
     Guarded(Duration),
 }
@@ -240,6 +342,10 @@ pub enum ExtendReply {
     Renewed(Token),
     /// There is no lease.
     Missing,
+    /// There is no lease, but the node may have forgotten one.
+    NotKnown,
+    /// There is no lease, and no marker that tells whether the node may have forgotten one.
+    Unmarked,
     /// The lease is another's.
     Held,
     /// The lease has a larger token.
@@ -261,6 +367,10 @@ pub struct Heal {
     pub run: String,
     /// Whether only a lease that is there may be written.
     pub existing: bool,
+    /// The longest guard and the longest vote lifetime that the agent knows of.
+    pub bounds: Bounds,
+    /// Until when the extension that this is part of is in force.
+    pub not_after: Instant,
 }
 
 /// A partition that has no marker, and the run of the server that it is on.
@@ -290,10 +400,35 @@ pub enum ResignReply {
     Resigned,
     /// There was none.
     Missing,
+    /// There was none, but the node may have forgotten one.
+    NotKnown,
+    /// There was none, and no marker that tells whether the node may have forgotten one.
+    Unmarked,
     /// It is another's.
     Held,
     /// It has another token.
     Stale,
+}
+
+/// What a node says of an election.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reading {
+    /// The lease.
+    Held(Lease),
+    /// There is none.
+    Vacant,
+    /// There is none, but the node may have forgotten one.
+    NotKnown,
+    /// There is none, and no marker that tells whether the node may have forgotten one.
+    Unmarked,
+}
+
+/// Whether a node that finds no lease would know of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absence {
+    Known,
+    NotKnown,
+    Unmarked,
 }
 
 /// What a node says of itself.
@@ -304,8 +439,18 @@ pub struct Probe {
     pub guard: Option<Duration>,
     /// The partitions without a marker.
     pub unmarked: Vec<Unmarked>,
-    /// The longest guard that any agent asks for, as far as the node knows.
-    pub longest_guard: Duration,
+    /// The longest guard that any agent has registered, as far as the node knows.
+    pub longest_guard: Registered,
+    /// The longest vote lifetime, likewise.
+    pub longest_vote: Registered,
+    /// What the node's clock says, in ms since the Unix epoch, when it has one of its own.
+    pub clock: Option<u64>,
+    /// A list of nodes with which other agents use this one, and whose majorities need not meet those of this
+    /// agent's list.
+    pub other_list: Option<String>,
+    /// Whether the node has not seen an agent for so long that has only the list from which agents pass to another, and
+    /// lets none come any more.
+    pub closing: bool,
     /// What identifies the place behind the node, when it can tell: two nodes with the same identity are
     /// one place, which would vote twice.
     pub identity: Option<String>,

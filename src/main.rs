@@ -1,11 +1,12 @@
 //! Parses the configuration, starts the agent, and waits for a signal.
 
-use std::{io, process::ExitCode};
+use std::{io, path::Path, process::ExitCode};
 
 use election_agent::{
     app::App,
     auth::tokens,
     config::{self, Command, Config},
+    lease::embedded::restore,
     probe::Probe,
     shutdown,
     telemetry::{self, metrics::table},
@@ -45,6 +46,10 @@ fn main() -> ExitCode {
                 .run(auth)
                 .unwrap_or_else(|mistakes| refuse(&mistakes));
         }
+        Command::Restore(from) => match values.and_then(Config::new) {
+            Ok(config) => return put_back(&from, &config),
+            Err(mistakes) => return refuse(&mistakes),
+        },
         Command::Probe(probe) => match values.and_then(Config::new) {
             Ok(config) => return ask(&probe, &config),
             Err(mistakes) => return refuse(&mistakes),
@@ -69,6 +74,25 @@ async fn ask(probe: &Probe, config: &Config) -> ExitCode {
         Err(what) => {
             eprintln!("{what}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+fn put_back(from: &Path, config: &Config) -> ExitCode {
+    let store = &config.store;
+    let Some(database) = &store.embedded_path else {
+        eprintln!("nothing was restored: EA_EMBEDDED_PATH is not set: set it as for the agent");
+        return ExitCode::from(UNUSABLE);
+    };
+    let guard = store.restart_guard.duration(config.limits.max_term);
+    match restore::restore(from, database, guard) {
+        Ok(restored) => {
+            print!("{restored}");
+            ExitCode::SUCCESS
+        }
+        Err(what) => {
+            eprintln!("nothing was restored: {what}");
+            ExitCode::from(UNUSABLE)
         }
     }
 }

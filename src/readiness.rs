@@ -195,6 +195,7 @@ mod tests {
         let node = Embedded::in_memory(Settings {
             retention: minute,
             guard: None,
+            vote: minute,
         });
         let options = Options::new(minute, RestartGuard::Off, minute);
         let quorum = Quorum::new(vec![Arc::new(node)], options);

@@ -27,6 +27,7 @@ pub(crate) fn of(nodes: usize) -> Quorum {
     let settings = Settings {
         retention: HOUR,
         guard: RestartGuard::On.duration(HOUR),
+        vote: Duration::from_secs(3),
     };
     let nodes = (0..nodes).map(|_| Arc::new(Embedded::in_memory(settings)) as _);
     let options = Options::new(Duration::from_secs(3), RestartGuard::On, HOUR);

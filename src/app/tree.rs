@@ -23,13 +23,14 @@ use crate::{
         policy::{self, Policies},
         reviews::Reviewer,
     },
-    config::{Auth, Config, Store},
+    config::{Auth, Config, Store, list},
     election::Elections,
     kube::Lookup,
     layers::{rate_limit::RateLimiter, trace::TraceLayer},
     lease::{
         LeaseNode, Settings,
         embedded::Embedded,
+        policy::{Electorate, Nodes},
         quorum::{Options, Quorum},
         redis::{Deployment, Redis, Use},
     },
@@ -84,7 +85,8 @@ impl Tree {
         let recorder = traces.as_ref().map(Traces::recorder);
         let telemetry = &config.telemetry;
         let metrics = Metrics::with_elections(&telemetry.buckets, &telemetry.per_election);
-        let nodes = nodes(&config.store, max_term, recorder.as_ref(), workers).await?;
+        let (nodes, electorate) =
+            nodes(&config.store, max_term, recorder.as_ref(), workers).await?;
         let names: Vec<_> = nodes.iter().map(|node| node.name()).collect();
         let mut options = Options::new(
             config.store.operation_timeout,
@@ -94,7 +96,7 @@ impl Tree {
         if telemetry.metrics {
             options.observer = metrics.observer(&names);
         }
-        let quorum = Quorum::new(nodes, options);
+        let quorum = Quorum::of(nodes, electorate, options);
         let gate = Gate::new(
             Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger(&metrics)),
             lookup.clone(),
@@ -167,7 +169,8 @@ impl Tree {
 /// How long a node abstains that may have lost its memory: until nothing is left of what any agent was
 /// granted before.
 fn guard(store: &Store, max_term: Duration) -> Duration {
-    let overlap = store.deployments.iter().map(Deployment::overlap).max();
+    let deployments = store.deployments.iter().chain(&store.next);
+    let overlap = deployments.map(Deployment::overlap).max();
     max_term + overlap.unwrap_or_default()
 }
 
@@ -177,7 +180,7 @@ async fn nodes(
     max_term: Duration,
     recorder: Option<&Recorder>,
     workers: &Workers,
-) -> Result<Vec<Arc<dyn LeaseNode>>, StartError> {
+) -> Result<(Vec<Arc<dyn LeaseNode>>, Electorate), StartError> {
     let traced = |node: Arc<dyn LeaseNode>, system| match recorder {
         Some(recorder) => {
             let traced = Traced::new(node, system, store.operation_timeout, recorder.clone());
@@ -188,32 +191,54 @@ async fn nodes(
     let settings = Settings {
         retention: store.token_retention,
         guard: store.restart_guard.duration(guard(store, max_term)),
+        vote: store.operation_timeout,
     };
     if !store.deployments.is_empty() {
         let names: Vec<_> = store.deployments.iter().map(Deployment::name).collect();
         tracing::info!(nodes = names.join(", "), "leases are kept on Redis");
-        if names.len().is_multiple_of(2) {
-            tracing::warn!(
-                nodes = names.len(),
-                "an even number of nodes survives no more failures than one fewer: use 1, 3 or 5"
-            );
+        for list in [&store.deployments, &store.next] {
+            if !list.is_empty() && list.len().is_multiple_of(2) {
+                tracing::warn!(
+                    nodes = list.len(),
+                    "an even number of nodes survives no more failures than one fewer: use 1, 3 or 5"
+                );
+            }
         }
-        let mut sorted: Vec<_> = store.deployments.iter().map(Deployment::identity).collect();
-        sorted.sort_unstable();
+        let mut lists = list(&store.deployments);
+        // A node of both lists is one node.
+        let mut deployments = store.deployments.clone();
+        let mut next = Nodes::NONE;
+        for deployment in &store.next {
+            let identity = deployment.identity();
+            let known = deployments.iter().position(|it| it.identity() == identity);
+            next.add(known.unwrap_or(deployments.len()));
+            if known.is_none() {
+                deployments.push(deployment.clone());
+            }
+        }
+        let mut electorate = Electorate::of(Nodes::first(store.deployments.len()));
+        if !next.is_empty() {
+            tracing::info!(
+                from = lists,
+                to = list(&store.next),
+                "agents pass to another list of nodes: majorities of both decide"
+            );
+            lists = format!("{lists} > {}", list(&store.next));
+            electorate = Electorate::joint(electorate.nodes(), next);
+        }
         let usage = Use {
             prefix: store.prefix.clone(),
-            nodes: sorted.join(","),
+            nodes: lists,
             max_term,
             allow_eviction: store.allow_eviction,
         };
-        let starting = store.deployments.iter().cloned().map(|deployment| {
+        let starting = deployments.into_iter().map(|deployment| {
             let limit = store.operation_timeout;
             Redis::start(deployment, usage.clone(), limit, settings, workers)
         });
         let started = join_all(starting).await.into_iter();
-        return Ok(started
-            .map(|node| traced(Arc::new(node), System::Redis))
-            .collect());
+        let nodes = started.map(|node| traced(Arc::new(node), System::Redis));
+        return Ok((nodes.collect(), electorate));
     }
     let node = match &store.embedded_path {
         Some(path) => {
@@ -231,7 +256,8 @@ async fn nodes(
             Embedded::in_memory(settings)
         }
     };
-    Ok(vec![traced(Arc::new(node), System::Embedded)])
+    let node = traced(Arc::new(node), System::Embedded);
+    Ok((vec![node], Electorate::of(Nodes::one(0))))
 }
 
 /// Whoever knows who callers are.

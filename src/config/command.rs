@@ -1,6 +1,6 @@
 //! The command line: every setting as a flag, and the subcommands.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, path::PathBuf};
 
 use super::{Mistakes, Values, settings};
 use crate::{auth::command as authz, probe::Probe};
@@ -22,6 +22,8 @@ pub enum Command {
     Probe(Probe),
     /// Make a bearer token for this name and these groups.
     NewToken(String, Vec<String>),
+    /// Put this copy of the lease database in its place.
+    Restore(PathBuf),
     /// Tell what the policies say.
     Authz(authz::Command),
 }
@@ -53,6 +55,7 @@ pub fn parse(
             }),
             "metrics" => Command::PrintMetrics,
             "token" => new_token(&given),
+            "restore" => Command::Restore(given.get_one("from").cloned().unwrap_or_default()),
             "authz" => Command::Authz(authz::Command::from_matches(given)),
             _ => Command::Serve,
         },
@@ -130,6 +133,22 @@ pub(super) fn command_line() -> clap::Command {
                                 .action(clap::ArgAction::Append)
                                 .help("A group that it belongs to; may be repeated"),
                         ),
+                ),
+        )
+        .subcommand(
+            clap::Command::new("restore")
+                .about(
+                    "Puts a copy of the lease database in the place of EA_EMBEDDED_PATH, while the agent is \
+                     stopped; keeps what it replaces beside it, and says for how long the agent will abstain \
+                     from new grants",
+                )
+                .arg(
+                    clap::Arg::new("from")
+                        .long("from")
+                        .value_name("COPY")
+                        .required(true)
+                        .value_parser(clap::value_parser!(PathBuf))
+                        .help("The copy of the database file; it stays as it is"),
                 ),
         )
         .subcommand(authz::definition())

@@ -31,6 +31,14 @@ pub(super) const SETTINGS: &[Setting] = &[
             "where leases are kept, comma separated, each `redis[s]://user:password@host:port/db`; a majority of the servers or clusters decides, so give 1, 3 or 5, independent of each other, and the same list to every agent; `cluster`: `redis://user:password@host:port?addr=host:port&addr=host:port` names more members of the same cluster; `failover`: the Sentinels, with the credentials and database of the primary; none: the agent itself keeps the leases",
         )
     },
+    Setting {
+        secret: Secret::Urls,
+        ..setting(
+            "EA_REDIS_URLS_NEXT",
+            "",
+            "`single`, `cluster`: the list that is to take the place of EA_REDIS_URLS: while it is given, majorities of both lists decide; give it to all agents before any of them has it as EA_REDIS_URLS",
+        )
+    },
     setting(
         "EA_REDIS_MASTER",
         "",
@@ -75,7 +83,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_EMBEDDED_PATH",
         "",
-        "file in which the agent itself keeps leases when no Redis is configured, so that they survive its restart; none: memory",
+        "file in which the agent itself keeps leases when no Redis is configured, so that they survive its restart; beside it the agent keeps another, `….generation`; none: memory",
     ),
     setting(
         "EA_RESTART_GUARD",
@@ -94,11 +102,18 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
 ];
 
+const URLS: &str = "EA_REDIS_URLS";
+const NEXT: &str = "EA_REDIS_URLS_NEXT";
+/// How many URLs a list may have: every decision waits for a majority.
+const MOST_NODES: usize = 16;
+
 /// Where leases are kept.
 #[derive(Debug, Clone)]
 pub struct Store {
     /// What is run of Redis, each an independent node; none: the agent itself keeps leases.
     pub deployments: Vec<Deployment>,
+    /// The list that is to take its place, if any.
+    pub next: Vec<Deployment>,
     /// What all Redis keys begin with.
     pub prefix: String,
     /// How long a node may take to answer.
@@ -120,7 +135,11 @@ impl Store {
         let deployments = match mode {
             Some(mode) => read_deployments(reader, mode, ca.as_deref()),
             // Its mistakes are told all the same.
-            None => read_urls(reader, Mode::Single, ca.as_deref()).map(|_| Vec::new()),
+            None => read_urls(reader, URLS, Mode::Single, ca.as_deref()).map(|_| Vec::new()),
+        };
+        let next = match (&deployments, mode) {
+            (Some(now), Some(mode)) => read_next(reader, mode, ca.as_deref(), now),
+            _ => Some(Vec::new()),
         };
         let prefix = reader.with("EA_REDIS_PREFIX", |raw| {
             let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}');
@@ -151,6 +170,7 @@ impl Store {
         }
         Some(Self {
             deployments: deployments?,
+            next: next?,
             prefix: prefix?,
             operation_timeout: operation_timeout?,
             embedded_path,
@@ -222,7 +242,7 @@ fn read_deployments(
             );
         }
     }
-    let urls = read_urls(reader, mode, ca);
+    let urls = read_urls(reader, URLS, mode, ca);
     let partitions = reader.number("EA_REDIS_PARTITIONS", 1..=16_384);
     let master = reader.raw("EA_REDIS_MASTER");
     if mode == Mode::Failover && master.is_empty() {
@@ -260,6 +280,51 @@ fn read_deployments(
     }
 }
 
+/// The list that is to take the place of `now`.
+fn read_next(
+    reader: &mut Reader<'_>,
+    mode: Mode,
+    ca: Option<&[u8]>,
+    now: &[Deployment],
+) -> Option<Vec<Deployment>> {
+    if !reader.is_given(NEXT) {
+        return Some(Vec::new());
+    }
+    if mode == Mode::Failover || now.is_empty() {
+        reader.mistake(
+            NEXT,
+            "a list of servers or clusters takes the place of another: give EA_REDIS_URLS, and EA_REDIS_MODE=single \
+             or cluster, or leave it out",
+        );
+        return None;
+    }
+    let urls = read_urls(reader, NEXT, mode, ca)?;
+    let partitions = reader.number("EA_REDIS_PARTITIONS", 1..=16_384)?;
+    let next: Vec<_> = match mode {
+        Mode::Cluster => urls
+            .into_iter()
+            .map(|members| Deployment::Cluster {
+                members,
+                partitions,
+            })
+            .collect(),
+        _ => urls.into_iter().flatten().map(Deployment::Server).collect(),
+    };
+    if list(&next) == list(now) {
+        reader.mistake(NEXT, "it is the list that EA_REDIS_URLS has: leave it out");
+        return None;
+    }
+    Some(next)
+}
+
+/// What all agents have to agree on about a list of nodes.
+#[must_use]
+pub fn list(deployments: &[Deployment]) -> String {
+    let mut sorted: Vec<_> = deployments.iter().map(Deployment::identity).collect();
+    sorted.sort_unstable();
+    sorted.join(",")
+}
+
 fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> Option<Sentinels> {
     let access = servers.first()?.clone();
     if let Some(other) = (1..servers.len()).find(|n| !servers[*n].has_same_access(&access)) {
@@ -295,8 +360,13 @@ fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> 
 
 /// The servers that each URL names. Mistakes never quote a URL: it may hold a password wherever it is
 /// malformed.
-fn read_urls(reader: &mut Reader<'_>, mode: Mode, ca: Option<&[u8]>) -> Option<Vec<Vec<Server>>> {
-    let urls: Vec<_> = split(reader.raw("EA_REDIS_URLS")).collect();
+fn read_urls(
+    reader: &mut Reader<'_>,
+    variable: &'static str,
+    mode: Mode,
+    ca: Option<&[u8]>,
+) -> Option<Vec<Vec<Server>>> {
+    let urls: Vec<_> = split(reader.raw(variable)).collect();
     let mut servers: Vec<(usize, Vec<Server>)> = Vec::new();
     let mut valid = true;
     for (url, nth) in urls.iter().zip(1..) {
@@ -316,14 +386,16 @@ fn read_urls(reader: &mut Reader<'_>, mode: Mode, ca: Option<&[u8]>) -> Option<V
             },
             Err(what) => format!("URL {nth} of {} is not valid: {what}", urls.len()),
         };
-        reader.mistake("EA_REDIS_URLS", what);
+        reader.mistake(variable, what);
         valid = false;
     }
-    if urls.is_empty() && reader.is_given("EA_REDIS_URLS") {
-        reader.mistake(
-            "EA_REDIS_URLS",
-            "it holds no URL: give one, or leave it out",
-        );
+    if urls.is_empty() && reader.is_given(variable) {
+        reader.mistake(variable, "it holds no URL: give one, or leave it out");
+        valid = false;
+    }
+    if urls.len() > MOST_NODES {
+        let what = format!("it holds {} URLs: give at most {MOST_NODES}", urls.len());
+        reader.mistake(variable, what);
         valid = false;
     }
     let servers = servers.into_iter().map(|(_, servers)| servers).collect();

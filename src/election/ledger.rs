@@ -59,6 +59,8 @@ pub enum Outcome {
     Elected,
     /// Somebody leads: of a campaign, an extension, a resignation or a handover, somebody else.
     Held,
+    /// The campaign's request id is that of an earlier one, which is over.
+    Used,
     /// Nobody leads.
     Vacant,
     /// The candidate leads, but with another token.
@@ -71,9 +73,10 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Elected,
         Self::Held,
+        Self::Used,
         Self::Vacant,
         Self::Stale,
         Self::Unavailable,
@@ -86,6 +89,7 @@ impl Outcome {
         match self {
             Self::Elected => "elected",
             Self::Held => "held",
+            Self::Used => "used",
             Self::Vacant => "vacant",
             Self::Stale => "stale",
             Self::Unavailable => "unavailable",

@@ -151,7 +151,7 @@ impl fmt::Display for Candidate {
 }
 
 /// Public data of a leader: at most [`MAX_VALUE`] bytes of any text.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Hash)]
 pub struct Value(Box<str>);
 
 impl Value {
@@ -177,7 +177,7 @@ impl Value {
 }
 
 /// Identifies one attempt to get elected, so that a retry finds what the first try was granted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Box<str>);
 
 impl RequestId {

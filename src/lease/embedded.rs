@@ -1,17 +1,24 @@
 //! The in-process node: the default store, the executable specification of [`LeaseNode`], and the
 //! node that fault tests simulate.
 //!
-//! All state lives in memory behind one lock that is never held across an await. With a database file
+//! All state lives in [memory](super::memory) behind one lock that is never held across an await. With a database file
 //! (`EA_EMBEDDED_PATH`) every change that a reply depends on is also on disk before the reply is sent;
 //! see [`log`].
 
+mod clock;
+mod generation;
 mod log;
+pub mod restore;
+mod rollback;
+mod store;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::BTreeMap,
-    ops::Bound,
+    collections::HashMap,
+    fmt,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -19,149 +26,128 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, LeaseNode, NodeError, Over,
-    Page, Probe, Resign, ResignReply, Settings, Unmarked,
+    Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, LeaseNode, Look, NodeError,
+    Page, Probe, Reading, Resign, ResignReply, Settings, Unmarked, memory::Memory,
 };
-use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Token, Value};
+use crate::election::types::{ElectionId, Kind};
+use clock::Clock;
 use log::{Change, Log, Record};
 
-/// How many leases and floors a grant looks at to drop those that are over. More than one, so that
-/// what is over goes faster than what is new comes.
-const SWEEP: usize = 4;
+/// Tells the node's time; tests give their own.
+pub type NodeClock = Arc<dyn Fn() -> Instant + Send + Sync>;
 
 /// Leases in this process's memory, durable when opened on a file.
-#[derive(Debug)]
 pub struct Embedded {
     name: String,
-    /// Names this run, which has all its memory.
-    run: String,
     settings: Settings,
+    clock: NodeClock,
     state: Mutex<State>,
     log: Option<Log>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct State {
-    leases: BTreeMap<Box<str>, Held>,
-    floors: BTreeMap<Box<str>, Floor>,
-    marker: Option<Marker>,
+    memory: Memory,
+    /// When this incarnation began.
+    began: Instant,
     /// Number of the last change handed to the log.
     sequence: u64,
-    swept_lease: Option<Box<str>>,
-    swept_floor: Option<Box<str>>,
+    /// The last change to each election: replies that saw it wait until it is on disk.
+    changed: HashMap<Box<str>, u64>,
+    /// Until when the node abstains by the log, when that has an incarnation record.
+    logged: Option<Option<Instant>>,
 }
 
-#[derive(Debug, Clone)]
-struct Held {
-    leader: Candidate,
-    token: Token,
-    value: Value,
-    request_id: Option<RequestId>,
-    elected_at: u64,
-    expires: Instant,
-    /// The term that the log has for this lease: what it counts for after a restart.
-    logged_term: Duration,
-    /// The grant that may still be withdrawn. Not in the log: withdrawals do not outlive the process.
-    attempt: Option<Attempt>,
-}
-
-/// A grant that nobody has made use of yet.
-#[derive(Debug, Clone)]
-struct Attempt {
-    name: u64,
-    /// The lease that it replaced or renewed, to go back to.
-    before: Option<Box<Held>>,
-}
-
-#[derive(Debug, Clone)]
-struct Floor {
-    token: Token,
-    expires: Instant,
-    /// The last change to this election: replies that saw it wait until it is on disk.
-    sequence: u64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Marker {
-    ready_at: Instant,
-    /// Whether the log has it as waiting.
-    logged_waiting: bool,
+impl State {
+    fn new(memory: Memory) -> Self {
+        Self {
+            memory,
+            began: Instant::now(),
+            sequence: 0,
+            changed: HashMap::new(),
+            logged: None,
+        }
+    }
 }
 
 impl Embedded {
     /// A node that forgets everything with the process.
     #[must_use]
     pub fn in_memory(settings: Settings) -> Self {
+        Self::with_clock(settings, Arc::new(Instant::now))
+    }
+
+    /// A node that forgets everything with the process, and whose clock is this one.
+    #[must_use]
+    pub fn with_clock(settings: Settings, clock: NodeClock) -> Self {
         Self {
             name: "in-process".to_owned(),
-            run: new_run(),
             settings,
-            state: Mutex::default(),
+            clock,
+            state: Mutex::new(State::new(Memory::new(new_run()))),
             log: None,
         }
     }
 
     /// A node in memory with what this one has now, as a server has it that was restarted from a copy of its
-    /// data: in another run, so it abstains from grants.
+    /// data: in another incarnation, so it abstains from grants.
     #[must_use]
     pub fn restored(&self) -> Self {
-        let mut state = self.lock().clone();
-        if let (Some(marker), Some(guard)) = (&mut state.marker, self.settings.guard) {
-            marker.ready_at = Instant::now() + guard;
-        }
+        let mut memory = self.lock().memory.clone();
+        memory.run = new_run();
         Self {
             name: self.name.clone(),
-            run: new_run(),
             settings: self.settings,
-            state: Mutex::new(state),
+            clock: Arc::clone(&self.clock),
+            state: Mutex::new(State::new(memory)),
             log: None,
         }
     }
 
     /// A node that keeps grants and resignations in the database file at `path`, made if missing.
     ///
-    /// Renewals are not written, so every stored lease counts as renewed for its full term just now:
-    /// its leader may have been told so before the process died.
+    /// Only the first renewal of a lease after an opening is written, so a stored lease counts as renewed
+    /// for its full term at the opening that followed: its leader may have been told so before the process
+    /// died. Further restarts do not renew it again.
+    ///
+    /// Beside the file is another, `<path>.generation`, which shows whether the database is older than what
+    /// was promised. If it may be, the node abstains from grants for the longest guard or term that was
+    /// ever used on it and may still count; see [`rollback`].
     ///
     /// # Errors
     /// Says what is wrong with the file: another agent has it open, it is no database of this kind, or
-    /// it cannot be read or written.
+    /// it or the one beside it cannot be read or written.
     pub fn open(path: &Path, settings: Settings) -> Result<Self, NodeError> {
-        let (log, stored) = Log::open(path)?;
+        Self::open_at(path, settings, Clock::system())
+    }
+
+    fn open_at(path: &Path, settings: Settings, clock: Clock) -> Result<Self, NodeError> {
+        let (log, mut stored) = Log::open(path, settings.guard, clock)?;
         let now = Instant::now();
-        let mut state = State::default();
-        for (election, record) in stored.elections {
-            let floor = record.floor()?;
-            if let Some(lease) = record.lease {
-                let term = Duration::from_millis(lease.term_ms);
-                let held = Held {
-                    leader: lease.leader()?,
-                    token: lease.token()?,
-                    value: lease.value()?,
-                    request_id: lease.request_id()?,
-                    elected_at: lease.elected_at,
-                    expires: now + term,
-                    logged_term: term,
-                    attempt: None,
-                };
-                state.leases.insert(election.clone(), held);
+        let mut memory = Memory::new(new_run());
+        for (election, record) in std::mem::take(&mut stored.elections) {
+            let (held, floor) = stored.restore(&record, now, settings.retention)?;
+            if let Some(held) = held {
+                memory.leases.insert(election.clone(), held);
             }
-            let floor = Floor {
-                token: floor,
-                expires: state.leases.get(&election).map_or(now, |held| held.expires)
-                    + settings.retention,
-                sequence: 0,
-            };
-            state.floors.insert(election, floor);
+            memory.floors.insert(election, floor);
         }
-        state.marker = stored.marker_wait.map(|wait| Marker {
-            ready_at: now + wait,
-            logged_waiting: !wait.is_zero(),
-        });
+        if let Some(wait) = stored.marker_wait {
+            let bounds = Bounds {
+                guard: settings.guard,
+                vote: settings.vote,
+            };
+            memory.mark(wait, bounds, now);
+            if let Some(record) = &mut memory.record {
+                record.began_before(now);
+            }
+        }
+        let mut state = State::new(memory);
+        state.logged = state.memory.record.map(|record| record.ready_at());
         Ok(Self {
             name: format!("in-process ({})", path.display()),
-            run: new_run(),
             settings,
+            clock: Arc::new(Instant::now),
             state: Mutex::new(state),
             log: Some(log),
         })
@@ -172,133 +158,68 @@ impl Embedded {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands the election's present state to the log.
-    fn log(&self, state: &mut State, election: &str) {
-        let Some(log) = &self.log else { return };
-        state.sequence += 1;
-        let sequence = state.sequence;
-        let record = state.floors.get_mut(election).map(|floor| {
-            floor.sequence = sequence;
-            Record::new(floor.token, state.leases.get(election))
-        });
-        log.append(sequence, Change::Election(election.into(), record));
-    }
-
-    /// Raises the floor to the token, and keeps it for the retention after the term.
-    fn keep_floor(&self, state: &mut State, election: &ElectionId, token: Token, now: Instant) {
-        let term = state.held(election, now).map_or(now, |held| held.expires);
-        let expires = term + self.settings.retention;
-        if let Some(floor) = state.floors.get_mut(election.path()) {
-            floor.token = floor.token.max(token);
-            floor.expires = floor.expires.max(expires);
-            return;
-        }
-        let floor = Floor {
-            token,
-            expires,
-            sequence: 0,
+    /// Runs an operation, hands what it changed to the log, and waits until all that its reply may have seen is on
+    /// disk: the last change to the election, or without one the last of all.
+    async fn run<T>(
+        &self,
+        election: Option<&ElectionId>,
+        operation: impl FnOnce(&mut Memory, Instant) -> T,
+    ) -> Result<T, NodeError> {
+        let (reply, sequence) = {
+            let mut state = self.lock();
+            let reply = operation(&mut state.memory, (self.clock)());
+            self.log_changes(&mut state);
+            let sequence = match election {
+                Some(election) => state.changed.get(election.path()).copied(),
+                None => Some(state.sequence),
+            };
+            (reply, sequence.unwrap_or_default())
         };
-        state.floors.insert(election.path().into(), floor);
+        if let Some(log) = &self.log {
+            log.settled(sequence).await?;
+        }
+        Ok(reply)
     }
 
-    fn log_marker(&self, state: &mut State, wait: Duration) {
+    fn log_changes(&self, state: &mut State) {
+        let changed = std::mem::take(&mut state.memory.changed);
         let Some(log) = &self.log else { return };
-        state.sequence += 1;
-        log.append(state.sequence, Change::Marker(wait));
-    }
-
-    /// Waits until the change is on disk.
-    async fn settled(&self, sequence: u64) -> Result<(), NodeError> {
-        match &self.log {
-            Some(log) => log.settled(sequence).await,
-            None => Ok(()),
+        for election in changed {
+            state.sequence += 1;
+            let sequence = state.sequence;
+            let floor = state.memory.floors.get(&election);
+            let held = state.memory.leases.get(&election);
+            let record = floor.map(|floor| Record::new(floor, held, log.opening()));
+            match record {
+                Some(_) => state.changed.insert(election.clone(), sequence),
+                None => state.changed.remove(&election),
+            };
+            log.append(sequence, Change::Election(election, record));
+        }
+        let record = state.memory.record;
+        let ready_at = record.map(|record| record.ready_at());
+        if let Some(record) = record
+            && ready_at != state.logged
+        {
+            state.sequence += 1;
+            state.logged = ready_at;
+            let left = record.left((self.clock)());
+            log.append(state.sequence, log.marker(left));
         }
     }
 
-    fn sweep(&self, state: &mut State, now: Instant) {
-        let over = next_after(&state.leases, state.swept_lease.take());
-        state.swept_lease = over.last().cloned();
-        for election in over {
-            if state
-                .leases
-                .get(&election)
-                .is_some_and(|held| held.expires <= now)
-            {
-                state.leases.remove(&election);
-                self.log(state, &election);
-            }
-        }
-        let over = next_after(&state.floors, state.swept_floor.take());
-        state.swept_floor = over.last().cloned();
-        for election in over {
-            let expired = state
-                .floors
-                .get(&election)
-                .is_some_and(|floor| floor.expires <= now);
-            if expired && !state.leases.contains_key(&election) {
-                state.floors.remove(&election);
-                self.log(state, &election);
-            }
-        }
+    fn is_guarded(&self) -> bool {
+        self.settings.guard.is_some()
     }
 }
 
-fn new_run() -> String {
-    fastrand::u64(..).to_string()
+fn new_run() -> u64 {
+    fastrand::u64(..)
 }
 
-fn next_after<T>(map: &BTreeMap<Box<str>, T>, after: Option<Box<str>>) -> Vec<Box<str>> {
-    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-    map.range((from, Bound::Unbounded))
-        .take(SWEEP)
-        .map(|(election, _)| election.clone())
-        .collect()
-}
-
-impl State {
-    fn held(&self, election: &ElectionId, now: Instant) -> Option<&Held> {
-        self.leases
-            .get(election.path())
-            .filter(|held| held.expires > now)
-    }
-
-    fn held_mut(&mut self, election: &ElectionId, now: Instant) -> Option<&mut Held> {
-        self.leases
-            .get_mut(election.path())
-            .filter(|held| held.expires > now)
-    }
-
-    fn floor(&self, election: &ElectionId, now: Instant) -> Option<Token> {
-        self.floors
-            .get(election.path())
-            .filter(|floor| floor.expires > now)
-            .map(|floor| floor.token)
-    }
-
-    fn last_change(&self, election: &ElectionId) -> u64 {
-        self.floors
-            .get(election.path())
-            .map_or(0, |floor| floor.sequence)
-    }
-}
-
-impl Held {
-    fn lease(&self, now: Instant) -> Lease {
-        Lease {
-            leader: self.leader.clone(),
-            token: self.token,
-            value: self.value.clone(),
-            elected_at: self.elected_at,
-            remaining: self.expires - now,
-        }
-    }
-
-    /// Whether the log must learn of the longer term: it would count for too little after a restart.
-    fn renew(&mut self, now: Instant, term: Duration) -> bool {
-        self.expires = self.expires.max(now + term);
-        let outgrown = term > self.logged_term;
-        self.logged_term = self.logged_term.max(term);
-        outgrown
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
     }
 }
 
@@ -309,143 +230,51 @@ impl LeaseNode for Embedded {
     }
 
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
-        let (reply, sequence) = {
-            let mut state = self.lock();
-            let reply = self.grant_now(&mut state, grant, Instant::now());
-            let sequence = match reply {
-                GrantReply::Guarded(_) | GrantReply::Unmarked => 0,
-                _ => state.last_change(&grant.election),
-            };
-            (reply, sequence)
-        };
-        self.settled(sequence).await?;
-        Ok(reply)
+        let retention = self.settings.retention;
+        self.run(Some(&grant.election), |memory, now| {
+            memory.grant(grant, retention, now)
+        })
+        .await
     }
 
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
-        let (reply, sequence) = {
-            let mut state = self.lock();
-            let now = Instant::now();
-            let mut outgrown = false;
-            let reply = match state.held_mut(&extend.election, now) {
-                None => ExtendReply::Missing,
-                Some(held) if held.leader != extend.leader => ExtendReply::Held,
-                Some(held) if extend.token.is_some_and(|token| token < held.token) => {
-                    ExtendReply::Stale
-                }
-                Some(held) if extend.token.is_some_and(|token| token > held.token) => {
-                    ExtendReply::Behind
-                }
-                Some(held) => {
-                    outgrown = held.renew(now, extend.term.duration());
-                    held.attempt = None;
-                    ExtendReply::Renewed(held.token)
-                }
-            };
-            if let ExtendReply::Renewed(token) = reply {
-                self.keep_floor(&mut state, &extend.election, token, now);
-            }
-            if outgrown {
-                self.log(&mut state, extend.election.path());
-            }
-            (reply, state.last_change(&extend.election))
-        };
-        self.settled(sequence).await?;
-        Ok(reply)
+        let (retention, guarded) = (self.settings.retention, self.is_guarded());
+        self.run(Some(&extend.election), |memory, now| {
+            memory.extend(extend, retention, guarded, now)
+        })
+        .await
     }
 
     async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
-        let (healed, sequence) = {
-            let mut state = self.lock();
-            let now = Instant::now();
-            let election = &heal.election;
-            let lease = &heal.lease;
-            let above_floor = state
-                .floor(election, now)
-                .is_none_or(|floor| lease.token >= floor);
-            let held = state.held(election, now);
-            let free =
-                held.is_none_or(|held| held.leader == lease.leader && held.token <= lease.token);
-            let settled = self.settings.guard.is_none() || state.marker.is_some();
-            let there = held.is_some() || !heal.existing;
-            let healed = above_floor && free && there && settled && heal.run == self.run;
-            if healed {
-                let left = held.map_or(Duration::ZERO, |held| held.expires - now);
-                let term = heal.term.duration().max(left);
-                let held = Held {
-                    leader: lease.leader.clone(),
-                    token: lease.token,
-                    value: lease.value.clone(),
-                    request_id: held
-                        .filter(|held| held.token == lease.token)
-                        .and_then(|held| held.request_id.clone()),
-                    elected_at: lease.elected_at,
-                    expires: now + term,
-                    logged_term: term,
-                    attempt: None,
-                };
-                state.leases.insert(election.path().into(), held);
-                self.keep_floor(&mut state, election, lease.token, now);
-                self.log(&mut state, election.path());
-            }
-            (healed, state.last_change(election))
-        };
-        self.settled(sequence).await?;
-        Ok(healed)
+        let retention = self.settings.retention;
+        self.run(Some(&heal.election), |memory, now| {
+            memory.heal(heal, retention, now)
+        })
+        .await
     }
 
     async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError> {
-        let (reply, sequence) = {
-            let mut state = self.lock();
-            let reply = match state.held(&resign.election, Instant::now()) {
-                None => ResignReply::Missing,
-                Some(held) if held.leader != resign.leader => ResignReply::Held,
-                Some(held) if resign.token.is_some_and(|token| token != held.token) => {
-                    ResignReply::Stale
-                }
-                Some(_) => {
-                    state.leases.remove(resign.election.path());
-                    self.log(&mut state, resign.election.path());
-                    ResignReply::Resigned
-                }
-            };
-            (reply, state.last_change(&resign.election))
-        };
-        self.settled(sequence).await?;
-        Ok(reply)
+        let (retention, guarded) = (self.settings.retention, self.is_guarded());
+        self.run(Some(&resign.election), |memory, now| {
+            memory.resign(resign, retention, guarded, now)
+        })
+        .await
     }
 
     async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
-        let election = &grant.election;
-        let sequence = {
-            let mut state = self.lock();
-            let now = Instant::now();
-            let withdrawn = state
-                .held(election, now)
-                .and_then(|held| held.attempt.clone())
-                .filter(|attempt| attempt.name == grant.attempt);
-            if let Some(withdrawn) = withdrawn {
-                match withdrawn.before.filter(|before| before.expires > now) {
-                    Some(before) => state.leases.insert(election.path().into(), *before),
-                    None => state.leases.remove(election.path()),
-                };
-            }
-            self.keep_floor(&mut state, election, grant.token, now);
-            self.log(&mut state, election.path());
-            state.last_change(election)
-        };
-        self.settled(sequence).await
+        let settings = self.settings;
+        self.run(Some(&grant.election), |memory, now| {
+            memory.withdraw(grant, grant.not_after.max(now) + settings.vote, now);
+        })
+        .await
     }
 
-    async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError> {
-        let (lease, sequence) = {
-            let state = self.lock();
-            let now = Instant::now();
-            let lease = state.held(election, now).map(|held| held.lease(now));
-            (lease, state.last_change(election))
-        };
-        self.settled(sequence).await?;
-        Ok(lease)
+    async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError> {
+        let guarded = self.is_guarded();
+        self.run(Some(election), |memory, now| {
+            memory.read(election, guarded, now)
+        })
+        .await
     }
 
     async fn list(
@@ -454,174 +283,56 @@ impl LeaseNode for Embedded {
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
-        let (page, sequence) = {
-            let state = self.lock();
-            let now = Instant::now();
-            let prefix = format!("{}/", kind.as_str());
-            let from = after.map_or(prefix.as_str(), ElectionId::path);
-            let mut page = Page::default();
-            for (examined, (path, held)) in state
-                .leases
-                .range::<str, _>((Bound::Excluded(from), Bound::Unbounded))
-                .take_while(|(path, _)| path.starts_with(&prefix))
-                .enumerate()
-            {
-                let election = ElectionId::from_path(path).map_err(NodeError::unknown)?;
-                if held.expires > now {
-                    page.leases.push((election.clone(), held.lease(now)));
-                }
-                if page.leases.len() == limit || examined + 1 == LIST_EXAMINES {
-                    page.next = Some(election);
-                    break;
-                }
-            }
-            (page, state.sequence)
-        };
-        self.settled(sequence).await?;
-        Ok(page)
+        self.run(None, |memory, now| memory.list(kind, after, limit, now))
+            .await
     }
 
-    async fn mark(&self, unmarked: &[Unmarked], wait: Duration) -> Result<usize, NodeError> {
-        let (written, sequence) = {
-            let mut state = self.lock();
-            let of_this_run = unmarked.iter().any(|part| part.run == self.run);
-            let written = state.marker.is_none() && of_this_run;
-            if written {
-                state.marker = Some(Marker {
-                    ready_at: Instant::now() + wait,
-                    logged_waiting: !wait.is_zero(),
-                });
-                self.log_marker(&mut state, wait);
-            }
-            (written, state.sequence)
-        };
-        self.settled(sequence).await?;
+    async fn mark(
+        &self,
+        unmarked: &[Unmarked],
+        wait: Duration,
+        bounds: Bounds,
+    ) -> Result<usize, NodeError> {
+        let written = self
+            .run(None, |memory, now| {
+                let run = memory.run.to_string();
+                let of_this = unmarked.iter().any(|part| part.run == run);
+                of_this && memory.mark(wait, bounds, now)
+            })
+            .await?;
         Ok(usize::from(written))
     }
 
-    async fn probe(&self) -> Result<Probe, NodeError> {
-        let guard = {
-            let state = self.lock();
-            let now = Instant::now();
-            state
-                .marker
-                .map(|marker| marker.ready_at.saturating_duration_since(now))
-        };
+    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
         // A log that cannot be written shows here, before a request meets it.
-        self.settled(0).await?;
-        let unmarked = Unmarked {
-            partition: 0,
-            run: self.run.clone(),
-        };
+        let ((guard, longest_guard, longest_vote), run) = self
+            .run(None, |memory, now| {
+                (memory.probe(look, now), memory.run.to_string())
+            })
+            .await?;
         Ok(Probe {
             guard,
             unmarked: match guard {
                 Some(_) => Vec::new(),
-                None => vec![unmarked],
+                None => vec![Unmarked { partition: 0, run }],
             },
-            longest_guard: self.settings.guard.unwrap_or_default(),
+            longest_guard,
+            longest_vote,
+            clock: None,
+            other_list: None,
+            closing: false,
             identity: None,
             unfit: None,
             degraded: None,
         })
     }
 
-    fn settled_run(&self, _election: &ElectionId, vote: Duration) -> Option<String> {
-        let settled = match self.settings.guard {
-            None => true,
-            Some(guard) => self.lock().marker.is_some_and(|marker| {
-                let left = marker.ready_at.saturating_duration_since(Instant::now());
-                left + vote <= guard || left.is_zero()
-            }),
-        };
-        settled.then(|| self.run.clone())
-    }
-}
-
-impl Embedded {
-    fn grant_now(&self, state: &mut State, grant: &Grant, now: Instant) -> GrantReply {
-        let election = &grant.election;
-        let held = state.held(election, now);
-        let own = held.filter(|held| held.leader == grant.candidate);
-        match (held, &grant.over) {
-            (None, _) | (_, Over::Anyone) => {}
-            (Some(_), Over::Own) if own.is_some() => {}
-            (Some(held), Over::Leader(leader, token)) if held.leader == *leader => {
-                if token.is_some_and(|token| token != held.token) {
-                    return GrantReply::TokenMismatch;
-                }
-            }
-            (Some(held), _) => return GrantReply::Held(held.lease(now)),
-        }
-
-        if self.settings.guard.is_some() {
-            match state.marker {
-                None => return GrantReply::Unmarked,
-                Some(marker) if now < marker.ready_at => {
-                    return GrantReply::Guarded(marker.ready_at - now);
-                }
-                Some(_) => {}
-            }
-        }
-
-        let attempt = Attempt {
-            name: grant.attempt,
-            before: held.map(|held| {
-                Box::new(Held {
-                    attempt: None,
-                    ..held.clone()
-                })
-            }),
-        };
-        let repeated = own
-            .filter(|held| {
-                grant.repeat && grant.request_id.is_some() && held.request_id == grant.request_id
-            })
-            .map(|held| held.token);
-        let left = own.map_or(Duration::ZERO, |held| held.expires - now);
-        if let Some(token) = repeated {
-            let outgrown = state.held_mut(election, now).is_some_and(|held| {
-                // A grant that comes twice goes back to what there was before its first coming.
-                held.attempt = held
-                    .attempt
-                    .take()
-                    .filter(|earlier| earlier.name == attempt.name)
-                    .or(Some(attempt));
-                held.renew(now, grant.term.duration())
-            });
-            if outgrown {
-                self.log(state, election.path());
-            }
-            return GrantReply::Granted(token);
-        }
-
-        if let Some(floor) = state.floor(election, now)
-            && grant.token <= floor
-        {
-            return GrantReply::Stale(floor);
-        }
-
-        let term = grant.term.duration().max(left);
-        let held = Held {
-            leader: grant.candidate.clone(),
-            token: grant.token,
-            value: grant.value.clone(),
-            request_id: grant.request_id.clone(),
-            elected_at: grant.elected_at,
-            expires: now + term,
-            logged_term: term,
-            attempt: Some(attempt),
-        };
-        state.leases.insert(election.path().into(), held);
-        self.keep_floor(state, election, grant.token, now);
-        self.log(state, election.path());
-        if let Some(marker) = &mut state.marker
-            && marker.logged_waiting
-        {
-            marker.logged_waiting = false;
-            self.log_marker(state, Duration::ZERO);
-        }
-        self.sweep(state, now);
-        GrantReply::Granted(grant.token)
+    fn incarnation(&self, _election: &ElectionId) -> Option<Incarnation> {
+        let state = self.lock();
+        let known = !self.is_guarded() || state.memory.record.is_some();
+        known.then(|| Incarnation {
+            run: state.memory.run.to_string(),
+            seen: state.began,
+        })
     }
 }

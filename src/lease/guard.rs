@@ -8,13 +8,18 @@
 use std::{
     str::FromStr,
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use tokio::time::Instant;
+
+use super::{
+    Bounds, Look, REMEMBER, Registered,
+    rules::{Rule, holds},
+};
 
 /// How nodes that may have lost their memory are treated (`EA_RESTART_GUARD`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,19 +59,27 @@ impl FromStr for RestartGuard {
     }
 }
 
-/// What this agent knows of markers.
+/// What this agent knows of markers, and of the bounds that agents have registered.
 #[derive(Debug)]
 pub(super) struct Markers {
     guard: RestartGuard,
-    longest: LongestGuard,
+    /// This agent's bounds.
+    own: Bounds,
+    longest_guard: Longest,
+    longest_vote: Longest,
     seen: AtomicBool,
 }
 
 impl Markers {
-    pub(super) fn new(guard: RestartGuard, own: Duration) -> Self {
+    pub(super) fn new(guard: RestartGuard, longest: Duration, vote: Duration) -> Self {
         Self {
             guard,
-            longest: LongestGuard::new(own),
+            own: Bounds {
+                guard: guard.duration(longest),
+                vote,
+            },
+            longest_guard: Longest::default(),
+            longest_vote: Longest::default(),
             seen: AtomicBool::new(false),
         }
     }
@@ -76,14 +89,46 @@ impl Markers {
         self.seen.store(true, Ordering::Relaxed);
     }
 
-    /// Notes the longest guard that nodes know of now.
-    pub(super) fn note_guard(&self, guard: Duration) {
-        self.longest.note(guard);
+    /// Notes the longest bounds that a node knows of now.
+    pub(super) fn note_bounds(&self, guard: Registered, vote: Registered) {
+        if holds(Rule::BoundsArePassedOn) {
+            self.longest_guard.note(guard);
+            self.longest_vote.note(vote);
+        }
+    }
+
+    /// How nodes are to be probed.
+    pub(super) fn look(&self, write: bool, closed: bool) -> Look {
+        Look {
+            own: self.own,
+            guard: self.longest_guard.get(),
+            vote: self.longest_vote.get(),
+            write,
+            closed,
+        }
+    }
+
+    /// The longest guard that is known, and this agent's vote lifetime. An agent that wants no guard has one where
+    /// others do.
+    pub(super) fn bounds(&self) -> Bounds {
+        let others = self.longest_guard.get().bound;
+        Bounds {
+            guard: self.own.guard.max(Some(others).filter(|it| !it.is_zero())),
+            vote: self.own.vote,
+        }
+    }
+
+    /// The longest guard and vote lifetime that are known.
+    pub(super) fn longest(&self) -> Bounds {
+        Bounds {
+            vote: self.own.vote.max(self.longest_vote.get().bound),
+            ..self.bounds()
+        }
     }
 
     /// Whether nodes without a marker may be new, as far as this agent has seen.
     pub(super) fn may_be_new(&self) -> bool {
-        self.guard == RestartGuard::On && !self.seen()
+        self.guard == RestartGuard::On && (!self.seen() || !holds(Rule::NewOnlyIfNoneIsMarked))
     }
 
     fn seen(&self) -> bool {
@@ -96,49 +141,46 @@ impl Markers {
     /// none was ever seen. They have lost their memory if one was seen, or are taken to have when a grant
     /// is `wanted`.
     pub(super) fn wait(&self, new: bool, wanted: bool) -> Option<Duration> {
-        let longest = self.longest.get();
+        let longest = self.bounds().guard?;
         match self.guard {
-            RestartGuard::Off => None,
             RestartGuard::On if new && self.may_be_new() => Some(Duration::ZERO),
-            RestartGuard::On if self.seen() || wanted => Some(longest),
-            RestartGuard::On => None,
+            RestartGuard::On | RestartGuard::Off if self.seen() || wanted => Some(longest),
+            RestartGuard::On | RestartGuard::Off => None,
             RestartGuard::Strict => Some(longest),
         }
     }
 }
 
-/// The longest guard that any agent asks for. One that is no longer heard of counts for as long as it lasts:
-/// until then, what its agent granted may not be over.
-#[derive(Debug)]
-pub(super) struct LongestGuard {
-    /// This agent's.
-    own: Duration,
-    /// The longest that was heard of, and when it last was.
-    heard: Mutex<(Duration, Instant)>,
+/// The longest bound that any agent has registered, and when one last did.
+#[derive(Debug, Default)]
+struct Longest(Mutex<Option<(Duration, Instant)>>);
+
+impl Longest {
+    fn note(&self, told: Registered) {
+        let now = Instant::now();
+        let at = now.checked_sub(told.age).unwrap_or(now);
+        let mut known = self.lock();
+        if known.is_none_or(|known| is_over(known) || (told.bound, at) > known) {
+            *known = Some((told.bound, at));
+        }
+    }
+
+    fn get(&self) -> Registered {
+        let known = self.lock().filter(|known| !is_over(*known));
+        known.map_or_else(Registered::default, |(bound, at)| Registered {
+            bound,
+            age: at.elapsed(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Duration, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-impl LongestGuard {
-    pub(super) fn new(own: Duration) -> Self {
-        Self {
-            own,
-            heard: Mutex::new((own, Instant::now())),
-        }
-    }
-
-    pub(super) fn note(&self, guard: Duration) {
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        if guard >= heard.0 || heard.1.elapsed() > heard.0 {
-            *heard = (guard, Instant::now());
-        }
-    }
-
-    pub(super) fn get(&self) -> Duration {
-        let (guard, at) = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        match at.elapsed() > guard {
-            true => self.own,
-            false => guard.max(self.own),
-        }
-    }
+/// Whether nobody has registered a bound for so long that it no longer counts.
+fn is_over((bound, at): (Duration, Instant)) -> bool {
+    at.elapsed() > bound.max(REMEMBER)
 }
 
 #[cfg(test)]
@@ -148,7 +190,7 @@ mod tests {
     #[test]
     fn nodes_are_new_only_when_none_has_a_marker_and_none_was_ever_seen() {
         let term = Duration::from_secs(60);
-        let on = Markers::new(RestartGuard::On, term);
+        let on = Markers::new(RestartGuard::On, term, term);
         assert_eq!(on.wait(true, false), Some(Duration::ZERO));
         assert_eq!(
             on.wait(false, false),
@@ -158,22 +200,39 @@ mod tests {
         assert_eq!(on.wait(false, true), Some(term));
         on.note();
         assert_eq!(on.wait(true, false), Some(term));
-        let strict = Markers::new(RestartGuard::Strict, term);
+        let strict = Markers::new(RestartGuard::Strict, term, term);
         assert_eq!(strict.wait(true, false), Some(term));
-        assert_eq!(Markers::new(RestartGuard::Off, term).wait(true, true), None);
+        assert_eq!(
+            Markers::new(RestartGuard::Off, term, term).wait(true, true),
+            None
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_longest_guard_of_any_agent_counts_until_what_it_granted_is_over() {
         let secs = Duration::from_secs;
-        let longest = LongestGuard::new(secs(10));
-        assert_eq!(longest.get(), secs(10));
-        longest.note(secs(60));
-        longest.note(secs(20));
-        assert_eq!(longest.get(), secs(60));
-        tokio::time::advance(secs(61)).await;
-        assert_eq!(longest.get(), secs(10));
-        longest.note(secs(20));
-        assert_eq!(longest.get(), secs(20));
+        let told = |bound, age| Registered {
+            bound: secs(bound),
+            age: secs(age),
+        };
+        let markers = Markers::new(RestartGuard::On, secs(10), secs(1));
+        let guard = || markers.bounds().guard;
+        assert_eq!(guard(), Some(secs(10)));
+        tokio::time::advance(secs(100)).await;
+        markers.note_bounds(told(60, 50), told(5, 0));
+        markers.note_bounds(told(20, 0), told(2, 0));
+        assert_eq!((guard(), markers.longest().vote), (Some(secs(60)), secs(5)));
+        assert_eq!(markers.bounds().vote, secs(1));
+        tokio::time::advance(REMEMBER - secs(51)).await;
+        assert_eq!(guard(), Some(secs(60)));
+        // What is passed on does not become younger.
+        assert_eq!(markers.look(true, false).guard.age, REMEMBER - secs(1));
+        tokio::time::advance(secs(2)).await;
+        assert_eq!(guard(), Some(secs(10)));
+
+        let off = Markers::new(RestartGuard::Off, secs(10), secs(1));
+        assert_eq!(off.bounds().guard, None);
+        off.note_bounds(told(60, 0), told(1, 0));
+        assert_eq!(off.bounds().guard, Some(secs(60)));
     }
 }

@@ -4,36 +4,71 @@ use std::collections::BTreeMap;
 
 use crate::{
     election::types::ElectionId,
-    lease::{Lease, Page, tally::agreed},
+    lease::{
+        Lease, Page,
+        policy::{Electorate, Nodes},
+        tally::{agreed, votes},
+    },
 };
 
-/// The leases on which a quorum of pages agrees, and whether every page has all of them.
-pub(super) fn merge(pages: &[Page], quorum: usize, limit: usize) -> (Page, bool) {
+/// What pages come to.
+#[derive(Debug)]
+pub(super) struct Merged {
+    /// The leases on which a quorum of pages agrees.
+    pub(super) page: Page,
+    /// Whether every page has all of them.
+    pub(super) unanimous: bool,
+    /// Whether a quorum may hold elections that the page lacks: with nodes that gave no page, or one that is
+    /// incomplete, it could.
+    pub(super) undecided: bool,
+}
+
+/// Merges the pages of some nodes.
+pub(super) fn merge(pages: &[(usize, Page)], electorate: Electorate, limit: usize) -> Merged {
     // A page says nothing of elections after its last.
-    let upto = pages.iter().filter_map(|page| page.next.as_ref()).min();
-    let mut found: BTreeMap<&ElectionId, Vec<Lease>> = BTreeMap::new();
-    for (election, lease) in pages.iter().flat_map(|page| &page.leases) {
-        if upto.is_none_or(|upto| election <= upto) {
-            found.entry(election).or_default().push(lease.clone());
+    let upto = pages
+        .iter()
+        .filter_map(|(_, page)| page.next.as_ref())
+        .min();
+    let complete = pages.iter().filter(|(_, page)| page.incomplete.is_none());
+    let complete: Nodes = complete.map(|(node, _)| *node).collect();
+    let silent = electorate.nodes().without(complete);
+    let mut found: BTreeMap<&ElectionId, Vec<(usize, Lease)>> = BTreeMap::new();
+    for (node, page) in pages {
+        for (election, lease) in &page.leases {
+            if upto.is_none_or(|upto| election <= upto) {
+                let leases = found.entry(election).or_default();
+                leases.push((*node, lease.clone()));
+            }
         }
     }
+    let asked: Nodes = pages.iter().map(|(node, _)| *node).collect();
     let unanimous = found
         .values()
-        .all(|leases| agreed(leases, pages.len()).is_some());
+        .all(|leases| votes(leases, &leases[0].1.leader) == asked);
     let mut merged = Page {
-        leases: Vec::new(),
         next: upto.cloned(),
+        ..Page::default()
     };
+    // Those that no page has.
+    let mut undecided = electorate.any(silent);
     for (election, leases) in found {
-        if let Some(lease) = agreed(&leases, quorum) {
+        if let Some(lease) = agreed(&leases, electorate) {
             merged.leases.push((election.clone(), lease));
+        } else {
+            let mut leaders = leases.iter().map(|(_, lease)| &lease.leader);
+            undecided |= leaders.any(|leader| electorate.any(votes(&leases, leader).and(silent)));
         }
         if merged.leases.len() == limit {
             merged.next = Some(election.clone());
             break;
         }
     }
-    (merged, unanimous)
+    Merged {
+        page: merged,
+        unanimous,
+        undecided,
+    }
 }
 
 #[cfg(test)]
@@ -62,11 +97,16 @@ mod tests {
                 .map(|(name, leader)| (election(name), lease(leader)))
                 .collect(),
             next: next.map(election),
+            incomplete: None,
         }
     }
 
     fn merged(pages: &[Page], limit: usize) -> (Vec<String>, Option<String>, bool) {
-        let (page, unanimous) = merge(pages, 2, limit);
+        let numbered: Vec<_> = pages.iter().cloned().enumerate().collect();
+        let electorate = Electorate::of(Nodes::first(3));
+        let Merged {
+            page, unanimous, ..
+        } = merge(&numbered, electorate, limit);
         let names = page.leases.iter().map(|(id, _)| id.name().to_owned());
         let next = page.next.map(|id| id.name().to_owned());
         (names.collect(), next, unanimous)
@@ -104,5 +144,62 @@ mod tests {
             (names, next),
             (vec!["a".into(), "b".into()], Some("b".into()))
         );
+    }
+
+    #[test]
+    fn a_listing_is_undecided_while_those_not_heard_could_make_a_quorum() {
+        let of = |nodes, pages: &[Page]| {
+            let numbered: Vec<_> = pages.iter().cloned().enumerate().collect();
+            merge(&numbered, Electorate::of(Nodes::first(nodes)), 10).undecided
+        };
+        let undecided = |pages: &[Page]| of(3, pages);
+        let full = page(&[("a", "x"), ("b", "y")], None);
+        let lacking = page(&[("a", "x")], None);
+        let incomplete = |page: &Page| Page {
+            incomplete: Some("a partition is silent".to_owned()),
+            ..page.clone()
+        };
+        assert!(!undecided(&[full.clone(), full.clone()]));
+        assert!(
+            undecided(&[full.clone(), lacking.clone()]),
+            "the third may have it"
+        );
+        assert!(!undecided(&[
+            full.clone(),
+            lacking.clone(),
+            lacking.clone()
+        ]));
+        let other = page(&[("a", "x"), ("b", "z")], None);
+        assert!(
+            !undecided(&[full.clone(), other, lacking.clone()]),
+            "a split vote"
+        );
+        // Two complete pages have whatever a quorum holds, if they agree.
+        assert!(!undecided(&[
+            full.clone(),
+            full.clone(),
+            incomplete(&lacking)
+        ]));
+        assert!(undecided(&[
+            full.clone(),
+            lacking.clone(),
+            incomplete(&lacking)
+        ]));
+        assert!(!undecided(&[
+            lacking.clone(),
+            lacking.clone(),
+            incomplete(&full)
+        ]));
+        assert!(
+            undecided(&[full.clone(), incomplete(&full)]),
+            "what neither has"
+        );
+        assert!(undecided(&[
+            lacking.clone(),
+            incomplete(&lacking),
+            incomplete(&lacking)
+        ]));
+        assert!(of(1, &[incomplete(&full)]));
+        assert!(!of(1, &[full]));
     }
 }

@@ -8,8 +8,7 @@
 //! did not come is never counted as a vote. Grants are owned by a task, not by the caller's future: when
 //! the caller goes away, its grant is withdrawn.
 
-mod claim;
-mod extension;
+mod drive;
 mod node;
 pub mod observer;
 mod round;
@@ -24,23 +23,28 @@ use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Lease, LeaseNode, NodeError, Over, Page, Probe, Resign,
+    Extend, Lease, LeaseNode, NodeError, Over, Page, Probe, Reading, Resign,
     guard::{Markers, RestartGuard},
     merge::merge,
-    tally::{Denial, Done, Reads, Resignations, Verdict, quorum},
+    policy::{
+        Electorate, Event, Nodes, claim::Claiming, extension::Extending, resignation::Resigning,
+    },
+    tally::{Denial, Reads, Verdict},
     token::{TokenSource, WallClock},
 };
 use crate::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     telemetry::trace,
 };
+use drive::Drive;
 use node::Node;
-use observer::{Called, Nobody, Observer, Operation, Retry};
+use observer::{Called, Nobody, Observer, Operation};
+use round::Round;
 
 /// How a quorum works.
 #[derive(Clone)]
 pub struct Options {
-    /// How long a node may take to answer.
+    /// How long a node may take to answer, and so how long a vote counts.
     pub operation_timeout: Duration,
     /// What is done about nodes without a marker.
     pub restart_guard: RestartGuard,
@@ -88,7 +92,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn unavailable(reason: impl Into<String>) -> Self {
+    pub(super) fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable {
             reason: reason.into(),
             retry_after: None,
@@ -127,6 +131,10 @@ pub enum Claimed {
     Lost(Lease),
     /// The leader that hands over leads, but with another token.
     TokenMismatch,
+    /// There is no leader that could hand over.
+    Vacant,
+    /// The request id is that of a grant whose lease is over.
+    Used,
 }
 
 /// How a node does.
@@ -147,25 +155,41 @@ pub struct Quorum {
 #[derive(Debug)]
 struct Inner {
     nodes: Vec<Node>,
+    electorate: Electorate,
     limit: Duration,
     markers: Markers,
     /// When the nodes were last tended because a grant was wanted: one claim does so for all.
     tended: tokio::sync::Mutex<Option<Instant>>,
+    /// Why no node is used, and when that was last seen.
+    stopped: std::sync::Mutex<Option<(String, Instant)>>,
+    /// The nodes of the list from which agents pass to another that let none come any more which has it alone.
+    closing: std::sync::Mutex<Nodes>,
     tokens: TokenSource,
     tasks: TaskTracker,
     observer: Arc<dyn Observer>,
 }
 
 impl Quorum {
-    /// A quorum of `nodes`, which must not be empty and must be independent of each other.
+    /// A quorum of `nodes`, 1 to [`Nodes::MOST`], which must be independent of each other.
     #[must_use]
     pub fn new(nodes: Vec<Arc<dyn LeaseNode>>, options: Options) -> Self {
+        let electorate = Electorate::of(Nodes::first(nodes.len()));
+        Self::of(nodes, electorate, options)
+    }
+
+    /// As [`Self::new`], of the nodes of one or of two lists.
+    #[must_use]
+    pub fn of(nodes: Vec<Arc<dyn LeaseNode>>, electorate: Electorate, options: Options) -> Self {
+        let (guard, longest) = (options.restart_guard, options.longest_guard);
         Self {
             inner: Arc::new(Inner {
                 nodes: nodes.into_iter().map(Node::new).collect(),
+                electorate,
                 limit: options.operation_timeout,
-                markers: Markers::new(options.restart_guard, options.longest_guard),
+                markers: Markers::new(guard, longest, options.operation_timeout),
                 tended: tokio::sync::Mutex::default(),
+                stopped: std::sync::Mutex::default(),
+                closing: std::sync::Mutex::default(),
                 tokens: TokenSource::new(options.clock),
                 tasks: TaskTracker::new(),
                 observer: options.observer,
@@ -191,6 +215,39 @@ impl Quorum {
         })
     }
 
+    async fn run_claim(
+        &self,
+        claim: Claim,
+        deadline: Instant,
+        mut answer: oneshot::Sender<Result<Claimed, Error>>,
+    ) {
+        let machine = Claiming::new(claim, Instant::now(), deadline);
+        let mut drive = Drive::begin(self, machine, deadline);
+        let claimed = tokio::select! {
+            biased;
+            claimed = drive.answer() => claimed,
+            () = answer.closed() => None,
+        };
+        let told = claimed.is_some_and(|claimed| answer.send(claimed).is_ok());
+        if !told {
+            drive.feed(Event::Abandoned);
+        }
+        drive.finish().await;
+    }
+
+    /// Extends a leader's term; `Ok(Err(_))` says why not.
+    ///
+    /// # Errors
+    /// [`Error`]: not known; the term may or may not have been extended.
+    pub async fn extend(
+        &self,
+        extend: Extend,
+        deadline: Instant,
+    ) -> Result<Result<(), Denial>, Error> {
+        let machine = Extending::new(extend, Instant::now(), deadline, &*self.inner);
+        self.decide(Drive::begin(self, machine, deadline)).await
+    }
+
     /// Gives a leadership up; `Ok(Err(_))` says why not.
     ///
     /// # Errors
@@ -200,44 +257,25 @@ impl Quorum {
         resign: Resign,
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
-        let mut resign = resign;
-        if resign.token.is_none() {
-            // A node that is late must not take it for a resignation from a later term of the same name.
-            match self.read(&resign.election, deadline).await? {
-                None => return Ok(Err(Denial::NoTerm)),
-                Some(lease) if lease.leader != resign.leader => {
-                    return Ok(Err(Denial::HeldByOther));
-                }
-                Some(lease) => resign.token = Some(lease.token),
-            }
+        let machine = Resigning::new(resign, Instant::now(), deadline);
+        self.decide(Drive::begin(self, machine, deadline)).await
+    }
+
+    /// A machine's answer; what is left to do goes on without the caller.
+    async fn decide<M, T>(&self, mut drive: Drive<M>) -> Result<T, Error>
+    where
+        M: super::policy::Machine<Answer = Result<T, Error>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let answer = drive.answer().await;
+        if !drive.is_done().await {
+            self.inner.tasks.spawn(trace::carry(drive.finish()));
         }
-        let resign = Arc::new(resign);
-        let mut tally = Resignations::new(self.inner.nodes.len());
-        let mut round = self.ask(Operation::Resign, deadline, |_, node| {
-            let resign = Arc::clone(&resign);
-            async move { node.resign(&resign).await }
-        });
-        let verdict = loop {
-            let verdict = tally.verdict();
-            if verdict != Verdict::Open {
-                break verdict;
-            }
-            let Some((_, reply)) = round.next().await else {
-                break verdict;
-            };
-            tally.add(reply);
-        };
-        if round.is_open() {
-            // The election is vacant already; the other nodes should soon agree.
-            self.inner
-                .tasks
-                .spawn(async move { while round.next().await.is_some() {} });
-        }
-        match verdict {
-            Verdict::Decided(Done::No(denial)) => Ok(Err(denial)),
-            Verdict::Decided(_) => Ok(Ok(())),
-            Verdict::Open | Verdict::Hopeless => Err(self.undecided(deadline)),
-        }
+        answer.unwrap_or_else(|| {
+            Err(Error::unavailable(
+                "the agent came to no decision: the outcome is not known",
+            ))
+        })
     }
 
     /// The lease that a quorum holds.
@@ -250,26 +288,46 @@ impl Quorum {
         deadline: Instant,
     ) -> Result<Option<Lease>, Error> {
         let election = Arc::new(election.clone());
-        let mut tally = Reads::new(self.inner.nodes.len());
-        let mut round = self.ask(Operation::Read, deadline, |_, node| {
-            let election = Arc::clone(&election);
-            async move { node.read(&election).await }
-        });
+        let (began, mut tended) = (Instant::now(), false);
+        let mut tally = Reads::new(self.inner.electorate);
+        let mut round = self.ask_to_read(&election, deadline);
         loop {
             match tally.verdict() {
                 Verdict::Decided(lease) => return Ok(lease),
+                Verdict::Hopeless if tally.is_unmarked() && !tended => {
+                    tended = true;
+                    if !self.clone().tend_for(began, false, deadline).await {
+                        return Err(self.undecided(deadline));
+                    }
+                    tally = Reads::new(self.inner.electorate);
+                    round = self.ask_to_read(&election, deadline);
+                    continue;
+                }
+                Verdict::Hopeless if tally.is_forgotten() => {
+                    return Err(Error::unavailable(
+                        "lease nodes have restarted or were promoted, and may have forgotten a leader that still \
+                         has time left: who leads is not known",
+                    ));
+                }
                 Verdict::Hopeless => return Err(self.undecided(deadline)),
                 Verdict::Open => {}
             }
             match round.next().await {
-                Some((_, reply)) => tally.add(reply),
+                Some((_, node, reply)) => tally.add(node, reply),
                 None => return Err(self.undecided(deadline)),
             }
         }
     }
 
-    /// The leases of a kind that a quorum holds, after `after`, in order of their names; short pages may
-    /// have a next.
+    fn ask_to_read(&self, election: &Arc<ElectionId>, deadline: Instant) -> Round<Reading> {
+        self.ask(Operation::Read, deadline, |_, node| {
+            let election = Arc::clone(election);
+            Box::pin(async move { node.read(&election).await })
+        })
+    }
+
+    /// The leases of a kind that a quorum is known to hold, after `after`, in order of their names; short
+    /// pages may have a next, and [`Page::incomplete`] says whether a quorum may hold more.
     ///
     /// # Errors
     /// [`Error`]: fewer nodes than a quorum answered.
@@ -283,45 +341,47 @@ impl Quorum {
         let request = Arc::new((kind.clone(), after));
         let mut round = self.ask(Operation::List, deadline, |_, node| {
             let request = Arc::clone(&request);
-            async move { node.list(&request.0, request.1.as_ref(), limit).await }
+            Box::pin(async move { node.list(&request.0, request.1.as_ref(), limit).await })
         });
-        let quorum = quorum(self.inner.nodes.len());
-        let (mut pages, mut errors) = (Vec::new(), Vec::new());
-        while let Some((_, reply)) = round.next().await {
-            match reply {
-                Ok(page) => pages.push(page),
-                Err(error) => errors.push(error),
+        let electorate = self.inner.electorate;
+        let (mut pages, mut answered) = (Vec::new(), Nodes::NONE);
+        let mut merged = None;
+        while let Some((_, node, reply)) = round.next().await {
+            let Ok(page) = reply else { continue };
+            if let Some(cause) = &page.incomplete {
+                self.inner.nodes[node].complain(&NodeError::unknown(cause));
             }
-            if pages.len() >= quorum {
-                let (page, unanimous) = merge(&pages, quorum, limit);
-                if unanimous || !round.is_open() {
-                    return Ok(page);
+            answered.add(node);
+            pages.push((node, page));
+            if electorate.all(answered) {
+                let all = merge(&pages, electorate, limit);
+                let decided = all.unanimous && !all.undecided;
+                merged = Some(all);
+                if decided {
+                    break;
                 }
             }
         }
-        if pages.len() >= quorum {
-            return Ok(merge(&pages, quorum, limit).0);
-        }
-        Err(self.undecided(deadline))
+        let Some(merged) = merged else {
+            return Err(self.undecided(deadline));
+        };
+        let mut page = merged.page;
+        page.incomplete = merged.undecided.then(|| {
+            let mut causes = pages.into_iter().filter_map(|(_, page)| page.incomplete);
+            let silent = || "a lease node gave no answer".to_owned();
+            causes.next().unwrap_or_else(silent)
+        });
+        Ok(page)
     }
 
-    /// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.
     fn undecided(&self, deadline: Instant) -> Error {
-        if Instant::now() >= deadline {
-            return Error::DeadlineExceeded;
-        }
-        Error::unavailable(format!(
-            "no quorum of lease nodes gave an answer ({} of {} are needed): the outcome is not known; /readyz \
-             and the agent's log have the cause",
-            self.needed(),
-            self.inner.nodes.len()
-        ))
+        undecided(self.inner.electorate, deadline, Instant::now())
     }
 
-    /// How many nodes have to answer.
+    /// How many nodes of the first list have to answer.
     #[must_use]
     pub fn needed(&self) -> usize {
-        quorum(self.inner.nodes.len())
+        self.inner.electorate.needed()
     }
 
     /// Waits until every claim has been answered and every withdrawal is through.
@@ -331,7 +391,24 @@ impl Quorum {
     }
 }
 
-fn too_slow() -> Error {
+/// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.
+pub(super) fn undecided(electorate: Electorate, deadline: Instant, now: Instant) -> Error {
+    if now >= deadline {
+        return Error::DeadlineExceeded;
+    }
+    let lists = match electorate.is_joint() {
+        true => " of each list",
+        false => "",
+    };
+    Error::unavailable(format!(
+        "no quorum of lease nodes gave an answer ({} of {} are needed{lists}): the outcome is not known; /readyz \
+         and the agent's log have the cause",
+        electorate.needed(),
+        electorate.old().count()
+    ))
+}
+
+pub(super) fn too_slow() -> Error {
     Error::unavailable("the lease nodes took as long as the term to answer")
 }
 
@@ -339,8 +416,13 @@ fn too_slow() -> Error {
 mod tests {
     use std::{fmt, sync::Mutex};
 
+    use super::observer::Retry;
     use super::*;
-    use crate::lease::{Extend, ExtendReply, Grant, Heal, Settings, embedded::Embedded};
+    use crate::lease::{
+        Bounds, ExtendReply, Grant, Heal, Incarnation, Look, Reading, Settings, embedded::Embedded,
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
 
     /// Notes what it is told, but not how long calls took.
     #[derive(Debug, Default)]
@@ -380,6 +462,7 @@ mod tests {
         let settings = Settings {
             retention: minute,
             guard: None,
+            vote: SECOND,
         };
         let nodes: Vec<_> = (0..2)
             .map(|_| Arc::new(Embedded::in_memory(settings)))
@@ -403,6 +486,11 @@ mod tests {
             repeat: true,
             elected_at: 0,
             over: Over::Own,
+            bounds: Bounds {
+                guard: None,
+                vote: SECOND,
+            },
+            not_after: Instant::now() + SECOND,
         };
         nodes[0].grant(&left_behind).await.expect("granted");
 
@@ -413,10 +501,11 @@ mod tests {
         };
         let nodes = nodes.into_iter().map(|node| node as Arc<dyn LeaseNode>);
         let quorum = Quorum::new(nodes.collect(), options);
+        quorum.status().await;
         let deadline = Instant::now() + Duration::from_secs(5);
         let claimed = quorum.claim(claim, deadline).await.expect("decided");
         assert!(
-            matches!(claimed, Claimed::Won { token, .. } if token.get() > 7),
+            matches!(claimed, Claimed::Won { token, .. } if token.get() == 7),
             "{claimed:?}"
         );
         quorum.drain().await;
@@ -435,6 +524,7 @@ mod tests {
         let settings = Settings {
             retention: minute,
             guard: None,
+            vote: SECOND,
         };
         let node = Arc::new(Embedded::in_memory(settings));
         let notes = Arc::new(Notes::default());
@@ -459,6 +549,7 @@ mod tests {
         };
         let deadline = Instant::now() + Duration::from_secs(5);
         for quorum in [&other, &quorum] {
+            quorum.status().await;
             let claimed = quorum.claim(claim.clone(), deadline).await;
             assert!(matches!(claimed, Ok(Claimed::Won { .. })), "{claimed:?}");
         }
@@ -488,7 +579,7 @@ mod tests {
         async fn withdraw(&self, _: &Grant) -> Result<(), NodeError> {
             std::future::pending().await
         }
-        async fn read(&self, _: &ElectionId) -> Result<Option<Lease>, NodeError> {
+        async fn read(&self, _: &ElectionId) -> Result<Reading, NodeError> {
             std::future::pending().await
         }
         async fn list(
@@ -503,13 +594,14 @@ mod tests {
             &self,
             _: &[crate::lease::Unmarked],
             _: Duration,
+            _: Bounds,
         ) -> Result<usize, NodeError> {
             std::future::pending().await
         }
-        async fn probe(&self) -> Result<Probe, NodeError> {
+        async fn probe(&self, _: Look) -> Result<Probe, NodeError> {
             std::future::pending().await
         }
-        fn settled_run(&self, _: &ElectionId, _: Duration) -> Option<String> {
+        fn incarnation(&self, _: &ElectionId) -> Option<Incarnation> {
             None
         }
     }

@@ -2,28 +2,41 @@
 
 mod cluster;
 mod health;
+mod index;
 mod keys;
+mod listing;
 mod script;
 mod sentinel;
 mod server;
 mod single;
 
-use std::{collections::HashMap, fmt, sync::Mutex, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use redis::{FromRedisValue, RedisWrite, ToRedisArgs, ToSingleRedisArg};
+use redis::{FromRedisValue, RedisWrite, ToRedisArgs, ToSingleRedisArg, Value};
+
+use tokio::time::Instant;
 
 use super::{
-    Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, LeaseNode, NodeError, Over,
-    Page, Probe, Resign, ResignReply, Settings, Unmarked, guard::LongestGuard, merge::merge,
+    Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, Lease, LeaseNode,
+    Look, NodeError, Over, Page, Probe, Reading, Resign, ResignReply, Settings, Unmarked,
 };
 use crate::{
-    election::types::{Candidate, ElectionId, Kind, RequestId, Token, Value, millis},
+    election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
     workers::Workers,
 };
 use cluster::Cluster;
 use health::{Known, Swept};
+use index::Index;
 use keys::Keys;
 use script::{Call, SCRIPTS};
 use sentinel::Failover;
@@ -35,6 +48,8 @@ use single::{Expect, Link};
 const CONFIRMED_FOR: Duration = Duration::from_secs(5);
 /// How often they are asked, and the least time between two questions.
 const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
+/// Stands for a clock of which nothing is known.
+const NO_CLOCK: i64 = i64::MIN;
 /// How many partitions are asked at once when all have to be.
 const AT_ONCE: usize = 64;
 
@@ -100,7 +115,8 @@ impl Deployment {
 pub struct Use {
     /// What all keys begin with.
     pub prefix: String,
-    /// What all agents must agree on: the names of all nodes that vote, in order.
+    /// What all agents must agree on: the names of all nodes that vote, in order; while agents pass from one list to
+    /// another, both, with ` > ` between them.
     pub nodes: String,
     /// The longest term that is granted.
     pub max_term: Duration,
@@ -117,12 +133,17 @@ pub struct Redis {
     /// The keys of each partition.
     keys: Vec<Keys>,
     settings: Settings,
-    longest_guard: LongestGuard,
     known: Mutex<Known>,
+    /// By how many ms the clock of each partition's server is ahead of [`Self::started`], at the most;
+    /// [`NO_CLOCK`] before it was probed.
+    clocks: Vec<AtomicI64>,
+    started: Instant,
     /// How long a server may take to say how it does.
     limit: Duration,
     /// What is known of each server's markers.
     swept: Mutex<HashMap<String, Swept>>,
+    /// What may be missing in the index that listings are made from.
+    index: Arc<Index>,
 }
 
 /// The ways to a partition's server.
@@ -186,9 +207,11 @@ impl Redis {
         workers: &Workers,
     ) -> Self {
         let name = deployment.name().to_owned();
-        let keys = (0..deployment.partitions())
+        let keys: Vec<_> = (0..deployment.partitions())
             .map(|partition| Keys::new(&usage.prefix, partition))
             .collect();
+        let longest_term = usage.max_term.max(settings.guard.unwrap_or_default());
+        let index = Arc::new(Index::new(longest_term, deployment.partitions()));
         let connections = match deployment {
             Deployment::Server(server) => {
                 Connections::Server(Link::start(&server, Expect::Server, limit, workers))
@@ -199,7 +222,13 @@ impl Redis {
             Deployment::Cluster {
                 members,
                 partitions,
-            } => Connections::Cluster(Cluster::start(members, partitions, limit, workers.clone())),
+            } => Connections::Cluster(Cluster::start(
+                members,
+                partitions,
+                Arc::clone(&index),
+                limit,
+                workers.clone(),
+            )),
         };
         match &connections {
             Connections::Server(link) => link.attempted().await,
@@ -210,12 +239,14 @@ impl Redis {
             name,
             connections,
             usage,
+            clocks: keys.iter().map(|_| AtomicI64::new(NO_CLOCK)).collect(),
+            started: Instant::now(),
             keys,
             settings,
             known: Mutex::default(),
             limit,
-            longest_guard: LongestGuard::new(settings.guard.unwrap_or_default()),
             swept: Mutex::default(),
+            index,
         }
     }
 
@@ -229,11 +260,27 @@ impl Redis {
         (partition, &self.keys[usize::from(partition)])
     }
 
-    /// How long the node abstains that may have lost its memory, in ms: as long as the agent wants that has
-    /// the longest terms.
-    fn guard_arg(&self) -> OrEmpty<u64> {
-        let guard = self.settings.guard;
-        OrEmpty(guard.map(|_| millis(self.longest_guard.get())))
+    /// An instant by the clock of the partition's server, in ms since the epoch, or later by as much as the probe
+    /// took that told its clock; [`None`] before there was one.
+    fn by_its_clock(&self, partition: u16, instant: Instant) -> Option<i64> {
+        let ahead = self.clocks[usize::from(partition)].load(Ordering::Relaxed);
+        let ours = instant.saturating_duration_since(self.started);
+        (ahead != NO_CLOCK).then(|| ahead + i64::try_from(ours.as_millis()).unwrap_or(i64::MAX / 2))
+    }
+
+    /// Whether a server that found no lease would know of one; [`None`] if it said something else.
+    fn absence(&self, partition: u16, word: &str) -> Option<Absence> {
+        match word {
+            "missing" => Some(Absence::Known),
+            // Where no agent wants a guard there are no records.
+            "unmarked" if self.settings.guard.is_none() => Some(Absence::Known),
+            "unmarked" => {
+                self.doubt(partition);
+                Some(Absence::Unmarked)
+            }
+            "quarantined" => Some(Absence::NotKnown),
+            _ => None,
+        }
     }
 
     fn retention_ms(&self) -> u64 {
@@ -242,8 +289,15 @@ impl Redis {
 
     /// Runs a script and gives its reply.
     async fn reply(&self, partition: u16, call: &Call) -> Result<String, NodeError> {
-        let reply: Option<String> = self.connections.run(partition, call).await?;
-        Ok(reply.unwrap_or_default())
+        let reply: Value = self.connections.run(partition, call).await?;
+        // What a hand has written need not be text: that is no fault of the connection.
+        let text = match reply {
+            Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
+            reply => redis::from_redis_value::<Option<String>>(reply)
+                .map(Option::unwrap_or_default)
+                .ok(),
+        };
+        text.ok_or_else(|| NodeError::unknown(format!("{}: a reply is no text", self.name)))
     }
 
     fn unexpected(&self, script: &str, reply: impl fmt::Debug) -> NodeError {
@@ -283,6 +337,8 @@ fn more_of_grant(call: Call, grant: &Grant, over: &Over) -> Call {
         Over::Own => ("own", "", None),
         Over::Leader(leader, token) => ("leader", leader.as_str(), *token),
         Over::Anyone => ("anyone", "", None),
+        Over::AnyLeader => ("any leader", "", None),
+        Over::Nobody => ("nobody", "", None),
     };
     call.arg(grant.value.as_str())
         .arg(grant.request_id.as_ref().map_or("", RequestId::as_str))
@@ -305,7 +361,7 @@ fn lease(lines: &str) -> Option<Lease> {
         elected_at: line()?.parse().ok()?,
         remaining: Duration::from_millis(line()?.parse().ok()?),
         leader: Candidate::new("leader", line()?).ok()?,
-        value: Value::new(line()?).ok()?,
+        value: types::Value::new(line()?).ok()?,
     })
 }
 
@@ -326,6 +382,9 @@ impl LeaseNode for Redis {
 
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
         let (partition, keys) = self.keys(&grant.election);
+        let Some(not_after) = self.by_its_clock(partition, grant.not_after) else {
+            return Ok(GrantReply::Unregistered);
+        };
         let keys_of_grant = [
             keys.lease(&grant.election),
             keys.floor(&grant.election),
@@ -340,8 +399,10 @@ impl LeaseNode for Redis {
             .arg(grant.term.millis())
             .arg(grant.elected_at)
             .arg(self.retention_ms())
-            .arg(self.guard_arg())
-            .arg(grant.attempt);
+            .arg(OrEmpty(grant.bounds.guard.map(millis)))
+            .arg(grant.attempt)
+            .arg(millis(grant.bounds.vote))
+            .arg(not_after);
         let usual = grant.value.as_str().is_empty() && grant.request_id.is_none();
         let call = match &grant.over {
             Over::Own if usual => call,
@@ -353,6 +414,13 @@ impl LeaseNode for Redis {
             "granted" => token(rest).map(GrantReply::Granted),
             "held" => lease(rest).map(GrantReply::Held),
             "mismatch" => Some(GrantReply::TokenMismatch),
+            "vacant" => Some(GrantReply::Vacant),
+            "used" => Some(GrantReply::Used),
+            "late" => Some(GrantReply::Late),
+            "unregistered" => {
+                self.doubt(partition);
+                Some(GrantReply::Unregistered)
+            }
             "stale" => token(rest).map(GrantReply::Stale),
             "unmarked" => {
                 self.doubt(partition);
@@ -378,12 +446,21 @@ impl LeaseNode for Redis {
         let reply = self.reply(partition, &call).await?;
         let known = match word(&reply) {
             ("renewed", renewed) => token(renewed).map(ExtendReply::Renewed),
-            ("missing", "") => Some(ExtendReply::Missing),
             ("held", "") => Some(ExtendReply::Held),
             ("stale", "") => Some(ExtendReply::Stale),
             ("behind", "") => Some(ExtendReply::Behind),
+            (absent, "") => self
+                .absence(partition, absent)
+                .map(|absence| match absence {
+                    Absence::Known => ExtendReply::Missing,
+                    Absence::NotKnown => ExtendReply::NotKnown,
+                    Absence::Unmarked => ExtendReply::Unmarked,
+                }),
             _ => None,
         };
+        if let Some(ExtendReply::Renewed(_)) = known {
+            self.index.extended(partition, &extend.election);
+        }
         known.ok_or_else(|| self.unexpected("extend", &reply))
     }
 
@@ -396,6 +473,9 @@ impl LeaseNode for Redis {
             (&keys.expiry).into(),
             (&keys.marker).into(),
         ];
+        let Some(not_after) = self.by_its_clock(partition, heal.not_after) else {
+            return Ok(false);
+        };
         let call = Call::new(&SCRIPTS.heal, keys_of_lease)
             .arg(heal.election.path())
             .arg(heal.lease.leader.as_str())
@@ -406,7 +486,9 @@ impl LeaseNode for Redis {
             .arg(self.retention_ms())
             .arg(&heal.run)
             .arg(if heal.existing { "1" } else { "0" })
-            .arg(self.guard_arg());
+            .arg(OrEmpty(heal.bounds.guard.map(millis)))
+            .arg(millis(heal.bounds.vote))
+            .arg(not_after);
         match &*self.reply(partition, &call).await? {
             "1" => Ok(true),
             "0" => Ok(false),
@@ -424,13 +506,18 @@ impl LeaseNode for Redis {
         let call = Call::new(&SCRIPTS.resign, keys_of_lease)
             .arg(resign.election.path())
             .arg(resign.leader.as_str())
-            .arg(optional(resign.token));
+            .arg(optional(resign.token))
+            .arg(self.retention_ms());
         match &*self.reply(partition, &call).await? {
             "resigned" => Ok(ResignReply::Resigned),
-            "missing" => Ok(ResignReply::Missing),
             "held" => Ok(ResignReply::Held),
             "stale" => Ok(ResignReply::Stale),
-            reply => Err(self.unexpected("resign", reply)),
+            reply => match self.absence(partition, reply) {
+                Some(Absence::Known) => Ok(ResignReply::Missing),
+                Some(Absence::NotKnown) => Ok(ResignReply::NotKnown),
+                Some(Absence::Unmarked) => Ok(ResignReply::Unmarked),
+                None => Err(self.unexpected("resign", reply)),
+            },
         }
     }
 
@@ -442,24 +529,32 @@ impl LeaseNode for Redis {
             (&keys.index).into(),
             (&keys.expiry).into(),
         ];
+        // By its server's clock the grant may arrive later than by this one, by as much as a probe takes.
+        let left = grant.not_after.saturating_duration_since(Instant::now());
         let call = Call::new(&SCRIPTS.withdraw, keys_of_lease)
             .arg(grant.election.path())
             .arg(grant.attempt)
             .arg(grant.token.get())
-            .arg(self.retention_ms());
+            .arg(millis(left + 2 * self.limit))
+            .arg(grant.request_id.as_ref().map_or("", RequestId::as_str));
         self.reply(partition, &call).await.map(drop)
     }
 
-    async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError> {
+    async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError> {
         let (partition, keys) = self.keys(election);
         let call = Call::new(&SCRIPTS.read, [keys.lease(election)]);
         let reply = self.reply(partition, &call).await?;
-        if reply.is_empty() {
-            return Ok(None);
-        }
-        lease(&reply)
-            .map(Some)
-            .ok_or_else(|| self.unexpected("read", &reply))
+        let known = match word(&reply) {
+            ("lease", held) => lease(held).map(Reading::Held),
+            (absent, _) => self
+                .absence(partition, absent)
+                .map(|absence| match absence {
+                    Absence::Known => Reading::Vacant,
+                    Absence::NotKnown => Reading::NotKnown,
+                    Absence::Unmarked => Reading::Unmarked,
+                }),
+        };
+        known.ok_or_else(|| self.unexpected("read", &reply))
     }
 
     async fn list(
@@ -468,69 +563,23 @@ impl LeaseNode for Redis {
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
-        let partitions = self.keys.len();
-        // Elections spread evenly, so a few of each partition make up a page.
-        let few = (8 * limit).div_ceil(partitions).max(4).min(limit);
-        let asked = (0..).zip(&self.keys);
-        let asked =
-            asked.map(|(partition, keys)| self.list_partition(partition, keys, kind, after, few));
-        let pages = at_once(asked.collect()).await?;
-        // An election is in one partition only.
-        Ok(merge(&pages, 1, limit).0)
+        self.list_partitions(kind, after, limit).await
     }
 
-    async fn mark(&self, unmarked: &[Unmarked], wait: Duration) -> Result<usize, NodeError> {
-        self.write_markers(unmarked, wait).await
-    }
-
-    async fn probe(&self) -> Result<Probe, NodeError> {
-        self.look_after().await
-    }
-
-    fn settled_run(&self, election: &ElectionId, vote: Duration) -> Option<String> {
-        self.settled(self.keys(election).0, vote)
-    }
-}
-
-impl Redis {
-    async fn list_partition(
+    async fn mark(
         &self,
-        partition: u16,
-        keys: &Keys,
-        kind: &Kind,
-        after: Option<&ElectionId>,
-        limit: usize,
-    ) -> Result<Page, NodeError> {
-        let least = match after {
-            Some(after) => format!("({}", after.path()),
-            None => format!("[{}/", kind.as_str()),
-        };
-        // "0" follows "/": every path of the kind, and of no other, is below.
-        let greatest = format!("({}0", kind.as_str());
-        let keys_of_index = [(&keys.index).into(), (&keys.expiry).into()];
-        let call = Call::new(&SCRIPTS.list, keys_of_index)
-            .arg(least)
-            .arg(greatest)
-            .arg(limit)
-            .arg(LIST_EXAMINES)
-            .arg(keys.lease_prefix());
-        let reply: Vec<String> = self.connections.run(partition, &call).await?;
-        page(&reply).ok_or_else(|| self.unexpected("list", &reply))
+        unmarked: &[Unmarked],
+        wait: Duration,
+        bounds: Bounds,
+    ) -> Result<usize, NodeError> {
+        self.write_markers(unmarked, wait, bounds).await
     }
-}
 
-fn page(reply: &[String]) -> Option<Page> {
-    let (last, leases) = reply.split_first()?;
-    let leases = leases
-        .iter()
-        .map(|entry| {
-            let (path, held) = entry.split_once('\n')?;
-            Some((ElectionId::from_path(path).ok()?, lease(held)?))
-        })
-        .collect::<Option<Vec<_>>>()?;
-    let next = match last.as_str() {
-        "" => None,
-        last => Some(ElectionId::from_path(last).ok()?),
-    };
-    Some(Page { leases, next })
+    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
+        self.look_after(look).await
+    }
+
+    fn incarnation(&self, election: &ElectionId) -> Option<Incarnation> {
+        self.incarnation_of(self.keys(election).0)
+    }
 }

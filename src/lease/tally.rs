@@ -1,13 +1,16 @@
-//! Counting votes: what the replies of some of N nodes decide. Pure; no clock, no I/O.
+//! Counting votes: what the replies of some of the nodes decide. Pure; no clock, no I/O.
 
 use std::time::Duration;
 
-use super::{ExtendReply, GrantReply, Lease, NodeError, ResignReply};
+use super::{
+    ExtendReply, GrantReply, Lease, NodeError, Reading, ResignReply,
+    policy::{Electorate, Nodes},
+};
 use crate::election::types::{Candidate, Token};
 
-/// How many of `nodes` are a quorum: more than half.
-pub(super) fn quorum(nodes: usize) -> usize {
-    nodes / 2 + 1
+/// How many of so many are more than half.
+pub(super) fn quorum(count: usize) -> usize {
+    count / 2 + 1
 }
 
 /// What a set of replies to one round of requests has decided.
@@ -21,56 +24,57 @@ pub(super) enum Verdict<T> {
     Hopeless,
 }
 
-/// How many nodes there are, are still to answer, and gave no answer.
-#[derive(Debug)]
-struct Roll {
-    nodes: usize,
-    outstanding: usize,
-    errors: usize,
+/// Which nodes are still to answer, and which gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Roll {
+    electorate: Electorate,
+    outstanding: Nodes,
+    errors: Nodes,
 }
 
 impl Roll {
-    fn new(nodes: usize) -> Self {
+    fn new(electorate: Electorate) -> Self {
         Self {
-            nodes,
-            outstanding: nodes,
-            errors: 0,
+            electorate,
+            outstanding: electorate.nodes(),
+            errors: Nodes::NONE,
         }
     }
 
-    fn quorum(&self) -> usize {
-        quorum(self.nodes)
-    }
-
     /// Notes an answer, and gives its content if there is one.
-    fn note<T>(&mut self, reply: Result<T, NodeError>) -> Option<T> {
-        self.outstanding -= 1;
+    fn note<T>(&mut self, node: usize, reply: Result<T, NodeError>) -> Option<T> {
+        self.outstanding.remove(node);
         if reply.is_err() {
-            self.errors += 1;
+            self.errors.add(node);
         }
         reply.ok()
     }
 
-    /// How many nodes may yet turn out to have done anything.
-    fn unknown(&self) -> usize {
-        self.outstanding + self.errors
+    /// The nodes that may yet turn out to have done anything.
+    fn unknown(&self) -> Nodes {
+        self.outstanding.and(self.errors)
     }
 
+    /// Whether so many nodes gave no answer that no majority of the others is left.
     fn unreachable(&self) -> bool {
-        self.errors > self.nodes - self.quorum()
+        let others = self.electorate.nodes().without(self.errors);
+        !self.electorate.all(others)
     }
 }
 
 /// The votes of one round of grants.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Grants {
     roll: Roll,
-    granted: Vec<(Token, usize)>,
-    held: Vec<(Lease, usize)>,
-    mismatched: usize,
-    stale: bool,
-    unmarked: usize,
-    guarded: Vec<Duration>,
+    granted: Vec<(Token, Nodes)>,
+    held: Vec<(Lease, Nodes)>,
+    mismatched: Nodes,
+    vacant: Nodes,
+    used: Nodes,
+    stale: Option<Token>,
+    unmarked: bool,
+    unprepared: bool,
+    guarded: Vec<(Duration, usize)>,
 }
 
 /// What a quorum said to a grant.
@@ -82,6 +86,10 @@ pub(super) enum Granted {
     Lost(Lease),
     /// The token of the leader that hands over is not the lease's.
     TokenMismatch,
+    /// There is no leader that could hand over.
+    Vacant,
+    /// The request was granted before, and that is over.
+    Used,
 }
 
 /// Why no quorum agreed on a grant, and so what to do about it.
@@ -89,8 +97,10 @@ pub(super) enum Granted {
 pub(super) enum Failure {
     /// Some node has no marker.
     Unmarked,
-    /// The token was too small for some node.
-    Stale,
+    /// Some node has not been probed by this agent as it must be: in this incarnation, or since its clock was set.
+    Unprepared,
+    /// Some node has accepted this token, or a larger one than was proposed.
+    Stale(Token),
     /// Too few nodes answered.
     Unreachable,
     /// Too many nodes abstain; after this long enough of them no longer do.
@@ -100,122 +110,146 @@ pub(super) enum Failure {
 }
 
 impl Grants {
-    pub(super) fn new(nodes: usize) -> Self {
+    pub(super) fn new(electorate: Electorate) -> Self {
         Self {
-            roll: Roll::new(nodes),
+            roll: Roll::new(electorate),
             granted: Vec::new(),
             held: Vec::new(),
-            mismatched: 0,
-            stale: false,
-            unmarked: 0,
+            mismatched: Nodes::NONE,
+            vacant: Nodes::NONE,
+            used: Nodes::NONE,
+            stale: None,
+            unmarked: false,
+            unprepared: false,
             guarded: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, reply: Result<GrantReply, NodeError>) {
-        match self.roll.note(reply) {
+    pub(super) fn add(&mut self, node: usize, reply: Result<GrantReply, NodeError>) {
+        match self.roll.note(node, reply) {
             None => {}
             Some(GrantReply::Granted(token)) => {
                 match self.granted.iter_mut().find(|(known, _)| *known == token) {
-                    Some((_, votes)) => *votes += 1,
-                    None => self.granted.push((token, 1)),
+                    Some((_, votes)) => votes.add(node),
+                    None => self.granted.push((token, Nodes::one(node))),
                 }
             }
             Some(GrantReply::Held(lease)) => {
-                match self
-                    .held
-                    .iter_mut()
+                let known = self.held.iter_mut();
+                match known
+                    .into_iter()
                     .find(|(known, _)| known.leader == lease.leader)
                 {
                     Some((known, votes)) => {
-                        *votes += 1;
+                        votes.add(node);
                         if lease.token > known.token {
                             *known = lease;
                         }
                     }
-                    None => self.held.push((lease, 1)),
+                    None => self.held.push((lease, Nodes::one(node))),
                 }
             }
-            Some(GrantReply::TokenMismatch) => self.mismatched += 1,
-            Some(GrantReply::Stale(_)) => self.stale = true,
-            Some(GrantReply::Unmarked) => self.unmarked += 1,
-            Some(GrantReply::Guarded(wait)) => self.guarded.push(wait),
+            Some(GrantReply::TokenMismatch) => self.mismatched.add(node),
+            Some(GrantReply::Vacant) => self.vacant.add(node),
+            Some(GrantReply::Used) => self.used.add(node),
+            Some(GrantReply::Stale(token)) => self.stale = self.stale.max(Some(token)),
+            Some(GrantReply::Unmarked) => self.unmarked = true,
+            Some(GrantReply::Unregistered | GrantReply::Late) => self.unprepared = true,
+            Some(GrantReply::Guarded(wait)) => self.guarded.push((wait, node)),
         }
     }
 
     pub(super) fn verdict(&self) -> Verdict<Granted> {
-        let quorum = self.roll.quorum();
-        let granted = self.granted.iter().max_by_key(|(_, votes)| *votes);
-        let held = self.held.iter().max_by_key(|(_, votes)| *votes);
-        if let Some((token, votes)) = granted
-            && *votes >= quorum
-        {
-            return Verdict::Decided(Granted::Won(*token));
+        let electorate = self.roll.electorate;
+        for (token, votes) in &self.granted {
+            if electorate.all(*votes) {
+                return Verdict::Decided(Granted::Won(*token));
+            }
         }
-        if let Some((lease, votes)) = held
-            && *votes >= quorum
-        {
-            return Verdict::Decided(Granted::Lost(lease.clone()));
+        for (lease, votes) in &self.held {
+            if electorate.any(*votes) {
+                return Verdict::Decided(Granted::Lost(lease.clone()));
+            }
         }
-        if self.mismatched >= quorum {
+        if electorate.any(self.mismatched) {
             return Verdict::Decided(Granted::TokenMismatch);
         }
-        let best = [
-            granted.map_or(0, |(_, votes)| *votes),
-            held.map_or(0, |(_, votes)| *votes),
-            self.mismatched,
-        ];
-        let hopeless = best
-            .iter()
-            .all(|votes| votes + self.roll.outstanding < quorum);
-        if hopeless {
-            Verdict::Hopeless
-        } else {
-            Verdict::Open
+        if electorate.all(self.vacant) {
+            return Verdict::Decided(Granted::Vacant);
+        }
+        if electorate.any(self.used) {
+            return Verdict::Decided(Granted::Used);
+        }
+        let left = self.roll.outstanding;
+        let granted = self.granted.iter().map(|(_, votes)| *votes);
+        let held = self.held.iter().map(|(_, votes)| *votes);
+        let hopeless = granted
+            .chain(held)
+            .chain([self.mismatched, self.vacant, self.used])
+            .all(|votes| !electorate.any(votes.and(left)));
+        match hopeless {
+            true => Verdict::Hopeless,
+            false => Verdict::Open,
         }
     }
 
     /// Whether a quorum has answered for candidates of whom none has a quorum: the others may decide, but
     /// asking again may be faster than waiting for them.
     pub(super) fn is_split(&self) -> bool {
-        let granted: usize = self.granted.iter().map(|(_, votes)| votes).sum();
-        let held: usize = self.held.iter().map(|(_, votes)| votes).sum();
-        granted + held >= self.roll.quorum() && self.verdict() == Verdict::Open
+        let granted = self.granted.iter().map(|(_, votes)| *votes);
+        let held = self.held.iter().map(|(_, votes)| *votes);
+        let answered = granted.chain(held).fold(Nodes::NONE, Nodes::and);
+        self.roll.electorate.all(answered) && self.verdict() == Verdict::Open
+    }
+
+    /// The tokens that nodes have, other than this one, and whether a majority may have each.
+    pub(super) fn other_tokens(&self, token: Token) -> impl Iterator<Item = (Token, bool)> {
+        let others = self
+            .granted
+            .iter()
+            .filter(move |(other, _)| *other != token);
+        others.map(|(other, votes)| {
+            let may_have = votes.and(self.roll.unknown());
+            (*other, self.roll.electorate.any(may_have))
+        })
     }
 
     /// Why no quorum agreed, once it cannot or the time for it is over.
     pub(super) fn failure(&self) -> Failure {
-        let abstaining = self.guarded.len();
-        let granting = self
-            .roll
-            .nodes
-            .saturating_sub(abstaining + self.roll.unknown());
-        let missing = self.roll.quorum().saturating_sub(granting);
+        let electorate = self.roll.electorate;
+        let abstaining: Nodes = self.guarded.iter().map(|(_, node)| *node).collect();
+        let mut granting = electorate
+            .nodes()
+            .without(abstaining.and(self.roll.unknown()));
         let mut guarded = self.guarded.clone();
         guarded.sort_unstable();
-        if self.unmarked > 0 {
-            Failure::Unmarked
-        } else if self.stale {
-            Failure::Stale
-        } else if self.roll.unreachable() {
-            Failure::Unreachable
-        } else if let Some(wait) = missing.checked_sub(1).and_then(|last| guarded.get(last)) {
-            Failure::Guarded(*wait)
-        } else {
-            Failure::Split
+        let wait = guarded.into_iter().find_map(|(wait, node)| {
+            let enough = electorate.all(granting);
+            granting.add(node);
+            (!enough && electorate.all(granting)).then_some(wait)
+        });
+        match (self.stale, wait) {
+            _ if self.unmarked => Failure::Unmarked,
+            _ if self.unprepared => Failure::Unprepared,
+            (Some(token), _) => Failure::Stale(token),
+            _ if self.roll.unreachable() => Failure::Unreachable,
+            (None, Some(wait)) => Failure::Guarded(wait),
+            (None, None) => Failure::Split,
         }
     }
 }
 
 /// The votes of one round of extensions.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Extensions {
     roll: Roll,
-    renewed: usize,
-    behind: usize,
-    missing: usize,
-    held: usize,
-    stale: usize,
+    renewed: Nodes,
+    behind: Nodes,
+    missing: Nodes,
+    not_known: Nodes,
+    unmarked: bool,
+    held: Nodes,
+    stale: Nodes,
 }
 
 /// What the nodes said to an extension or a resignation.
@@ -225,6 +259,8 @@ pub(super) enum Done {
     Yes,
     /// A quorum would have, had not some nodes an older token of the same leader.
     AfterRaising,
+    /// A quorum of one of two lists did; it has to be written to the other's nodes.
+    AfterWriting,
     /// A quorum does not hold the leader's lease.
     No(Denial),
 }
@@ -241,50 +277,92 @@ pub enum Denial {
 }
 
 impl Extensions {
-    pub(super) fn new(nodes: usize) -> Self {
+    pub(super) fn new(electorate: Electorate) -> Self {
         Self {
-            roll: Roll::new(nodes),
-            renewed: 0,
-            behind: 0,
-            missing: 0,
-            held: 0,
-            stale: 0,
+            roll: Roll::new(electorate),
+            renewed: Nodes::NONE,
+            behind: Nodes::NONE,
+            missing: Nodes::NONE,
+            not_known: Nodes::NONE,
+            unmarked: false,
+            held: Nodes::NONE,
+            stale: Nodes::NONE,
         }
     }
 
-    pub(super) fn add(&mut self, reply: Result<ExtendReply, NodeError>) {
-        match self.roll.note(reply) {
+    /// Whether some node has no marker yet, so that asking again may help when it has.
+    pub(super) fn is_unmarked(&self) -> bool {
+        self.unmarked
+    }
+
+    pub(super) fn add(&mut self, node: usize, reply: Result<ExtendReply, NodeError>) {
+        self.unmarked |= reply == Ok(ExtendReply::Unmarked);
+        match self.roll.note(node, reply) {
             None => {}
-            Some(ExtendReply::Renewed(_)) => self.renewed += 1,
-            Some(ExtendReply::Behind) => self.behind += 1,
-            Some(ExtendReply::Missing) => self.missing += 1,
-            Some(ExtendReply::Held) => self.held += 1,
-            Some(ExtendReply::Stale) => self.stale += 1,
+            Some(ExtendReply::Renewed(_)) => self.renewed.add(node),
+            Some(ExtendReply::Behind) => self.behind.add(node),
+            Some(ExtendReply::Missing) => self.missing.add(node),
+            Some(ExtendReply::NotKnown | ExtendReply::Unmarked) => self.not_known.add(node),
+            Some(ExtendReply::Held) => self.held.add(node),
+            Some(ExtendReply::Stale) => self.stale.add(node),
         }
+    }
+
+    pub(super) fn renewed(&self) -> Nodes {
+        self.renewed
+    }
+
+    pub(super) fn behind(&self) -> Nodes {
+        self.behind
+    }
+
+    /// The nodes that have another's lease: a grant that may not be acknowledged, and be withdrawn.
+    pub(super) fn held(&self) -> Nodes {
+        self.held
+    }
+
+    /// The nodes that lack the lease, or have an older one.
+    pub(super) fn lacking(&self) -> Nodes {
+        self.behind.and(self.missing).and(self.not_known)
+    }
+
+    pub(super) fn outstanding(&self) -> Nodes {
+        self.roll.outstanding
     }
 
     pub(super) fn verdict(&self) -> Verdict<Done> {
-        let quorum = self.roll.quorum();
-        if self.renewed >= quorum {
+        let electorate = self.roll.electorate;
+        if electorate.all(self.renewed) {
             return Verdict::Decided(Done::Yes);
         }
-        if self.renewed + self.roll.outstanding >= quorum {
+        if electorate.all(self.renewed.and(self.roll.outstanding)) {
             return Verdict::Open;
         }
+        if electorate.is_joint() && electorate.any(self.renewed) {
+            return match self.roll.outstanding.is_empty() {
+                true => Verdict::Decided(Done::AfterWriting),
+                false => Verdict::Open,
+            };
+        }
         // A node that has the token proves that it was granted, so nodes behind may be raised.
-        if self.renewed > 0 && self.renewed + self.behind >= quorum {
+        if !self.renewed.is_empty() && electorate.all(self.renewed.and(self.behind)) {
             return Verdict::Decided(Done::AfterRaising);
         }
-        if self.renewed + self.roll.unknown() < quorum {
-            let stale = self.stale + self.behind;
+        let unknown = self.roll.unknown().and(self.not_known);
+        if !electorate.any(self.renewed.and(unknown)) {
+            let stale = self.stale.and(self.behind);
             return Verdict::Decided(Done::No(denial(stale, self.held, self.missing)));
         }
-        Verdict::Hopeless
+        match electorate.any(self.renewed.and(self.roll.outstanding)) {
+            true => Verdict::Open,
+            false => Verdict::Hopeless,
+        }
     }
 }
 
 /// The reason most nodes give; of equal numbers, the one that says most.
-fn denial(stale: usize, held: usize, missing: usize) -> Denial {
+fn denial(stale: Nodes, held: Nodes, missing: Nodes) -> Denial {
+    let (stale, held, missing) = (stale.count(), held.count(), missing.count());
     if stale >= held && stale >= missing {
         Denial::StaleToken
     } else if held >= missing {
@@ -295,47 +373,63 @@ fn denial(stale: usize, held: usize, missing: usize) -> Denial {
 }
 
 /// The votes of one round of resignations.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Resignations {
     roll: Roll,
-    resigned: usize,
-    missing: usize,
-    held: usize,
-    stale: usize,
+    resigned: Nodes,
+    missing: Nodes,
+    not_known: Nodes,
+    unmarked: bool,
+    held: Nodes,
+    stale: Nodes,
 }
 
 impl Resignations {
-    pub(super) fn new(nodes: usize) -> Self {
+    pub(super) fn new(electorate: Electorate) -> Self {
         Self {
-            roll: Roll::new(nodes),
-            resigned: 0,
-            missing: 0,
-            held: 0,
-            stale: 0,
+            roll: Roll::new(electorate),
+            resigned: Nodes::NONE,
+            missing: Nodes::NONE,
+            not_known: Nodes::NONE,
+            unmarked: false,
+            held: Nodes::NONE,
+            stale: Nodes::NONE,
         }
     }
 
-    pub(super) fn add(&mut self, reply: Result<ResignReply, NodeError>) {
-        match self.roll.note(reply) {
+    /// As [`Extensions::is_unmarked`].
+    pub(super) fn is_unmarked(&self) -> bool {
+        self.unmarked
+    }
+
+    pub(super) fn add(&mut self, node: usize, reply: Result<ResignReply, NodeError>) {
+        self.unmarked |= reply == Ok(ResignReply::Unmarked);
+        match self.roll.note(node, reply) {
             None => {}
-            Some(ResignReply::Resigned) => self.resigned += 1,
-            Some(ResignReply::Missing) => self.missing += 1,
-            Some(ResignReply::Held) => self.held += 1,
-            Some(ResignReply::Stale) => self.stale += 1,
+            Some(ResignReply::Resigned) => self.resigned.add(node),
+            Some(ResignReply::Missing) => self.missing.add(node),
+            Some(ResignReply::NotKnown | ResignReply::Unmarked) => self.not_known.add(node),
+            Some(ResignReply::Held) => self.held.add(node),
+            Some(ResignReply::Stale) => self.stale.add(node),
         }
+    }
+
+    pub(super) fn outstanding(&self) -> Nodes {
+        self.roll.outstanding
     }
 
     /// Resigned means: a node had the lease, and a quorum now has none.
     pub(super) fn verdict(&self) -> Verdict<Done> {
-        let quorum = self.roll.quorum();
-        let gone = self.resigned + self.missing;
-        if self.resigned > 0 && gone >= quorum {
+        let electorate = self.roll.electorate;
+        let gone = self.resigned.and(self.missing).and(self.not_known);
+        if !self.resigned.is_empty() && electorate.all(gone) {
             return Verdict::Decided(Done::Yes);
         }
-        if self.roll.outstanding > 0 {
+        if !self.roll.outstanding.is_empty() {
             return Verdict::Open;
         }
-        if self.resigned + self.roll.errors < quorum {
+        let may_have = self.resigned.and(self.roll.errors).and(self.not_known);
+        if !electorate.any(may_have) {
             return Verdict::Decided(Done::No(denial(self.stale, self.held, self.missing)));
         }
         Verdict::Hopeless
@@ -346,65 +440,83 @@ impl Resignations {
 #[derive(Debug)]
 pub(super) struct Reads {
     roll: Roll,
-    leases: Vec<Lease>,
+    not_known: Nodes,
+    unmarked: bool,
+    leases: Vec<(usize, Lease)>,
 }
 
 impl Reads {
-    pub(super) fn new(nodes: usize) -> Self {
+    pub(super) fn new(electorate: Electorate) -> Self {
         Self {
-            roll: Roll::new(nodes),
+            roll: Roll::new(electorate),
+            not_known: Nodes::NONE,
+            unmarked: false,
             leases: Vec::new(),
         }
     }
 
-    pub(super) fn add(&mut self, reply: Result<Option<Lease>, NodeError>) {
-        if let Some(Some(lease)) = self.roll.note(reply) {
-            self.leases.push(lease);
+    /// As [`Extensions::is_unmarked`].
+    pub(super) fn is_unmarked(&self) -> bool {
+        self.unmarked
+    }
+
+    pub(super) fn add(&mut self, node: usize, reply: Result<Reading, NodeError>) {
+        self.unmarked |= reply == Ok(Reading::Unmarked);
+        match self.roll.note(node, reply) {
+            None | Some(Reading::Vacant) => {}
+            Some(Reading::NotKnown | Reading::Unmarked) => self.not_known.add(node),
+            Some(Reading::Held(lease)) => self.leases.push((node, lease)),
         }
+    }
+
+    /// Whether a majority would have answered, if so many nodes had not forgotten.
+    pub(super) fn is_forgotten(&self) -> bool {
+        !self.not_known.is_empty() && !self.roll.unreachable()
     }
 
     pub(super) fn verdict(&self) -> Verdict<Option<Lease>> {
-        let quorum = self.roll.quorum();
-        let most = self
-            .leases
-            .iter()
-            .map(|lease| votes(&self.leases, &lease.leader))
-            .max()
-            .unwrap_or(0);
-        if most >= quorum {
-            return Verdict::Decided(agreed(&self.leases, quorum));
+        let electorate = self.roll.electorate;
+        if let Some(lease) = agreed(&self.leases, electorate) {
+            return Verdict::Decided(Some(lease));
         }
-        if most + self.roll.unknown() < quorum {
+        let unknown = self.roll.unknown().and(self.not_known);
+        let possible = |unknown: Nodes| {
+            let leaders = self.leases.iter().map(|(_, lease)| &lease.leader);
+            let mut votes = leaders.map(|leader| votes(&self.leases, leader).and(unknown));
+            votes.any(|votes| electorate.any(votes)) || electorate.any(unknown)
+        };
+        if !possible(unknown) {
             return Verdict::Decided(None);
         }
-        if self.roll.outstanding == 0 {
-            Verdict::Hopeless
-        } else {
-            Verdict::Open
+        match self.roll.outstanding.is_empty() {
+            true => Verdict::Hopeless,
+            false => Verdict::Open,
         }
     }
 }
 
-fn votes(leases: &[Lease], leader: &Candidate) -> usize {
-    leases
-        .iter()
-        .filter(|lease| lease.leader == *leader)
-        .count()
+pub(super) fn votes(leases: &[(usize, Lease)], leader: &Candidate) -> Nodes {
+    let of_leader = leases.iter().filter(|(_, lease)| lease.leader == *leader);
+    of_leader.map(|(node, _)| *node).collect()
 }
 
-/// The lease that at least `quorum` nodes hold: it lasts as long as a quorum of them does.
-pub(super) fn agreed(leases: &[Lease], quorum: usize) -> Option<Lease> {
+/// The lease that a quorum holds: it lasts as long as a quorum of them does.
+pub(super) fn agreed(leases: &[(usize, Lease)], electorate: Electorate) -> Option<Lease> {
     let leader = leases
         .iter()
-        .map(|lease| &lease.leader)
-        .find(|leader| votes(leases, leader) >= quorum)?;
+        .map(|(_, lease)| &lease.leader)
+        .find(|leader| electorate.any(votes(leases, leader)))?;
     let mut of_leader: Vec<_> = leases
         .iter()
-        .filter(|lease| lease.leader == *leader)
+        .filter(|(_, lease)| lease.leader == *leader)
         .collect();
-    of_leader.sort_unstable_by_key(|lease| std::cmp::Reverse(lease.remaining));
-    let remaining = of_leader.get(quorum - 1)?.remaining;
-    let newest = of_leader.into_iter().max_by_key(|lease| lease.token)?;
+    of_leader.sort_unstable_by_key(|(_, lease)| std::cmp::Reverse(lease.remaining));
+    let mut longest = Nodes::NONE;
+    let remaining = of_leader.iter().find_map(|(node, lease)| {
+        longest.add(*node);
+        electorate.any(longest).then_some(lease.remaining)
+    })?;
+    let (_, newest) = of_leader.into_iter().max_by_key(|(_, lease)| lease.token)?;
     Some(Lease {
         remaining,
         ..newest.clone()
@@ -415,6 +527,10 @@ pub(super) fn agreed(leases: &[Lease], quorum: usize) -> Option<Lease> {
 mod tests {
     use super::*;
     use crate::election::types::Value;
+
+    fn of(nodes: usize) -> Electorate {
+        Electorate::of(Nodes::first(nodes))
+    }
 
     fn token(n: u64) -> Token {
         Token::new(n).expect("in range")
@@ -435,8 +551,10 @@ mod tests {
     }
 
     fn grants(nodes: usize, replies: &[Result<GrantReply, NodeError>]) -> Grants {
-        let mut tally = Grants::new(nodes);
-        replies.iter().for_each(|reply| tally.add(reply.clone()));
+        let mut tally = Grants::new(of(nodes));
+        for (node, reply) in replies.iter().enumerate() {
+            tally.add(node, reply.clone());
+        }
         tally
     }
 
@@ -473,7 +591,7 @@ mod tests {
         );
         assert_eq!(
             failure(&[Ok(Yes(token(2))), Ok(Stale(token(3))), error()]),
-            Failure::Stale
+            Failure::Stale(token(3))
         );
         assert_eq!(
             failure(&[Ok(Yes(token(2))), error(), error()]),
@@ -497,8 +615,10 @@ mod tests {
     fn an_extension_is_refused_only_when_no_quorum_can_hold_the_lease() {
         use ExtendReply::{Behind, Held, Missing, Renewed, Stale};
         let verdict = |nodes, replies: &[Result<ExtendReply, NodeError>]| {
-            let mut tally = Extensions::new(nodes);
-            replies.iter().for_each(|reply| tally.add(reply.clone()));
+            let mut tally = Extensions::new(of(nodes));
+            for (node, reply) in replies.iter().enumerate() {
+                tally.add(node, reply.clone());
+            }
             tally.verdict()
         };
         let yes = || Ok(Renewed(token(1)));
@@ -531,8 +651,10 @@ mod tests {
     fn a_resignation_needs_one_that_had_it_and_a_quorum_without() {
         use ResignReply::{Held, Missing, Resigned};
         let verdict = |replies: &[Result<ResignReply, NodeError>]| {
-            let mut tally = Resignations::new(3);
-            replies.iter().for_each(|reply| tally.add(reply.clone()));
+            let mut tally = Resignations::new(of(3));
+            for (node, reply) in replies.iter().enumerate() {
+                tally.add(node, reply.clone());
+            }
             tally.verdict()
         };
         assert_eq!(
@@ -556,27 +678,35 @@ mod tests {
 
     #[test]
     fn a_read_answers_when_a_quorum_agrees_or_no_leader_can_have_one() {
-        let verdict = |replies: &[Result<Option<Lease>, NodeError>]| {
-            let mut tally = Reads::new(3);
-            replies.iter().for_each(|reply| tally.add(reply.clone()));
+        let verdict = |replies: &[Result<Reading, NodeError>]| {
+            let mut tally = Reads::new(of(3));
+            for (node, reply) in replies.iter().enumerate() {
+                tally.add(node, reply.clone());
+            }
             tally.verdict()
         };
         let (old, new) = (lease("a", 5, 10), lease("a", 6, 30));
         assert_eq!(
-            verdict(&[Ok(Some(old.clone())), Ok(Some(new))]),
+            verdict(&[Ok(Reading::Held(old.clone())), Ok(Reading::Held(new))]),
             Verdict::Decided(Some(lease("a", 6, 10)))
         );
-        assert_eq!(verdict(&[Ok(None), Ok(None)]), Verdict::Decided(None));
-        assert_eq!(verdict(&[Ok(None), Ok(Some(old.clone()))]), Verdict::Open);
         assert_eq!(
-            verdict(&[Ok(None), Ok(Some(old.clone())), error()]),
+            verdict(&[Ok(Reading::Vacant), Ok(Reading::Vacant)]),
+            Verdict::Decided(None)
+        );
+        assert_eq!(
+            verdict(&[Ok(Reading::Vacant), Ok(Reading::Held(old.clone()))]),
+            Verdict::Open
+        );
+        assert_eq!(
+            verdict(&[Ok(Reading::Vacant), Ok(Reading::Held(old.clone())), error()]),
             Verdict::Hopeless
         );
         assert_eq!(
             verdict(&[
-                Ok(Some(lease("b", 7, 5))),
-                Ok(Some(old)),
-                Ok(Some(lease("c", 8, 5)))
+                Ok(Reading::Held(lease("b", 7, 5))),
+                Ok(Reading::Held(old)),
+                Ok(Reading::Held(lease("c", 8, 5)))
             ]),
             Verdict::Decided(None)
         );

@@ -5,12 +5,12 @@ use std::{
     ops::RangeInclusive,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::election::types::Token;
+use crate::election::types::{Token, millis};
 
 /// Tells the wall clock's time; tests give their own.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
@@ -19,10 +19,16 @@ pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 /// from it could leave the range that is exact in Lua and JSON.
 const PLAUSIBLE: RangeInclusive<u64> = 1_577_836_800_000_000..=7_258_118_400_000_000;
 
+/// How far this agent's clock may be from the nodes' to be believed, and a token ahead of it to be taken for one that
+/// a clock gave.
+const OFF: Duration = Duration::from_secs(3600);
+
 /// Proposes tokens that rise whatever the clock does; the clock only makes them survive lost floors.
 pub(super) struct TokenSource {
     last: AtomicU64,
     clock: WallClock,
+    /// What is added to the clock, in ms: where it is far from the nodes' clocks, these are right.
+    correction: AtomicI64,
 }
 
 impl TokenSource {
@@ -30,11 +36,46 @@ impl TokenSource {
         Self {
             last: AtomicU64::new(0),
             clock,
+            correction: AtomicI64::new(0),
         }
     }
 
-    /// A token above every one this agent has proposed or seen, if there is any left.
-    pub(super) fn next(&self) -> Option<Token> {
+    /// Judges the clock by those of the nodes, in ms since the epoch: an agent whose clock is far ahead would lift
+    /// everybody's tokens for ever.
+    pub(super) fn judge(&self, mut nodes: Vec<u64>) {
+        nodes.sort_unstable();
+        let Some(median) = nodes.get(nodes.len().saturating_sub(1) / 2) else {
+            return;
+        };
+        let own = self.uncorrected().unwrap_or_default() / 1000;
+        let correction = match own.abs_diff(*median) > millis(OFF) {
+            true => i64::try_from(*median).unwrap_or(0) - i64::try_from(own).unwrap_or(0),
+            false => 0,
+        };
+        let was = self.correction.swap(correction, Ordering::Relaxed);
+        if was == 0 && correction != 0 {
+            // What was proposed by the wrong clock, such as before the first probe, is not for later tokens to follow:
+            // where a node has accepted it, that node says so.
+            let latest = self.latest_of_a_clock();
+            let forgotten = |last| (last > latest).then_some(0);
+            let _ = self
+                .last
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, forgotten);
+        }
+        if (was == 0) != (correction == 0) {
+            match correction {
+                0 => tracing::info!("this host's clock agrees with the lease nodes' again"),
+                _ => tracing::warn!(
+                    off_by_ms = -correction,
+                    "this host's clock is far from the lease nodes': fencing tokens are taken from theirs"
+                ),
+            }
+        }
+    }
+
+    /// A token above every one this agent has proposed, those that it has seen and a clock may have given, and this
+    /// one, if there is any left.
+    pub(super) fn next(&self, least: Option<Token>) -> Option<Token> {
         let now = self
             .micros()
             .filter(|now| PLAUSIBLE.contains(now))
@@ -46,12 +87,25 @@ impl TokenSource {
                 Some(above(last))
             })
             .unwrap_or_else(|last| last);
-        Token::new(above(last))
+        let least = least.map_or(0, |token| token.get().saturating_add(1));
+        Token::new(above(last).max(least))
     }
 
-    /// Notes a token that some node has accepted.
+    /// Notes a token that some node has accepted. One that is far ahead of the clock is not for other elections to
+    /// follow: its own election's nodes tell it when it matters.
     pub(super) fn seen(&self, token: Token) {
-        self.last.fetch_max(token.get(), Ordering::Relaxed);
+        if token.get() <= self.last.load(Ordering::Relaxed) {
+            return;
+        }
+        if token.get() <= self.latest_of_a_clock() {
+            self.last.fetch_max(token.get(), Ordering::Relaxed);
+        }
+    }
+
+    /// The largest token that is taken for one that a clock gave.
+    fn latest_of_a_clock(&self) -> u64 {
+        let ahead = u64::try_from(OFF.as_micros()).unwrap_or(u64::MAX);
+        self.micros().unwrap_or(0).saturating_add(ahead)
     }
 
     /// Now, in ms since the epoch; 0 before it.
@@ -60,6 +114,11 @@ impl TokenSource {
     }
 
     fn micros(&self) -> Option<u64> {
+        let correction = self.correction.load(Ordering::Relaxed);
+        self.uncorrected()?.checked_add_signed(correction * 1000)
+    }
+
+    fn uncorrected(&self) -> Option<u64> {
         let since = (self.clock)().duration_since(UNIX_EPOCH).ok()?;
         u64::try_from(since.as_micros()).ok()
     }
@@ -75,7 +134,7 @@ impl fmt::Debug for TokenSource {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Mutex, time::Duration};
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -90,14 +149,14 @@ mod tests {
     fn tokens_rise_while_the_clock_steps_back() {
         let start = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let (source, time) = source_at(start);
-        let first = source.next().expect("in range");
+        let first = source.next(None).expect("in range");
         assert_eq!(first.get(), 1_800_000_000_000_000);
         *time.lock().expect("not poisoned") = start - Duration::from_secs(3600);
-        let second = source.next().expect("in range");
+        let second = source.next(None).expect("in range");
         assert!(second > first);
         *time.lock().expect("not poisoned") = start + Duration::from_secs(1);
         assert_eq!(
-            source.next().expect("in range").get(),
+            source.next(None).expect("in range").get(),
             1_800_000_001_000_000
         );
     }
@@ -106,7 +165,7 @@ mod tests {
     fn a_clock_that_is_off_is_ignored() {
         for off in [0, 1, 8_000_000_000] {
             let (source, _) = source_at(UNIX_EPOCH + Duration::from_secs(off));
-            assert_eq!(source.next().map(Token::get), Some(1));
+            assert_eq!(source.next(None).map(Token::get), Some(1));
         }
     }
 
@@ -115,8 +174,31 @@ mod tests {
         let (source, _) = source_at(UNIX_EPOCH);
         source.seen(Token::new(41).expect("in range"));
         source.seen(Token::new(7).expect("in range"));
-        assert_eq!(source.next().map(Token::get), Some(42));
-        source.seen(Token::MAX);
-        assert_eq!(source.next(), None);
+        assert_eq!(source.next(None).map(Token::get), Some(42));
+        assert_eq!(source.next(Some(Token::MAX)), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_far_from_the_nodes_is_not_followed() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let (source, time) = source_at(now + 100 * Duration::from_secs(365 * 86_400));
+        let nodes = || vec![1_800_000_000_000, 1_800_000_000_400, 0];
+        source.judge(nodes());
+        let token = source.next(None).expect("in range").get();
+        assert_eq!(token, 1_800_000_000_000_000);
+        assert_eq!(source.unix_millis(), 1_800_000_000_000);
+        *time.lock().expect("not poisoned") = now;
+        source.judge(nodes());
+        assert_eq!(source.next(None).map(Token::get), Some(token + 1));
+
+        // Nor are those that another agent's clock has given to one election.
+        let ahead = Token::new(7_000_000_000_000_000).expect("in range");
+        source.seen(ahead);
+        assert_eq!(source.next(None).map(Token::get), Some(token + 2));
+        assert_eq!(
+            source.next(Some(ahead)).map(Token::get),
+            Some(ahead.get() + 1)
+        );
+        assert_eq!(source.next(None).map(Token::get), Some(token + 4));
     }
 }

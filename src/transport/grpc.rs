@@ -89,7 +89,7 @@ impl proto::election_server::Election for Handler {
             .campaign(caller, asked.clone(), deadline)
             .await
             .map_err(Problem::from)?;
-        Ok(convert::campaign_result(&asked, outcome).into())
+        Ok(convert::campaign_result(&asked, outcome)?.into())
     }
 
     async fn extend_elected_term(

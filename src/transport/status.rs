@@ -65,7 +65,7 @@ table! {
     NotFound => NotFound, NOT_FOUND;
     /// The path does not have this method; `Allow` lists those it has.
     MethodNotAllowed => Unimplemented, METHOD_NOT_ALLOWED;
-    /// Another candidate leads, or the token is not the leader's.
+    /// Another candidate leads, the token is not the leader's, or the request id was used.
     Conflict => AlreadyExists, CONFLICT;
     /// The request is over 64 KiB; nothing was changed.
     PayloadTooLarge => ResourceExhausted, PAYLOAD_TOO_LARGE;
@@ -222,6 +222,18 @@ impl From<gate::Error> for Problem {
             gate::Error::Election(error) => error.into(),
             gate::Error::Pods(error) => error.into(),
         }
+    }
+}
+
+impl Problem {
+    /// A campaign that repeats one that was granted, and is over.
+    #[must_use]
+    pub fn request_id_used() -> Self {
+        Self::new(
+            Code::Conflict,
+            "`request_id` is that of a campaign that was granted before, and whose term is over: give every attempt \
+             to get elected an id of its own",
+        )
     }
 }
 

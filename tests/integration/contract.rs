@@ -134,13 +134,12 @@ async fn a_retry_with_the_same_request_id_gets_the_same_token(store: Store) {
         .expect("an answer")
         .into_inner();
     assert!(other.token > first.token);
-    // The grant of the first attempt is no longer held, so its retry is a new one.
-    let late = client
-        .campaign(request)
-        .await
-        .expect("an answer")
-        .into_inner();
-    assert!(late.elected && late.token > other.token);
+    // The grant of the first attempt is over, so that a late copy of its request does nothing.
+    let late = client.campaign(request).await.expect_err("refused");
+    assert_eq!(late.code(), Code::AlreadyExists, "{late}");
+    assert!(late.message().contains("`request_id`"), "{late}");
+    let extended = fixture.agent.extend("e", "a", 5_000, other.token).await;
+    assert!(extended.value, "{extended:?}");
 }
 
 async fn only_the_leader_extends_and_only_while_its_term_lasts(store: Store) {
@@ -215,8 +214,10 @@ async fn the_leader_hands_over_in_one_step(store: Store) {
     };
     let refused = |reason: &str| (false, reason.to_owned());
     let done = (true, String::new());
-    // Vacant: granted, whoever is said to lead.
-    assert_eq!(handover("a", "nobody", 0).await, done);
+    // Vacant: granted, unless somebody is said to lead.
+    assert_eq!(handover("a", "nobody", 0).await, refused("NO_TERM"));
+    assert_eq!(handover("a", "", 7).await, refused("NO_TERM"));
+    assert_eq!(handover("a", "", 0).await, done);
     let token = agent.get("/election/e").await.body["token"]
         .as_u64()
         .expect("a token");

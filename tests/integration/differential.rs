@@ -1,12 +1,12 @@
 //! The same random operations on the in-process node and on a real Redis give the same replies.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
 
 use election_agent::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
-        Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Over, Page,
-        Resign, ResignReply, Settings, Unmarked,
+        Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, Look, NodeError,
+        Over, Page, Reading, Registered, Resign, ResignReply, Settings, Unmarked,
         embedded::Embedded,
         redis::{Deployment, Redis as RedisNode, Server, Use},
     },
@@ -19,11 +19,33 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
+use tokio::time::Instant;
+
 use crate::harness::{Cluster, Redis};
 
 const SETTINGS: Settings = Settings {
     retention: Duration::from_secs(3600),
     guard: Some(Duration::from_secs(60)),
+    vote: VOTE,
+};
+const VOTE: Duration = Duration::from_secs(10);
+const BOUNDS: Bounds = Bounds {
+    guard: SETTINGS.guard,
+    vote: VOTE,
+};
+
+const NONE: Registered = Registered {
+    bound: Duration::ZERO,
+    age: Duration::ZERO,
+};
+
+/// A look that may write.
+const LOOK: Look = Look {
+    own: BOUNDS,
+    guard: NONE,
+    vote: NONE,
+    write: true,
+    closed: false,
 };
 
 /// Stands for the run that a node is in.
@@ -41,7 +63,7 @@ enum Op {
     List(Kind, Option<ElectionId>, usize),
     /// How long to wait, and whether it names the run that the node is in.
     Mark(Duration, bool),
-    Probe,
+    Probe(Look),
 }
 
 /// What a node replied, without what depends on the moment: times left.
@@ -53,10 +75,10 @@ enum Reply {
     Resigned(ResignReply),
     Nothing,
     Marked(usize),
-    Lease(Option<Lease>),
+    Read(Reading),
     Page(Page),
-    /// How long the node abstains, how many partitions have no marker, and the longest guard.
-    Probed(Option<Duration>, usize, Duration),
+    /// How long the node abstains, how many partitions have no marker, and the longest bounds.
+    Probed(Option<Duration>, usize, [Registered; 2]),
 }
 
 /// Rounds a time left to tens of seconds: terms differ by thirty, and what passes between two nodes must
@@ -74,16 +96,18 @@ fn timeless(lease: Lease) -> Lease {
 
 /// The run that serves the election, marked or not.
 async fn own_run(node: &dyn LeaseNode, election: &ElectionId) -> Result<Option<String>, NodeError> {
-    let unmarked = node.probe().await?.unmarked;
+    let unmarked = node.probe(LOOK).await?.unmarked;
     Ok(match unmarked.into_iter().next() {
         Some(part) => Some(part.run),
-        None => node.settled_run(election, Duration::ZERO),
+        None => node
+            .incarnation(election)
+            .map(|incarnation| incarnation.run),
     })
 }
 
 async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
     Ok(match op {
-        Op::Grant(grant) => Reply::Granted(match node.grant(grant).await? {
+        Op::Grant(grant) => Reply::Granted(match node.grant(&timely(grant)).await? {
             GrantReply::Held(lease) => GrantReply::Held(timeless(lease)),
             GrantReply::Guarded(wait) => GrantReply::Guarded(rounded(wait)),
             reply => reply,
@@ -95,16 +119,20 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
             let own = own.filter(|_| heal.run == OWN_RUN);
             let heal = Heal {
                 run: own.unwrap_or_default(),
+                not_after: in_time(heal.not_after),
                 ..heal.clone()
             };
             Reply::Healed(node.heal(&heal).await?)
         }
         Op::Resign(resign) => Reply::Resigned(node.resign(resign).await?),
         Op::Withdraw(grant) => {
-            node.withdraw(grant).await?;
+            node.withdraw(&timely(grant)).await?;
             Reply::Nothing
         }
-        Op::Read(election) => Reply::Lease(node.read(election).await?.map(timeless)),
+        Op::Read(election) => Reply::Read(match node.read(election).await? {
+            Reading::Held(lease) => Reading::Held(timeless(lease)),
+            reading => reading,
+        }),
         Op::List(kind, after, limit) => {
             let page = node.list(kind, after.as_ref(), *limit).await?;
             Reply::Page(Page {
@@ -114,6 +142,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
                     .map(|(election, lease)| (election, timeless(lease)))
                     .collect(),
                 next: page.next,
+                incomplete: page.incomplete,
             })
         }
         Op::Mark(wait, of_this_run) => {
@@ -123,15 +152,72 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
                 partition: 0,
                 run: own.unwrap_or_default(),
             };
-            Reply::Marked(node.mark(&[unmarked], *wait).await?)
+            Reply::Marked(node.mark(&[unmarked], *wait, BOUNDS).await?)
         }
-        Op::Probe => {
-            let probe = node.probe().await?;
-            Reply::Probed(
-                probe.guard.map(rounded),
-                probe.unmarked.len(),
-                probe.longest_guard,
-            )
+        Op::Probe(look) => {
+            let probe = node.probe(*look).await?;
+            // One that only reads is not told how long the node abstains.
+            let guard = probe.guard.filter(|_| look.write);
+            let longest = [probe.longest_guard, probe.longest_vote].map(|told| Registered {
+                age: rounded(told.age),
+                ..told
+            });
+            Reply::Probed(guard.map(rounded), probe.unmarked.len(), longest)
+        }
+    })
+}
+
+/// Stands for an instant that has passed when the node is asked; any other has not.
+fn past() -> Instant {
+    static PAST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *PAST
+}
+
+fn in_time(not_after: Instant) -> Instant {
+    match not_after == past() {
+        true => not_after,
+        false => Instant::now() + Duration::from_secs(60),
+    }
+}
+
+fn timely(grant: &Grant) -> Grant {
+    Grant {
+        not_after: in_time(grant.not_after),
+        ..grant.clone()
+    }
+}
+
+/// Seldom an instant that has passed.
+fn not_after() -> impl Strategy<Value = Instant> {
+    prop::bool::weighted(0.1).prop_map(|late| match late {
+        true => past(),
+        false => past() + Duration::from_secs(1),
+    })
+}
+
+/// Seldom bounds that are longer than what is registered.
+fn bounds() -> impl Strategy<Value = Bounds> {
+    prop::sample::select(vec![
+        (60, 10),
+        (60, 10),
+        (60, 10),
+        (60, 10),
+        (60, 20),
+        (90, 10),
+        (0, 10),
+    ])
+    .prop_map(|(guard, vote)| Bounds {
+        guard: Some(Duration::from_secs(guard)).filter(|guard| !guard.is_zero()),
+        vote: Duration::from_secs(vote),
+    })
+}
+
+/// What another node has told, and how long ago.
+fn registered() -> impl Strategy<Value = Registered> {
+    prop::sample::select(vec![(0, 0), (0, 0), (30, 0), (120, 30)]).prop_map(|(bound, age)| {
+        Registered {
+            bound: Duration::from_secs(bound),
+            age: Duration::from_secs(age),
         }
     })
 }
@@ -167,6 +253,8 @@ fn over() -> impl Strategy<Value = Over> {
         4 => Just(Over::Own),
         1 => Just(Over::Vacant),
         1 => Just(Over::Anyone),
+        1 => Just(Over::AnyLeader),
+        1 => Just(Over::Nobody),
         2 => (candidate(), prop::option::of(token())).prop_map(|(who, token)| Over::Leader(who, token)),
     ]
 }
@@ -183,9 +271,14 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                 0..4_u64,
                 prop::bool::weighted(0.8),
             ),
+            (bounds(), not_after()),
         )
             .prop_map(
-                |((election, candidate, token, term), (value, id, over, attempt, repeat))| Grant {
+                |(
+                    (election, candidate, token, term),
+                    (value, id, over, attempt, repeat),
+                    (bounds, not_after),
+                )| Grant {
                     election,
                     candidate,
                     token,
@@ -196,6 +289,8 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                     elected_at: 1_795_000_000_000,
                     repeat,
                     over,
+                    bounds,
+                    not_after,
                 },
             )
     };
@@ -222,22 +317,27 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
         value(),
         run,
         prop::bool::ANY,
+        (bounds(), not_after()),
     )
-        .prop_map(|(election, leader, token, term, value, run, existing)| {
-            Op::Heal(Heal {
-                election,
-                lease: Lease {
-                    leader,
-                    token,
-                    value: Value::new(value).expect("valid"),
-                    elected_at: 1_795_000_000_001,
-                    remaining: term.duration(),
-                },
-                term,
-                run: run.to_owned(),
-                existing,
-            })
-        });
+        .prop_map(
+            |(election, leader, token, term, value, run, existing, (bounds, not_after))| {
+                Op::Heal(Heal {
+                    election,
+                    lease: Lease {
+                        leader,
+                        token,
+                        value: Value::new(value).expect("valid"),
+                        elected_at: 1_795_000_000_001,
+                        remaining: term.duration(),
+                    },
+                    term,
+                    run: run.to_owned(),
+                    existing,
+                    bounds,
+                    not_after,
+                })
+            },
+        );
     let resign = (election(), candidate(), prop::option::of(token())).prop_map(
         |(election, leader, token)| {
             Op::Resign(Resign {
@@ -267,7 +367,8 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
         2 => list,
         1 => (prop::sample::select(vec![0, 60]), prop::bool::weighted(0.8))
             .prop_map(|(s, of_this_run)| Op::Mark(Duration::from_secs(s), of_this_run)),
-        1 => Just(Op::Probe),
+        1 => (bounds(), registered(), registered(), prop::bool::weighted(0.8))
+            .prop_map(|(own, guard, vote, write)| Op::Probe(Look { own, guard, vote, write, ..LOOK })),
     ]
 }
 
@@ -283,22 +384,16 @@ async fn pair(deployment: Deployment, prefix: usize, marked: bool) -> (Embedded,
         max_term: Duration::from_secs(60),
         allow_eviction: false,
     };
-    let real = RedisNode::start(
-        deployment,
-        usage,
-        Duration::from_secs(10),
-        SETTINGS,
-        &Workers::here(),
-    )
-    .await;
+    let real = RedisNode::start(deployment, usage, VOTE, SETTINGS, &Workers::here()).await;
     // What it is not asked for, it does not know: its run.
-    real.probe().await.expect("answers");
+    real.probe(LOOK).await.expect("answers");
     let model = Embedded::in_memory(SETTINGS);
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {
-            let unmarked = node.probe().await.expect("answers").unmarked;
-            let marked = node.mark(&unmarked, Duration::ZERO).await;
+            let unmarked = node.probe(LOOK).await.expect("answers").unmarked;
+            let marked = node.mark(&unmarked, Duration::ZERO, BOUNDS).await;
             assert_eq!(marked, Ok(unmarked.len()));
+            node.probe(LOOK).await.expect("answers");
         }
     }
     (model, real)
@@ -368,7 +463,11 @@ fn a_cluster_replies_as_the_in_process_node_does() {
         partitions: 5,
     };
     // Each partition is marked for itself, the in-process node as a whole.
-    let unmarked = op(&[30_000, 60_000]).prop_filter("marks", |op| !matches!(op, Op::Mark(..)));
+    let unmarked = op(&[30_000, 60_000]).prop_filter("marks", |op| match op {
+        Op::Mark(..) => false,
+        Op::Probe(look) => (look.own, look.guard, look.vote) == (BOUNDS, NONE, NONE),
+        _ => true,
+    });
     let sequences = (prop::collection::vec(unmarked, 1..60), Just(true));
     compare(&runtime, &deployment, 60, sequences);
 }

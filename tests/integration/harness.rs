@@ -3,11 +3,14 @@
 mod agent;
 mod ask;
 mod authority;
+mod clock;
 mod cluster;
 mod collector;
+mod gate;
 mod http;
 mod issuer;
 mod kubernetes;
+mod nodes;
 mod proxy;
 mod redis;
 mod sentinel;
@@ -15,6 +18,7 @@ mod sentinel;
 pub(crate) use agent::{Agent, Answer, new_token, output as command_output, owned};
 pub(crate) use ask::{Ask, CAMPAIGN, Protocol};
 pub(crate) use authority::Authority;
+pub(crate) use clock::Clock;
 pub(crate) use cluster::Cluster;
 pub(crate) use collector::{Collector, Mood, Received};
 pub(crate) use http::HttpServer;
@@ -25,6 +29,7 @@ pub(crate) use kubernetes::{
     ApiServer, CONTEXT, Fault, Gone, Reviews, Right, SERVICE_ACCOUNT, USER, WRONG_CONTEXT,
     fixtures, rollout,
 };
+pub(crate) use nodes::{Leader, Nodes, elected_until};
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
 pub(crate) use sentinel::{Deployment, Sentinels};
@@ -63,6 +68,8 @@ impl Store {
         Self::shared(vec![
             ("EA_REDIS_MODE", "cluster".to_owned()),
             ("EA_REDIS_URLS", cluster.url()),
+            // A dozen agents come to it at once, each with a prefix of its own and so with all partitions anew.
+            ("EA_REDIS_PARTITIONS", "64".to_owned()),
         ])
     }
 

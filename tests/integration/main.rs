@@ -5,11 +5,13 @@
     reason = "a test that cannot go on should say where"
 )]
 
+mod acl;
 mod auth;
 mod authz;
 mod bad_input;
 mod browsers;
 mod clients;
+mod clocks;
 mod commands;
 mod connections;
 mod contention;
@@ -18,11 +20,16 @@ mod deadlines;
 mod deployment;
 mod differential;
 mod documents;
+mod duplicates;
 mod durability;
 mod faults;
+mod forgotten;
 mod harness;
 mod kubernetes_server;
+mod late;
 mod limits;
+mod listing;
+mod lists;
 mod logs;
 mod metrics;
 mod modes;
@@ -31,10 +38,12 @@ mod pods;
 mod quorum;
 mod reflection;
 mod refusals;
+mod repair;
 mod serving;
 mod survival;
 mod terms;
 mod tls;
 mod topologies;
 mod traces;
+mod unequal;
 mod workers;

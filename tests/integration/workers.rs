@@ -9,7 +9,7 @@ use std::{
 use election_agent::{
     election::types::ElectionId,
     lease::{
-        LeaseNode as _, Settings,
+        LeaseNode as _, Reading, Settings,
         redis::{Deployment, Redis as RedisNode, Server, Use},
     },
     workers::Workers,
@@ -87,6 +87,7 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
     let settings = Settings {
         retention: Duration::from_secs(3600),
         guard: None,
+        vote: Duration::from_millis(300),
     };
     let limit = Duration::from_millis(300);
     let node = Arc::new(RedisNode::start(deployment, usage, limit, settings, &workers).await);
@@ -126,7 +127,7 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
     eventually("the others were looked at several times", async || {
         for asker in [1, 2] {
             let read = asked_from(asker).await.expect("runs");
-            assert_eq!(read.map_err(|error| error.to_string()), Ok(None));
+            assert_eq!(read.map_err(|error| error.to_string()), Ok(Reading::Vacant));
         }
         (pings().await >= before + 8).then_some(())
     })

@@ -5,21 +5,26 @@ use std::{sync::Arc, time::Duration};
 
 use election_agent::{
     election::{
-        Campaign, Denial, Elections, Error, Handover, Outcome, Retry,
+        Campaign, Denial, Error, Handover, Outcome, Retry,
         types::{Candidate as Name, RequestId, Term, Token, Value},
     },
-    lease::{Extend, Resign, quorum::Quorum},
+    lease::{Extend, Resign},
 };
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{MAX_TERM, election, record::Record};
+use crate::{
+    agent::Agent,
+    election,
+    faults::{LONGEST_PAUSE, SLOWEST},
+    record::Record,
+};
 
 /// How long a request may take.
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// Agents, each with its own view of the nodes.
-type Agents = Arc<Vec<(Elections, Quorum)>>;
+pub(crate) type Agents = Arc<Vec<Agent>>;
 
 pub(crate) struct Candidate {
     name: String,
@@ -55,6 +60,14 @@ impl Candidate {
                 return self.resign(&leading).await;
             }
             sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Asks again and again until the time is over, with pauses up to so many ms.
+    pub(crate) async fn challenge(mut self, pause_ms: u64, until: Instant) {
+        while Instant::now() < until {
+            self.campaign(None).await;
+            self.pause(pause_ms).await;
         }
     }
 
@@ -126,16 +139,24 @@ impl Candidate {
 
     async fn campaign(&mut self, request_id: Option<&str>) -> Option<Leading> {
         let asked = Instant::now();
+        let agent = self.agent();
+        let term = self.term(&agent);
         let request = Campaign {
             election: election(),
             candidate: self.as_candidate(),
-            term: self.term(),
+            term,
             value: Value::default(),
             request_id: RequestId::new(request_id.unwrap_or_default()).expect("valid"),
         };
-        let agent = self.agent();
-        let answer = agent.campaign(request, asked + DEADLINE);
-        match self.or_gives_up(answer).await {
+        let answer = agent.elections.campaign(request, asked + DEADLINE);
+        let answer = self.or_gives_up(answer).await;
+        // Copies of the grant arrive until the vote is over; a dead agent withdraws nothing.
+        let lasts = Instant::now() + agent.vote + slowly(term);
+        if agent.is_dead() || matches!(answer, Some(Ok(Outcome::Elected { .. }))) {
+            self.record.may_lead(&self.name, lasts);
+        }
+        agent.asked(&self.name, lasts);
+        match answer {
             Some(Ok(Outcome::Elected { token, valid_for })) => {
                 let until = asked + valid_for;
                 if until <= Instant::now() {
@@ -149,6 +170,10 @@ impl Candidate {
                     token: Some(token),
                     until,
                 })
+            }
+            Some(Ok(Outcome::Used)) => {
+                self.record.refused(&self.name, "its request is over");
+                None
             }
             Some(Ok(Outcome::NotElected(lease))) => {
                 self.record
@@ -172,7 +197,11 @@ impl Candidate {
     /// known.
     async fn extend_term(&mut self, token: Option<Token>) -> Option<Result<Instant, ()>> {
         let asked = Instant::now();
-        let term = self.term();
+        let agent = self.agent();
+        let term = self.term(&agent);
+        // It may get to a server late, and whether or not there is an answer.
+        let latest = asked + DEADLINE + LONGEST_PAUSE + SLOWEST;
+        self.record.may_lead(&self.name, latest + slowly(term));
         let request = Extend {
             election: election(),
             leader: self.as_candidate(),
@@ -180,8 +209,7 @@ impl Candidate {
             term,
         };
         let retry = Retry::new(self.rng.i64(0..3), 50).expect("in range");
-        let agent = self.agent();
-        let answer = agent.extend(request, retry, asked + DEADLINE);
+        let answer = agent.elections.extend(request, retry, asked + DEADLINE);
         match self.or_gives_up(answer).await {
             Some(Ok(Ok(()))) => {
                 let until = asked + term.duration() - term.drift();
@@ -211,7 +239,7 @@ impl Candidate {
             token: leading.token,
         };
         let agent = self.agent();
-        let answer = agent.resign(request, Instant::now() + DEADLINE);
+        let answer = agent.elections.resign(request, Instant::now() + DEADLINE);
         match self.or_gives_up(answer).await {
             Some(Ok(_)) => {}
             Some(Err(_)) | None => self.record.unknown(&self.name, "resignation"),
@@ -222,16 +250,25 @@ impl Candidate {
         self.gave_up = true;
         self.record.ended(&self.name, "hands over");
         let to = format!("c{}", self.rng.usize(..5));
+        let agent = self.agent();
+        let term = self.term(&agent);
         let request = Handover {
             election: election(),
             leader: Name::new("leader", &to).expect("valid"),
-            term: self.term(),
+            term,
             current_leader: Some(self.as_candidate()),
             token: leading.token,
         };
-        let agent = self.agent();
-        let answer = agent.handover(request, false, Instant::now() + DEADLINE);
-        match self.or_gives_up(answer).await {
+        let answer = agent
+            .elections
+            .handover(request, false, Instant::now() + DEADLINE);
+        let answer = self.or_gives_up(answer).await;
+        let lasts = Instant::now() + agent.vote + slowly(term);
+        if agent.is_dead() || matches!(answer, Some(Ok(Ok(())))) {
+            self.record.may_lead(&to, lasts);
+        }
+        agent.asked(&to, lasts);
+        match answer {
             Some(Ok(_)) => {}
             Some(Err(_)) | None => self.record.unknown(&self.name, "handover"),
         }
@@ -249,14 +286,21 @@ impl Candidate {
         timeout(patience, answer).await.ok()
     }
 
-    fn agent(&mut self) -> Elections {
-        let agent = self.rng.usize(..self.agents.len());
-        self.agents[agent].0.clone()
+    /// One that has started; it may be dead, which nobody knows.
+    fn agent(&mut self) -> Agent {
+        let now = Instant::now();
+        let started: Vec<_> = self
+            .agents
+            .iter()
+            .filter(|agent| agent.starts <= now)
+            .collect();
+        let agent = self.rng.usize(..started.len());
+        started[agent].clone()
     }
 
-    fn term(&mut self) -> Term {
-        // Long enough to stay valid by a fast clock.
-        Term::from_millis(self.rng.i64(1_100..=5_000), MAX_TERM).expect("in range")
+    fn term(&mut self, agent: &Agent) -> Term {
+        let longest = agent.longest.as_millis() as i64;
+        Term::from_millis(self.rng.i64(1_050..=longest), agent.longest).expect("in range")
     }
 
     fn as_candidate(&self) -> Name {
@@ -266,6 +310,11 @@ impl Candidate {
     async fn pause(&mut self, most_ms: u64) {
         sleep(Duration::from_millis(self.rng.u64(..most_ms))).await;
     }
+}
+
+/// How long a server whose clock is slow takes a term for.
+fn slowly(term: Term) -> Duration {
+    term.duration().mul_f64(1.02)
 }
 
 fn denied(denial: Denial) -> &'static str {

@@ -1,7 +1,8 @@
 //! What happened in a run, and whether it kept the promises:
 //!
 //! - at most one candidate may act as leader at any instant;
-//! - every grant's token is larger than that of every grant answered before.
+//! - every grant's token is larger than that of every grant answered before;
+//! - nobody is said to lead who has been told of nothing that is still in force.
 
 use std::{
     collections::BTreeMap,
@@ -23,6 +24,8 @@ struct Inner {
     started: Instant,
     /// Until when each candidate may act as leader.
     leads: BTreeMap<String, Instant>,
+    /// Until when each candidate may be said to lead, as far as it has been told or has asked.
+    may_lead: BTreeMap<String, Instant>,
     last_token: Option<Token>,
     events: Vec<String>,
     totals: Totals,
@@ -45,6 +48,7 @@ impl Default for Record {
             inner: Arc::new(Mutex::new(Inner {
                 started: Instant::now(),
                 leads: BTreeMap::new(),
+                may_lead: BTreeMap::new(),
                 last_token: None,
                 events: Vec::new(),
                 totals: Totals::default(),
@@ -82,6 +86,31 @@ impl Record {
         inner.leads(name, until);
     }
 
+    /// Something may be in force until then that lets the candidate lead.
+    pub(crate) fn may_lead(&self, name: &str, until: Instant) {
+        let mut inner = self.lock();
+        let known = inner.may_lead.entry(name.to_owned()).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    /// This one is said to lead, once nothing that was asked for is on its way any more.
+    pub(crate) fn said_to_lead(&self, name: &str) {
+        let mut inner = self.lock();
+        inner.event(&format!("{name} is said to lead"));
+        let until = inner.may_lead.get(name);
+        assert!(
+            until.is_some_and(|until| *until >= Instant::now()),
+            "{name} is said to lead, of which it was told nothing that is in force:\n{}",
+            inner.history()
+        );
+    }
+
+    /// Until when the candidate leads, if it does.
+    pub(crate) fn leads_until(&self, name: &str) -> Option<Instant> {
+        let until = self.lock().leads.get(name).copied();
+        until.filter(|until| *until > Instant::now())
+    }
+
     /// The leader acts no more, from now on.
     pub(crate) fn ended(&self, name: &str, why: &str) {
         let mut inner = self.lock();
@@ -106,6 +135,11 @@ impl Record {
         let mut inner = self.lock();
         inner.totals.unknown += 1;
         inner.event(&format!("{name} does not know: {what}"));
+    }
+
+    /// Something happens to a server or an agent.
+    pub(crate) fn note(&self, what: &str) {
+        self.lock().event(what);
     }
 
     /// The last things that happened.
@@ -141,13 +175,19 @@ impl Inner {
                 self.history()
             );
         }
-        self.leads.insert(name.to_owned(), until);
+        // What it was told before stands.
+        let known = self.leads.entry(name.to_owned()).or_insert(until);
+        *known = until.max(*known);
     }
 
     /// The last things that happened.
     fn history(&self) -> String {
-        let from = self.events.len().saturating_sub(40);
-        self.events[from..].join("\n")
+        let (first, from) = (
+            self.events.len().min(8),
+            self.events.len().saturating_sub(40),
+        );
+        let (head, tail) = (&self.events[..first], &self.events[from.max(first)..]);
+        [head, tail].concat().join("\n")
     }
 }
 

@@ -2,37 +2,46 @@
 //!
 //! One thread owns the database ([redb](https://docs.rs/redb)). Changes come over a channel in the
 //! order in which they were made; the thread writes all that have come in one transaction, synced to
-//! disk, and then lets everything that waited for one of them go on. So the cost of a sync is shared
-//! by all requests that arrive while the one before runs (group commit).
+//! disk, notes its number in the [side file](super::generation), and then lets everything that waited for
+//! one of them go on. So the cost of a sync is shared by all requests that arrive while the one before
+//! runs (group commit).
 
 use std::{
     path::Path,
-    sync::mpsc::{Receiver, Sender, channel},
-    thread,
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::Database;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
-use super::Held;
+use super::{
+    clock::{Clock, Deadline},
+    generation::{self, SYNC_WITHIN, Side},
+    rollback::{self, Opening},
+    store::{self, Node},
+};
 use crate::{
     election::types::{Candidate, Invalid, RequestId, Token, Value, millis},
-    lease::NodeError,
+    lease::{
+        NodeError,
+        memory::{Floor, Held},
+    },
 };
-
-/// `kind/name` to a [`Record`] as JSON.
-const ELECTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("elections");
-/// Names to numbers: the format's version, and the marker's wait in ms.
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-const FORMAT: u64 = 1;
 
 /// What the file holds of an election.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// The highest token accepted.
+    /// The highest token of a grant that may have counted; 0 for none.
     floor: u64,
+    /// The least token that a repair may write.
+    #[serde(default)]
+    acknowledged: u64,
+    /// The last requests that were granted, with their tokens.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    used: Vec<(String, u64)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) lease: Option<LeaseRecord>,
 }
@@ -44,14 +53,24 @@ pub(super) struct LeaseRecord {
     token: u64,
     value: String,
     request_id: String,
-    pub(super) elected_at: u64,
+    elected_at: u64,
     pub(super) term_ms: u64,
+    /// The last opening of the database in which the leader was granted or extended; 0 is before the
+    /// first one that is numbered.
+    #[serde(default)]
+    pub(super) opening: u64,
 }
 
 impl Record {
-    pub(super) fn new(floor: Token, held: Option<&Held>) -> Self {
+    /// What is to be stored in this opening.
+    pub(super) fn new(floor: &Floor, held: Option<&Held>, opening: u64) -> Self {
+        let used = floor.used.iter();
         Self {
-            floor: floor.get(),
+            floor: floor.token.map_or(0, Token::get),
+            acknowledged: floor.acknowledged,
+            used: used
+                .map(|(id, token)| (id.as_str().to_owned(), token.get()))
+                .collect(),
             lease: held.map(|held| LeaseRecord {
                 leader: held.leader.as_str().to_owned(),
                 token: held.token.get(),
@@ -61,31 +80,63 @@ impl Record {
                     .as_ref()
                     .map_or_else(String::new, |id| id.as_str().to_owned()),
                 elected_at: held.elected_at,
-                term_ms: millis(held.logged_term),
+                term_ms: millis(held.longest_term),
+                opening: held.restored.unwrap_or(opening),
             }),
         }
     }
 
-    pub(super) fn floor(&self) -> Result<Token, NodeError> {
-        stored_token(self.floor)
+    /// Whether an agent can begin with it.
+    pub(super) fn check(&self) -> Result<(), NodeError> {
+        self.restore(Instant::now(), Duration::ZERO, |_| Duration::ZERO)?;
+        Ok(())
+    }
+
+    /// The lease, which has so much time left, and what outlives it by the retention.
+    fn restore(
+        &self,
+        now: Instant,
+        retention: Duration,
+        left: impl FnOnce(&LeaseRecord) -> Duration,
+    ) -> Result<(Option<Held>, Floor), NodeError> {
+        let held = self.lease.as_ref();
+        let held = held
+            .map(|lease| lease.restore(now + left(lease)))
+            .transpose()?;
+        let expires = held.as_ref().map_or(now, |held| held.expires) + retention;
+        let mut used = Vec::new();
+        for (id, token) in &self.used {
+            let id = RequestId::new(id).map_err(|invalid| stored(&invalid))?;
+            if let Some(id) = id {
+                used.push((id, stored_token(*token)?));
+            }
+        }
+        let floor = Floor {
+            token: match self.floor {
+                0 => None,
+                token => Some(stored_token(token)?),
+            },
+            acknowledged: self.acknowledged,
+            used,
+            expires,
+        };
+        Ok((held, floor))
     }
 }
 
 impl LeaseRecord {
-    pub(super) fn leader(&self) -> Result<Candidate, NodeError> {
-        Candidate::new("leader", &self.leader).map_err(|invalid| stored(&invalid))
-    }
-
-    pub(super) fn token(&self) -> Result<Token, NodeError> {
-        stored_token(self.token)
-    }
-
-    pub(super) fn value(&self) -> Result<Value, NodeError> {
-        Value::new(&self.value).map_err(|invalid| stored(&invalid))
-    }
-
-    pub(super) fn request_id(&self) -> Result<Option<RequestId>, NodeError> {
-        RequestId::new(&self.request_id).map_err(|invalid| stored(&invalid))
+    fn restore(&self, expires: Instant) -> Result<Held, NodeError> {
+        Ok(Held {
+            leader: Candidate::new("leader", &self.leader).map_err(|invalid| stored(&invalid))?,
+            token: stored_token(self.token)?,
+            value: Value::new(&self.value).map_err(|invalid| stored(&invalid))?,
+            request_id: RequestId::new(&self.request_id).map_err(|invalid| stored(&invalid))?,
+            elected_at: self.elected_at,
+            expires,
+            longest_term: Duration::from_millis(self.term_ms),
+            restored: Some(self.opening),
+            attempt: None,
+        })
     }
 }
 
@@ -99,11 +150,24 @@ fn stored(invalid: &Invalid) -> NodeError {
 }
 
 /// What was on disk when the log was opened.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Stored {
     pub(super) elections: Vec<(Box<str>, Record)>,
-    /// How long the marker's run waits before it grants, when there is a marker.
+    /// How long the node abstains from grants, when it has a marker.
     pub(super) marker_wait: Option<Duration>,
+    opening: Opening,
+}
+
+impl Stored {
+    /// The election's lease, for as long as it still counts, and what outlives it by the retention.
+    pub(super) fn restore(
+        &self,
+        record: &Record,
+        now: Instant,
+        retention: Duration,
+    ) -> Result<(Option<Held>, Floor), NodeError> {
+        record.restore(now, retention, |lease| self.opening.left(lease))
+    }
 }
 
 /// A change to be written.
@@ -112,46 +176,96 @@ pub(super) enum Change {
     /// The election now has this record, or none.
     Election(Box<str>, Option<Record>),
     /// The marker is written, ready after this wait.
-    Marker(Duration),
+    Marker(Deadline),
 }
 
 /// The writing end of the log.
 #[derive(Debug)]
 pub(super) struct Log {
-    changes: Sender<(u64, Change)>,
+    /// `None` only while it is dropped.
+    changes: Option<Sender<(u64, Change)>>,
     written: watch::Receiver<Result<u64, NodeError>>,
+    thread: Option<JoinHandle<()>>,
+    clock: Clock,
+    opening: u64,
 }
 
 impl Log {
-    /// Opens the file and starts the thread that writes it; the thread ends when the log is dropped.
-    pub(super) fn open(path: &Path) -> Result<(Self, Stored), NodeError> {
-        let at = path.display();
-        let database = Database::create(path).map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => NodeError::unknown(format!(
-                "EA_EMBEDDED_PATH: {at} is in use by another process: give each agent its own file"
-            )),
-            error => NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot open {at}: {error}")),
-        })?;
-        let stored = load(&database).map_err(|error| {
-            NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot read {at}: {error}"))
-        })?;
+    /// Opens the file for a node that abstains for `guard` after it may have lost memory, and starts the
+    /// thread that writes the file; dropping the log ends the thread, and waits for it.
+    ///
+    /// A database that may be older than what was promised is put into quarantine, on disk, before this
+    /// returns.
+    pub(super) fn open(
+        path: &Path,
+        guard: Option<Duration>,
+        clock: Clock,
+    ) -> Result<(Self, Stored), NodeError> {
+        let at = path.display().to_string();
+        let (database, real) = store::open(path)?;
+        let failed = |what: &str, error: Box<dyn std::error::Error>| {
+            NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot {what} {at}: {error}"))
+        };
+        let content = store::load(&database).map_err(|error| failed("read", error))?;
+        let beside = generation::path_for(&real);
+        let found = generation::read(&beside)?;
+        let opening = Opening::new(&content, &found, guard, clock.now());
+        store::write_node(&database, &opening.node, &opening.openings)
+            .map_err(|error| failed("write", error))?;
+        // After the database: a quarantine that its side file no longer shows is in the database.
+        let side = Side::create(&beside, &opening.generation())?;
+        report_opening(&at, &opening, guard);
 
         let (changes, incoming) = channel();
         let (report, written) = watch::channel(Ok(0));
-        let at = at.to_string();
-        thread::Builder::new()
+        let writer = Writer {
+            database,
+            node: opening.node.clone(),
+            side,
+            unsynced: None,
+            at,
+        };
+        let thread = thread::Builder::new()
             .name("lease-log".to_owned())
-            .spawn(move || write(&database, &incoming, &report, &at))
+            .spawn(move || writer.run(&incoming, &report))
             .map_err(|error| {
                 NodeError::unknown(format!("cannot start the lease log's thread: {error}"))
             })?;
-        Ok((Self { changes, written }, stored))
+        let log = Self {
+            changes: Some(changes),
+            written,
+            thread: Some(thread),
+            clock,
+            opening: opening.number,
+        };
+        let stored = Stored {
+            elections: content.elections,
+            marker_wait: match guard {
+                Some(_) => opening.marker_wait(),
+                // What is left of a quarantine stays in the file, for an agent that heeds it.
+                None => opening.marker_wait().map(|_| Duration::ZERO),
+            },
+            opening,
+        };
+        Ok((log, stored))
+    }
+
+    /// The number of this opening of the database.
+    pub(super) fn opening(&self) -> u64 {
+        self.opening
+    }
+
+    /// The change that writes a marker which is ready after this wait from now on.
+    pub(super) fn marker(&self, wait: Duration) -> Change {
+        Change::Marker(Deadline::new(self.clock.now(), wait))
     }
 
     /// Queues a change. Sequence numbers rise by call.
     pub(super) fn append(&self, sequence: u64, change: Change) {
         // The thread ends early only after a failed write, which `settled` reports to every caller.
-        let _ = self.changes.send((sequence, change));
+        if let Some(changes) = &self.changes {
+            let _ = changes.send((sequence, change));
+        }
     }
 
     /// Waits until the change with this number, and all before it, are on disk.
@@ -174,89 +288,134 @@ impl Log {
     }
 }
 
+impl Drop for Log {
+    fn drop(&mut self) {
+        drop(self.changes.take());
+        if let Some(thread) = self.thread.take() {
+            // It has reported why, should it have failed.
+            let _ = thread.join();
+        }
+    }
+}
+
 fn ended() -> NodeError {
     NodeError::unknown("the lease log's thread has ended: restart the agent")
 }
 
-fn load(database: &Database) -> Result<Stored, Box<dyn std::error::Error>> {
-    let transaction = database.begin_write()?;
-    {
-        let mut meta = transaction.open_table(META)?;
-        let format = meta.get("format")?.map(|format| format.value());
-        match format {
-            None => {
-                meta.insert("format", FORMAT)?;
-            }
-            Some(FORMAT) => {}
-            Some(other) => {
-                return Err(format!("its format is {other}, this version reads {FORMAT}").into());
-            }
-        }
-        transaction.open_table(ELECTIONS)?;
+/// Reports what is unusual about an opening.
+fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>) {
+    if opening.clocks_went_back {
+        tracing::warn!(
+            path = at,
+            "the system was started anew and its clock is earlier than before: restored leases and waits \
+             count in full"
+        );
     }
-    transaction.commit()?;
-
-    let transaction = database.begin_read()?;
-    let mut stored = Stored {
-        marker_wait: transaction
-            .open_table(META)?
-            .get("marker_wait_ms")?
-            .map(|wait| Duration::from_millis(wait.value())),
-        ..Stored::default()
-    };
-    for entry in transaction.open_table(ELECTIONS)?.iter()? {
-        let (election, record) = entry?;
-        let record = serde_json::from_slice(record.value())?;
-        stored.elections.push((election.value().into(), record));
+    let wait_ms = opening.marker_wait().unwrap_or_default().as_millis();
+    match (&opening.doubt, guard) {
+        (Some(doubt), Some(_)) => tracing::warn!(
+            path = at,
+            wait_ms,
+            "{doubt}: leaders that it does not know of may have time left, so the agent abstains from grants"
+        ),
+        (Some(doubt), None) => tracing::warn!(
+            path = at,
+            "{doubt}: as EA_RESTART_GUARD=off, the agent grants elections whose leaders may have time left"
+        ),
+        (None, Some(_)) if wait_ms > 0 => tracing::warn!(
+            path = at,
+            wait_ms,
+            "the agent abstains from grants for what is left of a wait that an earlier start began"
+        ),
+        (None, _) => {}
     }
-    Ok(stored)
 }
 
-fn write(
-    database: &Database,
-    incoming: &Receiver<(u64, Change)>,
-    report: &watch::Sender<Result<u64, NodeError>>,
-    at: &str,
-) {
-    while let Ok(first) = incoming.recv() {
-        let batch: Vec<_> = std::iter::once(first).chain(incoming.try_iter()).collect();
-        let last = batch.last().map_or(0, |(sequence, _)| *sequence);
-        let written = commit(database, batch).map(|()| last).map_err(|error| {
-            tracing::error!(path = at, %error, "the lease log cannot be written; no grant is possible until the cause is mended and the agent restarted");
+/// Owns the files.
+struct Writer {
+    database: Database,
+    node: Node,
+    side: Side,
+    /// Since when the side file has content that is not synced.
+    unsynced: Option<std::time::Instant>,
+    at: String,
+}
+
+impl Writer {
+    /// Writes until nothing more can come, or a write fails.
+    fn run(
+        mut self,
+        incoming: &Receiver<(u64, Change)>,
+        report: &watch::Sender<Result<u64, NodeError>>,
+    ) {
+        let failed = loop {
+            let first = match self.next(incoming) {
+                Ok(Some(first)) => first,
+                Ok(None) => match self.side.sync() {
+                    Ok(()) => return,
+                    Err(error) => break error,
+                },
+                Err(error) => break error,
+            };
+            let batch: Vec<_> = std::iter::once(first).chain(incoming.try_iter()).collect();
+            let last = batch.last().map_or(0, |(sequence, _)| *sequence);
+            match self.write(&batch) {
+                Ok(()) => report.send_modify(|report| *report = Ok(last)),
+                Err(error) => break error,
+            }
+        };
+        tracing::error!(path = self.at, error = %failed, "the lease log cannot be written; no grant is possible until the cause is mended and the agent restarted");
+        report.send_modify(|report| *report = Err(failed));
+    }
+
+    /// The next change, or `None` when there will be none; syncs the side file when its time has come.
+    fn next(
+        &mut self,
+        incoming: &Receiver<(u64, Change)>,
+    ) -> Result<Option<(u64, Change)>, NodeError> {
+        if let Some(since) = self.unsynced {
+            match incoming.recv_timeout(SYNC_WITHIN.saturating_sub(since.elapsed())) {
+                Ok(change) => return Ok(Some(change)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.side.sync()?;
+                    self.unsynced = None;
+                }
+            }
+        }
+        Ok(incoming.recv().ok())
+    }
+
+    fn write(&mut self, batch: &[(u64, Change)]) -> Result<(), NodeError> {
+        self.node.sequence += 1;
+        for (_, change) in batch {
+            match change {
+                Change::Marker(quarantine) => {
+                    self.node.marked = true;
+                    self.node.quarantine =
+                        (!quarantine.is_over_at_once()).then(|| quarantine.clone());
+                }
+                Change::Election(_, record) => {
+                    let lease = record.as_ref().and_then(|record| record.lease.as_ref());
+                    let term_ms = lease.map_or(0, |lease| lease.term_ms);
+                    let longest = &mut self.node.longest;
+                    longest.wait_ms = longest.wait_ms.max(term_ms);
+                    longest.last_ms = longest.last_ms.max(term_ms);
+                }
+            }
+        }
+        store::commit(&self.database, &self.node, batch).map_err(|error| {
+            let at = &self.at;
             NodeError::unknown(format!(
                 "EA_EMBEDDED_PATH: cannot write {at}: {error}: mend the cause and restart the agent"
             ))
-        });
-        let failed = written.is_err();
-        report.send_modify(|report| *report = written);
-        if failed {
-            return;
+        })?;
+        self.side.write(&rollback::generation(&self.node))?;
+        let since = *self.unsynced.get_or_insert_with(std::time::Instant::now);
+        if since.elapsed() >= SYNC_WITHIN {
+            self.side.sync()?;
+            self.unsynced = None;
         }
+        Ok(())
     }
-}
-
-fn commit(
-    database: &Database,
-    batch: Vec<(u64, Change)>,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let transaction = database.begin_write()?;
-    {
-        let mut elections = transaction.open_table(ELECTIONS)?;
-        let mut meta = transaction.open_table(META)?;
-        for (_, change) in batch {
-            match change {
-                Change::Election(election, Some(record)) => {
-                    elections.insert(&*election, serde_json::to_vec(&record)?.as_slice())?;
-                }
-                Change::Election(election, None) => {
-                    elections.remove(&*election)?;
-                }
-                Change::Marker(wait) => {
-                    meta.insert("marker_wait_ms", millis(wait))?;
-                }
-            }
-        }
-    }
-    transaction.commit()?;
-    Ok(())
 }

@@ -26,13 +26,24 @@ pub(super) struct Node {
     mixed_since: Mutex<Option<Instant>>,
     /// Whether it abstained from grants when it was last asked.
     abstains: AtomicBool,
+    probed: Mutex<Probed>,
+}
+
+/// Whether a node has been probed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Probed {
+    Never,
+    /// It was, and never answered.
+    InVain,
+    /// It last answered a probe that began then.
+    At(Instant),
 }
 
 /// How often the same complaint about a node is logged, and how many different ones in that time.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 const COMPLAINTS: usize = 8;
 /// How long an agent may take to mark all partitions of a new node.
-const MARKING: Duration = Duration::from_secs(2);
+pub(super) const MARKING: Duration = Duration::from_secs(2);
 impl Node {
     pub(super) fn new(node: Arc<dyn LeaseNode>) -> Self {
         Self {
@@ -42,7 +53,22 @@ impl Node {
             is_excluded: AtomicBool::new(false),
             mixed_since: Mutex::default(),
             abstains: AtomicBool::new(false),
+            probed: Mutex::new(Probed::Never),
         }
+    }
+
+    pub(super) fn probed(&self) -> Probed {
+        *self.probed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that a probe which began at this instant was answered, or was not.
+    pub(super) fn note_probe(&self, began: Instant, answered: bool) {
+        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        *probed = match (*probed, answered) {
+            (_, true) => Probed::At(began),
+            (Probed::Never, false) => Probed::InVain,
+            (known, false) => known,
+        };
     }
 
     pub(super) fn name(&self) -> &str {

@@ -1,4 +1,4 @@
-//! A question to several nodes at once, and their answers as they come in.
+//! Calls to several nodes at once, and their answers as they come in.
 
 use std::{
     future::poll_fn,
@@ -10,201 +10,171 @@ use std::{
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{Called, Inner, Operation, Quorum};
-use crate::lease::{LeaseNode, NodeError};
+use crate::lease::{LeaseNode, NodeError, policy::Nodes};
+
+/// What a node is to answer.
+type Answer<T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send>>;
 
 impl Quorum {
-    /// Puts a question to all nodes at once, as [`Self::ask_some`] does.
-    pub(super) fn ask<T, F>(
+    /// Calls all nodes at once, and no longer waits for them than for the operation timeout or until the deadline.
+    /// Those that must not vote are not called, and given as errors.
+    pub(super) fn ask<T>(
         &self,
         operation: Operation,
         deadline: Instant,
-        call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
-    ) -> Round<F>
-    where
-        F: Future<Output = Result<T, NodeError>>,
-    {
-        self.ask_some(operation, 0..self.inner.nodes.len(), deadline, call)
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> Answer<T>,
+    ) -> Round<T> {
+        let mut round = self.round();
+        let nodes = self.inner.electorate.nodes();
+        round.ask(operation, 0, nodes, deadline, call);
+        round
     }
 
-    /// Puts a question to these nodes at once; each has the operation timeout, but not longer than the
-    /// deadline. `call` gets the node's number, too. Those that must not vote are not asked, and given as
-    /// errors.
-    pub(super) fn ask_some<T, F>(
-        &self,
-        operation: Operation,
-        nodes: impl IntoIterator<Item = usize>,
-        deadline: Instant,
-        call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
-    ) -> Round<F>
-    where
-        F: Future<Output = Result<T, NodeError>>,
-    {
-        let nodes = nodes.into_iter().map(|node| {
-            let excluded = self.inner.nodes[node].is_excluded();
-            let question = match excluded {
-                true => Question::NotPut,
-                false => Question::put(self, node, &call),
-            };
-            (node, question)
-        });
-        let limit = Instant::now() + self.inner.limit;
-        let overdue = match deadline < limit {
-            true => Called::GivenUp,
-            false => Called::Timeout,
-        };
-        self.round(operation, nodes.collect(), deadline.min(limit), overdue)
-    }
-
-    /// Puts a question to these nodes, also those that must not vote; each has until the deadline.
-    pub(super) fn ask_even_excluded<T, F>(
-        &self,
-        operation: Operation,
-        nodes: impl IntoIterator<Item = usize>,
-        deadline: Instant,
-        call: impl Fn(usize, Arc<dyn LeaseNode>) -> F,
-    ) -> Round<F>
-    where
-        F: Future<Output = Result<T, NodeError>>,
-    {
-        let nodes = nodes.into_iter();
-        let questions = nodes.map(|node| (node, Question::put(self, node, &call)));
-        self.round(operation, questions.collect(), deadline, Called::Timeout)
-    }
-
-    fn round<F>(
-        &self,
-        operation: Operation,
-        questions: Vec<(usize, Question<F>)>,
-        until: Instant,
-        overdue: Called,
-    ) -> Round<F> {
+    pub(super) fn round<T>(&self) -> Round<T> {
         Round {
-            operation,
-            started: Instant::now(),
-            until,
-            overdue,
-            questions,
+            calls: Vec::with_capacity(self.inner.nodes.len()),
             timer: None,
             inner: Arc::clone(&self.inner),
         }
     }
 }
 
-/// A question to one node.
-enum Question<F> {
-    /// The node must not vote.
-    NotPut,
-    Waiting(Pin<Box<F>>),
-    /// The node was given, with an answer or an error.
-    Given,
-}
-
-impl<F> Question<F> {
-    fn put(quorum: &Quorum, node: usize, call: impl Fn(usize, Arc<dyn LeaseNode>) -> F) -> Self {
-        let asked = Arc::clone(&quorum.inner.nodes[node].node);
-        Self::Waiting(Box::pin(call(node, asked)))
-    }
-}
-
-/// The answers to one question, as they come in.
-pub(super) struct Round<F> {
+/// A call to one node.
+struct Call<T> {
     operation: Operation,
+    tag: u32,
+    node: usize,
     started: Instant,
     until: Instant,
-    /// What comes of calls that have no answer when the time is over.
+    /// What comes of it when there is no answer when the time is over.
     overdue: Called,
-    /// With their nodes: few, so that all that wait are looked at whenever one has an answer.
-    questions: Vec<(usize, Question<F>)>,
+    answer: Option<Answer<T>>,
+}
+
+/// Calls, and the answers to them as they come in.
+pub(super) struct Round<T> {
+    /// Few, so that all that wait are looked at whenever one has an answer.
+    calls: Vec<Call<T>>,
     /// Made when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
     inner: Arc<Inner>,
 }
 
-impl<F, T> Round<F>
-where
-    F: Future<Output = Result<T, NodeError>>,
-{
-    /// The next answer, with the node's number. When the time is over, the nodes that have not answered
-    /// are given as errors, and what they answer later is not heard; `None` when every node has been given.
-    pub(super) async fn next(&mut self) -> Option<(usize, Result<T, NodeError>)> {
+/// The answer to a call: its tag, the node, and what it said.
+type Given<T> = (u32, usize, Result<T, NodeError>);
+
+impl<T> Round<T> {
+    /// Calls these nodes at once; each has the operation timeout, but not longer than the deadline. Those that must
+    /// not vote are not called, and given as errors.
+    pub(super) fn ask(
+        &mut self,
+        operation: Operation,
+        tag: u32,
+        nodes: Nodes,
+        deadline: Instant,
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> Answer<T>,
+    ) {
+        let now = Instant::now();
+        let limit = now + self.inner.limit;
+        let (until, overdue) = match deadline < limit {
+            true => (deadline, Called::GivenUp),
+            false => (limit, Called::Timeout),
+        };
+        for node in nodes.iter() {
+            let excluded = self.inner.nodes[node].is_excluded();
+            let answer = (!excluded).then(|| call(node, Arc::clone(&self.inner.nodes[node].node)));
+            self.calls.push(Call {
+                operation,
+                tag,
+                node,
+                started: now,
+                until,
+                overdue,
+                answer,
+            });
+        }
+    }
+
+    /// Calls these nodes, also those that must not vote; each has until the deadline.
+    pub(super) fn ask_even_excluded(
+        &mut self,
+        operation: Operation,
+        nodes: Nodes,
+        deadline: Instant,
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> Answer<T>,
+    ) {
+        for node in nodes.iter() {
+            self.calls.push(Call {
+                operation,
+                tag: 0,
+                node,
+                started: Instant::now(),
+                until: deadline,
+                overdue: Called::Timeout,
+                answer: Some(call(node, Arc::clone(&self.inner.nodes[node].node))),
+            });
+        }
+    }
+
+    /// The next answer. When the time of a call is over, its node is given as an error, and what it answers later is
+    /// not heard; `None` when every call has been given.
+    pub(super) async fn next(&mut self) -> Option<Given<T>> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    /// As [`Self::next`], but without waiting: `None` also when no answer has come in yet.
-    pub(super) async fn ready(&mut self) -> Option<(usize, Result<T, NodeError>)> {
-        poll_fn(|cx| match self.poll_next(cx) {
-            Poll::Ready(given) => Poll::Ready(given),
-            Poll::Pending => Poll::Ready(None),
-        })
-        .await
-    }
-
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<(usize, Result<T, NodeError>)>> {
-        let mut last = None;
-        for (node, question) in &mut self.questions {
-            match question {
-                Question::Given => {}
-                Question::NotPut => {
-                    *question = Question::Given;
-                    let error = self.inner.nodes[*node].excluded();
-                    let error =
-                        error.unwrap_or_else(|| NodeError::NotSent("it was excluded".to_owned()));
-                    return Poll::Ready(Some((*node, Err(error))));
-                }
-                Question::Waiting(reply) => match reply.as_mut().poll(cx) {
-                    Poll::Ready(reply) => {
-                        *question = Question::Given;
-                        let (node, outcome) = (*node, Called::of(&reply));
-                        return Poll::Ready(Some(self.given(node, reply, outcome)));
-                    }
-                    Poll::Pending => last = Some((*node, question)),
-                },
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Given<T>>> {
+        let mut first: Option<(Instant, usize)> = None;
+        for number in 0..self.calls.len() {
+            let call = &mut self.calls[number];
+            let Some(answer) = &mut call.answer else {
+                let call = self.calls.swap_remove(number);
+                let error = self.inner.nodes[call.node].excluded();
+                let error =
+                    error.unwrap_or_else(|| NodeError::NotSent("it was excluded".to_owned()));
+                return Poll::Ready(Some((call.tag, call.node, Err(error))));
+            };
+            if let Poll::Ready(reply) = answer.as_mut().poll(cx) {
+                let outcome = Called::of(&reply);
+                return Poll::Ready(Some(self.given(number, reply, outcome)));
+            }
+            if first.is_none_or(|(until, _)| call.until < until) {
+                first = Some((call.until, number));
             }
         }
-        let Some((node, question)) = last else {
+        let Some((until, number)) = first else {
             return Poll::Ready(None);
         };
         let timer = self
             .timer
-            .get_or_insert_with(|| Box::pin(sleep_until(self.until)));
+            .get_or_insert_with(|| Box::pin(sleep_until(until)));
+        if timer.deadline() != until {
+            timer.as_mut().reset(until);
+        }
         if timer.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
-        *question = Question::Given;
-        let name = self.inner.nodes[node].name();
+        let call = &self.calls[number];
+        let name = self.inner.nodes[call.node].name();
         let error = NodeError::unknown(format!("{name}: no answer in time"));
-        Poll::Ready(Some(self.given(node, Err(error), self.overdue)))
+        let overdue = call.overdue;
+        Poll::Ready(Some(self.given(number, Err(error), overdue)))
     }
 
-    /// Tells what came of a question.
-    fn given(
-        &self,
-        node: usize,
-        reply: Result<T, NodeError>,
-        outcome: Called,
-    ) -> (usize, Result<T, NodeError>) {
-        let took = self.started.elapsed();
+    /// Tells what came of a call.
+    fn given(&mut self, number: usize, reply: Result<T, NodeError>, outcome: Called) -> Given<T> {
+        let call = self.calls.swap_remove(number);
+        let took = call.started.elapsed();
         let observer = &self.inner.observer;
-        observer.called(node, self.operation, outcome, took);
+        observer.called(call.node, call.operation, outcome, took);
         if let Err(error) = &reply {
-            self.inner.nodes[node].complain(error);
+            self.inner.nodes[call.node].complain(error);
         }
-        (node, reply)
-    }
-}
-
-impl<F> Round<F> {
-    /// The nodes that were asked and have not answered yet.
-    pub(super) fn waiting(&self) -> Vec<usize> {
-        let waiting = self.questions.iter();
-        let waiting = waiting.filter(|(_, question)| matches!(question, Question::Waiting(_)));
-        waiting.map(|(node, _)| *node).collect()
+        (call.tag, call.node, reply)
     }
 
-    /// Whether there are nodes that were not given.
+    /// Whether there are calls that were not given.
     pub(super) fn is_open(&self) -> bool {
-        let mut questions = self.questions.iter();
-        questions.any(|(_, question)| !matches!(question, Question::Given))
+        !self.calls.is_empty()
     }
 }
 
@@ -223,20 +193,15 @@ mod tests {
         let settings = Settings {
             retention: LIMIT,
             guard: None,
+            vote: LIMIT,
         };
         let node = || Arc::new(Embedded::in_memory(settings)) as Arc<dyn LeaseNode>;
         let nodes = (0..nodes).map(|_| node()).collect();
         Quorum::new(nodes, Options::new(LIMIT, RestartGuard::Off, LIMIT))
     }
 
-    /// A question that each node answers with what it is given here.
-    fn asked(
-        quorum: &Quorum,
-        deadline: Instant,
-    ) -> (
-        Vec<oneshot::Sender<u32>>,
-        Round<impl Future<Output = Result<u32, NodeError>>>,
-    ) {
+    /// A call that each node answers with what it is given here.
+    fn asked(quorum: &Quorum, deadline: Instant) -> (Vec<oneshot::Sender<u32>>, Round<u32>) {
         let nodes = quorum.inner.nodes.len();
         let (answers, answered): (Vec<_>, Vec<_>) = (0..nodes).map(|_| oneshot::channel()).unzip();
         let answered: Vec<_> = answered
@@ -245,10 +210,10 @@ mod tests {
             .collect();
         let round = quorum.ask(Operation::Read, deadline, |node, _| {
             let answered = answered[node].lock().expect("whole").take();
-            async move {
+            Box::pin(async move {
                 let answer = answered.expect("asked once").await;
                 answer.map_err(|_| NodeError::unknown("it went away".to_owned()))
-            }
+            })
         });
         (answers, round)
     }
@@ -258,21 +223,17 @@ mod tests {
         let quorum = quorum(3);
         quorum.inner.nodes[1].exclude(Some("it evicts".to_owned()));
         let (mut answers, mut round) = asked(&quorum, Instant::now() + LIMIT);
-        let excluded = (1, Err(NodeError::NotSent("it evicts".to_owned())));
-        assert_eq!(round.ready().await, Some(excluded));
-        assert_eq!(round.ready().await, None);
-        assert_eq!((round.is_open(), round.waiting()), (true, vec![0, 2]));
+        let excluded = (0, 1, Err(NodeError::NotSent("it evicts".to_owned())));
+        assert_eq!(round.next().await, Some(excluded));
 
         answers.pop().expect("three").send(7).expect("waited for");
-        assert_eq!(round.ready().await, Some((2, Ok(7))));
-        assert_eq!(round.ready().await, None);
-        assert_eq!((round.is_open(), round.waiting()), (true, vec![0]));
+        assert_eq!(round.next().await, Some((0, 2, Ok(7))));
+        assert!(round.is_open());
 
-        // Whoever waits is woken, also after having looked.
         let first = answers.swap_remove(0);
         let answering = async { first.send(8).expect("waited for") };
         let (given, ()) = tokio::join!(round.next(), answering);
-        assert_eq!(given, Some((0, Ok(8))));
+        assert_eq!(given, Some((0, 0, Ok(8))));
         assert!(!round.is_open());
         assert_eq!(round.next().await, None);
     }
@@ -285,11 +246,11 @@ mod tests {
             let (mut answers, mut round) = asked(&quorum, started + deadline);
             drop(answers.remove(0));
             let gone = NodeError::unknown("it went away".to_owned());
-            assert_eq!(round.next().await, Some((0, Err(gone))));
+            assert_eq!(round.next().await, Some((0, 0, Err(gone))));
             assert_eq!(started.elapsed(), Duration::ZERO);
 
             let mut given = Vec::new();
-            while let Some((node, reply)) = round.next().await {
+            while let Some((_, node, reply)) = round.next().await {
                 assert!(matches!(reply, Err(NodeError::Unknown(_))), "{reply:?}");
                 given.push(node);
             }

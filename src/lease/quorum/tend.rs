@@ -4,8 +4,18 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{NodeStatus, Operation, Quorum};
-use crate::{lease::NodeError, telemetry::trace};
+use super::{
+    NodeStatus, Operation, Quorum,
+    node::{MARKING, Probed},
+};
+use crate::{
+    lease::{
+        NodeError,
+        policy::{Electorate, Nodes},
+        rules::{Rule, holds},
+    },
+    telemetry::trace,
+};
 
 /// How long a node may take to look at all its partitions, or to mark them, if that is more than the
 /// operation timeout.
@@ -19,7 +29,7 @@ impl Quorum {
 
     /// Tends the nodes because a vote that began at `asked` found one without a marker, unless another claim
     /// has done so since; `false` when no node answers.
-    pub(super) async fn tend_for_grant(&self, asked: Instant, deadline: Instant) -> bool {
+    pub(super) async fn tend_for(self, asked: Instant, wanted: bool, deadline: Instant) -> bool {
         let quorum = self.clone();
         let tending = self.inner.tasks.spawn(trace::carry(async move {
             let mut tended = quorum.inner.tended.lock().await;
@@ -27,8 +37,10 @@ impl Quorum {
                 return true;
             }
             let now = Instant::now();
-            let status = quorum.tend(true).await;
-            *tended = Some(now);
+            let status = quorum.tend(wanted).await;
+            if wanted {
+                *tended = Some(now);
+            }
             status.iter().any(|node| node.probe.is_ok())
         }));
         // It goes on for others when this one's time is over.
@@ -45,28 +57,56 @@ impl Quorum {
             // have been marked, voted in a quorum with the last, and that forgotten it. If all still have
             // none in the same runs, there was an instant at which none had one.
             let again = self.look().await;
-            new = none_is_marked(&again) && same_runs(&status, &again);
+            if holds(Rule::NewNodesAreLookedAtTwice) {
+                new = none_is_marked(&again) && same_runs(&status, &again);
+            }
             status = again;
         }
         let all_marked = self.mark(&status, new, wanted).await;
-        if new && !all_marked {
-            // One that has been marked may vote, and forget it: then the others must not look new.
+        if new && holds(Rule::AllNewNodesAreMarked) {
+            // What has been marked may vote, and forget it: then neither it nor the others must look new.
             self.inner.markers.note();
-            status = self.look().await;
-            self.mark(&status, false, true).await;
+            if !all_marked {
+                status = self.look().await;
+                self.mark(&status, false, true).await;
+            } else {
+                for probe in status
+                    .iter_mut()
+                    .filter_map(|node| node.probe.as_mut().ok())
+                {
+                    probe.unmarked.clear();
+                    probe.guard = Some(Duration::ZERO);
+                }
+            }
         }
         status
     }
 
     /// Asks every node how it does, and lets those that are not fit no longer vote.
+    ///
+    /// Before an agent writes anything for the first time, it reads what others have registered on all nodes.
     async fn look(&self) -> Vec<NodeStatus> {
-        let all = 0..self.inner.nodes.len();
-        let mut round = self.ask_even_excluded(
-            Operation::Probe,
-            all,
-            self.tending(),
-            |_, node| async move { node.probe().await },
-        );
+        let nodes = self.inner.nodes.iter();
+        let first = !nodes
+            .map(|node| node.probed())
+            .any(|it| matches!(it, Probed::At(_)));
+        if first && holds(Rule::ReadBeforeWriting) {
+            self.look_once(false).await;
+        }
+        let mut status = self.look_once(!self.is_stopped()).await;
+        self.exclude_unfit(&mut status);
+        status
+    }
+
+    async fn look_once(&self, write: bool) -> Vec<NodeStatus> {
+        let began = Instant::now();
+        let look = self.inner.markers.look(write, self.old_list_is_closed());
+        let bounds = self.inner.markers.longest();
+        let nodes = self.inner.electorate.nodes();
+        let mut round = self.round();
+        round.ask_even_excluded(Operation::Probe, nodes, self.tending(), |_, node| {
+            Box::pin(async move { node.probe(look).await })
+        });
         let mut status: Vec<_> = self
             .inner
             .nodes
@@ -76,27 +116,97 @@ impl Quorum {
                 probe: Err(NodeError::unknown("no answer")),
             })
             .collect();
-        while let Some((node, probe)) = round.next().await {
+        while let Some((_, node, probe)) = round.next().await {
             if let Ok(probe) = &probe {
                 self.inner.nodes[node].tell_guard(probe);
             }
             status[node].probe = probe;
         }
-        let probes = || status.iter().filter_map(|node| node.probe.as_ref().ok());
-        if let Some(longest) = probes().map(|probe| probe.longest_guard).max() {
-            self.inner.markers.note_guard(longest);
+        let markers = &self.inner.markers;
+        let mut clocks = Vec::new();
+        for (node, status) in self.inner.nodes.iter().zip(&status) {
+            let Ok(probe) = &status.probe else {
+                node.note_probe(began, false);
+                continue;
+            };
+            markers.note_bounds(probe.longest_guard, probe.longest_vote);
+            if probe.guard.is_some() {
+                markers.note();
+            }
+            clocks.extend(probe.clock);
+            if let Some(other) = &probe.other_list {
+                self.stop(format!("{}: {other}", status.name));
+            }
         }
-        if probes().any(|probe| probe.guard.is_some()) {
-            self.inner.markers.note();
+        let closing = |node: &usize| {
+            let probe = status[*node].probe.as_ref();
+            probe.is_ok_and(|probe| probe.closing)
+        };
+        let closing: Nodes = self.inner.electorate.old().iter().filter(closing).collect();
+        *self.closing() = closing;
+        self.inner.tokens.judge(clocks);
+        // Only now is known what has to be passed on to all of them.
+        if write && markers.longest() == bounds && !self.is_stopped() {
+            for (node, status) in self.inner.nodes.iter().zip(&status) {
+                if status.probe.is_ok() {
+                    node.note_probe(began, true);
+                }
+            }
         }
-        self.exclude_unfit(&mut status);
         status
+    }
+
+    /// Whether a majority of the nodes of the list from which agents pass to another lets no agent come any more that
+    /// has it alone.
+    fn old_list_is_closed(&self) -> bool {
+        let electorate = self.inner.electorate;
+        let closed = Electorate::of(electorate.old()).all(*self.closing());
+        electorate.is_joint() && (closed || !holds(Rule::OldListIsClosed))
+    }
+
+    fn closing(&self) -> std::sync::MutexGuard<'_, Nodes> {
+        let closing = self.inner.closing.lock();
+        closing.unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Uses no node any more: agents with another list of nodes are about, and majorities of two lists need not meet.
+    fn stop(&self, why: String) {
+        if holds(Rule::OtherListsStopTheAgent) {
+            *self.stopped() = Some((why, Instant::now()));
+        }
+    }
+
+    /// Whether another list was seen so lately that what was granted under it may not be over.
+    fn is_stopped(&self) -> bool {
+        let mut stopped = self.stopped();
+        let longest = self.inner.markers.longest().guard.unwrap_or_default();
+        let over = stopped
+            .as_ref()
+            .is_some_and(|(_, at)| at.elapsed() > longest);
+        if over {
+            *stopped = None;
+        }
+        stopped.is_some()
+    }
+
+    fn stopped(&self) -> std::sync::MutexGuard<'_, Option<(String, Instant)>> {
+        let stopped = self.inner.stopped.lock();
+        stopped.unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Lets nodes that are unfit not vote, and of nodes that are one place only the first; one that gives
     /// no answer is what it was.
     fn exclude_unfit(&self, status: &mut [NodeStatus]) {
+        let stopped = self.stopped().clone();
         for later in 0..status.len() {
+            if let Some((why, _)) = &stopped {
+                let node = &self.inner.nodes[later];
+                node.exclude(Some(why.clone()));
+                let error = NodeError::NotSent(why.clone());
+                node.complain(&error);
+                status[later].probe = Err(error);
+                continue;
+            }
             let Ok(probe) = &status[later].probe else {
                 continue;
             };
@@ -130,20 +240,22 @@ impl Quorum {
         let Some(wait) = self.inner.markers.wait(new, wanted) else {
             return false;
         };
-        let unmarked: Vec<_> = (0..probes.len())
-            .filter(|node| {
-                probes[*node].is_some_and(|probe| {
-                    !probe.unmarked.is_empty() && !self.inner.nodes[*node].is_being_marked(probe)
-                })
+        let is_unmarked = |node: &usize| {
+            probes[*node].is_some_and(|probe| {
+                !probe.unmarked.is_empty() && !self.inner.nodes[*node].is_being_marked(probe)
             })
-            .collect();
-        let mut round =
-            self.ask_even_excluded(Operation::Mark, unmarked, self.tending(), |number, node| {
-                let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
-                async move { node.mark(&parts, wait).await }
-            });
+        };
+        let unmarked: Nodes = (0..probes.len()).filter(is_unmarked).collect();
+        let bounds = self.inner.markers.longest();
+        let mut round = self.round();
+        // A cluster's many partitions are marked once: what is not then has to wait as if it had forgotten.
+        let until = Instant::now() + 5 * MARKING.max(self.inner.limit);
+        round.ask_even_excluded(Operation::Mark, unmarked, until, |number, node| {
+            let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
+            Box::pin(async move { node.mark(&parts, wait, bounds).await })
+        });
         let mut all_marked = true;
-        while let Some((node, reply)) = round.next().await {
+        while let Some((_, node, reply)) = round.next().await {
             let parts = probes[node].map_or(0, |probe| probe.unmarked.len());
             all_marked &= reply == Ok(parts);
             let node = self.inner.nodes[node].name();
@@ -170,6 +282,9 @@ impl Quorum {
 
 /// Whether all nodes answer wholly, and none has a marker.
 fn none_is_marked(status: &[NodeStatus]) -> bool {
+    if !holds(Rule::NewOnlyIfNoneIsMarked) {
+        return true;
+    }
     status.iter().all(|node| {
         let probe = node.probe.as_ref();
         probe.is_ok_and(|probe| probe.guard.is_none() && probe.degraded.is_none())

@@ -30,6 +30,7 @@ use tokio::{
 
 use super::{
     ASK_EVERY, CONFIRMED_FOR, Shard,
+    index::Index,
     script::Call,
     server::{Address, Server},
     single::{Expect, Failed, Link},
@@ -63,6 +64,8 @@ pub(super) fn partition(path: &str, partitions: u16) -> u16 {
 pub(super) struct Cluster {
     shared: Arc<Shared>,
     map: watch::Receiver<Map>,
+    /// Is told of partitions whose keys are on the move.
+    index: Arc<Index>,
     supervisor: AbortHandle,
 }
 
@@ -100,6 +103,7 @@ impl Cluster {
     pub(super) fn start(
         seeds: Vec<Server>,
         partitions: u16,
+        index: Arc<Index>,
         limit: Duration,
         workers: Workers,
     ) -> Self {
@@ -118,6 +122,7 @@ impl Cluster {
         Self {
             shared,
             map,
+            index,
             supervisor,
         }
     }
@@ -191,11 +196,13 @@ impl Cluster {
             match &failed {
                 // Redirected and put off: the script was not run.
                 Failed::Error(error) if let Some((to, asks)) = redirection(error, &address) => {
+                    self.index.doubt([partition]);
                     link = self.shared.link(&to).map_err(NodeError::NotSent)?;
                     link.attempted().await;
                     (address, asking) = (to, asks);
                 }
                 Failed::Error(error) if put_off(error) => {
+                    self.index.doubt([partition]);
                     sleep(PUT_OFF).await;
                     (address, link) = self.owner(partition)?;
                     asking = false;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{MutexGuard, PoisonError},
+    sync::{MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -10,12 +10,12 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    Redis, Shard, at_once,
+    OrEmpty, Redis, Shard, at_once,
     script::{Call, SCRIPTS},
 };
 use crate::{
     election::types::millis,
-    lease::{NodeError, Probe, Unmarked},
+    lease::{Bounds, Incarnation, Look, NodeError, Probe, Registered, Unmarked},
 };
 
 /// How long a look at all partitions of a server may take; what is left is looked at the next time.
@@ -25,6 +25,8 @@ const SWEEP: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, Default)]
 pub(super) struct Swept {
     run: String,
+    /// When this incarnation first replied.
+    seen: Option<Instant>,
     partitions: Vec<u16>,
     /// The partitions that are still to be looked at in this run.
     left: BTreeSet<u16>,
@@ -39,27 +41,52 @@ pub(super) struct Swept {
 /// What was last heard of the node as a whole. While that cannot be asked, it counts.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
-    /// The list of nodes with which agents use it.
-    nodes: Option<String>,
+    /// With what list of nodes agents use it.
+    lists: Option<Lists>,
     /// The run of the server with the first partition: nobody else's.
     identity: Option<String>,
 }
 
+/// With what lists of nodes agents use a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Lists {
+    /// With this agent's, or one that goes with it.
+    Same {
+        /// Whether it lets no agent come any more that has only the list from which agents pass to another.
+        closing: bool,
+    },
+    Other(String),
+}
+
 /// What a server says of one partition.
 struct Looked {
+    guard: Registered,
+    vote: Registered,
+    /// Its clock, in ms since the epoch.
+    clock: i64,
     partition: u16,
     /// How long it abstains; `None` if it has no marker.
     wait: Option<Duration>,
     run: String,
+    /// The commands that the agent's user lacks the right to.
+    lacks: String,
     policy: String,
 }
 
 impl Swept {
     /// Takes note of a partition; what was known is forgotten if the server or its partitions have changed.
-    fn note(&mut self, looked: &Looked, partitions: &[u16]) {
+    /// Gives the partitions that have another server now, or one that may have forgotten.
+    fn note(&mut self, looked: &Looked, partitions: &[u16]) -> Vec<u16> {
+        let mut changed = Vec::new();
         if self.run != looked.run || self.partitions != partitions {
+            changed = partitions.to_vec();
+            if self.run == looked.run {
+                let known: BTreeSet<_> = self.partitions.iter().collect();
+                changed.retain(|partition| !known.contains(partition));
+            }
             *self = Self {
                 run: looked.run.clone(),
+                seen: Some(Instant::now()),
                 partitions: partitions.to_vec(),
                 left: partitions.iter().copied().collect(),
                 next: self.next,
@@ -78,6 +105,7 @@ impl Swept {
                 }
             }
         }
+        changed
     }
 
     /// Has all partitions looked at the next time.
@@ -89,20 +117,25 @@ impl Swept {
 impl Redis {
     /// Looks at every server. One with many partitions is looked at as a whole only when something has
     /// changed; else at one partition after the other, so that a cluster is not busy with being watched.
-    pub(super) async fn look_after(&self) -> Result<Probe, NodeError> {
+    pub(super) async fn look_after(&self, look: Look) -> Result<Probe, NodeError> {
         let (shards, unserved) = self.connections.shards();
         self.swept()
             .retain(|server, _| shards.iter().any(|shard| shard.server == *server));
         let looking: Vec<_> = shards
             .iter()
-            .map(|shard| self.look_at_server(shard))
+            .map(|shard| self.look_at_server(shard, look))
             .collect();
-        let (looked, registered) = tokio::join!(join_all(looking), self.register());
+        let (looked, registered, ()) =
+            tokio::join!(join_all(looking), self.register(look), self.keep_index());
 
         let mut probe = Probe {
             guard: None,
             unmarked: Vec::new(),
-            longest_guard: self.settings.guard.unwrap_or_default(),
+            longest_guard: Registered::default(),
+            longest_vote: Registered::default(),
+            clock: None,
+            other_list: None,
+            closing: false,
             identity: None,
             unfit: None,
             degraded: None,
@@ -119,6 +152,9 @@ impl Redis {
                 }
             };
             answers += 1;
+            probe.longest_guard = longest(probe.longest_guard, last.guard);
+            probe.longest_vote = longest(probe.longest_vote, last.vote);
+            probe.clock = u64::try_from(last.clock).ok();
             let wait = swept
                 .ready_at
                 .map(|at| at.saturating_duration_since(Instant::now()));
@@ -141,6 +177,9 @@ impl Redis {
                 known.identity = Some(swept.run);
             }
             let evicts = last.policy != "noeviction" && !self.usage.allow_eviction;
+            if !last.lacks.is_empty() && probe.unfit.is_none() {
+                probe.unfit = Some(lacking(&shard.server, &last.lacks));
+            }
             if evicts && probe.unfit.is_none() {
                 probe.unfit = Some(evicting(&shard.server, &last.policy));
             }
@@ -148,23 +187,20 @@ impl Redis {
         // What is compared later must not depend on who answered first.
         probe.unmarked.sort_unstable_by_key(|part| part.partition);
         match registered {
-            Ok((nodes, longest_guard)) => {
-                self.longest_guard.note(longest_guard);
-                probe.longest_guard = probe.longest_guard.max(longest_guard);
-                known.nodes = Some(nodes);
-            }
+            Ok(lists) => known.lists = Some(lists),
             Err(error) => errors.push(error),
         }
         self.note(&known);
         if answers == 0 || (shards.len() == 1 && !errors.is_empty()) {
+            if let Some(unfit) = probe.unfit {
+                return Err(NodeError::NotSent(unfit));
+            }
             let unknown = || NodeError::NotSent(format!("{}: no server is known", self.name));
             return Err(errors.into_iter().next().unwrap_or_else(unknown));
         }
-        match &known.nodes {
-            Some(nodes) if *nodes != self.usage.nodes => {
-                probe.unfit = Some(self.other_nodes(nodes));
-            }
-            Some(_) => {}
+        match &known.lists {
+            Some(Lists::Other(list)) => probe.other_list = Some(self.other_nodes(list)),
+            Some(Lists::Same { closing }) => probe.closing = *closing,
             None => {
                 probe.unfit = Some(format!(
                     "{}: the server of its first partition has not said yet with which list of servers \
@@ -182,22 +218,38 @@ impl Redis {
 
     /// Looks at one partition of a server, and at those that have no marker or were not looked at in this
     /// run.
-    async fn look_at_server(&self, shard: &Shard) -> Result<(Swept, Looked), NodeError> {
+    async fn look_at_server(
+        &self,
+        shard: &Shard,
+        look: Look,
+    ) -> Result<(Swept, Looked), NodeError> {
         let next = self.swept_at(shard, |swept| {
             swept.next = swept.next.wrapping_add(1);
             swept.next
         });
+        let asked = Instant::now();
         let last = self
-            .look_at(shard.partitions[next % shard.partitions.len()])
+            .look_at(shard.partitions[next % shard.partitions.len()], look, true)
             .await?;
-        let mut swept = self.swept_at(shard, |swept| {
-            swept.note(&last, &shard.partitions);
-            swept.clone()
+        // Counted from before the server was asked: a little later than it is there, never earlier.
+        let ours = asked.saturating_duration_since(self.started).as_millis();
+        let ahead = last.clock - i64::try_from(ours).unwrap_or_default();
+        for partition in &shard.partitions {
+            self.clocks[usize::from(*partition)].store(ahead, Ordering::Relaxed);
+        }
+        let (changed, mut swept) = self.swept_at(shard, |swept| {
+            let changed = swept.note(&last, &shard.partitions);
+            (changed, swept.clone())
         });
+        self.index.doubt(changed);
         if self.settings.guard.is_none() {
             // There are no markers to look for.
             swept.left.clear();
             swept.unmarked.clear();
+            return Ok((swept, last));
+        }
+        if !look.write {
+            // Each partition is looked at when its record may be written.
             return Ok((swept, last));
         }
         let unmarked = swept.unmarked.keys().copied();
@@ -206,8 +258,9 @@ impl Redis {
             .into_iter()
             .filter(|partition| *partition != last.partition)
             .map(|partition| async move {
-                let looked = self.look_at(partition).await?;
-                self.swept_at(shard, |swept| swept.note(&looked, &shard.partitions));
+                let looked = self.look_at(partition, look, false).await?;
+                let changed = self.swept_at(shard, |swept| swept.note(&looked, &shard.partitions));
+                self.index.doubt(changed);
                 Ok(())
             });
         // What is cut off here is in `left`, and said.
@@ -223,13 +276,24 @@ impl Redis {
         then(self.swept().entry(shard.server.clone()).or_default())
     }
 
-    async fn look_at(&self, partition: u16) -> Result<Looked, NodeError> {
+    async fn look_at(&self, partition: u16, look: Look, rights: bool) -> Result<Looked, NodeError> {
         let keys = &self.keys[usize::from(partition)];
-        let call = Call::new(&SCRIPTS.probe, [(&keys.marker).into()]).arg(self.guard_arg());
+        let call = Call::new(&SCRIPTS.probe, [(&keys.marker).into()])
+            .arg(OrEmpty(look.own.guard.map(millis)))
+            .arg(millis(look.own.vote))
+            .arg(millis(look.guard.bound))
+            .arg(millis(look.guard.age))
+            .arg(millis(look.vote.bound))
+            .arg(millis(look.vote.age))
+            .arg(if look.write { "1" } else { "0" })
+            .arg(if rights { "1" } else { "0" });
         let reply = self.reply_in_time(partition, &call).await?;
         let looked = || {
-            let mut lines = reply.splitn(3, '\n');
-            let (wait, run, policy) = (lines.next()?, lines.next()?, lines.next()?);
+            let mut lines = reply.splitn(9, '\n');
+            let mut line = || lines.next();
+            let (wait, run, clock) = (line()?, line()?, line()?);
+            let (guard, guard_age, vote, vote_age) = (line()?, line()?, line()?, line()?);
+            let (lacks, policy) = (line()?, line()?);
             let millis = |text: &str| text.parse().map(Duration::from_millis).ok();
             Some(Looked {
                 partition,
@@ -238,24 +302,45 @@ impl Redis {
                     wait => Some(millis(wait)?),
                 },
                 run: run.to_owned(),
+                clock: clock.parse().ok()?,
+                guard: Registered {
+                    bound: millis(guard)?,
+                    age: millis(guard_age)?,
+                },
+                vote: Registered {
+                    bound: millis(vote)?,
+                    age: millis(vote_age)?,
+                },
+                lacks: lacks.to_owned(),
                 policy: policy.to_owned(),
             })
         };
         looked().ok_or_else(|| self.unexpected("probe", &reply))
     }
 
-    /// Notes how this agent uses the node, and gives the list of nodes and the longest guard that count.
-    async fn register(&self) -> Result<(String, Duration), NodeError> {
-        let guard = self.settings.guard.map_or(0, millis);
-        let call = Call::new(&SCRIPTS.register, [(&self.keys[0].agents).into()])
+    /// Registers with which list of nodes this agent uses this one, unless other lists do not go with that.
+    async fn register(&self, look: Look) -> Result<Lists, NodeError> {
+        let keys = &self.keys[0];
+        let of_lists = [
+            (&keys.lists).into(),
+            (&keys.agents).into(),
+            (&keys.marker).into(),
+        ];
+        let call = Call::new(&SCRIPTS.register, of_lists)
             .arg(&self.usage.nodes)
-            .arg(guard)
-            .arg(millis(self.usage.max_term));
+            .arg(
+                look.own
+                    .guard
+                    .map_or(0, millis)
+                    .max(millis(look.guard.bound)),
+            )
+            .arg(if look.write { "1" } else { "0" })
+            .arg(if look.closed { "1" } else { "0" });
         let reply = self.reply_in_time(0, &call).await?;
         match reply.split_once('\n') {
-            Some((longest, nodes)) if let Ok(longest) = longest.parse() => {
-                Ok((nodes.to_owned(), Duration::from_millis(longest)))
-            }
+            Some(("other", list)) => Ok(Lists::Other(list.to_owned())),
+            None if reply == "ok" => Ok(Lists::Same { closing: false }),
+            None if reply == "closing" => Ok(Lists::Same { closing: true }),
             _ => Err(self.unexpected("register", &reply)),
         }
     }
@@ -264,6 +349,7 @@ impl Redis {
         &self,
         unmarked: &[Unmarked],
         wait: Duration,
+        bounds: Bounds,
     ) -> Result<usize, NodeError> {
         let marking = unmarked.iter().map(|part| async move {
             let Some(keys) = self.keys.get(usize::from(part.partition)) else {
@@ -271,9 +357,14 @@ impl Redis {
             };
             let call = Call::new(&SCRIPTS.mark, [(&keys.marker).into()])
                 .arg(millis(wait))
-                .arg(&part.run);
+                .arg(&part.run)
+                .arg(bounds.guard.map_or(0, millis))
+                .arg(millis(bounds.vote));
             match &*self.reply(part.partition, &call).await? {
-                "1" => Ok(1),
+                "1" => {
+                    self.marked(part.partition, wait);
+                    Ok(1)
+                }
                 "0" => Ok(0),
                 reply => Err(self.unexpected("mark", reply)),
             }
@@ -281,21 +372,28 @@ impl Redis {
         Ok(at_once(marking.collect()).await?.into_iter().sum())
     }
 
-    /// As [`LeaseNode::settled_run`](crate::lease::LeaseNode::settled_run), of a partition.
-    pub(super) fn settled(&self, partition: u16, vote: Duration) -> Option<String> {
+    /// Notes that a partition has a marker now, so that it need not be looked at again for that.
+    fn marked(&self, partition: u16, wait: Duration) {
+        if let Some(server) = self.connections.server(partition)
+            && let Some(swept) = self.swept().get_mut(&server)
+        {
+            swept.unmarked.remove(&partition);
+            swept.ready_at = swept.ready_at.max(Some(Instant::now() + wait));
+        }
+    }
+
+    /// As [`LeaseNode::incarnation`](crate::lease::LeaseNode::incarnation), of a partition.
+    pub(super) fn incarnation_of(&self, partition: u16) -> Option<Incarnation> {
         let server = self.connections.server(partition)?;
         let swept = self.swept();
         let swept = swept.get(&server)?;
-        if self.settings.guard.is_none() {
-            // There are no markers, and no promises.
-            return Some(swept.run.clone());
-        }
         if swept.unmarked.contains_key(&partition) || swept.left.contains(&partition) {
             return None;
         }
-        let left = swept.ready_at?.saturating_duration_since(Instant::now());
-        let settled = left + vote <= self.longest_guard.get() || left.is_zero();
-        settled.then(|| swept.run.clone())
+        Some(Incarnation {
+            run: swept.run.clone(),
+            seen: swept.seen?,
+        })
     }
 
     /// As [`reply`](Redis::reply); a server that takes too long is named.
@@ -342,6 +440,26 @@ impl Redis {
             self.name, self.usage.nodes
         )
     }
+}
+
+/// The longer of two bounds; of the same, the one that was registered later.
+fn longest(one: Registered, other: Registered) -> Registered {
+    match (one.bound, other.age) < (other.bound, one.age) {
+        true => other,
+        false => one,
+    }
+}
+
+fn lacking(server: &str, commands: &str) -> String {
+    let rights: Vec<_> = commands
+        .split(' ')
+        .map(|command| format!("+{}", command.to_lowercase()))
+        .collect();
+    format!(
+        "{server}: the agent's user lacks the right to {commands} on keys that begin with EA_REDIS_PREFIX: a lease could \
+         be left that never lapses; give it with ACL SETUSER: {}",
+        rights.join(" ")
+    )
 }
 
 fn evicting(server: &str, policy: &str) -> String {

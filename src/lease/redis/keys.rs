@@ -47,10 +47,15 @@ impl ToSingleRedisArg for Key<'_> {}
 pub(super) struct Keys {
     lease: String,
     floor: String,
-    /// Hash: the `run` of the server that may grant, and `ready_at` in ms since the epoch.
+    /// Hash, the incarnation record: the `run` that may grant, `of`, the same unless version 0.1.0 wrote the record,
+    /// `since` when it remembers and from when on it may grant, `ready_at`, in ms since the epoch (0: always, of a
+    /// new server); the longest `guard` and `vote` lifetime in ms that agents have registered, and `guard_at` and
+    /// `vote_at`, when one last did.
     pub(super) marker: String,
-    /// Hash, in partition 0 only: the list of `nodes` that agents use this one with, the longest `guard` in
-    /// ms that any of them asks for, and `guard_at`, when it last did; expires when none comes any more.
+    /// String, in partition 0 only: the lists of nodes that agents use this one with, and when one with each last came.
+    pub(super) lists: String,
+    /// Hash, in partition 0 only, for version 0.1.0: the list of `nodes`, `guard`, and `guard_at`; expires when none
+    /// comes any more.
     pub(super) agents: String,
     /// Sorted set of `kind/name` by name: what listings walk.
     pub(super) index: String,
@@ -65,6 +70,7 @@ impl Keys {
             lease: key("lease:"),
             floor: key("floor:"),
             marker: key("marker"),
+            lists: key("lists"),
             agents: key("agents"),
             index: key("index"),
             expiry: key("expiry"),
@@ -72,7 +78,11 @@ impl Keys {
     }
 
     /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`, and until the first extension
-    /// `attempt` and `before`; expires with the term.
+    /// `attempt`, `before` and `low`; expires with the term.
+    ///
+    /// The scripts make two more keys of it: `past:` and the path, a hash of what outlives leases (`acknowledged`,
+    /// the least token that a repair may write, and `used`, the last request ids), which expires after the retention;
+    /// and `rolled-back:`, a grant id and the path, which expires when no copy of that grant can be on its way any more.
     pub(super) fn lease<'a>(&'a self, election: &'a ElectionId) -> Key<'a> {
         Key {
             prefix: &self.lease,
@@ -108,7 +118,14 @@ mod tests {
             "ela:{17}:floor:batch/nightly",
         ];
         assert_eq!(of_election, expected);
-        for key in [&keys.marker, &keys.agents, &keys.index, &keys.expiry] {
+        let others = [
+            &keys.marker,
+            &keys.lists,
+            &keys.agents,
+            &keys.index,
+            &keys.expiry,
+        ];
+        for key in others {
             assert!(key.starts_with("ela:{17}:"), "{key}");
         }
     }

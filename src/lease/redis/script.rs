@@ -33,16 +33,17 @@ macro_rules! scripts {
 }
 
 scripts! {
-    grant: "common" "grant";
-    extend: "extend";
-    heal: "common" "heal";
-    resign: "resign";
-    withdraw: "common" "withdraw";
-    read: "common" "read";
-    list: "common" "list";
-    mark: "common" "mark";
-    probe: "common" "probe";
-    register: "common" "register";
+    grant: "lease" "held" "incarnation" "chain" "grant" "tidy";
+    extend: "extend" "incarnation" "vacancy";
+    heal: "incarnation" "chain" "heal";
+    resign: "incarnation" "chain" "resign" "vacancy";
+    withdraw: "incarnation" "chain" "withdraw";
+    read: "lease" "read" "incarnation" "vacancy";
+    list: "lease" "list";
+    index: "incarnation" "index" "tidy";
+    mark: "incarnation" "mark";
+    probe: "incarnation" "probe";
+    register: "incarnation" "register";
 }
 
 /// A script with its keys and arguments, in its header's order.
@@ -52,7 +53,7 @@ pub(super) struct Call {
 }
 
 /// What a call has room for before it has to grow: more than a usual grant.
-const ARGUMENTS: usize = 18;
+const ARGUMENTS: usize = 20;
 const BYTES: usize = 384;
 
 impl Call {
@@ -91,15 +92,16 @@ impl Call {
     }
 
     /// Runs the script on the server that is about to take the keys' slot over. The permission to do so is
-    /// for the very next command of the connection, which others use as well: both go out as one.
+    /// for the very next command of the connection, which others use as well: both go out as one. One argument
+    /// more tells the script that keys may still be on the other server.
     pub(super) async fn run_asking<T: FromRedisValue>(
         &self,
         connection: &mut impl ConnectionLike,
     ) -> RedisResult<T> {
         let mut both = redis::pipe();
-        both.cmd("ASKING")
-            .ignore()
-            .add_command(self.command.clone());
+        let mut command = self.command.clone();
+        command.arg("asking");
+        both.cmd("ASKING").ignore().add_command(command);
         match both.query_async(connection).await {
             Ok((reply,)) => Ok(reply),
             // As if it had been sent alone.

@@ -207,7 +207,7 @@ impl Observer for Counting {
 #[cfg(test)]
 mod tests {
     use crate::{
-        lease::{NodeError, Probe},
+        lease::{NodeError, Probe, Registered},
         telemetry::metrics::{Format, Metrics},
     };
 
@@ -269,7 +269,11 @@ mod tests {
         let probe = Probe {
             guard: Some(Duration::from_millis(1500)),
             unmarked: Vec::new(),
-            longest_guard: Duration::ZERO,
+            longest_guard: Registered::default(),
+            longest_vote: Registered::default(),
+            clock: None,
+            other_list: None,
+            closing: false,
             identity: None,
             unfit: None,
             degraded: None,

@@ -13,8 +13,9 @@ use super::{Recorder, recorded};
 use crate::{
     election::types::{Candidate, ElectionId, Kind},
     lease::{
-        Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, NodeError, Page, Probe,
-        Resign, ResignReply, Unmarked, quorum::observer::Operation,
+        Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, LeaseNode, Look,
+        NodeError, Page, Probe, Reading, Resign, ResignReply, Unmarked,
+        quorum::observer::Operation,
     },
 };
 
@@ -208,7 +209,11 @@ impl LeaseNode for Traced {
             GrantReply::Granted(_) => "granted",
             GrantReply::Held(_) => "held",
             GrantReply::TokenMismatch => "token_mismatch",
+            GrantReply::Vacant => "vacant",
             GrantReply::Stale(_) => "stale",
+            GrantReply::Used => "used",
+            GrantReply::Late => "late",
+            GrantReply::Unregistered => "unregistered",
             GrantReply::Unmarked => "unmarked",
             GrantReply::Guarded(_) => "guarded",
         };
@@ -221,6 +226,8 @@ impl LeaseNode for Traced {
         let outcome = |reply: &_| match reply {
             ExtendReply::Renewed(_) => "renewed",
             ExtendReply::Missing => "missing",
+            ExtendReply::NotKnown => "not_known",
+            ExtendReply::Unmarked => "unmarked",
             ExtendReply::Held => "held",
             ExtendReply::Stale => "stale",
             ExtendReply::Behind => "behind",
@@ -244,6 +251,8 @@ impl LeaseNode for Traced {
         let outcome = |reply: &_| match reply {
             ResignReply::Resigned => "resigned",
             ResignReply::Missing => "missing",
+            ResignReply::NotKnown => "not_known",
+            ResignReply::Unmarked => "unmarked",
             ResignReply::Held => "held",
             ResignReply::Stale => "stale",
         };
@@ -258,10 +267,12 @@ impl LeaseNode for Traced {
             .await
     }
 
-    async fn read(&self, election: &ElectionId) -> Result<Option<Lease>, NodeError> {
-        let outcome = |lease: &Option<Lease>| match lease {
-            Some(_) => "held",
-            None => "vacant",
+    async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError> {
+        let outcome = |reading: &Reading| match reading {
+            Reading::Held(_) => "held",
+            Reading::Vacant => "vacant",
+            Reading::NotKnown => "not_known",
+            Reading::Unmarked => "unmarked",
         };
         let about = About::of(election, None);
         self.ask(Operation::Read, about, outcome, self.node.read(election))
@@ -283,19 +294,24 @@ impl LeaseNode for Traced {
         self.ask(Operation::List, about, |_| "listed", asked).await
     }
 
-    async fn mark(&self, unmarked: &[Unmarked], wait: Duration) -> Result<usize, NodeError> {
-        let asked = self.node.mark(unmarked, wait);
+    async fn mark(
+        &self,
+        unmarked: &[Unmarked],
+        wait: Duration,
+        bounds: Bounds,
+    ) -> Result<usize, NodeError> {
+        let asked = self.node.mark(unmarked, wait, bounds);
         self.ask(Operation::Mark, About::default(), |_| "marked", asked)
             .await
     }
 
-    async fn probe(&self) -> Result<Probe, NodeError> {
-        let asked = self.node.probe();
+    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
+        let asked = self.node.probe(look);
         self.ask(Operation::Probe, About::default(), |_| "answered", asked)
             .await
     }
 
-    fn settled_run(&self, election: &ElectionId, vote: Duration) -> Option<String> {
-        self.node.settled_run(election, vote)
+    fn incarnation(&self, election: &ElectionId) -> Option<Incarnation> {
+        self.node.incarnation(election)
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     kube::{Pod, Pods, Wanted},
     lease::{Extend, Lease, Resign},
     proto,
-    transport::status::reason,
+    transport::status::{Problem, reason},
 };
 use std::time::Duration;
 
@@ -25,9 +25,13 @@ pub(super) fn campaign(
     })
 }
 
-pub(super) fn campaign_result(asked: &Campaign, outcome: Outcome) -> proto::CampaignResult {
+pub(super) fn campaign_result(
+    asked: &Campaign,
+    outcome: Outcome,
+) -> Result<proto::CampaignResult, Problem> {
     let kind = asked.election.kind().to_owned();
-    match outcome {
+    Ok(match outcome {
+        Outcome::Used => return Err(Problem::request_id_used()),
         Outcome::Elected { token, valid_for } => proto::CampaignResult {
             elected: true,
             leader: asked.candidate.as_str().to_owned(),
@@ -44,7 +48,7 @@ pub(super) fn campaign_result(asked: &Campaign, outcome: Outcome) -> proto::Camp
             valid_for: 0,
             value: lease.value.as_str().to_owned(),
         },
-    }
+    })
 }
 
 pub(super) fn extend(
@@ -96,6 +100,7 @@ pub(super) fn leaders(page: Leaders) -> proto::Leaders {
             .map(|(election, lease)| leader(&election, &lease))
             .collect(),
         next_page_token: page.next_page_token,
+        incomplete: page.incomplete,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
     },
     lease::{self, Lease},
+    transport::status::Problem,
 };
 
 /// Names an election in a path.
@@ -71,7 +72,8 @@ pub(super) struct CampaignRequest {
     #[serde(default)]
     #[schema(max_length = 1024)]
     value: String,
-    /// Makes a retry safe: a retry with the same id gets the same answer and token.
+    /// Makes a retry safe: a retry with the same id gets the same answer and token, and does nothing (409) when the
+    /// term that was granted is over.
     #[serde(default)]
     #[schema(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     request_id: String,
@@ -117,9 +119,10 @@ pub(super) struct CampaignResult {
 }
 
 impl CampaignResult {
-    pub(super) fn new(asked: &Campaign, outcome: Outcome) -> Self {
+    pub(super) fn new(asked: &Campaign, outcome: Outcome) -> Result<Self, Problem> {
         let kind = asked.election.kind().to_owned();
-        match outcome {
+        Ok(match outcome {
+            Outcome::Used => return Err(Problem::request_id_used()),
             Outcome::Elected { token, valid_for } => Self {
                 elected: true,
                 leader: asked.candidate.as_str().to_owned(),
@@ -136,7 +139,7 @@ impl CampaignResult {
                 valid_for: 0,
                 value: lease.value.as_str().to_owned(),
             },
-        }
+        })
     }
 }
 
@@ -347,6 +350,9 @@ pub(super) struct Leaders {
     leaders: Vec<Leader>,
     /// Where the next page starts; empty on the last page.
     next_page_token: String,
+    /// Some partitions could not be asked: elections in them may be missing. The same request lists them when
+    /// they answer again.
+    incomplete: bool,
 }
 
 impl From<election::Leaders> for Leaders {
@@ -358,6 +364,7 @@ impl From<election::Leaders> for Leaders {
                 .map(|(election, lease)| Leader::new(election, lease))
                 .collect(),
             next_page_token: page.next_page_token,
+            incomplete: page.incomplete,
         }
     }
 }

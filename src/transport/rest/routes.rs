@@ -177,7 +177,8 @@ pub(super) async fn leader(
 #[utoipa::path(
     post, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
     request_body = CampaignRequest,
-    responses((status = 200, description = "The caller leads, or another does", body = CampaignResult))
+    responses((status = 200, description = "The caller leads, or another does", body = CampaignResult),
+        (status = 409))
 )]
 pub(super) async fn campaign(
     State(gate): State<Gate>,
@@ -190,7 +191,7 @@ pub(super) async fn campaign(
     let outcome = gate
         .campaign(&caller, asked.clone(), deadline.instant())
         .await?;
-    Ok(Answer(CampaignResult::new(&asked, outcome)))
+    Ok(Answer(CampaignResult::new(&asked, outcome)?))
 }
 
 /// Extends the leader's term, counted from now; never revives one that has lapsed.
@@ -217,7 +218,8 @@ pub(super) async fn extend(
 #[utoipa::path(
     put, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
     request_body = HandoverRequest,
-    responses((status = 200, description = "The new leader leads", body = Done), (status = 409))
+    responses((status = 200, description = "The new leader leads", body = Done), (status = 404),
+        (status = 409))
 )]
 pub(super) async fn handover(
     State(gate): State<Gate>,

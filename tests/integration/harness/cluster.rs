@@ -230,45 +230,33 @@ impl Cluster {
     /// Moves a slot and its keys to another primary, while the cluster serves.
     pub(crate) async fn move_slot(&self, slot: u16, to: usize) {
         let from = self.primary_of(slot).await.expect("a primary");
-        assert_ne!(from, to, "it is there");
-        let (source, target) = (&self.nodes[from], &self.nodes[to]);
-        let id = |node| async move { Redis::ask::<String>(node, &cluster("MYID")).await };
-        let source_id = id(source).await.expect("an id");
-        let target_id = id(target).await.expect("an id");
-        let set = |how: &str, whom: &str| {
-            let mut set = cluster("SETSLOT");
-            set.arg(slot).arg(how).arg(whom);
-            set
-        };
-        told(target, &set("IMPORTING", &source_id)).await;
-        told(source, &set("MIGRATING", &target_id)).await;
+        let moving = self.open_slot(slot, from, to).await;
         loop {
-            let keys: Vec<String> = source
-                .ask(cluster("GETKEYSINSLOT").arg(slot).arg(100))
-                .await
-                .expect("keys");
+            let keys = moving.keys().await;
             if keys.is_empty() {
                 break;
             }
-            let mut migrate = cmd("MIGRATE");
-            migrate.arg("127.0.0.1").arg(target.port()).arg("").arg(0);
-            migrate.arg(5_000).arg("REPLACE").arg("KEYS").arg(&keys);
-            told(source, &migrate).await;
+            moving.migrate(&keys).await;
         }
-        // The new owner first, so that no node sends clients to one that does not know yet.
-        told(target, &set("NODE", &target_id)).await;
-        told(source, &set("NODE", &target_id)).await;
-        eventually_within(SETTLING, "all nodes know where the slot is", async || {
-            for node in self.nodes.iter().filter(|node| node.is_running()) {
-                let seen = self.seen_by(node).await?;
-                let owner = seen.iter().find(|seen| seen.serves(slot))?;
-                if owner.id != target_id {
-                    return None;
-                }
-            }
-            Some(())
-        })
-        .await;
+        moving.give().await;
+    }
+
+    /// Begins to move a slot from one primary to another; none of its keys has moved.
+    pub(crate) async fn open_slot(&self, slot: u16, from: usize, to: usize) -> MovingSlot<'_> {
+        assert_ne!(from, to, "it is there");
+        let (source, target) = (&self.nodes[from], &self.nodes[to]);
+        let id = |node| async move { Redis::ask::<String>(node, &cluster("MYID")).await };
+        let moving = MovingSlot {
+            cluster: self,
+            slot,
+            source,
+            target,
+            target_id: id(target).await.expect("an id"),
+        };
+        let source_id = id(source).await.expect("an id");
+        told(target, moving.set("IMPORTING").arg(&source_id)).await;
+        told(source, moving.set("MIGRATING").arg(&moving.target_id)).await;
+        moving
     }
 
     /// All members as one of them sees them, if it answers.
@@ -279,6 +267,75 @@ impl Cluster {
 
     fn at(&self, port: u16) -> Option<usize> {
         self.nodes.iter().position(|node| node.port() == port)
+    }
+}
+
+/// A slot on its way from one primary to another.
+pub(crate) struct MovingSlot<'a> {
+    cluster: &'a Cluster,
+    slot: u16,
+    source: &'a Redis,
+    target: &'a Redis,
+    target_id: String,
+}
+
+impl MovingSlot<'_> {
+    fn set(&self, how: &str) -> Cmd {
+        let mut set = cluster("SETSLOT");
+        set.arg(self.slot).arg(how);
+        set
+    }
+
+    /// Some of the keys that have not moved; none when all have.
+    pub(crate) async fn keys(&self) -> Vec<String> {
+        let mut keys = cluster("GETKEYSINSLOT");
+        keys.arg(self.slot).arg(100);
+        self.source.ask(&keys).await.expect("keys")
+    }
+
+    /// Moves these keys.
+    pub(crate) async fn migrate(&self, keys: &[String]) {
+        let mut migrate = cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(self.target.port());
+        migrate.arg("").arg(0).arg(5_000);
+        migrate.arg("REPLACE").arg("KEYS").arg(keys);
+        told(self.source, &migrate).await;
+    }
+
+    /// Asks the importing primary.
+    pub(crate) async fn ask_importing(&self, command: &Cmd) -> redis::Value {
+        let mut connection = self.target.connect().await;
+        let mut both = redis::pipe();
+        both.cmd("ASKING").ignore().add_command(command.clone());
+        let (reply,) = both.query_async(&mut connection).await.expect("an answer");
+        reply
+    }
+
+    /// Gives the slot to the importing primary, which has all keys.
+    pub(crate) async fn give(self) {
+        // The new owner first, so that no node sends clients to one that does not know yet.
+        for node in [self.target, self.source] {
+            told(node, self.set("NODE").arg(&self.target_id)).await;
+        }
+        eventually_within(SETTLING, "all nodes know where the slot is", async || {
+            let nodes = self.cluster.nodes.iter();
+            for node in nodes.filter(|node| node.is_running()) {
+                let seen = self.cluster.seen_by(node).await?;
+                let owner = seen.iter().find(|seen| seen.serves(self.slot))?;
+                if owner.id != self.target_id {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+    }
+
+    /// Leaves the slot where it was, and what has moved where it is.
+    pub(crate) async fn give_up(self) {
+        for node in [self.source, self.target] {
+            told(node, &self.set("STABLE")).await;
+        }
     }
 }
 

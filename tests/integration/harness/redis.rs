@@ -11,7 +11,7 @@ use std::{
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisResult, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
-use super::eventually;
+use super::{Clock, eventually};
 
 const LOG: &str = "server.log";
 const SNAPSHOT: &str = "dump.rdb";
@@ -26,6 +26,7 @@ pub(crate) struct Redis {
     child: Option<Child>,
     kind: Kind,
     arguments: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     port: u16,
     /// `user:password@` for the harness's own questions.
     login: String,
@@ -53,6 +54,13 @@ impl Redis {
     /// A server of which the harness has to ask with `user:password@`.
     pub(crate) async fn with_login(login: &str, arguments: &[&str]) -> Self {
         Self::new(Kind::Server, arguments, login).begin().await
+    }
+
+    /// A server with this clock.
+    pub(crate) async fn with_clock(clock: &Clock) -> Self {
+        let mut redis = Self::new(Kind::Server, &[], "");
+        redis.environment.extend(clock.environment());
+        redis.begin().await
     }
 
     /// A server that speaks TLS only, with this certificate and key.
@@ -97,6 +105,7 @@ impl Redis {
                 .iter()
                 .map(|argument| (*argument).to_owned())
                 .collect(),
+            environment: Vec::new(),
             port: 0,
             login: login.to_owned(),
             directory: TempDir::new().expect("a directory"),
@@ -190,6 +199,7 @@ impl Redis {
             .arg(directory)
             .args(&self.arguments)
             .args(besides)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -285,6 +295,29 @@ impl Redis {
         command.query_async(&mut connection).await
     }
 
+    /// The keys in whose values this word is, and in how many ms they lapse (-1: never); `None` when the server
+    /// does not answer.
+    pub(crate) async fn keys_with(&self, word: &str) -> Option<Vec<(String, i64)>> {
+        let ask = async |command: &str, key: &str| -> Option<redis::Value> {
+            self.ask(redis::cmd(command).arg(key)).await.ok()
+        };
+        let keys: Vec<String> = self.ask(redis::cmd("KEYS").arg("*")).await.ok()?;
+        let mut found = Vec::new();
+        for key in keys {
+            let kind: String = self.ask(redis::cmd("TYPE").arg(&key)).await.ok()?;
+            let content = match kind.as_str() {
+                "hash" => ask("HVALS", &key).await?,
+                "string" => ask("GET", &key).await?,
+                _ => continue,
+            };
+            if values_contain(&content, word) {
+                let lapses = self.ask(redis::cmd("PTTL").arg(&key)).await.ok()?;
+                found.push((key, lapses));
+            }
+        }
+        Some(found)
+    }
+
     /// A line of `INFO`, if the server answers.
     pub(crate) async fn info(&self, section: &str, field: &str) -> Option<String> {
         let info: String = self.ask(redis::cmd("INFO").arg(section)).await.ok()?;
@@ -295,6 +328,18 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+fn values_contain(content: &redis::Value, word: &str) -> bool {
+    match content {
+        redis::Value::Array(values) => values.iter().any(|value| values_contain(value, word)),
+        redis::Value::BulkString(bytes) => {
+            let mut windows = bytes.windows(word.len());
+            windows.any(|window| window == word.as_bytes())
+        }
+        redis::Value::SimpleString(text) => text.contains(word),
+        _ => false,
     }
 }
 

@@ -1,24 +1,36 @@
 -- Renews the leader's lease.
 --
--- KEYS  1 lease  2 floor
+-- KEYS  1 lease  2 high-water mark
 -- ARGV  1 leader  2 token (0: not given)  3 term ms  4 retention ms
--- Result 'renewed' token, 'missing', 'held', 'stale' or 'behind', as common.lua has it
+-- Result 'renewed' token, 'held', 'stale' or 'behind'; or what vacancy.lua says
 --
 -- Atomic because the lease could pass to another leader between the look and the renewal.
 
 local lease = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
-if not lease[1] then return 'missing' end
-if lease[1] ~= ARGV[1] then return 'held' end
-if ARGV[2] ~= '0' and ARGV[2] ~= lease[2] then
-  return tonumber(ARGV[2]) < tonumber(lease[2]) and 'stale' or 'behind'
+if lease[1] then
+  if lease[1] ~= ARGV[1] then return 'held' end
+  if ARGV[2] ~= '0' and ARGV[2] ~= lease[2] then
+    return tonumber(ARGV[2]) < tonumber(lease[2]) and 'stale' or 'behind'
+  end
+  local keep = ARGV[3] + ARGV[4]
+  -- It is acknowledged: no grant of it may be rolled back any more.
+  if lease[3] then
+    redis.call('HDEL', KEYS[1], 'attempt', 'before', 'low')
+    local past = string.gsub(KEYS[1], '}:lease:', '}:past:', 1)
+    -- While the slot moves to another server, a key that is not among KEYS cannot be had: an error.
+    local acknowledged = redis.pcall('HGET', past, 'acknowledged')
+    if type(acknowledged) ~= 'table' then
+      if not acknowledged or tonumber(acknowledged) < tonumber(lease[2]) then
+        redis.call('HSET', past, 'acknowledged', lease[2])
+      end
+      redis.call('PEXPIRE', past, keep)
+    end
+  end
+  -- Never shorter: an extension that was delayed on its way must not undo a later, longer one.
+  if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+  -- The high-water mark outlives the lease, however long that is extended.
+  if redis.call('PTTL', KEYS[2]) < keep and redis.call('PEXPIRE', KEYS[2], keep) == 0 then
+    redis.call('SET', KEYS[2], lease[2], 'PX', keep)
+  end
+  return 'renewed\n' .. lease[2]
 end
--- It is in use: no grant of it may be withdrawn any more.
-if lease[3] then redis.call('HDEL', KEYS[1], 'attempt', 'before') end
--- Never shorter: an extension that was delayed on its way must not undo a later, longer one.
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
--- The floor outlives the lease, however long that is extended.
-local keep = ARGV[3] + ARGV[4]
-if redis.call('PTTL', KEYS[2]) < keep and redis.call('PEXPIRE', KEYS[2], keep) == 0 then
-  redis.call('SET', KEYS[2], lease[2], 'PX', keep)
-end
-return 'renewed\n' .. lease[2]

@@ -1,80 +1,97 @@
--- Writes a lease if the election allows it.
+-- Writes a lease if the election allows it; held.lua is its first half.
 --
--- KEYS  1 lease (hash)  2 floor (string)  3 marker (hash)  4 index (zset: path, by name)
+-- KEYS  1 lease (hash)  2 high-water mark (string)  3 incarnation record (hash)  4 index (zset: path, by name)
 --       5 expiry (zset: path, by the time at which a lease may be over)
--- ARGV  1 path  2 candidate  3 token  4 term ms  5 elected at  6 retention ms  7 guard ms ('' turns it
---       off)  8 attempt
+-- ARGV  1 path  2 candidate  3 token  4 term ms  5 elected at  6 retention ms  7 longest restart guard ms ('' turns
+--       it off)  8 grant id  9 vote lifetime ms  10 not after: the server's ms
 --       and unless it is the usual campaign, over the candidate's own lease, without value and request id:
---       9 value  10 request id ('' for none)  11 '1' if a lease with the request id is to be found
---       12 over: 'vacant', 'own', 'leader' or 'anyone'  13 leader that hands over  14 its token (0: not
---       given)
--- Result 'granted' token, 'held' and the lease, 'mismatch', 'stale' floor, 'unmarked', or 'guarded' ms
+--       11 value  12 request id ('' for none)  13 '1' if a lease with the request id is to be found
+--       14 replaces: 'vacant', 'own', 'leader', 'anyone', 'any leader' or 'nobody'  15 leader that hands over
+--       16 its token (0: not given)
+--       last 'asking' on a server that imports the slot
+-- Result 'granted' token, 'held' and the lease, 'mismatch', 'vacant', 'stale' high-water mark, 'unmarked',
+--       'unregistered', 'guarded' ms, 'late', or 'used'
 --
--- Atomic because between looking at lease, floor and marker and writing the lease, no other grant may
+-- Atomic because between looking at lease, high-water mark and record and writing the lease, no other grant may
 -- come: two candidates would both find the election vacant.
--- The lease's fields 'attempt' and 'before' are for withdraw.lua.
--- Touches lease keys beyond KEYS[1] when it tidies the index; they share the hash tag of KEYS[1].
+-- Touches lease keys beyond KEYS[1] when it tidies the index, and keys that say which grants were rolled back and
+-- which request ids were used; they share the hash tag of KEYS[1].
 
--- What a withdrawal goes back to: the lease's fields, and the time at which it would have lapsed.
-local function before(key, until_ms)
-  local fields = redis.call('HMGET', key, 'leader', 'token', 'value', 'request_id', 'elected_at')
-  fields[4] = fields[4] or ''
-  fields[6] = string.format('%.0f', until_ms)
-  return cmsgpack.pack(fields)
-end
-
-local value, request_id, over = ARGV[9] or '', ARGV[10] or '', ARGV[12] or 'own'
-local lease = read_lease(KEYS[1])
-local own = lease and lease[1] == ARGV[2]
-if lease and over ~= 'anyone' then
-  if over == 'leader' and lease[1] == ARGV[13] then
-    if ARGV[14] ~= '0' and ARGV[14] ~= lease[2] then return 'mismatch' end
-  elseif over ~= 'own' or not own then
-    return 'held\n' .. lines(lease)
-  end
-end
-
+local record = incarnation(KEYS[3], tonumber(ARGV[7]) or 0)
 if ARGV[7] ~= '' then
-  local wait = guard_ms(KEYS[3], ARGV[7])
-  if not wait then return 'unmarked' end
-  if wait > 0 then return 'guarded\n' .. wait end
+  if not record then return 'unmarked' end
+  -- What another agent waits for before it repairs a lease here, or a server for before it grants, has to cover
+  -- this grant.
+  if tonumber(ARGV[7]) > record.guard or tonumber(ARGV[9]) > record.vote then return 'unregistered' end
+  if record.wait > 0 then return 'guarded\n' .. digits(record.wait) end
+elseif record and is_guarded(record) and record.wait > 0 then
+  return 'guarded\n' .. digits(record.wait)
 end
+local now = record and record.now or now_ms()
+if now > tonumber(ARGV[10]) then return 'late' end
+-- Only a leader hands over, and there is none.
+if not lease and (over == 'leader' or over == 'any leader' or over == 'nobody') then return 'vacant' end
 
-local now = now_ms()
+local leases = string.sub(KEYS[1], 1, -#ARGV[1] - 1)
+local base = string.sub(leases, 1, -7)
+-- While the slot moves to another server, keys that are not among KEYS cannot be had: errors, and nothing is known.
+if redis.pcall('EXISTS', base .. 'rolled-back:' .. ARGV[8] .. ':' .. ARGV[1]) == 1 then return 'late' end
+
+-- The value, unless 'asking' stands in its place.
+local value, request_id = ARGV[12] and ARGV[11] or '', ARGV[12] or ''
 local term = tonumber(ARGV[4])
 if own then term = math.max(term, lease[5]) end
+local keep = term + ARGV[6]
+local repeated = own and request_id ~= '' and redis.call('HGET', KEYS[1], 'request_id') == request_id
+local past = base .. 'past:' .. ARGV[1]
+local used = {}
+if request_id ~= '' and not repeated then
+  local packed = redis.pcall('HGET', past, 'used')
+  if type(packed) == 'string' then used = cmsgpack.unpack(packed) end
+  for _, one in ipairs(used) do
+    if one[1] == request_id then return 'used' end
+  end
+end
 
-if own and request_id ~= '' and ARGV[11] == '1' and redis.call('HGET', KEYS[1], 'request_id') == request_id then
+if repeated and ARGV[13] == '1' then
   -- A grant that comes twice goes back to what there was before its first coming.
   if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[8] then
-    redis.call('HSET', KEYS[1], 'attempt', ARGV[8], 'before', before(KEYS[1], now + lease[5]))
+    local below = entries_below(KEYS[1])
+    table.insert(below, 1, entry_of(KEYS[1], now + lease[5]))
+    redis.call('HSET', KEYS[1], 'attempt', ARGV[8], 'low', '', 'before', pack(below))
   end
   redis.call('PEXPIRE', KEYS[1], term)
-  keep_floor(KEYS[2], lease[2], term + ARGV[6])
+  if redis.call('PTTL', KEYS[2]) < keep and redis.call('PEXPIRE', KEYS[2], keep) == 0 then
+    redis.call('SET', KEYS[2], lease[2], 'PX', keep)
+  end
   return 'granted\n' .. lease[2]
 end
 
-local floor = redis.call('GET', KEYS[2])
-if floor and tonumber(ARGV[3]) <= tonumber(floor) then return 'stale\n' .. floor end
+local mark = redis.call('GET', KEYS[2])
+if mark and tonumber(ARGV[3]) <= tonumber(mark) then return 'stale\n' .. mark end
 
-redis.call('HSET', KEYS[1], 'before', lease and before(KEYS[1], now + lease[5]) or '')
-redis.call('HSET', KEYS[1], 'leader', ARGV[2], 'token', ARGV[3], 'value', value,
-  'request_id', request_id, 'elected_at', ARGV[5], 'attempt', ARGV[8])
-redis.call('PEXPIRE', KEYS[1], term)
-keep_floor(KEYS[2], ARGV[3], term + ARGV[6])
-redis.call('ZADD', KEYS[4], 0, ARGV[1])
-redis.call('ZADD', KEYS[5], now + term, ARGV[1])
-
--- Every grant looks at a few entries that may be over, more than the one it adds, so the index stays
--- as large as what is held. Extensions do not write the index: a lease that was extended is put back.
-local leases = string.sub(KEYS[1], 1, -#ARGV[1] - 1)
-for _, path in ipairs(redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, 4)) do
-  local left = redis.call('PTTL', leases .. path)
-  if left >= 0 then
-    redis.call('ZADD', KEYS[5], now + left, path)
-  else
-    redis.call('ZREM', KEYS[4], path)
-    redis.call('ZREM', KEYS[5], path)
-  end
+local below = ''
+if lease then
+  local entries = entries_below(KEYS[1])
+  table.insert(entries, 1, entry_of(KEYS[1], now + lease[5]))
+  below = pack(entries)
 end
-return 'granted\n' .. ARGV[3]
+redis.call('HSET', KEYS[1], 'leader', ARGV[2], 'token', ARGV[3], 'value', value,
+  'request_id', request_id, 'elected_at', ARGV[5], 'attempt', ARGV[8], 'before', below, 'low', mark or '0')
+expire(KEYS[1], term, not lease)
+redis.call('SET', KEYS[2], ARGV[3], 'PX', math.max(keep, mark and redis.call('PTTL', KEYS[2]) or 0))
+if request_id ~= '' and not repeated then
+  -- The ids of the last few requests outlive their leases: a late duplicate of one does nothing.
+  table.insert(used, 1, {request_id, ARGV[3]})
+  if #used > 8 then used[#used] = nil end
+  local noted = redis.pcall('HSET', past, 'used', cmsgpack.pack(used))
+  if type(noted) == 'number' then expire(past, keep, true) end
+end
+-- An index that cannot be written costs listings, not elections.
+redis.pcall('ZADD', KEYS[4], 0, ARGV[1])
+redis.pcall('ZADD', KEYS[5], now + term, ARGV[1])
+
+-- Every grant looks at a few entries that may be over, more than the one it adds, so the index stays as large as
+-- what is held: tidy.lua.
+local index, expiry, most = KEYS[4], KEYS[5], 4
+local result = 'granted\n' .. ARGV[3]

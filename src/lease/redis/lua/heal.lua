@@ -1,30 +1,63 @@
--- Writes a lease that a quorum of nodes is known to hold.
+-- Repairs: writes a lease that a quorum of nodes is known to hold.
 --
--- KEYS  1 lease  2 floor  3 index  4 expiry  5 marker
+-- KEYS  1 lease  2 high-water mark  3 index  4 expiry  5 incarnation record
 -- ARGV  1 path  2 leader  3 token  4 term ms  5 value  6 elected at  7 retention ms
---       8 run  9 '1' if only a lease that is there may be written  10 guard ms ('' turns it off)
+--       8 incarnation  9 '1' if only a lease that is there may be written  10 longest restart guard ms ('' turns
+--       it off)  11 longest vote lifetime ms  12 not after: the server's ms
 -- Result 1 when it is written, else 0
 --
 -- Atomic because a later grant must not be overwritten, also one that this server has forgotten: then it is
--- in another run.
+-- in another incarnation.
+-- Touches the key of what is over; it shares the hash tag of KEYS[1].
 
-if run() ~= ARGV[8] then return 0 end
-if ARGV[10] ~= '' and redis.call('HGET', KEYS[5], 'run') ~= ARGV[8] then return 0 end
+local record = incarnation(KEYS[5], tonumber(ARGV[10]) or 0)
+if ARGV[10] ~= '' and not record then return 0 end
+if (record and record.run or run()) ~= ARGV[8] then return 0 end
+local now = record and record.now or now_ms()
+-- The extension that the repair is part of has to be in force.
+if now > tonumber(ARGV[12]) then return 0 end
+-- Votes that this incarnation may have forgotten no longer count.
+if record and record.since > 0 and now < record.since + math.max(tonumber(ARGV[11]), record.vote) then return 0 end
 local token, term = tonumber(ARGV[3]), tonumber(ARGV[4])
-local floor = redis.call('GET', KEYS[2])
-if floor and token < tonumber(floor) then return 0 end
-local lease = redis.call('HMGET', KEYS[1], 'leader', 'token')
-if lease[1] then
-  if lease[1] ~= ARGV[2] or tonumber(lease[2]) > token then return 0 end
-  term = math.max(term, redis.call('PTTL', KEYS[1]))
-  if lease[2] ~= ARGV[3] then redis.call('HDEL', KEYS[1], 'request_id') end
-  redis.call('HDEL', KEYS[1], 'attempt', 'before')
-elseif ARGV[9] == '1' then
-  return 0
+local past = string.sub(KEYS[1], 1, -#ARGV[1] - 7) .. 'past:' .. ARGV[1]
+local acknowledged = redis.pcall('HGET', past, 'acknowledged')
+-- While the slot moves to another server, it cannot be had: the next extension repairs.
+if type(acknowledged) == 'table' or acknowledged and token < tonumber(acknowledged) then return 0 end
+
+local head = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
+local left = redis.call('PTTL', KEYS[1])
+local mine = {ARGV[2], ARGV[3], ARGV[5], '', ARGV[6], digits(now + term), '', ''}
+local function raised(entry)
+  -- The request that the token was granted to keeps its id.
+  if entry[2] == ARGV[3] then mine[4] = entry[4] end
+  mine[6] = digits(math.max(now + term, tonumber(entry[6])))
 end
-redis.call('HSET', KEYS[1], 'leader', ARGV[2], 'token', ARGV[3], 'value', ARGV[5], 'elected_at', ARGV[6])
-redis.call('PEXPIRE', KEYS[1], term)
-keep_floor(KEYS[2], ARGV[3], term + ARGV[7])
-redis.call('ZADD', KEYS[3], 0, ARGV[1])
-redis.call('ZADD', KEYS[4], now_ms() + term, ARGV[1])
+if not head[1] then
+  if ARGV[9] == '1' then return 0 end
+  write_entries(KEYS[1], {mine}, now)
+elseif head[1] == ARGV[2] and tonumber(head[2]) <= token then
+  raised(entry_of(KEYS[1], now + left))
+  write_entries(KEYS[1], {mine}, now)
+else
+  -- What a grant that is not acknowledged has replaced, or would have: it comes back when that is rolled back.
+  if not head[3] or ARGV[9] == '1' then return 0 end
+  local entries = entries_below(KEYS[1])
+  local last = entries[#entries]
+  if last and last[7] == '' then
+    if last[6] - now > 0 then
+      if last[1] ~= ARGV[2] or tonumber(last[2]) > token then return 0 end
+      raised(last)
+    end
+    entries[#entries] = nil
+  end
+  entries[#entries + 1] = mine
+  redis.call('HSET', KEYS[1], 'before', pack(entries))
+end
+local keep = term + ARGV[7]
+acknowledge(past, token, keep)
+local mark = redis.call('GET', KEYS[2])
+if not mark or tonumber(mark) < token then mark = ARGV[3] end
+redis.call('SET', KEYS[2], mark, 'PX', digits(math.max(keep, redis.call('PTTL', KEYS[2]))))
+redis.pcall('ZADD', KEYS[3], 0, ARGV[1])
+redis.pcall('ZADD', KEYS[4], digits(now + term), ARGV[1])
 return 1

@@ -1,34 +1,46 @@
--- Lists held elections of a kind from the index, and tidies it.
+-- Lists held elections of a kind from the index. Writes nothing: also a server that takes no writes lists.
 --
--- KEYS  1 index  2 expiry
--- ARGV  1 least path, as ZRANGEBYLEX wants it  2 greatest path, likewise  3 most leases
+-- KEYS  1 index
+-- ARGV  1 least path, as ZRANGEBYLEX wants it  2 greatest path, likewise  3 most elections
 --       4 most entries to look at  5 prefix of all lease keys
--- Result {last path looked at or '' at the end, path and lease…}: a list, as there may be a thousand
+--       last 'asking' on a server that imports the slot
+-- Result {last path looked at or '' at the end, how many entries had no lease, election…}: a list, as there may
+--       be a thousand. An election is its path and on the lines below its lease, or '?' when the lease may be
+--       on another server of the cluster or cannot be read.
 --
--- Atomic because an entry may be dropped only while its lease is gone.
+-- Atomic because a lease and its remaining time must be of the same instant.
 -- Touches the lease keys of the index's entries; they share the hash tag of KEYS[1].
 
-local most, examine = tonumber(ARGV[3]), tonumber(ARGV[4])
-local page, from = {''}, ARGV[1]
+local most, examine, asking = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[#ARGV] == 'asking'
+local page, skipped, from = {'', '0'}, 0, ARGV[1]
+
+-- What stands below the path, or nil when there is no lease.
+local function held(key)
+  local lease = redis.pcall('HMGET', key, 'leader', 'token', 'value', 'elected_at')
+  -- It has moved to another server of the cluster, or is no hash.
+  if lease.err then return '?' end
+  if not lease[1] then return asking and '?' or nil end
+  if not (lease[2] and lease[3] and lease[4]) then return '?' end
+  lease[5] = redis.call('PTTL', key)
+  return lines(lease)
+end
+
 while examine > 0 do
-  local batch = math.min(most - (#page - 1), examine)
+  local batch = math.min(most - (#page - 2), examine)
   local paths = redis.call('ZRANGEBYLEX', KEYS[1], from, ARGV[2], 'LIMIT', 0, batch)
   for _, path in ipairs(paths) do
-    local lease = read_lease(ARGV[5] .. path)
+    -- No election's name has line breaks.
+    local lease = not string.find(path, '\n', 1, true) and held(ARGV[5] .. path)
     if lease then
-      page[#page + 1] = path .. '\n' .. lines(lease)
+      page[#page + 1] = path .. '\n' .. lease
     else
-      redis.call('ZREM', KEYS[1], path)
-      redis.call('ZREM', KEYS[2], path)
+      skipped = skipped + 1
     end
   end
-  if #paths < batch then
-    page[1] = ''
-    return page
-  end
-  page[1] = paths[#paths]
+  page[1] = #paths < batch and '' or paths[#paths]
+  if #paths < batch or #page - 2 == most then break end
   from = '(' .. page[1]
-  if #page - 1 == most then return page end
   examine = examine - #paths
 end
+page[2] = tostring(skipped)
 return page

@@ -1,11 +1,68 @@
--- Tells what the server says of itself, and has it begin to abstain from grants when it has restarted.
+-- Tells what the server says of a partition, has it begin to abstain from grants when it may have lost memory, and
+-- registers how long votes and terms of the agent last.
 --
--- KEYS  1 marker
--- ARGV  1 guard ms ('' turns it off)
--- Result ms that the server abstains, or '' when there is no marker; run; maxmemory-policy
+-- KEYS  1 incarnation record
+-- ARGV  1 the agent's own restart guard ms ('' turns it off)  2 its vote lifetime ms  3 the longest guard ms that
+--       any server has told it  4 ms since an agent last registered that  5 and 6 likewise of vote lifetimes
+--       7 '1' if the record may be written  8 '1' if the user's rights are to be tried
+-- Result ms that the server abstains, or '' when there is no record; incarnation; the server's ms; the longest
+--       guard ms that counts, and how long ago an agent registered it; likewise of vote lifetimes; the commands that
+--       the user lacks the right to, or ''; the maxmemory-policy
 --
--- Atomic because the marker must not change between the look and what is written.
+-- Atomic because the record must not change between the look and what is written.
 
-local wait = ARGV[1] ~= '' and guard_ms(KEYS[1], ARGV[1])
+
+-- Tries what the other scripts need, in ways that change nothing: a grant that is refused half way would leave a
+-- lease that never lapses.
+local nothing = string.match(KEYS[1], '^[^}]*}:') .. 'nothing'
+local lacks = {}
+for _, command in ipairs(ARGV[8] == '1' and {
+  {'GET', nothing}, {'SET', nothing, '', 'XX'}, {'DEL', nothing}, {'EXISTS', nothing}, {'PTTL', nothing},
+  {'PEXPIRE', nothing, 1}, {'HGET', nothing, ''}, {'HDEL', nothing, ''}, {'ZADD', nothing, 'XX', 0, ''},
+  {'ZREM', nothing, ''}, {'ZRANGEBYLEX', nothing, '-', '+'}, {'ZRANGEBYSCORE', nothing, 0, 0},
+} or {}) do
+  local reply = redis.pcall(unpack(command))
+  local why = type(reply) == 'table' and reply.err or ''
+  -- As versions from 6.2 to 7 put it. Other errors are not about rights: the slot moves, the disk is full.
+  if string.find(why, 'NOPERM') or string.find(why, 'ACL failure') or string.find(why, 'user executing the script') then
+    lacks[#lacks + 1] = command[1]
+  end
+end
+lacks = table.concat(lacks, ' ')
 local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([^\r\n]*)') or ''
-return table.concat({wait and string.format('%.0f', wait) or '', run(), policy}, '\n')
+local now = now_ms()
+local function told(wait, run, guard, guard_at, vote, vote_at)
+  return table.concat({wait, run, digits(now), digits(guard), digits(math.max(now - guard_at, 0)), digits(vote),
+    digits(math.max(now - vote_at, 0)), lacks, policy}, '\n')
+end
+
+if ARGV[7] ~= '1' then
+  local known = redis.call('HMGET', KEYS[1], 'run', 'guard', 'guard_at', 'vote', 'vote_at')
+  return told(known[1] and '0' or '', run(), tonumber(known[2] or 0), tonumber(known[3] or now),
+    tonumber(known[4] or 0), tonumber(known[5] or now))
+end
+
+local record = incarnation(KEYS[1], math.max(tonumber(ARGV[1]) or 0, tonumber(ARGV[3])))
+if not record then return told('', run(), 0, now, 0, now) end
+-- The longest counts: it makes this incarnation's wait longer, if it has one. It is forgotten when nobody has asked
+-- for it in so long that what was granted under it is over.
+local function register(name, own, other, age)
+  local bound, at = record[name], math.min(record[name .. '_at'], now)
+  if now - at > math.max(bound, REMEMBER) then bound = 0 end
+  if own >= bound then bound, at = own, now end
+  if other > bound then bound, at = other, now - age end
+  if bound ~= record[name] or at ~= record[name .. '_at'] then
+    record[name], record[name .. '_at'] = bound, at
+    redis.call('HSET', KEYS[1], name, digits(bound), name .. '_at', digits(at))
+  end
+end
+register('guard', tonumber(ARGV[1]) or 0, tonumber(ARGV[3]), tonumber(ARGV[4]))
+register('vote', tonumber(ARGV[2]), tonumber(ARGV[5]), tonumber(ARGV[6]))
+if record.since > 0 and record.since + record.guard > record.ready_at then
+  record.ready_at = record.since + record.guard
+  write_incarnation(KEYS[1], record)
+end
+local wait = math.max(record.ready_at - now, 0)
+-- An agent without a guard waits where others have one.
+if ARGV[1] == '' and not is_guarded(record) then wait = 0 end
+return told(digits(wait), record.run, record.guard, record.guard_at, record.vote, record.vote_at)

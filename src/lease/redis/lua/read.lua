@@ -1,9 +1,9 @@
 -- Reads the election's lease.
 --
 -- KEYS  1 lease
--- Result the lease, or ''
+-- Result the lease; or what vacancy.lua says
 --
 -- Atomic because the lease and its remaining time must be of the same instant.
 
 local lease = read_lease(KEYS[1])
-return lease and lines(lease) or ''
+if lease then return 'lease\n' .. lines(lease) end

@@ -1,23 +1,77 @@
--- Notes how agents use the server, and tells how others do.
+-- Registers with which list of nodes the agent uses the server, and tells how others do.
 --
--- KEYS  1 agents (hash: nodes, guard ms, guard_at ms)
--- ARGV  1 the agent's list of nodes  2 its guard ms  3 its longest term ms
--- Result the longest guard ms that counts; the list that counts
+-- KEYS  1 lists (packed: list, 'closing:' list and 'closed:' list, and the ms at which an agent last said so)
+--       2 agents (hash of version 0.1.0: nodes)  3 incarnation record
+-- ARGV  1 the agent's list, or 'old > new' while agents pass from one to the other  2 longest restart guard ms that
+--       the agent knows of  3 '1' if it may be written  4 '1' if a majority of the old list's nodes is closing it
+-- Result 'ok', or 'closing' if this server lets no agent come any more that has only the old list; or 'other' and a
+--       list that does not go with the agent's
 --
--- Atomic because of two agents with different lists, one must be told the other's. The list is forgotten
--- when no agent has come for so long that what was granted under it is over; so is a guard that is longer
--- than all others.
+-- Atomic because of two agents with different lists, one must be told the other's.
+--
+-- Majorities of two lists need not meet, so a list counts until all that was granted under it is over. Agents that
+-- need majorities of both, the old and the new, go with those that have either. Those that have only the new one go
+-- with them when the old one is closed: a majority of its nodes has not seen an agent with it alone for so long, and
+-- will not let one come.
 
-local now, guard = now_ms(), tonumber(ARGV[2])
-local known = redis.call('HMGET', KEYS[1], 'nodes', 'guard', 'guard_at')
-local longest = tonumber(known[2] or 0)
-local left = longest > guard and known[3] + longest - now or 0
-if left <= 0 then longest = guard end
-if known[1] and known[1] ~= ARGV[1] then return string.format('%.0f', longest) .. '\n' .. known[1] end
-
-redis.call('HSET', KEYS[1], 'nodes', ARGV[1])
-if left <= 0 then
-  redis.call('HSET', KEYS[1], 'guard', ARGV[2], 'guard_at', string.format('%.0f', now))
+local now = now_ms()
+local record = redis.call('HMGET', KEYS[3], 'guard', 'ready_at')
+local window = math.max(tonumber(ARGV[2]), tonumber(record[1] or 0))
+-- A server that has forgotten who came says nothing about who did not.
+local remembers = tonumber(ARGV[2]) == 0 or (record[2] and tonumber(record[2]) <= now)
+local function parts(list)
+  local old, new = string.match(list, '^(.-) > (.*)$')
+  return old or list, new
 end
-redis.call('PEXPIRE', KEYS[1], math.max(left, guard, tonumber(ARGV[3])))
-return string.format('%.0f', longest) .. '\n' .. (known[1] or ARGV[1])
+local old, new = parts(ARGV[1])
+
+-- Packed into one value, as users of servers that version 0.1.0 was set up for may have no right to HGETALL.
+local packed = redis.call('GET', KEYS[1])
+local entries = packed and cmsgpack.unpack(packed) or {}
+local seen, closing, closed = {}, {}, {}
+for field, at in pairs(entries) do
+  local state, list = string.match(field, '^(clos%l+):(.*)$')
+  if now - at > window then
+    entries[field] = nil
+  elseif state == 'closing' then
+    closing[list] = true
+  elseif state == 'closed' then
+    closed[list] = true
+  else
+    seen[field] = true
+  end
+end
+-- Version 0.1.0 has no other way to say what it uses.
+local legacy = redis.call('HGET', KEYS[2], 'nodes')
+if legacy then seen[legacy] = true end
+
+for list in pairs(seen) do
+  local theirs, their_new = parts(list)
+  local goes
+  if new then
+    -- Of two changes at once, neither knows the other's majorities; the way back needs the same ones.
+    goes = list == ARGV[1] or list == old or list == new or theirs == new and their_new == old
+  elseif their_new then
+    goes = theirs == old or their_new == old and closed[theirs]
+  else
+    goes = list == old
+  end
+  if not goes then return 'other\n' .. list end
+end
+if not new and (closing[old] or closed[old]) then return 'other\nthe one that takes the place of ' .. old end
+if ARGV[3] ~= '1' then return 'ok' end
+
+local is_closing = false
+entries[ARGV[1]] = now
+if new then
+  redis.call('DEL', KEYS[2])
+  entries['closing:' .. new], entries['closed:' .. new] = nil, nil
+  is_closing = remembers and not seen[old]
+  if is_closing then entries['closing:' .. old] = now end
+  if ARGV[4] == '1' then entries['closed:' .. old] = now end
+else
+  redis.call('HSET', KEYS[2], 'nodes', old, 'guard', ARGV[2], 'guard_at', digits(now))
+  redis.call('PEXPIRE', KEYS[2], digits(math.max(window, 1000)))
+end
+redis.call('SET', KEYS[1], cmsgpack.pack(entries), 'PX', digits(math.max(2 * window, 60000)))
+return is_closing and 'closing' or 'ok'

@@ -1,16 +1,36 @@
--- Deletes the leader's lease.
+-- Deletes the leader's lease, also where a grant that is not acknowledged has replaced it.
 --
 -- KEYS  1 lease  2 index  3 expiry
--- ARGV  1 path  2 leader  3 token (0: not given)
--- Result 'resigned', 'missing', 'held' or 'stale'
+-- ARGV  1 path  2 leader  3 token (0: not given)  4 retention ms
+-- Result 'resigned', 'held' or 'stale'; or what vacancy.lua says
 --
 -- Atomic because the lease could pass to another leader between the look and the deletion.
+-- Touches the key of what is over; it shares the hash tag of KEYS[1].
 
-local lease = redis.call('HMGET', KEYS[1], 'leader', 'token')
-if not lease[1] then return 'missing' end
-if lease[1] ~= ARGV[2] then return 'held' end
-if ARGV[3] ~= '0' and ARGV[3] ~= lease[2] then return 'stale' end
-redis.call('DEL', KEYS[1])
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZREM', KEYS[3], ARGV[1])
-return 'resigned'
+-- A repair that is on its way must not bring the lease back.
+if ARGV[3] ~= '0' then
+  local past = string.sub(KEYS[1], 1, -#ARGV[1] - 7) .. 'past:' .. ARGV[1]
+  acknowledge(past, ARGV[3] + 1, ARGV[4])
+end
+local lease = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
+if lease[1] then
+  local named = lease[1] == ARGV[2] and (ARGV[3] == '0' or ARGV[3] == lease[2])
+  if not named and not lease[3] then return lease[1] ~= ARGV[2] and 'held' or 'stale' end
+  -- Of a lease that is not acknowledged, what a roll-back goes back to is given up, too.
+  local now = now_ms()
+  local entries = lease[3] and entries_below(KEYS[1]) or {}
+  table.insert(entries, 1, entry_of(KEYS[1], now + redis.call('PTTL', KEYS[1])))
+  local kept = {}
+  for _, entry in ipairs(entries) do
+    if entry[1] ~= ARGV[2] or (ARGV[3] ~= '0' and ARGV[3] ~= entry[2]) then kept[#kept + 1] = entry end
+  end
+  if #kept < #entries then
+    if named then kept = {} end
+    if not write_entries(KEYS[1], kept, now) then
+      redis.pcall('ZREM', KEYS[2], ARGV[1])
+      redis.pcall('ZREM', KEYS[3], ARGV[1])
+    end
+  end
+  if named then return 'resigned' end
+  return lease[1] ~= ARGV[2] and 'held' or 'stale'
+end

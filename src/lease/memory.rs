@@ -1,0 +1,825 @@
+//! What the in-process node remembers, and what each operation does to it: the executable specification of
+//! [`LeaseNode`](super::LeaseNode). Pure: the time is given, and nothing is written anywhere else.
+
+use std::{collections::BTreeMap, ops::Bound, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, Look,
+    Over, Page, REMEMBER, Reading, Registered, Resign, ResignReply,
+};
+use crate::{
+    election::types::{Candidate, ElectionId, Kind, RequestId, Token, Value},
+    lease::rules::{Rule, holds},
+};
+
+/// How many leases and floors a grant looks at to drop those that are over. More than one, so that
+/// what is over goes faster than what is new comes.
+const SWEEP: usize = 4;
+/// How many replaced leases a lease keeps. A candidate that campaigns again and again, and never extends, leaves one
+/// each time; the oldest one beyond that counts as acknowledged.
+const DEEPEST: usize = 8;
+/// Of how many requests an election remembers the ids.
+const REQUESTS: usize = 8;
+
+/// The memory of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Memory {
+    /// Names this incarnation. Not part of what a copy brings back.
+    pub(super) run: u64,
+    pub(super) leases: BTreeMap<Box<str>, Held>,
+    pub(super) floors: BTreeMap<Box<str>, Floor>,
+    pub(super) record: Option<Record>,
+    /// Grants that were withdrawn, and until when a copy of each may arrive.
+    withdrawn: BTreeMap<(u64, Box<str>), Instant>,
+    swept_lease: Option<Box<str>>,
+    swept_floor: Option<Box<str>>,
+    /// Elections whose lease or floor has changed, for whoever makes that durable.
+    pub(super) changed: Vec<Box<str>>,
+}
+
+/// A lease as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Held {
+    pub(super) leader: Candidate,
+    pub(super) token: Token,
+    pub(super) value: Value,
+    pub(super) request_id: Option<RequestId>,
+    pub(super) elected_at: u64,
+    pub(super) expires: Instant,
+    /// The longest term it was written for: what it counts for after a restart.
+    pub(super) longest_term: Duration,
+    /// The opening of the database that the lease is of, until this process grants or extends it: what it counts for
+    /// after another restart does not begin again before that. Always `None` without a database.
+    pub(super) restored: Option<u64>,
+    /// The grant that may still be withdrawn.
+    pub(super) attempt: Option<Attempt>,
+}
+
+/// A grant that nobody has made use of yet.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Attempt {
+    name: u64,
+    /// The floor before the grant; the outer `None` for one that found its own lease and raised nothing.
+    raised_from: Option<Option<Token>>,
+    /// The lease that it replaced or renewed, to go back to.
+    before: Option<Box<Held>>,
+}
+
+/// What outlives the leases of an election.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Floor {
+    /// The highest token of a grant that may have counted.
+    pub(super) token: Option<Token>,
+    /// The least token that a repair may write.
+    pub(super) acknowledged: u64,
+    /// The last requests that were granted, the newest first, with their tokens.
+    pub(super) used: Vec<(RequestId, Token)>,
+    pub(super) expires: Instant,
+}
+
+/// Since when the node remembers, and what agents have registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Record {
+    pub(super) run: u64,
+    /// Since when this incarnation remembers; `None` for a new node, which has nothing to forget.
+    pub(super) since: Option<Instant>,
+    /// How long after `since` it may grant.
+    pub(super) wait: Duration,
+    pub(super) guard: Duration,
+    guard_at: Instant,
+    vote: Duration,
+    vote_at: Instant,
+}
+
+impl Memory {
+    pub(super) fn new(run: u64) -> Self {
+        Self {
+            run,
+            leases: BTreeMap::new(),
+            floors: BTreeMap::new(),
+            record: None,
+            withdrawn: BTreeMap::new(),
+            swept_lease: None,
+            swept_floor: None,
+            changed: Vec::new(),
+        }
+    }
+
+    fn held(&self, election: &ElectionId, now: Instant) -> Option<&Held> {
+        let held = self.leases.get(election.path());
+        held.filter(|held| held.expires > now)
+    }
+
+    fn held_mut(&mut self, election: &ElectionId, now: Instant) -> Option<&mut Held> {
+        let held = self.leases.get_mut(election.path());
+        held.filter(|held| held.expires > now)
+    }
+
+    fn floor(&self, election: &ElectionId, now: Instant) -> Option<&Floor> {
+        let floor = self.floors.get(election.path());
+        floor.filter(|floor| floor.expires > now)
+    }
+
+    /// What outlives the leases, made if there is nothing, and kept for the retention after the term.
+    fn kept_floor(&mut self, election: &ElectionId, until: Instant, now: Instant) -> &mut Floor {
+        let floor = self.floors.entry(election.path().into());
+        let floor = floor.or_insert_with(|| Floor::new(now));
+        if floor.expires <= now {
+            *floor = Floor::new(now);
+        }
+        floor.expires = floor.expires.max(until);
+        floor
+    }
+
+    fn write(&mut self, election: &ElectionId, held: Option<Held>) {
+        match held {
+            Some(held) => self.leases.insert(election.path().into(), held),
+            None => self.leases.remove(election.path()),
+        };
+        self.changed.push(election.path().into());
+    }
+
+    /// The incarnation record as it must be now. A record of another incarnation is rewritten for this one, which
+    /// abstains for the longest guard that is known, however long ago: nobody can tell how old the memory is. A clock
+    /// that was set back behind the record's beginning makes no wait longer than it was.
+    fn incarnation(&mut self, guard: Duration, now: Instant) -> Option<Record> {
+        let record = self.record.as_mut()?;
+        if record.run != self.run {
+            let remembered = match holds(Rule::NodeDecidesGuard) {
+                true => record.guard,
+                false => Duration::ZERO,
+            };
+            *record = Record {
+                run: self.run,
+                since: Some(now),
+                wait: guard.max(remembered),
+                guard: remembered,
+                guard_at: now,
+                vote_at: now,
+                ..*record
+            };
+        }
+        if record.since.is_some_and(|since| since > now) && holds(Rule::WaitsAreBounded) {
+            record.since = Some(now);
+        }
+        Some(*record)
+    }
+
+    /// How long the node abstains from grants, and whether an agent with these bounds may count on its votes.
+    fn may_grant(&mut self, bounds: Bounds, now: Instant) -> Result<(), GrantReply> {
+        let record = self.incarnation(bounds.guard.unwrap_or_default(), now);
+        match (record, bounds.guard) {
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(GrantReply::Unmarked),
+            (Some(record), Some(guard))
+                if (guard > record.guard || bounds.vote > record.vote)
+                    && holds(Rule::BoundsAreRegistered) =>
+            {
+                Err(GrantReply::Unregistered)
+            }
+            (Some(record), None) if !record.is_guarded(now) => Ok(()),
+            (Some(record), _) => match record.left(now) {
+                Duration::ZERO => Ok(()),
+                left => Err(GrantReply::Guarded(left)),
+            },
+        }
+    }
+
+    /// Whether the node, which finds no lease, would know of one.
+    fn absence(&self, guarded: bool, now: Instant) -> Absence {
+        match self.record {
+            _ if !holds(Rule::ForgettingIsNotVacancy) => Absence::Known,
+            None if guarded => Absence::Unmarked,
+            Some(record) if record.run != self.run || !record.left(now).is_zero() => {
+                Absence::NotKnown
+            }
+            _ => Absence::Known,
+        }
+    }
+
+    pub(super) fn grant(&mut self, grant: &Grant, retention: Duration, now: Instant) -> GrantReply {
+        let election = &grant.election;
+        let held = self.held(election, now);
+        let own = held.is_some_and(|held| held.leader == grant.candidate);
+        match (held, &grant.over) {
+            (None, _) | (_, Over::Anyone | Over::AnyLeader) => {}
+            (Some(_), Over::Own) if own => {}
+            (Some(held), Over::Leader(leader, token)) if held.leader == *leader => {
+                if token.is_some_and(|token| token != held.token) && holds(Rule::HandoversToken) {
+                    return GrantReply::TokenMismatch;
+                }
+            }
+            (Some(_), _) => return GrantReply::Held(self.capped(grant, now)),
+        }
+        let guarded = self.may_grant(grant.bounds, now);
+        if let Err(reply) = guarded
+            && (holds(Rule::OwnLeaseGuarded) || !own)
+        {
+            return reply;
+        }
+        if now > grant.not_after && holds(Rule::GrantsNotAfter) {
+            return GrantReply::Late;
+        }
+        let vacant = self.held(election, now).is_none();
+        if vacant && grant.over.needs_a_leader() && holds(Rule::HandoversNeedALeader) {
+            return GrantReply::Vacant;
+        }
+        self.withdrawn.retain(|_, until| *until > now);
+        let name = (grant.attempt, election.path().into());
+        if self.withdrawn.contains_key(&name) {
+            return GrantReply::Late;
+        }
+
+        let held = self.held(election, now).cloned();
+        let floor = self.floor(election, now).cloned();
+        let mark = floor.as_ref().and_then(|floor| floor.token);
+        let repeated = own
+            && grant.request_id.is_some()
+            && held
+                .as_ref()
+                .is_some_and(|held| held.request_id == grant.request_id);
+        if let (Some(id), Some(floor), false) = (&grant.request_id, &floor, repeated)
+            && floor.used.iter().any(|(used, _)| used == id)
+            && holds(Rule::RequestIdsOutliveLeases)
+        {
+            return GrantReply::Used;
+        }
+        let left = match (&held, own) {
+            (Some(held), true) if holds(Rule::NeverShorter) => held.expires - now,
+            _ => Duration::ZERO,
+        };
+        let term = grant.term.duration().max(left);
+
+        if repeated && grant.repeat {
+            let Some(lease) = self.held_mut(election, now) else {
+                return GrantReply::Late;
+            };
+            let token = lease.token;
+            // A grant that comes twice goes back to what there was before its first coming.
+            if lease.attempt.as_ref().map(|attempt| attempt.name) != Some(grant.attempt) {
+                lease.attempt = Some(Attempt {
+                    name: grant.attempt,
+                    raised_from: None,
+                    before: held.map(Box::new),
+                });
+                lease.flatten();
+            }
+            let outgrown = lease.renew(now, term);
+            self.kept_floor(election, now + term + retention, now);
+            if outgrown {
+                self.changed.push(election.path().into());
+            }
+            return GrantReply::Granted(token);
+        }
+
+        if let Some(mark) = mark
+            && grant.token <= mark
+            && holds(Rule::HighWaterMark)
+        {
+            return GrantReply::Stale(mark);
+        }
+        let mut lease = Held {
+            leader: grant.candidate.clone(),
+            token: grant.token,
+            value: grant.value.clone(),
+            request_id: grant.request_id.clone(),
+            elected_at: grant.elected_at,
+            expires: now + term,
+            longest_term: term,
+            restored: None,
+            attempt: Some(Attempt {
+                name: grant.attempt,
+                raised_from: Some(mark),
+                before: held.map(Box::new),
+            }),
+        };
+        lease.flatten();
+        self.write(election, Some(lease));
+        let floor = self.kept_floor(election, now + term + retention, now);
+        floor.token = Some(grant.token);
+        if let Some(id) = grant.request_id.as_ref().filter(|_| !repeated) {
+            floor.used.insert(0, (id.clone(), grant.token));
+            floor.used.truncate(REQUESTS);
+        }
+        self.sweep(now);
+        GrantReply::Granted(grant.token)
+    }
+
+    /// The lease that stands in a grant's way. One that lasts longer than any agent grants is of a clock that has been
+    /// set back since.
+    fn capped(&mut self, grant: &Grant, now: Instant) -> Lease {
+        let known = self.record.map_or(Duration::ZERO, |record| record.guard);
+        let longest = grant.bounds.guard.map(|guard| guard.max(known));
+        if let (Some(longest), Some(held)) = (longest, self.held_mut(&grant.election, now))
+            && held.expires - now > longest
+        {
+            held.expires = now + longest;
+        }
+        self.leases[grant.election.path()].lease(now)
+    }
+
+    pub(super) fn extend(
+        &mut self,
+        extend: &Extend,
+        retention: Duration,
+        guarded: bool,
+        now: Instant,
+    ) -> ExtendReply {
+        let absence = self.absence(guarded, now);
+        let Some(held) = self.held_mut(&extend.election, now) else {
+            return match absence {
+                Absence::Known => ExtendReply::Missing,
+                Absence::NotKnown => ExtendReply::NotKnown,
+                Absence::Unmarked => ExtendReply::Unmarked,
+            };
+        };
+        match extend.token {
+            _ if held.leader != extend.leader => return ExtendReply::Held,
+            Some(token) if token < held.token => return ExtendReply::Stale,
+            Some(token) if token > held.token => return ExtendReply::Behind,
+            _ => {}
+        }
+        let (token, term) = (held.token, extend.term.duration());
+        let outgrown = held.renew(now, term);
+        if !holds(Rule::NeverShorter) {
+            held.expires = now + term;
+        }
+        let acknowledged = held.attempt.take().is_some();
+        let floor = self.kept_floor(&extend.election, now + term + retention, now);
+        floor.token = floor.token.max(Some(token));
+        if acknowledged {
+            floor.acknowledged = floor.acknowledged.max(token.get());
+        }
+        if outgrown || acknowledged {
+            self.changed.push(extend.election.path().into());
+        }
+        ExtendReply::Renewed(token)
+    }
+
+    pub(super) fn heal(&mut self, heal: &Heal, retention: Duration, now: Instant) -> bool {
+        let (election, lease) = (&heal.election, &heal.lease);
+        let record = self.incarnation(heal.bounds.guard.unwrap_or_default(), now);
+        if heal.bounds.guard.is_some() && record.is_none() {
+            return false;
+        }
+        if heal.run != self.run.to_string() && holds(Rule::RepairInTheSameIncarnation) {
+            return false;
+        }
+        if now > heal.not_after && holds(Rule::RepairInForce) {
+            return false;
+        }
+        if let Some(record) = record
+            && let Some(since) = record.since
+            && now < since + record.vote.max(heal.bounds.vote)
+            && holds(Rule::RepairWhenSettled)
+        {
+            return false;
+        }
+        let floor = self.floor(election, now);
+        if floor.is_some_and(|floor| lease.token.get() < floor.acknowledged)
+            && holds(Rule::RepairNothingOver)
+        {
+            return false;
+        }
+        let repaired = |over: Option<&Held>| {
+            let over = over.filter(|held| held.expires > now);
+            let left = over.map_or(Duration::ZERO, |held| held.expires - now);
+            let term = heal.term.duration().max(left);
+            let same = over.filter(|held| held.token == lease.token);
+            Held {
+                leader: lease.leader.clone(),
+                token: lease.token,
+                value: lease.value.clone(),
+                request_id: same.and_then(|held| held.request_id.clone()),
+                elected_at: lease.elected_at,
+                expires: now + term,
+                longest_term: term,
+                restored: None,
+                attempt: None,
+            }
+        };
+        let mine = |held: &Held| held.leader == lease.leader && held.token <= lease.token;
+        let existing = heal.existing && holds(Rule::RaisingMakesNothing);
+        let written = match self.held(election, now) {
+            None if existing => return false,
+            None => repaired(None),
+            Some(held) if mine(held) => repaired(Some(held)),
+            // What a grant that is not acknowledged has replaced, or would have: it comes back when that is withdrawn.
+            Some(held) if held.attempt.is_some() && !existing => {
+                let mut head = held.clone();
+                let last = head.last();
+                if last
+                    .as_ref()
+                    .is_some_and(|last| last.expires > now && !mine(last))
+                {
+                    return false;
+                }
+                *last = Some(Box::new(repaired(last.as_deref())));
+                head
+            }
+            Some(_) => return false,
+        };
+        let until = now + heal.term.duration() + retention;
+        self.write(election, Some(written));
+        let floor = self.kept_floor(election, until, now);
+        floor.token = floor.token.max(Some(lease.token));
+        floor.acknowledged = floor.acknowledged.max(lease.token.get());
+        true
+    }
+
+    pub(super) fn resign(
+        &mut self,
+        resign: &Resign,
+        retention: Duration,
+        guarded: bool,
+        now: Instant,
+    ) -> ResignReply {
+        let (election, token) = (&resign.election, resign.token);
+        let token = token.filter(|_| holds(Rule::ResignationsToken));
+        if let Some(token) = token {
+            let floor = self.kept_floor(election, now + retention, now);
+            floor.acknowledged = floor.acknowledged.max(token.get() + 1);
+            self.changed.push(election.path().into());
+        }
+        let named = |held: &Held| {
+            held.leader == resign.leader && token.is_none_or(|token| token == held.token)
+        };
+        let Some(held) = self.held(election, now).cloned() else {
+            return match self.absence(guarded, now) {
+                Absence::Known => ResignReply::Missing,
+                Absence::NotKnown => ResignReply::NotKnown,
+                Absence::Unmarked => ResignReply::Unmarked,
+            };
+        };
+        let reply = match () {
+            () if named(&held) => ResignReply::Resigned,
+            () if held.leader != resign.leader => ResignReply::Held,
+            () => ResignReply::Stale,
+        };
+        if reply == ResignReply::Resigned {
+            self.write(election, None);
+        } else if held.chain().any(named) {
+            let left = Held::without(Some(Box::new(held)), &named, now);
+            self.write(election, left.map(|held| *held));
+        }
+        reply
+    }
+
+    pub(super) fn withdraw(&mut self, grant: &Grant, until: Instant, now: Instant) {
+        let election = &grant.election;
+        if holds(Rule::WithdrawnByName) {
+            let name = (grant.attempt, election.path().into());
+            self.withdrawn.insert(name, until);
+        }
+        if !holds(Rule::Withdrawals) {
+            return;
+        }
+        let Some(held) = self.held(election, now).cloned() else {
+            return;
+        };
+        let of_grant = |entry: &Held| {
+            let named = entry.attempt.as_ref().map(|attempt| attempt.name);
+            named == Some(grant.attempt)
+                || !holds(Rule::WithdrawalsName)
+                    && (&entry.leader, entry.token) == (&grant.candidate, grant.token)
+        };
+        if !held.chain().any(of_grant) {
+            return;
+        }
+        // The floor goes back with the grant that raised it, and so does what a later grant would go back to.
+        let mut held = held;
+        let removed: Vec<_> = held
+            .chain()
+            .filter(|entry| of_grant(entry))
+            .filter_map(|entry| Some((entry.token, entry.attempt.as_ref()?.raised_from?)))
+            .collect();
+        for (token, from) in removed {
+            if !holds(Rule::FloorGoesBack) {
+                break;
+            }
+            if held.keeps(token, from, &of_grant) || held.lower(token, from, &of_grant) {
+                continue;
+            }
+            if let Some(floor) = self.floors.get_mut(election.path())
+                && floor.token == Some(token)
+            {
+                floor.token = from;
+            }
+        }
+        if let (Some(id), Some(floor)) = (&grant.request_id, self.floors.get_mut(election.path())) {
+            floor.used.retain(|used| *used != (id.clone(), grant.token));
+        }
+        let left = match holds(Rule::RestoresWhatWasBefore) {
+            true => Held::without(Some(Box::new(held)), &of_grant, now),
+            false => None,
+        };
+        self.write(election, left.map(|held| *held));
+    }
+
+    pub(super) fn read(&self, election: &ElectionId, guarded: bool, now: Instant) -> Reading {
+        match (self.held(election, now), self.absence(guarded, now)) {
+            (Some(held), _) => Reading::Held(held.lease(now)),
+            (None, Absence::Known) => Reading::Vacant,
+            (None, Absence::NotKnown) => Reading::NotKnown,
+            (None, Absence::Unmarked) => Reading::Unmarked,
+        }
+    }
+
+    /// As [`LeaseNode::list`](super::LeaseNode::list).
+    pub(super) fn list(
+        &self,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+        now: Instant,
+    ) -> Page {
+        let prefix = format!("{}/", kind.as_str());
+        let from = after.map_or(prefix.as_str(), ElectionId::path);
+        let mut page = Page::default();
+        let leases = self
+            .leases
+            .range::<str, _>((Bound::Excluded(from), Bound::Unbounded))
+            .take_while(|(path, _)| path.starts_with(&prefix));
+        for (examined, (path, held)) in leases.enumerate() {
+            // Every path was an election's.
+            let Ok(election) = ElectionId::from_path(path) else {
+                continue;
+            };
+            if held.expires > now {
+                page.leases.push((election.clone(), held.lease(now)));
+            }
+            if page.leases.len() == limit || examined + 1 == LIST_EXAMINES {
+                page.next = Some(election);
+                break;
+            }
+        }
+        page
+    }
+
+    /// Writes the record of this incarnation, unless there is one.
+    pub(super) fn mark(&mut self, wait: Duration, bounds: Bounds, now: Instant) -> bool {
+        let written = self.record.is_none();
+        if written {
+            self.record = Some(Record {
+                run: self.run,
+                since: (!wait.is_zero()).then_some(now),
+                wait,
+                guard: bounds.guard.unwrap_or_default(),
+                guard_at: now,
+                vote: bounds.vote,
+                vote_at: now,
+            });
+        }
+        written
+    }
+
+    /// How long the node abstains, if it has a record, and the longest guard and vote lifetime that are registered.
+    pub(super) fn probe(
+        &mut self,
+        look: Look,
+        now: Instant,
+    ) -> (Option<Duration>, Registered, Registered) {
+        let told = |left, record: &Record| {
+            let age = |at| now.saturating_duration_since(at);
+            let guard = Registered {
+                bound: record.guard,
+                age: age(record.guard_at),
+            };
+            let vote = Registered {
+                bound: record.vote,
+                age: age(record.vote_at),
+            };
+            (Some(left), guard, vote)
+        };
+        if !look.write {
+            let record = self.record.as_ref();
+            return record.map_or_else(Default::default, |record| told(Duration::ZERO, record));
+        }
+        let guard = look.own.guard.unwrap_or_default().max(look.guard.bound);
+        let Some(mut record) = self.incarnation(guard, now) else {
+            return Default::default();
+        };
+        record.register(look, now);
+        self.record = Some(record);
+        let left = match look.own.guard.is_some() || record.is_guarded(now) {
+            true => record.left(now),
+            false => Duration::ZERO,
+        };
+        told(left, &record)
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        let over = next_after(&self.leases, self.swept_lease.take());
+        self.swept_lease = over.last().cloned();
+        for election in over {
+            let lapsed = self.leases.get(&election);
+            if lapsed.is_some_and(|held| held.expires <= now) {
+                self.leases.remove(&election);
+                self.changed.push(election);
+            }
+        }
+        let over = next_after(&self.floors, self.swept_floor.take());
+        self.swept_floor = over.last().cloned();
+        for election in over {
+            let expired = self.floors.get(&election);
+            if expired.is_some_and(|floor| floor.expires <= now)
+                && !self.leases.contains_key(&election)
+            {
+                self.floors.remove(&election);
+                self.changed.push(election);
+            }
+        }
+    }
+}
+
+fn next_after<T>(map: &BTreeMap<Box<str>, T>, after: Option<Box<str>>) -> Vec<Box<str>> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    map.range((from, Bound::Unbounded))
+        .take(SWEEP)
+        .map(|(election, _)| election.clone())
+        .collect()
+}
+
+impl Held {
+    pub(super) fn lease(&self, now: Instant) -> Lease {
+        Lease {
+            leader: self.leader.clone(),
+            token: self.token,
+            value: self.value.clone(),
+            elected_at: self.elected_at,
+            remaining: self.expires - now,
+        }
+    }
+
+    /// Whether whoever makes that durable must learn of it: the lease would count for too little after a restart.
+    fn renew(&mut self, now: Instant, term: Duration) -> bool {
+        let outgrown = term > self.longest_term || self.restored.is_some();
+        self.expires = self.expires.max(now + term);
+        self.longest_term = self.longest_term.max(term);
+        self.restored = None;
+        outgrown
+    }
+
+    /// The lease, and those that it replaced, the newest first.
+    fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |held| held.attempt.as_ref()?.before.as_deref())
+    }
+
+    /// Where the oldest lease is, or would be, that is not a grant which may be withdrawn.
+    fn last(&mut self) -> &mut Option<Box<Self>> {
+        // Every lease on the way has an attempt; the first is the caller's to see to.
+        let attempt = self.attempt.get_or_insert(Attempt {
+            name: 0,
+            raised_from: None,
+            before: None,
+        });
+        match &attempt.before {
+            Some(before) if before.attempt.is_some() => {}
+            _ => return &mut attempt.before,
+        }
+        match &mut attempt.before {
+            Some(before) => before.last(),
+            none => none,
+        }
+    }
+
+    /// Keeps no more replaced leases than [`DEEPEST`].
+    fn flatten(&mut self) {
+        let mut held = self;
+        for _ in 0..DEEPEST {
+            let Some(before) = held
+                .attempt
+                .as_mut()
+                .and_then(|it| it.before.as_deref_mut())
+            else {
+                return;
+            };
+            held = before;
+        }
+        held.attempt = None;
+    }
+
+    /// Has the grant that would go back to this token go back to the one before it; false if there is none.
+    fn lower(
+        &mut self,
+        token: Token,
+        from: Option<Token>,
+        removed: &impl Fn(&Self) -> bool,
+    ) -> bool {
+        let gone = removed(self);
+        let Some(attempt) = &mut self.attempt else {
+            return false;
+        };
+        if !gone && attempt.raised_from == Some(Some(token)) {
+            attempt.raised_from = Some(from);
+            return true;
+        }
+        let before = attempt.before.as_deref_mut();
+        before.is_some_and(|before| before.lower(token, from, removed))
+    }
+
+    /// Whether a lease with this token is left that an earlier grant wrote and a later one has renewed: the floor goes
+    /// back with the later one then.
+    fn keeps(
+        &mut self,
+        token: Token,
+        from: Option<Token>,
+        removed: &impl Fn(&Self) -> bool,
+    ) -> bool {
+        let stays = self.token == token && !removed(self);
+        match &mut self.attempt {
+            Some(attempt) if stays => {
+                attempt.raised_from.get_or_insert(from);
+                true
+            }
+            Some(attempt) => {
+                let before = attempt.before.as_deref_mut();
+                before.is_some_and(|before| before.keeps(token, from, removed))
+            }
+            None => stays,
+        }
+    }
+
+    /// What is left of a lease and those it replaced without these; the first has not lapsed.
+    fn without(
+        held: Option<Box<Self>>,
+        these: &impl Fn(&Self) -> bool,
+        now: Instant,
+    ) -> Option<Box<Self>> {
+        let mut held = held?;
+        let before = held.attempt.as_mut().and_then(|it| it.before.take());
+        let before = Self::without(before, these, now);
+        if these(&held) || held.expires <= now {
+            return before;
+        }
+        if let Some(attempt) = &mut held.attempt {
+            attempt.before = before;
+        }
+        Some(held)
+    }
+}
+
+impl Floor {
+    fn new(now: Instant) -> Self {
+        Self {
+            token: None,
+            acknowledged: 0,
+            used: Vec::new(),
+            expires: now,
+        }
+    }
+}
+
+impl Record {
+    /// Takes the wait for what is left of a longest guard, which began before the process did.
+    pub(super) fn began_before(&mut self, now: Instant) {
+        let passed = self.guard.saturating_sub(self.wait);
+        if let Some(since) = now.checked_sub(passed).filter(|_| self.since.is_some()) {
+            self.since = Some(since);
+            self.wait += passed;
+        }
+    }
+
+    /// When the incarnation may grant, if it had to wait.
+    pub(super) fn ready_at(&self) -> Option<Instant> {
+        self.since.map(|since| since + self.wait)
+    }
+
+    /// How long the incarnation abstains from grants.
+    pub(super) fn left(&self, now: Instant) -> Duration {
+        let ready_at = self.ready_at();
+        ready_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+    }
+
+    /// Whether agents that want a guard have used the node lately.
+    fn is_guarded(&self, now: Instant) -> bool {
+        let heard = now.saturating_duration_since(self.guard_at);
+        !self.guard.is_zero() && heard <= self.guard.max(REMEMBER)
+    }
+
+    /// The longest counts: it makes this incarnation's wait longer, if it has one. It is forgotten when nobody has
+    /// asked for it in so long that what was granted under it is over.
+    fn register(&mut self, look: Look, now: Instant) {
+        let longest = |bound: &mut Duration, at: &mut Instant, own: Duration, told: Registered| {
+            // A clock that was set back.
+            *at = (*at).min(now);
+            if now - *at > REMEMBER.max(*bound) {
+                *bound = Duration::ZERO;
+            }
+            if own >= *bound {
+                (*bound, *at) = (own, now);
+            }
+            if told.bound > *bound {
+                (*bound, *at) = (told.bound, now.checked_sub(told.age).unwrap_or(now));
+            }
+        };
+        let guard = look.own.guard.unwrap_or_default();
+        longest(&mut self.guard, &mut self.guard_at, guard, look.guard);
+        longest(&mut self.vote, &mut self.vote_at, look.own.vote, look.vote);
+        if holds(Rule::WaitsAreLengthened) {
+            self.wait = self.wait.max(self.guard);
+        }
+    }
+}

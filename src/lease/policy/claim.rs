@@ -1,0 +1,527 @@
+//! Campaigns and handovers: votes, and the tidying up after those that did not win.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Call, Event, Machine, Nodes, Note, Reply, Step, View};
+use crate::{
+    election::types::Token,
+    lease::{
+        Grant, GrantReply, NodeError,
+        quorum::{Claim, Claimed, Error, observer::Retry, too_slow, undecided},
+        rules::{Rule, holds},
+        tally::{Failure, Granted, Grants, Verdict},
+    },
+};
+
+/// The longest pause before a split vote is tried again; the first ones are shorter.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// How long a split vote waits for the nodes that have not answered yet; twice as long with every attempt, so
+/// that nodes that are merely slow get to decide.
+const SPLIT_WAITS: Duration = Duration::from_millis(100);
+/// The first and the longest pause before a withdrawal that a node did not answer is repeated.
+const WITHDRAW_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+
+/// A claim: votes are held until one decides or the deadline comes.
+#[derive(Debug)]
+pub struct Claiming {
+    claim: Claim,
+    began: Instant,
+    deadline: Instant,
+    /// How many votes were held before this one.
+    attempt: u32,
+    /// Whether leases that earlier tries of the request were granted are to be found.
+    repeat: bool,
+    /// The token that an earlier try may have been granted by a majority.
+    resumes: Option<Token>,
+    /// A token that some node has accepted: the next is to be above it.
+    above: Option<Token>,
+    phase: Phase,
+    votes: Vec<Vote>,
+    answered: bool,
+    abandoned: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The last vote is open; a split one is given up at this time.
+    Voting { patience: Option<Instant> },
+    /// What the last vote was granted is withdrawn, so that what the next replaces is what there was before it.
+    Withdrawing { failure: Next },
+    /// The nodes are probed.
+    Tending,
+    /// Until the next vote.
+    Pausing { until: Instant },
+    /// What is left to do is to tidy up.
+    Decided,
+}
+
+/// What follows when a vote that failed is withdrawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Pause,
+    AtOnce,
+    Tend,
+}
+
+/// One round of grants, and where the grant is stored.
+#[derive(Debug)]
+struct Vote {
+    grant: Arc<Grant>,
+    started: Instant,
+    tally: Grants,
+    outstanding: Nodes,
+    /// Nodes that wrote a lease for it, or renewed the lease which an earlier try was granted.
+    granted: Nodes,
+    /// Of these, those that have another token than the proposed one.
+    repeated: Nodes,
+    /// Nodes that may have done either.
+    unknown: Nodes,
+    fate: Fate,
+    /// Nodes from which it is being withdrawn.
+    withdrawing: Nodes,
+    /// Nodes that have withdrawn it since that was last noted.
+    withdrawn: usize,
+    /// When withdrawals that were not answered are repeated, and the pause before the next.
+    again: Option<Instant>,
+    pause: Duration,
+}
+
+/// What becomes of what a vote was granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Open,
+    /// It stays where the token is this one.
+    Stays(Token),
+    /// It is withdrawn everywhere.
+    Goes,
+}
+
+impl Claiming {
+    /// A claim that has until the deadline.
+    #[must_use]
+    pub fn new(claim: Claim, now: Instant, deadline: Instant) -> Self {
+        Self {
+            claim,
+            began: now,
+            deadline,
+            attempt: 0,
+            repeat: true,
+            resumes: None,
+            above: None,
+            phase: Phase::Tending,
+            votes: Vec::new(),
+            answered: false,
+            abandoned: false,
+        }
+    }
+
+    fn answer(&mut self, outcome: Result<Claimed, Error>, steps: &mut Steps) {
+        if !self.answered {
+            self.answered = true;
+            steps.push(Step::Answer(outcome));
+        }
+    }
+
+    fn hold_vote(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        let resumes = self.resumes.take();
+        let Some(token) = resumes.or_else(|| view.token(self.above)) else {
+            self.phase = Phase::Decided;
+            let error = "fencing tokens are used up: a node has accepted a token near 2^53";
+            return self.answer(Err(Error::unavailable(error)), steps);
+        };
+        let bounds = view.bounds();
+        let grant = Arc::new(Grant {
+            election: self.claim.election.clone(),
+            candidate: self.claim.candidate.clone(),
+            token,
+            attempt: view.random(),
+            term: self.claim.term,
+            value: self.claim.value.clone(),
+            request_id: self.claim.request_id.clone(),
+            repeat: self.repeat,
+            elected_at: view.unix_millis(),
+            over: self.claim.over.clone(),
+            bounds,
+            not_after: now + bounds.vote,
+        });
+        let electorate = view.electorate();
+        let nodes = electorate.nodes();
+        steps.push(Step::Ask {
+            tag: self.tag(self.votes.len(), false),
+            nodes,
+            call: Call::Grant(Arc::clone(&grant)),
+            until: self.deadline,
+        });
+        self.votes.push(Vote {
+            grant,
+            started: now,
+            tally: Grants::new(electorate),
+            outstanding: nodes,
+            granted: Nodes::NONE,
+            repeated: Nodes::NONE,
+            unknown: Nodes::NONE,
+            fate: Fate::Open,
+            withdrawing: Nodes::NONE,
+            withdrawn: 0,
+            again: None,
+            pause: WITHDRAW_AGAIN.0,
+        });
+        self.phase = Phase::Voting { patience: None };
+    }
+
+    /// Numbers the grants of a vote, and its withdrawals.
+    fn tag(&self, vote: usize, withdrawal: bool) -> u32 {
+        2 * vote as u32 + u32::from(withdrawal)
+    }
+
+    fn count(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        let Phase::Voting { patience } = self.phase else {
+            return;
+        };
+        let Some(vote) = self.votes.last_mut() else {
+            return;
+        };
+        let verdict = vote.tally.verdict();
+        let over = vote.outstanding.is_empty() || patience.is_some_and(|until| now >= until);
+        let failure = match verdict {
+            Verdict::Open if !over => {
+                if patience.is_none() && vote.tally.is_split() {
+                    let until = now + SPLIT_WAITS * (1 << self.attempt.min(10));
+                    self.phase = Phase::Voting {
+                        patience: Some(until),
+                    };
+                }
+                return;
+            }
+            Verdict::Open | Verdict::Hopeless => vote.tally.failure(),
+            Verdict::Decided(Granted::Won(token)) => return self.won(token, now, view, steps),
+            Verdict::Decided(decided) => {
+                vote.fate = Fate::Goes;
+                self.phase = Phase::Decided;
+                let outcome = match decided {
+                    Granted::Lost(lease) => Ok(Claimed::Lost(lease)),
+                    Granted::TokenMismatch => Ok(Claimed::TokenMismatch),
+                    Granted::Vacant => Ok(Claimed::Vacant),
+                    Granted::Used | Granted::Won(_) => Ok(Claimed::Used),
+                };
+                vote.note(steps);
+                return self.answer(outcome, steps);
+            }
+        };
+        vote.fate = Fate::Goes;
+        vote.note(steps);
+        if let Failure::Guarded(wait) = failure {
+            steps.push(Step::Note(Note::Guarded(wait)));
+        }
+        let token = vote.grant.token;
+        let others: Vec<_> = vote.tally.other_tokens(token).collect();
+        let error = match failure {
+            Failure::Guarded(wait) => Some(guarded(wait)),
+            Failure::Unreachable => Some(undecided(view.electorate(), self.deadline, now)),
+            _ if self.abandoned => Some(undecided(view.electorate(), self.deadline, now)),
+            _ => None,
+        };
+        if let Some(error) = error {
+            self.phase = Phase::Decided;
+            return self.answer(Err(error), steps);
+        }
+        if let Failure::Stale(known) = failure {
+            self.above = self.above.max(Some(known));
+        }
+        // Some nodes have what an earlier try left behind, others have not: one token for all, and that of the
+        // earlier try, as long as a majority may have it. It was proposed already if it is this vote's: then a node
+        // has accepted a later one.
+        if self.repeat && holds(Rule::RetriesGetTheirToken) {
+            let tried = |token| self.votes.iter().any(|vote| vote.grant.token == token);
+            let untried = others.iter().filter(|(other, _)| !tried(*other));
+            let best = untried.max_by_key(|(token, may_have)| (*may_have, *token));
+            match best {
+                Some((token, _)) => self.resumes = Some(*token),
+                None if others.iter().any(|(_, may_have)| *may_have) => {
+                    self.phase = Phase::Decided;
+                    let error = undecided(view.electorate(), self.deadline, now);
+                    return self.answer(Err(error), steps);
+                }
+                None => self.repeat = others.is_empty(),
+            }
+        } else {
+            self.repeat &= others.is_empty();
+        }
+        steps.push(Step::Note(Note::Retried(match failure {
+            Failure::Stale(_) => Retry::StaleToken,
+            Failure::Unmarked | Failure::Unprepared => Retry::Unmarked,
+            _ => Retry::SplitVote,
+        })));
+        let next = match failure {
+            Failure::Unmarked | Failure::Unprepared => Next::Tend,
+            Failure::Split => Next::Pause,
+            // The cause is mended: the very next vote should decide.
+            _ => Next::AtOnce,
+        };
+        self.phase = Phase::Withdrawing { failure: next };
+    }
+
+    fn won(&mut self, token: Token, now: Instant, view: &impl View, steps: &mut Steps) {
+        let Some(vote) = self.votes.last_mut() else {
+            return;
+        };
+        self.phase = Phase::Decided;
+        let term = self.claim.term;
+        let drift = match holds(Rule::Drift) {
+            true => term.drift(),
+            false => Duration::ZERO,
+        };
+        let took = now - vote.started;
+        let valid_for = term.duration().saturating_sub(took + drift);
+        // It counts from before the caller asked: what has passed since the claim began is over.
+        let left = valid_for.saturating_sub(now - self.began);
+        // Votes no longer count when those wait for that who repair a node which may have forgotten one.
+        let counts = took <= view.bounds().vote || !holds(Rule::VotesAreBounded);
+        if left.is_zero() || !counts {
+            vote.fate = Fate::Goes;
+            vote.note(steps);
+            return self.answer(Err(too_slow()), steps);
+        }
+        vote.fate = Fate::Stays(token);
+        self.answer(Ok(Claimed::Won { token, valid_for }), steps);
+    }
+
+    /// Goes on when what the last vote was granted is withdrawn, or a node that should have said so did not in time.
+    fn withdrawn(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        let Phase::Withdrawing { failure } = self.phase else {
+            return;
+        };
+        let Some(vote) = self.votes.last() else {
+            return;
+        };
+        if !vote.withdrawing.is_empty() && now < self.deadline {
+            return;
+        }
+        if failure == Next::Tend {
+            self.phase = Phase::Tending;
+            steps.push(Step::Tend(vote.started, true));
+            return;
+        }
+        self.pause(failure == Next::Pause, now, view, steps);
+    }
+
+    /// Waits before the next vote, unless the deadline comes before.
+    fn pause(&mut self, split: bool, now: Instant, view: &impl View, steps: &mut Steps) {
+        let pause = match split || self.attempt > 0 {
+            true => pause(self.attempt, view.random()),
+            false => Duration::ZERO,
+        };
+        self.attempt += 1;
+        if now + pause >= self.deadline {
+            self.phase = Phase::Decided;
+            let error = match split {
+                true => Error::unavailable(
+                    "no candidate got a quorum of the nodes before the deadline: try again",
+                ),
+                false => Error::DeadlineExceeded,
+            };
+            return self.answer(Err(error), steps);
+        }
+        match pause {
+            Duration::ZERO => self.hold_vote(now, view, steps),
+            pause => self.phase = Phase::Pausing { until: now + pause },
+        }
+    }
+
+    /// Withdraws what is to go, wherever it may be and is not being withdrawn.
+    fn withdraw(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        let limit = view.bounds().vote;
+        for number in 0..self.votes.len() {
+            let tag = self.tag(number, true);
+            let deadline = match self.phase {
+                Phase::Withdrawing { .. } => self.deadline,
+                // No longer than a node may take.
+                _ => now + 2 * limit,
+            };
+            let vote = &mut self.votes[number];
+            let lapsed = vote.started + limit + vote.grant.term.duration();
+            if now >= lapsed {
+                // Whatever it wrote is over.
+                if vote.outstanding.is_empty() {
+                    (vote.granted, vote.unknown, vote.again) = (Nodes::NONE, Nodes::NONE, None);
+                }
+                continue;
+            }
+            if vote.again.is_some_and(|at| now < at) {
+                continue;
+            }
+            vote.again = None;
+            let nodes = vote.to_withdraw().without(vote.withdrawing);
+            if nodes.is_empty() {
+                continue;
+            }
+            vote.withdrawing = vote.withdrawing.and(nodes);
+            steps.push(Step::Ask {
+                tag,
+                nodes,
+                call: Call::Withdraw(Arc::clone(&vote.grant)),
+                until: deadline,
+            });
+        }
+    }
+
+    fn heard(&mut self, tag: u32, node: usize, reply: Result<Reply, NodeError>, now: Instant) {
+        let Some(vote) = self.votes.get_mut(tag as usize / 2) else {
+            return;
+        };
+        match reply {
+            Ok(Reply::Withdrawn) => {
+                vote.withdrawing.remove(node);
+                vote.granted.remove(node);
+                vote.unknown.remove(node);
+                vote.withdrawn += 1;
+            }
+            Err(_) if tag % 2 == 1 => {
+                vote.withdrawing.remove(node);
+                // Once it has an answer, its withdrawal is repeated until that has one, too.
+                vote.granted.remove(node);
+                vote.unknown.add(node);
+                if vote.withdrawing.is_empty() {
+                    vote.again = Some(now + vote.pause);
+                    vote.pause = (vote.pause * 2).min(WITHDRAW_AGAIN.1);
+                }
+            }
+            reply => {
+                let reply = reply.and_then(|reply| match reply {
+                    Reply::Grant(reply) => Ok(reply),
+                    other => Err(NodeError::unknown(format!("unexpected: {other:?}"))),
+                });
+                vote.outstanding.remove(node);
+                match &reply {
+                    Ok(GrantReply::Granted(token)) => {
+                        vote.granted.add(node);
+                        if *token != vote.grant.token {
+                            vote.repeated.add(node);
+                        }
+                    }
+                    Err(NodeError::Unknown(_)) => vote.unknown.add(node),
+                    Ok(_) | Err(NodeError::NotSent(_)) => {}
+                }
+                vote.tally.add(node, reply);
+            }
+        }
+    }
+
+    /// When there is something to do although nothing happens.
+    fn wake(&self) -> Option<Instant> {
+        let phase = match self.phase {
+            Phase::Voting { patience } => patience,
+            Phase::Pausing { until } => Some(until),
+            Phase::Withdrawing { .. } => Some(self.deadline),
+            Phase::Tending | Phase::Decided => None,
+        };
+        let again = self.votes.iter().filter_map(|vote| vote.again);
+        phase.into_iter().chain(again).min()
+    }
+}
+
+impl Vote {
+    /// The nodes from which it is to be withdrawn, as far as they have answered.
+    fn to_withdraw(&self) -> Nodes {
+        match self.fate {
+            Fate::Open => Nodes::NONE,
+            _ if !holds(Rule::Withdrawals) => Nodes::NONE,
+            Fate::Goes => self.granted.and(self.unknown),
+            // The request has its old token; some nodes wrote a new lease for it, or may have.
+            Fate::Stays(token) if token != self.grant.token => {
+                self.granted.without(self.repeated).and(self.unknown)
+            }
+            Fate::Stays(_) => Nodes::NONE,
+        }
+    }
+
+    /// Notes that what it was granted, or may have been, is withdrawn.
+    fn note(&self, steps: &mut Steps) {
+        let nodes = self.granted.and(self.unknown).count();
+        if nodes > 0 {
+            steps.push(Step::Note(Note::Withdrawing(nodes)));
+        }
+    }
+}
+
+type Steps = Vec<Step<Result<Claimed, Error>>>;
+
+impl Machine for Claiming {
+    type Answer = Result<Claimed, Error>;
+
+    fn on(&mut self, event: Event, now: Instant, view: &impl View, steps: &mut Steps) {
+        match event {
+            Event::Begin => self.hold_vote(now, view, steps),
+            Event::Replied { tag, node, reply } => self.heard(tag, node, reply, now),
+            Event::Woken => {}
+            Event::Tended(answered) => {
+                if self.phase == Phase::Tending {
+                    match answered {
+                        true => self.pause(false, now, view, steps),
+                        false => {
+                            self.phase = Phase::Decided;
+                            let error = undecided(view.electorate(), self.deadline, now);
+                            self.answer(Err(error), steps);
+                        }
+                    }
+                }
+            }
+            Event::Abandoned => {
+                self.abandoned = true;
+                // Nobody will use what was granted.
+                self.answered = true;
+                self.phase = Phase::Decided;
+                for vote in &mut self.votes {
+                    vote.fate = Fate::Goes;
+                }
+            }
+        }
+        if let Phase::Pausing { until } = self.phase
+            && now >= until
+        {
+            self.hold_vote(now, view, steps);
+        }
+        self.count(now, view, steps);
+        self.withdraw(now, view, steps);
+        self.withdrawn(now, view, steps);
+        for vote in &mut self.votes {
+            if vote.withdrawing.is_empty() && vote.withdrawn > 0 {
+                steps.push(Step::Note(Note::Withdrawn(std::mem::take(
+                    &mut vote.withdrawn,
+                ))));
+            }
+        }
+        if let Some(at) = self.wake() {
+            steps.push(Step::Wake(at));
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let settled = |vote: &Vote| {
+            vote.outstanding.is_empty()
+                && vote.withdrawing.is_empty()
+                && vote.to_withdraw().is_empty()
+        };
+        self.phase == Phase::Decided && self.votes.iter().all(settled)
+    }
+}
+
+fn guarded(wait: Duration) -> Error {
+    Error::Unavailable {
+        reason: format!(
+            "lease nodes abstain from new grants for another {:.1} s: they have restarted or were promoted, and \
+             may have forgotten a leader that still has time left",
+            wait.as_secs_f64()
+        ),
+        retry_after: Some(wait),
+    }
+}
+
+/// Uniform between zero and a limit that doubles with every attempt, so that candidates that got in
+/// each other's way come apart.
+fn pause(attempt: u32, random: u64) -> Duration {
+    let limit = Duration::from_millis(5 << attempt.min(10)).min(LONGEST_PAUSE);
+    limit.mul_f64(random as f64 / u64::MAX as f64)
+}

@@ -1,0 +1,332 @@
+//! Extensions, and the repair of nodes that lack the lease which a quorum has.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{Call, Event, Machine, Nodes, Note, Reply, Step, View};
+use crate::{
+    election::types::Token,
+    lease::{
+        Extend, ExtendReply, Heal, Incarnation, Lease, NodeError, Reading,
+        quorum::{Error, too_slow, undecided},
+        rules::{Rule, holds},
+        tally::{Denial, Done, Extensions, Verdict},
+    },
+};
+
+/// An extension. It answers when a quorum has decided, and then repairs the nodes that lack the lease.
+///
+/// A node that has restarted is not repaired before every vote is counted that it may have forgotten: a
+/// candidate that won by its vote, and the leader that is repaired there, would both count on it.
+#[derive(Debug)]
+pub struct Extending {
+    extend: Arc<Extend>,
+    started: Instant,
+    deadline: Instant,
+    votes: Extensions,
+    renewed: Option<(usize, Token)>,
+    phase: Phase,
+    /// The number of the present vote.
+    tag: u32,
+    answered: bool,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Voting,
+    /// Nodes that have no marker yet are given one.
+    Tending,
+    /// A quorum has extended: the others are heard out, and those that lack the lease are repaired.
+    HearingOut,
+    /// The lease is read from a node that has it, to be written to others.
+    Reading(Mend, Vec<(usize, Incarnation)>),
+    /// It is written to these, as one repair for each incarnation.
+    Writing(Mend, Nodes, Nodes),
+    Done,
+}
+
+/// What is done to nodes that lack a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mend {
+    /// A quorum has it: it is written anew.
+    Repair,
+    /// No quorum has the token: leases of the same leader are raised to it, but none is made. A node that
+    /// has lost the lease since it was asked may have voted for another.
+    Raise,
+    /// A quorum of one list has it: it is written to the nodes of the other, and answered when a quorum of both has.
+    Join,
+}
+
+type Answer = Result<Result<(), Denial>, Error>;
+type Steps = Vec<Step<Answer>>;
+
+const EXTEND: u32 = 0;
+const READ: u32 = 1;
+const HEAL: u32 = 2;
+/// As [`EXTEND`], for the second time.
+const EXTEND_AGAIN: u32 = 3;
+
+impl Extending {
+    /// An extension that has until the deadline.
+    #[must_use]
+    pub fn new(extend: Extend, now: Instant, deadline: Instant, view: &impl View) -> Self {
+        Self {
+            extend: Arc::new(extend),
+            started: now,
+            deadline,
+            votes: Extensions::new(view.electorate()),
+            renewed: None,
+            phase: Phase::Voting,
+            tag: EXTEND,
+            answered: false,
+        }
+    }
+
+    fn ask(&self, view: &impl View, steps: &mut Steps) {
+        steps.push(Step::Ask {
+            tag: self.tag,
+            nodes: view.electorate().nodes(),
+            call: Call::Extend(Arc::clone(&self.extend)),
+            until: self.deadline,
+        });
+    }
+
+    fn answer(&mut self, answer: Answer, steps: &mut Steps) {
+        if !self.answered {
+            self.answered = true;
+            steps.push(Step::Answer(answer));
+        }
+    }
+
+    /// When the extension is no longer in force.
+    fn lapses(&self) -> Instant {
+        let term = self.extend.term;
+        let drift = match holds(Rule::Drift) {
+            true => term.drift(),
+            false => Duration::ZERO,
+        };
+        self.started + term.duration().saturating_sub(drift)
+    }
+
+    /// The extension is made, and is worth something if it is still in force.
+    fn extended(&mut self, now: Instant, steps: &mut Steps) {
+        let answer = match now < self.lapses() {
+            true => Ok(Ok(())),
+            false => Err(too_slow()),
+        };
+        self.answer(answer, steps);
+    }
+
+    fn count(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        match self.phase {
+            Phase::Voting => match self.votes.verdict() {
+                Verdict::Open => return,
+                Verdict::Decided(Done::Yes) => {
+                    self.phase = Phase::HearingOut;
+                    self.extended(now, steps);
+                }
+                Verdict::Decided(Done::AfterRaising) => {
+                    let behind = self.votes.behind();
+                    return self.mend(Mend::Raise, behind, now, view, steps);
+                }
+                Verdict::Decided(Done::AfterWriting) => {
+                    let lacking = self.votes.lacking();
+                    return self.mend(Mend::Join, lacking, now, view, steps);
+                }
+                Verdict::Decided(Done::No(denial)) => {
+                    self.phase = Phase::Done;
+                    return self.answer(Ok(Err(denial)), steps);
+                }
+                Verdict::Hopeless if self.votes.is_unmarked() && self.tag == EXTEND => {
+                    self.phase = Phase::Tending;
+                    steps.push(Step::Tend(self.started, false));
+                    return;
+                }
+                Verdict::Hopeless => return self.give_up(now, view, steps),
+            },
+            Phase::HearingOut => {}
+            _ => return,
+        }
+        if self.votes.outstanding().is_empty() {
+            // Under a grant of another's that is not acknowledged: candidates that campaign again and again would keep
+            // the node from being repaired otherwise.
+            let lacking = self.votes.lacking().and(self.votes.held());
+            self.mend(Mend::Repair, lacking, now, view, steps);
+        }
+    }
+
+    fn give_up(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        self.phase = Phase::Done;
+        self.answer(Err(undecided(view.electorate(), self.deadline, now)), steps);
+    }
+
+    /// Reads the lease to write it to nodes that lack it and may be given it.
+    fn mend(
+        &mut self,
+        mend: Mend,
+        lacking: Nodes,
+        now: Instant,
+        view: &impl View,
+        steps: &mut Steps,
+    ) {
+        if lacking.is_empty() || !holds(Rule::Repair) {
+            return self.mended(mend, Nodes::NONE, now, view, steps);
+        }
+        steps.push(Step::Note(Note::Repairing(lacking.count())));
+        // Before the lease is read: what it has held since then, a node has not forgotten in this incarnation.
+        let incarnations: Vec<_> = lacking
+            .iter()
+            .filter_map(|node| {
+                let incarnation = view.incarnation(node, &self.extend.election)?;
+                // Those that renewed have to know of every agent that may still count a vote which an earlier
+                // incarnation gave: it registers before it asks for votes.
+                let mut renewed = self.votes.renewed().iter();
+                let known = renewed.all(|from| view.probed_since(from, incarnation.seen));
+                (known || !holds(Rule::RepairKnowsBounds)).then_some((node, incarnation))
+            })
+            .collect();
+        let Some((source, _)) = self.renewed.filter(|_| !incarnations.is_empty()) else {
+            return self.mended(mend, Nodes::NONE, now, view, steps);
+        };
+        self.phase = Phase::Reading(mend, incarnations);
+        steps.push(Step::Ask {
+            tag: READ,
+            nodes: Nodes::one(source),
+            call: Call::Read(Arc::new(self.extend.election.clone())),
+            until: self.until(mend, now, view),
+        });
+    }
+
+    /// Until when replies are waited for: a repair is nothing that the caller waits for.
+    fn until(&self, mend: Mend, now: Instant, view: &impl View) -> Instant {
+        match mend {
+            // No longer than a node may take.
+            Mend::Repair => now + 2 * view.bounds().vote,
+            Mend::Raise | Mend::Join => self.deadline,
+        }
+    }
+
+    fn write(&mut self, reading: Option<Lease>, now: Instant, view: &impl View, steps: &mut Steps) {
+        let Phase::Reading(mend, incarnations) = std::mem::replace(&mut self.phase, Phase::Done)
+        else {
+            return;
+        };
+        let lapses = self.lapses();
+        let in_force = now < lapses || !holds(Rule::RepairInForce);
+        // A later grant to the same candidate may yet be withdrawn.
+        let extended = |lease: &Lease| {
+            let token = self.renewed.map(|(_, token)| token);
+            lease.leader == self.extend.leader && Some(lease.token) == token
+        };
+        let lease = reading.filter(|lease| extended(lease) && in_force);
+        let Some(lease) = lease else {
+            return self.mended(mend, Nodes::NONE, now, view, steps);
+        };
+        let mut nodes = Nodes::NONE;
+        for (node, incarnation) in incarnations {
+            nodes.add(node);
+            let heal = Heal {
+                election: self.extend.election.clone(),
+                lease: lease.clone(),
+                term: self.extend.term,
+                run: incarnation.run,
+                existing: mend == Mend::Raise,
+                bounds: view.longest(),
+                not_after: lapses,
+            };
+            steps.push(Step::Ask {
+                tag: HEAL,
+                nodes: Nodes::one(node),
+                call: Call::Heal(Arc::new(heal)),
+                until: self.until(mend, now, view),
+            });
+        }
+        self.phase = Phase::Writing(mend, nodes, Nodes::NONE);
+    }
+
+    /// The nodes that could be mended are.
+    fn mended(
+        &mut self,
+        mend: Mend,
+        nodes: Nodes,
+        now: Instant,
+        view: &impl View,
+        steps: &mut Steps,
+    ) {
+        if !nodes.is_empty() {
+            steps.push(Step::Note(Note::Repaired(nodes.count())));
+        }
+        if mend != Mend::Repair {
+            match view.electorate().all(self.votes.renewed().and(nodes)) {
+                true => self.extended(now, steps),
+                false => return self.give_up(now, view, steps),
+            }
+        }
+        self.phase = Phase::Done;
+    }
+}
+
+impl Machine for Extending {
+    type Answer = Answer;
+
+    fn on(&mut self, event: Event, now: Instant, view: &impl View, steps: &mut Steps) {
+        match event {
+            Event::Begin => self.ask(view, steps),
+            Event::Tended(answered) => {
+                if matches!(self.phase, Phase::Tending) {
+                    match answered {
+                        true => {
+                            self.tag = EXTEND_AGAIN;
+                            self.phase = Phase::Voting;
+                            self.votes = Extensions::new(view.electorate());
+                            self.renewed = None;
+                            self.ask(view, steps);
+                        }
+                        false => self.give_up(now, view, steps),
+                    }
+                }
+            }
+            Event::Replied { tag, node, reply } => match (tag, reply) {
+                (EXTEND | EXTEND_AGAIN, _) if tag != self.tag => {}
+                (EXTEND | EXTEND_AGAIN, reply) => {
+                    let reply = reply.and_then(|reply| match reply {
+                        Reply::Extend(reply) => Ok(reply),
+                        other => Err(NodeError::unknown(format!("unexpected: {other:?}"))),
+                    });
+                    if let Ok(ExtendReply::Renewed(token)) = reply
+                        && self.renewed.is_none_or(|(_, known)| token > known)
+                    {
+                        self.renewed = Some((node, token));
+                    }
+                    self.votes.add(node, reply);
+                }
+                (READ, reply) => {
+                    let lease = match reply {
+                        Ok(Reply::Read(Reading::Held(lease))) => Some(lease),
+                        _ => None,
+                    };
+                    self.write(lease, now, view, steps);
+                }
+                (_, reply) => {
+                    if let Phase::Writing(mend, left, mended) = &mut self.phase {
+                        left.remove(node);
+                        if reply == Ok(Reply::Healed(true)) {
+                            mended.add(node);
+                        }
+                        if left.is_empty() {
+                            let (mend, mended) = (*mend, *mended);
+                            self.mended(mend, mended, now, view, steps);
+                        }
+                    }
+                }
+            },
+            Event::Woken | Event::Abandoned => {}
+        }
+        self.count(now, view, steps);
+    }
+
+    fn is_done(&self) -> bool {
+        matches!(self.phase, Phase::Done) && self.votes.outstanding().is_empty()
+    }
+}

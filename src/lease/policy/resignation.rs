@@ -1,0 +1,172 @@
+//! Resignations.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::{Call, Event, Machine, Reply, Step, View};
+use crate::lease::{
+    NodeError, Reading, Resign,
+    quorum::{Error, undecided},
+    tally::{Denial, Done, Reads, Resignations, Verdict},
+};
+
+/// A resignation. One without a token reads first whose term it is: a node that is late must not take it for a
+/// resignation from a later term of the same name.
+#[derive(Debug)]
+pub struct Resigning {
+    resign: Resign,
+    began: Instant,
+    deadline: Instant,
+    reads: Option<Reads>,
+    votes: Option<Resignations>,
+    /// Whether nodes that had no marker yet were given one; then all are asked again.
+    tended: bool,
+    tending: bool,
+    answered: bool,
+}
+
+type Answer = Result<Result<(), Denial>, Error>;
+type Steps = Vec<Step<Answer>>;
+
+const READ: u32 = 0;
+const RESIGN: u32 = 1;
+/// Added to these when they are asked for the second time.
+const AGAIN: u32 = 2;
+
+impl Resigning {
+    /// A resignation that has until the deadline.
+    #[must_use]
+    pub fn new(resign: Resign, now: Instant, deadline: Instant) -> Self {
+        Self {
+            began: now,
+            resign,
+            deadline,
+            reads: None,
+            votes: None,
+            tended: false,
+            tending: false,
+            answered: false,
+        }
+    }
+
+    fn ask(&mut self, view: &impl View, steps: &mut Steps) {
+        let electorate = view.electorate();
+        let (tag, call) = match self.resign.token {
+            None => {
+                self.reads = Some(Reads::new(electorate));
+                (READ, Call::Read(Arc::new(self.resign.election.clone())))
+            }
+            Some(_) => {
+                self.votes = Some(Resignations::new(electorate));
+                (RESIGN, Call::Resign(Arc::new(self.resign.clone())))
+            }
+        };
+        steps.push(Step::Ask {
+            tag: tag + if self.tended { AGAIN } else { 0 },
+            nodes: electorate.nodes(),
+            call,
+            until: self.deadline,
+        });
+    }
+
+    fn answer(&mut self, answer: Answer, steps: &mut Steps) {
+        if !self.answered {
+            self.answered = true;
+            steps.push(Step::Answer(answer));
+        }
+    }
+
+    fn tend(&mut self, steps: &mut Steps) {
+        if !self.tending {
+            self.tending = true;
+            steps.push(Step::Tend(self.began, false));
+        }
+    }
+
+    fn count_reads(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        let Some(reads) = &self.reads else { return };
+        let verdict = reads.verdict();
+        if verdict == Verdict::Open {
+            return;
+        }
+        if verdict == Verdict::Hopeless && reads.is_unmarked() && !self.tended {
+            return self.tend(steps);
+        }
+        self.reads = None;
+        let answer = match verdict {
+            Verdict::Decided(Some(lease)) if lease.leader == self.resign.leader => {
+                self.resign.token = Some(lease.token);
+                return self.ask(view, steps);
+            }
+            Verdict::Decided(Some(_)) => Ok(Err(Denial::HeldByOther)),
+            Verdict::Decided(None) => Ok(Err(Denial::NoTerm)),
+            Verdict::Open | Verdict::Hopeless => {
+                Err(undecided(view.electorate(), self.deadline, now))
+            }
+        };
+        self.answer(answer, steps);
+    }
+
+    fn count_votes(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        let Some(votes) = &self.votes else { return };
+        if votes.verdict() == Verdict::Hopeless && votes.is_unmarked() && !self.tended {
+            return self.tend(steps);
+        }
+        let answer = match votes.verdict() {
+            Verdict::Open => return,
+            Verdict::Decided(Done::No(denial)) => Ok(Err(denial)),
+            Verdict::Decided(_) => Ok(Ok(())),
+            Verdict::Hopeless => Err(undecided(view.electorate(), self.deadline, now)),
+        };
+        self.answer(answer, steps);
+    }
+}
+
+impl Machine for Resigning {
+    type Answer = Answer;
+
+    fn on(&mut self, event: Event, now: Instant, view: &impl View, steps: &mut Steps) {
+        match event {
+            Event::Begin => self.ask(view, steps),
+            Event::Replied { tag, node, reply } => {
+                let wrong = |other| NodeError::unknown(format!("unexpected: {other:?}"));
+                if tag % AGAIN == READ
+                    && (tag >= AGAIN) == self.tended
+                    && let Some(reads) = &mut self.reads
+                {
+                    let reply: Result<Reading, _> = reply.and_then(|reply| match reply {
+                        Reply::Read(reading) => Ok(reading),
+                        other => Err(wrong(other)),
+                    });
+                    reads.add(node, reply);
+                } else if tag % AGAIN == RESIGN
+                    && (tag >= AGAIN) == self.tended
+                    && let Some(votes) = &mut self.votes
+                {
+                    let reply = reply.and_then(|reply| match reply {
+                        Reply::Resign(reply) => Ok(reply),
+                        other => Err(wrong(other)),
+                    });
+                    votes.add(node, reply);
+                }
+            }
+            Event::Tended(answered) => {
+                self.tended = true;
+                if answered {
+                    (self.reads, self.votes) = (None, None);
+                    self.ask(view, steps);
+                }
+            }
+            Event::Woken | Event::Abandoned => {}
+        }
+        self.count_reads(now, view, steps);
+        self.count_votes(now, view, steps);
+    }
+
+    fn is_done(&self) -> bool {
+        // The election is vacant already; the other nodes should soon agree.
+        let votes = self.votes.as_ref();
+        self.answered && votes.is_none_or(|votes| votes.outstanding().is_empty())
+    }
+}

@@ -1,0 +1,276 @@
+//! Drives a [`Machine`] over the nodes.
+
+use std::{
+    future::{poll_fn, ready},
+    sync::Arc,
+    task::Poll,
+};
+
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+use super::{Inner, Operation, Quorum, node::Probed, round::Round};
+use crate::{
+    election::types::{ElectionId, Token},
+    lease::{
+        Bounds, ExtendReply, GrantReply, Incarnation, LeaseNode, NodeError,
+        policy::{Call, Electorate, Event, Machine, Note, Reply, Step, View},
+        rules::{Rule, holds},
+    },
+    telemetry::trace,
+};
+
+/// A machine, and what it waits for.
+pub(super) struct Drive<M: Machine> {
+    quorum: Quorum,
+    machine: M,
+    steps: Vec<Step<M::Answer>>,
+    round: Round<Reply>,
+    wake: Option<Instant>,
+    tending: Option<JoinHandle<bool>>,
+    answer: Option<M::Answer>,
+    deadline: Instant,
+}
+
+impl<M: Machine> Drive<M> {
+    /// Begins.
+    pub(super) fn begin(quorum: &Quorum, machine: M, deadline: Instant) -> Self {
+        let mut drive = Self {
+            quorum: quorum.clone(),
+            machine,
+            steps: Vec::with_capacity(4),
+            round: quorum.round(),
+            wake: None,
+            tending: None,
+            answer: None,
+            deadline,
+        };
+        drive.feed(Event::Begin);
+        drive
+    }
+
+    /// The answer, once the machine has one.
+    pub(super) async fn answer(&mut self) -> Option<M::Answer> {
+        while self.answer.is_none() && !self.machine.is_done() {
+            let event = self.next().await;
+            self.feed(event);
+        }
+        self.answer.take()
+    }
+
+    /// Takes what has been replied already, without waiting; whether the machine is done then.
+    pub(super) async fn is_done(&mut self) -> bool {
+        while let Some(event) = poll_fn(|cx| match self.round.poll_next(cx) {
+            Poll::Ready(given) => Poll::Ready(given.map(replied)),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+        {
+            self.feed(event);
+        }
+        self.machine.is_done()
+    }
+
+    /// Goes on until nothing is left to do.
+    pub(super) async fn finish(mut self) {
+        while !self.machine.is_done() {
+            let event = self.next().await;
+            self.feed(event);
+        }
+    }
+
+    /// What happens next.
+    pub(super) async fn next(&mut self) -> Event {
+        let wake = self.wake;
+        let woken = async {
+            match wake {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let tended = async {
+            match &mut self.tending {
+                Some(tending) => matches!(tending.await, Ok(true)),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            Some(given) = self.round.next(), if self.round.is_open() => replied(given),
+            answered = tended => {
+                self.tending = None;
+                Event::Tended(answered)
+            }
+            () = woken => Event::Woken,
+        }
+    }
+
+    pub(super) fn feed(&mut self, event: Event) {
+        let inner = &*self.quorum.inner;
+        if let Event::Replied {
+            reply: Ok(reply), ..
+        } = &event
+        {
+            inner.learn(reply);
+        }
+        self.wake = None;
+        let mut steps = std::mem::take(&mut self.steps);
+        self.machine.on(event, Instant::now(), inner, &mut steps);
+        for step in steps.drain(..) {
+            match step {
+                Step::Ask {
+                    tag,
+                    nodes,
+                    call,
+                    until,
+                } => {
+                    let put = |node, to| put(&self.quorum.inner, &call, node, to);
+                    self.round.ask(operation(&call), tag, nodes, until, put);
+                }
+                Step::Answer(answer) => self.answer = Some(answer),
+                Step::Wake(at) => self.wake = Some(at),
+                Step::Tend(since, wanted) => {
+                    let quorum = self.quorum.clone();
+                    let tending = quorum.tend_for(since, wanted, self.deadline);
+                    let tending = self.quorum.inner.tasks.spawn(trace::carry(tending));
+                    self.tending = Some(tending);
+                }
+                Step::Note(note) => self.quorum.inner.note(note),
+            }
+        }
+        self.steps = steps;
+    }
+}
+
+fn replied((tag, node, reply): (u32, usize, Result<Reply, NodeError>)) -> Event {
+    Event::Replied { tag, node, reply }
+}
+
+fn operation(call: &Call) -> Operation {
+    match call {
+        Call::Grant(_) => Operation::Grant,
+        Call::Withdraw(_) => Operation::Withdraw,
+        Call::Extend(_) => Operation::Extend,
+        Call::Heal(_) => Operation::Heal,
+        Call::Resign(_) => Operation::Resign,
+        Call::Read(_) => Operation::Read,
+    }
+}
+
+type Answer = std::pin::Pin<Box<dyn Future<Output = Result<Reply, NodeError>> + Send>>;
+
+/// Calls a node.
+fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> Answer {
+    match call {
+        Call::Grant(grant) => {
+            let grant = Arc::clone(grant);
+            match inner.nodes[number].probed() {
+                Probed::At(_) => {}
+                _ if !holds(Rule::ProbedBeforeVoting) => {}
+                Probed::Never => {
+                    return Box::pin(ready(Ok(Reply::Grant(GrantReply::Unregistered))));
+                }
+                Probed::InVain => {
+                    let why = format!("{}: it has not been probed yet", node.name());
+                    return Box::pin(ready(Err(NodeError::NotSent(why))));
+                }
+            }
+            Box::pin(async move { node.grant(&grant).await.map(Reply::Grant) })
+        }
+        Call::Withdraw(grant) => {
+            let grant = Arc::clone(grant);
+            Box::pin(async move { node.withdraw(&grant).await.map(|()| Reply::Withdrawn) })
+        }
+        Call::Extend(extend) => {
+            let extend = Arc::clone(extend);
+            Box::pin(async move { node.extend(&extend).await.map(Reply::Extend) })
+        }
+        Call::Heal(heal) => {
+            let heal = Arc::clone(heal);
+            Box::pin(async move { node.heal(&heal).await.map(Reply::Healed) })
+        }
+        Call::Resign(resign) => {
+            let resign = Arc::clone(resign);
+            Box::pin(async move { node.resign(&resign).await.map(Reply::Resign) })
+        }
+        Call::Read(election) => {
+            let election = Arc::clone(election);
+            Box::pin(async move { node.read(&election).await.map(Reply::Read) })
+        }
+    }
+}
+
+impl Inner {
+    /// Notes what a reply tells of markers and tokens.
+    fn learn(&self, reply: &Reply) {
+        match reply {
+            Reply::Grant(GrantReply::Granted(_) | GrantReply::Guarded(_)) => self.markers.note(),
+            Reply::Grant(GrantReply::Stale(floor)) => {
+                self.markers.note();
+                self.tokens.seen(*floor);
+            }
+            // Should the nodes forget it, this agent does not.
+            Reply::Grant(GrantReply::Held(lease)) => self.tokens.seen(lease.token),
+            Reply::Extend(ExtendReply::Renewed(token)) => self.tokens.seen(*token),
+            _ => {}
+        }
+    }
+
+    fn note(&self, note: Note) {
+        let event = |name, key, number: usize| trace::event(name, key, number as u64);
+        match note {
+            Note::Retried(why) => self.observer.retried(why),
+            Note::Withdrawn(nodes) => self.observer.withdrawn(nodes),
+            Note::Repaired(nodes) => {
+                tracing::debug!(nodes, "repaired a lease");
+                self.observer.healed(nodes);
+            }
+            Note::Withdrawing(nodes) => {
+                event("election_agent.withdrawal", "election_agent.nodes", nodes);
+            }
+            Note::Repairing(nodes) => {
+                event("election_agent.healing", "election_agent.nodes", nodes);
+            }
+            Note::Guarded(wait) => {
+                let ms = usize::try_from(wait.as_millis()).unwrap_or(usize::MAX);
+                event("election_agent.guard", "election_agent.remaining_ms", ms);
+            }
+        }
+    }
+}
+
+impl View for Inner {
+    fn electorate(&self) -> Electorate {
+        self.electorate
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.markers.bounds()
+    }
+
+    fn longest(&self) -> Bounds {
+        self.markers.longest()
+    }
+
+    fn token(&self, above: Option<Token>) -> Option<Token> {
+        self.tokens.next(above)
+    }
+
+    fn unix_millis(&self) -> u64 {
+        self.tokens.unix_millis()
+    }
+
+    fn random(&self) -> u64 {
+        fastrand::u64(..)
+    }
+
+    fn incarnation(&self, node: usize, election: &ElectionId) -> Option<Incarnation> {
+        self.nodes[node].node.incarnation(election)
+    }
+
+    fn probed_since(&self, node: usize, instant: Instant) -> bool {
+        matches!(self.nodes[node].probed(), Probed::At(at) if at >= instant)
+    }
+}

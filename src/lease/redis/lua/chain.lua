@@ -1,0 +1,71 @@
+-- Shared by the scripts that change what a roll-back restores; prepended to them when the agent is built.
+--
+-- A lease whose grant is not acknowledged has the field `attempt`, the grant id, `low`, the token high-water mark
+-- before that grant ('0': none; '' if the grant found its own lease and raised nothing), and `before`, what the
+-- grant replaced: a list of entries, the newest first, each {leader, token, value, request id, elected at, the ms
+-- at which it lapses, grant id, low}. An entry that is acknowledged has no grant id, and is the last. Version
+-- 0.1.0 writes one entry, not in a list.
+
+-- How many entries a lease keeps: a candidate that campaigns again and again, and never extends, leaves one each
+-- time. The oldest one beyond that counts as acknowledged.
+local DEEPEST = 8
+
+local function entry_of(key, until_ms)
+  local entry = redis.call('HMGET', key, 'leader', 'token', 'value', 'request_id', 'elected_at')
+  local grant = redis.call('HMGET', key, 'attempt', 'low')
+  entry[4] = entry[4] or ''
+  entry[6] = digits(until_ms)
+  entry[7], entry[8] = grant[1] or '', grant[2] or ''
+  return entry
+end
+
+-- What the lease replaced.
+local function entries_below(key)
+  local packed = redis.call('HGET', key, 'before')
+  if not packed or packed == '' then return {} end
+  local entries = cmsgpack.unpack(packed)
+  if type(entries[1]) == 'string' then
+    entries[7], entries[8] = '', ''
+    return {entries}
+  end
+  return entries
+end
+
+local function pack(entries)
+  if #entries == 0 then return '' end
+  if #entries > DEEPEST then
+    entries[DEEPEST][7], entries[DEEPEST][8] = '', ''
+    for n = #entries, DEEPEST + 1, -1 do entries[n] = nil end
+  end
+  return cmsgpack.pack(entries)
+end
+
+-- Makes these the lease and what it replaced; those at the front that have lapsed are left out. Gives false when
+-- there is none.
+local function write_entries(key, entries, now)
+  while entries[1] and entries[1][6] - now <= 0 do table.remove(entries, 1) end
+  local lease = table.remove(entries, 1)
+  if not lease then
+    redis.call('DEL', key)
+    return false
+  end
+  local made = redis.call('EXISTS', key) == 0
+  redis.call('HSET', key, 'leader', lease[1], 'token', lease[2], 'value', lease[3],
+    'request_id', lease[4], 'elected_at', lease[5])
+  if lease[7] == '' then
+    redis.call('HDEL', key, 'attempt', 'before', 'low')
+  else
+    redis.call('HSET', key, 'attempt', lease[7], 'low', lease[8], 'before', pack(entries))
+  end
+  expire(key, digits(lease[6] - now), made)
+  return true
+end
+
+-- Notes that leases with smaller tokens are over for good.
+local function acknowledge(key, token, keep)
+  local known = redis.pcall('HGET', key, 'acknowledged')
+  -- While the slot moves to another server, a key that is not among KEYS cannot be had.
+  if type(known) == 'table' then return end
+  if not known or tonumber(known) < token then redis.call('HSET', key, 'acknowledged', digits(token)) end
+  expire(key, keep, true)
+end

@@ -1,0 +1,226 @@
+//! One run: agents that differ, servers and a network that fail, candidates that contend; then peace, in which
+//! nothing may be left of it.
+
+use std::{sync::Arc, time::Duration};
+
+use election_agent::lease::{LeaseNode as _, Reading, guard::RestartGuard};
+use fastrand::Rng;
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    agent::{Agent, Plan, clock, steps},
+    candidate::{Agents, Candidate},
+    election,
+    faults::{Event, Faults, SLOWEST},
+    record::Record,
+    server::Server,
+    steady::Steady,
+};
+
+/// How long a run lasts, in simulated time.
+const RUN: Duration = Duration::from_secs(60);
+/// The longest term that any agent grants, and so the longest guard.
+pub(crate) const LONGEST_TERM: Duration = Duration::from_secs(6);
+/// The longest vote lifetime of any agent.
+const LONGEST_VOTE: Duration = Duration::from_secs(2);
+
+/// What is the same for a whole run.
+#[derive(Debug, Clone, Copy)]
+struct World {
+    /// Whether servers lose memory. Floors keep tokens rising while clocks step, and clocks while floors are lost: not
+    /// both at once.
+    forgetful: bool,
+    /// Whether no agent wants a guard. One that wants none does not register the longest term that it grants, so that
+    /// others take its leases for those of a clock that was set back.
+    off: bool,
+    /// Whether messages are lost and slow from the beginning.
+    bad_start: bool,
+    faults: Faults,
+}
+
+/// Runs one seed; gives what was recorded.
+pub(crate) async fn run(seed: u64) -> Record {
+    // The quorum's own jitter, too.
+    fastrand::seed(seed);
+    let mut rng = Rng::with_seed(seed);
+    let forgetful = rng.bool();
+    let world = World {
+        forgetful,
+        off: !forgetful && rng.u32(..6) == 0,
+        bad_start: rng.u32(..4) == 0,
+        faults: Faults::new(&mut rng, forgetful),
+    };
+    let count = *rng.choice(&[1, 3, 3, 3, 5]).expect("some");
+    let servers: Vec<_> = (0..count)
+        .map(|n| {
+            let fast = *rng.choice(&[0.0, -0.01, 0.005, 0.01]).expect("some");
+            let guard = (!world.off).then_some(LONGEST_TERM);
+            Server::new(&format!("node {n}"), guard, fast, rng.fork())
+        })
+        .collect();
+    let agents: Agents = Arc::new(
+        (0..rng.usize(1..=4))
+            .map(|n| agent(&mut rng, n, &servers, world))
+            .collect(),
+    );
+    let record = Record::default();
+    record.note(&format!("{count} servers, {world:?}"));
+    for agent in agents.iter() {
+        record.note(&format!("an agent: {agent:?}"));
+    }
+    start(&mut rng, &servers, &agents, &record, world).await;
+
+    let until = Instant::now() + RUN;
+    let mut monitors = JoinSet::new();
+    for agent in agents.iter() {
+        monitors.spawn(agent.clone().monitor(until + 10 * RUN));
+    }
+    let mut tasks = JoinSet::new();
+    for server in &servers {
+        tasks.spawn(
+            server
+                .clone()
+                .misbehave(world.faults, until, record.clone()),
+        );
+    }
+    for agent in agents.iter().skip(1) {
+        if rng.u32(..4) == 0 {
+            let (agent, record) = (agent.clone(), record.clone());
+            let dies = agent.starts + RUN.mul_f64(rng.f64());
+            tasks.spawn(async move {
+                sleep_until(dies.min(until)).await;
+                record.note("an agent dies");
+                agent.die(&record);
+            });
+        }
+    }
+    if world.forgetful && rng.u32(..3) == 0 {
+        let at = Instant::now() + RUN.mul_f64(rng.f64());
+        let event = *rng
+            .choice(&[
+                Event::Forget,
+                Event::GoBack(0),
+                Event::GoBack(2),
+                Event::Restart,
+            ])
+            .expect("some");
+        let (servers, noted) = (servers.clone(), record.clone());
+        tasks.spawn(async move {
+            sleep_until(at).await;
+            noted.note(&format!("all servers: {event:?}"));
+            for server in &servers {
+                server.happens(event);
+            }
+        });
+    }
+    for n in 0..rng.usize(2..=5) {
+        let name = format!("c{n}");
+        let candidate = Candidate::new(&name, Arc::clone(&agents), rng.fork(), record.clone());
+        tasks.spawn(candidate.contend(until));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            std::panic::resume_unwind(error.into_panic());
+        }
+    }
+
+    let alive = agents.iter().filter(|agent| !agent.is_dead());
+    let alive: Agents = Arc::new(alive.cloned().collect());
+    nothing_is_left(&alive, &record, &mut rng, world).await;
+    if servers.len() > 1 {
+        let steady = Steady::new(&mut rng, &servers, &alive, &record);
+        steady.keeps_its_lease_everywhere().await;
+    }
+    record
+}
+
+fn agent(rng: &mut Rng, number: usize, servers: &[Server], world: World) -> Agent {
+    let late = number > 0 && rng.u32(..3) == 0;
+    let starts = match late {
+        true => Instant::now() + RUN.mul_f64(rng.f64() * 0.8),
+        false => Instant::now(),
+    };
+    let guard = match () {
+        // It has never seen a record, and might take servers for new that have all forgotten.
+        () if late && world.forgetful => RestartGuard::Strict,
+        () if world.off => RestartGuard::Off,
+        () => *rng
+            .choice(&[RestartGuard::On, RestartGuard::On, RestartGuard::Strict])
+            .expect("some"),
+    };
+    let plan = Plan {
+        guard,
+        starts,
+        // The year 2199, and 1970.
+        off: *rng
+            .choice(&[0, 0, 0, 5_400_000_000, -1_799_000_000])
+            .expect("some"),
+        ..Plan::new(
+            Duration::from_millis(rng.u64(1_100..=LONGEST_TERM.as_millis() as u64)),
+            Duration::from_millis(rng.u64(200..=LONGEST_VOTE.as_millis() as u64)),
+        )
+    };
+    match world.forgetful {
+        true => plan.agent(servers),
+        false => plan.agent_with_clock(servers, clock(steps(rng))),
+    }
+}
+
+/// The first start: the nodes are new, and every agent that is there sees that they are marked.
+async fn start(rng: &mut Rng, servers: &[Server], agents: &Agents, record: &Record, world: World) {
+    if world.bad_start {
+        for server in servers {
+            server.set_faults(world.faults);
+            server.pause(Duration::from_millis(rng.u64(..4_000)));
+        }
+    }
+    let first = Candidate::new("first", Arc::clone(agents), rng.fork(), record.clone());
+    first.be_elected_once_and_resign().await;
+    let now = Instant::now();
+    for agent in agents.iter().filter(|agent| agent.starts <= now) {
+        loop {
+            let status = agent.quorum.status().await;
+            let mut probes = status.iter().filter_map(|node| node.probe.as_ref().ok());
+            if probes.any(|probe| probe.guard.is_some()) || agent.guard_is_off() {
+                break;
+            }
+        }
+    }
+}
+
+/// The network is well again. What was on its way arrives; then nobody is said to lead who was told of nothing, and
+/// whatever was left behind does not keep the election from being won.
+async fn nothing_is_left(alive: &Agents, record: &Record, rng: &mut Rng, world: World) {
+    sleep(LONGEST_VOTE + SLOWEST + Duration::from_millis(500)).await;
+    for agent in alive.iter() {
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let read = agent.quorum.read(&election(), deadline).await;
+        // A lease outlasts its term where the clock was set back.
+        if let Ok(Some(lease)) = read
+            && !world.faults.set_back
+        {
+            record.said_to_lead(lease.leader.as_str());
+        }
+    }
+    let peace = Instant::now();
+    let last = Candidate::new("last", Arc::clone(alive), rng.fork(), record.clone());
+    last.be_elected_once_and_resign().await;
+    let bound = 2 * LONGEST_TERM + 2 * LONGEST_VOTE;
+    assert!(
+        peace.elapsed() <= bound,
+        "vacant for {:?} although nothing fails, after\n{}",
+        peace.elapsed(),
+        record.history()
+    );
+}
+
+/// Whom a server says to lead.
+pub(crate) async fn leader_at(server: &Server) -> Option<String> {
+    match server.memory().read(&election()).await {
+        Ok(Reading::Held(lease)) => Some(lease.leader.as_str().to_owned()),
+        _ => None,
+    }
+}
