@@ -606,6 +606,116 @@ mod tests {
         }
     }
 
+    /// Wraps an in-process node, and does not answer grants and withdrawals as one does.
+    struct Faulty {
+        node: Embedded,
+        reachable: bool,
+        withdrawals: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Faulty {
+        fn new(reachable: bool) -> Arc<Self> {
+            let settings = Settings {
+                retention: SECOND,
+                guard: None,
+                vote: SECOND,
+            };
+            Arc::new(Self {
+                node: Embedded::in_memory(settings),
+                reachable,
+                withdrawals: 0.into(),
+            })
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl LeaseNode for Faulty {
+        fn name(&self) -> &str {
+            "faulty"
+        }
+        async fn grant(&self, grant: &Grant) -> Result<crate::lease::GrantReply, NodeError> {
+            match self.reachable {
+                true => self.node.grant(grant).await,
+                false => Err(NodeError::unknown("no answer")),
+            }
+        }
+        async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
+            self.node.extend(extend).await
+        }
+        async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
+            self.node.heal(heal).await
+        }
+        async fn resign(&self, resign: &Resign) -> Result<crate::lease::ResignReply, NodeError> {
+            self.node.resign(resign).await
+        }
+        async fn withdraw(&self, _: &Grant) -> Result<(), NodeError> {
+            let before = self
+                .withdrawals
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            assert!(before < 1000, "withdrawals are repeated without a pause");
+            match self.reachable {
+                true => std::future::pending().await,
+                false => Err(NodeError::NotSent("no connection".to_owned())),
+            }
+        }
+        async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError> {
+            self.node.read(election).await
+        }
+        async fn list(
+            &self,
+            kind: &Kind,
+            after: Option<&ElectionId>,
+            limit: usize,
+        ) -> Result<Page, NodeError> {
+            self.node.list(kind, after, limit).await
+        }
+        async fn mark(
+            &self,
+            unmarked: &[crate::lease::Unmarked],
+            wait: Duration,
+            bounds: Bounds,
+        ) -> Result<usize, NodeError> {
+            self.node.mark(unmarked, wait, bounds).await
+        }
+        async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
+            self.node.probe(look).await
+        }
+        fn incarnation(&self, election: &ElectionId) -> Option<Incarnation> {
+            self.node.incarnation(election)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_fails_at_once_does_not_spin_while_another_is_slow() {
+        let nodes = [Faulty::new(true), Faulty::new(false), Faulty::new(false)];
+        let as_nodes = nodes.iter().cloned().map(|node| node as Arc<dyn LeaseNode>);
+        let options = Options::new(SECOND, RestartGuard::Off, SECOND);
+        let quorum = Quorum::new(as_nodes.collect(), options);
+        quorum.status().await;
+        let minute = Duration::from_secs(60);
+        let claim = Claim {
+            election: ElectionId::new("", "e").expect("valid"),
+            candidate: Candidate::new("candidate", "a").expect("valid"),
+            term: Term::from_millis(60_000, minute).expect("valid"),
+            value: Value::default(),
+            request_id: None,
+            over: Over::Own,
+        };
+        let started = Instant::now();
+        let claimed = quorum.claim(claim, started + minute).await;
+        assert!(
+            matches!(claimed, Err(Error::Unavailable { .. })),
+            "{claimed:?}"
+        );
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        quorum.drain().await;
+        for node in &nodes {
+            // After 250 ms, 500 ms and so on to 4 s, until what was granted is over.
+            let withdrawals = node.withdrawals.load(std::sync::atomic::Ordering::Relaxed);
+            assert!((10..30).contains(&withdrawals), "{withdrawals}");
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_callers_short_deadline_is_no_timeout_of_the_node() {
         let notes = Arc::new(Notes::default());

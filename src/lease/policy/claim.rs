@@ -83,7 +83,9 @@ struct Vote {
     withdrawing: Nodes,
     /// Nodes that have withdrawn it since that was last noted.
     withdrawn: usize,
-    /// When withdrawals that were not answered are repeated, and the pause before the next.
+    /// Nodes that did not answer its withdrawal.
+    failed: Nodes,
+    /// When their withdrawals are repeated, and the pause before the next.
     again: Option<Instant>,
     pause: Duration,
 }
@@ -165,6 +167,7 @@ impl Claiming {
             fate: Fate::Open,
             withdrawing: Nodes::NONE,
             withdrawn: 0,
+            failed: Nodes::NONE,
             again: None,
             pause: WITHDRAW_AGAIN.0,
         });
@@ -349,11 +352,11 @@ impl Claiming {
                 }
                 continue;
             }
-            if vote.again.is_some_and(|at| now < at) {
-                continue;
+            if vote.again.is_some_and(|at| now >= at) {
+                (vote.again, vote.failed) = (None, Nodes::NONE);
             }
-            vote.again = None;
-            let nodes = vote.to_withdraw().without(vote.withdrawing);
+            let nodes = vote.to_withdraw();
+            let nodes = nodes.without(vote.withdrawing.and(vote.failed));
             if nodes.is_empty() {
                 continue;
             }
@@ -383,7 +386,9 @@ impl Claiming {
                 // Once it has an answer, its withdrawal is repeated until that has one, too.
                 vote.granted.remove(node);
                 vote.unknown.add(node);
-                if vote.withdrawing.is_empty() {
+                // Not at once: a node that cannot be reached fails again and again before another answers.
+                vote.failed.add(node);
+                if vote.again.is_none() {
                     vote.again = Some(now + vote.pause);
                     vote.pause = (vote.pause * 2).min(WITHDRAW_AGAIN.1);
                 }

@@ -83,6 +83,8 @@ impl<M: Machine> Drive<M> {
 
     /// What happens next.
     pub(super) async fn next(&mut self) -> Event {
+        // Nodes that fail at once must not keep the thread from others.
+        tokio::task::consume_budget().await;
         let wake = self.wake;
         let woken = async {
             match wake {
