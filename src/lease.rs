@@ -6,7 +6,7 @@
 
 pub mod embedded;
 pub mod guard;
-mod memory;
+pub mod memory;
 mod merge;
 pub mod policy;
 pub mod quorum;
@@ -219,7 +219,7 @@ pub struct Look {
 }
 
 /// A time in which a node has not lost memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Incarnation {
     /// Its name.
     pub run: String,
@@ -243,7 +243,7 @@ pub struct Lease {
 }
 
 /// Asks for a lease.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Grant {
     /// The election.
     pub election: ElectionId,
@@ -273,7 +273,7 @@ pub struct Grant {
 }
 
 /// Whose lease a [`Grant`] may replace; a vacant election may always be granted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Over {
     /// Nobody's: a handover by somebody who does not say for whom.
     Vacant,
@@ -323,7 +323,7 @@ pub enum GrantReply {
 }
 
 /// Asks to renew a lease.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Extend {
     /// The election.
     pub election: ElectionId,
@@ -355,7 +355,7 @@ pub enum ExtendReply {
 }
 
 /// Asks to write a lease that a quorum holds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Heal {
     /// The election.
     pub election: ElectionId,
@@ -383,7 +383,7 @@ pub struct Unmarked {
 }
 
 /// Asks to delete a lease.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resign {
     /// The election.
     pub election: ElectionId,

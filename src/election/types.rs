@@ -201,7 +201,7 @@ impl RequestId {
 }
 
 /// How long an election lasts unless extended: [`MIN_TERM`] to the agent's maximum.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Term(Duration);
 
 impl Term {

@@ -264,7 +264,7 @@ impl LeaseNode for Embedded {
     async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
         let settings = self.settings;
         self.run(Some(&grant.election), |memory, now| {
-            memory.withdraw(grant, grant.not_after.max(now) + settings.vote, now);
+            memory.withdraw(grant, settings.vote, now);
         })
         .await
     }

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::{
     Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, Look,
-    Over, Page, REMEMBER, Reading, Registered, Resign, ResignReply,
+    Over, Page, REMEMBER, Reading, Registered, Resign, ResignReply, Settings,
+    policy::{Call, Reply},
 };
 use crate::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Token, Value},
@@ -25,7 +26,7 @@ const REQUESTS: usize = 8;
 
 /// The memory of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Memory {
+pub struct Memory {
     /// Names this incarnation. Not part of what a copy brings back.
     pub(super) run: u64,
     pub(super) leases: BTreeMap<Box<str>, Held>,
@@ -94,7 +95,9 @@ pub(super) struct Record {
 }
 
 impl Memory {
-    pub(super) fn new(run: u64) -> Self {
+    /// A memory without anything, of the incarnation with this name.
+    #[must_use]
+    pub fn new(run: u64) -> Self {
         Self {
             run,
             leases: BTreeMap::new(),
@@ -105,6 +108,39 @@ impl Memory {
             swept_floor: None,
             changed: Vec::new(),
         }
+    }
+
+    /// What a restart from a copy of this memory brings back: in another incarnation.
+    #[must_use]
+    pub fn restored(&self, run: u64) -> Self {
+        Self {
+            run,
+            ..self.clone()
+        }
+    }
+
+    /// The name of this incarnation.
+    #[must_use]
+    pub fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// Does what a quorum asks for, as a node that makes nothing durable.
+    pub fn reply(&mut self, call: &Call, settings: Settings, now: Instant) -> Reply {
+        let (retention, guarded) = (settings.retention, settings.guard.is_some());
+        let reply = match call {
+            Call::Grant(grant) => Reply::Grant(self.grant(grant, retention, now)),
+            Call::Withdraw(grant) => {
+                self.withdraw(grant, settings.vote, now);
+                Reply::Withdrawn
+            }
+            Call::Extend(extend) => Reply::Extend(self.extend(extend, retention, guarded, now)),
+            Call::Heal(heal) => Reply::Healed(self.heal(heal, retention, now)),
+            Call::Resign(resign) => Reply::Resign(self.resign(resign, retention, guarded, now)),
+            Call::Read(election) => Reply::Read(self.read(election, guarded, now)),
+        };
+        self.changed.clear();
+        reply
     }
 
     fn held(&self, election: &ElectionId, now: Instant) -> Option<&Held> {
@@ -467,7 +503,9 @@ impl Memory {
         reply
     }
 
-    pub(super) fn withdraw(&mut self, grant: &Grant, until: Instant, now: Instant) {
+    /// Copies of the grant may arrive as long as votes of agents with this vote lifetime count.
+    pub(super) fn withdraw(&mut self, grant: &Grant, vote: Duration, now: Instant) {
+        let until = grant.not_after.max(now) + vote;
         let election = &grant.election;
         if holds(Rule::WithdrawnByName) {
             let name = (grant.attempt, election.path().into());
@@ -559,7 +597,7 @@ impl Memory {
     }
 
     /// Writes the record of this incarnation, unless there is one.
-    pub(super) fn mark(&mut self, wait: Duration, bounds: Bounds, now: Instant) -> bool {
+    pub fn mark(&mut self, wait: Duration, bounds: Bounds, now: Instant) -> bool {
         let written = self.record.is_none();
         if written {
             self.record = Some(Record {
@@ -576,7 +614,7 @@ impl Memory {
     }
 
     /// How long the node abstains, if it has a record, and the longest guard and vote lifetime that are registered.
-    pub(super) fn probe(
+    pub fn probe(
         &mut self,
         look: Look,
         now: Instant,

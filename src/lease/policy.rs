@@ -193,7 +193,7 @@ pub trait View {
 }
 
 /// A request to a node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Call {
     /// To grant.
     Grant(Arc<Grant>),

@@ -101,7 +101,7 @@ impl Error {
 }
 
 /// Asks for a leadership; the quorum adds the token.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// The election.
     pub election: ElectionId,

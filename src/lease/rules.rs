@@ -26,6 +26,8 @@ pub enum Rule {
     BoundsArePassedOn,
     /// A node that an agent has not probed yet does not vote.
     ProbedBeforeVoting,
+    /// A node that an agent has not probed yet is not asked to extend or to repair a lease.
+    ProbedBeforeExtending,
     /// An agent reads what is registered on all nodes before it writes a record on any.
     ReadBeforeWriting,
     /// Votes count for the vote lifetime only.
@@ -86,7 +88,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule, in the order of their declaration.
-    pub const ALL: [Self; 37] = [
+    pub const ALL: [Self; 38] = [
         Self::Drift,
         Self::HighWaterMark,
         Self::OwnLeaseGuarded,
@@ -96,6 +98,7 @@ impl Rule {
         Self::BoundsAreRegistered,
         Self::BoundsArePassedOn,
         Self::ProbedBeforeVoting,
+        Self::ProbedBeforeExtending,
         Self::ReadBeforeWriting,
         Self::VotesAreBounded,
         Self::GrantsNotAfter,

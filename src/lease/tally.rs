@@ -437,7 +437,7 @@ impl Resignations {
 }
 
 /// The replies of one round of reads.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Reads {
     roll: Roll,
     not_known: Nodes,

@@ -23,6 +23,9 @@ use crate::{
 /// How long a request may take.
 const DEADLINE: Duration = Duration::from_secs(3);
 
+/// After how long somebody who is not elected never will be.
+const NEVER: Duration = Duration::from_secs(300);
+
 /// Agents, each with its own view of the nodes.
 pub(crate) type Agents = Arc<Vec<Agent>>;
 
@@ -55,11 +58,18 @@ impl Candidate {
 
     /// Tries until elected, and gives it up.
     pub(crate) async fn be_elected_once_and_resign(mut self) {
+        let began = Instant::now();
         loop {
             if let Some(leading) = self.campaign(None).await {
                 return self.resign(&leading).await;
             }
             sleep(Duration::from_millis(20)).await;
+            assert!(
+                began.elapsed() < NEVER,
+                "{} is never elected:\n{}",
+                self.name,
+                self.record.history()
+            );
         }
     }
 

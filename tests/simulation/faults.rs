@@ -78,10 +78,13 @@ impl Faults {
             2..4 if self.forgetful => Event::Save,
             4..6 if self.forgetful => Event::GoBack(rng.usize(..3)),
             6 if self.forgetful => Event::Restart,
-            7..9 if self.set_back => Event::SetBack(
-                *rng.choice(&[200, 3_000, 60_000, 3 * 3_600_000])
-                    .expect("some"),
-            ),
+            7..9 if self.set_back => {
+                let by = *rng
+                    .choice(&[200, 3_000, 60_000, 3 * 3_600_000])
+                    .expect("some");
+                // An agent that is farther from the nodes' clocks takes its tokens from theirs.
+                Event::SetBack(if self.forgetful { by.min(60_000) } else { by })
+            }
             _ => Event::Pause(Duration::from_millis(rng.u64(100..longest))),
         }
     }

@@ -38,6 +38,7 @@ fn scenario(rule: Rule) -> Option<Scenario> {
         Rule::BoundsAreRegistered => scenario!(guards::bounds_are_lost),
         Rule::BoundsArePassedOn => scenario!(guards::agent_with_the_longer_guard_dies),
         Rule::ProbedBeforeVoting => scenario!(guards::new_agent_asks_at_once),
+        Rule::ProbedBeforeExtending => scenario!(guards::new_agent_extends_at_once),
         Rule::ReadBeforeWriting => scenario!(guards::new_agent_looks_and_dies),
         Rule::VotesAreBounded => scenario!(paused::votes_are_counted_late),
         Rule::GrantsNotAfter => scenario!(grants::grants_are_late),

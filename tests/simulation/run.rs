@@ -71,13 +71,13 @@ pub(crate) async fn run(seed: u64) -> Record {
     for agent in agents.iter() {
         record.note(&format!("an agent: {agent:?}"));
     }
+    let mut monitors = JoinSet::new();
+    for agent in agents.iter() {
+        monitors.spawn(agent.clone().monitor(Instant::now() + 20 * RUN));
+    }
     start(&mut rng, &servers, &agents, &record, world).await;
 
     let until = Instant::now() + RUN;
-    let mut monitors = JoinSet::new();
-    for agent in agents.iter() {
-        monitors.spawn(agent.clone().monitor(until + 10 * RUN));
-    }
     let mut tasks = JoinSet::new();
     for server in &servers {
         tasks.spawn(
@@ -130,7 +130,9 @@ pub(crate) async fn run(seed: u64) -> Record {
     let alive = agents.iter().filter(|agent| !agent.is_dead());
     let alive: Agents = Arc::new(alive.cloned().collect());
     nothing_is_left(&alive, &record, &mut rng, world).await;
-    if servers.len() > 1 {
+    // Without a guard, nothing bounds how long a lease lasts whose server's clock was set back.
+    let bounded = !(world.off && world.faults.set_back);
+    if servers.len() > 1 && bounded {
         let steady = Steady::new(&mut rng, &servers, &alive, &record);
         steady.keeps_its_lease_everywhere().await;
     }
@@ -151,13 +153,15 @@ fn agent(rng: &mut Rng, number: usize, servers: &[Server], world: World) -> Agen
             .choice(&[RestartGuard::On, RestartGuard::On, RestartGuard::Strict])
             .expect("some"),
     };
+    // The year 2199, and 1970.
+    let off = *rng
+        .choice(&[0, 0, 0, 5_400_000_000, -1_799_000_000])
+        .expect("some");
     let plan = Plan {
         guard,
         starts,
-        // The year 2199, and 1970.
-        off: *rng
-            .choice(&[0, 0, 0, 5_400_000_000, -1_799_000_000])
-            .expect("some"),
+        // Its tokens are taken from the servers' clocks then.
+        off: if world.faults.set_back { 0 } else { off },
         ..Plan::new(
             Duration::from_millis(rng.u64(1_100..=LONGEST_TERM.as_millis() as u64)),
             Duration::from_millis(rng.u64(200..=LONGEST_VOTE.as_millis() as u64)),

@@ -24,7 +24,7 @@ const SPLIT_WAITS: Duration = Duration::from_millis(100);
 const WITHDRAW_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
 
 /// A claim: votes are held until one decides or the deadline comes.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Claiming {
     claim: Claim,
     began: Instant,
@@ -43,7 +43,7 @@ pub struct Claiming {
     abandoned: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
     /// The last vote is open; a split one is given up at this time.
     Voting { patience: Option<Instant> },
@@ -58,7 +58,7 @@ enum Phase {
 }
 
 /// What follows when a vote that failed is withdrawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Next {
     Pause,
     AtOnce,
@@ -66,7 +66,7 @@ enum Next {
 }
 
 /// One round of grants, and where the grant is stored.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Vote {
     grant: Arc<Grant>,
     started: Instant,
@@ -91,7 +91,7 @@ struct Vote {
 }
 
 /// What becomes of what a vote was granted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Fate {
     Open,
     /// It stays where the token is this one.

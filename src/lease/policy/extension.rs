@@ -19,7 +19,7 @@ use crate::{
 ///
 /// A node that has restarted is not repaired before every vote is counted that it may have forgotten: a
 /// candidate that won by its vote, and the leader that is repaired there, would both count on it.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Extending {
     extend: Arc<Extend>,
     started: Instant,
@@ -32,7 +32,7 @@ pub struct Extending {
     answered: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Phase {
     Voting,
     /// Nodes that have no marker yet are given one.
@@ -47,7 +47,7 @@ enum Phase {
 }
 
 /// What is done to nodes that lack a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Mend {
     /// A quorum has it: it is written anew.
     Repair,

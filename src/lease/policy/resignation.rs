@@ -13,7 +13,7 @@ use crate::lease::{
 
 /// A resignation. One without a token reads first whose term it is: a node that is late must not take it for a
 /// resignation from a later term of the same name.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resigning {
     resign: Resign,
     began: Instant,

@@ -168,16 +168,9 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
     match call {
         Call::Grant(grant) => {
             let grant = Arc::clone(grant);
-            match inner.nodes[number].probed() {
-                Probed::At(_) => {}
-                _ if !holds(Rule::ProbedBeforeVoting) => {}
-                Probed::Never => {
-                    return Box::pin(ready(Ok(Reply::Grant(GrantReply::Unregistered))));
-                }
-                Probed::InVain => {
-                    let why = format!("{}: it has not been probed yet", node.name());
-                    return Box::pin(ready(Err(NodeError::NotSent(why))));
-                }
+            let unprepared = Reply::Grant(GrantReply::Unregistered);
+            if let Some(instead) = unprobed(inner, number, Rule::ProbedBeforeVoting, unprepared) {
+                return Box::pin(ready(instead));
             }
             Box::pin(async move { node.grant(&grant).await.map(Reply::Grant) })
         }
@@ -187,10 +180,20 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
         }
         Call::Extend(extend) => {
             let extend = Arc::clone(extend);
+            let unprepared = Reply::Extend(ExtendReply::Unmarked);
+            if let Some(instead) = unprobed(inner, number, Rule::ProbedBeforeExtending, unprepared)
+            {
+                return Box::pin(ready(instead));
+            }
             Box::pin(async move { node.extend(&extend).await.map(Reply::Extend) })
         }
         Call::Heal(heal) => {
             let heal = Arc::clone(heal);
+            let unprepared = Reply::Healed(false);
+            if let Some(instead) = unprobed(inner, number, Rule::ProbedBeforeExtending, unprepared)
+            {
+                return Box::pin(ready(instead));
+            }
             Box::pin(async move { node.heal(&heal).await.map(Reply::Healed) })
         }
         Call::Resign(resign) => {
@@ -200,6 +203,26 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
         Call::Read(election) => {
             let election = Arc::clone(election);
             Box::pin(async move { node.read(&election).await.map(Reply::Read) })
+        }
+    }
+}
+
+/// What stands for the reply of a node at which this agent has not registered its bounds: others would take a lease
+/// that is written there for one of a clock that was set back, and cut it.
+fn unprobed(
+    inner: &Inner,
+    number: usize,
+    rule: Rule,
+    unprepared: Reply,
+) -> Option<Result<Reply, NodeError>> {
+    let node = &inner.nodes[number];
+    match node.probed() {
+        Probed::At(_) => None,
+        _ if !holds(rule) => None,
+        Probed::Never => Some(Ok(unprepared)),
+        Probed::InVain => {
+            let why = format!("{}: it has not been probed yet", node.name());
+            Some(Err(NodeError::NotSent(why)))
         }
     }
 }

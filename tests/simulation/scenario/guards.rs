@@ -127,7 +127,19 @@ pub(crate) async fn new_agent_asks_at_once() {
     scene.campaigns_while_leads(&new, "c2", "c1").await;
 }
 
-/// As before, and the new agent dies when it has looked at the nodes once.
+/// An agent with longer terms extends before it has looked at the nodes: others would take what it wrote for a lease of
+/// a clock that was set back.
+pub(crate) async fn new_agent_extends_at_once() {
+    let scene = Scene::of(3);
+    let short = scene.agent_of(2 * SECOND, SECOND).await;
+    let token = scene.wins_without(&short, "c1", 2_000, &[]).await;
+    let long = Plan::new(LONGEST, SECOND).agent(&scene.servers);
+    let extended = scene.extend(&long, "c1", Some(token), 6_000, SECOND).await;
+    assert_eq!(extended, Ok(Ok(())), "nothing fails");
+    scene.campaigns_while_leads(&short, "c2", "c1").await;
+}
+
+/// As in [`new_agent_asks_at_once`], and the new agent dies when it has looked at the nodes once.
 pub(crate) async fn new_agent_looks_and_dies() {
     let (scene, short, long) = short_and_long().await;
     forgets_a_leader(&scene, &long).await;
