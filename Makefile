@@ -20,7 +20,7 @@ build: ## Build the agent: target/release/election-agent
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
 	cargo test --workspace --locked
-	cargo test --workspace --features election-agent/weaken --locked --test simulation
+	cargo test --workspace --features election-agent/weaken --locked --test model --test simulation
 
 # SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is for each rule taken away.
 test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
@@ -28,7 +28,7 @@ test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
 		--test simulation -- --nocapture
 
 test-model: ## Check the model of the algorithm in larger worlds
-	cargo test --release --locked --features deep-model --test model -- --nocapture
+	cargo test --workspace --release --locked --features election-agent/weaken,election-agent/deep-model --test model -- --nocapture
 
 # SURVIVAL_SEED=… replays a schedule of faults; SURVIVAL_SECONDS is for each topology.
 test-faults: ## Let candidates contend for two minutes while real servers and agents fail

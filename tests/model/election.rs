@@ -1,348 +1,620 @@
-//! What may happen to the agents and the nodes, and what must hold: the steps that the checker explores.
+//! What may happen, and what must hold: the steps that the checker explores.
 
-use stateright::{Model, Property};
+use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
-use crate::{
-    node::{AgentId, Candidate, Lease, Memory},
-    setting::{Budget, Rules, Start, World},
-    state::{
-        AGENTS, Agent, CANDIDATES, Kind, LATECOMER, Leadership, NODES, Node, Operation, Request,
-        Stage, State,
+use election_agent::{
+    election::types::{Candidate, RequestId, Term, Token, Value},
+    lease::{
+        Bounds, Extend, Grant, GrantReply, Incarnation, Look, NodeError, Over, Reading, Registered,
+        Resign, Settings,
+        memory::Memory,
+        policy::{
+            Call, Event, Nodes, Reply, claim::Claiming, extension::Extending,
+            resignation::Resigning,
+        },
+        quorum::Claim,
+        rules::{Rule, weaken},
     },
 };
+use stateright::{Model, Property};
+use tokio::time::Instant;
 
-pub(crate) const EXCLUSION: &str = "at most one candidate has time left";
+use crate::{
+    state::{Agent, BEGINNING, ELECTION, Eyes, Key, Node, Operation, Request, State, Wanted},
+    world::{Budget, Start, TICK, World},
+};
+
+pub(crate) const EXCLUSION: &str = "at most one candidate leads";
 pub(crate) const RISING: &str = "tokens rise";
-pub(crate) const WINNABLE: &str = "the election can be won when nothing fails any more";
-pub(crate) const CLEAN: &str = "what is not led is withdrawn";
+pub(crate) const CLEAN: &str = "nobody is said to lead who was told of nothing";
+pub(crate) const WINNABLE: &str = "a vacant election can be won";
 
-/// One election under some rules, in some world, and what may happen there.
-#[derive(Clone, Copy, Debug)]
+/// Asks when all others have stopped.
+const LATECOMER: usize = 2;
+
+/// What is checked.
+#[derive(Clone, Debug)]
 pub(crate) struct Election {
-    pub(crate) rules: Rules,
     pub(crate) world: World,
     pub(crate) budget: Budget,
-    pub(crate) look: Look,
+    /// Whether what remains is looked at, too: no phantoms, and somebody can win.
+    pub(crate) remains: bool,
+    /// The rule that is taken away.
+    pub(crate) without: Option<Rule>,
 }
 
-/// What a check wants to see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Look {
-    /// Who may lead. What can no longer make a difference to that is forgotten, to save states.
-    Leaders,
-    /// What is left behind, and whether the election can be won.
-    Remains,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A step.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Tick,
-    Campaign(AgentId, Candidate),
-    Extend(AgentId, Candidate),
-    Execute(usize, Request, How),
-    GiveUp(AgentId),
-    Snapshot(usize),
-    Restart(usize, Restart, Probed),
-    Outage,
+    Campaign(usize, usize),
+    Extend(usize, usize),
+    Resign(usize, usize),
+    /// Through an agent, from one candidate to another.
+    HandOver(usize, usize, usize),
+    /// A node executes a request.
+    Execute(usize, Key, How),
+    Save(usize),
+    /// A node restarts, with nothing or with what was saved.
+    Restart(usize, bool),
+    /// An agent probes the nodes.
+    Look(usize),
+    /// The caller goes away.
+    Abandon(usize, u32),
 }
 
-/// How a request is executed: `lost` means that its reply does not arrive, `again` that it is executed
-/// now and may be once more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct How {
+    /// Nobody hears the reply.
     lost: bool,
+    /// It may be executed again.
     again: bool,
 }
 
-impl How {
-    /// How many faults it takes.
-    fn faults(self, request: Request) -> u8 {
-        u8::from(request.is_late() || self.lost) + u8::from(self.again)
-    }
+fn candidate(number: usize) -> Candidate {
+    Candidate::new("candidate", ["a", "b", "last"][number]).expect("valid")
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Restart {
-    Wiped,
-    SetBack,
-}
-
-/// Whether an agent probes a node at once when it has restarted, and so has it begin to abstain.
-type Probed = bool;
-
-/// What happens.
 impl Election {
-    fn tick(self, state: &mut State) {
+    fn settings(&self) -> Settings {
+        Settings {
+            retention: TICK * 1000,
+            guard: Some(TICK),
+            vote: self.longest().vote,
+        }
+    }
+
+    /// The longest bounds of any agent.
+    fn longest(&self) -> Bounds {
+        let all = || self.world.agents.iter().map(|plan| plan.bounds());
+        Bounds {
+            guard: all().map(|bounds| bounds.guard).max().flatten(),
+            vote: all().map(|bounds| bounds.vote).max().unwrap_or_default(),
+        }
+    }
+
+    fn term(&self, candidate: usize) -> Term {
+        let ticks = self.world.terms.get(candidate).copied().unwrap_or(1);
+        let term = TICK * ticks;
+        Term::from_millis(term.as_millis() as i64, term).expect("valid")
+    }
+
+    fn start(&self) -> State {
+        let world = &self.world;
+        let agents = world.agents.iter().map(|plan| Agent {
+            longest: plan.bounds(),
+            last: 0,
+            names: 0,
+            known: vec![None; world.nodes],
+            operations: BTreeMap::new(),
+            begun: 0,
+        });
+        let mut state = State {
+            ticks: 0,
+            clock: 0,
+            nodes: (0..world.nodes)
+                .map(|_| Node {
+                    memory: Memory::new(0),
+                    saved: None,
+                    inbox: BTreeMap::new(),
+                })
+                .collect(),
+            agents: agents.collect(),
+            leads: vec![None; LATECOMER + 1],
+            named: 0,
+            told: Default::default(),
+            fell: false,
+            left: self.budget,
+        };
+        let now = state.now();
+        let early = world.agents.iter().filter(|plan| !plan.late);
         for node in &mut state.nodes {
-            node.memory.tick();
-            node.snapshot.tick();
+            let vote = early.clone().map(|plan| plan.bounds().vote).max();
+            let guard = early.clone().map(|plan| plan.bounds().guard).max();
+            let bounds = Bounds {
+                guard: guard.flatten(),
+                vote: vote.unwrap_or_default(),
+            };
+            node.memory.mark(Duration::ZERO, bounds, now);
         }
-        for leads in &mut state.leads {
-            leads.left = leads.left.saturating_sub(1);
+        for agent in 0..world.agents.len() {
+            if !world.agents[agent].late {
+                self.look(&mut state, agent);
+            }
         }
-        if self.world.clocks {
-            state.clock = state.newest + 1;
+        if world.start == Start::Led {
+            self.begin_led(&mut state);
         }
-        for agent in 0..AGENTS {
-            if let Some(operation) = &mut state.agents[agent].operation {
-                operation.age += 1;
-                let lasts = match (operation.kind, operation.is_open()) {
-                    (Kind::Campaign, _) => self.world.vote,
-                    (Kind::Extension, false) if !self.rules.heals_in_time => 2 * self.world.term,
-                    (Kind::Extension, _) => self.world.term,
+        for node in &mut state.nodes {
+            node.saved = Some(node.memory.clone());
+        }
+        state
+    }
+
+    /// All nodes have granted the first candidate's lease, and extended it.
+    fn begin_led(&self, state: &mut State) {
+        let now = state.now();
+        let term = self.term(0);
+        let token = Token::new(1).expect("in range");
+        let grant = Grant {
+            election: ELECTION.clone(),
+            candidate: candidate(0),
+            token,
+            attempt: u64::MAX,
+            term,
+            value: Value::default(),
+            request_id: self.request_id(0),
+            repeat: true,
+            elected_at: 0,
+            over: Over::Own,
+            bounds: self.world.agents[0].bounds(),
+            not_after: now + TICK,
+        };
+        let extend = Extend {
+            election: ELECTION.clone(),
+            leader: candidate(0),
+            token: Some(token),
+            term,
+        };
+        for node in &mut state.nodes {
+            for call in [
+                Call::Grant(Arc::new(grant.clone())),
+                Call::Extend(Arc::new(extend.clone())),
+            ] {
+                node.memory.reply(&call, self.settings(), now);
+            }
+        }
+        state.clock = u64::from(self.world.clocks) * 2;
+        state.named = 1;
+        state.told.insert((0, token));
+        state.lead(0, token, now + term.duration() - term.drift());
+        for agent in &mut state.agents {
+            agent.last = 1;
+        }
+    }
+
+    fn request_id(&self, candidate: usize) -> Option<RequestId> {
+        let name = format!("request {candidate}");
+        match self.world.request_ids {
+            true => RequestId::new(&name).expect("valid"),
+            false => None,
+        }
+    }
+
+    /// Probes all nodes at one instant, passes on what they tell, and gives records to those that have none.
+    fn look(&self, state: &mut State, agent: usize) {
+        let now = state.now();
+        let plan = self.world.agents[agent];
+        let told = |bound| Registered {
+            bound,
+            age: Duration::ZERO,
+        };
+        let nodes = plan.electorate.nodes();
+        // What is to be registered is known only when all have been read.
+        for write in [false, true] {
+            for node in nodes.iter() {
+                let me = &mut state.agents[agent];
+                let look = Look {
+                    own: plan.bounds(),
+                    guard: told(me.longest.guard.unwrap_or_default()),
+                    vote: told(me.longest.vote),
+                    write,
+                    closed: false,
                 };
-                if operation.age >= lasts {
-                    self.end(state, agent);
+                let memory = &mut state.nodes[node].memory;
+                let (guard, longest_guard, longest_vote) = memory.probe(look, now);
+                me.longest.guard = me.longest.guard.max(Some(longest_guard.bound));
+                me.longest.vote = me.longest.vote.max(longest_vote.bound);
+                if write && guard.is_none() {
+                    memory.mark(me.longest.guard.unwrap_or_default(), me.longest, now);
                 }
+            }
+        }
+        for node in nodes.iter() {
+            let run = state.nodes[node].memory.run().to_string();
+            let known = &mut state.agents[agent].known[node];
+            let seen = match known {
+                Some((incarnation, _)) if incarnation.run == run => incarnation.seen,
+                _ => now,
+            };
+            *known = Some((Incarnation { run, seen }, now));
+        }
+    }
+
+    fn begin(&self, state: &mut State, agent: usize, candidate: usize, request: Request) {
+        let above = state.told.iter().map(|(_, token)| *token).max();
+        let operation = Operation {
+            request,
+            candidate,
+            token: state.leads[candidate].map(|lead| lead.token),
+            asked: state.now(),
+            above,
+            waits: BTreeMap::new(),
+            wake: None,
+            votes: 0,
+            answered: false,
+        };
+        let me = &mut state.agents[agent];
+        me.begun += 1;
+        let id = me.begun;
+        me.operations.insert(id, operation);
+        self.feed(state, agent, id, Event::Begin);
+    }
+
+    fn claim(&self, state: &mut State, agent: usize, wants: usize, over: Over) {
+        let claim = Claim {
+            election: ELECTION.clone(),
+            candidate: candidate(wants),
+            term: self.term(wants),
+            value: Value::default(),
+            request_id: self.request_id(wants),
+            over,
+        };
+        let now = state.now();
+        let deadline = now + 2 * TICK;
+        self.begin(
+            state,
+            agent,
+            wants,
+            Request::Claim(Claiming::new(claim, now, deadline)),
+        );
+    }
+
+    fn extend(&self, state: &mut State, agent: usize, leader: usize) {
+        let extend = Extend {
+            election: ELECTION.clone(),
+            leader: candidate(leader),
+            token: state.leads[leader].map(|lead| lead.token),
+            term: self.term(leader),
+        };
+        let now = state.now();
+        let eyes = self.eyes(state, agent);
+        let extending = Extending::new(extend, now, now + 2 * TICK, &eyes);
+        self.begin(state, agent, leader, Request::Extend(extending));
+    }
+
+    fn resign(&self, state: &mut State, agent: usize, leader: usize) {
+        let resign = Resign {
+            election: ELECTION.clone(),
+            leader: candidate(leader),
+            token: state.leads[leader].map(|lead| lead.token),
+        };
+        // It no longer acts as leader, whatever comes of it.
+        state.leads[leader] = None;
+        let now = state.now();
+        let resigning = Resigning::new(resign, now, now + 2 * TICK);
+        self.begin(state, agent, leader, Request::Resign(resigning));
+    }
+
+    fn eyes<'a>(&self, state: &'a State, agent: usize) -> Eyes<'a> {
+        let me = &state.agents[agent];
+        Eyes {
+            agent: me,
+            plan: self.world.agents[agent],
+            number: agent as u64,
+            of: self.world.agents.len() as u64,
+            clock: state.clock,
+            last: Cell::new(me.last),
+            names: Cell::new(me.names),
+        }
+    }
+
+    /// Gives an operation what happens to it, and does what it wants.
+    fn feed(&self, state: &mut State, agent: usize, id: u32, event: Event) {
+        let now = state.now();
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            if let Event::Replied {
+                reply: Ok(reply), ..
+            } = &event
+            {
+                let seen = match reply {
+                    Reply::Grant(GrantReply::Stale(token)) => token.get(),
+                    Reply::Grant(GrantReply::Held(lease)) => lease.token.get(),
+                    _ => 0,
+                };
+                let last = &mut state.agents[agent].last;
+                *last = seen.max(*last);
+            }
+            let Some(mut operation) = state.agents[agent].operations.remove(&id) else {
+                return;
+            };
+            if let Event::Replied { tag, node, .. } = &event {
+                operation.waits.remove(&(*tag, *node));
+            }
+            let eyes = self.eyes(state, agent);
+            operation.wake = None;
+            let wanted = operation.request.on(event, now, &eyes);
+            let (last, names) = (eyes.last.get(), eyes.names.get());
+            if self.world.clocks && last > state.agents[agent].last {
+                state.clock = last.max(state.clock) + 1;
+            }
+            (state.agents[agent].last, state.agents[agent].names) = (last, names);
+            for wanted in wanted {
+                match wanted {
+                    Wanted::Ask {
+                        tag,
+                        nodes,
+                        call,
+                        until,
+                    } => {
+                        let limit = now + self.world.agents[agent].bounds().vote;
+                        let is_grant = matches!(call, Call::Grant(_));
+                        operation.votes += u32::from(is_grant);
+                        for node in nodes.iter() {
+                            if is_grant && state.agents[agent].known[node].is_none() {
+                                let reply = Ok(Reply::Grant(GrantReply::Unregistered));
+                                events.push(Event::Replied { tag, node, reply });
+                                continue;
+                            }
+                            let key = (agent, id, tag);
+                            state.nodes[node].inbox.insert(key, call.clone());
+                            operation.waits.insert((tag, node), until.min(limit));
+                        }
+                    }
+                    Wanted::Wake(at) => operation.wake = Some(at),
+                    Wanted::Tend => {
+                        self.look(state, agent);
+                        events.push(Event::Tended(true));
+                    }
+                    Wanted::Elected(token, valid_for) => {
+                        operation.answered = true;
+                        if state.told.insert((operation.candidate, token)) {
+                            state.fell |= Some(token) <= operation.above;
+                        }
+                        state.lead(operation.candidate, token, operation.asked + valid_for);
+                    }
+                    Wanted::Extended => {
+                        operation.answered = true;
+                        let term = self.term(operation.candidate);
+                        // One that has been given up, or followed by another term, does not come back.
+                        let lead = state.leads[operation.candidate];
+                        if let Some(lead) = lead.filter(|it| Some(it.token) == operation.token) {
+                            let until = operation.asked + term.duration() - term.drift();
+                            state.lead(operation.candidate, lead.token, until);
+                        }
+                    }
+                    Wanted::Answered => operation.answered = true,
+                }
+            }
+            if !operation.request.is_done() {
+                state.agents[agent].operations.insert(id, operation);
             }
         }
     }
 
-    fn apply(self, state: &mut State, action: Action) {
-        let left = &mut state.left;
-        match action {
-            Action::Tick => self.tick(state),
-            Action::Campaign(agent, candidate) => {
-                left.campaigns -= 1;
-                state.named = state.named.max(candidate + 1);
-                self.campaign(state, agent, candidate, false, true);
-            }
-            Action::Extend(agent, candidate) => {
-                left.extensions -= 1;
-                self.extend(state, agent, candidate);
-            }
-            Action::Execute(node, request, how) => {
-                left.faults -= how.faults(request);
-                if !how.again {
-                    state.nodes[node].inbox.retain(|other| *other != request);
-                }
-                self.execute(state, node, request, how.lost);
-            }
-            Action::GiveUp(agent) => {
-                left.faults -= 1;
-                match state.agents[agent].operation {
-                    Some(
-                        operation @ Operation {
-                            stage: Stage::Marking { new },
-                            ..
-                        },
-                    ) => {
-                        self.count_marks(state, agent, operation, new);
-                    }
-                    _ => self.end(state, agent),
-                }
-            }
-            Action::Snapshot(node) => {
-                left.snapshots -= 1;
-                state.nodes[node].snapshot = state.nodes[node].memory;
-            }
-            Action::Restart(node, restart, probed) => {
-                left.restarts -= 1;
-                let memory = match restart {
-                    Restart::Wiped => Memory::default(),
-                    Restart::SetBack => state.nodes[node].snapshot,
+    fn execute(&self, state: &mut State, node: usize, key: Key, how: How) {
+        let now = state.now();
+        let Some(call) = state.nodes[node].inbox.get(&key).cloned() else {
+            return;
+        };
+        if !how.again {
+            state.nodes[node].inbox.remove(&key);
+        }
+        let memory = &mut state.nodes[node].memory;
+        let reply = memory.reply(&call, self.settings(), now);
+        if how.lost || !state.is_awaited(node, key) {
+            return;
+        }
+        let (agent, id, tag) = key;
+        let reply = Ok(reply);
+        self.feed(state, agent, id, Event::Replied { tag, node, reply });
+    }
+
+    fn tick(&self, state: &mut State) {
+        state.ticks += 1;
+        let now = state.now();
+        for agent in 0..state.agents.len() {
+            let ids: Vec<_> = state.agents[agent].operations.keys().copied().collect();
+            for id in ids {
+                let overdue = |state: &State| {
+                    let operation = state.agents[agent].operations.get(&id)?;
+                    let mut waits = operation.waits.iter();
+                    waits.find(|(_, until)| **until <= now).map(|(at, _)| *at)
                 };
-                state.nodes[node].restart(self.rules, self.world, memory, probed);
-            }
-            Action::Outage => {
-                left.outages -= 1;
-                for agent in 0..AGENTS {
-                    state.stop_waiting(agent);
-                    state.agents[agent] = Agent {
-                        last: 0,
-                        seen_marker: false,
-                        operation: None,
-                    };
+                while let Some((tag, node)) = overdue(state) {
+                    let reply = Err(NodeError::unknown("no answer in time"));
+                    self.feed(state, agent, id, Event::Replied { tag, node, reply });
                 }
-                for node in &mut state.nodes {
-                    node.restart(self.rules, self.world, Memory::default(), false);
-                    node.snapshot = Memory::default();
+                let wake = state.agents[agent].operations.get(&id);
+                if wake.and_then(|it| it.wake).is_some_and(|at| at <= now) {
+                    self.feed(state, agent, id, Event::Woken);
                 }
             }
         }
-        self.conclude(state);
+        for lead in &mut state.leads {
+            *lead = lead.filter(|lead| lead.until > now);
+        }
+    }
+
+    fn restart(&self, state: &mut State, node: usize, wiped: bool) {
+        let node = &mut state.nodes[node];
+        let run = node.memory.run() + 1;
+        node.memory = match &node.saved {
+            Some(saved) if !wiped => saved.restored(run),
+            _ => Memory::new(run),
+        };
+    }
+
+    fn apply(&self, state: &mut State, action: &Action) {
+        let left = &mut state.left;
+        match *action {
+            Action::Tick => self.tick(state),
+            Action::Campaign(agent, wants) => {
+                left.campaigns -= 1;
+                state.named = state.named.max(wants + 1);
+                self.claim(state, agent, wants, Over::Own);
+            }
+            Action::Extend(agent, leader) => {
+                left.extensions -= 1;
+                self.extend(state, agent, leader);
+            }
+            Action::Resign(agent, leader) => {
+                left.resignations -= 1;
+                self.resign(state, agent, leader);
+            }
+            Action::HandOver(agent, from, to) => {
+                left.handovers -= 1;
+                let token = state.leads[from].map(|lead| lead.token);
+                state.leads[from] = None;
+                state.named = state.named.max(to + 1);
+                self.claim(state, agent, to, Over::Leader(candidate(from), token));
+            }
+            Action::Execute(node, key, how) => {
+                let late = !state.is_awaited(node, key);
+                let faults = u8::from(how.lost) + u8::from(how.again) + u8::from(late);
+                state.left.faults -= faults;
+                self.execute(state, node, key, how);
+            }
+            Action::Save(node) => {
+                left.saves -= 1;
+                state.nodes[node].saved = Some(state.nodes[node].memory.clone());
+            }
+            Action::Restart(node, wiped) => {
+                left.restarts -= 1;
+                self.restart(state, node, wiped);
+            }
+            Action::Look(agent) => {
+                left.looks -= 1;
+                self.look(state, agent);
+            }
+            Action::Abandon(agent, id) => {
+                left.faults -= 1;
+                self.feed(state, agent, id, Event::Abandoned);
+            }
+        }
     }
 
     /// Drops what can no longer make a difference, so that states which differ in it only are one.
-    fn forget(self, state: &mut State) {
+    fn forget(&self, state: &mut State) {
         let left = state.left;
-        if self.world.clocks {
-            for agent in &mut state.agents {
-                agent.last = agent.last.max(state.clock.saturating_sub(1));
-            }
-        }
-        for node in &mut state.nodes {
-            if left.faults == 0 {
-                node.inbox.retain(|request| !request.is_late());
-            }
-            if left.restarts == 0 {
-                node.snapshot = Memory::default();
-            }
-        }
-        if left.extensions == 0 {
-            for leads in &mut state.leads {
-                leads.token = 0;
-            }
-        }
-        let last_votes = left.campaigns == 0 && !state.operations().any(|it| self.may_retry(it));
-        if !last_votes {
-            return;
-        }
-        (state.clock, state.newest) = (0, 0);
-        for agent in &mut state.agents {
-            agent.last = 0;
-            agent.seen_marker = true;
-        }
-        if left.extensions > 0 || self.look != Look::Leaders {
-            return;
-        }
-        if !state.operations().any(Operation::is_open) {
-            // Nobody will be told anything any more.
-            for agent in &mut state.agents {
-                agent.operation = None;
-            }
-            state
-                .nodes
-                .fill(Node::new(Memory::default(), Memory::default()));
-            state.left = Budget::default();
-        } else if state.operations().all(|it| it.kind == Kind::Campaign) {
-            for node in &mut state.nodes {
-                if !node
-                    .inbox
-                    .iter()
-                    .any(|request| request.awaited_by().is_some())
-                {
-                    node.memory = Memory::default();
-                    node.snapshot = Memory::default();
-                    node.inbox.clear();
+        if left.faults == 0 {
+            for node in 0..state.nodes.len() {
+                let keys: Vec<_> = state.nodes[node].inbox.keys().copied().collect();
+                for key in keys {
+                    if !state.is_awaited(node, key) {
+                        state.nodes[node].inbox.remove(&key);
+                    }
                 }
+            }
+        }
+        if left.restarts == 0 {
+            for node in &mut state.nodes {
+                node.saved = None;
+            }
+        }
+        let asks = left.campaigns + left.extensions + left.handovers;
+        if asks == 0 && !self.remains && state.operations().all(|(_, _, it)| it.answered) {
+            // Nobody will be told anything any more.
+            state.left = Budget::default();
+            for node in &mut state.nodes {
+                (node.memory, node.saved) = (Memory::new(0), None);
+                node.inbox.clear();
+            }
+            for agent in &mut state.agents {
+                agent.operations.clear();
             }
         }
     }
 
-    /// Whether, when nothing fails any more, an agent wins the election for a new candidate as soon as
-    /// every lease and every guard must be over: what is on its way may still arrive, or not.
-    fn can_be_won(self, state: &State) -> bool {
-        [(0, true), (0, false), (1, true), (1, false)]
-            .into_iter()
-            .all(|(agent, arrives)| {
-                let mut state = state.clone();
-                (0..AGENTS).for_each(|agent| self.end(&mut state, agent));
-                if !arrives {
-                    state.nodes.iter_mut().for_each(|node| node.inbox.clear());
+    /// Whether, when nothing fails any more, an agent wins the election for a new candidate as soon as every lease
+    /// and every guard must be over: what is on its way may still arrive, or not.
+    fn can_be_won(&self, state: &State) -> bool {
+        let agents = 0..self.world.agents.len();
+        let ways = agents.flat_map(|agent| [(agent, true), (agent, false)]);
+        ways.into_iter().all(|(agent, arrives)| {
+            let mut state = state.clone();
+            let open: Vec<_> = state
+                .operations()
+                .map(|(agent, id, _)| (agent, id))
+                .collect();
+            for (agent, id) in open {
+                self.feed(&mut state, agent, id, Event::Abandoned);
+            }
+            if !arrives {
+                state.nodes.iter_mut().for_each(|node| node.inbox.clear());
+            }
+            self.settle(&mut state);
+            let longest = self.world.agents.iter().map(|plan| plan.longest).max();
+            for _ in 0..=2 * longest.unwrap_or_default() + 1 {
+                for agent in 0..state.agents.len() {
+                    self.look(&mut state, agent);
                 }
+                self.claim(&mut state, agent, LATECOMER, Over::Own);
                 self.settle(&mut state);
-                for _ in 0..=2 * self.world.term {
-                    // The first vote may find floors and lacking markers, the second is above them.
-                    for _ in 0..2 {
-                        self.campaign(&mut state, agent, LATECOMER, false, true);
-                        self.settle(&mut state);
-                    }
-                    if state.leads[LATECOMER].left > 0 {
-                        return true;
-                    }
-                    self.tick(&mut state);
+                if state.leads[LATECOMER].is_some() {
+                    return true;
                 }
-                false
-            })
+                self.tick(&mut state);
+                self.settle(&mut state);
+            }
+            false
+        })
     }
 
     /// Executes all that is on its way.
-    fn settle(self, state: &mut State) {
-        while state.nodes.iter().any(|node| !node.inbox.is_empty()) {
-            for node in 0..NODES {
-                while let Some(request) = state.nodes[node].inbox.pop() {
-                    self.execute(state, node, request, false);
-                }
+    fn settle(&self, state: &mut State) {
+        let how = How {
+            lost: false,
+            again: false,
+        };
+        loop {
+            // A split vote is held again and again, which takes no time here.
+            let split = state.operations().find(|(_, _, it)| it.votes > 3);
+            if let Some((agent, id, _)) = split.filter(|(_, _, it)| !it.answered) {
+                self.feed(state, agent, id, Event::Abandoned);
             }
-            self.conclude(state);
+            let waiting = (0..state.nodes.len()).find_map(|node| {
+                let inbox = &state.nodes[node].inbox;
+                inbox.keys().next().map(|key| (node, *key))
+            });
+            let Some((node, key)) = waiting else { return };
+            self.execute(state, node, key, how);
         }
     }
 
-    /// Whether each lease is led by, being voted on, or about to be withdrawn. One that no vote could
-    /// withdraw was extended, or two votes of its candidate met: it stays for the term.
-    fn nothing_is_left_behind(self, state: &State) -> bool {
-        state.nodes.iter().all(|node| {
-            let Some(Lease {
-                leader,
-                token,
-                attempt: Some(attempt),
-                ..
-            }) = node.memory.lease
-            else {
-                return true;
+    /// Whether, when nothing is on its way, nobody is said to lead who was told of nothing.
+    fn is_clean(&self, state: &State) -> bool {
+        if !state.is_quiet() {
+            return true;
+        }
+        let now: Instant = state.now();
+        let mut holds: BTreeMap<(String, Token), Nodes> = BTreeMap::new();
+        for (number, node) in state.nodes.iter().enumerate() {
+            let mut memory = node.memory.clone();
+            let read = Call::Read(Arc::new(ELECTION.clone()));
+            if let Reply::Read(Reading::Held(lease)) = memory.reply(&read, self.settings(), now) {
+                let key = (lease.leader.as_str().to_owned(), lease.token);
+                holds.entry(key).or_default().add(number);
+            }
+        }
+        let electorate = self.world.agents[0].electorate;
+        holds.into_iter().all(|((leader, token), nodes)| {
+            let known = |(told, with): &(usize, Token)| {
+                candidate(*told).as_str() == leader && *with == token
             };
-            let operation = state.agents[attempt.agent].operation;
-            state.won.contains(&(leader, token))
-                || operation.is_some_and(|it| {
-                    it.token == attempt.token && node.heard[attempt.agent].is_none()
-                })
-                || operation.is_some_and(|it| it.token == attempt.token && it.is_open())
-                || node.inbox.contains(&Request::Withdraw(leader, attempt))
+            !electorate.all(nodes) || state.told.iter().any(known)
         })
-    }
-}
-
-/// What shows that a check is not empty.
-impl Election {
-    fn what_is_to_be_seen(self) -> Vec<Property<Self>> {
-        let Self { world, budget, .. } = self;
-        let led = world.start == Start::Led;
-        let mut seen = Vec::new();
-        if budget.campaigns + u8::from(led) > 1 {
-            seen.push(Property::sometimes(
-                "another leads after the first",
-                |_, state: &State| {
-                    state
-                        .won
-                        .iter()
-                        .any(|(candidate, _)| *candidate != state.won[0].0)
-                },
-            ));
-        }
-        if budget.extensions > 0 {
-            seen.push(Property::sometimes(
-                "a leader extends",
-                |_, state: &State| {
-                    let done = |it: Operation| {
-                        matches!((it.kind, it.stage), (Kind::Extension, Stage::Done(_)))
-                    };
-                    state.operations().any(done)
-                },
-            ));
-        }
-        if world.request_ids {
-            seen.push(Property::sometimes(
-                "a retry is told the first try's token",
-                |_, state: &State| {
-                    let told = |it: Operation| match (it.kind, it.stage) {
-                        (Kind::Campaign, Stage::Done(won)) => won != it.token,
-                        _ => false,
-                    };
-                    state.operations().any(told)
-                },
-            ));
-        }
-        if led && world.tokens_given && budget.extensions > 0 && budget.restarts > 0 {
-            seen.push(Property::sometimes(
-                "an extension raises a lease",
-                |_, state: &State| state.operations().any(|it| it.stage == Stage::Raising),
-            ));
-        }
-        // Such a node has begun without a lease, and grants none.
-        let heals = led && budget.extensions > 1 && budget.restarts > 0 && budget.snapshots == 0;
-        if heals && world.vote < world.term {
-            seen.push(Property::sometimes(
-                "a node that abstains is healed",
-                |_, state: &State| {
-                    state
-                        .nodes
-                        .iter()
-                        .any(|node| node.memory.abstains() && node.memory.lease.is_some())
-                },
-            ));
-        }
-        seen
     }
 }
 
@@ -351,131 +623,143 @@ impl Model for Election {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let (memory, snapshot) = match self.world.start {
-            Start::New => (Memory::default(), Memory::default()),
-            Start::Vacant => (Memory::ready(), Memory::ready()),
-            Start::Led => (Memory::led(self.world, 0, 1), Memory::ready()),
-        };
-        let led = u8::from(self.world.start == Start::Led);
-        let seen_marker = self.world.start != Start::New;
-        let mut state = State {
-            nodes: [(); NODES].map(|()| Node::new(memory, snapshot)),
-            agents: [Agent {
-                last: led,
-                seen_marker,
-                operation: None,
-            }; AGENTS],
-            leads: [Leadership::default(); CANDIDATES + 1],
-            named: 0,
-            clock: led,
-            newest: led,
-            won: Vec::new(),
-            fell: false,
-            left: self.budget,
-        };
-        if led > 0 {
-            state.named = 1;
-            state.won.push((0, led));
-            state.leads[0] = Leadership {
-                token: led,
-                left: self.world.term,
-            };
-        }
-        vec![state]
+        weaken(self.without);
+        let _ = *BEGINNING;
+        vec![self.start()]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         let left = state.left;
-        actions.push(Action::Tick);
-        for (agent, me) in state.agents.iter().enumerate() {
-            if me.operation.is_some_and(Operation::is_open) {
-                if left.faults > 0 {
-                    actions.push(Action::GiveUp(agent));
-                }
+        if state.ticks < self.world.ticks {
+            actions.push(Action::Tick);
+        }
+        for (number, agent) in state.agents.iter().enumerate() {
+            let plans = &self.world.agents;
+            if number > 0
+                && *agent == state.agents[number - 1]
+                && plans[number] == plans[number - 1]
+                && agent.operations.is_empty()
+            {
+                // It makes no difference which of the two acts.
                 continue;
             }
-            if agent > 0 && *me == state.agents[agent - 1] && me.operation.is_none() {
+            if left.looks > 0 {
+                actions.push(Action::Look(number));
+            }
+            for (id, operation) in &agent.operations {
+                if left.faults > 0
+                    && !operation.answered
+                    && matches!(operation.request, Request::Claim(_))
+                {
+                    actions.push(Action::Abandon(number, *id));
+                }
+            }
+            if agent
+                .operations
+                .values()
+                .any(|operation| !operation.answered)
+            {
                 continue;
             }
-            for candidate in 0..CANDIDATES {
-                if left.campaigns > 0 && candidate <= state.named {
-                    actions.push(Action::Campaign(agent, candidate));
+            for wants in 0..LATECOMER.min(state.named + 1) {
+                if left.campaigns > 0 {
+                    actions.push(Action::Campaign(number, wants));
                 }
-                let knows = state.leads[candidate].token > 0 || !self.world.tokens_given;
-                if left.extensions > 0 && candidate < state.named && knows {
-                    actions.push(Action::Extend(agent, candidate));
+                if state.leads[wants].is_none() {
+                    continue;
+                }
+                if left.extensions > 0 {
+                    actions.push(Action::Extend(number, wants));
+                }
+                if left.resignations > 0 {
+                    actions.push(Action::Resign(number, wants));
+                }
+                if left.handovers > 0 {
+                    actions.push(Action::HandOver(number, wants, 1 - wants));
                 }
             }
         }
-        for (at, node) in state.nodes.iter().enumerate() {
-            if at > 0 && *node == state.nodes[at - 1] {
-                continue;
-            }
-            for request in &node.inbox {
+        for (number, node) in state.nodes.iter().enumerate() {
+            for key in node.inbox.keys() {
+                let awaited = state.is_awaited(number, *key);
                 for (lost, again) in [(false, false), (true, false), (false, true), (true, true)] {
-                    let how = How { lost, again };
-                    let heard = request.awaited_by().is_some();
-                    // A grant that is refused and then comes again may leave a lease that nobody takes back.
-                    let doubled = again && self.look == Look::Remains;
-                    if how.faults(*request) <= left.faults && (heard || !lost) && !doubled {
-                        actions.push(Action::Execute(at, *request, how));
+                    let faults = u8::from(lost) + u8::from(again) + u8::from(!awaited);
+                    if faults <= left.faults && (awaited || !lost) {
+                        actions.push(Action::Execute(number, *key, How { lost, again }));
                     }
                 }
             }
-            if left.snapshots > 0 && node.snapshot != node.memory {
-                actions.push(Action::Snapshot(at));
+            if left.saves > 0 && node.saved.as_ref() != Some(&node.memory) {
+                actions.push(Action::Save(number));
             }
             if left.restarts > 0 {
-                let marked = state.agents.iter().any(|agent| agent.seen_marker);
-                for probed in [false, true] {
-                    if !probed || marked {
-                        actions.push(Action::Restart(at, Restart::Wiped, probed));
-                    }
-                    if node.snapshot != Memory::default() {
-                        actions.push(Action::Restart(at, Restart::SetBack, probed));
-                    }
-                }
+                actions.push(Action::Restart(number, true));
+                actions.push(Action::Restart(number, false));
             }
-        }
-        if left.outages > 0 {
-            actions.push(Action::Outage);
         }
     }
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        weaken(self.without);
         let mut state = last.clone();
-        self.apply(&mut state, action);
+        self.apply(&mut state, &action);
         self.forget(&mut state);
-        state.nodes.sort_unstable();
-        Some(state)
+        let votes = self.world.votes;
+        let within = state.operations().all(|(_, _, it)| it.votes <= votes);
+        within.then_some(state)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        let Self {
-            world,
-            budget,
-            look,
-            ..
-        } = *self;
         let mut properties = vec![
-            Property::always(EXCLUSION, |_, state: &State| {
-                state.leads.iter().filter(|leads| leads.left > 0).count() < 2
-            }),
+            Property::always(EXCLUSION, |_, state: &State| state.leaders() < 2),
             Property::always(RISING, |_, state: &State| !state.fell),
         ];
-        if look == Look::Remains {
+        if self.remains {
             properties.push(Property::always(WINNABLE, |model: &Self, state| {
+                weaken(model.without);
                 model.can_be_won(state)
             }));
-            // A node that forgets a withdrawal may execute the grant after it; and what a request has
-            // repeated, later or twice, is not taken back with the repetition.
-            if budget.restarts == 0 && !world.request_ids {
-                properties.push(Property::always(CLEAN, |model: &Self, state| {
-                    model.nothing_is_left_behind(state)
-                }));
-            }
+            properties.push(Property::always(CLEAN, |model: &Self, state| {
+                model.is_clean(state)
+            }));
         }
-        properties.extend(self.what_is_to_be_seen());
+        let Budget {
+            campaigns,
+            extensions,
+            resignations,
+            handovers,
+            ..
+        } = self.budget;
+        let led = u8::from(self.world.start == Start::Led);
+        if campaigns + handovers + led > 1 {
+            properties.push(Property::sometimes(
+                "another leads after the first",
+                |_, state: &State| {
+                    let leaders = state.told.iter().map(|(candidate, _)| candidate);
+                    leaders.collect::<std::collections::BTreeSet<_>>().len() > 1
+                },
+            ));
+        }
+        if extensions > 0 {
+            properties.push(Property::sometimes(
+                "an extension is answered",
+                |model: &Self, state: &State| {
+                    let extended = |lead: &crate::state::Lead| {
+                        lead.until > *BEGINNING + TICK * model.world.terms[0]
+                    };
+                    state.leads.iter().flatten().any(extended)
+                },
+            ));
+        }
+        if resignations > 0 && campaigns > 0 {
+            properties.push(Property::sometimes(
+                "another leads before the term is over",
+                |model: &Self, state: &State| {
+                    let others = state.told.iter().any(|(candidate, _)| *candidate == 1);
+                    others && u32::from(state.ticks) < model.world.terms[0]
+                },
+            ));
+        }
         properties
     }
 }

@@ -1,229 +1,281 @@
-//! The state of the whole: the nodes with what is on its way to them, and the agents.
+//! What the checker remembers of a state: the nodes' memories, the agents' requests, and what is on its way.
 
-use std::mem;
-
-use crate::{
-    node::{AgentId, Ask, Attempt, Candidate, Heal, Lease, Mark, Memory, Reply, Token},
-    setting::{Budget, Rules, Withdrawal, World},
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    sync::LazyLock,
 };
 
-pub(crate) const NODES: usize = 3;
-pub(crate) const QUORUM: usize = NODES / 2 + 1;
-pub(crate) const AGENTS: usize = 2;
-pub(crate) const CANDIDATES: usize = 2;
-/// A candidate that campaigns only when [`Election::can_be_won`] is asked.
-pub(crate) const LATECOMER: Candidate = CANDIDATES;
+use election_agent::{
+    election::types::{ElectionId, Token},
+    lease::{
+        Bounds, Incarnation,
+        memory::Memory,
+        policy::{
+            Call, Electorate, Event, Machine as _, Step, View, claim::Claiming,
+            extension::Extending, resignation::Resigning,
+        },
+        quorum::Claimed,
+    },
+};
+use tokio::time::Instant;
 
+use crate::world::{Budget, Plan, TICK};
+
+/// When the model's time begins.
+pub(crate) static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// The election that all want.
+pub(crate) static ELECTION: LazyLock<ElectionId> =
+    LazyLock::new(|| ElectionId::new("", "e").expect("valid"));
+
+/// A state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
-    pub(crate) nodes: [Node; NODES],
-    pub(crate) agents: [Agent; AGENTS],
-    pub(crate) leads: [Leadership; CANDIDATES + 1],
-    /// How many candidates have campaigned.
+    pub(crate) ticks: u8,
+    /// What a clock says, as a token: no two askers get the same. Stands still where there is none.
+    pub(crate) clock: u64,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) agents: Vec<Agent>,
+    /// What each candidate knows of its leadership.
+    pub(crate) leads: Vec<Option<Lead>>,
+    /// How many candidates have been named: names are given in the order of their first use.
     pub(crate) named: usize,
-    /// The least token of this tick: above all that were proposed in earlier ticks.
-    pub(crate) clock: Token,
-    pub(crate) newest: Token,
-    /// Every grant that was answered.
-    pub(crate) won: Vec<(Candidate, Token)>,
-    /// A grant was answered with a token not above those answered before it was asked for.
+    /// Who was told that it is elected, and with which tokens.
+    pub(crate) told: BTreeSet<(usize, Token)>,
+    /// Whether a token was not above one that was told before it was asked for.
     pub(crate) fell: bool,
     pub(crate) left: Budget,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// A node, and the requests that are on their way to it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Node {
     pub(crate) memory: Memory,
-    pub(crate) snapshot: Memory,
-    /// What has been sent to it and may yet be executed, in order: a set.
-    pub(crate) inbox: Vec<Request>,
-    /// What each agent has heard from it in its present operation.
-    pub(crate) heard: [Option<Reply>; AGENTS],
+    /// What it may go back to.
+    pub(crate) saved: Option<Memory>,
+    pub(crate) inbox: BTreeMap<Key, Call>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Request {
-    Grant(Ask),
-    Extend(Ask),
-    Heal(Heal),
-    Withdraw(Candidate, Attempt),
-    Mark(Mark),
-}
+/// Names a request on its way to a node: the agent, its operation, and the number that this gave it.
+pub(crate) type Key = (usize, u32, u32);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// An agent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Agent {
-    /// The largest token proposed or seen.
-    pub(crate) last: Token,
-    pub(crate) seen_marker: bool,
-    pub(crate) operation: Option<Operation>,
+    /// The longest bounds that it knows of.
+    pub(crate) longest: Bounds,
+    /// The last token that it proposed, or has seen.
+    pub(crate) last: u64,
+    /// How many grants it has named.
+    pub(crate) names: u64,
+    /// The incarnations that it has found, and when it last looked.
+    pub(crate) known: Vec<Option<(Incarnation, Instant)>>,
+    pub(crate) operations: BTreeMap<u32, Operation>,
+    /// How many operations it has begun.
+    pub(crate) begun: u32,
 }
 
+/// Until when a candidate may act as leader, and its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Lead {
+    pub(crate) token: Token,
+    pub(crate) until: Instant,
+}
+
+/// A request of a candidate.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Operation {
-    pub(crate) kind: Kind,
-    pub(crate) candidate: Candidate,
-    pub(crate) token: Token,
-    /// Ticks since it was sent.
-    pub(crate) age: u8,
-    /// The largest token that had been answered when it began.
-    pub(crate) above: Token,
-    pub(crate) repeat: bool,
-    pub(crate) retried: bool,
-    pub(crate) stage: Stage,
+    pub(crate) request: Request,
+    pub(crate) candidate: usize,
+    /// The token with which the candidate led when it asked.
+    pub(crate) token: Option<Token>,
+    pub(crate) asked: Instant,
+    /// The largest token that was told before.
+    pub(crate) above: Option<Token>,
+    /// Replies that are waited for, and until when.
+    pub(crate) waits: BTreeMap<(u32, usize), Instant>,
+    pub(crate) wake: Option<Instant>,
+    pub(crate) votes: u32,
+    pub(crate) answered: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
-    Campaign,
-    Extension,
+/// The agent's own state machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Request {
+    Claim(Claiming),
+    Extend(Extending),
+    Resign(Resigning),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Stage {
-    /// Not decided.
-    Open,
-    /// A vote that found nodes without a marker, which are `new` or have forgotten, marks them before it
-    /// is repeated.
-    Marking { new: bool },
-    /// An extension that too few nodes have the token for waits for those that are raised to it.
-    Raising,
-    /// A quorum did it, with this token; what the other nodes reply tells what is to be tidied up.
-    Done(Token),
-    /// No quorum did; so do the replies to a campaign.
-    Failed,
-}
-
-/// What a candidate believes: it leads while time is left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Leadership {
-    pub(crate) token: Token,
-    pub(crate) left: u8,
+/// What a machine wants done.
+pub(crate) enum Wanted {
+    Ask {
+        tag: u32,
+        nodes: election_agent::lease::policy::Nodes,
+        call: Call,
+        until: Instant,
+    },
+    Wake(Instant),
+    Tend,
+    Elected(Token, std::time::Duration),
+    Extended,
+    Answered,
 }
 
 impl Request {
-    pub(crate) fn ask(&mut self) -> Option<&mut Ask> {
+    pub(crate) fn on(&mut self, event: Event, now: Instant, view: &Eyes<'_>) -> Vec<Wanted> {
+        fn common<A>(step: Step<A>, answer: impl FnOnce(A) -> Wanted) -> Option<Wanted> {
+            Some(match step {
+                Step::Ask {
+                    tag,
+                    nodes,
+                    call,
+                    until,
+                } => Wanted::Ask {
+                    tag,
+                    nodes,
+                    call,
+                    until,
+                },
+                Step::Wake(at) => Wanted::Wake(at),
+                Step::Tend(..) => Wanted::Tend,
+                Step::Answer(answered) => answer(answered),
+                Step::Note(_) => return None,
+            })
+        }
         match self {
-            Self::Grant(ask) | Self::Extend(ask) => Some(ask),
-            _ => None,
-        }
-    }
-
-    /// Who waits for the reply.
-    pub(crate) fn awaited_by(self) -> Option<AgentId> {
-        match self {
-            Self::Grant(ask) | Self::Extend(ask) => ask.awaited.then_some(ask.from),
-            Self::Heal(heal) => heal.awaited_by,
-            Self::Mark(mark) => mark.awaited_by,
-            Self::Withdraw(..) => None,
-        }
-    }
-
-    /// Whether its sender has stopped waiting.
-    pub(crate) fn is_late(mut self) -> bool {
-        self.ask().is_some_and(|ask| !ask.awaited)
-    }
-}
-
-impl Node {
-    pub(crate) fn new(memory: Memory, snapshot: Memory) -> Self {
-        Self {
-            memory,
-            snapshot,
-            inbox: Vec::new(),
-            heard: [None; AGENTS],
-        }
-    }
-
-    pub(crate) fn send(&mut self, request: Request) {
-        if let Err(at) = self.inbox.binary_search(&request) {
-            self.inbox.insert(at, request);
-        }
-    }
-
-    pub(crate) fn withdraw(&mut self, rules: Rules, operation: Operation, agent: AgentId) {
-        if rules.withdrawal != Withdrawal::None {
-            let attempt = Attempt {
-                agent,
-                token: operation.token,
-            };
-            self.send(Request::Withdraw(operation.candidate, attempt));
-        }
-    }
-
-    pub(crate) fn owes(&self, agent: AgentId) -> bool {
-        self.inbox
-            .iter()
-            .any(|request| request.awaited_by() == Some(agent))
-    }
-
-    pub(crate) fn restart(&mut self, rules: Rules, world: World, memory: Memory, probed: bool) {
-        self.memory = memory;
-        self.memory.restart(world, probed);
-        if rules.bound_to_run {
-            self.inbox
-                .retain(|request| !matches!(request, Request::Heal(_) | Request::Mark(_)));
-        }
-    }
-}
-
-impl Operation {
-    pub(crate) fn is_open(self) -> bool {
-        !matches!(self.stage, Stage::Done(_) | Stage::Failed)
-    }
-}
-
-impl State {
-    pub(crate) fn heard(&self, agent: AgentId) -> impl Iterator<Item = Reply> {
-        self.nodes.iter().filter_map(move |node| node.heard[agent])
-    }
-
-    /// How many nodes may yet answer.
-    pub(crate) fn outstanding(&self, agent: AgentId) -> usize {
-        self.nodes.iter().filter(|node| node.owes(agent)).count()
-    }
-
-    pub(crate) fn operations(&self) -> impl Iterator<Item = Operation> {
-        self.agents.iter().filter_map(|agent| agent.operation)
-    }
-
-    pub(crate) fn set_stage(&mut self, agent: AgentId, stage: Stage) {
-        if let Some(operation) = &mut self.agents[agent].operation {
-            operation.stage = stage;
-        }
-    }
-
-    /// The lease of the operation's candidate as a node has it now that has just renewed it.
-    pub(crate) fn renewed_lease(&self, agent: AgentId, operation: Operation) -> Option<Lease> {
-        let renewed = self
-            .nodes
-            .iter()
-            .filter(|node| node.heard[agent] == Some(Reply::Renewed));
-        let leases = renewed.filter_map(|node| node.memory.lease);
-        leases
-            .filter(|lease| lease.leader == operation.candidate)
-            .max_by_key(|lease| lease.token)
-    }
-
-    pub(crate) fn stop_waiting(&mut self, agent: AgentId) {
-        for node in &mut self.nodes {
-            node.heard[agent] = None;
-            for mut request in mem::take(&mut node.inbox) {
-                if let Some(ask) = request.ask().filter(|ask| ask.from == agent) {
-                    ask.awaited = false;
-                }
-                if let Request::Heal(Heal { awaited_by, .. })
-                | Request::Mark(Mark { awaited_by, .. }) = &mut request
-                {
-                    *awaited_by = awaited_by.filter(|by| *by != agent);
-                }
-                node.send(request);
+            Self::Claim(claiming) => {
+                let mut steps = Vec::new();
+                claiming.on(event, now, view, &mut steps);
+                let answer = |answer| match answer {
+                    Ok(Claimed::Won { token, valid_for }) => Wanted::Elected(token, valid_for),
+                    _ => Wanted::Answered,
+                };
+                let steps = steps.into_iter();
+                steps.filter_map(|step| common(step, answer)).collect()
+            }
+            Self::Extend(extending) => {
+                let mut steps = Vec::new();
+                extending.on(event, now, view, &mut steps);
+                let answer = |answer| match answer {
+                    Ok(Ok(())) => Wanted::Extended,
+                    _ => Wanted::Answered,
+                };
+                let steps = steps.into_iter();
+                steps.filter_map(|step| common(step, answer)).collect()
+            }
+            Self::Resign(resigning) => {
+                let mut steps = Vec::new();
+                resigning.on(event, now, view, &mut steps);
+                let steps = steps.into_iter();
+                let answer = |_| Wanted::Answered;
+                steps.filter_map(|step| common(step, answer)).collect()
             }
         }
     }
 
-    pub(crate) fn lead(&mut self, term: u8, operation: Operation, token: Token) {
-        let leads = &mut self.leads[operation.candidate];
-        leads.left = leads.left.max(term.saturating_sub(operation.age));
-        leads.token = leads.token.max(token);
+    pub(crate) fn is_done(&self) -> bool {
+        match self {
+            Self::Claim(claiming) => claiming.is_done(),
+            Self::Extend(extending) => extending.is_done(),
+            Self::Resign(resigning) => resigning.is_done(),
+        }
+    }
+}
+
+/// What an agent's machines see.
+pub(crate) struct Eyes<'a> {
+    pub(crate) agent: &'a Agent,
+    pub(crate) plan: Plan,
+    /// What makes the names of this agent's grants differ from others'.
+    pub(crate) number: u64,
+    pub(crate) of: u64,
+    /// What a clock says, as a token.
+    pub(crate) clock: u64,
+    pub(crate) last: Cell<u64>,
+    pub(crate) names: Cell<u64>,
+}
+
+impl View for Eyes<'_> {
+    fn electorate(&self) -> Electorate {
+        self.plan.electorate
+    }
+
+    fn bounds(&self) -> Bounds {
+        Bounds {
+            guard: self.agent.longest.guard,
+            vote: self.plan.bounds().vote,
+        }
+    }
+
+    fn longest(&self) -> Bounds {
+        self.agent.longest
+    }
+
+    fn token(&self, above: Option<Token>) -> Option<Token> {
+        let least = above.map_or(0, Token::get).max(self.last.get()) + 1;
+        self.last.set(least.max(self.clock));
+        Token::new(self.last.get())
+    }
+
+    fn unix_millis(&self) -> u64 {
+        0
+    }
+
+    fn random(&self) -> u64 {
+        self.names.set(self.names.get() + 1);
+        self.names.get() * self.of + self.number
+    }
+
+    fn incarnation(&self, node: usize, _: &ElectionId) -> Option<Incarnation> {
+        let known = self.agent.known[node].as_ref();
+        known.map(|(incarnation, _)| incarnation.clone())
+    }
+
+    fn probed_since(&self, node: usize, instant: Instant) -> bool {
+        let known = self.agent.known[node].as_ref();
+        known.is_some_and(|(_, probed)| *probed >= instant)
+    }
+}
+
+impl State {
+    pub(crate) fn now(&self) -> Instant {
+        *BEGINNING + TICK * u32::from(self.ticks)
+    }
+
+    /// The operations, by agent and number.
+    pub(crate) fn operations(&self) -> impl Iterator<Item = (usize, u32, &Operation)> {
+        let agents = self.agents.iter().enumerate();
+        agents.flat_map(|(number, agent)| {
+            let operations = agent.operations.iter();
+            operations.map(move |(id, operation)| (number, *id, operation))
+        })
+    }
+
+    /// Whether anything is on its way, or waited for.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.operations().next().is_none() && self.nodes.iter().all(|node| node.inbox.is_empty())
+    }
+
+    /// Whether the request's reply is waited for.
+    pub(crate) fn is_awaited(&self, node: usize, (agent, operation, tag): Key) -> bool {
+        let operation = self.agents[agent].operations.get(&operation);
+        operation.is_some_and(|operation| operation.waits.contains_key(&(tag, node)))
+    }
+
+    /// The candidate leads until then.
+    pub(crate) fn lead(&mut self, candidate: usize, token: Token, until: Instant) {
+        let known = self.leads[candidate].map(|lead| lead.until);
+        self.leads[candidate] = Some(Lead {
+            token,
+            until: until.max(known.unwrap_or(until)),
+        });
+    }
+
+    /// How many candidates act as leader.
+    pub(crate) fn leaders(&self) -> usize {
+        let now = self.now();
+        let leads = self.leads.iter().flatten();
+        leads.filter(|lead| lead.until > now).count()
     }
 }

@@ -47,12 +47,14 @@ pub(crate) async fn run(seed: u64) -> Record {
     fastrand::seed(seed);
     let mut rng = Rng::with_seed(seed);
     let forgetful = rng.bool();
-    let world = World {
+    let mut world = World {
         forgetful,
         off: !forgetful && rng.u32(..6) == 0,
         bad_start: rng.u32(..4) == 0,
         faults: Faults::new(&mut rng, forgetful),
     };
+    // Without a guard, nothing bounds how long a lease lasts whose server's clock was set back.
+    world.faults.set_back &= !world.off;
     let count = *rng.choice(&[1, 3, 3, 3, 5]).expect("some");
     let servers: Vec<_> = (0..count)
         .map(|n| {
@@ -130,10 +132,8 @@ pub(crate) async fn run(seed: u64) -> Record {
     let alive = agents.iter().filter(|agent| !agent.is_dead());
     let alive: Agents = Arc::new(alive.cloned().collect());
     nothing_is_left(&alive, &record, &mut rng, world).await;
-    // Without a guard, nothing bounds how long a lease lasts whose server's clock was set back.
-    let bounded = !(world.off && world.faults.set_back);
-    if servers.len() > 1 && bounded {
-        let steady = Steady::new(&mut rng, &servers, &alive, &record);
+    if servers.len() > 1 {
+        let steady = Steady::new(&mut rng, &servers, &alive, &record, !world.forgetful);
         steady.keeps_its_lease_everywhere().await;
     }
     record

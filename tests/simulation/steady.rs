@@ -8,7 +8,7 @@ use election_agent::{
         Campaign, Outcome,
         types::{Candidate as Name, Kind, Term, Token, Value},
     },
-    lease::{Extend, Resign},
+    lease::{Extend, LeaseNode as _, Resign},
 };
 use fastrand::Rng;
 use tokio::{
@@ -35,6 +35,8 @@ pub(crate) struct Steady {
     /// Whether others campaign so fast that more of their grants wait for the server that stands still than a lease
     /// keeps apart: the oldest counts as acknowledged then, and stands in the way of a repair until it lapses.
     fast: bool,
+    /// Whether the clocks of agents step.
+    clocks_step: bool,
     agent: Agent,
     agents: Agents,
     term: Term,
@@ -43,7 +45,13 @@ pub(crate) struct Steady {
 }
 
 impl Steady {
-    pub(crate) fn new(rng: &mut Rng, servers: &[Server], agents: &Agents, record: &Record) -> Self {
+    pub(crate) fn new(
+        rng: &mut Rng,
+        servers: &[Server],
+        agents: &Agents,
+        record: &Record,
+        clocks_step: bool,
+    ) -> Self {
         let agent = agents[rng.usize(..agents.len())].clone();
         let longest = agent.longest.as_millis() as i64;
         let term = Term::from_millis(rng.i64(1_050..=longest), agent.longest).expect("in range");
@@ -51,6 +59,7 @@ impl Steady {
             servers: servers.to_vec(),
             hangs: rng.usize(..servers.len()),
             fast: rng.bool(),
+            clocks_step,
             agent,
             agents: Arc::clone(agents),
             term,
@@ -61,6 +70,23 @@ impl Steady {
 
     pub(crate) async fn keeps_its_lease_everywhere(mut self) {
         let token = self.is_elected().await;
+        // A bare majority may have elected it, while another server had the lease of an earlier leader.
+        let third = self.term.duration() / 3;
+        let lapsed = Instant::now() + LONGEST_TERM;
+        while Instant::now() < lapsed {
+            self.extends(token).await;
+            sleep(third.mul_f64(0.9)).await;
+        }
+        for _ in 0..2 {
+            self.extends(token).await;
+            sleep(third.mul_f64(0.9)).await;
+        }
+        if self.clocks_step && !self.is_held_everywhere().await {
+            // A server may have acknowledged the token of a clock that was ahead, for somebody whom no majority elected.
+            self.record.note("a server has a larger token");
+            self.gives_up(token).await;
+            return;
+        }
         let hangs = self.servers[self.hangs].clone();
         let most = self.rng.u64(..3_000);
         let hang = self.term.duration() + self.agent.vote + Duration::from_millis(most);
@@ -74,7 +100,6 @@ impl Steady {
             let pause = if self.fast { 20 } else { 2_000 };
             challengers.spawn(challenger.challenge(pause, resumes + 10 * LONGEST_TERM));
         }
-        let third = self.term.duration() / 3;
         while Instant::now() < resumes {
             self.extends(token).await;
             sleep(third.mul_f64(0.9)).await;
@@ -106,6 +131,10 @@ impl Steady {
         self.extends(token).await;
         self.is_listed().await;
         challengers.abort_all();
+        self.gives_up(token).await;
+    }
+
+    async fn gives_up(&self, token: Token) {
         self.record.ended(NAME, "resigns");
         let resign = Resign {
             election: election(),
@@ -116,6 +145,15 @@ impl Steady {
         let resigned = self.agent.elections.resign(resign, deadline).await;
         assert_eq!(resigned, Ok(Ok(())), "{}", self.record.history());
         sleep_until(deadline).await;
+    }
+
+    async fn is_held_everywhere(&self) -> bool {
+        for server in &self.servers {
+            if leader_at(server).await.as_deref() != Some(NAME) {
+                return false;
+            }
+        }
+        true
     }
 
     async fn is_elected(&self) -> Token {
@@ -152,6 +190,14 @@ impl Steady {
         };
         let deadline = asked + Duration::from_secs(3);
         let extended = self.agent.quorum.extend(request, deadline).await;
+        if extended != Ok(Ok(())) {
+            let status = self.agent.quorum.status().await;
+            for (server, status) in self.servers.iter().zip(status) {
+                let held = server.memory().read(&election()).await;
+                self.record
+                    .note(&format!("{}: {held:?}, {:?}", server.name(), status.probe));
+            }
+        }
         assert_eq!(
             extended,
             Ok(Ok(())),
