@@ -1,8 +1,8 @@
 //! The real quorum over simulated nodes and a simulated network, in simulated time.
 //!
 //! A seed fixes everything: when candidates ask and through which agent, which messages are slow, lost or
-//! doubled, when nodes pause and forget, and whose clock runs fast or is set back. A run checks what the agent promises
-//! (see [`record`]); a failure names its seed, and `SIM_SEED=… make test-sim` replays exactly that run.
+//! doubled, when nodes pause and forget, whose clock runs fast or is set back or forward, and when agents pass from one
+//! list of nodes to another. A run checks what the agent promises (see [`record`]); a failure names its seed, and `SIM_SEED=… make test-sim` replays exactly that run.
 //!
 //! `SIM_SEEDS` says how many seeds to run, from `SIM_FIRST` on; without it sixty.
 
@@ -13,8 +13,10 @@
 
 mod agent;
 mod candidate;
+mod change;
 mod faults;
 mod handle;
+mod lists;
 mod record;
 mod rules;
 mod run;
