@@ -1,5 +1,6 @@
 //! The same random operations on the in-process node and on a real Redis give the same replies.
 
+mod lists;
 mod twins;
 
 use std::{sync::LazyLock, time::Duration};

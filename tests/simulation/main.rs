@@ -2,7 +2,8 @@
 //!
 //! A seed fixes everything: when candidates ask and through which agent, which messages are slow, lost or
 //! doubled, when nodes pause and forget, whose clock runs fast or is set back or forward, and when agents pass from one
-//! list of nodes to another. A run checks what the agent promises (see [`record`]); a failure names its seed, and `SIM_SEED=… make test-sim` replays exactly that run.
+//! list of nodes to another. A run checks what the agent promises (see [`record`]); a failure names its seed, and
+//! `SIM_SEED=… make test-sim` replays exactly that run.
 //!
 //! `SIM_SEEDS` says how many seeds to run, from `SIM_FIRST` on; without it sixty.
 
