@@ -1,5 +1,8 @@
 //! The same random operations on the in-process node and on a real Redis give the same replies.
 
+mod lists;
+mod twins;
+
 use std::{sync::LazyLock, time::Duration};
 
 use election_agent::{
@@ -378,6 +381,15 @@ fn on_server(redis: &Redis) -> Deployment {
 
 /// Both nodes, new, and marked ready if they are to be.
 async fn pair(deployment: Deployment, prefix: usize, marked: bool) -> (Embedded, RedisNode) {
+    pair_with(Embedded::in_memory(SETTINGS), deployment, prefix, marked).await
+}
+
+async fn pair_with(
+    model: Embedded,
+    deployment: Deployment,
+    prefix: usize,
+    marked: bool,
+) -> (Embedded, RedisNode) {
     let usage = Use {
         prefix: format!("p{prefix}"),
         nodes: deployment.identity(),
@@ -387,7 +399,6 @@ async fn pair(deployment: Deployment, prefix: usize, marked: bool) -> (Embedded,
     let real = RedisNode::start(deployment, usage, VOTE, SETTINGS, &Workers::here()).await;
     // What it is not asked for, it does not know: its run.
     real.probe(LOOK).await.expect("answers");
-    let model = Embedded::in_memory(SETTINGS);
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {
             let unmarked = node.probe(LOOK).await.expect("answers").unmarked;

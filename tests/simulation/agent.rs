@@ -15,6 +15,7 @@ use election_agent::{
     lease::{
         LeaseNode,
         guard::RestartGuard,
+        policy::{Electorate, Nodes},
         quorum::{Options, Quorum},
     },
 };
@@ -29,6 +30,9 @@ pub(crate) struct Agent {
     pub(crate) elections: Elections,
     pub(crate) quorum: Quorum,
     pub(crate) handles: Vec<Handle>,
+    /// Its nodes.
+    pub(crate) servers: Vec<Server>,
+    pub(crate) electorate: Electorate,
     /// The longest term that it grants.
     pub(crate) longest: Duration,
     /// How long its votes count.
@@ -36,6 +40,8 @@ pub(crate) struct Agent {
     pub(crate) starts: Instant,
     guard: RestartGuard,
     is_dead: Arc<AtomicBool>,
+    /// Whether it has not come yet, or has gone in good order.
+    is_away: Arc<AtomicBool>,
     /// For whom it was asked, and until when what it may have been granted lasts if it dies.
     asked: Arc<Mutex<BTreeMap<String, Instant>>>,
 }
@@ -50,7 +56,7 @@ pub(crate) struct Plan {
     pub(crate) off: i64,
     pub(crate) starts: Instant,
     /// The list of nodes that it has.
-    pub(crate) list: Option<&'static str>,
+    pub(crate) list: Option<String>,
     /// Whether the nodes have clocks of their own.
     pub(crate) own_clocks: bool,
 }
@@ -79,33 +85,37 @@ impl Plan {
         servers: &[Server],
         clock: impl Fn() -> SystemTime + Send + Sync + 'static,
     ) -> Agent {
-        self.agent_of(servers, clock, Quorum::new)
+        let electorate = Electorate::of(Nodes::first(servers.len()));
+        self.agent_of(servers, electorate, clock)
     }
 
     pub(crate) fn agent_of(
         &self,
         servers: &[Server],
+        electorate: Electorate,
         clock: impl Fn() -> SystemTime + Send + Sync + 'static,
-        quorum: impl FnOnce(Vec<Arc<dyn LeaseNode>>, Options) -> Quorum,
     ) -> Agent {
         let handles: Vec<_> = servers
             .iter()
-            .map(|server| Handle::new(server, self.vote, self.list, self.own_clocks))
+            .map(|server| Handle::new(server, self.vote, self.list.as_deref(), self.own_clocks))
             .collect();
         let nodes = handles.iter().cloned();
         let nodes = nodes.map(|handle| Arc::new(handle) as Arc<dyn LeaseNode>);
         let mut options = Options::new(self.vote, self.guard, self.longest);
         options.clock = Arc::new(clock);
-        let quorum = quorum(nodes.collect(), options);
+        let quorum = Quorum::of(nodes.collect(), electorate, options);
         Agent {
             elections: Elections::new(quorum.clone(), self.longest),
             quorum,
             handles,
+            servers: servers.to_vec(),
+            electorate,
             longest: self.longest,
             vote: self.vote,
             starts: self.starts,
             guard: self.guard,
             is_dead: Arc::default(),
+            is_away: Arc::default(),
             asked: Arc::default(),
         }
     }
@@ -153,11 +163,45 @@ impl Agent {
         self.is_dead.load(Ordering::Relaxed)
     }
 
+    /// It serves from now on.
+    pub(crate) fn comes(&self) {
+        self.is_away.store(false, Ordering::Relaxed);
+    }
+
+    /// It serves no more. What it is asked for already it does.
+    pub(crate) fn goes(&self) {
+        self.is_away.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it can be asked, also if nobody knows that it is dead.
+    pub(crate) fn serves(&self) -> bool {
+        self.starts <= Instant::now() && !self.is_away.load(Ordering::Relaxed)
+    }
+
+    /// Whether majorities of its lists can be used.
+    pub(crate) async fn is_ready(&self) -> bool {
+        let status = self.quorum.status().await;
+        let fit = |node: &usize| status[*node].probe.is_ok();
+        self.electorate
+            .all(self.electorate.nodes().iter().filter(fit).collect())
+    }
+
+    /// Whether it can go on without any one of its nodes.
+    pub(crate) fn spares_one(&self) -> bool {
+        let nodes = self.electorate.nodes();
+        nodes.iter().all(|gone| {
+            let left = nodes.iter().filter(|node| *node != gone);
+            self.electorate.all(left.collect())
+        })
+    }
+
     /// Looks after its nodes, as the agent's monitor does.
     pub(crate) async fn monitor(self, until: Instant) {
         sleep_until(self.starts).await;
         while Instant::now() < until {
-            self.quorum.status().await;
+            if self.serves() {
+                self.quorum.status().await;
+            }
             sleep(Duration::from_secs(1)).await;
         }
     }

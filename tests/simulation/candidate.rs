@@ -298,12 +298,7 @@ impl Candidate {
 
     /// One that has started; it may be dead, which nobody knows.
     fn agent(&mut self) -> Agent {
-        let now = Instant::now();
-        let started: Vec<_> = self
-            .agents
-            .iter()
-            .filter(|agent| agent.starts <= now)
-            .collect();
+        let started: Vec<_> = self.agents.iter().filter(|agent| agent.serves()).collect();
         let agent = self.rng.usize(..started.len());
         started[agent].clone()
     }

@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::server::Server;
+use crate::{lists::Told, server::Server};
 
 /// What a call is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -312,7 +312,11 @@ impl LeaseNode for Handle {
                     let mut probe = node.probe(look).await?;
                     probe.clock = inner.own_clock.then(|| inner.server.unix_ms());
                     let list = inner.list.as_deref();
-                    probe.other_list = list.and_then(|list| inner.server.other_list(list));
+                    match list.map(|list| inner.server.register(list, look, &probe)) {
+                        Some(Told::Other(list)) => probe.other_list = Some(list),
+                        Some(Told::Same { closing }) => probe.closing = closing,
+                        None => {}
+                    }
                     let incarnation = node.incarnation(&crate::election());
                     Ok((probe, incarnation, inner.server.now()))
                 }

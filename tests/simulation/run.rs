@@ -13,6 +13,7 @@ use tokio::{
 use crate::{
     agent::{Agent, Plan, clock, steps},
     candidate::{Agents, Candidate},
+    change::{Change, Has},
     election,
     faults::{Event, Faults, SLOWEST},
     record::Record,
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// How long a run lasts, in simulated time.
-const RUN: Duration = Duration::from_secs(60);
+pub(crate) const RUN: Duration = Duration::from_secs(60);
 /// The longest term that any agent grants, and so the longest guard.
 pub(crate) const LONGEST_TERM: Duration = Duration::from_secs(6);
 /// The longest vote lifetime of any agent.
@@ -39,6 +40,43 @@ struct World {
     /// Whether messages are lost and slow from the beginning.
     bad_start: bool,
     faults: Faults,
+    /// When the servers' clocks are set forward.
+    forward: Forward,
+    /// Whether agents pass from one list of servers to another.
+    change: Option<Change>,
+}
+
+/// When the clock of a server may be set forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Forward {
+    Never,
+    /// When the server has no lease, so that none is shorter than it was to be.
+    BetweenTerms,
+    /// At any time: two candidates may lead then, and their tokens tell who is the later one.
+    AnyTime,
+}
+
+impl World {
+    /// What is decided here takes nothing from the numbers that decide the rest.
+    fn with_more(self, rng: &mut Rng) -> Self {
+        let forward = match rng.u32(..10) {
+            0 if !self.forgetful => Forward::BetweenTerms,
+            1 => Forward::AnyTime,
+            _ => Forward::Never,
+        };
+        // What no agent wants to remember says nothing about who has which list.
+        let changes = !self.off && forward == Forward::Never && rng.u32(..4) == 0;
+        let mut faults = self.faults;
+        faults.set_back &= !changes;
+        Self {
+            faults,
+            forward,
+            // The first agent looks at its servers only once before it is asked.
+            bad_start: self.bad_start && !changes,
+            change: changes.then(|| Change::new(rng)),
+            ..self
+        }
+    }
 }
 
 /// Runs one seed; gives what was recorded.
@@ -52,10 +90,15 @@ pub(crate) async fn run(seed: u64) -> Record {
         off: !forgetful && rng.u32(..6) == 0,
         bad_start: rng.u32(..4) == 0,
         faults: Faults::new(&mut rng, forgetful),
+        forward: Forward::Never,
+        change: None,
     };
     // Without a guard, nothing bounds how long a lease lasts whose server's clock was set back.
     world.faults.set_back &= !world.off;
+    let mut more = Rng::with_seed(!seed);
+    let world = world.with_more(&mut more);
     let count = *rng.choice(&[1, 3, 3, 3, 5]).expect("some");
+    let count = world.change.map_or(count, |change| change.nodes);
     let servers: Vec<_> = (0..count)
         .map(|n| {
             let fast = *rng.choice(&[0.0, -0.01, 0.005, 0.01]).expect("some");
@@ -63,12 +106,20 @@ pub(crate) async fn run(seed: u64) -> Record {
             Server::new(&format!("node {n}"), guard, fast, rng.fork())
         })
         .collect();
+    let has = match world.change {
+        Some(change) => change.generations().into_iter().map(Some).collect(),
+        None => vec![None; rng.usize(1..=4)],
+    };
     let agents: Agents = Arc::new(
-        (0..rng.usize(1..=4))
-            .map(|n| agent(&mut rng, n, &servers, world))
+        has.into_iter()
+            .enumerate()
+            .map(|(n, has)| agent(&mut rng, n, &servers, world, has))
             .collect(),
     );
-    let record = Record::default();
+    let record = match world.forward {
+        Forward::AnyTime => Record::of_tokens_alone(),
+        Forward::Never | Forward::BetweenTerms => Record::default(),
+    };
     record.note(&format!("{count} servers, {world:?}"));
     for agent in agents.iter() {
         record.note(&format!("an agent: {agent:?}"));
@@ -88,7 +139,22 @@ pub(crate) async fn run(seed: u64) -> Record {
                 .misbehave(world.faults, until, record.clone()),
         );
     }
-    for agent in agents.iter().skip(1) {
+    if world.forward != Forward::Never {
+        for server in &servers {
+            let (server, record, rng) = (server.clone(), record.clone(), more.fork());
+            tasks.spawn(sets_forward(server, world.forward, rng, record, until));
+        }
+    }
+    if let Some(change) = world.change {
+        let agents = agents.to_vec();
+        tasks.spawn(change.goes_on(agents, more.fork(), record.clone(), until));
+    }
+    // Somebody is left of each generation.
+    let generation = world.change.map_or(agents.len(), |change| change.agents);
+    for (n, agent) in agents.iter().enumerate().skip(1) {
+        if n % generation == 0 {
+            continue;
+        }
         if rng.u32(..4) == 0 {
             let (agent, record) = (agent.clone(), record.clone());
             let dies = agent.starts + RUN.mul_f64(rng.f64());
@@ -129,19 +195,47 @@ pub(crate) async fn run(seed: u64) -> Record {
         }
     }
 
-    let alive = agents.iter().filter(|agent| !agent.is_dead());
+    let alive = agents.iter();
+    let alive = alive.filter(|agent| !agent.is_dead() && agent.serves());
     let alive: Agents = Arc::new(alive.cloned().collect());
     nothing_is_left(&alive, &record, &mut rng, world).await;
-    if servers.len() > 1 {
-        let steady = Steady::new(&mut rng, &servers, &alive, &record, !world.forgetful);
+    if alive.iter().all(Agent::spares_one) {
+        let steady = Steady::new(&mut rng, &alive, &record, !world.forgetful);
         steady.keeps_its_lease_everywhere().await;
     }
     record
 }
 
-fn agent(rng: &mut Rng, number: usize, servers: &[Server], world: World) -> Agent {
-    let late = number > 0 && rng.u32(..3) == 0;
-    let starts = match late {
+/// Sets a server's clock forward now and then.
+async fn sets_forward(server: Server, when: Forward, mut rng: Rng, record: Record, until: Instant) {
+    loop {
+        let wait = Duration::from_secs(20).mul_f64(rng.f64());
+        let by = *rng
+            .choice(&[500, 3_000, 60_000, 30 * 60_000])
+            .expect("some");
+        if Instant::now() + wait >= until {
+            return;
+        }
+        sleep(wait).await;
+        if when == Forward::AnyTime || leader_at(&server).await.is_none() {
+            record.note(&format!("{}: its clock is {by} ms ahead", server.name()));
+            server.set_clock(by);
+        }
+    }
+}
+
+fn agent(
+    rng: &mut Rng,
+    number: usize,
+    servers: &[Server],
+    world: World,
+    has: Option<Has>,
+) -> Agent {
+    let late = match has {
+        Some(has) => has != Has::Old,
+        None => number > 0 && rng.u32(..3) == 0,
+    };
+    let starts = match late && has.is_none() {
         true => Instant::now() + RUN.mul_f64(rng.f64() * 0.8),
         false => Instant::now(),
     };
@@ -167,10 +261,25 @@ fn agent(rng: &mut Rng, number: usize, servers: &[Server], world: World) -> Agen
             Duration::from_millis(rng.u64(200..=LONGEST_VOTE.as_millis() as u64)),
         )
     };
-    match world.forgetful {
-        true => plan.agent(servers),
-        false => plan.agent_with_clock(servers, clock(steps(rng))),
+    let plan_clock = match world.forgetful {
+        true => vec![plan.off],
+        false => steps(rng),
+    };
+    // New nodes know no tokens of elections for which nobody has asked since the change began.
+    let plan_clock = has.map_or(plan_clock, |_| vec![0]);
+    let Some((change, has)) = world.change.zip(has) else {
+        return plan.agent_with_clock(servers, clock(plan_clock));
+    };
+    let place = change.place(has);
+    let plan = Plan {
+        list: Some(place.list),
+        ..plan
+    };
+    let agent = plan.agent_of(&servers[place.nodes], place.electorate, clock(plan_clock));
+    if number >= change.agents {
+        agent.goes();
     }
+    agent
 }
 
 /// The first start: the nodes are new, and every agent that is there sees that they are marked.
@@ -183,8 +292,7 @@ async fn start(rng: &mut Rng, servers: &[Server], agents: &Agents, record: &Reco
     }
     let first = Candidate::new("first", Arc::clone(agents), rng.fork(), record.clone());
     first.be_elected_once_and_resign().await;
-    let now = Instant::now();
-    for agent in agents.iter().filter(|agent| agent.starts <= now) {
+    for agent in agents.iter().filter(|agent| agent.serves()) {
         loop {
             let status = agent.quorum.status().await;
             let mut probes = status.iter().filter_map(|node| node.probe.as_ref().ok());

@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
-use election_agent::lease::{NodeError, Settings, embedded::Embedded};
+use election_agent::lease::{Look, NodeError, Probe, Settings, embedded::Embedded};
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
     faults::{Event, Faults, SLOWEST},
+    lists::{Coming, Lists, Recorded, Told},
     record::Record,
 };
 
@@ -34,13 +35,13 @@ struct Inner {
     /// Replaced when the server restarts.
     memory: Mutex<Arc<Embedded>>,
     /// What it may go back to, the oldest first.
-    saved: Mutex<Vec<Embedded>>,
+    saved: Mutex<Vec<(Embedded, Lists)>>,
     rng: Mutex<Rng>,
     faults: Mutex<Faults>,
     /// Not a channel: tokio wakes those in an order of its own.
     paused_until: Mutex<Instant>,
-    /// The list of nodes of which agents first said that the server is one.
-    list: Mutex<Option<String>>,
+    /// With which lists of nodes agents use the server.
+    lists: Mutex<Lists>,
 }
 
 /// A server's clock. Cheap to clone.
@@ -86,7 +87,7 @@ impl Server {
             rng: Mutex::new(rng),
             faults: Mutex::new(Faults::NONE),
             paused_until: Mutex::new(Instant::now()),
-            list: Mutex::default(),
+            lists: Mutex::default(),
         }))
     }
 
@@ -115,23 +116,34 @@ impl Server {
         *self.0.clock.set_ms.lock().expect("not poisoned") += by_ms;
     }
 
-    /// The list of nodes with which another agent uses the server, if it is not this one.
-    pub(crate) fn other_list(&self, list: &str) -> Option<String> {
-        let mut known = self.0.list.lock().expect("not poisoned");
-        let known = known.get_or_insert_with(|| list.to_owned());
-        (known != list).then(|| known.clone())
+    /// Registers with which list of nodes an agent uses the server, which has just been probed.
+    pub(crate) fn register(&self, list: &str, look: Look, probe: &Probe) -> Told {
+        let coming = Coming {
+            list,
+            guard: look.own.guard.unwrap_or_default().max(look.guard.bound),
+            write: look.write,
+            closed: look.closed,
+        };
+        let recorded = Recorded {
+            guard: probe.longest_guard.bound,
+            is_ready: probe.guard == Some(Duration::ZERO),
+        };
+        let mut lists = self.0.lists.lock().expect("not poisoned");
+        lists.register(coming, recorded, self.now())
     }
 
     /// Restarts with nothing.
     pub(crate) fn forget(&self) {
         *self.0.memory.lock().expect("not poisoned") =
             Arc::new(empty(self.0.settings, &self.0.clock));
+        *self.0.lists.lock().expect("not poisoned") = Lists::default();
     }
 
     /// Saves what there is.
     pub(crate) fn save(&self) {
         let mut saved = self.0.saved.lock().expect("not poisoned");
-        saved.push(self.memory().restored());
+        let lists = self.0.lists.lock().expect("not poisoned").clone();
+        saved.push((self.memory().restored(), lists));
         if saved.len() > COPIES {
             saved.remove(1);
         }
@@ -140,7 +152,8 @@ impl Server {
     /// Restarts with a saved copy, if there is one: the last is 0.
     pub(crate) fn go_back(&self, copy: usize) {
         let saved = self.0.saved.lock().expect("not poisoned");
-        if let Some(copy) = saved.iter().rev().nth(copy) {
+        if let Some((copy, lists)) = saved.iter().rev().nth(copy) {
+            *self.0.lists.lock().expect("not poisoned") = lists.clone();
             *self.0.memory.lock().expect("not poisoned") = Arc::new(copy.restored());
         }
     }

@@ -45,19 +45,14 @@ pub(crate) struct Steady {
 }
 
 impl Steady {
-    pub(crate) fn new(
-        rng: &mut Rng,
-        servers: &[Server],
-        agents: &Agents,
-        record: &Record,
-        clocks_step: bool,
-    ) -> Self {
+    pub(crate) fn new(rng: &mut Rng, agents: &Agents, record: &Record, clocks_step: bool) -> Self {
         let agent = agents[rng.usize(..agents.len())].clone();
+        let servers = agent.servers.clone();
         let longest = agent.longest.as_millis() as i64;
         let term = Term::from_millis(rng.i64(1_050..=longest), agent.longest).expect("in range");
         Self {
-            servers: servers.to_vec(),
             hangs: rng.usize(..servers.len()),
+            servers,
             fast: rng.bool(),
             clocks_step,
             agent,

@@ -1,9 +1,6 @@
 //! Agents with other lists of nodes.
 
-use election_agent::lease::{
-    policy::{Electorate, Nodes},
-    quorum::Quorum,
-};
+use election_agent::lease::policy::{Electorate, Nodes};
 
 use super::{LONGEST, SECOND, Scene};
 use crate::{
@@ -14,8 +11,8 @@ use crate::{
 /// Two agents use three nodes each, of which they share one.
 pub(crate) async fn lists_differ() {
     let scene = Scene::of(5);
-    let plan = |list| Plan {
-        list: Some(list),
+    let plan = |list: &str| Plan {
+        list: Some(list.to_owned()),
         ..Plan::new(LONGEST, SECOND)
     };
     // Both lists' nodes were used before.
@@ -36,9 +33,7 @@ pub(crate) async fn list_changes() {
     scene.agent_of(LONGEST, SECOND).await;
     let plan = Plan::new(LONGEST, SECOND);
     let electorate = Electorate::joint(Nodes::first(3), (2..5).collect());
-    let passing = plan.agent_of(&scene.servers, clock(vec![0]), |nodes, options| {
-        Quorum::of(nodes, electorate, options)
-    });
+    let passing = plan.agent_of(&scene.servers, electorate, clock(vec![0]));
     let arrived = plan.agent(&scene.servers[2..]);
     for agent in [&passing, &arrived] {
         agent.quorum.status().await;
@@ -49,4 +44,25 @@ pub(crate) async fn list_changes() {
     }
     scene.campaign(&passing, "c1", 6_000).await;
     scene.campaign(&arrived, "c2", 6_000).await;
+}
+
+/// One agent has the old list, one passes from it to the new one, and a third has arrived there too early. The lists
+/// share no node.
+pub(crate) async fn new_list_is_used_too_early() {
+    let scene = Scene::of(6);
+    scene.agent_of(LONGEST, SECOND).await;
+    let plan = |list: &str| Plan {
+        list: Some(list.to_owned()),
+        ..Plan::new(LONGEST, SECOND)
+    };
+    let before = plan("012").agent(&scene.servers[..3]);
+    let electorate = Electorate::joint(Nodes::first(3), (3..6).collect());
+    let passing = plan("012 > 345").agent_of(&scene.servers, electorate, clock(vec![0]));
+    let early = plan("345").agent(&scene.servers[3..]);
+    for agent in [&before, &passing, &early] {
+        agent.quorum.status().await;
+        agent.quorum.status().await;
+    }
+    scene.wins_without(&before, "c1", 6_000, &[]).await;
+    scene.campaigns_while_leads(&early, "c2", "c1").await;
 }

@@ -15,10 +15,12 @@
 -- will not let one come.
 
 local now = now_ms()
-local record = redis.call('HMGET', KEYS[3], 'guard', 'ready_at')
+local record = redis.call('HMGET', KEYS[3], 'guard', 'ready_at', 'run')
 local window = math.max(tonumber(ARGV[2]), tonumber(record[1] or 0))
--- A server that has forgotten who came says nothing about who did not.
-local remembers = tonumber(ARGV[2]) == 0 or (record[2] and tonumber(record[2]) <= now)
+-- A server that has forgotten who came says nothing about who did not. A record of another incarnation does not know
+-- yet that it has.
+local remembers = tonumber(ARGV[2]) == 0
+  or (record[2] and tonumber(record[2]) <= now and record[3] == run())
 local function parts(list)
   local old, new = string.match(list, '^(.-) > (.*)$')
   return old or list, new
@@ -28,8 +30,10 @@ local old, new = parts(ARGV[1])
 -- Packed into one value, as users of servers that version 0.1.0 was set up for may have no right to HGETALL.
 local packed = redis.call('GET', KEYS[1])
 local entries = packed and cmsgpack.unpack(packed) or {}
-local seen, closing, closed = {}, {}, {}
+local seen, closing, closed, set_back = {}, {}, {}, false
 for field, at in pairs(entries) do
+  -- A clock that was set back makes no list count for longer.
+  if at > now then at, entries[field], set_back = now, now, true end
   local state, list = string.match(field, '^(clos%l+):(.*)$')
   if now - at > window then
     entries[field] = nil
@@ -42,8 +46,17 @@ for field, at in pairs(entries) do
   end
 end
 -- Version 0.1.0 has no other way to say what it uses.
-local legacy = redis.call('HGET', KEYS[2], 'nodes')
-if legacy then seen[legacy] = true end
+local legacy = redis.call('HMGET', KEYS[2], 'nodes', 'guard')
+if legacy[1] then
+  seen[legacy[1]] = true
+  local longest = math.max(window, tonumber(legacy[2] or 0), 1000)
+  if redis.call('PTTL', KEYS[2]) > longest then redis.call('PEXPIRE', KEYS[2], digits(longest)) end
+end
+local function keep()
+  redis.call('SET', KEYS[1], cmsgpack.pack(entries), 'PX', digits(math.max(2 * window, 60000)))
+end
+-- Also for an agent that may not register: nobody else may come.
+if set_back then keep() end
 
 for list in pairs(seen) do
   local theirs, their_new = parts(list)
@@ -73,5 +86,5 @@ else
   redis.call('HSET', KEYS[2], 'nodes', old, 'guard', ARGV[2], 'guard_at', digits(now))
   redis.call('PEXPIRE', KEYS[2], digits(math.max(window, 1000)))
 end
-redis.call('SET', KEYS[1], cmsgpack.pack(entries), 'PX', digits(math.max(2 * window, 60000)))
+keep()
 return is_closing and 'closing' or 'ok'

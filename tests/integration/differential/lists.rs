@@ -1,0 +1,184 @@
+//! A real Redis tells agents with which lists of nodes others use it as the simulated server does.
+
+use std::time::Duration;
+
+use election_agent::{
+    lease::{
+        Bounds, LeaseNode as _, Look,
+        redis::{Deployment, Redis as RedisNode, Server, Use},
+    },
+    workers::Workers,
+};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use tokio::time::Instant;
+
+use super::{BOUNDS, LOOK, SETTINGS, VOTE};
+use crate::harness::Redis;
+use model::{Coming, Lists, Recorded, Told};
+
+#[path = "../../simulation/lists.rs"]
+mod model;
+
+/// Two lists, and the ways between them; a third, and the way to it.
+const LISTS: [&str; 6] = ["a", "b", "c", "a > b", "b > a", "b > c"];
+
+/// Adds to all that is of some time: an entry's, the record's, and the time at which a key lapses.
+const LATER: &str = "
+local by = tonumber(ARGV[1])
+local packed = redis.call('GET', KEYS[1])
+if packed then
+  local entries = cmsgpack.unpack(packed)
+  for field, at in pairs(entries) do entries[field] = at + by end
+  redis.call('SET', KEYS[1], cmsgpack.pack(entries), 'KEEPTTL')
+end
+for _, key in ipairs({KEYS[1], KEYS[2]}) do
+  local left = redis.call('PTTL', key)
+  if left > 0 then redis.call('PEXPIRE', key, left + by) end
+end
+for _, field in ipairs({'since', 'ready_at', 'guard_at', 'vote_at'}) do
+  local at = redis.call('HGET', KEYS[3], field)
+  if at and at ~= '0' then redis.call('HSET', KEYS[3], field, string.format('%.0f', at + by)) end
+end
+";
+
+/// The longest guard that is registered, and how long the server abstains yet, in ms.
+const RECORD: &str = "
+local time, record = redis.call('TIME'), redis.call('HMGET', KEYS[1], 'guard', 'ready_at')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+return {tonumber(record[1] or 0), tonumber(record[2] or now + 1) - now}
+";
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// An agent comes with one of the lists.
+    Comes(usize, Look),
+    /// So much time passes.
+    Passes(u64),
+    /// The clock is set back by so much.
+    SetBack(u64),
+    /// The server restarts with what it has.
+    Restarts,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let look = (
+        prop::sample::select(vec![60, 60, 90]),
+        prop::bool::weighted(0.8),
+        prop::bool::weighted(0.3),
+    )
+        .prop_map(|(guard, write, closed)| Look {
+            own: Bounds {
+                guard: Some(Duration::from_secs(guard)),
+                ..BOUNDS
+            },
+            write,
+            closed,
+            ..LOOK
+        });
+    prop_oneof![
+        12 => (0..LISTS.len(), look).prop_map(|(list, look)| Step::Comes(list, look)),
+        // No sum of these is as long as a guard.
+        4 => Just(Step::Passes(35)),
+        1 => Just(Step::SetBack(600)),
+        1 => Just(Step::Restarts),
+    ]
+}
+
+async fn agents(redis: &Redis, prefix: &str) -> Vec<RedisNode> {
+    let mut agents = Vec::new();
+    for list in LISTS {
+        let usage = Use {
+            prefix: prefix.to_owned(),
+            nodes: list.to_owned(),
+            max_term: Duration::from_secs(60),
+            allow_eviction: false,
+        };
+        let server = Deployment::Server(Server::from_url(&redis.url(), None).expect("a URL"));
+        agents.push(RedisNode::start(server, usage, VOTE, SETTINGS, &Workers::here()).await);
+    }
+    agents
+}
+
+async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCaseError> {
+    let agents = agents(redis, prefix).await;
+    let (mut lists, mut now) = (Lists::default(), Instant::now());
+    let keys = ["lists", "agents", "marker"].map(|key| format!("{prefix}:{{0}}:{key}"));
+    for (n, step) in steps.iter().enumerate() {
+        let later = match step {
+            Step::Comes(agent, look) => {
+                let probe = agents[*agent].probe(*look).await.expect("answers");
+                let coming = Coming {
+                    list: LISTS[*agent],
+                    guard: look.own.guard.unwrap_or_default(),
+                    write: look.write,
+                    closed: look.closed,
+                };
+                // The agent counts waits by its own clock, which passes no faster.
+                let mut record = redis::cmd("EVAL");
+                record.arg(RECORD).arg(1).arg(&keys[2]);
+                let (guard, left): (u64, i64) = redis.ask(&record).await.expect("read");
+                let recorded = Recorded {
+                    guard: Duration::from_millis(guard),
+                    is_ready: left <= 0,
+                };
+                if !probe.unmarked.is_empty() {
+                    let marked = agents[*agent].mark(&probe.unmarked, Duration::ZERO, BOUNDS);
+                    marked.await.expect("answers");
+                }
+                let told = match lists.register(coming, recorded, now) {
+                    Told::Same { closing } => (false, closing),
+                    Told::Other(_) => (true, false),
+                };
+                // Of several others, either may be named.
+                let replied = (probe.other_list.is_some(), probe.closing);
+                prop_assert_eq!(replied, told, "step {}: {:?} of {:?}", n, step, steps);
+                continue;
+            }
+            Step::Restarts => {
+                let mut other = redis::cmd("EVAL");
+                other.arg(
+                    "if redis.call('EXISTS', KEYS[1]) == 1 then
+                       redis.call('HSET', KEYS[1], 'run', 'other', 'of', 'other')
+                     end",
+                );
+                other.arg(1).arg(&keys[2]);
+                redis.ask::<()>(&other).await.expect("written");
+                continue;
+            }
+            Step::Passes(seconds) => {
+                now += Duration::from_secs(*seconds);
+                -i64::try_from(*seconds).expect("in range")
+            }
+            Step::SetBack(seconds) => {
+                now -= Duration::from_secs(*seconds);
+                i64::try_from(*seconds).expect("in range")
+            }
+        };
+        let mut moved = redis::cmd("EVAL");
+        moved.arg(LATER).arg(3).arg(&keys).arg(later * 1_000);
+        redis.ask::<()>(&moved).await.expect("moved");
+    }
+    Ok(())
+}
+
+#[test]
+fn redis_tells_lists_as_the_simulated_server_does() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let redis = runtime.block_on(Redis::start());
+    let case = std::cell::Cell::new(0);
+    let mut runner = TestRunner::new(Config {
+        cases: 60,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    runner
+        .run(&prop::collection::vec(step(), 1..40), |steps| {
+            case.set(case.get() + 1);
+            let prefix = format!("l{}", case.get());
+            runtime.block_on(same(&redis, &prefix, &steps))
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+}

@@ -1,0 +1,126 @@
+//! With which lists of nodes agents use a server, as `register.lua` keeps it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// Who uses a server with which list. A copy of the server's data has a copy of this.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lists {
+    /// Lists, and when an agent with each last came; so with those that are `closing:` and `closed:`.
+    entries: BTreeMap<String, Instant>,
+}
+
+/// What an agent asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Coming<'a> {
+    /// Its list, or `old > new`.
+    pub(crate) list: &'a str,
+    /// The longest guard that it knows of.
+    pub(crate) guard: Duration,
+    /// Whether that may be written down.
+    pub(crate) write: bool,
+    /// Whether a majority of the old list's nodes is closing it.
+    pub(crate) closed: bool,
+}
+
+/// What the incarnation record says.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Recorded {
+    /// The longest guard that is registered.
+    pub(crate) guard: Duration,
+    /// Whether this incarnation may grant, and so remembers what counts.
+    pub(crate) is_ready: bool,
+}
+
+/// What an agent is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Told {
+    Same {
+        /// Whether the server lets no agent come any more that has only the old list.
+        closing: bool,
+    },
+    Other(String),
+}
+
+fn parts(list: &str) -> (&str, Option<&str>) {
+    match list.split_once(" > ") {
+        Some((old, new)) => (old, Some(new)),
+        None => (list, None),
+    }
+}
+
+impl Lists {
+    pub(crate) fn register(
+        &mut self,
+        coming: Coming<'_>,
+        recorded: Recorded,
+        now: Instant,
+    ) -> Told {
+        let window = coming.guard.max(recorded.guard);
+        let remembers = coming.guard.is_zero() || recorded.is_ready;
+        let (old, new) = parts(coming.list);
+        // A clock that was set back.
+        let set_back = self.entries.values().any(|at| *at > now);
+        let mut entries = self.entries.clone();
+        for at in entries.values_mut() {
+            *at = (*at).min(now);
+        }
+        entries.retain(|_, at| now - *at <= window);
+        if set_back {
+            self.entries.clone_from(&entries);
+        }
+        let named = |state: &'static str| -> BTreeSet<String> {
+            let lists = entries.keys();
+            lists
+                .filter_map(|field| field.strip_prefix(state).map(str::to_owned))
+                .collect()
+        };
+        let (closing, closed) = (named("closing:"), named("closed:"));
+        let is_list = |field: &&String| !field.starts_with("clos");
+        let seen: BTreeSet<_> = entries.keys().filter(is_list).cloned().collect();
+        for list in &seen {
+            let (theirs, their_new) = parts(list);
+            let goes = match (new, their_new) {
+                (Some(new), _) => {
+                    list == coming.list
+                        || list == old
+                        || list == new
+                        || theirs == new && their_new == Some(old)
+                }
+                (None, Some(their_new)) => {
+                    theirs == old || their_new == old && closed.contains(theirs)
+                }
+                (None, None) => list == old,
+            };
+            if !goes {
+                return Told::Other(list.clone());
+            }
+        }
+        if new.is_none() && (closing.contains(old) || closed.contains(old)) {
+            return Told::Other(format!("the one that takes the place of {old}"));
+        }
+        if !coming.write {
+            return Told::Same { closing: false };
+        }
+        let is_closing = new.is_some() && remembers && !seen.contains(old);
+        entries.insert(coming.list.to_owned(), now);
+        if let Some(new) = new {
+            entries.remove(&format!("closing:{new}"));
+            entries.remove(&format!("closed:{new}"));
+            if is_closing {
+                entries.insert(format!("closing:{old}"), now);
+            }
+            if coming.closed {
+                entries.insert(format!("closed:{old}"), now);
+            }
+        }
+        self.entries = entries;
+        Told::Same {
+            closing: is_closing,
+        }
+    }
+}
