@@ -6,9 +6,9 @@
 //! schedule need not end the same.) `SURVIVAL_SEED` replays one. A few faults come unless `SURVIVAL_SECONDS` says
 //! for how long all of them are to come; `make test-faults` gives every topology two minutes.
 
-mod candidate;
-mod check;
-mod record;
+pub(crate) mod candidate;
+pub(crate) mod check;
+pub(crate) mod record;
 mod topology;
 
 use std::{
