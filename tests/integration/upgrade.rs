@@ -443,7 +443,9 @@ async fn a_new_agents_withdrawal_restores_an_old_agents_lease() {
 async fn nobody_leads_beside_another_while_agents_of_both_versions_are_asked() {
     const ELECTIONS: [&str; 3] = ["e0", "e1", "e2"];
     const CANDIDATES: usize = 9;
-    const LASTS: Duration = Duration::from_secs(8);
+    /// So short that many lead in the time.
+    const LONGEST: i32 = 1_200;
+    const LASTS: Duration = Duration::from_secs(10);
     let seed = fastrand::u64(..1 << 32);
     println!("seed {seed}");
     let mut rng = Rng::with_seed(seed);
@@ -453,9 +455,9 @@ async fn nobody_leads_beside_another_while_agents_of_both_versions_are_asked() {
     for new in &news {
         new.serves().await;
     }
-    let mut channels: Vec<_> = news.iter().map(Agent::channel).collect();
+    let mut channels: Vec<_> = news.iter().map(|new| (new.channel(), TERM)).collect();
     for old in &olds {
-        channels.push(old.serve().await);
+        channels.push((old.serve().await, TERM));
     }
     let agents = Agents::new(channels);
     let record = Record::default();
@@ -463,8 +465,14 @@ async fn nobody_leads_beside_another_while_agents_of_both_versions_are_asked() {
     let mut candidates = JoinSet::new();
     for number in 0..CANDIDATES {
         let election = ELECTIONS[number % ELECTIONS.len()];
-        let candidate =
-            Candidate::new(number, election, agents.clone(), rng.fork(), record.clone());
+        let candidate = Candidate::new(
+            number,
+            election,
+            LONGEST,
+            agents.clone(),
+            rng.fork(),
+            record.clone(),
+        );
         candidates.spawn(candidate.contend(Arc::clone(&stop)));
     }
     tokio::time::sleep(LASTS).await;
@@ -486,7 +494,7 @@ async fn nobody_leads_beside_another_while_agents_of_both_versions_are_asked() {
         "resigned or handed over",
     ] {
         let count = counts.get(kind).copied().unwrap_or_default();
-        assert!(count >= 10, "too little happened to tell: {count} {kind}");
+        assert!(count >= 5, "too little happened to tell: {count} {kind}");
     }
     fleet.no_script_has_failed().await;
 }
