@@ -47,12 +47,12 @@ impl Fleet {
         Self { servers }
     }
 
-    async fn old(&self, max_term: Duration) -> OldAgent {
+    async fn older(&self, max_term: Duration) -> OldAgent {
         OldAgent::start(&self.servers, max_term).await
     }
 
     /// An agent of this version that has asked every server.
-    async fn new(&self, max_term: Duration) -> Agent {
+    async fn newer(&self, max_term: Duration) -> Agent {
         let urls: Vec<_> = self.servers.iter().map(Redis::url).collect();
         let max_term = format!("{}ms", max_term.as_millis());
         let timeout = format!("{}ms", OPERATION_TIMEOUT.as_millis());
@@ -157,9 +157,9 @@ async fn old_elects_at_last(old: &OldAgent, election: &str, candidate: &str) -> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_agent_knows_the_leader_that_an_old_one_elected() {
     let fleet = Fleet::start().await;
-    let old = fleet.old(MAX_TERM).await;
+    let old = fleet.older(MAX_TERM).await;
     let (token, _) = old.elect("e", "leader", OLD_TERM).await;
-    let new = fleet.new(MAX_TERM).await;
+    let new = fleet.newer(MAX_TERM).await;
     new.serves().await;
 
     let lost = new.campaign("e", "other", TERM).await;
@@ -201,10 +201,10 @@ async fn a_new_agent_knows_the_leader_that_an_old_one_elected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agent_knows_the_leader_that_a_new_one_elected() {
     let fleet = Fleet::start().await;
-    let new = fleet.new(MAX_TERM).await;
+    let new = fleet.newer(MAX_TERM).await;
     let won = new.campaign("e", "leader", TERM).await;
     assert!(won.elected, "{won:?}");
-    let old = fleet.old(MAX_TERM).await;
+    let old = fleet.older(MAX_TERM).await;
 
     let lost = old.claim(Claim::new("e", "other", OLD_TERM)).await;
     assert!(
@@ -248,10 +248,10 @@ async fn an_old_agent_knows_the_leader_that_a_new_one_elected() {
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_only_an_old_agent_marked_are_not_new_to_a_new_one() {
     let mut fleet = Fleet::start().await;
-    let old = fleet.old(MAX_TERM).await;
+    let old = fleet.older(MAX_TERM).await;
     drop(old);
     fleet.forget(&[2]).await;
-    let new = fleet.new(MAX_TERM).await;
+    let new = fleet.newer(MAX_TERM).await;
     let guards = eventually("every server has a marker", async || {
         let nodes = new.get("/readyz").await.body["nodes"].clone();
         let nodes = nodes.as_array()?.clone();
@@ -269,9 +269,9 @@ async fn servers_that_only_an_old_agent_marked_are_not_new_to_a_new_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_forget_wait_for_an_old_agent_with_longer_terms() {
     let mut fleet = Fleet::start().await;
-    let new = fleet.new(SHORT).await;
+    let new = fleet.newer(SHORT).await;
     new.serves().await;
-    let old = fleet.old(MAX_TERM).await;
+    let old = fleet.older(MAX_TERM).await;
     // Agents hear of each other once a second.
     eventually("the guard is known", async || {
         let mut get = cmd("HGET");
@@ -301,9 +301,9 @@ async fn servers_that_forget_wait_for_an_old_agent_with_longer_terms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agents_lease_lasts_where_new_agents_grant_shorter_terms() {
     let fleet = Fleet::start().await;
-    let new = fleet.new(SHORT).await;
+    let new = fleet.newer(SHORT).await;
     new.serves().await;
-    let old = fleet.old(MAX_TERM).await;
+    let old = fleet.older(MAX_TERM).await;
     let (_, until) = old.elect("e", "leader", OLD_TERM).await;
     while Instant::now() + Duration::from_millis(500) < until {
         let lost = new.campaign("e", "other", 1_000).await;
@@ -320,9 +320,9 @@ async fn an_old_agents_lease_lasts_where_new_agents_grant_shorter_terms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agent_waits_for_a_new_one_with_longer_terms() {
     let mut fleet = Fleet::start().await;
-    let mut new = fleet.new(MAX_TERM).await;
+    let mut new = fleet.newer(MAX_TERM).await;
     new.serves().await;
-    let old = fleet.old(SHORT).await;
+    let old = fleet.older(SHORT).await;
     let (_, until) = new.elect("e", "leader", TERM).await;
     new.kill();
     fleet.forget(&[0, 1, 2]).await;
@@ -339,7 +339,7 @@ async fn an_old_agent_waits_for_a_new_one_with_longer_terms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agent_abstains_where_a_new_one_has_marked_a_restart() {
     let mut fleet = Fleet::start().await;
-    let new = fleet.new(MAX_TERM).await;
+    let new = fleet.newer(MAX_TERM).await;
     new.serves().await;
     let (_, until) = new.elect("e", "leader", TERM).await;
     fleet.forget(&[1, 2]).await;
@@ -353,7 +353,7 @@ async fn an_old_agent_abstains_where_a_new_one_has_marked_a_restart() {
     })
     .await;
     // One that has just been started knows only what the servers say.
-    let old = fleet.old(MAX_TERM).await;
+    let old = fleet.older(MAX_TERM).await;
     let (_, told) = eventually_within(2 * MAX_TERM, "an old leader", async || {
         match old.claim(Claim::new("e", "other", 1_000)).await {
             Ok(Claimed::Won { token, .. }) => Some((token, Instant::now())),
@@ -373,9 +373,9 @@ async fn an_old_agent_abstains_where_a_new_one_has_marked_a_restart() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agents_withdrawal_restores_what_a_new_agent_repaired_beneath_it() {
     let fleet = Fleet::start().await;
-    let new = fleet.new(MAX_TERM).await;
+    let new = fleet.newer(MAX_TERM).await;
     new.serves().await;
-    let old = fleet.old(MAX_TERM).await;
+    let old = fleet.older(MAX_TERM).await;
     let won = new.campaign("e", "leader", TERM).await;
     assert!(new.extend("e", "leader", TERM, won.token).await.value);
     // On the third server the lease has lapsed, and a challenger is granted what no majority grants it.
@@ -409,8 +409,8 @@ async fn an_old_agents_withdrawal_restores_what_a_new_agent_repaired_beneath_it(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_agents_withdrawal_restores_an_old_agents_lease() {
     let fleet = Fleet::start().await;
-    let old = fleet.old(MAX_TERM).await;
-    let new = fleet.new(MAX_TERM).await;
+    let old = fleet.older(MAX_TERM).await;
+    let new = fleet.newer(MAX_TERM).await;
     new.serves().await;
     let (token, _) = old.elect("e", "leader", OLD_TERM).await;
     for stopped in [0, 1] {
@@ -450,8 +450,8 @@ async fn nobody_leads_beside_another_while_agents_of_both_versions_are_asked() {
     println!("seed {seed}");
     let mut rng = Rng::with_seed(seed);
     let fleet = Fleet::start().await;
-    let olds = [fleet.old(MAX_TERM).await, fleet.old(MAX_TERM).await];
-    let news = [fleet.new(MAX_TERM).await, fleet.new(MAX_TERM).await];
+    let olds = [fleet.older(MAX_TERM).await, fleet.older(MAX_TERM).await];
+    let news = [fleet.newer(MAX_TERM).await, fleet.newer(MAX_TERM).await];
     for new in &news {
         new.serves().await;
     }
