@@ -46,4 +46,5 @@ mod tls;
 mod topologies;
 mod traces;
 mod unequal;
+mod upgrade;
 mod workers;

@@ -4,11 +4,15 @@
 //! A seed fixes the schedule: which faults come in which order, which servers they strike and how long they
 //! last, and what candidates make up their minds to do. (Processes take the time they take, so the same
 //! schedule need not end the same.) `SURVIVAL_SEED` replays one. A few faults come unless `SURVIVAL_SECONDS` says
-//! for how long all of them are to come; `make test-faults` gives every topology two minutes.
+//! for how long all of them are to come; `make test-faults` gives every topology two minutes, and terms that are
+//! longer.
+//!
+//! Agents differ in their longest terms and operation timeouts, and change them when they are replaced; candidates
+//! differ in how long they want to lead.
 
-mod candidate;
-mod check;
-mod record;
+pub(crate) mod candidate;
+pub(crate) mod check;
+pub(crate) mod record;
 mod topology;
 
 use std::{
@@ -20,25 +24,69 @@ use std::{
     time::{Duration, Instant},
 };
 
+use election_agent::proto::ListLeadersRequest;
 use fastrand::Rng;
 use tokio::{task::JoinSet, time::sleep};
+use tonic::Code;
 
 use crate::harness::{Agent, campaign, eventually_within};
 use candidate::{Agents, Candidate};
 use record::Record;
 use topology::{Clusters, Failover, Three, Topology};
 
-/// The longest term, and so the guard.
-const MAX_TERM: Duration = Duration::from_secs(2);
-const AGENT_DIES: &str = "one agent killed, replaced by a new one";
+const AGENT_DIES: &str = "one agent killed, replaced by one with other bounds";
 const ELECTIONS: [&str; 3] = ["e0", "e1", "e2"];
+/// An election whose leader does nothing but extend its term.
+const STEADY: &str = "e3";
 const CANDIDATES: usize = 6;
-const AGENTS: usize = 2;
 /// How long candidates go on when nothing fails any more: so that enough happens to tell, even if nobody could
 /// be elected before.
 const AFTERWARDS: Duration = Duration::from_secs(5);
+/// The term of those that lead when nothing fails any more, in ms: one that every agent grants.
+const LAST_TERM: i32 = 2_000;
+/// How long a repair may take that goes on beside an answer.
+const REPAIRED: Duration = Duration::from_secs(1);
 /// Agents say how nodes do by what they saw at most so long ago.
 const REPORTED: Duration = Duration::from_millis(1_100);
+
+/// The longest terms and the operation timeouts that agents have, in ms: each agent has one of each.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    max_terms: [i32; 2],
+    timeouts: [u32; 2],
+}
+
+/// Servers abstain for the longest term after most faults, so that terms are short where time is.
+const BRIEF: Bounds = Bounds {
+    max_terms: [2_000, 3_000],
+    timeouts: [300, 1_000],
+};
+const LONG: Bounds = Bounds {
+    max_terms: [5_000, 10_000],
+    timeouts: [300, 1_000],
+};
+
+impl Bounds {
+    fn longest_term(self) -> Duration {
+        Duration::from_millis(self.max_terms[1].unsigned_abs().into())
+    }
+
+    /// The longest term, and the longest time for which a vote counts before it.
+    fn whole_term(self) -> Duration {
+        self.longest_term() + Duration::from_millis(self.timeouts[1].into())
+    }
+}
+
+/// An agent that is started with one of the longest terms, and one of the timeouts.
+async fn start(settings: &[(String, String)], max_term: i32, timeout: u32) -> Agent {
+    let mut settings = settings.to_vec();
+    settings.push(("EA_MAX_TERM".to_owned(), format!("{max_term}ms")));
+    settings.push((
+        "EA_REDIS_OPERATION_TIMEOUT".to_owned(),
+        format!("{timeout}ms"),
+    ));
+    Agent::start(&settings).await
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_leads_beside_another_while_servers_of_three_and_agents_fail() {
@@ -68,31 +116,53 @@ async fn survive<T: Topology>() {
     println!("seed {seed}: SURVIVAL_SEED={seed} replays the schedule");
     let mut rng = Rng::with_seed(seed);
 
+    let bounds = if time.is_zero() { BRIEF } else { LONG };
+
     let mut topology = T::start().await;
-    let mut settings = topology.settings();
-    settings.push(("EA_MAX_TERM".to_owned(), "2s".to_owned()));
-    settings.push(("EA_REDIS_OPERATION_TIMEOUT".to_owned(), "500ms".to_owned()));
+    let settings = topology.settings();
     let mut agents = Vec::new();
-    for _ in 0..AGENTS {
-        agents.push(Agent::start(&settings).await);
+    for (max_term, timeout) in bounds.max_terms.into_iter().zip(bounds.timeouts) {
+        agents.push(start(&settings, max_term, timeout).await);
     }
     // A first start without faults: the nodes are new, and every agent sees that they are marked.
     agents[0].campaign("warm-up", "a", 1_000).await;
     well(&agents).await;
 
     let record = Record::default();
-    let connections = Agents::new(agents.iter().map(Agent::channel).collect());
+    let channels = agents.iter().map(Agent::channel).zip(bounds.max_terms);
+    let connections = Agents::new(channels.collect());
     let stop = Arc::new(AtomicBool::new(false));
     let mut candidates = JoinSet::new();
     for n in 0..CANDIDATES {
         let candidate = Candidate::new(
             n,
             ELECTIONS[n / 2],
+            bounds.max_terms[n % 2],
             connections.clone(),
             rng.fork(),
             record.clone(),
         );
         candidates.spawn(candidate.contend(Arc::clone(&stop)));
+    }
+    let steady = Candidate::new(
+        CANDIDATES,
+        STEADY,
+        bounds.max_terms[1],
+        connections.clone(),
+        rng.fork(),
+        record.clone(),
+    );
+    let steady = steady.steady();
+    let steady_name = steady.name();
+    // It leads until what its servers have is looked at, longer than others.
+    let stop_steady = Arc::new(AtomicBool::new(false));
+    let steady = tokio::spawn(steady.contend(Arc::clone(&stop_steady)));
+    for election in ELECTIONS.into_iter().chain([STEADY]) {
+        let watching =
+            connections
+                .clone()
+                .watch(election, rng.fork(), record.clone(), Arc::clone(&stop));
+        candidates.spawn(watching);
     }
 
     let started = Instant::now();
@@ -116,15 +186,17 @@ async fn survive<T: Topology>() {
             });
             match fault {
                 Some(fault) => {
-                    topology.suffer(fault, &mut rng).await;
+                    topology.suffer(fault, bounds.whole_term(), &mut rng).await;
                 }
                 None => {
-                    let agent = rng.usize(..AGENTS);
+                    let agent = rng.usize(..agents.len());
+                    let max_term = bounds.max_terms[rng.usize(..2)];
+                    let timeout = bounds.timeouts[rng.usize(..2)];
                     agents[agent].kill();
                     logs.extend(agents[agent].log());
                     sleep(Duration::from_millis(rng.u64(0..500))).await;
-                    agents[agent] = Agent::start(&settings).await;
-                    connections.replace(agent, agents[agent].channel());
+                    agents[agent] = start(&settings, max_term, timeout).await;
+                    connections.replace(agent, agents[agent].channel(), max_term);
                 }
             }
             is_well = rng.bool();
@@ -147,13 +219,19 @@ async fn survive<T: Topology>() {
     while let Some(candidate) = candidates.join_next().await {
         candidate.expect("no panic");
     }
+    stop_steady.store(true, Ordering::Relaxed);
+    steady.await.expect("no panic");
 
     logs.extend(agents.iter().flat_map(Agent::log));
     report(&record, &logs, seed, ended);
+    is_repaired(&topology, &agents, &steady_name).await;
+    for agent in &agents {
+        listings_agree(agent, &steady_name, bounds.longest_term()).await;
+    }
     // Nothing fails any more: what was left behind must not keep elections from being won.
     for election in ELECTIONS {
         eventually_within(
-            2 * MAX_TERM + Duration::from_secs(2),
+            2 * bounds.longest_term() + Duration::from_secs(2),
             "a winner",
             async || {
                 let request = campaign(election, "last", 1_000);
@@ -165,6 +243,55 @@ async fn survive<T: Topology>() {
     }
 }
 
+/// Sees to it that every server has the leader's lease when its term was extended twice.
+async fn is_repaired<T: Topology>(topology: &T, agents: &[Agent], leader: &str) {
+    for agent in agents {
+        let extended = agent.extend(STEADY, leader, LAST_TERM, 0).await;
+        assert!(extended.value, "the leader does not lead: {extended:?}");
+    }
+    // What is repaired is repaired beside the answer, but at once.
+    eventually_within(REPAIRED, "every server has the lease", async || {
+        let leases = topology.leases(STEADY).await;
+        let is_leaders = |lease: &Option<(String, u64)>| {
+            let first = leases[0].as_ref();
+            lease.is_some() && lease.as_ref() == first
+        };
+        let held_by = leases[0].as_ref().map(|(leader, _)| leader.as_str());
+        (held_by == Some(leader) && leases.iter().all(is_leaders)).then_some(())
+    })
+    .await;
+}
+
+/// Sees to it that the agent lists whom it says to lead, and nobody else.
+async fn listings_agree(agent: &Agent, steady: &str, longest_term: Duration) {
+    let what = "a listing that is complete and agrees";
+    // An index that was lost with a server is complete again when every leader has extended.
+    eventually_within(longest_term + REPAIRED, what, async || {
+        let extended = agent.extend(STEADY, steady, LAST_TERM, 0).await;
+        assert!(extended.value, "the leader does not lead: {extended:?}");
+        let mut client = agent.grpc();
+        let listing = client.list_leaders(ListLeadersRequest::default()).await;
+        let listing = listing.ok()?.into_inner();
+        if listing.incomplete {
+            return None;
+        }
+        let listed = listing.leaders.into_iter();
+        let listed: Vec<_> = listed
+            .map(|leader| (leader.election, leader.name))
+            .collect();
+        let mut led = Vec::new();
+        for election in ELECTIONS.into_iter().chain([STEADY]) {
+            match agent.leader(election).await {
+                Ok(leader) => led.push((election.to_owned(), leader)),
+                Err(status) if status.code() == Code::NotFound => {}
+                Err(_) => return None,
+            }
+        }
+        (listed == led).then_some(())
+    })
+    .await;
+}
+
 /// Prints what happened, and fails when a promise was broken or too little happened to tell.
 fn report(record: &Record, logs: &[String], seed: u64, ended: Instant) {
     let (entries, faults) = (record.entries(), record.faults());
@@ -174,7 +301,9 @@ fn report(record: &Record, logs: &[String], seed: u64, ended: Instant) {
     lines.extend(table(
         counts.iter().map(|(kind, count)| (kind, count.to_string())),
     ));
+    let phantoms = check::phantoms(&record.namings(), &record.holds());
     lines.push(format!("overlaps: {}", findings.overlaps.len()));
+    lines.push(format!("phantoms: {}", phantoms.len()));
     lines.push(format!("token regressions: {}", findings.regressions.len()));
     lines.push(
         "faults, and the longest time without any answer; without a leader or a decided campaign:"
@@ -190,7 +319,7 @@ fn report(record: &Record, logs: &[String], seed: u64, ended: Instant) {
     })));
     println!("{}", lines.join("\n"));
 
-    let broken = [findings.overlaps, findings.regressions].concat();
+    let broken = [findings.overlaps, findings.regressions, phantoms].concat();
     assert!(
         broken.is_empty(),
         "the agents' logs:\n{}\n\nSURVIVAL_SEED={seed} breaks promises:\n{}",

@@ -54,8 +54,8 @@ pub(super) struct Keys {
     pub(super) marker: String,
     /// String, in partition 0 only: the lists of nodes that agents use this one with, and when one with each last came.
     pub(super) lists: String,
-    /// Hash, in partition 0 only, for version 0.1.0: the list of `nodes`, `guard`, and `guard_at`; expires when none
-    /// comes any more.
+    /// Hash, in partition 0 only, for version 0.1.0: the list of `nodes`, `guard`, and `guard_at`, which is `told_at`
+    /// where this version wrote the guard; expires when none comes any more.
     pub(super) agents: String,
     /// Sorted set of `kind/name` by name: what listings walk.
     pub(super) index: String,

@@ -10,40 +10,88 @@ use std::{
 };
 
 use election_agent::proto::{
-    CampaignRequest, ExtendElectedTermRequest, HandoverRequest, ResignRequest,
+    CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, HandoverRequest, ResignRequest,
     election_client::ElectionClient,
 };
 use fastrand::Rng;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
-use super::record::{Record, What};
+use super::record::{Hold, Naming, Record, What};
 
-/// The shortest and the longest term, in ms.
-const TERM: (i32, i32) = (1_000, 2_000);
+/// The shortest term, in ms.
+const SHORTEST: i32 = 1_000;
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// How long what was asked of a server may be on its way after the answer: the longest operation timeout of any agent,
+/// and the time that processes take on a busy machine.
+const IN_FLIGHT: Duration = Duration::from_millis(2_000);
+/// For how long servers stand still, at most. They carry out extensions when they go on, but no grants.
+const STANDSTILL: Duration = Duration::from_secs(15);
+/// How often it is asked who leads.
+const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// Connections to the agents; an agent that was replaced has another.
+/// An agent to be asked.
+#[derive(Clone)]
+struct Known {
+    channel: Channel,
+    /// Its longest term, in ms.
+    max_term: i32,
+}
+
+/// Connections to the agents, and their longest terms in ms; an agent that was replaced has others.
 #[derive(Clone)]
 pub(crate) struct Agents {
-    channels: Arc<Mutex<Vec<Channel>>>,
+    known: Arc<Mutex<Vec<Known>>>,
 }
 
 impl Agents {
-    pub(crate) fn new(channels: Vec<Channel>) -> Self {
+    pub(crate) fn new(agents: Vec<(Channel, i32)>) -> Self {
+        let known = agents
+            .into_iter()
+            .map(|(channel, max_term)| Known { channel, max_term });
         Self {
-            channels: Arc::new(Mutex::new(channels)),
+            known: Arc::new(Mutex::new(known.collect())),
         }
     }
 
-    pub(crate) fn replace(&self, agent: usize, channel: Channel) {
-        self.channels.lock().unwrap_or_else(PoisonError::into_inner)[agent] = channel;
+    pub(crate) fn replace(&self, agent: usize, channel: Channel, max_term: i32) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known[agent] = Known { channel, max_term };
     }
 
-    fn any(&self, rng: &mut Rng) -> ElectionClient<Channel> {
-        let channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        ElectionClient::new(rng.choice(channels.iter()).expect("agents").clone())
+    /// An agent, and its longest term.
+    fn any(&self, rng: &mut Rng) -> (ElectionClient<Channel>, i32) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let agent = rng.choice(known.iter()).expect("agents").clone();
+        (ElectionClient::new(agent.channel), agent.max_term)
+    }
+
+    /// Asks all the time who leads an election, and notes what is said.
+    pub(crate) async fn watch(
+        self,
+        election: &'static str,
+        mut rng: Rng,
+        record: Record,
+        stop: Arc<AtomicBool>,
+    ) {
+        while !stop.load(Ordering::Relaxed) {
+            let (mut agent, _) = self.any(&mut rng);
+            let asked = Instant::now();
+            let request = GetLeaderRequest {
+                election: election.to_owned(),
+                ..Default::default()
+            };
+            if let Ok(leader) = agent.get_leader(limited(request)).await {
+                record.naming(Naming {
+                    election: election.to_owned(),
+                    candidate: leader.into_inner().value,
+                    asked,
+                    answered: Instant::now(),
+                });
+            }
+            sleep(ASK_EVERY).await;
+        }
     }
 }
 
@@ -52,6 +100,10 @@ pub(crate) struct Candidate {
     /// How often it has died.
     deaths: usize,
     election: String,
+    /// The longest term that it asks for, in ms.
+    longest: i32,
+    /// Whether it does nothing but extend when it leads, and leads on when it is told to stop.
+    steady: bool,
     agents: Agents,
     rng: Rng,
     record: Record,
@@ -71,6 +123,7 @@ impl Candidate {
     pub(crate) fn new(
         number: usize,
         election: &str,
+        longest: i32,
         agents: Agents,
         rng: Rng,
         record: Record,
@@ -79,6 +132,8 @@ impl Candidate {
             number,
             deaths: 0,
             election: election.to_owned(),
+            longest,
+            steady: false,
             agents,
             rng,
             record,
@@ -86,8 +141,16 @@ impl Candidate {
         }
     }
 
+    /// One that leads for as long as it can.
+    pub(crate) fn steady(self) -> Self {
+        Self {
+            steady: true,
+            ..self
+        }
+    }
+
     /// A name of its own: one that died comes back under another.
-    fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("c{}.{}", self.number, self.deaths)
     }
 
@@ -127,9 +190,11 @@ impl Candidate {
             if Instant::now() >= leading.until {
                 return self.note(What::Stops);
             }
-            let choice = match stop.load(Ordering::Relaxed) {
-                true => 70,
-                false => self.rng.u32(..100),
+            let choice = match (self.steady, stop.load(Ordering::Relaxed)) {
+                (true, true) => return,
+                (true, false) => 0,
+                (false, true) => 70,
+                (false, false) => self.rng.u32(..100),
             };
             match choice {
                 0..60 => match self.extend(leading.token).await {
@@ -147,7 +212,8 @@ impl Candidate {
                 82..88 => return self.hand_over(leading.token).await,
                 88..93 => {
                     // Paused, perhaps past its term: it looks at the time before it acts again.
-                    self.pause(0..2_500).await;
+                    let longest = u64::from(self.longest.unsigned_abs());
+                    self.pause(0..longest + 500).await;
                 }
                 _ => {
                     self.note(What::Dies);
@@ -160,16 +226,19 @@ impl Candidate {
     }
 
     async fn campaign(&mut self, request_id: &str) -> Option<Leading> {
+        let (mut agent, term) = self.agent_and_term();
         let request = CampaignRequest {
             election: self.election.clone(),
             candidate: self.name(),
-            term: self.term(),
+            term,
             request_id: request_id.to_owned(),
             ..Default::default()
         };
-        let mut agent = self.agents.any(&mut self.rng);
         let asked = Instant::now();
-        let answer = self.answer(agent.campaign(limited(request))).await?;
+        let answer = self.answer(agent.campaign(limited(request))).await;
+        let granted = answer.as_ref().map(|answer| answer.elected);
+        self.may_lead(self.name(), asked, term, granted, Duration::ZERO);
+        let answer = answer?;
         if !answer.elected {
             self.note(What::NotElected);
             return None;
@@ -199,7 +268,7 @@ impl Candidate {
     /// Until when the extension lasts; `Err` when the candidate does not lead, `None` when that is not
     /// known.
     async fn extend(&mut self, token: u64) -> Option<Result<Instant, ()>> {
-        let term = self.term();
+        let (mut agent, term) = self.agent_and_term();
         let request = ExtendElectedTermRequest {
             election: self.election.clone(),
             leader: self.name(),
@@ -209,10 +278,12 @@ impl Candidate {
             retry_interval: 50,
             ..Default::default()
         };
-        let mut agent = self.agents.any(&mut self.rng);
         let asked = Instant::now();
         let answer = agent.extend_elected_term(limited(request));
-        if !self.answer(answer).await?.value {
+        let answer = self.answer(answer).await;
+        let granted = answer.as_ref().map(|answer| answer.value);
+        self.may_lead(self.name(), asked, term, granted, STANDSTILL);
+        if !answer?.value {
             self.note(What::Refused);
             return Some(Err(()));
         }
@@ -232,7 +303,7 @@ impl Candidate {
             token,
             ..Default::default()
         };
-        let mut agent = self.agents.any(&mut self.rng);
+        let (mut agent, _) = self.agents.any(&mut self.rng);
         if self.answer(agent.resign(limited(request))).await.is_some() {
             self.note(What::GivenUp);
         }
@@ -241,23 +312,54 @@ impl Candidate {
     async fn hand_over(&mut self, token: u64) {
         self.gave_up = true;
         self.note(What::HandsOver);
+        let (mut agent, term) = self.agent_and_term();
+        // Whether that one lives or not.
+        let heir = format!("c{}.0", self.number ^ 1);
         let request = HandoverRequest {
             election: self.election.clone(),
-            // Whether that one lives or not.
-            leader: format!("c{}.0", self.number ^ 1),
-            term: self.term(),
+            leader: heir.clone(),
+            term,
             current_leader: self.name(),
             token,
             ..Default::default()
         };
-        let mut agent = self.agents.any(&mut self.rng);
-        if self
-            .answer(agent.handover(limited(request)))
-            .await
-            .is_some()
-        {
+        let asked = Instant::now();
+        let answer = self.answer(agent.handover(limited(request))).await;
+        let granted = answer.as_ref().map(|answer| answer.value);
+        self.may_lead(heir, asked, term, granted, Duration::ZERO);
+        if answer.is_some() {
             self.note(What::GivenUp);
         }
+    }
+
+    /// Notes until when a candidate may be called the leader because of a request that has just ended; `late` is how
+    /// much later it may be carried out if nothing is known of it.
+    fn may_lead(
+        &self,
+        candidate: String,
+        asked: Instant,
+        term: i32,
+        granted: Option<bool>,
+        late: Duration,
+    ) {
+        let term = Duration::from_millis(term.unsigned_abs().into());
+        let lasts = match granted {
+            Some(true) => term,
+            Some(false) => Duration::ZERO,
+            None => late + term,
+        };
+        let now = Instant::now();
+        let ended = match granted {
+            Some(_) => now,
+            // The agent may go on when its caller has gone.
+            None => now.max(asked + DEADLINE),
+        };
+        self.record.hold(Hold {
+            election: self.election.clone(),
+            candidate,
+            asked,
+            until: ended + lasts + IN_FLIGHT,
+        });
     }
 
     /// The answer, unless it is an error or the candidate stops waiting for it.
@@ -288,8 +390,11 @@ impl Candidate {
         self.record.note(&self.election, &self.name(), what);
     }
 
-    fn term(&mut self) -> i32 {
-        self.rng.i32(TERM.0..=TERM.1)
+    /// An agent, and a term that it may grant.
+    fn agent_and_term(&mut self) -> (ElectionClient<Channel>, i32) {
+        let (agent, max_term) = self.agents.any(&mut self.rng);
+        let term = self.rng.i32(SHORTEST..=self.longest.min(max_term));
+        (agent, term)
     }
 
     async fn pause(&mut self, ms: std::ops::Range<u64>) {

@@ -2,13 +2,14 @@
 //!
 //! - At most one candidate may act as leader of an election at any instant.
 //! - A grant's token is larger than that of every grant answered before.
+//! - Nobody is called the leader for longer than what was asked for it can last.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
-use super::record::{Entry, Fault, What};
+use super::record::{Entry, Fault, Hold, Naming, What};
 
 /// Promises that were broken, each with what happened around it.
 #[derive(Debug, Default)]
@@ -75,6 +76,33 @@ pub(crate) fn check(entries: &[Entry], faults: &[Fault]) -> Findings {
         }
     }
     findings
+}
+
+/// Looks for candidates that are called leaders although nothing that was asked for them can be in force.
+pub(crate) fn phantoms(namings: &[Naming], holds: &[Hold]) -> Vec<String> {
+    let mut found = BTreeMap::new();
+    for naming in namings {
+        let of_candidate = holds.iter().filter(|hold| {
+            hold.election == naming.election
+                && hold.candidate == naming.candidate
+                && hold.asked <= naming.answered
+        });
+        let last = of_candidate.map(|hold| hold.until).max();
+        if last.is_none_or(|until| until < naming.asked) {
+            let late = last.map(|until| naming.asked - until);
+            // The latest naming says most.
+            found.insert((&naming.election, &naming.candidate), late);
+        }
+    }
+    let phantoms = found
+        .iter()
+        .map(|((election, candidate), late)| match late {
+            Some(late) => format!(
+                "{candidate} is said to lead {election} {late:?} after all that it asked for"
+            ),
+            None => format!("{candidate} is said to lead {election}, and never asked"),
+        });
+    phantoms.collect()
 }
 
 fn granted(entry: &Entry) -> Option<Granted<'_>> {
@@ -369,6 +397,31 @@ mod tests {
         let late = |candidate| [asked(0, 30, "a", 5, 20), elected(40, candidate, 5, 60)];
         assert_eq!(found(&late("a")), (0, 0));
         assert_eq!(found(&late("b")), (0, 1));
+    }
+
+    #[test]
+    fn who_is_called_the_leader_for_longer_than_it_can_lead_is_found() {
+        let hold = |candidate: &str, asked, until| Hold {
+            election: "e".to_owned(),
+            candidate: candidate.to_owned(),
+            asked: at(asked),
+            until: at(until),
+        };
+        let named = |election: &str, candidate: &str, asked| Naming {
+            election: election.to_owned(),
+            candidate: candidate.to_owned(),
+            asked: at(asked),
+            answered: at(asked + 10),
+        };
+        let holds = [hold("a", 0, 100), hold("a", 200, 300), hold("b", 50, 400)];
+        let of = |naming| phantoms(&[naming], &holds).len();
+        assert_eq!(of(named("e", "a", 100)), 0);
+        assert_eq!(of(named("e", "a", 101)), 1);
+        assert_eq!(of(named("e", "a", 190)), 0, "asked for before the answer");
+        assert_eq!(of(named("e", "a", 301)), 1);
+        assert_eq!(of(named("e", "b", 301)), 0);
+        assert_eq!(of(named("e", "b", 30)), 1, "before it asked");
+        assert_eq!(of(named("other", "b", 301)), 1);
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub(crate) struct Record {
 struct Inner {
     entries: Vec<Entry>,
     faults: Vec<Fault>,
+    holds: Vec<Hold>,
+    namings: Vec<Naming>,
 }
 
 /// Something that happened to a candidate.
@@ -32,6 +34,24 @@ pub(crate) struct Entry {
 pub(crate) struct Fault {
     pub(crate) at: Instant,
     pub(crate) kind: String,
+}
+
+/// A time in which a candidate may be called the leader because of one request, whatever came of that.
+#[derive(Debug, Clone)]
+pub(crate) struct Hold {
+    pub(crate) election: String,
+    pub(crate) candidate: String,
+    pub(crate) asked: Instant,
+    pub(crate) until: Instant,
+}
+
+/// A candidate was called the leader to somebody who asked.
+#[derive(Debug, Clone)]
+pub(crate) struct Naming {
+    pub(crate) election: String,
+    pub(crate) candidate: String,
+    pub(crate) asked: Instant,
+    pub(crate) answered: Instant,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -116,6 +136,22 @@ impl Record {
             at: Instant::now(),
             kind: kind.to_owned(),
         });
+    }
+
+    pub(crate) fn hold(&self, hold: Hold) {
+        self.lock().holds.push(hold);
+    }
+
+    pub(crate) fn naming(&self, naming: Naming) {
+        self.lock().namings.push(naming);
+    }
+
+    pub(crate) fn holds(&self) -> Vec<Hold> {
+        self.lock().holds.clone()
+    }
+
+    pub(crate) fn namings(&self) -> Vec<Naming> {
+        self.lock().namings.clone()
     }
 
     pub(crate) fn entries(&self) -> Vec<Entry> {

@@ -33,8 +33,11 @@ pub(crate) trait Topology: Sized {
     /// Waits until the deployment can bear another fault.
     async fn ready(&mut self) {}
 
-    /// Brings a fault about, and mends it.
-    async fn suffer(&mut self, fault: Self::Fault, rng: &mut Rng);
+    /// Brings a fault about, and mends it. `whole_term` is the longest term of any agent and its operation timeout.
+    async fn suffer(&mut self, fault: Self::Fault, whole_term: Duration, rng: &mut Rng);
+
+    /// The leader and token that each server has which a vote comes from, if it has one.
+    async fn leases(&self, election: &str) -> Vec<Option<(String, u64)>>;
 }
 
 /// What is written is with the system before it is answered, where it outlives the process; that it outlives
@@ -76,4 +79,14 @@ async fn lost_writes(written: u64, promoted: &Redis) {
     let known = offset(promoted, "second_repl_offset").await - 1;
     assert!(known < written, "it did not lag: {known} of {written}");
     println!("a promoted replica lacked {} bytes", written - known);
+}
+
+/// The leader and token that a server has of an election.
+async fn lease_on(server: &Redis, election: &str) -> Option<(String, u64)> {
+    let mut keys = cmd("KEYS");
+    keys.arg(format!("*:lease:default/{election}"));
+    let keys: Vec<String> = server.ask(&keys).await.ok()?;
+    let mut lease = cmd("HMGET");
+    lease.arg(keys.first()?).arg("leader").arg("token");
+    server.ask(&lease).await.ok()
 }

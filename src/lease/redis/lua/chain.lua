@@ -2,13 +2,17 @@
 --
 -- A lease whose grant is not acknowledged has the field `attempt`, the grant id, `low`, the token high-water mark
 -- before that grant ('0': none; '' if the grant found its own lease and raised nothing), and `before`, what the
--- grant replaced: a list of entries, the newest first, each {leader, token, value, request id, elected at, the ms
--- at which it lapses, grant id, low}. An entry that is acknowledged has no grant id, and is the last. Version
--- 0.1.0 writes one entry, not in a list.
+-- grant replaced: entries, the newest first, each of the fields leader, token, value, request id, elected at, the ms
+-- at which it lapses, grant id, low. An entry that is acknowledged has no grant id, and is the last.
+--
+-- All fields are in one list: version 0.1.0 writes one entry without the last two, and where a grant of its own
+-- comes first, it restores the entry that it finds at the list's beginning.
 
 -- How many entries a lease keeps: a candidate that campaigns again and again, and never extends, leaves one each
 -- time. The oldest one beyond that counts as acknowledged.
 local DEEPEST = 8
+-- How many fields an entry has.
+local FIELDS = 8
 
 local function entry_of(key, until_ms)
   local entry = redis.call('HMGET', key, 'leader', 'token', 'value', 'request_id', 'elected_at')
@@ -23,10 +27,11 @@ end
 local function entries_below(key)
   local packed = redis.call('HGET', key, 'before')
   if not packed or packed == '' then return {} end
-  local entries = cmsgpack.unpack(packed)
-  if type(entries[1]) == 'string' then
-    entries[7], entries[8] = '', ''
-    return {entries}
+  local fields, entries = cmsgpack.unpack(packed), {}
+  for first = 1, #fields, FIELDS do
+    local entry = {unpack(fields, first, first + FIELDS - 1)}
+    entry[7], entry[8] = entry[7] or '', entry[8] or ''
+    entries[#entries + 1] = entry
   end
   return entries
 end
@@ -37,7 +42,11 @@ local function pack(entries)
     entries[DEEPEST][7], entries[DEEPEST][8] = '', ''
     for n = #entries, DEEPEST + 1, -1 do entries[n] = nil end
   end
-  return cmsgpack.pack(entries)
+  local fields = {}
+  for _, entry in ipairs(entries) do
+    for n = 1, FIELDS do fields[#fields + 1] = entry[n] end
+  end
+  return cmsgpack.pack(fields)
 end
 
 -- Makes these the lease and what it replaced; those at the front that have lapsed are left out. Gives false when

@@ -12,6 +12,9 @@ if lease and over ~= 'anyone' and over ~= 'any leader' then
     local longest = tonumber(ARGV[7]) or 0
     if longest > 0 and lease[5] > longest then
       longest = math.max(longest, tonumber(redis.call('HGET', KEYS[3], 'guard') or 0))
+      -- Version 0.1.0 registers its terms elsewhere, from where the probe takes them over.
+      local legacy = redis.pcall('HGET', string.match(KEYS[3], '^[^}]*}:') .. 'agents', 'guard')
+      longest = math.max(longest, tonumber(legacy) or 0)
       if lease[5] > longest then
         redis.call('PEXPIRE', KEYS[1], longest)
         lease[5] = longest

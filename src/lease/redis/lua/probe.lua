@@ -10,7 +10,7 @@
 --       the user lacks the right to, or ''; the maxmemory-policy
 --
 -- Atomic because the record must not change between the look and what is written.
-
+-- Reads the key in which version 0.1.0 registers; it shares the hash tag of KEYS[1].
 
 -- Tries what the other scripts need, in ways that change nothing: a grant that is refused half way would leave a
 -- lease that never lapses.
@@ -31,6 +31,13 @@ end
 lacks = table.concat(lacks, ' ')
 local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([^\r\n]*)') or ''
 local now = now_ms()
+-- Agents of version 0.1.0 register their restart guard beside their list of nodes. What newer ones write there for
+-- them has `told_at`: it says nothing that the record does not.
+local legacy = redis.pcall('HMGET', string.match(KEYS[1], '^[^}]*}:') .. 'agents', 'guard', 'guard_at', 'told_at')
+local legacy_guard, legacy_at = 0, now
+if legacy[1] and legacy[2] and legacy[2] ~= legacy[3] then
+  legacy_guard, legacy_at = tonumber(legacy[1]), math.min(tonumber(legacy[2]), now)
+end
 local function told(wait, run, guard, guard_at, vote, vote_at)
   return table.concat({wait, run, digits(now), digits(guard), digits(math.max(now - guard_at, 0)), digits(vote),
     digits(math.max(now - vote_at, 0)), lacks, policy}, '\n')
@@ -38,12 +45,13 @@ end
 
 if ARGV[7] ~= '1' then
   local known = redis.call('HMGET', KEYS[1], 'run', 'guard', 'guard_at', 'vote', 'vote_at')
-  return told(known[1] and '0' or '', run(), tonumber(known[2] or 0), tonumber(known[3] or now),
-    tonumber(known[4] or 0), tonumber(known[5] or now))
+  local guard, guard_at = tonumber(known[2] or 0), tonumber(known[3] or now)
+  if legacy_guard > guard then guard, guard_at = legacy_guard, legacy_at end
+  return told(known[1] and '0' or '', run(), guard, guard_at, tonumber(known[4] or 0), tonumber(known[5] or now))
 end
 
-local record = incarnation(KEYS[1], math.max(tonumber(ARGV[1]) or 0, tonumber(ARGV[3])))
-if not record then return told('', run(), 0, now, 0, now) end
+local record = incarnation(KEYS[1], math.max(tonumber(ARGV[1]) or 0, tonumber(ARGV[3]), legacy_guard))
+if not record then return told('', run(), legacy_guard, legacy_at, 0, now) end
 -- The longest counts: it makes this incarnation's wait longer, if it has one. It is forgotten when nobody has asked
 -- for it in so long that what was granted under it is over.
 local function register(name, own, other, age)
@@ -57,6 +65,7 @@ local function register(name, own, other, age)
   end
 end
 register('guard', tonumber(ARGV[1]) or 0, tonumber(ARGV[3]), tonumber(ARGV[4]))
+if legacy_guard > 0 then register('guard', 0, legacy_guard, now - legacy_at) end
 register('vote', tonumber(ARGV[2]), tonumber(ARGV[5]), tonumber(ARGV[6]))
 if record.since > 0 and record.since + record.guard > record.ready_at then
   record.ready_at = record.since + record.guard

@@ -1,7 +1,8 @@
 -- Registers with which list of nodes the agent uses the server, and tells how others do.
 --
 -- KEYS  1 lists (packed: list, 'closing:' list and 'closed:' list, and the ms at which an agent last said so)
---       2 agents (hash of version 0.1.0: nodes)  3 incarnation record
+--       2 agents (hash of version 0.1.0: nodes, guard ms, guard_at ms; told_at ms, the guard_at of a guard that
+--       this script wrote)  3 incarnation record
 -- ARGV  1 the agent's list, or 'old > new' while agents pass from one to the other  2 longest restart guard ms that
 --       the agent knows of  3 '1' if it may be written  4 '1' if a majority of the old list's nodes is closing it
 -- Result 'ok', or 'closing' if this server lets no agent come any more that has only the old list; or 'other' and a
@@ -46,11 +47,16 @@ for field, at in pairs(entries) do
   end
 end
 -- Version 0.1.0 has no other way to say what it uses.
-local legacy = redis.call('HMGET', KEYS[2], 'nodes', 'guard')
+local legacy = redis.call('HMGET', KEYS[2], 'nodes', 'guard', 'guard_at', 'told_at')
 if legacy[1] then
   seen[legacy[1]] = true
   local longest = math.max(window, tonumber(legacy[2] or 0), 1000)
   if redis.call('PTTL', KEYS[2]) > longest then redis.call('PEXPIRE', KEYS[2], digits(longest)) end
+end
+-- Its guard counts until what was granted under it is over: the probe reads it here.
+local legacy_guard = 0
+if legacy[2] and legacy[3] and legacy[3] ~= legacy[4] and now - legacy[3] <= tonumber(legacy[2]) then
+  legacy_guard = tonumber(legacy[2])
 end
 local function keep()
   redis.call('SET', KEYS[1], cmsgpack.pack(entries), 'PX', digits(math.max(2 * window, 60000)))
@@ -83,8 +89,11 @@ if new then
   if is_closing then entries['closing:' .. old] = now end
   if ARGV[4] == '1' then entries['closed:' .. old] = now end
 else
-  redis.call('HSET', KEYS[2], 'nodes', old, 'guard', ARGV[2], 'guard_at', digits(now))
-  redis.call('PEXPIRE', KEYS[2], digits(math.max(window, 1000)))
+  redis.call('HSET', KEYS[2], 'nodes', old)
+  if legacy_guard <= tonumber(ARGV[2]) then
+    redis.call('HSET', KEYS[2], 'guard', ARGV[2], 'guard_at', digits(now), 'told_at', digits(now))
+  end
+  redis.call('PEXPIRE', KEYS[2], digits(math.max(window, legacy_guard, 1000)))
 end
 keep()
 return is_closing and 'closing' or 'ok'

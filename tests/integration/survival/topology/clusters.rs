@@ -1,11 +1,11 @@
 //! One Redis Cluster, or several that are independent of each other.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use fastrand::Rng;
 use futures_util::future::join_all;
 
-use super::{KEEPS, Topology, cut_off, last, lost_writes, offset};
+use super::{KEEPS, Topology, cut_off, last, lease_on, lost_writes, offset};
 use crate::harness::{Cluster, eventually};
 
 pub(crate) struct Clusters<const N: usize> {
@@ -63,7 +63,7 @@ impl<const N: usize> Topology for Clusters<N> {
         }
     }
 
-    async fn suffer(&mut self, fault: Fault, rng: &mut Rng) {
+    async fn suffer(&mut self, fault: Fault, _whole_term: Duration, rng: &mut Rng) {
         let cluster = &mut self.clusters[rng.usize(..N)];
         // Where elections are; the others' shards would not be missed.
         let slots = eventually("elections are held", async || {
@@ -114,5 +114,22 @@ impl<const N: usize> Topology for Clusters<N> {
                 }
             }
         }
+    }
+    async fn leases(&self, election: &str) -> Vec<Option<(String, u64)>> {
+        let mut leases = Vec::new();
+        for cluster in &self.clusters {
+            // Marks of the election outlive its lease, so the slot is known where that is lacking.
+            let marks = format!("*:floor:default/{election}");
+            let slot = cluster.slots_with(&marks).await.into_iter().next();
+            let lease = match slot {
+                Some(slot) => {
+                    let primary = cluster.primary_of(slot).await.expect("a primary");
+                    lease_on(&cluster.nodes[primary], election).await
+                }
+                None => None,
+            };
+            leases.push(lease);
+        }
+        leases
     }
 }

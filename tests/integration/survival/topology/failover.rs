@@ -1,10 +1,13 @@
 //! A primary with two replicas, and three Sentinels.
 
-use std::{fmt, time::Instant};
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
 
 use fastrand::Rng;
 
-use super::{KEEPS, Topology, cut_off, last, lost_writes, offset};
+use super::{KEEPS, Topology, cut_off, last, lease_on, lost_writes, offset};
 use crate::harness::{Deployment, Sentinels, eventually};
 
 pub(crate) struct Failover {
@@ -64,7 +67,7 @@ impl Topology for Failover {
         self.deployment.settled().await;
     }
 
-    async fn suffer(&mut self, fault: Fault, rng: &mut Rng) {
+    async fn suffer(&mut self, fault: Fault, _whole_term: Duration, rng: &mut Rng) {
         let sentinels = &mut self.deployment.sentinels;
         if matches!(fault, Fault::KillSentinel) {
             let sentinel = rng.usize(..sentinels.len());
@@ -108,5 +111,9 @@ impl Topology for Failover {
                 self.deployment.servers[primary].signal("CONT");
             }
         }
+    }
+    async fn leases(&self, election: &str) -> Vec<Option<(String, u64)>> {
+        let primary = self.deployment.primary().await.expect("a primary");
+        vec![lease_on(&self.deployment.servers[primary], election).await]
     }
 }

@@ -1,10 +1,12 @@
 //! Three independent servers.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use fastrand::Rng;
+use futures_util::future::join_all;
+use tokio::time::sleep;
 
-use super::{KEEPS, Topology, last};
+use super::{KEEPS, Topology, last, lease_on};
 use crate::harness::Redis;
 
 pub(crate) struct Three {
@@ -16,6 +18,8 @@ pub(crate) enum Fault {
     Kill,
     Forget,
     Stop,
+    StopForATerm,
+    StopTwoForATerm,
     KillTwo,
     RollBackTwo,
 }
@@ -26,6 +30,8 @@ impl fmt::Display for Fault {
             Self::Kill => "one server killed, restarted with its data",
             Self::Forget => "one server killed, restarted empty",
             Self::Stop => "one server stopped for a while",
+            Self::StopForATerm => "one server stopped for longer than a term",
+            Self::StopTwoForATerm => "two servers stopped for longer than a term",
             Self::KillTwo => "two servers killed, restarted with their data",
             Self::RollBackTwo => "two servers killed, restarted from a snapshot",
         })
@@ -38,6 +44,8 @@ impl Topology for Three {
         Fault::Kill,
         Fault::Forget,
         Fault::Stop,
+        Fault::StopForATerm,
+        Fault::StopTwoForATerm,
         Fault::KillTwo,
         Fault::RollBackTwo,
     ];
@@ -57,7 +65,7 @@ impl Topology for Three {
         vec![("EA_REDIS_URLS".to_owned(), urls.join(","))]
     }
 
-    async fn suffer(&mut self, fault: Fault, rng: &mut Rng) {
+    async fn suffer(&mut self, fault: Fault, whole_term: Duration, rng: &mut Rng) {
         let mut chosen = [0, 1, 2];
         rng.shuffle(&mut chosen);
         let [one, other, _] = chosen;
@@ -77,6 +85,21 @@ impl Topology for Three {
                 self.servers[one].signal("STOP");
                 last(rng, 200..2_500).await;
                 self.servers[one].signal("CONT");
+            }
+            Fault::StopForATerm | Fault::StopTwoForATerm => {
+                let stopped: &[usize] = match fault {
+                    Fault::StopForATerm => &[one],
+                    _ => &[one, other],
+                };
+                for server in stopped {
+                    self.servers[*server].signal("STOP");
+                    last(rng, 0..300).await;
+                }
+                sleep(whole_term).await;
+                for server in stopped {
+                    self.servers[*server].signal("CONT");
+                    last(rng, 0..300).await;
+                }
             }
             Fault::KillTwo => {
                 for server in [one, other] {
@@ -102,5 +125,9 @@ impl Topology for Three {
                 }
             }
         }
+    }
+    async fn leases(&self, election: &str) -> Vec<Option<(String, u64)>> {
+        let servers = self.servers.iter();
+        join_all(servers.map(|server| lease_on(server, election))).await
     }
 }
