@@ -107,6 +107,8 @@ fn found_at_random(rule: Rule, seeds: u64) -> Option<u64> {
     })
 }
 
+const SAFETY: &str = include_str!("../../docs/SAFETY.md");
+
 /// `SIM_RULE_SEEDS` says how many random runs are tried for each rule, beside its scenario.
 #[test]
 fn every_rule_is_missed_when_it_is_taken_away() {
@@ -133,6 +135,14 @@ fn every_rule_is_missed_when_it_is_taken_away() {
         println!("{name:<28} {scenario:<38} {random:<14} {what}");
         if found.is_none() {
             wrong.push(format!("{scenario} passes without {name}"));
+        }
+        let mut rows = SAFETY.lines();
+        if !rows.any(|row| {
+            row.starts_with(&format!("| `{name}` |")) && row.contains(&format!("`{scenario}`"))
+        }) {
+            wrong.push(format!(
+                "docs/SAFETY.md has no row of {name} and {scenario}"
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -21,7 +21,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// that nodes that are merely slow get to decide.
 const SPLIT_WAITS: Duration = Duration::from_millis(100);
 /// The first and the longest pause before a withdrawal that a node did not answer is repeated.
-const WITHDRAW_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
+const WITHDRAW_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// A claim: votes are held until one decides or the deadline comes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

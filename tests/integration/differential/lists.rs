@@ -125,7 +125,7 @@ async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCas
                     is_ready: left <= 0,
                 };
                 if !probe.unmarked.is_empty() {
-                    let marked = agents[*agent].mark(&probe.unmarked, Duration::ZERO, BOUNDS);
+                    let marked = agents[*agent].mark(&probe.unmarked, Duration::ZERO, look.own);
                     marked.await.expect("answers");
                 }
                 let told = match lists.register(coming, recorded, now) {
