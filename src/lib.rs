@@ -32,9 +32,10 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let minute = Duration::from_secs(60);
-//! let settings = Settings { retention: minute, guard: RestartGuard::On.duration(minute) };
+//! let (vote, guard) = (Duration::from_secs(3), RestartGuard::On);
+//! let settings = Settings { retention: minute, guard: guard.duration(minute), vote };
 //! let nodes = vec![Arc::new(Embedded::in_memory(settings)) as _];
-//! let options = Options::new(Duration::from_secs(3), RestartGuard::On, minute);
+//! let options = Options::new(vote, guard, minute);
 //! let elections = Elections::new(Quorum::new(nodes, options), minute);
 //!
 //! let campaign = Campaign {
