@@ -95,9 +95,20 @@ async fn tries(
     let after = Duration::from_millis(300);
     let tries = (0..number).map(|_| give_up(&agent, request.clone(), how, after));
     join_all(tries).await;
+    nobody_waits(&agent).await;
     tokio::time::sleep(hang).await;
     slow.end(&nodes);
     nobody_leads(&agent).await;
+}
+
+/// Waits until the agent knows that the callers have gone: an answer that it gives before that is told, and stays.
+async fn nobody_waits(agent: &Agent) {
+    eventually("nobody waits for an answer", async || {
+        let metrics = agent.get("/metrics").await;
+        let none = "election_agent_requests_in_flight{action=\"campaign\"} 0";
+        metrics.body.as_str()?.contains(none).then_some(())
+    })
+    .await;
 }
 
 /// Waits until the election is vacant, and another is elected: for the operation timeout, for the second in
@@ -165,6 +176,7 @@ async fn tries_through_two_agents(servers: usize, request_id: &str) {
     for agent in &agents {
         let request = unheard(request_id);
         give_up(agent, request, GivesUp::Cancels, after).await;
+        nobody_waits(agent).await;
     }
     Slow::Stopped.end(&nodes);
     nobody_leads(&agents[0]).await;
