@@ -264,8 +264,10 @@ impl Redis {
     /// took that told its clock; [`None`] before there was one.
     fn by_its_clock(&self, partition: u16, instant: Instant) -> Option<i64> {
         let ahead = self.clocks[usize::from(partition)].load(Ordering::Relaxed);
-        let ours = instant.saturating_duration_since(self.started);
-        (ahead != NO_CLOCK).then(|| ahead + i64::try_from(ours.as_millis()).unwrap_or(i64::MAX / 2))
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4);
+        let after = instant.saturating_duration_since(self.started);
+        let before = self.started.saturating_duration_since(instant);
+        (ahead != NO_CLOCK).then(|| ahead + ms(after) - ms(before))
     }
 
     /// Whether a server that found no lease would know of one; [`None`] if it said something else.
