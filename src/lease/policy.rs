@@ -164,7 +164,7 @@ impl Electorate {
     /// How many nodes of the first list are a majority.
     #[must_use]
     pub fn needed(self) -> usize {
-        self.now.count() / 2 + 1
+        super::tally::quorum(self.now.count())
     }
 }
 
@@ -224,6 +224,13 @@ pub enum Reply {
     Resign(ResignReply),
     /// To [`Call::Read`].
     Read(Reading),
+}
+
+impl Reply {
+    /// The error that stands for a reply to another call than was made.
+    fn unexpected(self) -> NodeError {
+        NodeError::unknown(format!("unexpected: {self:?}"))
+    }
 }
 
 /// What happens to a machine.

@@ -423,6 +423,24 @@ mod tests {
     };
 
     const SECOND: Duration = Duration::from_secs(1);
+    const MINUTE: Duration = Duration::from_secs(60);
+    const SETTINGS: Settings = Settings {
+        retention: MINUTE,
+        guard: None,
+        vote: SECOND,
+    };
+
+    /// A campaign for a term of a minute.
+    fn claim() -> Claim {
+        Claim {
+            election: ElectionId::new("", "e").expect("valid"),
+            candidate: Candidate::new("candidate", "a").expect("valid"),
+            term: Term::from_millis(60_000, MINUTE).expect("valid"),
+            value: Value::default(),
+            request_id: None,
+            over: Over::Own,
+        }
+    }
 
     /// Notes what it is told, but not how long calls took.
     #[derive(Debug, Default)]
@@ -458,22 +476,12 @@ mod tests {
     /// A request's first try reached one node, and its agent died; another node is down.
     #[tokio::test(start_paused = true)]
     async fn what_an_agent_that_died_left_behind_does_not_split_every_retry() {
-        let minute = Duration::from_secs(60);
-        let settings = Settings {
-            retention: minute,
-            guard: None,
-            vote: SECOND,
-        };
         let nodes: Vec<_> = (0..2)
-            .map(|_| Arc::new(Embedded::in_memory(settings)))
+            .map(|_| Arc::new(Embedded::in_memory(SETTINGS)))
             .collect();
         let claim = Claim {
-            election: ElectionId::new("", "e").expect("valid"),
-            candidate: Candidate::new("candidate", "a").expect("valid"),
-            term: Term::from_millis(60_000, minute).expect("valid"),
-            value: Value::default(),
             request_id: RequestId::new("try").expect("valid"),
-            over: Over::Own,
+            ..claim()
         };
         let left_behind = Grant {
             election: claim.election.clone(),
@@ -497,7 +505,7 @@ mod tests {
         let notes = Arc::new(Notes::default());
         let options = Options {
             observer: notes.clone(),
-            ..Options::new(Duration::from_secs(1), RestartGuard::Off, minute)
+            ..Options::new(Duration::from_secs(1), RestartGuard::Off, MINUTE)
         };
         let nodes = nodes.into_iter().map(|node| node as Arc<dyn LeaseNode>);
         let quorum = Quorum::new(nodes.collect(), options);
@@ -520,37 +528,23 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stale_token_is_told() {
-        let minute = Duration::from_secs(60);
-        let settings = Settings {
-            retention: minute,
-            guard: None,
-            vote: SECOND,
-        };
-        let node = Arc::new(Embedded::in_memory(settings));
+        let node = Arc::new(Embedded::in_memory(SETTINGS));
         let notes = Arc::new(Notes::default());
         let options = Options {
             // Its tokens begin at 1.
             clock: Arc::new(|| SystemTime::UNIX_EPOCH),
             observer: notes.clone(),
-            ..Options::new(Duration::from_secs(1), RestartGuard::Off, minute)
+            ..Options::new(Duration::from_secs(1), RestartGuard::Off, MINUTE)
         };
         let other = Quorum::new(
             vec![node.clone()],
-            Options::new(Duration::from_secs(1), RestartGuard::Off, minute),
+            Options::new(Duration::from_secs(1), RestartGuard::Off, MINUTE),
         );
         let quorum = Quorum::new(vec![node], options);
-        let claim = Claim {
-            election: ElectionId::new("", "e").expect("valid"),
-            candidate: Candidate::new("candidate", "a").expect("valid"),
-            term: Term::from_millis(60_000, minute).expect("valid"),
-            value: Value::default(),
-            request_id: None,
-            over: Over::Own,
-        };
         let deadline = Instant::now() + Duration::from_secs(5);
         for quorum in [&other, &quorum] {
             quorum.status().await;
-            let claimed = quorum.claim(claim.clone(), deadline).await;
+            let claimed = quorum.claim(claim(), deadline).await;
             assert!(matches!(claimed, Ok(Claimed::Won { .. })), "{claimed:?}");
         }
         assert_eq!(notes.count(Retry::StaleToken), 1, "{notes:?}");
@@ -615,13 +609,8 @@ mod tests {
 
     impl Faulty {
         fn new(reachable: bool) -> Arc<Self> {
-            let settings = Settings {
-                retention: SECOND,
-                guard: None,
-                vote: SECOND,
-            };
             Arc::new(Self {
-                node: Embedded::in_memory(settings),
+                node: Embedded::in_memory(SETTINGS),
                 reachable,
                 withdrawals: 0.into(),
             })
@@ -692,17 +681,8 @@ mod tests {
         let options = Options::new(SECOND, RestartGuard::Off, SECOND);
         let quorum = Quorum::new(as_nodes.collect(), options);
         quorum.status().await;
-        let minute = Duration::from_secs(60);
-        let claim = Claim {
-            election: ElectionId::new("", "e").expect("valid"),
-            candidate: Candidate::new("candidate", "a").expect("valid"),
-            term: Term::from_millis(60_000, minute).expect("valid"),
-            value: Value::default(),
-            request_id: None,
-            over: Over::Own,
-        };
         let started = Instant::now();
-        let claimed = quorum.claim(claim, started + minute).await;
+        let claimed = quorum.claim(claim(), started + MINUTE).await;
         assert!(
             matches!(claimed, Err(Error::Unavailable { .. })),
             "{claimed:?}"

@@ -159,6 +159,11 @@ impl Grants {
         }
     }
 
+    /// The nodes that have not answered yet.
+    pub(super) fn outstanding(&self) -> Nodes {
+        self.roll.outstanding
+    }
+
     pub(super) fn verdict(&self) -> Verdict<Granted> {
         let electorate = self.roll.electorate;
         for (token, votes) in &self.granted {

@@ -154,6 +154,15 @@ async fn old_elects_at_last(old: &OldAgent, election: &str, candidate: &str) -> 
     .await
 }
 
+/// The leader's term is over when another is told that it is elected.
+fn has_no_time_left(until: Instant, told: Instant) {
+    let left = until.saturating_duration_since(told);
+    assert!(
+        left.is_zero(),
+        "it is elected while the leader has {left:?} left"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_agent_knows_the_leader_that_an_old_one_elected() {
     let fleet = Fleet::start().await;
@@ -327,11 +336,7 @@ async fn an_old_agent_waits_for_a_new_one_with_longer_terms() {
     new.kill();
     fleet.forget(&[0, 1, 2]).await;
     let (_, told) = old_elects_at_last(&old, "e", "other").await;
-    let left = until.saturating_duration_since(told);
-    assert!(
-        left.is_zero(),
-        "it is elected while the leader has {left:?} left"
-    );
+    has_no_time_left(until, told);
     fleet.no_script_has_failed().await;
 }
 
@@ -361,11 +366,7 @@ async fn an_old_agent_abstains_where_a_new_one_has_marked_a_restart() {
         }
     })
     .await;
-    let left = until.saturating_duration_since(told);
-    assert!(
-        left.is_zero(),
-        "it is elected while the leader has {left:?} left"
-    );
+    has_no_time_left(until, told);
     fleet.no_script_has_failed().await;
 }
 

@@ -12,8 +12,8 @@ use election_agent::{
         Bounds, Incarnation,
         memory::Memory,
         policy::{
-            Call, Electorate, Event, Machine as _, Step, View, claim::Claiming,
-            extension::Extending, resignation::Resigning,
+            Call, Electorate, Event, Machine, Step, View, claim::Claiming, extension::Extending,
+            resignation::Resigning,
         },
         quorum::Claimed,
     },
@@ -124,53 +124,16 @@ pub(crate) enum Wanted {
 
 impl Request {
     pub(crate) fn on(&mut self, event: Event, now: Instant, view: &Eyes<'_>) -> Vec<Wanted> {
-        fn common<A>(step: Step<A>, answer: impl FnOnce(A) -> Wanted) -> Option<Wanted> {
-            Some(match step {
-                Step::Ask {
-                    tag,
-                    nodes,
-                    call,
-                    until,
-                } => Wanted::Ask {
-                    tag,
-                    nodes,
-                    call,
-                    until,
-                },
-                Step::Wake(at) => Wanted::Wake(at),
-                Step::Tend(..) => Wanted::Tend,
-                Step::Answer(answered) => answer(answered),
-                Step::Note(_) => return None,
-            })
-        }
         match self {
-            Self::Claim(claiming) => {
-                let mut steps = Vec::new();
-                claiming.on(event, now, view, &mut steps);
-                let answer = |answer| match answer {
-                    Ok(Claimed::Won { token, valid_for }) => Wanted::Elected(token, valid_for),
-                    _ => Wanted::Answered,
-                };
-                let steps = steps.into_iter();
-                steps.filter_map(|step| common(step, answer)).collect()
-            }
-            Self::Extend(extending) => {
-                let mut steps = Vec::new();
-                extending.on(event, now, view, &mut steps);
-                let answer = |answer| match answer {
-                    Ok(Ok(())) => Wanted::Extended,
-                    _ => Wanted::Answered,
-                };
-                let steps = steps.into_iter();
-                steps.filter_map(|step| common(step, answer)).collect()
-            }
-            Self::Resign(resigning) => {
-                let mut steps = Vec::new();
-                resigning.on(event, now, view, &mut steps);
-                let steps = steps.into_iter();
-                let answer = |_| Wanted::Answered;
-                steps.filter_map(|step| common(step, answer)).collect()
-            }
+            Self::Claim(claiming) => wanted(claiming, event, now, view, |answer| match answer {
+                Ok(Claimed::Won { token, valid_for }) => Wanted::Elected(token, valid_for),
+                _ => Wanted::Answered,
+            }),
+            Self::Extend(extending) => wanted(extending, event, now, view, |answer| match answer {
+                Ok(Ok(())) => Wanted::Extended,
+                _ => Wanted::Answered,
+            }),
+            Self::Resign(resigning) => wanted(resigning, event, now, view, |_| Wanted::Answered),
         }
     }
 
@@ -181,6 +144,38 @@ impl Request {
             Self::Resign(resigning) => resigning.is_done(),
         }
     }
+}
+
+/// What a machine wants done when this happens to it.
+fn wanted<M: Machine>(
+    machine: &mut M,
+    event: Event,
+    now: Instant,
+    view: &Eyes<'_>,
+    answer: impl Fn(M::Answer) -> Wanted,
+) -> Vec<Wanted> {
+    let mut steps = Vec::new();
+    machine.on(event, now, view, &mut steps);
+    let wanted = |step| {
+        Some(match step {
+            Step::Ask {
+                tag,
+                nodes,
+                call,
+                until,
+            } => Wanted::Ask {
+                tag,
+                nodes,
+                call,
+                until,
+            },
+            Step::Wake(at) => Wanted::Wake(at),
+            Step::Tend(..) => Wanted::Tend,
+            Step::Answer(answered) => answer(answered),
+            Step::Note(_) => return None,
+        })
+    };
+    steps.into_iter().filter_map(wanted).collect()
 }
 
 /// What an agent's machines see.

@@ -10,6 +10,8 @@ use std::{
 };
 
 use async_trait::async_trait;
+/// What a call is for.
+pub(crate) use election_agent::lease::quorum::observer::Operation as To;
 use election_agent::{
     election::types::{ElectionId, Kind},
     lease::{
@@ -23,20 +25,6 @@ use tokio::{
 };
 
 use crate::{lists::Told, server::Server};
-
-/// What a call is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum To {
-    Grant,
-    Extend,
-    Heal,
-    Resign,
-    Withdraw,
-    Read,
-    List,
-    Mark,
-    Probe,
-}
 
 /// What becomes of a call that a scenario has plans for.
 #[derive(Debug, Clone, Copy)]

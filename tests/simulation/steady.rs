@@ -66,15 +66,11 @@ impl Steady {
     pub(crate) async fn keeps_its_lease_everywhere(mut self) {
         let token = self.is_elected().await;
         // A bare majority may have elected it, while another server had the lease of an earlier leader.
-        let third = self.term.duration() / 3;
-        let lapsed = Instant::now() + LONGEST_TERM;
-        while Instant::now() < lapsed {
-            self.extends(token).await;
-            sleep(third.mul_f64(0.9)).await;
-        }
+        self.extends_until(Instant::now() + LONGEST_TERM, token)
+            .await;
         for _ in 0..2 {
             self.extends(token).await;
-            sleep(third.mul_f64(0.9)).await;
+            sleep(self.pause()).await;
         }
         if self.clocks_step && !self.is_held_everywhere().await {
             // A server may have acknowledged the token of a clock that was ahead, for somebody whom no majority elected.
@@ -95,22 +91,15 @@ impl Steady {
             let pause = if self.fast { 20 } else { 2_000 };
             challengers.spawn(challenger.challenge(pause, resumes + 10 * LONGEST_TERM));
         }
-        while Instant::now() < resumes {
-            self.extends(token).await;
-            sleep(third.mul_f64(0.9)).await;
-        }
         let lapsed = match self.fast {
             true => resumes + LONGEST_TERM,
             false => resumes,
         };
-        while Instant::now() < lapsed {
-            self.extends(token).await;
-            sleep(third.mul_f64(0.9)).await;
-        }
+        self.extends_until(lapsed, token).await;
         let mut has_it = false;
         for _ in 0..2 {
             self.extends(token).await;
-            let next = Instant::now() + third.mul_f64(0.9);
+            let next = Instant::now() + self.pause();
             while Instant::now() < next {
                 has_it |= leader_at(&hangs).await.as_deref() == Some(NAME);
                 sleep(Duration::from_millis(3)).await;
@@ -173,6 +162,18 @@ impl Steady {
             "cannot be elected although nothing fails:\n{}",
             self.record.history()
         );
+    }
+
+    /// How long it waits between extensions.
+    fn pause(&self) -> Duration {
+        (self.term.duration() / 3).mul_f64(0.9)
+    }
+
+    async fn extends_until(&self, until: Instant, token: Token) {
+        while Instant::now() < until {
+            self.extends(token).await;
+            sleep(self.pause()).await;
+        }
     }
 
     async fn extends(&self, token: Token) {

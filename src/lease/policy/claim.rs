@@ -40,7 +40,6 @@ pub struct Claiming {
     phase: Phase,
     votes: Vec<Vote>,
     answered: bool,
-    abandoned: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,7 +70,6 @@ struct Vote {
     grant: Arc<Grant>,
     started: Instant,
     tally: Grants,
-    outstanding: Nodes,
     /// Nodes that wrote a lease for it, or renewed the lease which an earlier try was granted.
     granted: Nodes,
     /// Of these, those that have another token than the proposed one.
@@ -115,7 +113,6 @@ impl Claiming {
             phase: Phase::Tending,
             votes: Vec::new(),
             answered: false,
-            abandoned: false,
         }
     }
 
@@ -160,7 +157,6 @@ impl Claiming {
             grant,
             started: now,
             tally: Grants::new(electorate),
-            outstanding: nodes,
             granted: Nodes::NONE,
             repeated: Nodes::NONE,
             unknown: Nodes::NONE,
@@ -187,7 +183,8 @@ impl Claiming {
             return;
         };
         let verdict = vote.tally.verdict();
-        let over = vote.outstanding.is_empty() || patience.is_some_and(|until| now >= until);
+        let over =
+            vote.tally.outstanding().is_empty() || patience.is_some_and(|until| now >= until);
         let failure = match verdict {
             Verdict::Open if !over => {
                 if patience.is_none() && vote.tally.is_split() {
@@ -223,7 +220,6 @@ impl Claiming {
         let error = match failure {
             Failure::Guarded(wait) => Some(guarded(wait)),
             Failure::Unreachable => Some(undecided(view.electorate(), self.deadline, now)),
-            _ if self.abandoned => Some(undecided(view.electorate(), self.deadline, now)),
             _ => None,
         };
         if let Some(error) = error {
@@ -347,7 +343,7 @@ impl Claiming {
             let lapsed = vote.started + limit + vote.grant.term.duration();
             if now >= lapsed {
                 // Whatever it wrote is over.
-                if vote.outstanding.is_empty() {
+                if vote.tally.outstanding().is_empty() {
                     (vote.granted, vote.unknown, vote.again) = (Nodes::NONE, Nodes::NONE, None);
                 }
                 continue;
@@ -396,9 +392,8 @@ impl Claiming {
             reply => {
                 let reply = reply.and_then(|reply| match reply {
                     Reply::Grant(reply) => Ok(reply),
-                    other => Err(NodeError::unknown(format!("unexpected: {other:?}"))),
+                    other => Err(other.unexpected()),
                 });
-                vote.outstanding.remove(node);
                 match &reply {
                     Ok(GrantReply::Granted(token)) => {
                         vote.granted.add(node);
@@ -474,7 +469,6 @@ impl Machine for Claiming {
                 }
             }
             Event::Abandoned => {
-                self.abandoned = true;
                 // Nobody will use what was granted.
                 self.answered = true;
                 self.phase = Phase::Decided;
@@ -505,7 +499,7 @@ impl Machine for Claiming {
 
     fn is_done(&self) -> bool {
         let settled = |vote: &Vote| {
-            vote.outstanding.is_empty()
+            vote.tally.outstanding().is_empty()
                 && vote.withdrawing.is_empty()
                 && vote.to_withdraw().is_empty()
         };

@@ -8,7 +8,7 @@ use super::{Call, Event, Machine, Nodes, Note, Reply, Step, View};
 use crate::{
     election::types::Token,
     lease::{
-        Extend, ExtendReply, Heal, Incarnation, Lease, NodeError, Reading,
+        Extend, ExtendReply, Heal, Incarnation, Lease, Reading,
         quorum::{Error, too_slow, undecided},
         rules::{Rule, holds},
         tally::{Denial, Done, Extensions, Verdict},
@@ -292,7 +292,7 @@ impl Machine for Extending {
                 (EXTEND | EXTEND_AGAIN, reply) => {
                     let reply = reply.and_then(|reply| match reply {
                         Reply::Extend(reply) => Ok(reply),
-                        other => Err(NodeError::unknown(format!("unexpected: {other:?}"))),
+                        other => Err(other.unexpected()),
                     });
                     if let Ok(ExtendReply::Renewed(token)) = reply
                         && self.renewed.is_none_or(|(_, known)| token > known)

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Call, Event, Machine, Reply, Step, View};
 use crate::lease::{
-    NodeError, Reading, Resign,
+    Reading, Resign,
     quorum::{Error, undecided},
     tally::{Denial, Done, Reads, Resignations, Verdict},
 };
@@ -130,14 +130,13 @@ impl Machine for Resigning {
         match event {
             Event::Begin => self.ask(view, steps),
             Event::Replied { tag, node, reply } => {
-                let wrong = |other| NodeError::unknown(format!("unexpected: {other:?}"));
                 if tag % AGAIN == READ
                     && (tag >= AGAIN) == self.tended
                     && let Some(reads) = &mut self.reads
                 {
                     let reply: Result<Reading, _> = reply.and_then(|reply| match reply {
                         Reply::Read(reading) => Ok(reading),
-                        other => Err(wrong(other)),
+                        other => Err(other.unexpected()),
                     });
                     reads.add(node, reply);
                 } else if tag % AGAIN == RESIGN
@@ -146,7 +145,7 @@ impl Machine for Resigning {
                 {
                     let reply = reply.and_then(|reply| match reply {
                         Reply::Resign(reply) => Ok(reply),
-                        other => Err(wrong(other)),
+                        other => Err(other.unexpected()),
                     });
                     votes.add(node, reply);
                 }

@@ -165,13 +165,12 @@ type Answer = std::pin::Pin<Box<dyn Future<Output = Result<Reply, NodeError>> + 
 
 /// Calls a node.
 fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> Answer {
+    if let Some(instead) = unprobed(inner, call, number) {
+        return Box::pin(ready(instead));
+    }
     match call {
         Call::Grant(grant) => {
             let grant = Arc::clone(grant);
-            let unprepared = Reply::Grant(GrantReply::Unregistered);
-            if let Some(instead) = unprobed(inner, number, Rule::ProbedBeforeVoting, unprepared) {
-                return Box::pin(ready(instead));
-            }
             Box::pin(async move { node.grant(&grant).await.map(Reply::Grant) })
         }
         Call::Withdraw(grant) => {
@@ -180,20 +179,10 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
         }
         Call::Extend(extend) => {
             let extend = Arc::clone(extend);
-            let unprepared = Reply::Extend(ExtendReply::Unmarked);
-            if let Some(instead) = unprobed(inner, number, Rule::ProbedBeforeExtending, unprepared)
-            {
-                return Box::pin(ready(instead));
-            }
             Box::pin(async move { node.extend(&extend).await.map(Reply::Extend) })
         }
         Call::Heal(heal) => {
             let heal = Arc::clone(heal);
-            let unprepared = Reply::Healed(false);
-            if let Some(instead) = unprobed(inner, number, Rule::ProbedBeforeExtending, unprepared)
-            {
-                return Box::pin(ready(instead));
-            }
             Box::pin(async move { node.heal(&heal).await.map(Reply::Healed) })
         }
         Call::Resign(resign) => {
@@ -209,12 +198,19 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
 
 /// What stands for the reply of a node at which this agent has not registered its bounds: others would take a lease
 /// that is written there for one of a clock that was set back, and cut it.
-fn unprobed(
-    inner: &Inner,
-    number: usize,
-    rule: Rule,
-    unprepared: Reply,
-) -> Option<Result<Reply, NodeError>> {
+fn unprobed(inner: &Inner, call: &Call, number: usize) -> Option<Result<Reply, NodeError>> {
+    let (rule, unprepared) = match call {
+        Call::Grant(_) => (
+            Rule::ProbedBeforeVoting,
+            Reply::Grant(GrantReply::Unregistered),
+        ),
+        Call::Extend(_) => (
+            Rule::ProbedBeforeExtending,
+            Reply::Extend(ExtendReply::Unmarked),
+        ),
+        Call::Heal(_) => (Rule::ProbedBeforeExtending, Reply::Healed(false)),
+        Call::Withdraw(_) | Call::Resign(_) | Call::Read(_) => return None,
+    };
     let node = &inner.nodes[number];
     match node.probed() {
         Probed::At(_) => None,

@@ -59,8 +59,9 @@ fn slow_vote(scene: &Scene, agent: &Agent) -> JoinHandle<()> {
     })
 }
 
-/// The server is repaired before the vote is over that it has forgotten.
-pub(crate) async fn vote_is_still_counted() {
+/// The second server votes for a challenger of a leader by the others, and restarts without that 50 ms later; the vote,
+/// and when it began, 100 ms ago.
+async fn forgets_a_slow_vote() -> (Leading, JoinHandle<()>, Instant) {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, 2 * SECOND).await;
     let challenger = scene.agent_of(LONGEST, 2 * SECOND).await;
@@ -74,6 +75,12 @@ pub(crate) async fn vote_is_still_counted() {
     leading.agent.quorum.status().await;
     leading.agent.quorum.status().await;
     at(t, 100).await;
+    (leading, vote, t)
+}
+
+/// The server is repaired before the vote is over that it has forgotten.
+pub(crate) async fn vote_is_still_counted() {
+    let (leading, vote, t) = forgets_a_slow_vote().await;
     leading.extends(1_100, true).await;
     at(t, 1_000).await;
     leading.extends(1_100, false).await;
@@ -132,19 +139,7 @@ pub(crate) async fn longer_votes_are_not_known() {
 
 /// The repair gets to the server when the extension is over, and another leads.
 pub(crate) async fn repair_is_late() {
-    let scene = Scene::of(3);
-    let agent = scene.agent_of(LONGEST, 2 * SECOND).await;
-    let challenger = scene.agent_of(LONGEST, 2 * SECOND).await;
-    scene.servers[1].save();
-    let leading = Leading::new(&scene, agent).await;
-    sleep(ms(600)).await;
-    let t = Instant::now();
-    let vote = slow_vote(&scene, &challenger);
-    at(t, 50).await;
-    scene.servers[1].go_back(0);
-    leading.agent.quorum.status().await;
-    leading.agent.quorum.status().await;
-    at(t, 100).await;
+    let (leading, vote, t) = forgets_a_slow_vote().await;
     let repair = Fate::Late(ms(2_100), Duration::ZERO);
     leading.agent.handles[1].plan(To::Heal, repair);
     leading.extends(1_100, true).await;
