@@ -17,8 +17,8 @@ use crate::{
 
 /// The longest pause before a split vote is tried again; the first ones are shorter.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// How long a split vote waits for the nodes that have not answered yet; twice as long with every attempt, so
-/// that nodes that are merely slow get to decide.
+/// How long a split vote waits for the nodes that have not answered yet, and by how much longer with every attempt:
+/// nodes that are merely slow get to decide, while a node that is down leaves time for many attempts.
 const SPLIT_WAITS: Duration = Duration::from_millis(100);
 /// The first and the longest pause before a withdrawal that a node did not answer is repeated.
 const WITHDRAW_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
@@ -188,7 +188,7 @@ impl Claiming {
         let failure = match verdict {
             Verdict::Open if !over => {
                 if patience.is_none() && vote.tally.is_split() {
-                    let until = now + SPLIT_WAITS * (1 << self.attempt.min(10));
+                    let until = now + SPLIT_WAITS * (self.attempt + 1);
                     self.phase = Phase::Voting {
                         patience: Some(until),
                     };
