@@ -195,9 +195,22 @@ pub(crate) async fn run(seed: u64) -> Record {
         }
     }
 
-    let alive = agents.iter();
-    let alive = alive.filter(|agent| !agent.is_dead() && agent.serves());
-    let alive: Agents = Arc::new(alive.cloned().collect());
+    // What was on its way arrives.
+    sleep(LONGEST_VOTE + SLOWEST + Duration::from_millis(500)).await;
+    let mut alive = Vec::new();
+    for agent in agents.iter() {
+        // While the list is being changed, the servers may still refuse those who have come with the next one.
+        if !agent.is_dead() && agent.serves() && (world.change.is_none() || agent.is_ready().await)
+        {
+            alive.push(agent.clone());
+        }
+    }
+    assert!(
+        !alive.is_empty(),
+        "no agent is ready although nothing fails, after\n{}",
+        record.history()
+    );
+    let alive: Agents = Arc::new(alive);
     nothing_is_left(&alive, &record, &mut rng, world).await;
     if alive.iter().all(Agent::spares_one) {
         let steady = Steady::new(&mut rng, &alive, &record, !world.forgetful);
@@ -303,10 +316,9 @@ async fn start(rng: &mut Rng, servers: &[Server], agents: &Agents, record: &Reco
     }
 }
 
-/// The network is well again. What was on its way arrives; then nobody is said to lead who was told of nothing, and
-/// whatever was left behind does not keep the election from being won.
+/// The network is well again. Nobody is said to lead who was told of nothing, and whatever was left behind does not
+/// keep the election from being won.
 async fn nothing_is_left(alive: &Agents, record: &Record, rng: &mut Rng, world: World) {
-    sleep(LONGEST_VOTE + SLOWEST + Duration::from_millis(500)).await;
     for agent in alive.iter() {
         let deadline = Instant::now() + Duration::from_secs(3);
         let read = agent.quorum.read(&election(), deadline).await;
