@@ -17,7 +17,7 @@ use crate::{
     election,
     faults::{Event, Faults, SLOWEST},
     record::Record,
-    server::Server,
+    server::{RETENTION, Server},
     steady::Steady,
 };
 
@@ -197,20 +197,7 @@ pub(crate) async fn run(seed: u64) -> Record {
 
     // What was on its way arrives.
     sleep(LONGEST_VOTE + SLOWEST + Duration::from_millis(500)).await;
-    let mut alive = Vec::new();
-    for agent in agents.iter() {
-        // While the list is being changed, the servers may still refuse those who have come with the next one.
-        if !agent.is_dead() && agent.serves() && (world.change.is_none() || agent.is_ready().await)
-        {
-            alive.push(agent.clone());
-        }
-    }
-    assert!(
-        !alive.is_empty(),
-        "no agent is ready although nothing fails, after\n{}",
-        record.history()
-    );
-    let alive: Agents = Arc::new(alive);
+    let alive = ready(&agents, &record, world).await;
     nothing_is_left(&alive, &record, &mut rng, world).await;
     if alive.iter().all(Agent::spares_one) {
         let steady = Steady::new(&mut rng, &alive, &record, !world.forgetful);
@@ -219,8 +206,45 @@ pub(crate) async fn run(seed: u64) -> Record {
     record
 }
 
+/// The agents that can be asked. While the list is being changed, servers may refuse those that have come with the
+/// next one, at the longest for as long as a guard after an agent had both lists.
+async fn ready(agents: &Agents, record: &Record, world: World) -> Agents {
+    let serving = || {
+        agents
+            .iter()
+            .filter(|agent| !agent.is_dead() && agent.serves())
+    };
+    if world.change.is_none() {
+        return Arc::new(serving().cloned().collect());
+    }
+    let gives_up = Instant::now() + 2 * LONGEST_TERM;
+    loop {
+        let mut ready = Vec::new();
+        for agent in serving() {
+            if agent.is_ready().await {
+                ready.push(agent.clone());
+            }
+        }
+        if !ready.is_empty() {
+            return Arc::new(ready);
+        }
+        if Instant::now() >= gives_up {
+            for agent in serving() {
+                record.note(&format!("{:?}", agent.quorum.status().await));
+            }
+            panic!(
+                "no agent is ready although nothing fails, after\n{}",
+                record.history()
+            );
+        }
+        sleep(Duration::from_millis(300)).await;
+    }
+}
+
 /// Sets a server's clock forward now and then.
 async fn sets_forward(server: Server, when: Forward, mut rng: Rng, record: Record, until: Instant) {
+    // Further than the retention would make it forget which tokens it has accepted, while agents' clocks step.
+    let mut left = RETENTION.as_millis() as i64 / 2;
     loop {
         let wait = Duration::from_secs(20).mul_f64(rng.f64());
         let by = *rng
@@ -230,7 +254,8 @@ async fn sets_forward(server: Server, when: Forward, mut rng: Rng, record: Recor
             return;
         }
         sleep(wait).await;
-        if when == Forward::AnyTime || leader_at(&server).await.is_none() {
+        if by <= left && (when == Forward::AnyTime || leader_at(&server).await.is_none()) {
+            left -= by;
             record.note(&format!("{}: its clock is {by} ms ahead", server.name()));
             server.set_clock(by);
         }

@@ -21,6 +21,8 @@ use crate::{
 const AHEAD: Duration = Duration::from_secs(365 * 86_400);
 /// What a server's clock says at the beginning of a run, in ms since the Unix epoch.
 const EPOCH_MS: u64 = 1_800_000_000_000;
+/// How long a server remembers tokens after the last term that had them.
+pub(crate) const RETENTION: Duration = Duration::from_secs(3600);
 /// How many copies of its data a server has.
 const COPIES: usize = 3;
 
@@ -73,7 +75,7 @@ impl Server {
             set_ms: Arc::default(),
         };
         let settings = Settings {
-            retention: Duration::from_secs(3600),
+            retention: RETENTION,
             guard,
             // Handles add what their agents need.
             vote: Duration::ZERO,
