@@ -12,7 +12,7 @@ pub mod sampler;
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    env, fmt,
     pin::Pin,
     task::{self, Poll},
     time::Duration,
@@ -24,7 +24,9 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::{
     Resource,
-    trace::{Sampler as SdkSampler, SdkTracer, SdkTracerProvider},
+    trace::{
+        IdGenerator as _, RandomIdGenerator, Sampler as SdkSampler, SdkTracer, SdkTracerProvider,
+    },
 };
 use pin_project_lite::pin_project;
 use url::Url;
@@ -35,6 +37,8 @@ use sampler::Sampler;
 
 /// The semantic conventions that names of spans and attributes are from.
 const CONVENTIONS: &str = "https://opentelemetry.io/schemas/1.37.0";
+/// The attribute by which processes of one service are told apart.
+const INSTANCE: &str = "service.instance.id";
 
 /// How requests are traced.
 #[derive(Debug, Clone)]
@@ -136,13 +140,12 @@ impl Traces {
     /// # Errors
     /// A destination that cannot be used.
     pub fn start(settings: Settings) -> Result<Self, StartError> {
+        let mut attributes = settings.resource;
+        let entry = attributes.entry(INSTANCE.to_owned());
+        entry.or_insert_with(instance);
+        let attributes = attributes.into_iter();
         let resource = Resource::builder_empty()
-            .with_attributes(
-                settings
-                    .resource
-                    .into_iter()
-                    .map(|(key, value)| KeyValue::new(key, value)),
-            )
+            .with_attributes(attributes.map(|(key, value)| KeyValue::new(key, value)))
             .with_attributes([
                 KeyValue::new("telemetry.sdk.language", "rust"),
                 KeyValue::new("telemetry.sdk.name", "opentelemetry"),
@@ -186,6 +189,16 @@ impl Traces {
     pub async fn flush(self, limit: Duration) {
         self.exporting.finish(limit).await;
     }
+}
+
+/// What this process is called among those of the service, until it ends.
+///
+/// In Kubernetes the pod, which is the host's name there, as in the audit trail. Elsewhere several agents may share a
+/// host and its name, so that it is a random number.
+fn instance() -> String {
+    let pod = env::var_os("KUBERNETES_SERVICE_HOST").and_then(|_| hostname::get().ok());
+    let pod = pod.and_then(|name| name.into_string().ok());
+    pod.unwrap_or_else(|| RandomIdGenerator::default().new_trace_id().to_string())
 }
 
 /// The id of the trace that the current request is recorded in, in 32 hexadecimal digits.

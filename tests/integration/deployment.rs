@@ -3,6 +3,8 @@
 mod containers;
 mod fit;
 mod objects;
+mod placement;
+mod reach;
 mod settings;
 
 use std::{
@@ -19,13 +21,16 @@ use tempfile::TempDir;
 const OVERLAYS: [&str; 4] = ["single", "three-redis", "sentinel", "cluster"];
 
 /// Components that go together with every overlay.
-const COMPONENTS: [&[&str]; 6] = [
+const COMPONENTS: [&[&str]; 8] = [
     &[],
     &["pods-watch", "service-monitor"],
     &["pods-on-demand", "traces"],
     &["tls"],
     &["tokens", "tls", "pods-watch"],
     &["token-review", "pods-on-demand"],
+    // In either order.
+    &["service-monitor", "tls"],
+    &["tls", "service-monitor"],
 ];
 
 /// A file of the repository.

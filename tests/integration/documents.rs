@@ -214,3 +214,102 @@ fn the_safety_argument_names_tests_that_exist() {
         );
     }
 }
+
+/// What operators and callers read.
+const DOCUMENTS: [&str; 14] = [
+    "README.md",
+    "CHANGELOG.md",
+    "deploy/README.md",
+    "loadtest/README.md",
+    "docs/ARCHITECTURE.md",
+    "docs/AUTHORIZATION.md",
+    "docs/KUBERNETES.md",
+    "docs/METRICS.md",
+    "docs/PERFORMANCE.md",
+    "docs/RUNBOOK.md",
+    "docs/SAFETY.md",
+    "docs/SECURITY.md",
+    "docs/TRACES.md",
+    "docs/UPGRADING.md",
+];
+
+/// The anchors of a document's headings, as GitHub makes them.
+fn anchors(document: &str) -> BTreeSet<String> {
+    let headings = document.lines().filter(|line| line.starts_with('#'));
+    headings
+        .map(|line| {
+            let heading = line.trim_start_matches('#').trim().to_lowercase();
+            let kept = heading.chars().filter_map(|c| match c {
+                ' ' => Some('-'),
+                c if c.is_alphanumeric() || matches!(c, '-' | '_') => Some(c),
+                _ => None,
+            });
+            kept.collect()
+        })
+        .collect()
+}
+
+#[test]
+fn links_between_documents_lead_to_files_and_headings_that_exist() {
+    let entries = fs::read_dir(format!("{}/docs", env!("CARGO_MANIFEST_DIR")));
+    for entry in entries.expect("a directory") {
+        let name = entry.expect("an entry").file_name();
+        let path = format!("docs/{}", name.display());
+        assert!(DOCUMENTS.contains(&path.as_str()), "{path}");
+    }
+    let mut followed = 0;
+    for document in DOCUMENTS {
+        let text = committed(document);
+        let directory = document
+            .rsplit_once('/')
+            .map_or("", |(directory, _)| directory);
+        let links = text.split("](").skip(1);
+        let links = links.filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.contains("://")) {
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = match path {
+                "" => document.to_owned(),
+                path => format!("{directory}/{path}")
+                    .trim_start_matches('/')
+                    .to_owned(),
+            };
+            let absolute = format!("{}/{target}", env!("CARGO_MANIFEST_DIR"));
+            assert!(
+                fs::exists(&absolute).expect("looked"),
+                "{document} links to {link}"
+            );
+            assert!(
+                anchor.is_empty() || anchors(&committed(&target)).contains(anchor),
+                "{document} links to {link}: no heading is called so"
+            );
+            followed += 1;
+        }
+    }
+    assert!(followed > 30, "{followed}");
+}
+
+#[test]
+fn documents_name_settings_that_exist() {
+    let settings: BTreeSet<_> = config::settings()
+        .flat_map(|setting| [Some(setting.variable), setting.alias])
+        .flatten()
+        // The first is no setting, as it says where settings are.
+        .chain(["EA_CONFIG_FILE"])
+        .collect();
+    let mut named = 0;
+    for document in DOCUMENTS {
+        let text = committed(document);
+        let words =
+            text.split(|c: char| !(c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_'));
+        for word in words.filter(|word| word.starts_with("EA_")) {
+            // What stands for several ends so: `EA_KUBE_*`.
+            let exists = match word.ends_with('_') {
+                true => settings.iter().any(|setting| setting.starts_with(word)),
+                false => settings.contains(word),
+            };
+            assert!(exists, "{document} names {word}, which is no setting");
+            named += 1;
+        }
+    }
+    assert!(named > 100, "{named}");
+}

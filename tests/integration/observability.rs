@@ -1,6 +1,10 @@
 //! What operators are given: configurations that their tools take, alerts that fire when they should, and
 //! everywhere only metrics that exist.
 
+mod notifications;
+mod panels;
+mod times;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,

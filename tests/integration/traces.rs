@@ -102,6 +102,52 @@ async fn a_callers_trace_goes_on_over_every_protocol() {
     assert!(audit.iter().all(|line| line.contains(&named)), "{audit:?}");
 }
 
+/// The `service.instance.id` of all that a fresh agent with these settings sends.
+async fn instance_id(settings: &[(&str, &str)]) -> String {
+    let collector = Collector::start().await;
+    let agent = agent(&collector, settings).await;
+    for election in ["e", "f"] {
+        agent.campaign(election, "a", 60_000).await;
+        collector
+            .wait_for("spans in several batches", 1, |span| span.kind() == SERVER)
+            .await;
+    }
+    eventually("a second batch", async || {
+        agent.campaign("g", "a", 60_000).await;
+        (collector.resources().len() > 1).then_some(())
+    })
+    .await;
+    let resources = collector.resources();
+    let ids = resources
+        .iter()
+        .map(|resource| resource.get("service.instance.id").cloned());
+    let ids: std::collections::BTreeSet<_> = ids.collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    ids.into_iter().flatten().next().expect("an id")
+}
+
+#[tokio::test]
+async fn agents_are_told_apart_and_keep_their_id() {
+    let (one, other) = (instance_id(&[]).await, instance_id(&[]).await);
+    assert_ne!(one, other, "two agents of one host");
+    assert!(one.len() >= 32, "{one}");
+
+    let host = hostname::get().expect("a host").into_string();
+    let pod = instance_id(&[
+        ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
+        ("EA_KUBE_ENABLE", "false"),
+    ]);
+    assert_eq!(Ok(pod.await), host, "in a pod its name");
+
+    let given = (
+        "OTEL_RESOURCE_ATTRIBUTES",
+        "service.instance.id=mine,zone=a",
+    );
+    let kubernetes = ("KUBERNETES_SERVICE_HOST", "10.96.0.1");
+    let settings = [given, kubernetes, ("EA_KUBE_ENABLE", "false")];
+    assert_eq!(instance_id(&settings).await, "mine");
+}
+
 #[tokio::test]
 async fn tonics_own_client_is_continued_and_its_refusals_told() {
     let collector = Collector::start().await;

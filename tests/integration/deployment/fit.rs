@@ -20,7 +20,7 @@ fn selects(selector: &Value, labels: &Value) -> bool {
         })
 }
 
-fn pod(workload: &Value) -> &Value {
+pub(super) fn pod(workload: &Value) -> &Value {
     &workload["spec"]["template"]
 }
 

@@ -8,6 +8,7 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
     rbac::v1::{ClusterRole, ClusterRoleBinding},
+    scheduling::v1::PriorityClass,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -39,6 +40,23 @@ struct Scrape {
     interval: String,
     honor_labels: bool,
     relabelings: Vec<Relabeling>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheme: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_config: Option<TlsConfig>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TlsConfig {
+    ca: Authority,
+    server_name: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Authority {
+    secret: k8s_openapi::api::core::v1::SecretKeySelector,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -92,6 +110,7 @@ fn mistakes(object: &Value) -> Vec<String> {
         "Namespace" => through::<Namespace>(object),
         "NetworkPolicy" => through::<NetworkPolicy>(object),
         "PodDisruptionBudget" => through::<PodDisruptionBudget>(object),
+        "PriorityClass" => through::<PriorityClass>(object),
         "Service" => through::<Service>(object),
         "ServiceAccount" => through::<ServiceAccount>(object),
         "ServiceMonitor" => through::<ServiceMonitor>(object),
