@@ -31,9 +31,10 @@ fn agent(runtime: &Runtime) -> Channel {
     let values = Values::collect(Vec::new(), None, settings).expect("settings");
     let config = Config::new(values).expect("a configuration");
     runtime.block_on(async {
-        let app = App::build(&config).await.expect("starts");
+        let app = App::start(&config, Stop::default()).await;
+        let app = app.expect("starts");
         let address = app.addresses()[0];
-        tokio::spawn(app.run(Stop::default()));
+        tokio::spawn(app.run());
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("a URL");
         endpoint
             .tcp_nodelay(true)

@@ -1,13 +1,16 @@
 //! Builds the agent from its configuration, and runs it.
 
+mod starting;
 mod tree;
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use starting::Starting;
 pub use tree::Tree;
 
 use tokio::{
     net::{TcpListener, TcpSocket},
+    task::JoinHandle,
     time::{Instant, timeout},
 };
 use tokio_util::{sync::DropGuard, task::TaskTracker};
@@ -15,10 +18,10 @@ use tokio_util::{sync::DropGuard, task::TaskTracker};
 use crate::{
     config::{Config, Listen},
     lease::NodeError,
-    listener::{Conduct, Lifetime, Server, admission::Admission},
+    listener::{Server, admission::Admission},
     reload::Mistake,
     shutdown::Stop,
-    telemetry::trace,
+    telemetry::{self, trace},
     tls::Acceptor,
     workers::Workers,
 };
@@ -65,87 +68,86 @@ pub enum StartError {
     Descriptors(#[from] tonic_reflection::server::Error),
 }
 
-/// An agent that listens, ready to run.
+/// An agent that serves.
 pub struct App {
-    listeners: Vec<TcpListener>,
-    tls: Option<Acceptor>,
+    addresses: Vec<SocketAddr>,
+    accepting: Vec<JoinHandle<()>>,
+    connections: TaskTracker,
     tree: Tree,
-    lifetime: Lifetime,
-    conduct: Conduct,
-    admission: Admission,
     shutdown_grace: Duration,
-    workers: Workers,
+    stop: Stop,
     /// Ends the workers.
     _work: DropGuard,
 }
 
 impl App {
-    /// Opens the ports and the lease nodes.
+    /// Opens the ports, where `/livez` is answered from then on, and the lease nodes; serves until it is to stop.
     ///
     /// A Redis server that does not answer is no error: the agent starts, is not ready, and keeps
     /// trying.
     ///
     /// # Errors
     /// A port or file that cannot be opened.
-    pub async fn build(config: &Config) -> Result<Self, StartError> {
+    pub async fn start(config: &Config, stop: Stop) -> Result<Self, StartError> {
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
         let listeners = bind(&config.listen)?;
+        let addresses = listeners.iter();
+        let addresses = addresses.filter_map(|listener| listener.local_addr().ok());
+        let addresses = addresses.collect();
         let count = config.listen.workers;
         let (workers, work) = Workers::start(count).map_err(|why| StartError::Workers {
             count: count.get(),
             why,
         })?;
-        let tree = Tree::build(config, &workers).await?;
         let admission = Admission::new(
             config.limits.connections,
             config.limits.trusted_proxies.clone(),
         );
-        let (counted, certificate) = (admission.clone(), tls.clone());
-        tree.metrics.on_scrape(move |scrape| {
-            scrape.connections(counted.open(), counted.refused());
-            scrape.certificate_expiry(certificate.as_ref().and_then(Acceptor::expiry));
-        });
-        Ok(Self {
-            listeners,
-            tls,
-            tree,
+        let connections = TaskTracker::new();
+        let service = Starting::new();
+        let server = Server {
+            tls: tls.clone(),
+            admission: admission.clone(),
+            service: service.clone(),
             lifetime: config.listen.lifetime,
             conduct: config.listen.conduct,
-            admission,
+            workers: workers.clone(),
+            connections: connections.clone(),
+            shutdown: stop.gently.clone(),
+        };
+        let listeners = listeners.into_iter();
+        let accepting = listeners.map(|listener| tokio::spawn(server.clone().accept(listener)));
+        let accepting = accepting.collect();
+        let tree = Tree::build(config, &workers).await?;
+        tree.metrics.on_scrape(move |scrape| {
+            scrape.connections(admission.open(), admission.refused());
+            scrape.certificate_expiry(tls.as_ref().and_then(Acceptor::expiry));
+            scrape.log_lines_lost(telemetry::log::lost());
+        });
+        service.started(tree.service());
+        Ok(Self {
+            addresses,
+            accepting,
+            connections,
+            tree,
             shutdown_grace: config.listen.shutdown_grace,
-            workers,
+            stop,
             _work: work,
         })
     }
 
     /// Where the agent listens: gRPC's port first.
     #[must_use]
-    pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners
-            .iter()
-            .filter_map(|listener| listener.local_addr().ok())
-            .collect()
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
     }
 
-    /// Serves until it is to stop, then says so to probes, stops accepting, and answers what is under way,
+    /// Goes on until the agent is to stop, then says so to probes, stops accepting, and answers what is under way,
     /// for as long as the grace lasts. Streams that would last as long as their clients like end at once.
-    pub async fn run(self, stop: Stop) {
-        let connections = TaskTracker::new();
-        let server = Server {
-            tls: self.tls,
-            admission: self.admission,
-            service: self.tree.service(),
-            lifetime: self.lifetime,
-            conduct: self.conduct,
-            workers: self.workers,
-            connections: connections.clone(),
-            shutdown: stop.gently.clone(),
-        };
-        let listeners = self.listeners.into_iter();
-        let accepting = listeners.map(|listener| tokio::spawn(server.clone().accept(listener)));
-        let accepting: Vec<_> = accepting.collect();
+    pub async fn run(self) {
+        let stop = &self.stop;
         tokio::select! {
             () = stop.gently.cancelled() => {}
             () = self.tree.monitor.run() => {}
@@ -155,18 +157,18 @@ impl App {
         let answered = async {
             self.tree.closing.cancel();
             self.tree.monitor.drain().await;
-            for accept_loop in accepting {
+            for accept_loop in self.accepting {
                 // A loop that panicked accepts no more either.
                 let _ = accept_loop.await;
             }
-            connections.close();
-            connections.wait().await;
+            self.connections.close();
+            self.connections.wait().await;
         };
         let ended = async {
             end(
                 answered,
                 self.shutdown_grace,
-                &connections,
+                &self.connections,
                 self.tree.quorum.drain(),
             )
             .await;

@@ -1,6 +1,11 @@
 //! Parses the configuration, starts the agent, and waits for a signal.
 
-use std::{io, path::Path, process::ExitCode};
+use std::{
+    io,
+    path::Path,
+    process::{self, ExitCode},
+    time::Duration,
+};
 
 use election_agent::{
     app::App,
@@ -14,7 +19,11 @@ use election_agent::{
     transport::rest::openapi,
 };
 use tikv_jemallocator::Jemalloc;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+    time::sleep,
+};
 
 /// Most of what a request allocates is small and gone with it. The system's allocator takes longer for that, musl's by
 /// far the longest. `.cargo/config.toml` has its options.
@@ -23,6 +32,9 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// The configuration is wrong or the agent cannot start with it.
 const UNUSABLE: u8 = 2;
+
+/// How long the end may take that was asked for at once.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
     let (command, values) = config::parse(std::env::args_os(), std::env::vars_os());
@@ -102,11 +114,29 @@ fn refuse(mistakes: &config::Mistakes) -> ExitCode {
     ExitCode::from(UNUSABLE)
 }
 
-/// Two threads are for what goes on beside requests: connecting, watching, exporting. None of it should wait for
-/// another, such as a ping of a lease node for a long list of pods.
-#[tokio::main(worker_threads = 2)]
-async fn serve(config: &Config) -> ExitCode {
-    telemetry::log::start(config.telemetry.environment, &config.telemetry.log);
+fn serve(config: &Config) -> ExitCode {
+    // Dropped last: what the end says is written, too.
+    let _flush = telemetry::log::start(config.telemetry.environment, &config.telemetry.log);
+    // Two threads are for what goes on beside requests: connecting, watching, exporting. None of it should wait for
+    // another, such as a ping of a lease node for a long list of pods.
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "cannot start threads");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run(config));
+    // Whatever still blocks, such as a name lookup that gets no answer, must not hold the end up.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(config: &Config) -> ExitCode {
     for variable in config.unknown_variables() {
         tracing::warn!(
             variable,
@@ -121,12 +151,26 @@ async fn serve(config: &Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match App::build(config).await {
+    let at_once = stop.at_once.clone();
+    tokio::spawn(async move {
+        at_once.cancelled().await;
+        // Whatever has not ended by then is stuck.
+        sleep(AT_ONCE).await;
+        process::exit(0);
+    });
+    let started = tokio::select! {
+        started = App::start(config, stop.clone()) => started,
+        () = stop.gently.cancelled() => {
+            tracing::info!("ended while starting");
+            return ExitCode::SUCCESS;
+        }
+    };
+    match started {
         Ok(app) => {
             for address in app.addresses() {
                 tracing::info!(%address, "listening");
             }
-            app.run(stop).await;
+            app.run().await;
             ExitCode::SUCCESS
         }
         Err(error) => {

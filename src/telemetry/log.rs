@@ -2,9 +2,24 @@
 //!
 //! What is logged can be changed while the agent runs. The audit trail, a line for every leadership that changes,
 //! is logged whatever the level, unless its own directive says otherwise.
+//!
+//! A thread of its own writes the lines. Where whoever reads them does not keep up, a bounded number waits, and further
+//! ones are lost and [counted](lost): elections go on.
 
-use std::{io::IsTerminal as _, sync::OnceLock};
+use std::{
+    io::{self, IsTerminal as _, Write},
+    panic,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, fmt,
     layer::SubscriberExt as _,
@@ -21,24 +36,118 @@ pub const AUDIT: &str = "election_agent::audit";
 /// itself logs when it is news.
 const DEFAULTS: &str = "election_agent::audit=info,kube_client=off,kube_runtime=off";
 
+/// How many lines may wait to be written: some megabytes.
+const WAITING: usize = 8_192;
+
+/// How long the end waits for lines to be written.
+const FLUSH: Duration = Duration::from_secs(1);
+
 /// The filter of the process's subscriber, of which there is one.
 static FILTER: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
+/// How many lines found no place to wait.
+static CROWDED_OUT: OnceLock<ErrorCounter> = OnceLock::new();
+/// How many lines the system did not take.
+static NOT_WRITTEN: AtomicU64 = AtomicU64::new(0);
 
-/// Sends log lines to stderr: JSON in production, readable elsewhere. Does nothing when the process already has a
-/// subscriber.
-pub fn start(environment: Environment, filter: &LogFilter) {
+/// Lets lines that wait be written when it is dropped, for a second at the longest.
+#[must_use]
+#[derive(Debug)]
+pub struct Flush(Option<WorkerGuard>);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        let guard = self.0.take();
+        let (written, wait) = mpsc::channel();
+        // Dropping the guard may itself write where nobody reads.
+        let flush = move || {
+            drop(guard);
+            let _ = written.send(());
+        };
+        if thread::Builder::new().spawn(flush).is_ok() {
+            let _ = wait.recv_timeout(FLUSH);
+        }
+    }
+}
+
+/// Sends log lines, and what panics say, to stderr: JSON in production, readable elsewhere. Does nothing when the
+/// process already has a subscriber.
+pub fn start(environment: Environment, filter: &LogFilter) -> Flush {
     let (filter, handle) = reload::Layer::new(env_filter(filter));
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(WAITING)
+        .thread_name("log")
+        .finish(Stderr { told: 0 });
+    let crowded_out = writer.error_counter();
     let lines = fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
+        .with_writer(writer)
+        .with_ansi(io::stderr().is_terminal());
     let lines = match environment {
         Environment::Production => lines.json().flatten_event(true).boxed(),
         Environment::Development | Environment::Test => lines.boxed(),
     };
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
     if subscriber.try_init().is_ok() {
-        // Nobody else sets it.
+        // Nobody else sets them.
         let _ = FILTER.set(handle);
+        let _ = CROWDED_OUT.set(crowded_out);
+        // The default hook waits for whoever reads stderr.
+        panic::set_hook(Box::new(|panic| {
+            let backtrace = std::backtrace::Backtrace::capture();
+            tracing::error!(%backtrace, "{panic}");
+        }));
+    }
+    Flush(Some(guard))
+}
+
+/// How many lines were lost since the start.
+#[must_use]
+pub fn lost() -> u64 {
+    let crowded_out = CROWDED_OUT.get().map_or(0, ErrorCounter::dropped_lines);
+    crowded_out as u64 + NOT_WRITTEN.load(Ordering::Relaxed)
+}
+
+/// Writes lines, and says when some were lost.
+struct Stderr {
+    /// How many lost lines have been told of.
+    told: u64,
+}
+
+impl Write for Stderr {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.write_all(line).map(|()| line.len())
+    }
+
+    fn write_all(&mut self, mut line: &[u8]) -> io::Result<()> {
+        let mut stderr = io::stderr();
+        while !line.is_empty() {
+            match stderr.write(line) {
+                Ok(written) => line = &line[written..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Whoever made the pipe may have set it so.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
+                }
+                Err(error) => {
+                    NOT_WRITTEN.fetch_add(1, Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Called whenever no line waits any more, so that there is a place for one that says what is missing.
+    fn flush(&mut self) -> io::Result<()> {
+        let lost = lost();
+        let lines = lost - self.told;
+        if lines > 0 {
+            self.told = lost;
+            tracing::warn!(
+                lines,
+                "log lines were lost: whoever reads stderr did not keep up, or could not be written to"
+            );
+        }
+        Ok(())
     }
 }
 

@@ -185,6 +185,11 @@ impl Scrape<'_> {
         self.0.service.spans(counts);
     }
 
+    /// How many log lines were lost since the start.
+    pub fn log_lines_lost(&self, lines: u64) {
+        self.0.service.log_lines_lost(lines);
+    }
+
     /// How many elections have a leader with time left.
     pub fn elections_held(&self, elections: usize) {
         self.0.elections.held(elections);

@@ -6,4 +6,5 @@ pub mod openapi;
 mod routes;
 mod whole;
 
+pub(crate) use routes::{ALIVE, LIVEZ};
 pub use routes::{Sources, route, router};

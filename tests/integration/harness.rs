@@ -15,10 +15,12 @@ mod proxy;
 mod redis;
 mod sentinel;
 
-pub(crate) use agent::{Agent, Answer, new_token, output as command_output, owned};
+pub(crate) use agent::{
+    Agent, Answer, command, new_token, output as command_output, owned, signal,
+};
 pub(crate) use ask::{Ask, CAMPAIGN, Protocol};
 pub(crate) use authority::Authority;
-pub(crate) use clock::Clock;
+pub(crate) use clock::{Clock, preload};
 pub(crate) use cluster::Cluster;
 pub(crate) use collector::{Collector, Mood, Received};
 pub(crate) use http::HttpServer;
@@ -44,6 +46,12 @@ use election_agent::proto::{
     ResignRequest,
 };
 use tempfile::TempDir;
+
+/// A port that nobody has, for a process that is told which to take.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    listener.local_addr().expect("an address").port()
+}
 
 /// An agent and what it keeps its leases in.
 pub(crate) struct Fixture {

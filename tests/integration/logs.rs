@@ -1,12 +1,25 @@
 //! What is logged: every leadership that changes, and the rest as it is wanted just now.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    process::{Child, ChildStderr, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
 
+use election_agent::proto::{ExtendElectedTermRequest, election_client::ElectionClient};
+use futures_util::{StreamExt as _, future::join_all, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tonic::transport::Endpoint;
 
-use crate::harness::{Agent, Redis, eventually, eventually_within, new_token, owned};
+use crate::harness::{
+    Agent, Redis, campaign as election_of, command, eventually, eventually_within, new_token,
+    owned, signal,
+};
 
 /// The lines of the audit trail that are new.
 fn audit(agent: &Agent) -> Vec<Value> {
@@ -240,4 +253,139 @@ async fn whoever_may_administer_the_agent_says_what_is_logged() {
         log.iter().any(changed).then_some(())
     })
     .await;
+}
+
+/// An agent whose log nobody reads for now.
+struct Unread {
+    child: Child,
+    log: Option<BufReader<ChildStderr>>,
+    address: SocketAddr,
+    http: reqwest::Client,
+}
+
+impl Unread {
+    fn start(settings: &[(&str, &str)]) -> Self {
+        // For the clients of the tests.
+        election_agent::tls::install_provider();
+        let mut child = command(&owned(settings))
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let mut log = BufReader::new(child.stderr.take().expect("piped"));
+        let address = loop {
+            let mut line = String::new();
+            assert!(log.read_line(&mut line).expect("text") > 0, "it has ended");
+            let line: Value = serde_json::from_str(&line).expect("JSON");
+            if line["message"] == "listening" {
+                let address = line["address"].as_str().expect("an address");
+                break address.parse().expect("an address");
+            }
+        };
+        Self {
+            child,
+            log: Some(log),
+            address,
+            http: reqwest::Client::new(),
+        }
+    }
+
+    async fn text(&self, path: &str) -> String {
+        let url = format!("http://{}{path}", self.address);
+        let answer = self.http.get(url).send().await;
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status(), 200, "{path}");
+        answer.text().await.expect("text")
+    }
+
+    async fn lost(&self) -> u64 {
+        let metrics = self.text("/metrics").await;
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("election_agent_log_lines_lost_total "));
+        line.and_then(|count| count.parse().ok()).expect("a count")
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_the_log_that_stalls_stops_nothing_and_what_it_missed_is_counted() {
+    let mut agent = Unread::start(&[("EA_LOG_LEVEL", "info,election_agent::requests=debug")]);
+    let endpoint = Endpoint::from_shared(format!("http://{}", agent.address)).expect("a URL");
+    let channel = endpoint.connect().await.expect("connects");
+    let client = ElectionClient::new(channel);
+    let leader = client
+        .clone()
+        .campaign(election_of("led", "a", 60_000))
+        .await;
+    let leader = leader.expect("an answer").into_inner();
+    // More than a pipe holds and than may wait.
+    let mut elections = stream::iter(0..12_000).map(|n| {
+        let mut client = client.clone();
+        async move {
+            client
+                .campaign(election_of(&format!("e{n}"), "a", 60_000))
+                .await
+        }
+    });
+    let mut elections = elections.by_ref().buffer_unordered(50);
+    while let Some(answer) = elections.next().await {
+        assert!(answer.expect("an answer").into_inner().elected);
+    }
+    let lost = agent.lost().await;
+    assert!(lost > 0, "nothing was lost: the reader did not stall");
+    assert_eq!(agent.text("/livez").await, "ok\n");
+    let extend = ExtendElectedTermRequest {
+        election: "led".to_owned(),
+        leader: "a".to_owned(),
+        term: 60_000,
+        token: leader.token,
+        ..ExtendElectedTermRequest::default()
+    };
+    let extended = client.clone().extend_elected_term(extend).await;
+    assert!(extended.expect("an answer").into_inner().value);
+
+    // Somebody reads again.
+    let (told, read) = mpsc::channel();
+    let mut log = agent.log.take().expect("not read yet");
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        while log.read_line(&mut line).is_ok_and(|length| length > 0) {
+            if line.contains("log lines were lost") {
+                let _ = told.send(std::mem::take(&mut line));
+            }
+            line.clear();
+        }
+    });
+    let line = eventually("it says so", async || read.try_recv().ok()).await;
+    let line: Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!(line["lines"], agent.lost().await, "{line}");
+    assert_eq!(line["level"], "WARN");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_log_nobody_reads_ends_when_it_is_to() {
+    for signals in [1, 2] {
+        let mut agent = Unread::start(&[("EA_LOG_LEVEL", "info,election_agent::requests=debug")]);
+        while agent.lost().await == 0 {
+            let requests = (0..50).map(|_| agent.text("/elections"));
+            join_all(requests).await;
+        }
+        let asked = Instant::now();
+        for _ in 0..signals {
+            signal(agent.child.id(), "TERM");
+        }
+        let ended = eventually("it ends", async || agent.child.try_wait().expect("waits")).await;
+        assert_eq!(ended.code(), Some(0));
+        assert!(
+            asked.elapsed() < Duration::from_secs(10),
+            "{:?}",
+            asked.elapsed()
+        );
+    }
 }

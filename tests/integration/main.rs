@@ -40,6 +40,7 @@ mod reflection;
 mod refusals;
 mod repair;
 mod serving;
+mod starting;
 mod survival;
 mod terms;
 mod tls;

@@ -25,7 +25,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest,
 };
 
-use crate::harness::{Agent, Fixture, Redis, Store, campaign, eventually};
+use crate::harness::{Agent, Fixture, Redis, Store, campaign, eventually, free_port};
 
 async fn agent(settings: &[(&str, &str)]) -> Agent {
     Fixture::with(Store::Memory, settings).await.agent
@@ -75,11 +75,6 @@ async fn both_ports_serve_the_same() {
         let url = format!("http://127.0.0.1:{port}/election/e1");
         assert_eq!(reqwest::get(url).await.expect("an answer").status(), 200);
     }
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-    listener.local_addr().expect("an address").port()
 }
 
 #[tokio::test]

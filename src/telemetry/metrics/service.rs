@@ -37,6 +37,7 @@ pub(super) struct Service {
     kube_age: Family<InNamespace, Seconds>,
     kube_pods: Family<InNamespace, Gauge>,
     traces: Traces,
+    log_lines_lost: Counter,
 }
 
 impl Service {
@@ -49,6 +50,7 @@ impl Service {
             kube_age: Family::default(),
             kube_pods: Family::default(),
             traces: Traces::default(),
+            log_lines_lost: Counter::default(),
         };
         registrar.register(&table::READY, service.ready.clone());
         registrar.register(&table::CONNECTIONS, service.connections.clone());
@@ -65,6 +67,7 @@ impl Service {
         registrar.register(&table::SPANS_EXPORTED, service.traces.exported.clone());
         registrar.register(&table::SPANS_LOST, service.traces.lost.clone());
         registrar.register(&table::EXPORT_FAILURES, service.traces.failures.clone());
+        registrar.register(&table::LOG_LINES_LOST, service.log_lines_lost.clone());
         let build = Family::<Build, Flag>::default();
         build
             .get_or_create(&Build {
@@ -97,6 +100,11 @@ impl Service {
             let counter: &AtomicU64 = counter.inner();
             counter.store(count, Relaxed);
         }
+    }
+
+    pub(super) fn log_lines_lost(&self, lines: u64) {
+        let counter: &AtomicU64 = self.log_lines_lost.inner();
+        counter.store(lines, Relaxed);
     }
 
     pub(super) fn certificate_expiry(&self, timestamp: Option<i64>) {

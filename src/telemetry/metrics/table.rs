@@ -154,6 +154,9 @@ table! {
     EXPORT_FAILURES: Counter "trace_export_failures_total" [] "exports",
         "Exports of spans that failed",
         "always";
+    LOG_LINES_LOST: Counter "log_lines_lost_total" [] "lines",
+        "Log lines, of the audit trail too, that were dropped as whoever reads them did not keep up, or that could not be written",
+        "always";
     BUILD_INFO: Gauge "build_info" ["version", "commit"] "1",
         "The agent's version, and the commit that it was built from, if that is known",
         "always";

@@ -40,6 +40,10 @@ use crate::{
 pub(super) const ELECTION: &str = "/election/{kind}/{name}";
 pub(super) const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
 
+/// Whether the process works, and what says so.
+pub(crate) const LIVEZ: &str = "/livez";
+pub(crate) const ALIVE: &str = "ok\n";
+
 /// Every path, for what tells of requests without the names in them.
 const PATHS: [&str; 12] = [
     ELECTION,
@@ -48,7 +52,7 @@ const PATHS: [&str; 12] = [
     "/log",
     "/kube/{namespace}/{deployment}/pods",
     "/kube/{namespace}/pods/{pod}/siblings",
-    "/livez",
+    LIVEZ,
     "/readyz",
     "/metrics",
     "/openapi.json",
@@ -84,7 +88,7 @@ pub struct Sources {
 
 /// All routes. Probes and metrics stay when the elections' routes are switched off.
 pub fn router(sources: Sources) -> Router {
-    let mut router = Router::new().route("/livez", get(livez)).route(
+    let mut router = Router::new().route(LIVEZ, get(livez)).route(
         "/readyz",
         get(readyz).with_state((sources.readiness, sources.lookup)),
     );
@@ -370,7 +374,7 @@ pub(super) async fn log(
     responses((status = 200, description = "The process works", body = String, content_type = "text/plain"))
 )]
 pub(super) async fn livez() -> &'static str {
-    "ok\n"
+    ALIVE
 }
 
 /// Tells whether a quorum of lease nodes answers, and which node does not.

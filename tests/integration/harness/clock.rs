@@ -1,12 +1,25 @@
 //! A wall clock that is wrong, for processes that are started with it.
 
-use std::{fs, io::Write as _, process::Command};
+use std::{fs, io::Write as _, path::Path, process::Command};
 
 use tempfile::TempDir;
 
 /// How far the clock is ahead of this machine's; the processes that have it see every change at once.
 pub(crate) struct Clock {
     directory: TempDir,
+}
+
+/// Compiles a library for `LD_PRELOAD` to this path.
+pub(crate) fn preload(source: &str, to: &Path) {
+    let from = to.with_extension("c");
+    fs::write(&from, source).expect("written");
+    // The compiler is the one that links the tests. Programs from packages that do the same do not go with
+    // the allocator of redis-server.
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O2", "-o"])
+        .args([to, &from])
+        .status();
+    assert!(compiled.expect("cc runs").success());
 }
 
 const AHEAD: &str = "ahead";
@@ -17,18 +30,8 @@ impl Clock {
     pub(crate) fn ahead(seconds: i64) -> Self {
         let directory = TempDir::new().expect("a directory");
         fs::write(directory.path().join(AHEAD), seconds.to_ne_bytes()).expect("written");
-        // The compiler is the one that links the tests. Programs from packages that do the same do not go with
-        // the allocator of redis-server.
-        let source = concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/tests/integration/harness/clock.c"
-        );
-        let compiled = Command::new("cc")
-            .args(["-shared", "-fPIC", "-O2", "-o"])
-            .arg(directory.path().join(LIBRARY))
-            .arg(source)
-            .status();
-        assert!(compiled.expect("cc runs").success());
+        let source = include_str!("clock.c");
+        preload(source, &directory.path().join(LIBRARY));
         Self { directory }
     }
 

@@ -1,0 +1,78 @@
+//! What answers while the agent starts.
+//!
+//! Lease nodes, key servers and Kubernetes may take as long as their timeouts to answer. Meanwhile the ports are open:
+//! `/livez` says that the process is well, so that nobody restarts it for what others do, and all else is UNAVAILABLE.
+
+use std::{
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse as _, Response},
+};
+use futures_util::future::{Either, Ready, ready};
+use http::Request;
+use tower::{Service, ServiceExt as _, util::Oneshot};
+
+use crate::transport::{
+    Protocol,
+    rest::{ALIVE, LIVEZ},
+    status::{Code, Problem},
+};
+
+/// When to try again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+
+/// Answers by a service from the moment that there is one. Clones share it.
+#[derive(Debug)]
+pub(super) struct Starting<S>(Arc<OnceLock<S>>);
+
+impl<S> Starting<S> {
+    pub(super) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    /// Answers by this service from now on; one that comes second is not used.
+    pub(super) fn started(&self, service: S) {
+        let _ = self.0.set(service);
+    }
+}
+
+impl<S> Clone for Starting<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S> Service<Request<Body>> for Starting<S>
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<Oneshot<S, Request<Body>>, Ready<Result<Response, Infallible>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        match self.0.get() {
+            Some(service) => Either::Left(service.clone().oneshot(request)),
+            None => Either::Right(ready(Ok(not_yet(&request)))),
+        }
+    }
+}
+
+fn not_yet(request: &Request<Body>) -> Response {
+    if request.uri().path() == LIVEZ {
+        return ALIVE.into_response();
+    }
+    let mut problem = Problem::new(Code::Unavailable, "the agent is starting: try again");
+    problem.retry_after = Some(TRY_AGAIN);
+    problem.render(Protocol::of(request.headers()))
+}
