@@ -103,6 +103,14 @@ fn bounds() -> BTreeMap<&'static str, (Duration, Holds)> {
             (nothing, Holds::UntilMended),
         ),
         (
+            "ElectionAgentNodeCallErrors warning",
+            (nothing, Holds::Window),
+        ),
+        (
+            "ElectionAgentLogLinesLost warning",
+            (nothing, Holds::Window),
+        ),
+        (
             "ElectionAgentKubeCacheStale warning",
             (nothing, Holds::Window),
         ),
