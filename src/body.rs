@@ -1,13 +1,103 @@
-//! Bodies that hold something for as long as they are being sent.
+//! Bodies that hold something for as long as they are being sent, and bodies that are given back unread.
 
 use std::{
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::body::Body;
+use bytes::{Buf as _, Bytes};
+use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use pin_project_lite::pin_project;
+use tokio::time::timeout;
+
+/// How much of a body that nobody wants is read, in bytes, for how long, and with which pauses.
+const MAX_DISCARDED: usize = 32 * 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(10);
+const DISCARD_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is left of a request's body when whoever it was lent to is done with it.
+#[derive(Debug, Default)]
+pub(crate) struct Rest(Arc<Mutex<Option<Incoming>>>);
+
+impl Rest {
+    /// Lends a body, and the means to get back what is not read of it.
+    ///
+    /// Many clients of HTTP/1.1 send the whole body before they look for an answer: where the connection is closed
+    /// meanwhile, they find it reset, and never see why they were refused. [`None`] if the client waits to be asked for
+    /// its body, or has none.
+    pub(crate) fn lend(headers: &HeaderMap, body: Incoming) -> (Body, Option<Self>) {
+        if body.is_end_stream() || headers.contains_key(header::EXPECT) {
+            return (Body::new(body), None);
+        }
+        let rest = Self::default();
+        let lent = Lent {
+            body: Some(body),
+            rest: Arc::clone(&rest.0),
+        };
+        (Body::new(lent), Some(rest))
+    }
+
+    /// Reads what is left, within bounds, and throws it away.
+    pub(crate) async fn discard(self) {
+        let rest = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut body) = rest else {
+            return;
+        };
+        let reading = async {
+            let mut seen = 0;
+            while seen < MAX_DISCARDED
+                && let Ok(Some(Ok(frame))) = timeout(DISCARD_PAUSE, body.frame()).await
+            {
+                seen += frame.data_ref().map_or(0, Bytes::remaining);
+            }
+        };
+        // However that ends, the answer is the same.
+        let _ = timeout(DISCARD_TIME, reading).await;
+    }
+}
+
+/// A body that is given back when it is dropped before its end.
+struct Lent {
+    body: Option<Incoming>,
+    rest: Arc<Mutex<Option<Incoming>>>,
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let body = self.body.take().filter(|body| !body.is_end_stream());
+        *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = body;
+    }
+}
+
+impl HttpBody for Lent {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut self.body {
+            Some(body) => Pin::new(body).poll_frame(cx),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let hint = self.body.as_ref().map(HttpBody::size_hint);
+        hint.unwrap_or_default()
+    }
+}
 
 pin_project! {
     /// A body, and what is dropped with it: when it has been sent, or its reader is gone.

@@ -23,7 +23,7 @@ use std::{
 };
 
 use axum::{body::Body, response::Response};
-use http::Request;
+use http::{Request, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use tokio::{
@@ -35,7 +35,12 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
 
-use crate::{body::Holding, peer::Peer, tls::Acceptor, workers::Workers};
+use crate::{
+    body::{Holding, Rest},
+    peer::Peer,
+    tls::Acceptor,
+    workers::Workers,
+};
 use admission::{Admission, Place};
 use head::Heads;
 use requests::Requests;
@@ -150,12 +155,21 @@ where
     {
         let requests = Requests::default();
         let (counted, service) = (requests.clone(), self.service.clone());
-        let service = service_fn(move |mut request: Request<Incoming>| {
+        let service = service_fn(move |request: Request<Incoming>| {
             let under_way = counted.begin();
-            request.extensions_mut().insert(peer.clone());
-            let answer = service.clone().oneshot(request.map(Body::new));
+            let (mut head, body) = request.into_parts();
+            head.extensions.insert(peer.clone());
+            // HTTP/2 has a way to say that no more of a body is wanted.
+            let (body, rest) = match head.version {
+                Version::HTTP_2 => (Body::new(body), None),
+                _ => Rest::lend(&head.headers, body),
+            };
+            let answer = service.clone().oneshot(Request::from_parts(head, body));
             async move {
                 let response = answer.await?;
+                if let Some(rest) = rest {
+                    rest.discard().await;
+                }
                 Ok::<_, Infallible>(response.map(|body| Holding::new(body, under_way)))
             }
         });

@@ -62,6 +62,27 @@ fn media_type(headers: &HeaderMap) -> Cow<'_, str> {
     }
 }
 
+/// Refuses what is not HTTP/1.1 or HTTP/2 as it should be. Load balancers look after the agent's health by HTTP/1.0.
+fn check_http(request: &Request<Body>) -> Result<(), Problem> {
+    let version = request.version();
+    if version < Version::HTTP_11 && !is_for_operators(request.uri().path()) {
+        return Err(Problem::new(
+            Code::InvalidArgument,
+            "HTTP/1.0 is not supported but for /livez, /readyz and /metrics: use HTTP/1.1 or HTTP/2 (in nginx: \
+             proxy_http_version 1.1)",
+        ));
+    }
+    let hosts = request.headers().get_all(header::HOST).iter().count();
+    // RFC 9112, 3.2: proxies that take another host for the first than servers do can be told apart from both.
+    if version == Version::HTTP_11 && hosts != 1 {
+        return Err(Problem::new(
+            Code::InvalidArgument,
+            format!("a request over HTTP/1.1 has one Host header: this one has {hosts}"),
+        ));
+    }
+    Ok(())
+}
+
 /// Refuses gRPC requests that the services would misread, and gives the others the content type that
 /// they know.
 fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Problem> {
@@ -110,7 +131,7 @@ pub enum Area {
     Probes,
     /// `/metrics`.
     Metrics,
-    /// How to ask: the OpenAPI document, Swagger UI, gRPC reflection.
+    /// How to ask: `/`, the OpenAPI document, Swagger UI, gRPC reflection.
     Documents,
     /// Everything else.
     Api,
@@ -134,7 +155,7 @@ impl Area {
             | grpc::HEALTH_WATCH
             | "/grpc.health.v1.Health/List" => return Self::Probes,
             "/metrics" => return Self::Metrics,
-            "/openapi.json" | "/openapi_v3.yaml" => return Self::Documents,
+            "/" | "/openapi.json" | "/openapi_v3.yaml" => return Self::Documents,
             _ => {}
         }
         // What has paths below it.
@@ -206,11 +227,7 @@ impl Service<Request<Body>> for Mux {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        if request.version() < Version::HTTP_11 {
-            let problem = Problem::new(
-                Code::InvalidArgument,
-                "HTTP/1.0 is not supported: use HTTP/1.1 or HTTP/2 (in nginx: proxy_http_version 1.1)",
-            );
+        if let Err(problem) = check_http(&request) {
             return ready(Err(problem)).boxed();
         }
         match Protocol::of(request.headers()) {

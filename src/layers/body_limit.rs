@@ -1,25 +1,20 @@
 //! Refuses bodies over 64 KiB.
 //!
 //! REST and gRPC-Web bodies are short, so they are read whole here, and what is over the limit is
-//! refused before anything below sees it. The rest of a body that is not absurdly long is read and
-//! thrown away first: over HTTP/1.1 the caller would otherwise find its connection reset instead of the
-//! answer. A gRPC body is a stream of messages of any total length; tonic's decoder holds each message
-//! to the limit.
+//! refused before anything below sees it. Compressed ones are refused: their length says little. A gRPC body is a
+//! stream of messages of any total length; tonic's decoder holds each message to the limit.
 //!
-//! Refusal: PayloadTooLarge (RESOURCE_EXHAUSTED, 413); InvalidArgument for a body that breaks off.
+//! Refusals: PayloadTooLarge (RESOURCE_EXHAUSTED, 413); UnsupportedMediaType (INVALID_ARGUMENT, 415) for a body with a
+//! content coding; InvalidArgument for one that breaks off.
 
-use std::{
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{BoxFuture, Either, FutureExt as _};
-use http::Request;
+use http::{HeaderMap, Request, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use tokio::time::timeout;
 use tower::{Layer, Service, ServiceExt as _};
 
 use crate::transport::{
@@ -31,9 +26,6 @@ use crate::transport::{
 pub const MAX_BODY: usize = 64 * 1024;
 /// The largest body of a gRPC-Web request: a message of [`MAX_BODY`], its frame, and base64.
 const MAX_GRPC_WEB_BODY: usize = 2 * MAX_BODY;
-/// How much of a body is read in order to be thrown away, and for how long.
-const MAX_DISCARDED: usize = 1024 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(1);
 
 /// What a body over the limit is answered.
 pub(crate) fn too_large() -> Problem {
@@ -88,6 +80,7 @@ where
         let inner = self.inner.clone();
         let read_first = async move {
             let (parts, body) = request.into_parts();
+            check_coding(&parts.headers)?;
             let body = read(body, limit).await?;
             inner.oneshot(Request::from_parts(parts, body.into())).await
         };
@@ -116,23 +109,25 @@ async fn read(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
             return Ok(kept.freeze());
         }
     }
-    // However that ends, the answer is the same.
-    let _ = timeout(DISCARD_TIME, discard(body, MAX_DISCARDED)).await;
     Err(too_large())
 }
 
-async fn discard(mut body: Body, most: usize) {
-    let mut seen = 0;
-    while seen < most
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        seen += frame.data_ref().map_or(0, Bytes::len);
+/// Refuses bodies that are compressed.
+fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
+    let codings = headers.get_all(header::CONTENT_ENCODING);
+    let plain = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"identity");
+    match codings.iter().all(|coding| plain(coding.as_bytes())) {
+        true => Ok(()),
+        false => Err(Problem::new(
+            Code::UnsupportedMediaType,
+            "the body must not be compressed: send it without Content-Encoding",
+        )),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use http::header;
+    use http::HeaderValue;
     use tower_test::mock::{self, Handle};
 
     use super::*;
@@ -175,10 +170,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_compressed_body_is_refused_and_one_that_says_that_it_is_not_is_taken() {
+        for (coding, taken) in [("gzip", false), ("identity, br", false), ("Identity", true)] {
+            let (service, mut inner) = limited();
+            let mut request = request("application/json", 10);
+            let value = HeaderValue::from_static(coding);
+            request
+                .headers_mut()
+                .insert(header::CONTENT_ENCODING, value);
+            let call = tokio::spawn(service.oneshot(request).boxed());
+            if taken {
+                let (_, answer) = inner.next_request().await.expect("passed on");
+                answer.send_response(());
+            }
+            let answer = call.await.expect("no panic");
+            let code = answer.map_err(|problem| problem.code);
+            let refused = Err(Code::UnsupportedMediaType);
+            assert_eq!(code, if taken { Ok(()) } else { refused }, "{coding}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_body_over_the_limit_is_refused_and_never_passed_on() {
         for (content_type, size) in [
             ("application/json", MAX_BODY + 1),
-            ("application/json", 10 * MAX_DISCARDED),
+            ("application/json", 100 * MAX_BODY),
             ("application/grpc-web+proto", MAX_GRPC_WEB_BODY + 1),
         ] {
             let (service, mut inner) = limited();

@@ -2,6 +2,7 @@
 
 mod dto;
 mod extract;
+mod null;
 pub mod openapi;
 mod routes;
 mod whole;

@@ -69,7 +69,7 @@ table! {
     Conflict => AlreadyExists, CONFLICT;
     /// The request is over 64 KiB; nothing was changed.
     PayloadTooLarge => ResourceExhausted, PAYLOAD_TOO_LARGE;
-    /// The body is not of a media type that the path takes; nothing was changed.
+    /// The body is not of a media type that the path takes, or is compressed; nothing was changed.
     UnsupportedMediaType => InvalidArgument, UNSUPPORTED_MEDIA_TYPE;
     /// The caller asks too often; nothing was changed.
     RateLimited => ResourceExhausted, TOO_MANY_REQUESTS;
@@ -169,6 +169,11 @@ impl IntoResponse for Problem {
         }
         if self.code == Code::Unauthenticated {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.code == Code::UnsupportedMediaType {
+            // RFC 9110: a 415 may be for the content coding.
+            let none = HeaderValue::from_static("identity");
+            headers.insert(header::ACCEPT_ENCODING, none);
         }
         response.extensions_mut().insert(self.code);
         response

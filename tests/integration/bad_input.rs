@@ -587,33 +587,171 @@ async fn unknown_paths_and_methods_are_told_what_there_is(store: Store) {
     }
 }
 
-#[tokio::test]
-async fn http_1_0_is_told_what_to_use() {
-    let fixture = Fixture::on(Store::Memory).await;
-    let mut stream = tokio::net::TcpStream::connect(fixture.agent.address())
+/// Sends bytes on a connection of their own, and gives the head and the body of the answer, which ends it.
+async fn raw(agent: &Agent, request: &str) -> (String, String) {
+    let mut stream = tokio::net::TcpStream::connect(agent.address())
         .await
         .expect("connects");
-    stream
-        .write_all(b"GET /election/e HTTP/1.0\r\n\r\n")
-        .await
-        .expect("sent");
+    stream.write_all(request.as_bytes()).await.expect("sent");
     let mut answer = String::new();
     stream
         .read_to_string(&mut answer)
         .await
         .expect("an answer, and the end");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    (head.to_owned(), body.to_owned())
+}
+
+#[tokio::test]
+async fn http_1_0_is_for_probes_and_told_elsewhere_what_to_use() {
+    let fixture = Fixture::on(Store::Memory).await;
+    for path in ["/livez", "/readyz", "/metrics"] {
+        for host in ["", "host: agent\r\n"] {
+            let request = format!("GET {path} HTTP/1.0\r\n{host}\r\n");
+            let (head, body) = raw(&fixture.agent, &request).await;
+            assert!(head.starts_with("HTTP/1.0 200"), "{path}: {head}");
+            assert!(!body.is_empty(), "{path}");
+        }
+    }
+    // As HAProxy asks by default.
+    let (head, _) = raw(&fixture.agent, "OPTIONS /livez HTTP/1.0\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.0 405"), "{head}");
+    let (head, body) = raw(&fixture.agent, "GET /election/e HTTP/1.0\r\n\r\n").await;
     assert!(
         head.starts_with("HTTP/1.0 400") && head.contains("application/problem+json"),
         "{head}"
     );
-    let problem: Value = serde_json::from_str(body).expect("a problem");
+    let problem: Value = serde_json::from_str(&body).expect("a problem");
     assert_eq!(problem["code"], "InvalidArgument");
     assert!(
         problem["message"]
             .as_str()
             .is_some_and(|text| text.contains("HTTP/1.1")),
         "{body}"
+    );
+}
+
+#[tokio::test]
+async fn a_request_over_http_1_1_has_one_host() {
+    let fixture = Fixture::on(Store::Memory).await;
+    for (hosts, status) in [
+        ("", "400"),
+        ("host: a\r\nhost: b\r\n", "400"),
+        ("host: a\r\n", "200"),
+        ("host:\r\n", "200"),
+    ] {
+        let request = format!("GET /livez HTTP/1.1\r\n{hosts}connection: close\r\n\r\n");
+        let (head, body) = raw(&fixture.agent, &request).await;
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status}")),
+            "{hosts:?}: {head}"
+        );
+        assert!(
+            status == "200" || body.contains("Host"),
+            "{hosts:?}: {body}"
+        );
+    }
+}
+
+/// Clients that send the whole body before they look for an answer get it, whatever the refusal and however large the
+/// body, and go on with the same connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_arrives_although_the_body_is_large() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let port = fixture.agent.address().port().to_string();
+    let python = r#"
+import http.client, sys
+connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]))
+json = {"content-type": "application/json"}
+for size in (5, 20):
+    body = b"x" * (size << 20)
+    for path, headers, status in [
+        ("/election/e", json, 413),
+        ("/election/e", {**json, "content-encoding": "gzip"}, 415),
+        ("/nothing", json, 404),
+    ]:
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        text = answer.read()
+        assert answer.status == status, (size, path, headers, answer.status, text)
+    assert answer.getheader("accept-encoding") is None
+"#;
+    let node = r#"
+const url = `http://127.0.0.1:${process.argv[1]}`;
+for (const size of [5, 20]) {
+  for (const [path, headers, status] of [
+    ["/election/e", {}, 413],
+    ["/election/e", {"content-encoding": "gzip"}, 415],
+    ["/nothing", {}, 404],
+  ]) {
+    const answer = await fetch(url + path, {
+      method: "POST",
+      headers: {"content-type": "application/json", ...headers},
+      body: "x".repeat(size << 20),
+    });
+    await answer.text();
+    if (answer.status !== status) throw new Error(`${size} ${path}: ${answer.status}`);
+    if (status === 415 && answer.headers.get("accept-encoding") !== "identity") throw new Error("accept-encoding");
+  }
+}
+"#;
+    for (program, arguments) in [
+        ("python3", vec!["-c", python, &port]),
+        ("node", vec!["--input-type=module", "-e", node, &port]),
+    ] {
+        let output = tokio::process::Command::new(program)
+            .args(arguments)
+            .output()
+            .await
+            .expect("runs");
+        assert!(output.status.success(), "{program}: {output:?}");
+    }
+}
+
+#[tokio::test]
+async fn json_may_begin_with_a_mark_and_members_that_may_be_left_out_may_be_null() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let campaign =
+        "\u{feff}{\"candidate\": \"a\", \"term\": 60000, \"value\": null, \"request_id\": null}";
+    let extend = "{\"leader\": \"a\", \"term\": 60000, \"retries\": null, \"retry_interval\": null, \"token\": null}";
+    let handover =
+        "{\"leader\": \"b\", \"term\": 60000, \"current_leader\": \"a\", \"token\": null}";
+    let resign = "{\"leader\": \"b\", \"token\": null}";
+    for (method, body, status) in [
+        (Method::POST, campaign, 200),
+        (Method::PATCH, extend, 200),
+        (Method::PUT, handover, 200),
+        (Method::DELETE, resign, 200),
+        // One that is needed.
+        (Method::POST, "{\"candidate\": null, \"term\": 60000}", 400),
+    ] {
+        let request = fixture.agent.request(method.clone(), "/election/e");
+        let request = request
+            .header("content-type", "application/json")
+            .body(body);
+        let answer = fixture.agent.send(request).await;
+        assert_eq!(answer.status, status, "{method} {body}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_root_leads_browsers_and_programs_on() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let links = fixture.agent.get("/").await;
+    assert_eq!(links.status, 200);
+    let links = links.body.as_object().expect("links").clone();
+    assert!(links.len() > 4, "{links:?}");
+    for (name, path) in links {
+        let path = path.as_str().expect("a path");
+        assert_eq!(fixture.agent.get(path).await.status, 200, "{name}");
+    }
+    let browser = fixture.agent.request(Method::GET, "/");
+    let browser = browser.header("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
+    let page = fixture.agent.send(browser).await;
+    assert_eq!(page.status, 200);
+    assert!(
+        page.header("content-type").starts_with("text/html"),
+        "{page:?}"
     );
 }
 

@@ -16,7 +16,8 @@ use crate::transport::status::{Code, Problem};
 const BUFFER: usize = 512;
 const YIELD: usize = 32 * 1024;
 
-/// Prost's codec, but a message that does not decode is InvalidArgument (tonic's own says Internal).
+/// Prost's codec, but a message that does not decode is InvalidArgument (tonic's own says Internal), and so is a second
+/// one: no method takes a stream, and tonic would leave it unread.
 #[derive(Debug)]
 pub struct StrictCodec<T, U>(PhantomData<(T, U)>);
 
@@ -41,19 +42,33 @@ where
     }
 
     fn decoder(&mut self) -> Self::Decoder {
-        StrictDecoder(PhantomData)
+        StrictDecoder {
+            decoded: false,
+            message: PhantomData,
+        }
     }
 }
 
 /// Decodes one message.
 #[derive(Debug)]
-pub struct StrictDecoder<U>(PhantomData<U>);
+pub struct StrictDecoder<U> {
+    /// Whether that has been.
+    decoded: bool,
+    message: PhantomData<U>,
+}
 
 impl<U: Message + Default> Decoder for StrictDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        if std::mem::replace(&mut self.decoded, true) {
+            let problem = Problem::new(
+                Code::InvalidArgument,
+                "the call has more than one message: send one",
+            );
+            return Err(problem.into());
+        }
         U::decode(buffer).map(Some).map_err(|error| {
             Problem::new(
                 Code::InvalidArgument,

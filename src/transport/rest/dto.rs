@@ -9,7 +9,7 @@ pub(super) use pods::{DeploymentPath, PodLookup, PodPath, Pods};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::whole;
+use super::{null, whole};
 use crate::{
     config::LogFilter,
     election::{
@@ -69,13 +69,13 @@ pub(super) struct CampaignRequest {
     #[schema(minimum = 1000, maximum = 86_400_000)]
     term: i64,
     /// Public data of the leader, such as its address: at most 1024 bytes.
-    #[serde(default)]
-    #[schema(max_length = 1024)]
+    #[serde(default, deserialize_with = "null::or_default")]
+    #[schema(nullable, max_length = 1024)]
     value: String,
     /// Makes a retry safe: a retry with the same id gets the same answer and token, and does nothing (409) when the
     /// term that was granted is over.
-    #[serde(default)]
-    #[schema(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
+    #[serde(default, deserialize_with = "null::or_default")]
+    #[schema(nullable, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     request_id: String,
 }
 
@@ -160,16 +160,16 @@ pub(super) struct ExtendRequest {
     #[schema(minimum = 1000, maximum = 86_400_000)]
     term: i64,
     /// How often the agent tries again when the lease nodes gave no answer.
-    #[serde(default, deserialize_with = "whole::signed")]
-    #[schema(minimum = 0, maximum = 10)]
+    #[serde(default, deserialize_with = "null::or_signed")]
+    #[schema(nullable, minimum = 0, maximum = 10)]
     retries: i64,
     /// How long the agent waits before each retry, in ms.
-    #[serde(default, deserialize_with = "whole::signed")]
-    #[schema(minimum = 0, maximum = 1000)]
+    #[serde(default, deserialize_with = "null::or_signed")]
+    #[schema(nullable, minimum = 0, maximum = 1000)]
     retry_interval: i64,
     /// The leader's fencing token; when not 0 it must be the current one.
-    #[serde(default, deserialize_with = "whole::unsigned")]
-    #[schema(maximum = 9_007_199_254_740_991_u64)]
+    #[serde(default, deserialize_with = "null::or_unsigned")]
+    #[schema(nullable, maximum = 9_007_199_254_740_991_u64)]
     token: u64,
 }
 
@@ -206,12 +206,12 @@ pub(super) struct HandoverRequest {
     #[schema(minimum = 1000, maximum = 86_400_000)]
     term: i64,
     /// The leader that hands over; needed unless the election is vacant.
-    #[serde(default)]
-    #[schema(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
+    #[serde(default, deserialize_with = "null::or_default")]
+    #[schema(nullable, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     current_leader: String,
     /// The fencing token of current_leader; when not 0 it must be the current one.
-    #[serde(default, deserialize_with = "whole::unsigned")]
-    #[schema(maximum = 9_007_199_254_740_991_u64)]
+    #[serde(default, deserialize_with = "null::or_unsigned")]
+    #[schema(nullable, maximum = 9_007_199_254_740_991_u64)]
     token: u64,
 }
 
@@ -252,9 +252,9 @@ pub(super) struct ResignRequest {
     leader: String,
     /// The leader's fencing token; when not 0 it must be the current one. Without it, the request is for
     /// the term that the leader's name holds when the agent looks.
-    #[serde(default, deserialize_with = "whole::unsigned")]
+    #[serde(default, deserialize_with = "null::or_unsigned")]
     #[param(maximum = 9_007_199_254_740_991_u64)]
-    #[schema(maximum = 9_007_199_254_740_991_u64)]
+    #[schema(nullable, maximum = 9_007_199_254_740_991_u64)]
     token: u64,
 }
 

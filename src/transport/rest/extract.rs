@@ -85,6 +85,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
             format!("the body is not the JSON that this path takes: {what}"),
         )
     };
+    // RFC 8259 lets readers ignore what some editors and languages put before a text.
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     // Serde would take an array for the members in their order.
     if body
         .trim_ascii_start()

@@ -5,9 +5,10 @@ use axum::{
     extract::{FromRequest as _, FromRequestParts as _, Request, State},
     http::{HeaderMap, Method, StatusCode, Uri, header},
     middleware::{Next, from_fn},
-    response::IntoResponse,
+    response::{IntoResponse, Redirect, Response},
     routing::{get, put},
 };
+use serde_json::json;
 use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
@@ -40,12 +41,18 @@ use crate::{
 pub(super) const ELECTION: &str = "/election/{kind}/{name}";
 pub(super) const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
 
+/// Where people and programs begin.
+const ROOT: &str = "/";
+/// Where people go on.
+const USER_INTERFACE: &str = "/swagger-ui/";
+
 /// Whether the process works, and what says so.
 pub(crate) const LIVEZ: &str = "/livez";
 pub(crate) const ALIVE: &str = "ok\n";
 
 /// Every path, for what tells of requests without the names in them.
-const PATHS: [&str; 12] = [
+const PATHS: [&str; 13] = [
+    ROOT,
     ELECTION,
     ELECTION_OF_DEFAULT_KIND,
     "/elections",
@@ -57,7 +64,7 @@ const PATHS: [&str; 12] = [
     "/metrics",
     "/openapi.json",
     "/openapi_v3.yaml",
-    "/swagger-ui/",
+    USER_INTERFACE,
 ];
 
 /// The route that a path takes, if there is one.
@@ -121,6 +128,7 @@ pub fn router(sources: Sources) -> Router {
         router = router
             .merge(api)
             .route("/openapi_v3.yaml", get(async || yaml))
+            .route(ROOT, get(root))
             .merge(swagger_ui(document, hint));
     }
     router
@@ -141,6 +149,25 @@ fn swagger_ui(document: OpenApi, hint: &'static str) -> Router {
     };
     Router::from(SwaggerUi::new("/swagger-ui").url("/openapi.json", document))
         .route_layer(from_fn(found))
+}
+
+/// Leads browsers to the user interface, and tells programs where things are.
+async fn root(headers: HeaderMap) -> Response {
+    let accepts = headers.get(header::ACCEPT);
+    let accepts = accepts.and_then(|accepts| accepts.to_str().ok());
+    let vary = [(header::VARY, "accept")];
+    if accepts.is_some_and(|accepts| accepts.contains("text/html")) {
+        return (vary, Redirect::temporary(USER_INTERFACE)).into_response();
+    }
+    let links = json!({
+        "elections": "/elections",
+        "openapi": "/openapi.json",
+        "user_interface": USER_INTERFACE,
+        "live": LIVEZ,
+        "ready": "/readyz",
+        "metrics": "/metrics",
+    });
+    (vary, Answer(links)).into_response()
 }
 
 fn not_found(uri: &Uri, hint: &str) -> Problem {
