@@ -2,6 +2,7 @@
 
 mod containers;
 mod fit;
+mod helm;
 mod objects;
 mod placement;
 mod reach;

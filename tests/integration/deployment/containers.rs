@@ -167,6 +167,12 @@ fn versions_are_the_same_everywhere() {
         after("deploy/kubernetes/base/kustomization.yaml", "newTag: "),
         version
     );
+    for field in ["version: ", "appVersion: "] {
+        assert_eq!(
+            after("deploy/helm/election-agent/Chart.yaml", field),
+            version
+        );
+    }
     let image = &compose().services["election-agent"].image;
     assert_eq!(*image, format!("election-agent:{version}"));
 

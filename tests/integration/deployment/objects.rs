@@ -68,7 +68,7 @@ struct Relabeling {
 }
 
 /// What of `given` is not in `kept`, or otherwise: the path of each.
-fn lost(given: &Value, kept: &Value, path: &str, found: &mut Vec<String>) {
+pub(super) fn lost(given: &Value, kept: &Value, path: &str, found: &mut Vec<String>) {
     match (given, kept) {
         (Value::Object(given), Value::Object(kept)) => {
             for (member, value) in given {
