@@ -2,9 +2,10 @@
 //! do not live for ever, and a shutdown that loses no request.
 //!
 //! [`admission`] says whether there is a place for a connection, [`watch`] cuts it when the client is too
-//! slow or pings too much, [`limits`] bounds what it may take up. Else it ends, with GOAWAY or
-//! `Connection: close`, when it has been without [`requests`] for [`Lifetime::idle`], when it is
-//! [`Lifetime::age`] old, or when the agent shuts down. Requests under way are answered first.
+//! slow or pings too much, [`limits`] bounds what it may take up. Else it ends when it has been without
+//! [`requests`] for [`Lifetime::idle`], when it is [`Lifetime::age`] old, or when the agent shuts down: over HTTP/2
+//! with GOAWAY; over HTTP/1.1, when it is old, after an answer with `Connection: close`. Requests under way are
+//! answered first.
 
 pub mod admission;
 mod frames;
@@ -23,13 +24,13 @@ use std::{
 };
 
 use axum::{body::Body, response::Response};
-use http::{Request, Version};
+use http::{HeaderValue, Request, Version, header};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -156,7 +157,8 @@ where
         let requests = Requests::default();
         let (counted, service) = (requests.clone(), self.service.clone());
         let service = service_fn(move |request: Request<Incoming>| {
-            let under_way = counted.begin();
+            let under_way = counted.begin(request.version());
+            let counted = counted.clone();
             let (mut head, body) = request.into_parts();
             head.extensions.insert(peer.clone());
             // HTTP/2 has a way to say that no more of a body is wanted.
@@ -166,9 +168,13 @@ where
             };
             let answer = service.clone().oneshot(Request::from_parts(head, body));
             async move {
-                let response = answer.await?;
+                let mut response = answer.await?;
                 if let Some(rest) = rest {
                     rest.discard().await;
+                }
+                if counted.are_ending() {
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(header::CONNECTION, close);
                 }
                 Ok::<_, Infallible>(response.map(|body| Holding::new(body, under_way)))
             }
@@ -221,23 +227,44 @@ async fn last(
     } = lifetime;
     let retired = pin!(async {
         tokio::select! {
-            () = shutdown.cancelled() => None,
-            () = after(age.map(jittered)) => Some(age_grace),
-            () = requests.idle_for(idle) => Some(age_grace),
+            () = shutdown.cancelled() => Retired::Shutdown,
+            () = after(age.map(jittered)) => Retired::Old,
+            () = requests.idle_for(idle) => Retired::Idle,
         }
     });
-    let grace = tokio::select! {
+    let retired = tokio::select! {
         // How a connection ends is the client's affair; requests have been answered or are gone.
         _ = served.as_mut() => return,
-        grace = retired => grace,
+        retired = retired => retired,
     };
+    let cut = match retired {
+        Retired::Shutdown => None,
+        Retired::Old | Retired::Idle => Some(Instant::now() + age_grace),
+    };
+    // A client that is about to send its next request must not find the connection closed.
+    if retired == Retired::Old && requests.announce_end() {
+        tokio::select! {
+            _ = served.as_mut() => return,
+            () = shutdown.cancelled() => {}
+            () = requests.idle_for(idle) => {}
+            () = at(cut) => {}
+        }
+    }
     served.as_mut().graceful_shutdown();
     tokio::select! {
         _ = served => {}
         // The peer may be gone, or have sent half a request, and never answer.
         () = requests.none_for(LINGER) => {}
-        () = after(grace) => {}
+        () = at(cut) => {}
     }
+}
+
+/// Why a connection is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Retired {
+    Shutdown,
+    Old,
+    Idle,
 }
 
 /// Whether the client went away before it was accepted.
@@ -253,6 +280,14 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 /// This age, ±10 %: connections that were made together should not all be made again together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + fastrand::f64() * 0.2)
+}
+
+/// Waits until then; for ever without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits this long; for ever without a time.

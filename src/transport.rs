@@ -63,14 +63,20 @@ fn media_type(headers: &HeaderMap) -> Cow<'_, str> {
 }
 
 /// Refuses what is not HTTP/1.1 or HTTP/2 as it should be. Load balancers look after the agent's health by HTTP/1.0.
-fn check_http(request: &Request<Body>) -> Result<(), Problem> {
+fn check_http(request: &mut Request<Body>) -> Result<(), Problem> {
     let version = request.version();
-    if version < Version::HTTP_11 && !is_for_operators(request.uri().path()) {
-        return Err(Problem::new(
-            Code::InvalidArgument,
-            "HTTP/1.0 is not supported but for /livez, /readyz and /metrics: use HTTP/1.1 or HTTP/2 (in nginx: \
-             proxy_http_version 1.1)",
-        ));
+    if version < Version::HTTP_11 {
+        if !is_for_operators(request.uri().path()) {
+            return Err(Problem::new(
+                Code::InvalidArgument,
+                "HTTP/1.0 is not supported but for /livez, /readyz and /metrics: use HTTP/1.1 or HTTP/2 (in nginx: \
+                 proxy_http_version 1.1)",
+            ));
+        }
+        // What HAProxy's `option httpchk` asks unless it is told a method.
+        if request.method() == Method::OPTIONS {
+            *request.method_mut() = Method::GET;
+        }
     }
     let hosts = request.headers().get_all(header::HOST).iter().count();
     // RFC 9112, 3.2: proxies that take another host for the first than servers do can be told apart from both.
@@ -227,7 +233,7 @@ impl Service<Request<Body>> for Mux {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        if let Err(problem) = check_http(&request) {
+        if let Err(problem) = check_http(&mut request) {
             return ready(Err(problem)).boxed();
         }
         match Protocol::of(request.headers()) {

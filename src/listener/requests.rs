@@ -1,13 +1,15 @@
-//! The requests of one connection: how many are under way, and since when there is none.
+//! The requests of one connection: how many are under way, since when there is none, and whether the next answer over
+//! HTTP/1.1 is the last.
 
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use http::Version;
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// The requests of one connection.
@@ -18,6 +20,10 @@ pub(super) struct Requests {
 
 #[derive(Debug)]
 struct Counted {
+    /// Whether requests come over HTTP/1, which has no message that announces the end of a connection.
+    over_http_1: AtomicBool,
+    /// Whether answers announce it.
+    ending: AtomicBool,
     under_way: AtomicUsize,
     /// When the last one ended.
     ended: Mutex<Instant>,
@@ -33,6 +39,8 @@ impl Default for Requests {
     fn default() -> Self {
         Self {
             counted: Arc::new(Counted {
+                over_http_1: AtomicBool::new(false),
+                ending: AtomicBool::new(false),
                 under_way: AtomicUsize::new(0),
                 ended: Mutex::new(Instant::now()),
             }),
@@ -42,9 +50,24 @@ impl Default for Requests {
 
 impl Requests {
     /// Counts a request until its answer has been sent whole.
-    pub(super) fn begin(&self) -> UnderWay {
+    pub(super) fn begin(&self, version: Version) -> UnderWay {
+        if version < Version::HTTP_2 {
+            self.counted.over_http_1.store(true, Ordering::Relaxed);
+        }
         self.counted.under_way.fetch_add(1, Ordering::Relaxed);
         UnderWay(self.clone())
+    }
+
+    /// Has answers announce the end of the connection from now on, if requests come over HTTP/1; says whether.
+    pub(super) fn announce_end(&self) -> bool {
+        let announces = self.counted.over_http_1.load(Ordering::Relaxed);
+        self.counted.ending.store(announces, Ordering::Relaxed);
+        announces
+    }
+
+    /// Whether an answer is to announce the end of the connection.
+    pub(super) fn are_ending(&self) -> bool {
+        self.counted.ending.load(Ordering::Relaxed)
     }
 
     /// Returns when there has been no request for this long, now or earlier.

@@ -91,6 +91,33 @@ async fn an_old_connection_is_closed_and_every_request_is_answered_or_not_carrie
 }
 
 /// Hyper's own timer for headers, which would close it, takes half a minute.
+/// Whoever asks over HTTP/1.1 and goes by what answers say never sends a request on a connection that has ended.
+#[tokio::test]
+async fn an_old_http_1_connection_ends_after_an_answer_that_says_so() {
+    let agent = agent(&[("EA_GRPC_MAX_CONNECTION_AGE", "100ms")]).await;
+    let mut stream = TcpStream::connect(agent.address()).await.expect("connects");
+    let (mut answers, mut ends) = (0, 0);
+    while ends < 10 {
+        stream
+            .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
+            .await
+            .expect("open");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"ok\n") {
+            let length = stream.read_buf(&mut answer).await.expect("open");
+            assert!(length > 0, "closed without a word after {answers} answers");
+        }
+        answers += 1;
+        if String::from_utf8_lossy(&answer).contains("connection: close") {
+            ends += 1;
+            let closed = stream.read_buf(&mut answer).await;
+            assert_eq!(closed.expect("an orderly end"), 0);
+            stream = TcpStream::connect(agent.address()).await.expect("connects");
+        }
+    }
+    assert!(answers > ends, "{answers}");
+}
+
 #[tokio::test]
 async fn a_keep_alive_connection_lives_as_long_as_configured() {
     let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "0s")]).await;

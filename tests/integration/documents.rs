@@ -216,7 +216,7 @@ fn the_safety_argument_names_tests_that_exist() {
 }
 
 /// What operators and callers read.
-const DOCUMENTS: [&str; 14] = [
+const DOCUMENTS: [&str; 15] = [
     "README.md",
     "CHANGELOG.md",
     "deploy/README.md",
@@ -226,6 +226,7 @@ const DOCUMENTS: [&str; 14] = [
     "docs/KUBERNETES.md",
     "docs/METRICS.md",
     "docs/PERFORMANCE.md",
+    "docs/PROXIES.md",
     "docs/RUNBOOK.md",
     "docs/SAFETY.md",
     "docs/SECURITY.md",

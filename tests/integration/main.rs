@@ -35,6 +35,7 @@ mod metrics;
 mod modes;
 mod observability;
 mod pods;
+mod proxies;
 mod quorum;
 mod reflection;
 mod refusals;
