@@ -15,7 +15,9 @@ mod proxy;
 mod redis;
 mod sentinel;
 
-pub(crate) use agent::{Agent, Answer, new_token, output as command_output, owned};
+pub(crate) use agent::{
+    Agent, Answer, bare_command, command, new_token, output as command_output, owned,
+};
 pub(crate) use ask::{Ask, CAMPAIGN, Protocol};
 pub(crate) use authority::Authority;
 pub(crate) use clock::Clock;
