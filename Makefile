@@ -5,7 +5,7 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-sim test-model test-faults fuzz lint openapi bench growth microbench static sbom
+.PHONY: help run build profiling test test-sim test-model test-faults fuzz lint openapi bench growth microbench static sbom
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -16,6 +16,10 @@ run: ## Start an agent on ports 8080 (HTTP) and 8443 (gRPC)
 
 build: ## Build the agent: target/release/election-agent
 	cargo build --release --locked
+	@scripts/check-size target/release/election-agent
+
+profiling: ## Build it with line numbers, for profilers and backtraces: target/profiling/election-agent
+	cargo build --profile profiling --locked
 
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools

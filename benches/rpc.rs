@@ -25,6 +25,7 @@ fn agent(runtime: &Runtime) -> Channel {
         ("EA_BIND_ADDRESS", "127.0.0.1"),
         ("EA_GRPC_PORT", "0"),
         ("EA_HTTP_PORT", "0"),
+        ("EA_STORE", "memory"),
         ("EA_GRPC_MAX_CONNECTION_AGE", "0s"),
     ];
     let settings = settings.map(|(name, value)| (name.into(), value.into()));

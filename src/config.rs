@@ -1,14 +1,15 @@
 //! Configuration: defaults < YAML file (`EA_CONFIG_FILE`) < environment < command-line flags.
 //!
 //! Every setting is declared once, in the table of its group ([`SETTINGS`] has them all): its variable,
-//! default and meaning. Flags, file keys, `--help`, `election-agent config` and the README's table are
-//! made from it. All mistakes are reported together, each naming its variable.
+//! default and meaning. Flags, file keys, `election-agent help settings`, `election-agent config` and the README's
+//! table are made from it. All mistakes are reported together, each naming its variable.
 
 mod auth;
 mod command;
 mod kube;
 mod limits;
 mod listen;
+mod names;
 mod otel;
 mod redis;
 mod telemetry;
@@ -25,7 +26,7 @@ pub use listen::Listen;
 pub use redis::{Store, list};
 pub use telemetry::{Environment, LogFilter, Telemetry};
 pub use tls::Tls;
-pub use values::{Mistakes, Values};
+pub use values::{Ignored, Mistakes, Values};
 use values::{Reader, Source};
 
 /// A setting, declared once.
@@ -41,6 +42,8 @@ pub struct Setting {
     pub meaning: &'static str,
     /// Whether the value holds credentials, and in what form.
     pub secret: Secret,
+    /// Whether the value is a list that is comma separated, which the file may also write as a list of YAML's.
+    pub is_list: bool,
 }
 
 /// How a setting's value is printed.
@@ -61,14 +64,32 @@ const fn setting(variable: &'static str, default: &'static str, meaning: &'stati
         default,
         meaning,
         secret: Secret::No,
+        is_list: false,
     }
+}
+
+/// A list whose entries are comma separated.
+const fn list_setting(
+    variable: &'static str,
+    default: &'static str,
+    meaning: &'static str,
+) -> Setting {
+    Setting {
+        is_list: true,
+        ..setting(variable, default, meaning)
+    }
+}
+
+/// The file's key for a variable: without its prefix, in lower case.
+fn key(variable: &str) -> String {
+    variable.trim_start_matches("EA_").to_ascii_lowercase()
 }
 
 impl Setting {
     /// The variable without its prefix, in lower case: the file's key.
     #[must_use]
     pub fn key(&self) -> String {
-        self.variable.trim_start_matches("EA_").to_ascii_lowercase()
+        key(self.variable)
     }
 
     /// The command-line flag, without its dashes.
@@ -78,20 +99,20 @@ impl Setting {
     }
 }
 
-/// Every setting, by group.
-pub const SETTINGS: [&[Setting]; 7] = [
-    listen::SETTINGS,
-    tls::SETTINGS,
-    auth::SETTINGS,
-    redis::SETTINGS,
-    limits::SETTINGS,
-    kube::SETTINGS,
-    telemetry::SETTINGS,
+/// Every setting, by group, and what the group is about.
+pub const SETTINGS: [(&str, &[Setting]); 7] = [
+    ("Ports and connections", listen::SETTINGS),
+    ("TLS", tls::SETTINGS),
+    ("Callers", auth::SETTINGS),
+    ("Where leases are kept", redis::SETTINGS),
+    ("Bounds on requests", limits::SETTINGS),
+    ("Pods of Kubernetes", kube::SETTINGS),
+    ("Logs, metrics and traces", telemetry::SETTINGS),
 ];
 
 /// Every setting.
 pub fn settings() -> impl Iterator<Item = &'static Setting> {
-    SETTINGS.into_iter().flatten()
+    SETTINGS.into_iter().flat_map(|(_, group)| group)
 }
 
 /// The effective configuration, validated.
@@ -115,12 +136,25 @@ pub struct Config {
 }
 
 impl Config {
-    /// Validates the values.
+    /// Validates the values, for an agent that serves.
     ///
     /// # Errors
     /// Every mistake, each with its variable and what to change.
     pub fn new(values: Values) -> Result<Self, Mistakes> {
+        Self::read(values, redis::check_store)
+    }
+
+    /// Validates the values for a command that keeps no leases: production, too, may leave out where they are kept.
+    ///
+    /// # Errors
+    /// As [`Config::new`].
+    pub fn of_command(values: Values) -> Result<Self, Mistakes> {
+        Self::read(values, |_| {})
+    }
+
+    fn read(values: Values, check: impl FnOnce(&mut Reader<'_>)) -> Result<Self, Mistakes> {
         let mut reader = Reader::new(&values);
+        check(&mut reader);
         let listen = Listen::read(&mut reader);
         let tls = Tls::read(&mut reader);
         let auth = Auth::read(&mut reader);
@@ -152,10 +186,10 @@ impl Config {
         }
     }
 
-    /// Variables that look like settings but are none.
+    /// Variables that look like settings and were not read.
     #[must_use]
-    pub fn unknown_variables(&self) -> &[String] {
-        self.values.unknown_variables()
+    pub fn ignored(&self) -> &[Ignored] {
+        self.values.ignored()
     }
 }
 
@@ -211,7 +245,9 @@ mod tests {
     use super::*;
 
     fn config(env: &[(&str, &str)]) -> Result<Config, Mistakes> {
-        let env = env.iter().map(|(name, value)| (name.into(), value.into()));
+        let development = [("EA_ENV", "development")];
+        let env = development.iter().chain(env);
+        let env = env.map(|(name, value)| (name.into(), value.into()));
         Config::new(Values::collect(Vec::new(), None, env)?)
     }
 
@@ -320,9 +356,19 @@ mod tests {
         for (text, told) in [
             ("redis_urls: {redis://u:s3cret@h: }", "EA_REDIS_URLS: in "),
             (
-                "redis: {sentinel_password: {s3cret: }}",
+                "redis_sentinel_password: {s3cret: }",
                 "EA_REDIS_SENTINEL_PASSWORD: in ",
             ),
+            (
+                "redis: {sentinel_password: {s3cret: }}",
+                "write redis_sentinel_password",
+            ),
+            ("redis: {urls: redis://u:s3cret@h}", "write redis_urls"),
+            (
+                "redis_urls: [redis://u:s3cret@h, [x]]",
+                "EA_REDIS_URLS: in ",
+            ),
+            ("redis_urls: !x redis://u:s3cret@h", "EA_REDIS_URLS: in "),
             ("{redis://u:s3cret@h: }", "the key \"redis…\", which is no"),
             ("max_terms: 1s", "the key \"max_terms\", which is no"),
         ] {
@@ -344,6 +390,110 @@ mod tests {
             told.contains("EA_KEY_PREFIX") && told.contains("EA_REDIS_PREFIX"),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_list_may_be_one_of_yamls() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let text = "redis_urls: [redis://a, redis://b]\nmetrics_per_election: [a, 1, true]\n";
+        std::fs::write(file.path(), text).expect("written");
+        let path = file.path().display().to_string();
+        let values = Values::collect(Vec::new(), Some(path), []).expect("reads");
+        assert_eq!(values.get("EA_METRICS_PER_ELECTION").0, "a,1,true");
+        let config = Config::new(values).expect("valid");
+        assert_eq!(config.store.deployments.len(), 2);
+        // Whatever is printed with a default of several entries is one.
+        for setting in settings().filter(|setting| setting.default.contains(',')) {
+            assert!(setting.is_list, "{}", setting.variable);
+        }
+        let comma = |setting: &&Setting| setting.meaning.contains("comma separated");
+        for setting in settings().filter(comma) {
+            assert!(setting.is_list, "{}", setting.variable);
+        }
+    }
+
+    #[test]
+    fn production_keeps_leases_in_memory_only_if_that_is_said() {
+        let told = mistakes(&[("EA_ENV", "production")]);
+        for named in [
+            "EA_STORE",
+            "EA_REDIS_URLS",
+            "EA_EMBEDDED_PATH",
+            "EA_STORE=memory",
+        ] {
+            assert!(told.contains(named), "{named} is not in: {told}");
+        }
+        for env in ["production", "development", "test"] {
+            let memory = [("EA_ENV", env), ("EA_STORE", "memory")];
+            assert!(config(&memory).is_ok());
+            let redis = [("EA_ENV", env), ("EA_REDIS_URLS", "redis://h")];
+            assert!(config(&redis).is_ok());
+            let file = [("EA_ENV", env), ("EA_EMBEDDED_PATH", "/tmp/x")];
+            assert!(config(&file).is_ok());
+        }
+        assert!(config(&[("EA_ENV", "test")]).is_ok());
+        let empty = Values::collect(Vec::new(), None, []).expect("reads");
+        assert!(Config::of_command(empty).is_ok());
+    }
+
+    #[test]
+    fn a_store_that_contradicts_other_settings_is_refused() {
+        let (urls, path) = (
+            ("EA_REDIS_URLS", "redis://h"),
+            ("EA_EMBEDDED_PATH", "/tmp/x"),
+        );
+        for (store, given, named) in [
+            ("memory", vec![urls], "EA_REDIS_URLS"),
+            ("memory", vec![path], "EA_EMBEDDED_PATH"),
+            ("file", vec![], "EA_EMBEDDED_PATH"),
+            ("file", vec![urls], "EA_REDIS_URLS"),
+            ("redis", vec![], "EA_REDIS_URLS"),
+            ("redis", vec![path], "EA_EMBEDDED_PATH"),
+            ("disk", vec![], "memory, file or redis"),
+            ("", vec![urls, path], "EA_EMBEDDED_PATH"),
+        ] {
+            for env in ["production", "development"] {
+                let all = [&[("EA_STORE", store), ("EA_ENV", env)], &given[..]].concat();
+                let told = mistakes(&all);
+                assert!(told.contains(named), "{all:?}: {told}");
+            }
+        }
+        for (store, given) in [("file", path), ("redis", urls)] {
+            assert!(config(&[("EA_STORE", store), given]).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_variable_that_resembles_a_setting_is_a_mistake_and_others_are_ignored() {
+        for (name, value, told) in [
+            ("EA_REDIS_URL", "x", "did you mean EA_REDIS_URLS?"),
+            ("ea_redis_urls", "x", "did you mean EA_REDIS_URLS?"),
+            (
+                "EA_SERVERS",
+                "rediss://u:s3cret@h",
+                "did you mean EA_REDIS_URLS?",
+            ),
+        ] {
+            let mistakes = mistakes(&[(name, value)]);
+            assert!(
+                mistakes.starts_with(name) && mistakes.contains(told),
+                "{mistakes}"
+            );
+            assert!(!mistakes.contains("s3cret"), "{mistakes}");
+        }
+        let config = config(&[
+            ("EA_TEAM", "a"),
+            ("ea_team", "b"),
+            ("EA_REDIS_URL", ""),
+            ("EA_WEB_SERVICE_HOST", "10.0.0.1"),
+            ("EA_WEB_PORT", "tcp://10.0.0.1:80"),
+            ("EA_HTTP_SERVICE_HOST", "10.0.0.1"),
+            ("EA_HTTP_PORT", "tcp://10.0.0.1:80"),
+        ])
+        .expect("valid");
+        let ignored: Vec<_> = config.ignored().iter().map(|it| &it.variable).collect();
+        assert_eq!(ignored, ["EA_HTTP_PORT", "EA_TEAM"]);
+        assert_eq!(config.listen.http_port, 80);
     }
 
     #[test]
@@ -501,7 +651,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(
             file.path(),
-            "grpc: {port: 1}\nhttp_port: 2\nmax_term: 30s\n",
+            "grpc_port: 1\nhttp_port: 2\nmax_term: 30s\nstore: memory\n",
         )
         .expect("written");
         let args = ["election-agent", "--grpc-port", "5"].map(std::ffi::OsString::from);
@@ -510,7 +660,7 @@ mod tests {
             ("EA_HTTP_PORT".into(), "4".into()),
             ("EA_GRPC_PORT".into(), "4".into()),
         ];
-        let (_, values) = parse(args, env);
+        let (_, values) = parse(args, env).expect("a command line");
         let config = Config::new(values.expect("reads")).expect("valid");
         assert_eq!((config.listen.grpc_port, config.listen.http_port), (5, 4));
         assert_eq!(config.limits.max_term.as_secs(), 30);
@@ -525,7 +675,20 @@ mod tests {
             ("a: b: c\n", "EA_CONFIG_FILE"),
             ("EA_GRPC_PORT: 1\n", "did you mean grpc_port?"),
             ("grpc-port: 1\n", "did you mean grpc_port?"),
-            ("grpc_port: 1\ngrpc: {port: 2}\n", "twice"),
+            ("grpc: {port: 2}\n", "write grpc_port"),
+            (
+                "grpc: {max: {connection_age: 2s}, prot: 1}\n",
+                "write grpc_max_connection_age",
+            ),
+            ("grpc: {}\n", "the key \"grpc\", which is no setting"),
+            ("log_level: [debug]\n", "EA_LOG_LEVEL: in "),
+            ("grpc_port: [1]\n", "EA_GRPC_PORT: in "),
+            ("grpc_port: []\n", "EA_GRPC_PORT: in "),
+            ("max_term: {seconds: 5}\n", "EA_MAX_TERM: in "),
+            ("auth_modes: [token, [none]]\n", "EA_AUTH_MODES: in "),
+            ("auth_modes: [token, null]\n", "EA_AUTH_MODES: in "),
+            ("auth_modes: [{token: }]\n", "EA_AUTH_MODES: in "),
+            ("redis_url: redis://h\n", "did you mean redis_urls?"),
             ("key_prefix: a\nredis_prefix: b\n", "twice"),
         ] {
             let file = tempfile::NamedTempFile::new().expect("a file");

@@ -64,6 +64,7 @@ pub mod kube;
 pub mod layers;
 pub mod lease;
 pub mod listener;
+pub mod output;
 pub mod peer;
 pub mod probe;
 pub mod proto;

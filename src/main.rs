@@ -1,7 +1,7 @@
 //! Parses the configuration, starts the agent, and waits for a signal.
 
 use std::{
-    io,
+    io::{self, Write as _},
     path::Path,
     process::{self, ExitCode},
     time::Duration,
@@ -12,6 +12,7 @@ use election_agent::{
     auth::tokens,
     config::{self, Command, Config},
     lease::embedded::restore,
+    output,
     probe::Probe,
     shutdown,
     telemetry::{self, metrics::table},
@@ -37,45 +38,75 @@ const UNUSABLE: u8 = 2;
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    let (command, values) = config::parse(std::env::args_os(), std::env::vars_os());
+    let (command, values) = match config::parse(std::env::args_os(), std::env::vars_os()) {
+        Ok(parsed) => parsed,
+        Err(answer) => return say(&answer),
+    };
+    let done = ExitCode::SUCCESS;
     match command {
-        Command::PrintOpenApi => print!("{}", openapi::yaml(&openapi::document())),
-        Command::PrintSettings => print!("{}", config::markdown()),
-        Command::PrintMetrics => print!("{}", table::markdown()),
-        Command::NewToken(name, groups) => match tokens::New::make(&name, &groups) {
-            Ok(new) => {
-                eprintln!("{}", new.token);
-                println!("{}", new.line);
-            }
-            Err(what) => {
-                eprintln!("no token was made: {what}");
-                return ExitCode::from(UNUSABLE);
-            }
-        },
+        Command::PrintOpenApi => output::print(openapi::yaml(&openapi::document()), done),
+        Command::PrintSettings => output::print(config::markdown(), done),
+        Command::PrintMetrics => output::print(table::markdown(), done),
+        Command::NewToken(name, groups) => new_token(&name, &groups),
         Command::Authz(command) => {
-            let auth = || Ok(values.and_then(Config::new)?.auth);
-            return command
-                .run(auth)
-                .unwrap_or_else(|mistakes| refuse(&mistakes));
+            let auth = || Ok(values.and_then(Config::of_command)?.auth);
+            let run = command.run(auth);
+            run.unwrap_or_else(|mistakes| refuse(&mistakes))
         }
-        Command::Restore(from) => match values.and_then(Config::new) {
-            Ok(config) => return put_back(&from, &config),
-            Err(mistakes) => return refuse(&mistakes),
+        Command::Restore(from) => match values.and_then(Config::of_command) {
+            Ok(config) => put_back(&from, &config),
+            Err(mistakes) => refuse(&mistakes),
         },
-        Command::Probe(probe) => match values.and_then(Config::new) {
-            Ok(config) => return ask(&probe, &config),
-            Err(mistakes) => return refuse(&mistakes),
+        Command::Probe(probe) => match values.and_then(Config::of_command) {
+            Ok(config) => ask(&probe, &config),
+            Err(mistakes) => refuse(&mistakes),
         },
         Command::PrintConfig => match values.and_then(Config::new) {
-            Ok(config) => print!("{config}"),
-            Err(mistakes) => return refuse(&mistakes),
+            Ok(config) => {
+                for config::Ignored { variable, why } in config.ignored() {
+                    output::complain(format_args!("{variable}: {why}"));
+                }
+                output::print(config, done)
+            }
+            Err(mistakes) => refuse(&mistakes),
         },
         Command::Serve => match values.and_then(Config::new) {
-            Ok(config) => return serve(&config),
-            Err(mistakes) => return refuse(&mistakes),
+            Ok(config) => serve(&config),
+            Err(mistakes) => refuse(&mistakes),
         },
     }
-    ExitCode::SUCCESS
+}
+
+/// Prints what the command line is answered with: help, the version, or what is wrong with it.
+fn say(answer: &clap::Error) -> ExitCode {
+    let code = u8::try_from(answer.exit_code()).unwrap_or(UNUSABLE);
+    let written = answer.print().and_then(|()| io::stdout().flush());
+    match answer.use_stderr() {
+        true => ExitCode::from(code),
+        false => output::ended(written, ExitCode::from(code)),
+    }
+}
+
+/// The line goes first: a token whose line is lost would be used in vain.
+fn new_token(name: &str, groups: &[String]) -> ExitCode {
+    let new = match tokens::New::make(name, groups) {
+        Ok(new) => new,
+        Err(what) => {
+            output::complain(format_args!("no token was made: {what}"));
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    if let Err(error) = output::write(format_args!("{}\n", new.line)) {
+        output::complain(format_args!(
+            "no token was made, and nothing was stored: cannot write its line to the standard output: {error}"
+        ));
+        return ExitCode::FAILURE;
+    }
+    match writeln!(io::stderr().lock(), "{}", new.usage()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Its line is of no use: nobody knows the token.
+        Err(_) => ExitCode::FAILURE,
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -84,7 +115,7 @@ async fn ask(probe: &Probe, config: &Config) -> ExitCode {
     match probe.ask(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(what) => {
-            eprintln!("{what}");
+            output::complain(what);
             ExitCode::FAILURE
         }
     }
@@ -93,24 +124,32 @@ async fn ask(probe: &Probe, config: &Config) -> ExitCode {
 fn put_back(from: &Path, config: &Config) -> ExitCode {
     let store = &config.store;
     let Some(database) = &store.embedded_path else {
-        eprintln!("nothing was restored: EA_EMBEDDED_PATH is not set: set it as for the agent");
+        output::complain(
+            "nothing was restored: EA_EMBEDDED_PATH is not set: set it as for the agent",
+        );
         return ExitCode::from(UNUSABLE);
     };
     let guard = store.restart_guard.duration(config.limits.max_term);
     match restore::restore(from, database, guard) {
-        Ok(restored) => {
-            print!("{restored}");
-            ExitCode::SUCCESS
-        }
+        Ok(restored) => match output::write(&restored) {
+            Ok(()) => ExitCode::SUCCESS,
+            // It has to be known that the copy is in place, and for how long the agent will abstain.
+            Err(error) => {
+                output::complain(format_args!("{restored}"));
+                output::ended(Err(error), ExitCode::SUCCESS)
+            }
+        },
         Err(what) => {
-            eprintln!("nothing was restored: {what}");
+            output::complain(format_args!("nothing was restored: {what}"));
             ExitCode::from(UNUSABLE)
         }
     }
 }
 
 fn refuse(mistakes: &config::Mistakes) -> ExitCode {
-    eprintln!("election-agent cannot start; its configuration has mistakes:\n{mistakes}");
+    output::complain(format_args!(
+        "election-agent cannot start; its configuration has mistakes:\n{mistakes}"
+    ));
     ExitCode::from(UNUSABLE)
 }
 
@@ -137,11 +176,8 @@ fn serve(config: &Config) -> ExitCode {
 }
 
 async fn run(config: &Config) -> ExitCode {
-    for variable in config.unknown_variables() {
-        tracing::warn!(
-            variable,
-            "no such setting; election-agent --help lists them all"
-        );
+    for config::Ignored { variable, why } in config.ignored() {
+        tracing::warn!(variable, "{why}");
     }
     tls::install_provider();
     let stop = match shutdown::on_signal().and_then(|stop| on_hangup().map(|()| stop)) {
@@ -185,7 +221,10 @@ fn on_hangup() -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            let (_, values) = config::parse(std::env::args_os(), std::env::vars_os());
+            // The command line has not changed since it was read.
+            let Ok((_, values)) = config::parse(std::env::args_os(), std::env::vars_os()) else {
+                continue;
+            };
             match values.and_then(Config::new) {
                 Ok(config) => {
                     telemetry::log::change(&config.telemetry.log);

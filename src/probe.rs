@@ -6,6 +6,7 @@ use std::{
 };
 
 use reqwest::Client;
+use url::Url;
 
 use crate::{causes, config::Config};
 
@@ -16,9 +17,30 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
     /// What to ask; [`None`]: the agent of this host that has the same configuration.
-    pub url: Option<String>,
+    pub url: Option<Url>,
     /// Whether it is enough that it works.
     pub live: bool,
+}
+
+/// The URL that `--url` is given.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_url(text: &str) -> Result<Url, String> {
+    const EXAMPLE: &str = "give one such as http://10.0.0.7:8080/readyz";
+    let wrong = |what: &str| format!("{what}: {EXAMPLE}");
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
+        Ok(url) if text.contains("://") => Err(wrong(&format!(
+            "the agent is asked over http or https, not {}",
+            url.scheme()
+        ))),
+        // `localhost:8080` has the scheme `localhost`.
+        Ok(_) | Err(url::ParseError::RelativeUrlWithoutBase) => {
+            Err(wrong("it begins neither with http:// nor with https://"))
+        }
+        Err(error) => Err(wrong(&error.to_string())),
+    }
 }
 
 impl Probe {
@@ -33,12 +55,14 @@ impl Probe {
         };
         let client = Client::builder()
             .timeout(TIMEOUT)
+            // A proxy answers for itself, and would be asked for this host in its own network.
+            .no_proxy()
             // Nothing is told to it, and whoever answers in its place on this host could have stopped it as well.
             .tls_danger_accept_invalid_certs(self.url.is_none())
             .build()
             .map_err(|error| causes(&error))?;
         let failed = |error: reqwest::Error| format!("{url} does not answer: {}", causes(&error));
-        let answer = client.get(&url).send().await.map_err(failed)?;
+        let answer = client.get(url.clone()).send().await.map_err(failed)?;
         let status = answer.status();
         let told = answer.text().await.map_err(failed)?;
         match status.is_success() {
@@ -47,7 +71,7 @@ impl Probe {
         }
     }
 
-    fn own_url(&self, config: &Config) -> Result<String, String> {
+    fn own_url(&self, config: &Config) -> Result<Url, String> {
         let listen = &config.listen;
         if listen.http_port == 0 {
             return Err("EA_HTTP_PORT is 0, any free one: name the agent with --url".to_owned());
@@ -64,6 +88,7 @@ impl Probe {
         };
         let path = if self.live { "livez" } else { "readyz" };
         let address = SocketAddr::new(address, listen.http_port);
-        Ok(format!("{scheme}://{address}/{path}"))
+        let url = format!("{scheme}://{address}/{path}");
+        Url::parse(&url).map_err(|error| format!("{url}: {error}"))
     }
 }

@@ -271,6 +271,7 @@ fn run_agent(settings: &[(&str, &str)], directory: &TempDir) -> Running {
         .envs([
             ("EA_BIND_ADDRESS", "127.0.0.1"),
             ("EA_KUBE_ENABLE", "false"),
+            ("EA_STORE", "memory"),
         ])
         .envs([("EA_HTTP_PORT", "0"), ("EA_GRPC_PORT", "0")])
         .envs(settings.iter().copied())
@@ -304,7 +305,11 @@ fn the_owner_of_a_token_measures_with_candidates_of_its_own_name() {
         .expect("it runs");
     let tokens = directory.path().join("tokens");
     fs::write(&tokens, &made.stdout).expect("written");
-    let token = String::from_utf8(made.stderr).expect("text");
+    let usage = String::from_utf8(made.stderr).expect("text");
+    let token = usage
+        .lines()
+        .find_map(|line| line.strip_prefix("export TOKEN="));
+    let token = token.expect("a token");
     let tokens = tokens.display().to_string();
     let settings = [
         ("EA_AUTH_MODES", "token"),
@@ -315,10 +320,7 @@ fn the_owner_of_a_token_measures_with_candidates_of_its_own_name() {
     for protocol in ["grpc", "rest", "grpc-web"] {
         let measure = |more: &[&str]| {
             let mut command = loadtest(&[protocol, "-q", "-c", "2", "-i", "10", "--host", &host]);
-            let output = command
-                .args(more)
-                .env("LOADTEST_TOKEN", token.trim())
-                .output();
+            let output = command.args(more).env("LOADTEST_TOKEN", token).output();
             let output = output.expect("it runs");
             (output.status.code(), told(&output))
         };

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     config::Auth,
     election::types::{Candidate, ElectionId, Invalid, Kind},
+    output,
     reload::{Mistake, Source as _},
 };
 
@@ -51,9 +52,7 @@ pub struct Asked {
 /// The subcommand for the command line.
 pub(crate) fn definition() -> clap::Command {
     let text = |name: &'static str, value: &'static str, help: &'static str| {
-        // Before the settings, of which there are many.
-        let option = Arg::new(name).long(name).display_order(0);
-        option.value_name(value).help(help)
+        Arg::new(name).long(name).value_name(value).help(help)
     };
     let explain = clap::Command::new("explain")
         .about("Says whether the policies allow something, and which of them decide")
@@ -83,7 +82,6 @@ pub(crate) fn definition() -> clap::Command {
             text("pod", "NAME", "The pod whose siblings are asked for"),
             Arg::new("agent")
                 .long("agent")
-                .display_order(0)
                 .action(ArgAction::SetTrue)
                 .help("Read the agent's metrics and documents rather than an election"),
         ]);
@@ -138,12 +136,10 @@ impl Command {
     pub fn run<E>(&self, auth: impl FnOnce() -> Result<Auth, E>) -> Result<ExitCode, E> {
         let then: &dyn Fn(&Policies) -> ExitCode = match self {
             Self::Schema => {
-                print!("{SCHEMA}");
-                return Ok(ExitCode::SUCCESS);
+                return Ok(output::print(SCHEMA, ExitCode::SUCCESS));
             }
             Self::Default => {
-                print!("{DEFAULT}");
-                return Ok(ExitCode::SUCCESS);
+                return Ok(output::print(DEFAULT, ExitCode::SUCCESS));
             }
             Self::Check => &check,
             Self::Explain(asked) => &|policies| asked.explain(policies),
@@ -163,17 +159,20 @@ impl Command {
 
 fn refuse(mistakes: impl IntoIterator<Item = String>) -> ExitCode {
     for mistake in mistakes {
-        eprintln!("{mistake}");
+        output::complain(mistake);
     }
     ExitCode::from(UNUSABLE)
 }
 
 fn check(policies: &Policies) -> ExitCode {
     for warning in policies.warnings() {
-        eprintln!("perhaps not meant so: {warning}");
+        output::complain(format_args!("perhaps not meant so: {warning}"));
     }
-    println!("valid: {}", policies.ids().collect::<Vec<_>>().join(", "));
-    ExitCode::SUCCESS
+    let ids: Vec<_> = policies.ids().collect();
+    output::print(
+        format_args!("valid: {}\n", ids.join(", ")),
+        ExitCode::SUCCESS,
+    )
 }
 
 impl Asked {
@@ -191,8 +190,8 @@ impl Asked {
             current_leader: subject.current_leader.as_ref(),
         };
         let decision = policies.decide(&question);
-        print!("{}", told(policies, &question, &decision));
-        ExitCode::from(u8::from(!decision.allowed()))
+        let code = ExitCode::from(u8::from(!decision.allowed()));
+        output::print(told(policies, &question, &decision), code)
     }
 
     /// Who asks for what, and of what; or everything that is wrong with it.

@@ -46,6 +46,18 @@ pub struct New {
 }
 
 impl New {
+    /// The token, as a shell takes it, and how it is used.
+    #[must_use]
+    pub fn usage(&self) -> String {
+        format!(
+            "# The token, which is shown this once. For a shell:\n\
+             export TOKEN={}\n\
+             # Its line is on the standard output, for the file that {VARIABLE} names, with EA_AUTH_MODES=token.\n\
+             # Whoever asks shows the token: curl -H \"authorization: Bearer $TOKEN\" http://localhost:8080/elections",
+            self.token
+        )
+    }
+
     /// Makes a token for this name and these groups.
     ///
     /// # Errors

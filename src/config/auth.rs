@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Setting, setting, values::Reader};
+use super::{Setting, list_setting, setting, values::Reader};
 use crate::{
     auth::{
         Mode,
@@ -17,12 +17,12 @@ use crate::{
 };
 
 pub(super) const SETTINGS: &[Setting] = &[
-    setting(
+    list_setting(
         "EA_AUTH_MODES",
         "none",
         "how callers prove who they are, one or more of, comma separated: `none`: not at all; `token`: bearer tokens that EA_AUTH_TOKEN_FILE lists; `jwt`: JSON Web Tokens of EA_AUTH_JWT_ISSUER; `mtls`: client certificates (EA_TLS_CLIENT_CA_FILE); `kubernetes`: tokens that the Kubernetes API server reviews",
     ),
-    setting(
+    list_setting(
         "EA_AUTH_PUBLIC",
         "probes,metrics,docs",
         "what is served to everybody all the same, comma separated: `probes`, `metrics`, `docs` (OpenAPI, Swagger UI, gRPC reflection); `nothing`: none of these",
@@ -37,7 +37,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "",
         "`jwt`: what tokens must have as `iss`",
     ),
-    setting(
+    list_setting(
         "EA_AUTH_JWT_AUDIENCE",
         "",
         "`jwt`: what tokens must have as `aud`, or among it; comma separated, one suffices",
@@ -77,7 +77,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "groups",
         "`jwt`: the claim that has the caller's groups, an array or a text with spaces between",
     ),
-    setting(
+    list_setting(
         "EA_AUTH_KUBERNETES_AUDIENCES",
         "",
         "`kubernetes`: for whom tokens must be made, comma separated, one suffices; none: for the API server",

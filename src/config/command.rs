@@ -2,8 +2,11 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use super::{Mistakes, Values, settings};
-use crate::{auth::command as authz, probe::Probe};
+use super::{Mistakes, SETTINGS, Setting, Values, settings};
+use crate::{
+    auth::command as authz,
+    probe::{self, Probe},
+};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -30,13 +33,15 @@ pub enum Command {
 
 /// Reads the command line, the environment and the file.
 ///
-/// Exits as clap does for `--help`, `--version` and malformed command lines. What is wrong with the
-/// environment or the file comes beside the command, as not all commands need them.
+/// What is wrong with the environment or the file comes beside the command, as not all commands need them.
+///
+/// # Errors
+/// What to answer to `--help`, `--version` and malformed command lines.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
-) -> (Command, Result<Values, Mistakes>) {
-    let mut matches = command_line().get_matches_from(args);
+) -> Result<(Command, Result<Values, Mistakes>), clap::Error> {
+    let mut matches = command_line().try_get_matches_from(args)?;
     let mut flags = Vec::new();
     for setting in settings() {
         if let Some(value) = matches.remove_one::<String>(setting.variable) {
@@ -50,7 +55,7 @@ pub fn parse(
             "openapi" => Command::PrintOpenApi,
             "settings" => Command::PrintSettings,
             "probe" => Command::Probe(Probe {
-                url: given.get_one::<String>("url").cloned(),
+                url: given.get_one("url").cloned(),
                 live: given.get_flag("live"),
             }),
             "metrics" => Command::PrintMetrics,
@@ -61,7 +66,7 @@ pub fn parse(
         },
         None => Command::Serve,
     };
-    (command, Values::collect(flags, file, env))
+    Ok((command, Values::collect(flags, file, env)))
 }
 
 fn new_token(token: &clap::ArgMatches) -> Command {
@@ -75,13 +80,52 @@ fn new_token(token: &clap::ArgMatches) -> Command {
     Command::NewToken(name.concat(), groups)
 }
 
+const ABOUT_SETTINGS: &str = "\
+Settings are environment variables, keys of a YAML file, and flags of every command: EA_GRPC_PORT is grpc_port in the \
+file, and --grpc-port. Flags win over variables, variables over the file. To begin with:
+
+  EA_REDIS_URLS     Redis servers that keep leases, such as redis://user:password@host:6379/0
+  EA_EMBEDDED_PATH  or the file in which a single agent keeps them
+  EA_STORE=memory   or neither, to try it out
+  EA_HTTP_PORT      for REST, probes and metrics [default: 80]
+  EA_GRPC_PORT      for gRPC [default: 443]
+  EA_BIND_ADDRESS   where both listen [default: 0.0.0.0]
+  EA_AUTH_MODES     how callers prove who they are [default: none]
+  EA_ENV            production or development [default: production]
+
+`election-agent help settings` lists all of them, `election-agent config` prints those in force.";
+
+/// Every setting as a flag of every command. Help would be very long with them: they are told by `help settings`.
+fn flags() -> impl Iterator<Item = clap::Arg> {
+    let groups = SETTINGS.into_iter();
+    groups.flat_map(|(about, group)| group.iter().map(move |setting| flag(setting, about)))
+}
+
+fn flag(setting: &Setting, about: &'static str) -> clap::Arg {
+    let default = match setting.default {
+        "" => String::new(),
+        default => format!(" [default: {default}]"),
+    };
+    let alias = setting
+        .alias
+        .map(|alias| format!(" or {alias}"))
+        .unwrap_or_default();
+    clap::Arg::new(setting.variable)
+        .long(setting.flag())
+        .value_name("VALUE")
+        .global(true)
+        .hide(true)
+        .help_heading(about)
+        .help(format!(
+            "{}{default} [env: {}{alias}]",
+            setting.meaning, setting.variable
+        ))
+}
+
 pub(super) fn command_line() -> clap::Command {
-    let mut command = clap::Command::new("election-agent")
+    clap::Command::new("election-agent")
         .about("Leader election as a service over gRPC, gRPC-Web and REST")
-        .after_help(
-            "Every option is also an environment variable and a key of the YAML file: --grpc-port is \
-             EA_GRPC_PORT and grpc_port. Flags win over variables, variables over the file.",
-        )
+        .after_help(ABOUT_SETTINGS)
         .version(concat!(env!("CARGO_PKG_VERSION"), " (", env!("ELECTION_AGENT_COMMIT"), ")"))
         .subcommand(
             clap::Command::new("config")
@@ -89,7 +133,10 @@ pub(super) fn command_line() -> clap::Command {
         )
         .subcommand(clap::Command::new("openapi").about("Prints the OpenAPI document as YAML"))
         .subcommand(
-            clap::Command::new("settings").about("Prints all settings as a Markdown table"),
+            clap::Command::new("settings")
+                .about("Prints all settings as a Markdown table; `help settings` lists them for reading")
+                .next_line_help(true)
+                .args(flags().map(|flag| flag.hide(false))),
         )
         .subcommand(clap::Command::new("metrics").about("Prints what /metrics serves as Markdown"))
         .subcommand(
@@ -100,6 +147,8 @@ pub(super) fn command_line() -> clap::Command {
                 .arg(
                     clap::Arg::new("url")
                         .long("url")
+                        .value_name("URL")
+                        .value_parser(probe::parse_url)
                         .help("What to ask instead, such as http://10.0.0.7:8080/readyz"),
                 )
                 .arg(
@@ -117,8 +166,8 @@ pub(super) fn command_line() -> clap::Command {
                 .subcommand(
                     clap::Command::new("new")
                         .about(
-                            "Makes a bearer token: the token goes to stderr, and the line that knows it, for \
-                             the file EA_AUTH_TOKEN_FILE, to stdout",
+                            "Makes a bearer token: the line that knows it, for the file EA_AUTH_TOKEN_FILE, goes \
+                             to the standard output, the token and how to use it to the standard error",
                         )
                         .arg(
                             clap::Arg::new("name")
@@ -157,27 +206,8 @@ pub(super) fn command_line() -> clap::Command {
                 .long("config-file")
                 .value_name("PATH")
                 .global(true)
+                .display_order(900)
                 .help("A YAML file of settings [env: EA_CONFIG_FILE]"),
-        );
-    for setting in settings() {
-        let default = match setting.default {
-            "" => String::new(),
-            default => format!(" [default: {default}]"),
-        };
-        let alias = setting
-            .alias
-            .map(|alias| format!(" or {alias}"))
-            .unwrap_or_default();
-        command = command.arg(
-            clap::Arg::new(setting.variable)
-                .long(setting.flag())
-                .value_name("VALUE")
-                .global(true)
-                .help(format!(
-                    "{}{default} [env: {}{alias}]",
-                    setting.meaning, setting.variable
-                )),
-        );
-    }
-    command
+        )
+        .args(flags())
 }

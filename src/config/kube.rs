@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Setting, setting, values::Reader};
+use super::{Setting, list_setting, setting, values::Reader};
 use crate::kube::{client::Access, names};
 
 pub(super) const SETTINGS: &[Setting] = &[
@@ -21,7 +21,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "",
         "the kubeconfig's context; none: its current one",
     ),
-    setting(
+    list_setting(
         "EA_KUBE_NAMESPACES",
         "",
         "namespaces whose pods are looked up, comma separated; none: all",

@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use super::{Setting, setting, values::Reader};
+use super::{Setting, list_setting, setting, values::Reader};
 use crate::{
     election::types::MIN_TERM, layers::rate_limit::Rate, listener::admission, peer::TrustedProxies,
 };
@@ -33,7 +33,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "0",
         "how many of them may come from one address (of IPv6: one /64 network) that is not in EA_TRUSTED_PROXIES; 0: no limit of its own",
     ),
-    setting(
+    list_setting(
         "EA_TRUSTED_PROXIES",
         "",
         "proxies that tell the truth in `x-forwarded-for`, comma separated, each an IP address or a network such as `10.0.0.0/8`; none: the header is not read",

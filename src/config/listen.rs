@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, num::NonZeroUsize, thread::available_parallelism, time::Duration};
 
-use super::{Setting, setting, values::Reader};
+use super::{Setting, list_setting, setting, values::Reader};
 use crate::{
     layers::cors::Origins,
     listener::{Conduct, Lifetime},
@@ -65,7 +65,7 @@ pub(super) const SETTINGS: &[Setting] = &[
         "0",
         "how many threads serve connections (up to 1024), each of which, and one beside, needs a connection of every Redis server's `maxclients`; 0: one for every core that the process may use",
     ),
-    setting(
+    list_setting(
         "EA_CORS_ORIGINS",
         "",
         "web origins whose pages may ask the agent, comma separated, each `https://host` or `https://host:port`; `*`: all; none: pages of the agent's own origin only",

@@ -349,7 +349,7 @@ mod tests {
     fn read(env: &[(&str, &str)]) -> Result<Option<Settings>, String> {
         let env = env.iter().map(|(name, value)| (name.into(), value.into()));
         let values = Values::collect(Vec::new(), None, env).map_err(|told| told.to_string())?;
-        let config = Config::new(values).map_err(|told| told.to_string())?;
+        let config = Config::of_command(values).map_err(|told| told.to_string())?;
         Ok(config.telemetry.traces)
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use url::Url;
 
-use super::{Secret, Setting, setting, values::Reader};
+use super::{Environment, Secret, Setting, list_setting, setting, values::Reader};
 use crate::{
     lease::{
         guard::RestartGuard,
@@ -19,13 +19,18 @@ use crate::{
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
+        STORE,
+        "",
+        "what keeps leases: `redis` (EA_REDIS_URLS), `file` (EA_EMBEDDED_PATH), or `memory` of the agent itself, forgotten with it and unknown to other agents; none: whichever of these two is given, and memory where neither is, which in EA_ENV=production has to be said",
+    ),
+    setting(
         "EA_REDIS_MODE",
         "single",
         "how Redis is run: `single`: every URL is an independent server; `failover`: the URLs are the Sentinels of one primary; `cluster`: every URL is an independent Redis Cluster",
     ),
     Setting {
         secret: Secret::Urls,
-        ..setting(
+        ..list_setting(
             "EA_REDIS_URLS",
             "",
             "where leases are kept, comma separated, each `redis[s]://user:password@host:port/db`; a majority of the servers or clusters decides, so give 1, 3 or 5, independent of each other, and the same list to every agent; `cluster`: `redis://user:password@host:port?addr=host:port&addr=host:port` names more members of the same cluster; `failover`: the Sentinels, with the credentials and database of the primary; none: the agent itself keeps the leases",
@@ -33,7 +38,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     },
     Setting {
         secret: Secret::Urls,
-        ..setting(
+        ..list_setting(
             "EA_REDIS_URLS_NEXT",
             "",
             "`single`, `cluster`: the list that is to take the place of EA_REDIS_URLS: while it is given, majorities of both lists decide; give it to all agents before any of them has it as EA_REDIS_URLS",
@@ -102,8 +107,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
 ];
 
+const STORE: &str = "EA_STORE";
 const URLS: &str = "EA_REDIS_URLS";
 const NEXT: &str = "EA_REDIS_URLS_NEXT";
+const PATH: &str = "EA_EMBEDDED_PATH";
 /// How many URLs a list may have: every decision waits for a majority.
 const MOST_NODES: usize = 16;
 
@@ -130,6 +137,7 @@ pub struct Store {
 
 impl Store {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
+        read_store(reader);
         let mode = reader.parsed("EA_REDIS_MODE");
         let ca = read_ca(reader);
         let deployments = match mode {
@@ -158,13 +166,10 @@ impl Store {
         let token_retention = reader.duration("EA_TOKEN_RETENTION", hour, 87_600 * hour);
         let restart_guard = reader.parsed("EA_RESTART_GUARD");
         let allow_eviction = reader.bool("EA_ALLOW_EVICTION");
-        let embedded_path = match reader.raw("EA_EMBEDDED_PATH") {
-            "" => None,
-            path => Some(PathBuf::from(path)),
-        };
-        if embedded_path.is_some() && !reader.raw("EA_REDIS_URLS").is_empty() {
+        let embedded_path = reader.path(PATH);
+        if embedded_path.is_some() && !reader.raw(URLS).is_empty() {
             reader.mistake(
-                "EA_EMBEDDED_PATH",
+                PATH,
                 "leases are kept on EA_REDIS_URLS or in this file, not on both: set one of them",
             );
         }
@@ -178,6 +183,63 @@ impl Store {
             allow_eviction: allow_eviction?,
             token_retention: token_retention?,
         })
+    }
+}
+
+/// What keeps leases (`EA_STORE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Memory,
+    File,
+    Redis,
+}
+
+impl FromStr for Kind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "memory" => Ok(Self::Memory),
+            "file" => Ok(Self::File),
+            "redis" => Ok(Self::Redis),
+            _ => Err("give memory, file or redis".to_owned()),
+        }
+    }
+}
+
+/// Sees to it that production does not keep leases in memory because a setting was forgotten or misspelt: two agents
+/// would then elect a leader each.
+pub(super) fn check_store(reader: &mut Reader<'_>) {
+    let is_production = reader.raw("EA_ENV").parse() == Ok(Environment::Production);
+    let is_said = [STORE, URLS, PATH]
+        .into_iter()
+        .any(|variable| reader.is_given(variable));
+    // Other modes say themselves that EA_REDIS_URLS is missing.
+    let is_single = reader.raw("EA_REDIS_MODE") == "single";
+    if is_production && !is_said && is_single {
+        reader.mistake(
+            STORE,
+            "nothing says where leases are kept: give EA_REDIS_URLS or EA_EMBEDDED_PATH, or EA_STORE=memory if a leader \
+             may be forgotten with the agent and no other agent runs; EA_ENV=development needs none of these",
+        );
+    }
+}
+
+/// Sees to it that `EA_STORE` says what the other settings say.
+fn read_store(reader: &mut Reader<'_>) {
+    let kind = match reader.raw(STORE) {
+        "" => None,
+        _ => reader.parsed::<Kind>(STORE),
+    };
+    let Some(kind) = kind else { return };
+    for (variable, its) in [(URLS, Kind::Redis), (PATH, Kind::File)] {
+        let what = match (reader.is_given(variable), kind == its) {
+            (true, false) => format!("{variable} is given, too: leave one of them out"),
+            (false, true) => format!("it needs {variable}"),
+            _ => continue,
+        };
+        let named = reader.raw(STORE);
+        reader.mistake(STORE, format!("it is {named}, but {what}"));
     }
 }
 

@@ -4,14 +4,14 @@ use std::str::FromStr;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Setting, otel, setting, values::Reader};
+use super::{Setting, list_setting, otel, setting, values::Reader};
 use crate::{election::types::Kind, telemetry::trace};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_ENV",
         "production",
-        "production (JSON logs), development or test (readable logs)",
+        "`production` (JSON logs; leases in memory need EA_STORE=memory), `development` or `test` (readable logs)",
     ),
     setting(
         "EA_LOG_LEVEL",
@@ -23,12 +23,12 @@ pub(super) const SETTINGS: &[Setting] = &[
         "true",
         "count what `/metrics` serves, and serve it",
     ),
-    setting(
+    list_setting(
         "EA_METRIC_REQUEST_DURATION_BUCKETS",
         "0.0005,0.001,0.0025,0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,5",
         "rising upper bounds of the request duration's buckets, in seconds",
     ),
-    setting(
+    list_setting(
         "EA_METRICS_PER_ELECTION",
         "",
         "kinds whose elections have series of their own at `/metrics`, comma separated: at most 1000 elections of each",

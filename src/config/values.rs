@@ -7,7 +7,12 @@ use std::{
 
 use yaml_serde::Value;
 
-use super::{Secret, Setting, redis::hide_credentials, settings};
+use super::{
+    Setting,
+    names::{self, CONFIG_FILE},
+    redis::hide_credentials,
+    settings,
+};
 use crate::reload;
 
 /// What is wrong with a configuration: one line a mistake.
@@ -60,7 +65,16 @@ pub struct Values {
     given: BTreeMap<&'static str, (String, Source)>,
     /// The variables that OpenTelemetry gives every SDK.
     otel: BTreeMap<String, String>,
-    unknown: Vec<String>,
+    ignored: Vec<Ignored>,
+}
+
+/// A variable that looks like a setting and was not read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ignored {
+    /// Its name.
+    pub variable: String,
+    /// Why it was not read.
+    pub why: &'static str,
 }
 
 /// Without the values: some are secrets.
@@ -74,8 +88,8 @@ impl Values {
     /// Lays the flags over the environment over the file (named by the flag, else `EA_CONFIG_FILE`).
     ///
     /// # Errors
-    /// A file that cannot be read or has unknown keys; a variable that is not UTF-8; a setting and its
-    /// alias with different values.
+    /// A file that cannot be read or has unknown keys; a variable that is not UTF-8, or that resembles a setting and
+    /// is none; a setting and its alias with different values.
     pub fn collect(
         flags: Vec<(&'static str, String)>,
         file: Option<String>,
@@ -84,7 +98,7 @@ impl Values {
         let mut mistakes = Vec::new();
         let (mut variables, mut otel) = (BTreeMap::new(), BTreeMap::new());
         for (name, value) in env {
-            let read = |name: &&str| name.starts_with("EA_") || name.starts_with("OTEL_");
+            let read = |name: &&str| names::is_near(name) || name.starts_with("OTEL_");
             let Some(name) = name.to_str().filter(read) else {
                 continue;
             };
@@ -104,10 +118,12 @@ impl Values {
             otel,
             ..Self::default()
         };
-        if let Some(path) = file.or_else(|| variables.remove("EA_CONFIG_FILE")) {
+        values.leave_out_service_links(&mut variables);
+        let named = variables.remove(CONFIG_FILE);
+        if let Some(path) = file.or(named) {
             match read_file(&path) {
                 Ok(keys) => values.take_file(&path, keys, &mut mistakes),
-                Err(error) => mistakes.push(format!("EA_CONFIG_FILE: cannot read {path}: {error}")),
+                Err(error) => mistakes.push(format!("{CONFIG_FILE}: cannot read {path}: {error}")),
             }
         }
         for setting in settings() {
@@ -128,7 +144,20 @@ impl Values {
                     .insert(setting.variable, (value, Source::Environment));
             }
         }
-        values.unknown = variables.into_keys().collect();
+        for (variable, value) in variables {
+            match meant(&variable, &value) {
+                Some(setting) => mistakes.push(format!(
+                    "{}: there is no such setting: did you mean {setting}? What is not for the agent must have a name \
+                     that does not resemble a setting",
+                    plain(&variable)
+                )),
+                None if variable.starts_with("EA_") => values.ignored.push(Ignored {
+                    variable,
+                    why: "no such setting; election-agent help settings lists them all",
+                }),
+                None => {}
+            }
+        }
         for (variable, value) in flags {
             values.given.insert(variable, (value, Source::Flag));
         }
@@ -139,24 +168,35 @@ impl Values {
         }
     }
 
+    /// Takes away the variables that Kubernetes made of Services. One in the place of a setting is told.
+    fn leave_out_service_links(&mut self, variables: &mut BTreeMap<String, String>) {
+        let exists = |name: &str| variables.contains_key(name);
+        let links = variables
+            .iter()
+            .filter(|(name, value)| names::is_service_link(name, value, exists));
+        let links: Vec<_> = links.map(|(name, _)| name.clone()).collect();
+        for variable in links {
+            variables.remove(&variable);
+            if settings().any(|setting| setting.variable == variable) {
+                self.ignored.push(Ignored {
+                    variable,
+                    why: "Kubernetes made it of a Service, so it is not read; set it for the container, or \
+                          enableServiceLinks to false",
+                });
+            }
+        }
+    }
+
     fn take_file(&mut self, path: &str, keys: Vec<(String, Value)>, mistakes: &mut Vec<String>) {
         for (key, value) in keys {
-            let known = settings().find(|setting| {
-                let alias = setting.alias.map(|alias| alias.trim_start_matches("EA_"));
-                setting.key() == key || alias.is_some_and(|alias| alias.eq_ignore_ascii_case(&key))
-            });
-            match (known, scalar(&value)) {
-                (None, _) => mistakes.push(match secret_above(&key) {
-                    Some(setting) => not_scalar(setting, path),
-                    None => format!(
-                        "EA_CONFIG_FILE: {path} has the key \"{}\", which is no setting{}",
-                        plain(&key),
-                        nearest(&key)
-                    ),
-                }),
-                (Some(setting), None) => mistakes.push(not_scalar(setting, path)),
-                (Some(_), Some(value)) if value.is_empty() => {}
-                (Some(setting), Some(value)) => {
+            let Some(setting) = by_key(&key) else {
+                mistakes.push(no_setting(path, &key, &value));
+                continue;
+            };
+            match text(setting, &value) {
+                None => mistakes.push(wrong_shape(setting, path)),
+                Some(value) if value.is_empty() => {}
+                Some(value) => {
                     let earlier = self.given.insert(setting.variable, (value, Source::File));
                     if earlier.is_some() {
                         mistakes.push(format!("{}: {path} sets it twice", setting.variable));
@@ -181,70 +221,112 @@ impl Values {
         }
     }
 
-    /// Variables that look like settings but are none.
+    /// Variables that look like settings and were not read.
     #[must_use]
-    pub fn unknown_variables(&self) -> &[String] {
-        &self.unknown
+    pub fn ignored(&self) -> &[Ignored] {
+        &self.ignored
     }
 }
 
 fn read_file(path: &str) -> Result<Vec<(String, Value)>, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let document: Value = yaml_serde::from_str(&text).map_err(|error| error.to_string())?;
-    let mut keys = Vec::new();
     match document {
-        Value::Null => {}
-        Value::Mapping(_) => flatten(String::new(), document, &mut keys),
-        _ => {
-            return Err("it must be a mapping of settings, such as \"grpc_port: 8443\"".to_owned());
-        }
+        Value::Null => Ok(Vec::new()),
+        Value::Mapping(mapping) => Ok(mapping
+            .into_iter()
+            .map(|(key, value)| (key_text(&key), value))
+            .collect()),
+        _ => Err("it must be a mapping of settings, such as \"grpc_port: 8443\"".to_owned()),
     }
-    Ok(keys)
 }
 
-/// `grpc: {port: 1}` means `grpc_port: 1`.
-fn flatten(prefix: String, value: Value, keys: &mut Vec<(String, Value)>) {
-    let Value::Mapping(mapping) = value else {
-        keys.push((prefix, value));
-        return;
-    };
-    for (key, value) in mapping {
-        let key = scalar(&key).unwrap_or_else(|| format!("{key:?}"));
-        let path = match prefix.as_str() {
-            "" => key,
-            prefix => format!("{prefix}_{key}"),
-        };
-        flatten(path, value, keys);
+fn key_text(key: &Value) -> String {
+    scalar(key).unwrap_or_else(|| format!("{key:?}"))
+}
+
+/// The setting that has this key in the file.
+fn by_key(key: &str) -> Option<&'static Setting> {
+    settings().find(|setting| {
+        setting.key() == key || setting.alias.is_some_and(|alias| super::key(alias) == key)
+    })
+}
+
+/// The value as a variable would hold it; [`None`] if it has not the setting's shape.
+fn text(setting: &Setting, value: &Value) -> Option<String> {
+    match value {
+        Value::Null => Some(String::new()),
+        Value::Sequence(entries) if setting.is_list => {
+            let entries: Option<Vec<_>> = entries.iter().map(scalar).collect();
+            Some(entries?.join(","))
+        }
+        value => scalar(value),
     }
 }
 
 fn scalar(value: &Value) -> Option<String> {
     match value {
-        Value::Null => Some(String::new()),
         Value::Bool(value) => Some(value.to_string()),
         Value::Number(value) => Some(value.to_string()),
         Value::String(value) => Some(value.clone()),
-        Value::Sequence(values) => {
-            let values: Option<Vec<_>> = values.iter().map(scalar).collect();
-            Some(values?.join(","))
-        }
-        Value::Mapping(_) | Value::Tagged(_) => None,
+        Value::Null | Value::Sequence(_) | Value::Mapping(_) | Value::Tagged(_) => None,
     }
 }
 
-fn not_scalar(setting: &Setting, path: &str) -> String {
+fn wrong_shape(setting: &Setting, path: &str) -> String {
+    let shape = match setting.is_list {
+        true => "a text, or a list of texts",
+        false => "one text, number, true or false",
+    };
     format!(
-        "{}: in {path}, {} must be a text, a number, true, false or a list of them",
+        "{}: in {path}, {} must be {shape}",
         setting.variable,
         setting.key()
     )
 }
 
-/// The setting with credentials whose value was taken for a key, as in `redis_urls: {redis://u:p@host: }`.
-fn secret_above(key: &str) -> Option<&'static Setting> {
-    settings()
-        .filter(|setting| setting.secret != Secret::No)
-        .find(|setting| key.starts_with(&format!("{}_", setting.key())))
+/// What is wrong with a key that is no setting.
+fn no_setting(path: &str, key: &str, value: &Value) -> String {
+    let nested = nested(key, value);
+    if !nested.is_empty() {
+        return format!(
+            "{CONFIG_FILE}: {path} has settings below the key \"{}\", but all stand on one level: write {}",
+            plain(key),
+            nested.join(", ")
+        );
+    }
+    let hint = match names::meant_key(key) {
+        Some(known) => format!("did you mean {known}?"),
+        None => "election-agent help settings lists them all".to_owned(),
+    };
+    format!(
+        "{CONFIG_FILE}: {path} has the key \"{}\", which is no setting: {hint}",
+        plain(key)
+    )
+}
+
+/// The settings that were meant by keys below others: `grpc: {port: 1}`.
+fn nested(key: &str, value: &Value) -> Vec<String> {
+    let Value::Mapping(below) = value else {
+        return Vec::new();
+    };
+    let below = below.iter().flat_map(|(name, value)| {
+        let key = format!("{key}_{}", key_text(name));
+        match by_key(&key) {
+            Some(_) => vec![key],
+            None => nested(&key, value),
+        }
+    });
+    below.collect()
+}
+
+/// The setting that a variable was perhaps meant to be, by its name or because it holds a server's URL.
+fn meant(variable: &str, value: &str) -> Option<&'static str> {
+    let holds_url = ["redis://", "rediss://"]
+        .iter()
+        .any(|scheme| value.contains(scheme));
+    let by_value = || (holds_url && variable.starts_with("EA_")).then_some("EA_REDIS_URLS");
+    names::meant(variable).or_else(by_value)
 }
 
 /// The key as far as keys go: a URL that was taken for one may hold a password.
@@ -254,22 +336,6 @@ fn plain(key: &str) -> String {
         Some(end) => format!("{}…", &key[..end]),
         None => key.to_owned(),
     }
-}
-
-/// A hint at the setting that was perhaps meant: one that has the same words.
-fn nearest(key: &str) -> String {
-    let plain = key.to_ascii_lowercase().replace('-', "_");
-    let plain = plain.trim_start_matches("ea_");
-    let letters = |text: &str| {
-        let mut letters: Vec<_> = text.chars().collect();
-        letters.sort_unstable();
-        letters
-    };
-    settings()
-        .map(Setting::key)
-        .find(|known| letters(known) == letters(plain))
-        .map(|known| format!(": did you mean {known}?"))
-        .unwrap_or_else(|| ": election-agent --help lists them all".to_owned())
 }
 
 /// Reads typed values and collects what is wrong with them.

@@ -109,7 +109,10 @@ impl Given {
             Mode::Cluster => "cluster",
             Mode::Any(text) => text,
         };
-        let mut env = vec![("EA_REDIS_MODE".to_owned(), mode.to_owned())];
+        let mut env = vec![
+            ("EA_ENV".to_owned(), "development".to_owned()),
+            ("EA_REDIS_MODE".to_owned(), mode.to_owned()),
+        ];
         for (nth, value) in &self.others {
             if let Some(variable) = other(*nth) {
                 env.push((variable.to_owned(), value.text()));
@@ -141,7 +144,7 @@ impl Given {
             Source::Braces => file = format!("redis_urls: {{{}: }}\n{file}", quoted(&joined)),
             Source::List => {
                 let list: Vec<_> = urls.iter().map(|url| quoted(url)).collect();
-                file = format!("redis: {{urls: [{}]}}\n{file}", list.join(", "));
+                file = format!("redis_urls: [{}]\n{file}", list.join(", "));
             }
         }
         let file = (!file.is_empty()).then_some(file.as_bytes());

@@ -66,6 +66,7 @@ impl World {
             path.display().to_string()
         };
         let settings = [
+            ("EA_STORE", "memory".to_owned()),
             ("EA_CORS_ORIGINS", ORIGIN.to_owned()),
             ("EA_TOKEN_RETENTION", "1h".to_owned()),
             ("EA_METRIC_REQUEST_DURATION_BUCKETS", "0.1,1".to_owned()),

@@ -98,7 +98,8 @@ impl Agent {
         fs::write(at("token"), new.token).expect("written");
         let nobody = "permit (principal, action, resource) when { principal.name == \"nobody\" };";
         fs::write(at("nobody.cedar"), nobody).expect("written");
-        let settings = settings.iter().map(|(name, value)| {
+        let memory = [("EA_STORE", "memory")];
+        let settings = memory.iter().chain(settings).map(|(name, value)| {
             let value = value.replace("$DIRECTORY", &directory.path().display().to_string());
             ((*name).into(), value.into())
         });

@@ -46,15 +46,30 @@ impl Answer {
     }
 }
 
-/// The agent's binary, with only these settings.
+/// The settings that say where leases are kept.
+const STORES: [&str; 3] = ["EA_STORE", "EA_REDIS_URLS", "EA_EMBEDDED_PATH"];
+
+/// The agent's binary, with only these settings; in memory, unless they say where leases are kept.
 pub(crate) fn command(settings: &[(String, String)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_election-agent"));
+    let mut command = bare_command();
+    if !settings
+        .iter()
+        .any(|(name, _)| STORES.contains(&name.as_str()))
+    {
+        command.env("EA_STORE", "memory");
+    }
     command
-        .env_clear()
         .env("EA_BIND_ADDRESS", "127.0.0.1")
         .env("EA_HTTP_PORT", "0")
         .env("EA_GRPC_PORT", "0")
         .envs(settings.iter().map(|(name, value)| (name, value)));
+    command
+}
+
+/// The agent's binary, without any setting.
+pub(crate) fn bare_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_election-agent"));
+    command.env_clear();
     command
 }
 
@@ -79,7 +94,12 @@ pub(crate) fn new_token(arguments: &[&str]) -> (String, String) {
     let output = output(&[&["token", "new"], arguments].concat(), &[]);
     assert!(output.status.success(), "{output:?}");
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text").trim().to_owned();
-    (text(output.stderr), text(output.stdout))
+    let told = text(output.stderr);
+    let token = told
+        .lines()
+        .find_map(|line| line.strip_prefix("export TOKEN="));
+    let token = token.unwrap_or_else(|| panic!("no token in: {told}"));
+    (token.to_owned(), text(output.stdout))
 }
 
 pub(crate) fn signal(pid: u32, name: &str) {

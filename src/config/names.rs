@@ -1,0 +1,217 @@
+//! Variables and keys that are no setting: which setting each was perhaps meant for, and which come from Kubernetes.
+
+use strsim::osa_distance;
+
+use super::settings;
+
+/// The variable that names the YAML file. It is no setting, as the file cannot name itself.
+pub(super) const CONFIG_FILE: &str = "EA_CONFIG_FILE";
+
+/// Every variable that the agent reads, but for OpenTelemetry's.
+fn variables() -> impl Iterator<Item = &'static str> {
+    settings()
+        .flat_map(|setting| [Some(setting.variable), setting.alias])
+        .flatten()
+        .chain([CONFIG_FILE])
+}
+
+/// Whether a variable may have been meant for the agent: it begins as settings do, in upper or lower case, or is a
+/// setting but for case and separators.
+pub(super) fn is_near(variable: &str) -> bool {
+    let begins = variable.get(..2).map(|prefix| prefix.to_ascii_uppercase());
+    let goes_on = variable.get(2..).unwrap_or_default();
+    begins.as_deref() == Some("EA")
+        && (!goes_on.starts_with(|c: char| c.is_ascii_alphanumeric())
+            || variables().any(|known| letters(known) == letters(variable)))
+}
+
+/// The variable that this one was perhaps meant to be.
+///
+/// Some letters may be wrong, missing, doubled or exchanged. Words may be in another order, and one missing; of a
+/// single word it is enough to be the last: `EA_URLS`.
+pub(super) fn meant(variable: &str) -> Option<&'static str> {
+    let given = letters(variable);
+    let distance = |known: &str| osa_distance(&given, &letters(known));
+    variables()
+        .filter(|known| {
+            let most = ((letters(known).len() - 2) / 4).clamp(1, 3);
+            distance(known) <= most || has_words_of(variable, known)
+        })
+        .min_by_key(|known| distance(known))
+}
+
+/// The key of the file that this one was perhaps meant to be.
+pub(super) fn meant_key(key: &str) -> Option<String> {
+    let plain = key.to_ascii_uppercase();
+    let plain = plain.strip_prefix("EA_").unwrap_or(&plain);
+    let variable = meant(&format!("EA_{plain}")).filter(|variable| *variable != CONFIG_FILE)?;
+    Some(super::key(variable))
+}
+
+fn letters(name: &str) -> String {
+    let plain = name.chars().filter(char::is_ascii_alphanumeric);
+    plain.map(|c| c.to_ascii_uppercase()).collect()
+}
+
+/// The words after the prefix.
+fn words(name: &str) -> Vec<String> {
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric());
+    let words = words.filter(|word| !word.is_empty()).skip(1);
+    words.map(str::to_ascii_uppercase).collect()
+}
+
+fn has_words_of(given: &str, known: &str) -> bool {
+    let (given, known) = (words(given), words(known));
+    match given.as_slice() {
+        [] => false,
+        [word] => known.last().is_some_and(|last| is_same(word, last)),
+        words => {
+            known.len() <= words.len() + 1
+                && words
+                    .iter()
+                    .all(|word| known.iter().any(|known| is_same(word, known)))
+        }
+    }
+}
+
+fn is_same(word: &str, known: &str) -> bool {
+    let is_long = word.len().min(known.len()) >= 5;
+    word.trim_end_matches('S') == known.trim_end_matches('S')
+        || is_long && osa_distance(word, known) <= 1
+}
+
+/// Whether Kubernetes, or Docker in its manner, made a variable of a Service: of one called `ea-web` it makes
+/// `EA_WEB_SERVICE_HOST`, `EA_WEB_PORT=tcp://10.0.0.1:80`, `EA_WEB_PORT_80_TCP_ADDR` and the like.
+///
+/// A Service called `ea-http` so makes an `EA_HTTP_PORT`, which is taken for its only beside an
+/// `EA_HTTP_SERVICE_HOST`.
+pub(super) fn is_service_link(variable: &str, value: &str, exists: impl Fn(&str) -> bool) -> bool {
+    let is_address = ["tcp://", "udp://", "sctp://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme));
+    let of_port = variable.strip_suffix("_PORT").filter(|_| is_address);
+    if let Some(service) = of_port {
+        return !variables().any(|known| known == variable)
+            || exists(&format!("{service}_SERVICE_HOST"));
+    }
+    ["_SERVICE_HOST", "_SERVICE_PORT"]
+        .iter()
+        .any(|end| variable.ends_with(end))
+        || variable.contains("_SERVICE_PORT_")
+        || names_a_port(variable)
+}
+
+/// Whether it ends as in `_PORT_80_TCP`, or in `_PORT_80_TCP_ADDR`.
+fn names_a_port(variable: &str) -> bool {
+    let mut words: Vec<_> = variable.split('_').collect();
+    if matches!(words.last(), Some(&("PROTO" | "PORT" | "ADDR"))) {
+        words.pop();
+    }
+    match words.as_slice() {
+        [.., "PORT", number, "TCP" | "UDP" | "SCTP"] => number.parse::<u16>().is_ok(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_resembles_a_setting_was_meant_to_be_it() {
+        for (given, known) in [
+            ("EA_REDIS_URL", "EA_REDIS_URLS"),
+            ("EA_REDIS_URLSS", "EA_REDIS_URLS"),
+            ("EA_REDIS_ULRS", "EA_REDIS_URLS"),
+            ("EA_REIDS_URLS", "EA_REDIS_URLS"),
+            ("EA_REDIS_URI", "EA_REDIS_URLS"),
+            ("EA_REDIS_URLs", "EA_REDIS_URLS"),
+            ("ea_redis_urls", "EA_REDIS_URLS"),
+            ("ea_redis_url", "EA_REDIS_URLS"),
+            ("EA-REDIS-URLS", "EA_REDIS_URLS"),
+            ("EA__REDIS__URLS", "EA_REDIS_URLS"),
+            ("EAREDIS_URLS", "EA_REDIS_URLS"),
+            ("EA_REDISURLS", "EA_REDIS_URLS"),
+            ("EA_URLS_REDIS", "EA_REDIS_URLS"),
+            ("EA_URLS", "EA_REDIS_URLS"),
+            ("EA_REDIS_URL_NEXT", "EA_REDIS_URLS_NEXT"),
+            ("EA_REDIS_NEXT", "EA_REDIS_URLS_NEXT"),
+            ("EA_MAXTERM", "EA_MAX_TERM"),
+            ("EA_TERM", "EA_MAX_TERM"),
+            ("EA_MAX_TERMS", "EA_MAX_TERM"),
+            ("EA_STROE", "EA_STORE"),
+            ("EA_EMBEDED_PATH", "EA_EMBEDDED_PATH"),
+            ("EA_TLS_CERT", "EA_TLS_CERT_FILE"),
+            ("EA_JWT_ISSUER", "EA_AUTH_JWT_ISSUER"),
+            ("EA_AUTH_MODE", "EA_AUTH_MODES"),
+            ("EA_HTTP_PROT", "EA_HTTP_PORT"),
+            ("EA_KEY_PREFX", "EA_KEY_PREFIX"),
+            ("EA_CONFIGFILE", "EA_CONFIG_FILE"),
+            ("EA_ENVS", "EA_ENV"),
+            ("EA_LOGLEVEL", "EA_LOG_LEVEL"),
+        ] {
+            assert!(is_near(given), "{given}");
+            assert_eq!(meant(given), Some(known), "{given}");
+        }
+        assert_eq!(meant_key("redis-url").as_deref(), Some("redis_urls"));
+        assert_eq!(meant_key("EA_GRPC_PORT").as_deref(), Some("grpc_port"));
+        assert_eq!(meant_key("config_file"), None);
+    }
+
+    #[test]
+    fn what_resembles_no_setting_was_not() {
+        for given in [
+            "EA_FOO",
+            "EA_VERSION",
+            "EA_IMAGE",
+            "EA_TEAM",
+            "EA_TOKEN",
+            "EA_BUILD_NUMBER",
+            "EA_DATACENTER",
+            "EA_REPLICAS",
+            "EA_HOST",
+        ] {
+            assert_eq!(meant(given), None, "{given}");
+        }
+        for far in ["EASY", "EARTH_URLS", "HOME", "E", "", "EÄ_X"] {
+            assert!(!is_near(far), "{far}");
+        }
+    }
+
+    #[test]
+    fn every_setting_is_nearest_to_itself() {
+        for variable in variables() {
+            assert_eq!(meant(variable), Some(variable));
+            assert!(!is_service_link(variable, "x", |_| true), "{variable}");
+        }
+    }
+
+    #[test]
+    fn variables_that_kubernetes_makes_of_services_are_told_apart() {
+        for (variable, value) in [
+            ("EA_WEB_SERVICE_HOST", "10.0.0.1"),
+            ("EA_WEB_SERVICE_PORT", "80"),
+            ("EA_WEB_SERVICE_PORT_HTTP", "80"),
+            ("EA_WEB_PORT", "tcp://10.0.0.1:80"),
+            ("EA_WEB_PORT_80_TCP", "tcp://10.0.0.1:80"),
+            ("EA_WEB_PORT_80_TCP_PROTO", "tcp"),
+            ("EA_WEB_PORT_80_TCP_PORT", "80"),
+            ("EA_WEB_PORT_53_UDP_ADDR", "10.0.0.1"),
+            ("EA_REDIS_PORT", "tcp://10.0.0.1:6379"),
+            ("EA_PORT", "tcp://10.0.0.1:80"),
+            ("EA_SERVICE_HOST", "10.0.0.1"),
+        ] {
+            assert!(is_service_link(variable, value, |_| false), "{variable}");
+        }
+        for (variable, value) in [
+            ("EA_WEB_PORT", "80"),
+            ("EA_HTTP_PORT", "tcp://10.0.0.1:80"),
+            ("EA_WEB_PORT_HTTP_TCP", "x"),
+            ("EA_REDIS_URL", "redis://h"),
+        ] {
+            assert!(!is_service_link(variable, value, |_| false), "{variable}");
+        }
+        let beside = |name: &str| name == "EA_HTTP_SERVICE_HOST";
+        assert!(is_service_link("EA_HTTP_PORT", "tcp://10.0.0.1:80", beside));
+    }
+}
