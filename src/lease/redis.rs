@@ -5,6 +5,7 @@ mod health;
 mod index;
 mod keys;
 mod listing;
+mod refusal;
 mod script;
 mod sentinel;
 mod server;
