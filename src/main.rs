@@ -11,6 +11,7 @@ use election_agent::{
     app::App,
     auth::tokens,
     config::{self, Command, Config},
+    descriptors,
     lease::embedded::restore,
     probe::Probe,
     shutdown,
@@ -125,6 +126,7 @@ fn serve(config: &Config) -> ExitCode {
         configuration = config.fingerprint(),
         "election-agent starts"
     );
+    descriptors::raise();
     // Two threads are for what goes on beside requests: connecting, watching, exporting. None of it should wait for
     // another, such as a ping of a lease node for a long list of pods.
     let runtime = Builder::new_multi_thread()

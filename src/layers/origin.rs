@@ -1,6 +1,6 @@
 //! Lets the audit trail name where a request came from: the caller, its address, the request's id.
 //!
-//! A variable of the task holds them while the rest of the stack is called and polled, which costs three counts of
+//! A variable of the task holds them while the rest of the stack is called and polled, which costs some counts of
 //! references and no allocation.
 
 use std::task::{Context, Poll};
