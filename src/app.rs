@@ -17,6 +17,7 @@ use tokio_util::{sync::DropGuard, task::TaskTracker};
 
 use crate::{
     config::{Config, Listen},
+    descriptors,
     lease::NodeError,
     listener::{Server, admission::Admission},
     reload::Mistake,
@@ -102,7 +103,7 @@ impl App {
             why,
         })?;
         let admission = Admission::new(
-            config.limits.connections,
+            descriptors::bound(config, &workers),
             config.limits.trusted_proxies.clone(),
         );
         let connections = TaskTracker::new();

@@ -18,6 +18,8 @@ mod values;
 
 use std::{fmt, fmt::Write as _};
 
+use sha2::{Digest as _, Sha256};
+
 pub use auth::{Auth, Reviews};
 pub use command::{Command, parse};
 pub use kube::Kube;
@@ -90,6 +92,16 @@ impl Setting {
     #[must_use]
     pub fn key(&self) -> String {
         key(self.variable)
+    }
+
+    /// A value of it as it is printed, without credentials.
+    fn shown(&self, value: &str) -> String {
+        match self.secret {
+            Secret::No => value.to_owned(),
+            Secret::Urls => redis::hide_credentials(value),
+            Secret::Hidden if value.is_empty() => String::new(),
+            Secret::Hidden => "***".to_owned(),
+        }
     }
 
     /// The command-line flag, without its dashes.
@@ -186,6 +198,26 @@ impl Config {
         }
     }
 
+    /// What tells configurations apart: the beginning of a SHA-256 over all settings as they are printed, wherever
+    /// each value is from. Secrets are hidden before, so that it says nothing about them.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for setting in settings() {
+            let shown = setting.shown(self.values.get(setting.variable).0);
+            // A value may hold whatever separates it from the next: its length stands before it.
+            for part in [setting.variable, &shown] {
+                hash.update(part.len().to_be_bytes());
+                hash.update(part);
+            }
+        }
+        let hash = hash.finalize();
+        hash.iter().take(8).fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
     /// Variables that look like settings and were not read.
     #[must_use]
     pub fn ignored(&self) -> &[Ignored] {
@@ -193,18 +225,14 @@ impl Config {
     }
 }
 
-/// A configuration file that gives the same configuration, with where each value is from. Defaults are
-/// comments, and secrets are hidden.
+/// A configuration file that gives the same configuration, with where each value is from. Defaults and the
+/// [fingerprint](Config::fingerprint) are comments, and secrets are hidden.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "# fingerprint: {}", self.fingerprint())?;
         for setting in settings() {
             let (value, source) = self.values.get(setting.variable);
-            let shown = match setting.secret {
-                Secret::No => value.to_owned(),
-                Secret::Urls => redis::hide_credentials(value),
-                Secret::Hidden if value.is_empty() => String::new(),
-                Secret::Hidden => "***".to_owned(),
-            };
+            let shown = setting.shown(value);
             let quoted = serde_json::to_string(&shown).map_err(|_| fmt::Error)?;
             let comment = if source == Source::Default { "# " } else { "" };
             writeln!(
@@ -644,6 +672,32 @@ mod tests {
         let path = file.path().display().to_string();
         let again = Config::new(Values::collect(Vec::new(), Some(path), []).expect("reads"));
         assert_eq!(again.expect("valid").listen.grpc_port, 9);
+    }
+
+    #[test]
+    fn the_fingerprint_is_of_the_settings_wherever_they_are_from_and_of_no_secret() {
+        let of = |env: &[(&str, &str)]| config(env).expect("valid").fingerprint();
+        let plain = of(&[]);
+        assert_eq!(plain.len(), 16);
+        assert!(
+            plain.bytes().all(|digit| digit.is_ascii_hexdigit()),
+            "{plain}"
+        );
+        assert_eq!(of(&[("EA_MAX_TERM", "60s")]), plain, "the default, set");
+        assert_ne!(of(&[("EA_MAX_TERM", "50s")]), plain);
+        assert_eq!(
+            of(&[("EA_KEY_PREFIX", "p")]),
+            of(&[("EA_REDIS_PREFIX", "p")]),
+            "by its other name"
+        );
+        let with = |url| of(&[("EA_REDIS_URLS", url)]);
+        assert_eq!(with("redis://u:one@h"), with("redis://u:two@h"));
+        assert_ne!(with("redis://u:one@h"), with("redis://u:one@i"));
+        let printed = config(&[]).expect("valid").to_string();
+        assert!(
+            printed.starts_with(&format!("# fingerprint: {plain}\n")),
+            "{printed}"
+        );
     }
 
     #[test]

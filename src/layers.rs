@@ -8,6 +8,7 @@ pub mod cors;
 pub mod deadline;
 pub mod in_flight;
 pub mod measure;
+pub mod origin;
 pub mod rate_limit;
 pub mod respond;
 pub mod trace;

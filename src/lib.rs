@@ -59,6 +59,7 @@ pub mod app;
 pub mod auth;
 mod body;
 pub mod config;
+pub mod descriptors;
 pub mod election;
 pub mod kube;
 pub mod layers;

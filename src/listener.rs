@@ -30,7 +30,7 @@ use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -52,6 +52,13 @@ use watch::Watched;
 const LINGER: Duration = Duration::from_secs(1);
 /// How long the loop rests when the system cannot accept, as without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection in a spare place is asked to end after, and how long it lasts at the most.
+const SPARE_LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+
+/// In the extensions of requests over connections that are [in a spare place](Place::is_spare).
+#[derive(Debug, Clone, Copy)]
+pub struct Spare;
 
 /// How long connections live.
 #[derive(Debug, Clone, Copy)]
@@ -132,10 +139,15 @@ where
         };
         let server = Arc::clone(self);
         self.workers.serve(&self.connections, async move {
+            let is_spare = place.is_spare();
             let _place = place;
             let Ok(stream) = TcpStream::from_std(stream) else {
                 return;
             };
+            if is_spare {
+                // In a box: there are few of them, and others should not have room for it.
+                return Box::pin(server.serve_probe(stream, peer)).await;
+            }
             let Some(tls) = server.tls.clone() else {
                 return server.serve(stream, Peer::new(peer.ip(), None)).await;
             };
@@ -147,10 +159,48 @@ where
         });
     }
 
+    /// Serves a connection in a spare place, for a moment.
+    async fn serve_probe(&self, stream: TcpStream, peer: SocketAddr) {
+        let (age, most) = SPARE_LIFE;
+        let lifetime = Lifetime {
+            age: Some(age),
+            ..self.lifetime
+        };
+        let served = async {
+            match self.tls.clone() {
+                None => {
+                    let peer = Peer::new(peer.ip(), None);
+                    self.serve_for(stream, peer, lifetime, true).await;
+                }
+                Some(tls) => {
+                    let shaken = shake(tls, stream, peer, self.shutdown.clone()).await;
+                    if let Some((stream, peer)) = shaken {
+                        self.serve_for(stream, peer, lifetime, true).await;
+                    }
+                }
+            }
+        };
+        // Whoever has not asked by then leaves the place to others.
+        let _ = timeout(most, served).await;
+    }
+
     /// Serves a connection to its end: HTTP/1.1 or HTTP/2, whichever the client begins with.
     ///
     /// There are as many of the future as there are connections: it holds no more than it needs until the end.
     pub fn serve<I>(&self, stream: I, peer: Peer) -> impl Future<Output = ()> + Send + use<S, I>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.serve_for(stream, peer, self.lifetime, false)
+    }
+
+    fn serve_for<I>(
+        &self,
+        stream: I,
+        peer: Peer,
+        lifetime: Lifetime,
+        is_spare: bool,
+    ) -> impl Future<Output = ()> + Send + use<S, I>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -161,6 +211,10 @@ where
             let counted = counted.clone();
             let (mut head, body) = request.into_parts();
             head.extensions.insert(peer.clone());
+            if is_spare {
+                head.extensions.insert(Spare);
+            }
+            let is_last = is_spare && head.version < Version::HTTP_2;
             // HTTP/2 has a way to say that no more of a body is wanted.
             let (body, rest) = match head.version {
                 Version::HTTP_2 => (Body::new(body), None),
@@ -172,7 +226,7 @@ where
                 if let Some(rest) = rest {
                     rest.discard().await;
                 }
-                if counted.are_ending() {
+                if is_last || counted.are_ending() {
                     let close = HeaderValue::from_static("close");
                     response.headers_mut().insert(header::CONNECTION, close);
                 }
@@ -185,7 +239,7 @@ where
         let served = server.serve_connection(TokioIo::new(stream), service);
         let served = Box::pin(served.into_owned());
         // In a box, as it is awaited in more than one place, each of which would have room for it.
-        Box::pin(last(served, requests, self.lifetime, self.shutdown.clone()))
+        Box::pin(last(served, requests, lifetime, self.shutdown.clone()))
     }
 }
 

@@ -11,6 +11,7 @@ use election_agent::{
     app::App,
     auth::tokens,
     config::{self, Command, Config},
+    descriptors,
     lease::embedded::restore,
     output,
     probe::Probe,
@@ -156,6 +157,15 @@ fn refuse(mistakes: &config::Mistakes) -> ExitCode {
 fn serve(config: &Config) -> ExitCode {
     // Dropped last: what the end says is written, too.
     let _flush = telemetry::log::start(config.telemetry.environment, &config.telemetry.log);
+    // Of the audit trail, so that it is there whatever the level.
+    tracing::info!(
+        target: telemetry::log::AUDIT,
+        version = env!("CARGO_PKG_VERSION"),
+        commit = env!("ELECTION_AGENT_COMMIT"),
+        configuration = config.fingerprint(),
+        "election-agent starts"
+    );
+    descriptors::raise();
     // Two threads are for what goes on beside requests: connecting, watching, exporting. None of it should wait for
     // another, such as a ping of a lease node for a long list of pods.
     let runtime = Builder::new_multi_thread()

@@ -20,10 +20,12 @@ use crate::{
         deadline::DeadlineLayer,
         in_flight::InFlightLayer,
         measure::MeasureLayer,
+        origin::OriginLayer,
         rate_limit::{RateLimitLayer, RateLimiter},
         respond::RespondLayer,
         trace::TraceLayer,
     },
+    peer::TrustedProxies,
     reload::Current,
     telemetry::metrics::Metrics,
     transport::{Area, status::Problem},
@@ -46,6 +48,8 @@ pub struct Settings {
     pub policies: Option<Current<Policies>>,
     /// How often callers may ask, if that is limited.
     pub limiter: Option<RateLimiter>,
+    /// Whose word on their clients' addresses is taken.
+    pub proxies: TrustedProxies,
     /// The longest time an answer takes.
     pub request_timeout: Duration,
 }
@@ -65,6 +69,7 @@ impl Default for Settings {
             public: Vec::new(),
             policies: None,
             limiter: None,
+            proxies: TrustedProxies::default(),
             request_timeout: Duration::from_secs(1),
         }
     }
@@ -113,6 +118,9 @@ where
         ))
         // After who asks is known: it counts by that.
         .option_layer(settings.limiter.clone().map(RateLimitLayer::new))
+        // After who asks is known, and outside of all that denies requests or changes leaderships: audit lines name
+        // it.
+        .layer(OriginLayer::new(settings.proxies.clone()))
         // After who asks is known, too.
         .layer(AuthorizeLayer::new(settings.policies.clone()))
         // Innermost: whoever reads a body below reads a bounded one.

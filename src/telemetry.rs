@@ -1,6 +1,6 @@
 //! Logs, metrics and traces.
 
-mod audit;
+pub mod audit;
 pub mod log;
 pub mod metrics;
 pub mod trace;
@@ -36,7 +36,7 @@ struct Observed {
 
 impl Observer for Observed {
     fn changed(&self, change: &Change<'_>) {
-        audit::log(change, &self.agent);
+        audit::changed(change, &self.agent);
         // A token without a new leader is the former one's.
         let token = change.token.filter(|_| change.new.is_some());
         self.metrics.changed(change.election, change.cause, token);

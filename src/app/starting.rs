@@ -1,7 +1,8 @@
-//! What answers while the agent starts.
+//! What answers while the agent starts, and while it has no place for more connections.
 //!
 //! Lease nodes, key servers and Kubernetes may take as long as their timeouts to answer. Meanwhile the ports are open:
 //! `/livez` says that the process is well, so that nobody restarts it for what others do, and all else is UNAVAILABLE.
+//! Over connections in [spare places](crate::listener::admission::SPARE) only probes and metrics are answered.
 
 use std::{
     convert::Infallible,
@@ -18,10 +19,13 @@ use futures_util::future::{Either, Ready, ready};
 use http::Request;
 use tower::{Service, ServiceExt as _, util::Oneshot};
 
-use crate::transport::{
-    Protocol,
-    rest::{ALIVE, LIVEZ},
-    status::{Code, Problem},
+use crate::{
+    listener::Spare,
+    transport::{
+        Protocol, is_for_operators,
+        rest::{ALIVE, LIVEZ},
+        status::{Code, Problem},
+    },
 };
 
 /// When to try again.
@@ -61,11 +65,24 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if request.extensions().get::<Spare>().is_some() && !is_for_operators(request.uri().path())
+        {
+            return Either::Right(ready(Ok(no_place(&request))));
+        }
         match self.0.get() {
             Some(service) => Either::Left(service.clone().oneshot(request)),
             None => Either::Right(ready(Ok(not_yet(&request)))),
         }
     }
+}
+
+fn no_place(request: &Request<Body>) -> Response {
+    let problem = Problem::new(
+        Code::Overloaded,
+        "the agent has as many connections as it takes (EA_MAX_CONNECTIONS, or its limit of open files): connect \
+         again later, or to another agent",
+    );
+    problem.render(Protocol::of(request.headers()))
 }
 
 fn not_yet(request: &Request<Body>) -> Response {

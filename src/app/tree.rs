@@ -148,6 +148,7 @@ impl Tree {
                 public: config.auth.public.clone(),
                 policies,
                 limiter: config.limits.rate.map(limiter),
+                proxies: proxies.clone(),
                 request_timeout: config.limits.request_timeout,
             },
         })

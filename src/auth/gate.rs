@@ -19,6 +19,7 @@ use crate::{
     kube::{self, Lookup, Pods, Wanted},
     lease::{Extend, Lease, Resign},
     reload::Current,
+    telemetry::audit,
 };
 
 /// Why somebody got no answer.
@@ -205,13 +206,14 @@ impl Gate {
     /// [`Error::Denied`].
     pub fn administers(&self, caller: &Identity) -> Result<(), Error> {
         if self.policies.is_none() {
+            audit::denied(&of_the_agent(caller));
             return Err(Error::Denied(
                 "nobody may do this where nobody is asked who they are: set EA_AUTH_MODES, and permit the action \
                  admin by a policy (EA_AUTH_POLICY_DIR)"
                     .to_owned(),
             ));
         }
-        self.sees(caller, Action::Admin, Resource::Agent)
+        self.ask(&of_the_agent(caller))
     }
 
     fn leads(
@@ -252,6 +254,17 @@ impl Gate {
     }
 }
 
+/// Whether the caller may administer the agent.
+fn of_the_agent(caller: &Identity) -> Question<'_> {
+    Question {
+        identity: caller,
+        action: Action::Admin,
+        resource: Resource::Agent,
+        candidate: None,
+        current_leader: None,
+    }
+}
+
 /// Whether policies permit it; without any, everything is.
 pub(crate) fn permits(policies: Option<&Current<Policies>>, question: &Question<'_>) -> bool {
     policies.is_none_or(|policies| {
@@ -261,8 +274,9 @@ pub(crate) fn permits(policies: Option<&Current<Policies>>, question: &Question<
     })
 }
 
-/// What is told to whom policies do not permit what they ask.
+/// What is told to whom policies do not permit what they ask. The audit trail has it, too.
 pub(crate) fn denied(question: &Question<'_>) -> Error {
+    audit::denied(question);
     Error::Denied(format!(
         "policies do not permit this: {question} (`election-agent authz explain` tells an operator which of them)"
     ))

@@ -26,7 +26,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         "EA_MAX_CONNECTIONS",
         "10000",
-        "how many connections are taken at once, on both ports; more are closed (1 to 1000000)",
+        "how many connections are taken at once, on both ports, if the limit of open files has room for them; more are closed, but for a few in which probes and metrics are answered (1 to 1000000)",
     ),
     setting(
         "EA_MAX_CONNECTIONS_PER_PEER",
@@ -111,6 +111,7 @@ impl Limits {
             connections: admission::Limits {
                 connections: connections?,
                 per_peer: per_peer?,
+                bound_by: "EA_MAX_CONNECTIONS",
             },
             rate: NonZeroU32::new(per_second?).map(rate),
             trusted_proxies: trusted_proxies?,

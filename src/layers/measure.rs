@@ -101,7 +101,13 @@ where
             code: response.extensions().get().copied(),
         };
         let took = this.started.elapsed();
-        tracing::debug!(target: REQUESTS, action = this.in_flight.action().name(), status = ?answer.status, ?took, "answered");
+        tracing::debug!(
+            target: REQUESTS,
+            action = this.in_flight.action().name(),
+            status = ?answer.status,
+            took_ms = took.as_secs_f64() * 1e3,
+            "answered"
+        );
         let trace_id = trace::current_trace_id();
         this.in_flight.answered(answer, took, trace_id.as_deref());
         Poll::Ready(Ok(response))

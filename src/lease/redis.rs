@@ -5,6 +5,7 @@ mod health;
 mod index;
 mod keys;
 mod listing;
+mod refusal;
 mod script;
 mod sentinel;
 mod server;
@@ -53,6 +54,9 @@ const NO_CLOCK: i64 = i64::MIN;
 /// How many partitions are asked at once when all have to be.
 const AT_ONCE: usize = 64;
 
+/// How many members the smallest Redis Cluster with replicas has.
+const SMALLEST_CLUSTER: usize = 6;
+
 /// What makes up one node.
 #[derive(Debug, Clone)]
 pub enum Deployment {
@@ -99,6 +103,18 @@ impl Deployment {
         match self {
             Self::Server(_) => Duration::ZERO,
             Self::Failover(_) | Self::Cluster { .. } => CONFIRMED_FOR,
+        }
+    }
+
+    /// How many connections it takes, if so many runtimes ask it. How many members a cluster has is not known before
+    /// they are asked: no fewer than named, nor than the smallest cluster with replicas.
+    #[must_use]
+    pub fn connections(&self, askers: usize) -> usize {
+        match self {
+            Self::Server(_) => askers,
+            // Each Sentinel is asked over one and announces over another.
+            Self::Failover(sentinels) => askers + 2 * sentinels.sentinels.len(),
+            Self::Cluster { members, .. } => askers * members.len().max(SMALLEST_CLUSTER),
         }
     }
 

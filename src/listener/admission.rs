@@ -1,7 +1,9 @@
 //! How many connections are taken, in all and from one peer.
 //!
 //! One count for both ports. A connection that is over a limit is closed before anything is read from it:
-//! there is no answer that a client of any protocol would understand, and none that costs less.
+//! there is no answer that a client of any protocol would understand, and none that costs less. But when all places are
+//! taken there are a few [spare ones](SPARE), in which whoever watches the agent has a moment to ask how it does:
+//! clients that take all places must not have it restarted.
 
 use std::{
     collections::HashMap,
@@ -17,6 +19,9 @@ use crate::peer::{TrustedProxies, network};
 /// How often the log tells that connections are refused.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
+/// How many connections are taken beyond the limit of all, for probes alone.
+pub const SPARE: usize = 4;
+
 /// How many connections are taken.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -24,6 +29,8 @@ pub struct Limits {
     pub connections: usize,
     /// From one address (of IPv6: from one /64 network) that is no trusted proxy's; `None` for as many as in all.
     pub per_peer: Option<usize>,
+    /// What limits [`connections`](Self::connections), for the log.
+    pub bound_by: &'static str,
 }
 
 /// Counts connections. Cheap to clone; clones share the count.
@@ -36,7 +43,9 @@ pub struct Admission {
 
 #[derive(Debug, Default)]
 struct Open {
+    /// In places that are not spare.
     all: usize,
+    spare: usize,
     /// By [`network`]. Only those with a connection are here, and no proxies.
     by_peer: HashMap<IpAddr, usize>,
     told: Option<Instant>,
@@ -62,8 +71,9 @@ impl Admission {
         let mut open = self.lock();
         let from_peer = counted.and_then(|counted| open.by_peer.get(&counted).copied());
         let from_peer = from_peer.unwrap_or(0);
+        let is_spare = open.all >= self.limits.connections;
         let over = match self.limits.per_peer {
-            _ if open.all >= self.limits.connections => Some("EA_MAX_CONNECTIONS"),
+            _ if is_spare && open.spare >= SPARE => Some(self.limits.bound_by),
             Some(most) if from_peer >= most => Some("EA_MAX_CONNECTIONS_PER_PEER"),
             _ => None,
         };
@@ -75,7 +85,10 @@ impl Admission {
             }
             return None;
         }
-        open.all += 1;
+        match is_spare {
+            true => open.spare += 1,
+            false => open.all += 1,
+        }
         if let Some(counted) = counted {
             open.by_peer.insert(counted, from_peer + 1);
         }
@@ -83,13 +96,15 @@ impl Admission {
         Some(Place {
             admission: self.clone(),
             counted,
+            is_spare,
         })
     }
 
     /// How many connections are open.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.lock().all
+        let open = self.lock();
+        open.all + open.spare
     }
 
     /// How many connections were refused since the start.
@@ -109,12 +124,24 @@ pub struct Place {
     admission: Admission,
     /// As what, besides all.
     counted: Option<IpAddr>,
+    is_spare: bool,
+}
+
+impl Place {
+    /// Whether all others are taken, and this one is for probes.
+    #[must_use]
+    pub fn is_spare(&self) -> bool {
+        self.is_spare
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.admission.lock();
-        open.all -= 1;
+        match self.is_spare {
+            true => open.spare -= 1,
+            false => open.all -= 1,
+        }
         let Some(counted) = self.counted else {
             return;
         };
@@ -139,6 +166,7 @@ mod tests {
         let limits = Limits {
             connections: 3,
             per_peer: Some(2),
+            bound_by: "EA_MAX_CONNECTIONS",
         };
         let admission = Admission::new(limits, TrustedProxies::default());
         let (greedy, other) = (ip("10.0.0.1"), ip("10.0.0.2"));
@@ -146,14 +174,22 @@ mod tests {
         let _second = admission.admit(ip("::ffff:10.0.0.1")).expect("a place");
         assert!(admission.admit(greedy).is_none(), "two of two");
         let third = admission.admit(other).expect("a place");
-        assert!(admission.admit(other).is_none(), "three of three");
+        assert!(admission.admit(greedy).is_none(), "whatever is spare");
+        let spare: Vec<_> = (0..SPARE)
+            .map_while(|_| admission.admit(ip("10.0.0.4")))
+            .collect();
+        assert_eq!(spare.len(), 2, "it has a share of the spare places, too");
+        assert!(spare.iter().all(Place::is_spare), "three of three");
+        drop(spare);
         drop(first);
-        assert!(admission.admit(ip("10.0.0.3")).is_some());
+        let place = admission.admit(ip("10.0.0.3"));
+        assert!(place.is_some_and(|place| !place.is_spare()), "free again");
         drop(third);
         let open = admission.lock();
         assert_eq!(open.all, 1);
         assert_eq!(open.by_peer.len(), 1, "nobody is remembered who has gone");
-        assert_eq!(open.refused, 2);
+        assert_eq!(open.refused, 3);
+        assert_eq!(open.spare, 0);
     }
 
     #[tokio::test]
@@ -161,6 +197,7 @@ mod tests {
         let limits = Limits {
             connections: 10,
             per_peer: Some(2),
+            bound_by: "EA_MAX_CONNECTIONS",
         };
         let proxies = "2001:db8::ffff".parse().expect("valid");
         let admission = Admission::new(limits, proxies);
@@ -183,10 +220,13 @@ mod tests {
         let limits = Limits {
             connections: 2,
             per_peer: None,
+            bound_by: "EA_MAX_CONNECTIONS",
         };
         let admission = Admission::new(limits, TrustedProxies::default());
-        let places: Vec<_> = (0..3).map(|_| admission.admit(ip("::1"))).collect();
-        assert_eq!(places.iter().flatten().count(), 2);
+        let places: Vec<_> = (0..20).map_while(|_| admission.admit(ip("::1"))).collect();
+        assert_eq!(places.len(), 2 + SPARE);
+        let spare = places.iter().filter(|place| place.is_spare());
+        assert_eq!(spare.count(), SPARE);
     }
 
     #[tokio::test]
@@ -194,6 +234,7 @@ mod tests {
         let limits = Limits {
             connections: 3,
             per_peer: Some(1),
+            bound_by: "EA_MAX_CONNECTIONS",
         };
         let proxies = "10.0.0.0/24".parse().expect("valid");
         let admission = Admission::new(limits, proxies);
@@ -201,6 +242,8 @@ mod tests {
         let places: Vec<_> = (0..2).map(|_| admission.admit(proxy)).collect();
         assert_eq!(places.iter().flatten().count(), 2);
         let client = admission.admit(ip("10.0.1.7"));
-        assert!(client.is_some() && admission.admit(proxy).is_none());
+        assert!(client.is_some_and(|place| !place.is_spare()));
+        let _client = admission.admit(ip("10.0.1.7"));
+        assert!(admission.admit(proxy).is_some_and(|place| place.is_spare()));
     }
 }

@@ -1,15 +1,102 @@
-//! The audit trail: one log line for every leadership that changes.
+//! The audit trail: one log line for every leadership that changes, and lines for requests that policies deny.
+//!
+//! Lines say where the request came from ([`Origin`]). [`layers::origin`](crate::layers::origin) sets that around
+//! the rest of the stack, as a variable of the task: the elections, which report changes from the request's own task,
+//! know nothing of callers and transports.
 
-use std::fmt::Display;
+use std::{
+    fmt,
+    net::IpAddr,
+    num::NonZeroU32,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
 
-use super::{log::AUDIT, trace};
-use crate::election::ledger::Change;
+use governor::{
+    Quota, RateLimiter,
+    clock::MonotonicClock,
+    middleware::NoOpMiddleware,
+    state::{InMemoryState, NotKeyed},
+};
+use http::HeaderValue;
+
+use super::log::AUDIT;
+use crate::{
+    auth::{
+        Identity,
+        policy::{Question, Resource},
+    },
+    election::ledger::{Cause, Change},
+};
+
+/// How many denied requests the process logs a second: more are only counted.
+const DENIALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
+
+/// How much of a request's id is logged, in bytes: callers choose it, up to the limit of a header.
+const ID_LENGTH: usize = 128;
+
+tokio::task_local! {
+    static ORIGIN: Origin;
+}
+
+/// Where a request came from. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// Who sent it; [`None`] where nobody is asked who they are.
+    pub caller: Option<Identity>,
+    /// The client's address, as rate limiting counts it: behind trusted proxies, whose request they pass on.
+    pub address: Option<IpAddr>,
+    /// The request's id, as its `x-request-id` header has it.
+    pub request_id: Option<HeaderValue>,
+}
+
+impl Origin {
+    /// Calls and polls within this origin.
+    pub fn around<F: Future>(
+        self,
+        call: impl FnOnce() -> F,
+    ) -> tokio::task::futures::TaskLocalFuture<Self, F> {
+        let future = ORIGIN.sync_scope(self.clone(), call);
+        ORIGIN.scope(self, future)
+    }
+
+    /// The origin of the request that this task serves; an empty one outside of requests.
+    fn current() -> Self {
+        ORIGIN.try_with(Self::clone).unwrap_or_default()
+    }
+
+    fn name(&self) -> Option<&str> {
+        self.caller.as_ref().map(Identity::name)
+    }
+
+    fn mode(&self) -> Option<&'static str> {
+        self.caller.as_ref().map(|caller| caller.mode().name())
+    }
+
+    fn peer(&self) -> Option<tracing::field::DisplayValue<IpAddr>> {
+        self.address.map(tracing::field::display)
+    }
+
+    /// The request's id, bounded.
+    fn id(&self) -> Option<&str> {
+        let id = self.request_id.as_ref()?.to_str().ok()?;
+        // Header values that are text are ASCII.
+        Some(id.get(..ID_LENGTH).unwrap_or(id))
+    }
+}
 
 /// Logs that a leadership has changed. Members that are not known are left out.
-pub(super) fn log(change: &Change<'_>, agent: &str) {
-    let text = |value: Option<&dyn Display>| value.map(ToString::to_string);
+pub(super) fn changed(change: &Change<'_>, agent: &str) {
+    let text = |value: Option<&dyn fmt::Display>| value.map(ToString::to_string);
     let old = text(change.old.map(|old| old as _));
     let new = text(change.new.map(|new| new as _));
+    let origin = match change.cause {
+        // Nobody's request made the leader let its term lapse; the current one only came after that.
+        Cause::Expiry => Origin::default(),
+        Cause::Campaign | Cause::Resign | Cause::Handover => Origin::current(),
+    };
     tracing::info!(
         target: AUDIT,
         election = change.election.path(),
@@ -17,8 +104,109 @@ pub(super) fn log(change: &Change<'_>, agent: &str) {
         new_leader = new,
         token = change.token.map(|token| token.get()),
         cause = change.cause.name(),
+        caller = origin.name(),
+        mode = origin.mode(),
+        peer = origin.peer(),
+        request_id = origin.id(),
         agent,
-        trace_id = trace::current_trace_id(),
         "leadership changed"
     );
+}
+
+type Throttle =
+    RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<std::time::Instant>>;
+
+/// Bounds what callers can make the process log by asking for what they may not do.
+struct Denials {
+    throttle: Throttle,
+    suppressed: AtomicU64,
+}
+
+impl Denials {
+    fn new() -> Self {
+        let quota = Quota::per_second(DENIALS_PER_SECOND);
+        Self {
+            throttle: RateLimiter::direct_with_clock(quota, MonotonicClock),
+            suppressed: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether one is to be logged, and then how many were not since the last that was.
+    fn next(&self) -> Option<u64> {
+        match self.throttle.check() {
+            Ok(()) => Some(self.suppressed.swap(0, Relaxed)),
+            Err(_) => {
+                self.suppressed.fetch_add(1, Relaxed);
+                None
+            }
+        }
+    }
+}
+
+static DENIALS: LazyLock<Denials> = LazyLock::new(Denials::new);
+
+/// Logs that a request was denied, unless too many were this second. The count of refused requests has them all.
+pub(crate) fn denied(question: &Question<'_>) {
+    let Some(suppressed) = DENIALS.next() else {
+        return;
+    };
+    let origin = Origin::current();
+    let (kind, resource) = match question.resource {
+        Resource::Election(election) => ("election", election.path().to_string()),
+        Resource::Kind(kind) => ("kind", kind.as_str().to_owned()),
+        Resource::Deployment { namespace, name } => ("deployment", format!("{namespace}/{name}")),
+        Resource::Pod { namespace, name } => ("pod", format!("{namespace}/{name}")),
+        Resource::Agent => ("agent", "agent".to_owned()),
+    };
+    tracing::warn!(
+        target: AUDIT,
+        action = question.action.name(),
+        resource_type = kind,
+        resource,
+        candidate = question.candidate.map(|candidate| candidate.as_str()),
+        caller = question.identity.name(),
+        mode = question.identity.mode().name(),
+        peer = origin.peer(),
+        request_id = origin.id(),
+        suppressed,
+        "request denied"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn denials_beyond_the_throttle_are_counted_and_the_next_line_has_the_count() {
+        let denials = Denials::new();
+        let logged = (0..1_000).filter(|_| denials.next().is_some()).count();
+        // A slow machine lets some more by while the loop runs.
+        assert!((10..500).contains(&logged), "{logged}");
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let suppressed = denials.suppressed.load(Relaxed);
+        assert!(suppressed >= 500, "{suppressed}");
+        assert_eq!(denials.next(), Some(suppressed));
+        assert_eq!(denials.next(), Some(0), "told once");
+    }
+
+    #[tokio::test]
+    async fn the_origin_holds_while_a_request_is_called_and_polled_and_is_bounded() {
+        let origin = Origin {
+            caller: Some(Identity::anonymous()),
+            address: None,
+            request_id: HeaderValue::from_str(&"x".repeat(300)).ok(),
+        };
+        let polled = origin.around(|| {
+            assert_eq!(Origin::current().name(), Some("anonymous"), "called");
+            async { Origin::current() }
+        });
+        assert!(Origin::current().caller.is_none(), "not beyond");
+        let current = polled.await;
+        assert_eq!(
+            (current.name(), current.mode()),
+            (Some("anonymous"), Some("none"))
+        );
+        assert_eq!(current.id().map(str::len), Some(ID_LENGTH));
+    }
 }

@@ -7,6 +7,7 @@
 //! ones are lost and [counted](lost): elections go on.
 
 use std::{
+    fmt,
     io::{self, IsTerminal as _, Write},
     panic,
     sync::{
@@ -18,15 +19,23 @@ use std::{
     time::Duration,
 };
 
+use opentelemetry::trace::{SpanId, TraceId};
 use rustix::event::{PollFd, PollFlags, poll};
+use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
-    EnvFilter, Layer as _, Registry, fmt,
+    EnvFilter, Layer as _, Registry,
+    fmt::{
+        FmtContext, FormatEvent, FormatFields,
+        format::{Format, JsonFields, Writer},
+    },
     layer::SubscriberExt as _,
+    registry::LookupSpan,
     reload::{self, Handle},
     util::SubscriberInitExt as _,
 };
 
+use super::trace;
 use crate::config::{Environment, LogFilter};
 
 /// The target of the audit trail's lines.
@@ -78,12 +87,27 @@ pub fn start(environment: Environment, filter: &LogFilter) -> Flush {
         .thread_name("log")
         .finish(Stderr { told: 0 });
     let crowded_out = writer.error_counter();
-    let lines = fmt::layer()
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
         .with_ansi(io::stderr().is_terminal());
     let lines = match environment {
-        Environment::Production => lines.json().flatten_event(true).boxed(),
-        Environment::Development | Environment::Test => lines.boxed(),
+        Environment::Production => lines
+            .fmt_fields(JsonFields::new())
+            .event_format(WithTrace {
+                format: Format::default().json().flatten_event(true),
+                members: |(trace, span)| {
+                    format!(",\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"}}\n")
+                },
+                replaces: "}\n",
+            })
+            .boxed(),
+        Environment::Development | Environment::Test => lines
+            .event_format(WithTrace {
+                format: Format::default(),
+                members: |(trace, span)| format!(" trace_id={trace} span_id={span}\n"),
+                replaces: "\n",
+            })
+            .boxed(),
     };
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
     if subscriber.try_init().is_ok() {
@@ -97,6 +121,47 @@ pub fn start(environment: Environment, filter: &LogFilter) -> Flush {
         }));
     }
     Flush(Some(guard))
+}
+
+/// The ids of a trace and of a span.
+type Ids = (TraceId, SpanId);
+
+/// Formats lines, with the ids of the trace and the span of the request that they are about, if it is recorded: the
+/// subscriber knows no spans.
+struct WithTrace<F> {
+    format: F,
+    /// The ids, as they end a line.
+    members: fn(Ids) -> String,
+    /// What lines end with otherwise.
+    replaces: &'static str,
+}
+
+impl<S, N, F> FormatEvent<S, N> for WithTrace<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some(ids) = trace::current_ids() else {
+            return self.format.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.format
+            .format_event(context, Writer::new(&mut line), event)?;
+        match line.strip_suffix(self.replaces) {
+            Some(line) => {
+                writer.write_str(line)?;
+                writer.write_str(&(self.members)(ids))
+            }
+            None => writer.write_str(&line),
+        }
+    }
 }
 
 /// How many lines were lost since the start.

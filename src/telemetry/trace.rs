@@ -3,7 +3,8 @@
 //! Whether a request is recorded is decided by its headers ([`sampler`]), in
 //! [`layers::trace`](crate::layers::trace), before anything is built for it. A recorded request carries its
 //! span in OpenTelemetry's context, which follows it from poll to poll; everything here that acts on "the current
-//! span" looks there, which costs others a look at a variable of the thread. Log lines know nothing of spans.
+//! span" looks there, which costs others a look at a variable of the thread. Log lines written meanwhile name
+//! its trace and span ([`log`](super::log)).
 
 mod export;
 pub mod node;
@@ -20,7 +21,7 @@ use std::{
 
 use opentelemetry::{
     Context, InstrumentationScope, KeyValue,
-    trace::{TraceContextExt as _, TracerProvider as _},
+    trace::{SpanId, TraceContextExt as _, TraceId, TracerProvider as _},
 };
 use opentelemetry_sdk::{
     Resource,
@@ -204,7 +205,16 @@ fn instance() -> String {
 /// The id of the trace that the current request is recorded in, in 32 hexadecimal digits.
 #[must_use]
 pub fn current_trace_id() -> Option<String> {
-    recorded(|context| context.span().span_context().trace_id().to_string())
+    current_ids().map(|(trace, _)| trace.to_string())
+}
+
+/// The ids of the trace that the current request is recorded in, and of its span.
+pub(super) fn current_ids() -> Option<(TraceId, SpanId)> {
+    recorded(|context| {
+        let span = context.span();
+        let context = span.span_context();
+        (context.trace_id(), context.span_id())
+    })
 }
 
 /// Tells of something, with a number, in the current request's span, if it is recorded and has not ended.

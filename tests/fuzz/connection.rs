@@ -160,6 +160,7 @@ impl Client {
         let limits = Limits {
             connections: 1,
             per_peer: None,
+            bound_by: "EA_MAX_CONNECTIONS",
         };
         let server = Server {
             tls: None,

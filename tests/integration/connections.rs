@@ -1,6 +1,7 @@
 //! Connections: how long they live, how slow and how many they may be, and what floods them.
 
 mod crowd;
+mod descriptors;
 mod floods;
 mod http2;
 mod peer;

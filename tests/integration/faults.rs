@@ -612,6 +612,10 @@ async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
             told.iter().all(|text| logged.contains(text)).then_some(())
         })
         .await;
+        let mut lines = logged.lines();
+        let line = lines.find(|line| line.contains("abstains from new grants"));
+        let line: serde_json::Value = serde_json::from_str(line.expect("logged")).expect("JSON");
+        assert!(line["remaining_ms"].is_u64(), "a number: {line}");
     }
 }
 

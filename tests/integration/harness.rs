@@ -16,7 +16,8 @@ mod redis;
 mod sentinel;
 
 pub(crate) use agent::{
-    Agent, Answer, bare_command, command, new_token, output as command_output, owned, signal,
+    Agent, Answer, bare_command, command, command_with_ulimit, new_token, output as command_output,
+    owned, signal,
 };
 pub(crate) use ask::{Ask, CAMPAIGN, Protocol};
 pub(crate) use authority::Authority;

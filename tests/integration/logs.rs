@@ -17,17 +17,21 @@ use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
 use crate::harness::{
-    Agent, Redis, campaign as election_of, command, eventually, eventually_within, new_token,
-    owned, signal,
+    Agent, Collector, Redis, campaign as election_of, command, command_output, eventually,
+    eventually_within, new_token, owned, signal,
 };
 
-/// The lines of the audit trail that are new.
-fn audit(agent: &Agent) -> Vec<Value> {
+/// The lines of the audit trail that are new and say this.
+fn audited(agent: &Agent, message: &str) -> Vec<Value> {
     let lines = agent.log().into_iter();
     let lines = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
-    lines
-        .filter(|line| line["target"] == "election_agent::audit")
-        .collect()
+    let lines = lines.filter(|line| line["target"] == "election_agent::audit");
+    lines.filter(|line| line["message"] == message).collect()
+}
+
+/// The changes of leaderships in the audit trail that are new.
+fn audit(agent: &Agent) -> Vec<Value> {
+    audited(agent, "leadership changed")
 }
 
 /// Waits for this many new lines of the audit trail; each as old leader, new leader and cause.
@@ -77,6 +81,10 @@ async fn every_change_of_a_leadership_is_logged_whatever_the_level() {
         ("new_leader", json!("a")),
         ("token", token),
         ("cause", json!("campaign")),
+        // Nobody is asked who they are.
+        ("caller", json!("anonymous")),
+        ("mode", json!("none")),
+        ("peer", json!("127.0.0.1")),
     ] {
         assert_eq!(line[member], value, "{member}: {line}");
     }
@@ -108,6 +116,238 @@ async fn every_change_of_a_leadership_is_logged_whatever_the_level() {
     let agent = Agent::start(&owned(&[("EA_LOG_LEVEL", "election_agent=info,h2=warn")])).await;
     campaign(&agent, "a", 60_000).await;
     assert_eq!(changes(&agent, 1).await, triples(&[("-", "a", "campaign")]));
+}
+
+#[tokio::test]
+async fn audit_lines_name_the_caller_its_address_and_its_request() {
+    let directory = TempDir::new().expect("a directory");
+    let (token, line) = new_token(&["worker"]);
+    let file = directory.path().join("tokens");
+    fs::write(&file, line).expect("written");
+    let agent = Agent::start(&owned(&[
+        ("EA_AUTH_MODES", "token"),
+        ("EA_AUTH_TOKEN_FILE", &file.display().to_string()),
+        ("EA_TRUSTED_PROXIES", "127.0.0.1"),
+    ]))
+    .await;
+    let ask = async |method, candidate: &str, id: &str, term| {
+        let request = agent
+            .request(method, "/election/k/e")
+            .bearer_auth(&token)
+            .header("x-forwarded-for", "198.51.100.1, 203.0.113.9")
+            .header("x-request-id", id)
+            .json(&json!({"candidate": candidate, "term": term}));
+        agent.send(request).await
+    };
+    let by =
+        |line: &Value| ["caller", "mode", "peer", "request_id"].map(|member| line[member].clone());
+    assert_eq!(ask(Method::POST, "worker", "r-1", 1_000).await.status, 200);
+    let line = eventually("it is logged", async || audit(&agent).pop()).await;
+    let expected = ["worker", "token", "203.0.113.9", "r-1"].map(|text| json!(text));
+    assert_eq!(by(&line), expected, "{line}");
+
+    // Whoever comes after a term lapsed has not made it lapse.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    assert_eq!(ask(Method::POST, "worker", "r-2", 60_000).await.status, 200);
+    let mut lines = Vec::new();
+    eventually("both are logged", async || {
+        lines.extend(audit(&agent));
+        (lines.len() >= 2).then_some(())
+    })
+    .await;
+    let lapsed = &lines[0];
+    assert_eq!(lapsed["cause"], "expiry", "{lapsed}");
+    assert_eq!(by(lapsed), [const { Value::Null }; 4], "{lapsed}");
+    assert_eq!(lines[1]["request_id"], "r-2", "{lines:?}");
+
+    // What is denied names all of that, too, and what was asked.
+    assert_eq!(ask(Method::POST, "other", "r-3", 1_000).await.status, 403);
+    let line = eventually("it is logged", async || {
+        audited(&agent, "request denied").pop()
+    })
+    .await;
+    let expected = ["worker", "token", "203.0.113.9", "r-3"].map(|text| json!(text));
+    assert_eq!(by(&line), expected, "{line}");
+    for (member, value) in [
+        ("level", json!("WARN")),
+        ("action", json!("campaign")),
+        ("resource_type", json!("election")),
+        ("resource", json!("k/e")),
+        ("candidate", json!("other")),
+        ("suppressed", json!(0)),
+    ] {
+        assert_eq!(line[member], value, "{member}: {line}");
+    }
+
+    // However many there are, the log has a few and says how many it has not.
+    let many = 300;
+    join_all((0..many).map(|_| ask(Method::POST, "other", "r-4", 1_000))).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    ask(Method::POST, "other", "r-5", 1_000).await;
+    let mut lines = Vec::new();
+    eventually("the last is logged", async || {
+        lines.extend(audited(&agent, "request denied"));
+        lines
+            .iter()
+            .any(|line| line["request_id"] == "r-5")
+            .then_some(())
+    })
+    .await;
+    let suppressed: u64 = lines
+        .iter()
+        .filter_map(|line| line["suppressed"].as_u64())
+        .sum();
+    assert_eq!(lines.len() as u64 + suppressed, many + 1, "none is missing");
+    assert!(suppressed > many / 2, "{suppressed} of {many}");
+    let metrics = agent
+        .send(agent.request(Method::GET, "/metrics").bearer_auth(&token))
+        .await;
+    let refused = format!(
+        "election_agent_requests_refused_total{{reason=\"denied\"}} {}",
+        many + 2
+    );
+    let metrics = metrics.body.as_str().expect("text");
+    assert!(
+        metrics.lines().any(|line| line == refused),
+        "{refused} is not in: {metrics}"
+    );
+}
+
+#[tokio::test]
+async fn whoever_may_not_see_the_agent_is_in_the_audit_trail_too() {
+    let directory = TempDir::new().expect("a directory");
+    let (token, line) = new_token(&["worker"]);
+    fs::write(directory.path().join("tokens"), line).expect("written");
+    fs::write(
+        directory.path().join("a.cedar"),
+        "permit (principal, action == ElectionAgent::Action::\"list\", resource);",
+    )
+    .expect("written");
+    let path = directory.path().display().to_string();
+    let agent = Agent::start(&owned(&[
+        ("EA_AUTH_MODES", "token"),
+        ("EA_AUTH_PUBLIC", "probes"),
+        ("EA_AUTH_TOKEN_FILE", &format!("{path}/tokens")),
+        ("EA_AUTH_POLICY_DIR", &path),
+    ]))
+    .await;
+    let request = agent.request(Method::GET, "/metrics").bearer_auth(&token);
+    assert_eq!(agent.send(request).await.status, 403);
+    let line = eventually("it is logged", async || {
+        audited(&agent, "request denied").pop()
+    })
+    .await;
+    for (member, value) in [
+        ("action", json!("read")),
+        ("resource_type", json!("agent")),
+        ("caller", json!("worker")),
+        ("peer", json!("127.0.0.1")),
+    ] {
+        assert_eq!(line[member], value, "{member}: {line}");
+    }
+    assert_eq!(
+        line["request_id"].as_str().map(str::len),
+        Some(32),
+        "{line}"
+    );
+}
+
+#[tokio::test]
+async fn every_line_of_a_traced_request_names_its_trace_and_span() {
+    let collector = Collector::start().await;
+    let agent = Agent::start(&owned(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+        ("EA_LOG_LEVEL", "info,election_agent::requests=debug"),
+    ]))
+    .await;
+    let ask = async |id: &str, sampled: u8| {
+        let trace = "0af7651916cd43dd8448eb211c80319c";
+        let request = agent
+            .request(Method::POST, &format!("/election/{id}"))
+            .header(
+                "traceparent",
+                format!("00-{trace}-b7ad6b7169203331-0{sampled}"),
+            )
+            .header("x-request-id", id)
+            .json(&json!({"candidate": "a", "term": 60_000}));
+        assert_eq!(agent.send(request).await.status, 200);
+    };
+    ask("unsampled", 0).await;
+    ask("sampled", 1).await;
+    let span = collector
+        .span("the request's", |span| {
+            span.get("election_agent.request_id") == "sampled"
+        })
+        .await;
+    let mut lines = Vec::new();
+    eventually("both are logged", async || {
+        lines.extend(agent.log());
+        let answered = lines.iter().filter(|line| line.contains("\"answered\""));
+        (answered.count() >= 2).then_some(())
+    })
+    .await;
+    let lines: Vec<Value> = lines
+        .iter()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    let of = |message: &str| {
+        lines
+            .iter()
+            .filter(|line| line["message"] == message)
+            .collect::<Vec<_>>()
+    };
+    for message in ["leadership changed", "answered"] {
+        let [unsampled, sampled] = of(message)[..] else {
+            panic!("{lines:?}");
+        };
+        assert_eq!(sampled["trace_id"], span.trace(), "{sampled}");
+        assert_eq!(sampled["span_id"], span.id(), "{sampled}");
+        assert!(unsampled.get("trace_id").is_none(), "{unsampled}");
+        assert!(unsampled.get("span_id").is_none(), "{unsampled}");
+    }
+    assert!(of("answered")[0]["took_ms"].is_number(), "{lines:?}");
+    assert!(of("listening")[0].get("trace_id").is_none());
+}
+
+#[tokio::test]
+async fn the_first_line_says_what_runs_with_which_configuration() {
+    let first = async |settings: &[(&str, &str)]| {
+        let agent = Agent::start(&owned(settings)).await;
+        let line: Value = serde_json::from_str(&agent.early_log()[0]).expect("JSON");
+        line
+    };
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("agent.yaml");
+    fs::write(&file, "max_term: 50s\n").expect("written");
+    let here = [("EA_MAX_TERM", "50s"), ("EA_NO_SUCH_SETTING", "1")];
+    // A mistake that is logged, too, comes later.
+    let line = first(&here).await;
+    assert_eq!(line["message"], "election-agent starts", "{line}");
+    assert_eq!(line["version"], env!("CARGO_PKG_VERSION"), "{line}");
+    assert!(line["commit"].is_string(), "{line}");
+    let fingerprint = line["configuration"].as_str().expect("text").to_owned();
+    let there = first(&[("EA_CONFIG_FILE", &file.display().to_string())]).await;
+    assert_eq!(
+        there["configuration"], *fingerprint,
+        "the same settings, of a file"
+    );
+    let other = first(&[("EA_MAX_TERM", "40s")]).await;
+    assert_ne!(other["configuration"], *fingerprint);
+    // It is what `config` prints.
+    let printed = command_output(
+        &["config"],
+        &[
+            ("EA_MAX_TERM", "50s"),
+            ("EA_BIND_ADDRESS", "127.0.0.1"),
+            ("EA_HTTP_PORT", "0"),
+            ("EA_GRPC_PORT", "0"),
+        ],
+    );
+    let printed = String::from_utf8(printed.stdout).expect("text");
+    let expected = format!("# fingerprint: {fingerprint}");
+    assert_eq!(printed.lines().next(), Some(&*expected));
 }
 
 #[tokio::test]

@@ -48,5 +48,6 @@ mod tls;
 mod topologies;
 mod traces;
 mod unequal;
+mod unwelcome;
 mod upgrade;
 mod workers;

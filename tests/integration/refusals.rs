@@ -63,6 +63,7 @@ impl Agent {
         let limits = Limits {
             connections: 1_000,
             per_peer: None,
+            bound_by: "EA_MAX_CONNECTIONS",
         };
         let server = Server {
             tls: None,

@@ -311,7 +311,7 @@ fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>) {
              count in full"
         );
     }
-    let wait_ms = opening.marker_wait().unwrap_or_default().as_millis();
+    let wait_ms = millis(opening.marker_wait().unwrap_or_default());
     match (&opening.doubt, guard) {
         (Some(doubt), Some(_)) => tracing::warn!(
             path = at,

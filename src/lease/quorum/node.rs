@@ -11,7 +11,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::lease::{LeaseNode, NodeError, Probe};
+use crate::{
+    election::types::millis,
+    lease::{LeaseNode, NodeError, Probe},
+};
 
 /// A node, and what this agent knows of it.
 pub(super) struct Node {
@@ -115,7 +118,7 @@ impl Node {
         match abstains {
             true => tracing::warn!(
                 node,
-                remaining_ms = left.as_millis(),
+                remaining_ms = millis(left),
                 "a lease node abstains from new grants: it has restarted or was promoted, and may have \
                  forgotten a leader that still has time left"
             ),

@@ -9,6 +9,7 @@ use super::{
     node::{MARKING, Probed},
 };
 use crate::{
+    election::types::millis,
     lease::{
         NodeError,
         policy::{Electorate, Nodes},
@@ -265,7 +266,7 @@ impl Quorum {
                 }
                 Ok(1..) => tracing::warn!(
                     node,
-                    wait_ms = wait.as_millis(),
+                    wait_ms = millis(wait),
                     "a lease node without a marker may have lost its memory: it abstains from grants"
                 ),
                 Ok(0) | Err(_) => {}

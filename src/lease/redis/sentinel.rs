@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    ASK_EVERY, CONFIRMED_FOR,
+    ASK_EVERY, CONFIRMED_FOR, refusal,
     script::Call,
     server::{Address, Server},
     single::{Expect, Link, denied, jittered, open},
@@ -322,10 +322,19 @@ impl Asking {
         told: &mut Option<String>,
     ) -> Result<RedisResult<()>, tokio::time::error::Elapsed> {
         let connecting = async {
-            let connection = open(&self.sentinel, self.limit).await?;
-            let mut switches = self.sentinel.client().get_async_pubsub().await?;
-            switches.subscribe(SWITCHES).await?;
-            Ok((connection, switches))
+            let began = Instant::now();
+            let connected = async {
+                let connection = open(&self.sentinel, self.limit).await?;
+                let mut switches = self.sentinel.client().get_async_pubsub().await?;
+                switches.subscribe(SWITCHES).await?;
+                Ok((connection, switches))
+            };
+            match connected.await {
+                Err(error) => {
+                    Err(refusal::explained(&self.sentinel, began, self.limit, error).await)
+                }
+                connected => connected,
+            }
         };
         let (mut connection, mut switches) = match timeout(self.limit, connecting).await? {
             Ok(connected) => connected,

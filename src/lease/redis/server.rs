@@ -244,7 +244,7 @@ impl Server {
         &self.client
     }
 
-    fn info(&self) -> &ConnectionInfo {
+    pub(super) fn info(&self) -> &ConnectionInfo {
         self.client.get_connection_info()
     }
 

@@ -26,6 +26,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
+    refusal,
     script::{Call, SCRIPTS},
     server::Server,
 };
@@ -437,14 +438,21 @@ async fn connect(
     limit: Duration,
 ) -> RedisResult<Tended> {
     let connecting = runtime.spawn(async move {
-        let mut connection = open(&server, limit).await?;
-        let info: InfoDict = redis::cmd("INFO").query_async(&mut connection).await?;
-        if let Some(other) = otherwise(expect, &info) {
-            return Ok(Tended::Otherwise(other));
+        let began = Instant::now();
+        let connected = async {
+            let mut connection = open(&server, limit).await?;
+            let info: InfoDict = redis::cmd("INFO").query_async(&mut connection).await?;
+            if let Some(other) = otherwise(expect, &info) {
+                return Ok(Tended::Otherwise(other));
+            }
+            SCRIPTS.preload(&mut connection).await?;
+            let run = info.get("run_id").unwrap_or_default();
+            Ok(Tended::Opened(Open { connection, run }))
+        };
+        match connected.await {
+            Err(error) => Err(refusal::explained(&server, began, limit, error).await),
+            connected => connected,
         }
-        SCRIPTS.preload(&mut connection).await?;
-        let run = info.get("run_id").unwrap_or_default();
-        Ok(Tended::Opened(Open { connection, run }))
     });
     let connecting = AbortOnDropHandle::new(connecting).await;
     connecting.unwrap_or_else(|ended| Err(io::Error::other(ended).into()))

@@ -134,7 +134,7 @@ table! {
         "Open connections, on both ports",
         "always";
     CONNECTIONS_REFUSED: Counter "connections_refused_total" [] "connections",
-        "Connections that were closed for EA_MAX_CONNECTIONS or EA_MAX_CONNECTIONS_PER_PEER",
+        "Connections that were closed for EA_MAX_CONNECTIONS, the limit of open files, or EA_MAX_CONNECTIONS_PER_PEER",
         "always";
     CERTIFICATE_EXPIRY: Gauge "certificate_expiry_timestamp_seconds" [] "seconds since 1970",
         "When the first certificate of the chain that new connections are shown expires",

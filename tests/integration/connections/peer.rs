@@ -34,6 +34,7 @@ async fn who_asks(tls: Option<Acceptor>) -> (SocketAddr, CancellationToken) {
     let limits = admission::Limits {
         connections: 10,
         per_peer: None,
+        bound_by: "EA_MAX_CONNECTIONS",
     };
     let shutdown = CancellationToken::new();
     let server = Server {

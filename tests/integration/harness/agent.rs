@@ -110,14 +110,31 @@ pub(crate) fn signal(pid: u32, name: &str) {
     assert!(sent.expect("sh runs").success(), "SIG{name} was not sent");
 }
 
+/// The agent's binary, with only these settings, after `ulimit` with these arguments.
+pub(crate) fn command_with_ulimit(ulimit: &str, settings: &[(String, String)]) -> Command {
+    let agent = command(settings);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", &format!("ulimit {ulimit} && exec \"$0\"")])
+        .arg(agent.get_program())
+        .env_clear()
+        .envs(
+            agent
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+    command
+}
+
 impl Agent {
     pub(crate) async fn start(settings: &[(String, String)]) -> Self {
+        Self::run(command(settings)).await
+    }
+
+    pub(crate) async fn run(mut command: Command) -> Self {
         // For the clients of the tests.
         election_agent::tls::install_provider();
-        let mut child = command(settings)
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starts");
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("starts");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (sender, log) = mpsc::channel();
         std::thread::spawn(move || {
@@ -216,9 +233,14 @@ impl Agent {
         signal(self.child.id(), name);
     }
 
+    /// A file of the agent's process in `/proc`.
+    pub(crate) fn proc(&self, file: &str) -> std::path::PathBuf {
+        format!("/proc/{}/{file}", self.child.id()).into()
+    }
+
     /// How much of the agent is in memory, in bytes.
     pub(crate) fn memory(&self) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
+        let status = std::fs::read_to_string(self.proc("status"));
         let status = status.expect("Linux, and an agent that runs");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
