@@ -312,6 +312,7 @@ mod tests {
             (
                 Area::Documents,
                 &[
+                    "/",
                     "/openapi.json",
                     "/openapi_v3.yaml",
                     "/swagger-ui",
@@ -324,7 +325,6 @@ mod tests {
             (
                 Area::Api,
                 &[
-                    "/",
                     "/election/livez",
                     "//livez",
                     "/livez/",

@@ -469,8 +469,9 @@ mod tests {
             assert_eq!(route(&path), Some(template.as_str()));
         }
         assert_eq!(route("/election/a"), Some(ELECTION_OF_DEFAULT_KIND));
+        assert_eq!(route("/"), Some(ROOT));
         for path in [
-            "/",
+            "",
             "/election",
             "/election/",
             "/election/a/",
