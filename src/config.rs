@@ -308,6 +308,19 @@ mod tests {
     }
 
     #[test]
+    fn blanks_around_values_are_none_of_them() {
+        let config = config(&[
+            ("EA_GRPC_PORT", " 8443\n"),
+            ("EA_LOG_LEVEL", "   "),
+            ("EA_REDIS_URLS", " redis://a:1 , redis://b:2 "),
+        ]);
+        let config = config.expect("valid");
+        assert_eq!(config.listen.grpc_port, 8443);
+        assert_eq!(config.store.deployments.len(), 2);
+        assert_eq!(config.values.get("EA_LOG_LEVEL").1, Source::Default);
+    }
+
+    #[test]
     fn all_mistakes_are_told_at_once_each_with_its_variable() {
         let told = mistakes(&[
             ("EA_GRPC_PORT", "65536"),

@@ -8,7 +8,7 @@ use std::{
 use yaml_serde::Value;
 
 use super::{
-    Setting,
+    Secret, Setting,
     names::{self, CONFIG_FILE},
     redis::hide_credentials,
     settings,
@@ -161,10 +161,25 @@ impl Values {
         for (variable, value) in flags {
             values.given.insert(variable, (value, Source::Flag));
         }
+        values.trim();
         if mistakes.is_empty() {
             Ok(values)
         } else {
             Err(Mistakes(mistakes))
+        }
+    }
+
+    /// Takes away the blanks around values, which files and templates leave there. A password may have some.
+    fn trim(&mut self) {
+        for setting in settings().filter(|setting| setting.secret != Secret::Hidden) {
+            let given = self.given.remove(setting.variable);
+            if let Some((value, source)) = given {
+                let trimmed = value.trim().to_owned();
+                // An empty flag takes away what the environment says; an empty variable says nothing.
+                if !trimmed.is_empty() || source == Source::Flag {
+                    self.given.insert(setting.variable, (trimmed, source));
+                }
+            }
         }
     }
 

@@ -652,6 +652,36 @@ async fn a_request_over_http_1_1_has_one_host() {
     }
 }
 
+#[tokio::test]
+async fn a_grpc_call_has_one_message() {
+    let fixture = Fixture::on(Store::Memory).await;
+    let http = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .expect("a client");
+    let message = framed(&campaign("e", "a", 60_000).encode_to_vec());
+    for (messages, status) in [(1, "0"), (2, "3")] {
+        let url = format!(
+            "http://{}/grpc.election_agent.v1.Election/Campaign",
+            fixture.agent.address()
+        );
+        let answer = http
+            .post(url)
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(message.repeat(messages))
+            .send()
+            .await
+            .expect("an answer");
+        // A refusal has no message, and its status stands in the head.
+        let in_head = answer.headers().get("grpc-status").cloned();
+        let told = in_head.map_or("0".to_owned(), |status| {
+            status.to_str().expect("text").to_owned()
+        });
+        assert_eq!(told, status, "{messages} messages");
+    }
+}
+
 /// Clients that send the whole body before they look for an answer get it, whatever the refusal and however large the
 /// body, and go on with the same connection.
 #[tokio::test(flavor = "multi_thread")]
