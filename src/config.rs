@@ -311,13 +311,13 @@ mod tests {
     fn blanks_around_values_are_none_of_them() {
         let config = config(&[
             ("EA_GRPC_PORT", " 8443\n"),
-            ("EA_LOG_LEVEL", "   "),
+            ("EA_LOG_LEVEL", "info\t"),
             ("EA_REDIS_URLS", " redis://a:1 , redis://b:2 "),
         ]);
         let config = config.expect("valid");
         assert_eq!(config.listen.grpc_port, 8443);
         assert_eq!(config.store.deployments.len(), 2);
-        assert_eq!(config.values.get("EA_LOG_LEVEL").1, Source::Default);
+        assert_eq!(config.values.get("EA_LOG_LEVEL").0, "info");
     }
 
     #[test]

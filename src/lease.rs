@@ -100,7 +100,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// abstains from grants, but only when every vote that an earlier incarnation may have forgotten no longer
     /// counts: when it is older than the longest vote lifetime that the agent or the record knows. The token must not
     /// be below the highest that was acknowledged, nor, after a resignation, the one that was given up. The lease has
-    /// to be the same leader's with no larger token, or, unless [`Heal::existing`], none; under a lease that is not
+    /// to be the same leader's with no larger token, or what [`Heal::onto`] permits besides; under a lease that is not
     /// acknowledged, the repaired one becomes what a withdrawal goes back to. The lease is acknowledged then; its
     /// request id is kept if the token is the same, else it has none. The token is then at most the high-water mark,
     /// which outlives the term by [`Settings::retention`].
@@ -365,12 +365,24 @@ pub struct Heal {
     pub term: Term,
     /// The run in which the node is known to lack the lease.
     pub run: String,
-    /// Whether only a lease that is there may be written.
-    pub existing: bool,
+    /// What the node may have in its place.
+    pub onto: Onto,
     /// The longest guard and the longest vote lifetime that the agent knows of.
     pub bounds: Bounds,
     /// Until when the extension that this is part of is in force.
     pub not_after: Instant,
+}
+
+/// What a node may have in the place of a lease that is written to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Onto {
+    /// A lease of the same leader with no larger token.
+    Own,
+    /// That, or none: the node then has the lease as if it had extended it.
+    Vacant,
+    /// Those, or a lease that is not acknowledged, in whose place the written one comes when it is withdrawn. Until
+    /// then the node does not count as one that has it: its candidate may win the election there.
+    Unacknowledged,
 }
 
 /// A partition that has no marker, and the run of the server that it is on.

@@ -169,16 +169,14 @@ impl Values {
         }
     }
 
-    /// Takes away the blanks around values, which files and templates leave there. A password may have some.
+    /// Takes away the blanks around values, which files and templates leave there. A password may have some, and a value
+    /// of blanks alone is a mistake, not none.
     fn trim(&mut self) {
         for setting in settings().filter(|setting| setting.secret != Secret::Hidden) {
-            let given = self.given.remove(setting.variable);
-            if let Some((value, source)) = given {
-                let trimmed = value.trim().to_owned();
-                // An empty flag takes away what the environment says; an empty variable says nothing.
-                if !trimmed.is_empty() || source == Source::Flag {
-                    self.given.insert(setting.variable, (trimmed, source));
-                }
+            if let Some((value, _)) = self.given.get_mut(setting.variable)
+                && !value.trim().is_empty()
+            {
+                *value = value.trim().to_owned();
             }
         }
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, Look,
-    Over, Page, REMEMBER, Reading, Registered, Resign, ResignReply, Settings,
+    Onto, Over, Page, REMEMBER, Reading, Registered, Resign, ResignReply, Settings,
     policy::{Call, Reply},
 };
 use crate::{
@@ -437,13 +437,13 @@ impl Memory {
             }
         };
         let mine = |held: &Held| held.leader == lease.leader && held.token <= lease.token;
-        let existing = heal.existing && holds(Rule::RaisingMakesNothing);
+        let existing = heal.onto == Onto::Own && holds(Rule::RaisingMakesNothing);
         let written = match self.held(election, now) {
             None if existing => return false,
             None => repaired(None),
             Some(held) if mine(held) => repaired(Some(held)),
             // What a grant that is not acknowledged has replaced, or would have: it comes back when that is withdrawn.
-            Some(held) if held.attempt.is_some() && !existing => {
+            Some(held) if held.attempt.is_some() && heal.onto == Onto::Unacknowledged => {
                 let mut head = held.clone();
                 let last = head.last();
                 if last

@@ -419,7 +419,8 @@ mod tests {
     use super::observer::Retry;
     use super::*;
     use crate::lease::{
-        Bounds, ExtendReply, Grant, Heal, Incarnation, Look, Reading, Settings, embedded::Embedded,
+        Bounds, ExtendReply, Grant, Heal, Incarnation, Look, Onto, Reading, Settings,
+        embedded::Embedded,
     };
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -524,6 +525,61 @@ mod tests {
             assert_eq!(called(Operation::Withdraw), 1, "{notes:?}");
         }
         assert_eq!(notes.count(("withdrawn", 2)), 1, "{notes:?}");
+    }
+
+    /// A node that counts as one that has the lease must not let another candidate go on from a grant of its own.
+    #[tokio::test(start_paused = true)]
+    async fn what_counts_is_written_under_no_other_lease() {
+        let node = Embedded::in_memory(SETTINGS);
+        let claim = claim();
+        let unacknowledged = Grant {
+            election: claim.election.clone(),
+            candidate: claim.candidate.clone(),
+            token: Token::new(7).expect("in range"),
+            attempt: 1,
+            term: claim.term,
+            value: Value::default(),
+            request_id: None,
+            repeat: true,
+            elected_at: 0,
+            over: Over::Own,
+            bounds: Bounds {
+                guard: None,
+                vote: SECOND,
+            },
+            not_after: Instant::now() + MINUTE,
+        };
+        node.grant(&unacknowledged).await.expect("granted");
+        let run = node.incarnation(&claim.election).expect("it has one").run;
+        let leader = async || match node.read(&claim.election).await {
+            Ok(Reading::Held(lease)) => lease.leader.as_str().to_owned(),
+            reading => panic!("{reading:?}"),
+        };
+        for (onto, written) in [
+            (Onto::Own, false),
+            (Onto::Vacant, false),
+            (Onto::Unacknowledged, true),
+        ] {
+            let heal = Heal {
+                election: claim.election.clone(),
+                lease: Lease {
+                    leader: Candidate::new("candidate", "leader").expect("valid"),
+                    token: Token::new(5).expect("in range"),
+                    value: Value::default(),
+                    elected_at: 0,
+                    remaining: MINUTE,
+                },
+                term: claim.term,
+                run: run.clone(),
+                onto,
+                bounds: unacknowledged.bounds,
+                not_after: Instant::now() + MINUTE,
+            };
+            assert_eq!(node.heal(&heal).await, Ok(written), "{onto:?}");
+            assert_eq!(leader().await, "a", "{onto:?}");
+        }
+        node.withdraw(&unacknowledged).await.expect("withdrawn");
+        assert_eq!(leader().await, "leader");
     }
 
     #[tokio::test(start_paused = true)]

@@ -29,7 +29,7 @@ use tokio::time::Instant;
 
 use super::{
     Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, Lease, LeaseNode,
-    Look, NodeError, Over, Page, Probe, Reading, Resign, ResignReply, Settings, Unmarked,
+    Look, NodeError, Onto, Over, Page, Probe, Reading, Resign, ResignReply, Settings, Unmarked,
 };
 use crate::{
     election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
@@ -503,7 +503,11 @@ impl LeaseNode for Redis {
             .arg(heal.lease.elected_at)
             .arg(self.retention_ms())
             .arg(&heal.run)
-            .arg(if heal.existing { "1" } else { "0" })
+            .arg(match heal.onto {
+                Onto::Own => "own",
+                Onto::Vacant => "vacant",
+                Onto::Unacknowledged => "unacknowledged",
+            })
             .arg(OrEmpty(heal.bounds.guard.map(millis)))
             .arg(millis(heal.bounds.vote))
             .arg(not_after);

@@ -9,7 +9,7 @@ use election_agent::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
         Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, Look, NodeError,
-        Over, Page, Reading, Registered, Resign, ResignReply, Settings, Unmarked,
+        Onto, Over, Page, Reading, Registered, Resign, ResignReply, Settings, Unmarked,
         embedded::Embedded,
         redis::{Deployment, Redis as RedisNode, Server, Use},
     },
@@ -320,11 +320,11 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
         term(terms),
         value(),
         run,
-        prop::bool::ANY,
+        prop::sample::select(vec![Onto::Own, Onto::Vacant, Onto::Unacknowledged]),
         (bounds(), not_after()),
     )
         .prop_map(
-            |(election, leader, token, term, value, run, existing, (bounds, not_after))| {
+            |(election, leader, token, term, value, run, onto, (bounds, not_after))| {
                 Op::Heal(Heal {
                     election,
                     lease: Lease {
@@ -336,7 +336,7 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                     },
                     term,
                     run: run.to_owned(),
-                    existing,
+                    onto,
                     bounds,
                     not_after,
                 })

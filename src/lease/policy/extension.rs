@@ -8,7 +8,7 @@ use super::{Call, Event, Machine, Nodes, Note, Reply, Step, View};
 use crate::{
     election::types::Token,
     lease::{
-        Extend, ExtendReply, Heal, Incarnation, Lease, Reading,
+        Extend, ExtendReply, Heal, Incarnation, Lease, Onto, Reading,
         quorum::{Error, too_slow, undecided},
         rules::{Rule, holds},
         tally::{Denial, Done, Extensions, Verdict},
@@ -231,7 +231,12 @@ impl Extending {
                 lease: lease.clone(),
                 term: self.extend.term,
                 run: incarnation.run,
-                existing: mend == Mend::Raise,
+                onto: match mend {
+                    Mend::Raise => Onto::Own,
+                    // It counts as held there: whoever has an unacknowledged lease before it might win there.
+                    Mend::Join => Onto::Vacant,
+                    Mend::Repair => Onto::Unacknowledged,
+                },
                 bounds: view.longest(),
                 not_after: lapses,
             };

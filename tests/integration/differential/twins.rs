@@ -13,7 +13,7 @@ use std::{
 };
 
 use election_agent::lease::{
-    Bounds, Extend, Grant, Heal, Lease, Look, Over, Resign,
+    Bounds, Extend, Grant, Heal, Lease, Look, Onto, Over, Resign,
     embedded::Embedded,
     redis::{Deployment, Server},
     rules::Rule,
@@ -168,10 +168,15 @@ const TWINS: &[Twin] = &[
     twin!(
         RaisingMakesNothing,
         "heal",
-        "if ARGV[9] == '1' then return 0 end",
+        "if ARGV[9] == 'own' then return 0 end",
         ""
     ),
-    twin!(RaisingMakesNothing, "heal", " or ARGV[9] == '1'", ""),
+    twin!(
+        RaisingMakesNothing,
+        "heal",
+        " or ARGV[9] ~= 'unacknowledged'",
+        ""
+    ),
     twin!(
         RepairNothingOver,
         "heal",
@@ -345,7 +350,7 @@ fn repair(n: u64) -> Step {
         },
         term: term(),
         run: OWN_RUN.to_owned(),
-        existing: false,
+        onto: Onto::Unacknowledged,
         bounds: BOUNDS,
         not_after: past() + seconds(1),
     }))

@@ -2,8 +2,8 @@
 --
 -- KEYS  1 lease  2 high-water mark  3 index  4 expiry  5 incarnation record
 -- ARGV  1 path  2 leader  3 token  4 term ms  5 value  6 elected at  7 retention ms
---       8 incarnation  9 '1' if only a lease that is there may be written  10 longest restart guard ms ('' turns
---       it off)  11 longest vote lifetime ms  12 not after: the server's ms
+--       8 incarnation  9 what may be there: 'own' lease, or 'vacant', or 'unacknowledged' of another's
+--       10 longest restart guard ms ('' turns it off)  11 longest vote lifetime ms  12 not after: the server's ms
 -- Result 1 when it is written, else 0
 --
 -- Atomic because a later grant must not be overwritten, also one that this server has forgotten: then it is
@@ -33,14 +33,14 @@ local function raised(entry)
   mine[6] = digits(math.max(now + term, tonumber(entry[6])))
 end
 if not head[1] then
-  if ARGV[9] == '1' then return 0 end
+  if ARGV[9] == 'own' then return 0 end
   write_entries(KEYS[1], {mine}, now)
 elseif head[1] == ARGV[2] and tonumber(head[2]) <= token then
   raised(entry_of(KEYS[1], now + left))
   write_entries(KEYS[1], {mine}, now)
 else
   -- What a grant that is not acknowledged has replaced, or would have: it comes back when that is rolled back.
-  if not head[3] or ARGV[9] == '1' then return 0 end
+  if not head[3] or ARGV[9] ~= 'unacknowledged' then return 0 end
   local entries = entries_below(KEYS[1])
   local last = entries[#entries]
   if last and last[7] == '' then
