@@ -12,7 +12,12 @@ on_every_store! {
 async fn of_many_candidates_exactly_one_is_elected(store: Store) {
     const ELECTIONS: usize = 50;
     const CANDIDATES: usize = 200;
-    let fixture = Fixture::on(store).await;
+    // How long ten thousand campaigns take at once is a question of the machine.
+    let patient = [
+        ("EA_REQUEST_TIMEOUT", "5m"),
+        ("EA_REDIS_OPERATION_TIMEOUT", "1m"),
+    ];
+    let fixture = Fixture::with(store, &patient).await;
     let agent = &fixture.agent;
     let campaigns = (0..CANDIDATES * ELECTIONS).map(|n| {
         let (election, candidate) = (n % ELECTIONS, n / ELECTIONS);
