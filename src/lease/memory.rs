@@ -437,9 +437,8 @@ impl Memory {
             }
         };
         let mine = |held: &Held| held.leader == lease.leader && held.token <= lease.token;
-        let existing = heal.onto == Onto::Own && holds(Rule::RaisingMakesNothing);
         let written = match self.held(election, now) {
-            None if existing => return false,
+            None if heal.onto == Onto::Own && holds(Rule::RaisingMakesNothing) => return false,
             None => repaired(None),
             Some(held) if mine(held) => repaired(Some(held)),
             // What a grant that is not acknowledged has replaced, or would have: it comes back when that is withdrawn.

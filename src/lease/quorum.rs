@@ -443,6 +443,27 @@ mod tests {
         }
     }
 
+    /// A grant for a campaign, which nobody has acknowledged.
+    fn grant_of(claim: &Claim) -> Grant {
+        Grant {
+            election: claim.election.clone(),
+            candidate: claim.candidate.clone(),
+            token: Token::new(7).expect("in range"),
+            attempt: 1,
+            term: claim.term,
+            value: Value::default(),
+            request_id: claim.request_id.clone(),
+            repeat: true,
+            elected_at: 0,
+            over: Over::Own,
+            bounds: Bounds {
+                guard: None,
+                vote: SECOND,
+            },
+            not_after: Instant::now() + SECOND,
+        }
+    }
+
     /// Notes what it is told, but not how long calls took.
     #[derive(Debug, Default)]
     struct Notes(Mutex<Vec<String>>);
@@ -484,23 +505,7 @@ mod tests {
             request_id: RequestId::new("try").expect("valid"),
             ..claim()
         };
-        let left_behind = Grant {
-            election: claim.election.clone(),
-            candidate: claim.candidate.clone(),
-            token: Token::new(7).expect("in range"),
-            attempt: 1,
-            term: claim.term,
-            value: Value::default(),
-            request_id: claim.request_id.clone(),
-            repeat: true,
-            elected_at: 0,
-            over: Over::Own,
-            bounds: Bounds {
-                guard: None,
-                vote: SECOND,
-            },
-            not_after: Instant::now() + SECOND,
-        };
+        let left_behind = grant_of(&claim);
         nodes[0].grant(&left_behind).await.expect("granted");
 
         let notes = Arc::new(Notes::default());
@@ -532,23 +537,7 @@ mod tests {
     async fn what_counts_is_written_under_no_other_lease() {
         let node = Embedded::in_memory(SETTINGS);
         let claim = claim();
-        let unacknowledged = Grant {
-            election: claim.election.clone(),
-            candidate: claim.candidate.clone(),
-            token: Token::new(7).expect("in range"),
-            attempt: 1,
-            term: claim.term,
-            value: Value::default(),
-            request_id: None,
-            repeat: true,
-            elected_at: 0,
-            over: Over::Own,
-            bounds: Bounds {
-                guard: None,
-                vote: SECOND,
-            },
-            not_after: Instant::now() + MINUTE,
-        };
+        let unacknowledged = grant_of(&claim);
         node.grant(&unacknowledged).await.expect("granted");
         let run = node.incarnation(&claim.election).expect("it has one").run;
         let leader = async || match node.read(&claim.election).await {

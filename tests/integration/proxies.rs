@@ -14,17 +14,51 @@ use tonic::transport::Endpoint;
 
 use crate::harness::{Agent, Redis, campaign, eventually, free_port};
 
-/// A proxy before two agents.
-struct Proxied {
+/// A proxy; killed when dropped.
+struct Proxy {
     child: Child,
-    agents: [Agent; 2],
-    grpc: u16,
-    http: u16,
-    _redis: Redis,
     _directory: TempDir,
 }
 
-impl Drop for Proxied {
+impl Proxy {
+    /// Runs a program with a configuration, which may name the directory that is there for it alone.
+    fn run(program: &str, configuration: impl FnOnce(&str) -> String) -> Self {
+        let directory = TempDir::new().expect("a directory");
+        let at = directory.path().display().to_string();
+        let path = directory.path().join("configuration");
+        fs::write(&path, configuration(&at)).expect("written");
+        let nginx = format!("daemon off; master_process off; pid {at}/pid; error_log {at}/log;");
+        let arguments = match program {
+            "nginx" => vec!["-g", &nginx, "-c"],
+            _ => vec!["-db", "-f"],
+        };
+        // Debian keeps servers where not every user's shell looks.
+        let search = std::env::var("PATH").unwrap_or_default();
+        let child = Command::new(program)
+            .args(arguments)
+            .arg(&path)
+            .env("PATH", format!("{search}:/usr/sbin"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program}: {error}"));
+        Self {
+            child,
+            _directory: directory,
+        }
+    }
+}
+
+/// A proxy before two agents.
+struct Proxied {
+    agents: [Agent; 2],
+    grpc: u16,
+    http: u16,
+    _proxy: Proxy,
+    _redis: Redis,
+}
+
+impl Drop for Proxy {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -61,8 +95,6 @@ impl Proxied {
         let agents = [Agent::start(&settings).await, Agent::start(&settings).await];
         let [a, b] = agents.each_ref().map(|agent| agent.address().to_string());
         let (grpc, http) = (free_port(), free_port());
-        let directory = TempDir::new().expect("a directory");
-        let at = directory.path().display();
         let listens = |port| SocketAddr::from(([127, 0, 0, 1], port)).to_string();
         let mut places = vec![
             ("10.0.0.1:8443", a.clone()),
@@ -72,51 +104,26 @@ impl Proxied {
             ("127.0.0.1:7443", listens(grpc)),
             ("127.0.0.1:7080", listens(http)),
         ];
-        if language == "nginx" {
-            // What a package keeps where only root may write.
-            let kept = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-            let kept = kept
-                .map(|what| format!("{what}_temp_path {at}/{what};"))
-                .join(" ");
-            places.push((
-                "\nhttp {\n",
-                format!("\nhttp {{\n  access_log off; {kept}\n"),
-            ));
-        }
-        let configuration = directory.path().join("configuration");
-        fs::write(&configuration, replaced(example(language), &places)).expect("written");
-        let mut command = match language {
-            "nginx" => {
-                let mut nginx = Command::new("nginx");
-                nginx.args([
-                    "-g",
-                    &format!("daemon off; master_process off; pid {at}/pid; error_log {at}/log;"),
-                ]);
-                nginx.arg("-c");
-                nginx
+        let proxy = Proxy::run(language, |at| {
+            if language == "nginx" {
+                // What a package keeps where only root may write.
+                let kept = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+                let kept = kept
+                    .map(|what| format!("{what}_temp_path {at}/{what};"))
+                    .join(" ");
+                places.push((
+                    "\nhttp {\n",
+                    format!("\nhttp {{\n  access_log off; {kept}\n"),
+                ));
             }
-            _ => {
-                let mut haproxy = Command::new("haproxy");
-                haproxy.args(["-db", "-f"]);
-                haproxy
-            }
-        };
-        // Debian keeps servers where not every user's shell looks.
-        let path = std::env::var("PATH").unwrap_or_default();
-        let child = command
-            .arg(&configuration)
-            .env("PATH", format!("{path}:/usr/sbin"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{language}: {error}"));
+            replaced(example(language), &places)
+        });
         let proxied = Self {
-            child,
             agents,
             grpc,
             http,
+            _proxy: proxy,
             _redis: redis,
-            _directory: directory,
         };
         eventually("the proxy passes requests on", async || {
             let answer = reqwest::get(proxied.url("/livez")).await.ok()?;
@@ -228,7 +235,6 @@ async fn agents_are_reached_through_nginx() {
 #[tokio::test]
 async fn checks_of_health_by_http_1_0_find_agents_well() {
     let agent = Agent::start(&[]).await;
-    let directory = TempDir::new().expect("a directory");
     let (port, stats) = (free_port(), free_port());
     let configuration = format!(
         "defaults\n mode http\n timeout connect 2s\n timeout client 9s\n timeout server 9s\n\
@@ -237,16 +243,7 @@ async fn checks_of_health_by_http_1_0_find_agents_well() {
          listen stats\n bind 127.0.0.1:{stats}\n stats enable\n stats uri /stats\n",
         agent.address(),
     );
-    let path = directory.path().join("haproxy.cfg");
-    fs::write(&path, configuration).expect("written");
-    let search = std::env::var("PATH").unwrap_or_default();
-    let mut child = Command::new("haproxy")
-        .args(["-db", "-f"])
-        .arg(&path)
-        .env("PATH", format!("{search}:/usr/sbin"))
-        .stdout(Stdio::null())
-        .spawn()
-        .expect("haproxy runs");
+    let _proxy = Proxy::run("haproxy", |_| configuration);
     eventually("it has been found well", async || {
         let answer = reqwest::get(format!("http://127.0.0.1:{stats}/stats;csv"))
             .await
@@ -257,6 +254,4 @@ async fn checks_of_health_by_http_1_0_find_agents_well() {
         server.contains("L7OK").then_some(())
     })
     .await;
-    let _ = child.kill();
-    let _ = child.wait();
 }
