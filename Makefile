@@ -47,6 +47,7 @@ fuzz: ## Fuzz what reads bytes from strangers, ten minutes for each target
 lint: ## Check format, lints, docs, and licences if cargo-deny is installed
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --workspace --features election-agent/weaken,election-agent/deep-model --locked --test model --test simulation -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
 	else echo "cargo-deny is not installed: licences and advisories are not checked"; fi

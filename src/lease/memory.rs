@@ -442,7 +442,10 @@ impl Memory {
             None => repaired(None),
             Some(held) if mine(held) => repaired(Some(held)),
             // What a grant that is not acknowledged has replaced, or would have: it comes back when that is withdrawn.
-            Some(held) if held.attempt.is_some() && heal.onto == Onto::Unacknowledged => {
+            Some(held)
+                if held.attempt.is_some()
+                    && (heal.onto == Onto::Unacknowledged || !holds(Rule::CountedRepairsOnTop)) =>
+            {
                 let mut head = held.clone();
                 let last = head.last();
                 if last

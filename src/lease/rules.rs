@@ -44,6 +44,8 @@ pub enum Rule {
     RepairInForce,
     /// Raising writes a larger token to leases that are there, and makes none.
     RaisingMakesNothing,
+    /// A repair that counts as an extension is written under no other lease.
+    CountedRepairsOnTop,
     /// A repair does not bring back what was given up or followed by a later leader.
     RepairNothingOver,
     /// A repair is made at all.
@@ -88,7 +90,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule, in the order of their declaration.
-    pub const ALL: [Self; 38] = [
+    pub const ALL: [Self; 39] = [
         Self::Drift,
         Self::HighWaterMark,
         Self::OwnLeaseGuarded,
@@ -107,6 +109,7 @@ impl Rule {
         Self::RepairKnowsBounds,
         Self::RepairInForce,
         Self::RaisingMakesNothing,
+        Self::CountedRepairsOnTop,
         Self::RepairNothingOver,
         Self::Repair,
         Self::NewNodesAreLookedAtTwice,

@@ -70,7 +70,7 @@ fn remains(world: World, budget: Budget) -> Election {
 }
 
 /// Tries every state.
-fn check(election: Election) {
+fn check(election: &Election) {
     let begun = Instant::now();
     let checker = election.clone().checker().threads(1).spawn_bfs().join();
     for property in election.properties() {
@@ -164,15 +164,15 @@ fn no_clocks() -> World {
 /// Two campaigns that meet each other in every way, and hold a second vote if the first is split.
 #[test]
 fn of_candidates_that_campaign_at_once_one_leads_and_tokens_rise() {
-    check(election(world().votes(1).ticks(2), campaigns(2)));
-    check(election(no_clocks().votes(1).ticks(2), campaigns(2)));
+    check(&election(world().votes(1).ticks(2), campaigns(2)));
+    check(&election(no_clocks().votes(1).ticks(2), campaigns(2)));
 }
 
 /// A reply is lost, a request comes twice or late, a caller goes away.
 #[test]
 fn nothing_that_the_network_or_the_callers_do_makes_two_leaders() {
-    check(election(world().votes(1).ticks(2), campaigns(1).faults(2)));
-    check(election(
+    check(&election(world().votes(1).ticks(2), campaigns(1).faults(2)));
+    check(&election(
         request_ids().votes(1).ticks(1),
         campaigns(1).faults(2),
     ));
@@ -181,7 +181,7 @@ fn nothing_that_the_network_or_the_callers_do_makes_two_leaders() {
 /// A node restarts with nothing, or with what it had at the beginning.
 #[test]
 fn nodes_that_forget_or_are_set_back_make_no_second_leader() {
-    check(election(
+    check(&election(
         world().led().votes(1).ticks(3),
         campaigns(1).restarts(1),
     ));
@@ -190,22 +190,22 @@ fn nodes_that_forget_or_are_set_back_make_no_second_leader() {
 /// Leaders that extend, and whose lease is repaired, while others campaign.
 #[test]
 fn extensions_and_repairs_make_no_second_leader() {
-    check(election(
+    check(&election(
         world().led().votes(1).ticks(3),
         campaigns(1).extensions(1),
     ));
     let budget = Budget::default().extensions(1).restarts(1).looks(1);
-    check(election(world().led().votes(1).ticks(2), budget));
+    check(&election(world().led().votes(1).ticks(2), budget));
 }
 
 /// Leaders that resign or hand over.
 #[test]
 fn resignations_and_handovers_make_no_second_leader() {
-    check(election(
+    check(&election(
         world().led().votes(1).ticks(1),
         campaigns(1).resignations(1),
     ));
-    check(election(
+    check(&election(
         world().led().votes(1).ticks(1),
         campaigns(1).handovers(1),
     ));
@@ -218,21 +218,24 @@ fn agents_that_differ_make_no_second_leader() {
         terms: [2, 3],
         ..world().agents(unequal(late)).votes(1).ticks(3)
     };
-    check(election(unequal(false), campaigns(1).restarts(1)));
-    check(election(unequal(true), campaigns(1).restarts(1).looks(1)));
+    check(&election(unequal(false), campaigns(1).restarts(1)));
+    check(&election(unequal(true), campaigns(1).restarts(1).looks(1)));
 }
 
 /// Agents pass from one list of nodes to another.
 #[test]
 fn agents_with_both_lists_and_with_the_new_one_make_no_second_leader() {
-    check(election(passing().votes(1).ticks(2), campaigns(2)));
+    check(&election(passing().votes(1).ticks(2), campaigns(2)));
 }
 
 /// From every state that faults and restarts lead to.
 #[test]
 fn nothing_is_left_behind_and_a_vacant_election_can_be_won() {
-    check(remains(world().votes(1).ticks(1), campaigns(1).faults(1)));
-    check(remains(world().votes(1).ticks(2), campaigns(1).restarts(1)));
+    check(&remains(world().votes(1).ticks(1), campaigns(1).faults(1)));
+    check(&remains(
+        world().votes(1).ticks(2),
+        campaigns(1).restarts(1),
+    ));
 }
 
 /// What holds in small worlds holds in larger ones.
@@ -244,26 +247,26 @@ fn what_holds_holds_in_larger_worlds() {
             terms: [2, 3],
             ..world().agents(unequal(late)).votes(1).ticks(4)
         };
-        check(election(unequal, campaigns(2).looks(u8::from(late))));
+        check(&election(unequal, campaigns(2).looks(u8::from(late))));
     }
-    check(election(world().votes(1), campaigns(3)));
-    check(election(world(), campaigns(2).faults(1)));
-    check(election(request_ids(), campaigns(2).faults(1)));
-    check(election(world().votes(1), campaigns(2).restarts(1)));
-    check(election(
+    check(&election(world().votes(1), campaigns(3)));
+    check(&election(world(), campaigns(2).faults(1)));
+    check(&election(request_ids(), campaigns(2).faults(1)));
+    check(&election(world().votes(1), campaigns(2).restarts(1)));
+    check(&election(
         world().led().votes(1),
         campaigns(1).extensions(2).restarts(1),
     ));
-    check(election(
+    check(&election(
         world().led().votes(1),
         campaigns(2).resignations(1),
     ));
-    check(election(
+    check(&election(
         world().led().votes(1),
         campaigns(1).handovers(1).extensions(1),
     ));
-    check(election(passing(), campaigns(2)));
-    check(remains(world().votes(1).ticks(3), campaigns(2).faults(1)));
+    check(&election(passing(), campaigns(2)));
+    check(&remains(world().votes(1).ticks(3), campaigns(2).faults(1)));
 }
 
 #[test]

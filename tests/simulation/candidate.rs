@@ -175,7 +175,7 @@ impl Candidate {
                     return None;
                 }
                 self.gave_up = false;
-                self.record.elected(&self.name, Some(token), until);
+                self.record.elected(&self.name, Some(token), asked, until);
                 Some(Leading {
                     token: Some(token),
                     until,

@@ -1,7 +1,8 @@
 //! What happened in a run, and whether it kept the promises:
 //!
 //! - at most one candidate may act as leader at any instant, unless clocks jump forward during its term;
-//! - every grant's token is larger than that of every grant answered before;
+//! - every grant's token is larger than that of every grant answered before, or, if clocks jump forward during its term,
+//!   before it was asked for;
 //! - nobody is said to lead who has been told of nothing that is still in force.
 
 use std::{
@@ -28,7 +29,8 @@ struct Inner {
     leads: BTreeMap<String, Instant>,
     /// Until when each candidate may be said to lead, as far as it has been told or has asked.
     may_lead: BTreeMap<String, Instant>,
-    last_token: Option<Token>,
+    /// The tokens of grants, and when each was told.
+    tokens: Vec<(Instant, Token)>,
     events: Vec<String>,
     totals: Totals,
 }
@@ -52,7 +54,7 @@ impl Default for Record {
                 tokens_alone: false,
                 leads: BTreeMap::new(),
                 may_lead: BTreeMap::new(),
-                last_token: None,
+                tokens: Vec::new(),
                 events: Vec::new(),
                 totals: Totals::default(),
             })),
@@ -72,20 +74,31 @@ impl Record {
         self.inner.lock().expect("not poisoned")
     }
 
-    /// The candidate has just been told that it leads until then, with this token if it knows it.
-    pub(crate) fn elected(&self, name: &str, token: Option<Token>, until: Instant) {
+    /// The candidate, which asked then, has just been told that it leads until then, with this token if it knows it.
+    pub(crate) fn elected(&self, name: &str, token: Option<Token>, asked: Instant, until: Instant) {
         let mut inner = self.lock();
         inner.totals.grants += 1;
         inner.event(&format!("{name} elected with {token:?}"));
         inner.leads(name, until);
-        if let Some(token) = token {
-            let last = inner.last_token.replace(token);
-            assert!(
-                last.is_none_or(|last| token > last),
-                "token {token} of {name} after {last:?}:\n{}",
-                inner.history()
-            );
-        }
+        let Some(token) = token else {
+            return;
+        };
+        let before = match inner.tokens_alone {
+            true => asked,
+            false => Instant::now(),
+        };
+        let earlier = inner.tokens.iter();
+        let wrong = earlier.filter(|(told, theirs)| match *told <= before {
+            true => token <= *theirs,
+            false => token == *theirs,
+        });
+        let wrong: Vec<_> = wrong.map(|(_, theirs)| *theirs).collect();
+        assert!(
+            wrong.is_empty(),
+            "token {token} of {name} after {wrong:?}:\n{}",
+            inner.history()
+        );
+        inner.tokens.push((Instant::now(), token));
     }
 
     /// The leader has just been told that it leads until then.

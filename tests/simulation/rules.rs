@@ -49,6 +49,7 @@ fn scenario(rule: Rule) -> Scenario {
         Rule::RepairKnowsBounds => scenario!(repairs::longer_votes_are_not_known),
         Rule::RepairInForce => scenario!(repairs::repair_is_late),
         Rule::RaisingMakesNothing => scenario!(repairs::raised_lease_is_gone),
+        Rule::CountedRepairsOnTop => scenario!(lists::new_list_has_a_grant_nobody_knows),
         Rule::RepairNothingOver => scenario!(repairs::repair_after_the_resignation),
         Rule::Repair => scenario!(repairs::server_lacks_the_lease),
         Rule::NewNodesAreLookedAtTwice => scenario!(new_nodes::marked_while_it_looks),

@@ -207,7 +207,8 @@ pub(crate) async fn run(seed: u64) -> Record {
 }
 
 /// The agents that can be asked. While the list is being changed, servers may refuse those that have come with the
-/// next one, at the longest for as long as a guard after an agent had both lists.
+/// next one: for as long as a guard after they have read what an agent with both lists sent, which a paused one does
+/// late, and the agents remember for as long again that they were refused.
 async fn ready(agents: &Agents, record: &Record, world: World) -> Agents {
     let serving = || {
         agents
@@ -217,7 +218,7 @@ async fn ready(agents: &Agents, record: &Record, world: World) -> Agents {
     if world.change.is_none() {
         return Arc::new(serving().cloned().collect());
     }
-    let gives_up = Instant::now() + 2 * LONGEST_TERM;
+    let gives_up = Instant::now() + 2 * LONGEST_TERM + LONGEST_VOTE;
     loop {
         let mut ready = Vec::new();
         for agent in serving() {

@@ -118,7 +118,7 @@ impl Scene {
         {
             // A retry gets the token that it had.
             let token = Some(*token).filter(|_| id.is_empty());
-            self.record.elected(name, token, asked + *valid_for);
+            self.record.elected(name, token, asked, asked + *valid_for);
         }
         answer
     }

@@ -153,7 +153,8 @@ impl Steady {
             let deadline = asked + Duration::from_secs(3);
             let answer = self.agent.elections.campaign(request, deadline).await;
             if let Ok(Outcome::Elected { token, valid_for }) = answer {
-                self.record.elected(NAME, Some(token), asked + valid_for);
+                self.record
+                    .elected(NAME, Some(token), asked, asked + valid_for);
                 return token;
             }
             sleep(Duration::from_millis(50)).await;

@@ -172,7 +172,7 @@ const TWINS: &[Twin] = &[
         ""
     ),
     twin!(
-        RaisingMakesNothing,
+        CountedRepairsOnTop,
         "heal",
         " or ARGV[9] ~= 'unacknowledged'",
         ""

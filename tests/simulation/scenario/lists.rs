@@ -2,7 +2,9 @@
 
 use election_agent::lease::policy::{Electorate, Nodes};
 
-use super::{LONGEST, SECOND, Scene};
+use tokio::time::{Instant, sleep};
+
+use super::{LONGEST, SECOND, Scene, at, ended, ms};
 use crate::{
     agent::{Plan, clock},
     handle::{Fate, To},
@@ -65,4 +67,42 @@ pub(crate) async fn new_list_is_used_too_early() {
     }
     scene.wins_without(&before, "c1", 6_000, &[]).await;
     scene.campaigns_while_leads(&early, "c2", "c1").await;
+}
+
+/// A server that is the whole new list lacks the leader's lease. Before that is written there, a candidate is granted
+/// one that nobody knows of, which it finds again when it asks once more.
+pub(crate) async fn new_list_has_a_grant_nobody_knows() {
+    let scene = Scene::of(4);
+    scene.agent_of(LONGEST, SECOND).await;
+    let before = Plan::new(LONGEST, SECOND).agent(&scene.servers[..3]);
+    let electorate = Electorate::joint(Nodes::first(3), Nodes::one(3));
+    let plan = Plan::new(LONGEST, SECOND);
+    let passing = plan.agent_of(&scene.servers, electorate, clock(vec![0]));
+    let dies = plan.agent(&scene.servers[3..]);
+    let arrived = plan.agent(&scene.servers[3..]);
+    for agent in [&before, &passing, &dies, &arrived] {
+        for _ in 0..3 {
+            agent.quorum.status().await;
+        }
+    }
+    let t = Instant::now();
+    let token = scene.wins_without(&before, "c1", 1_100, &[]).await;
+    passing.handles[3].plan(To::Heal, Fate::Late(ms(100), ms(1)));
+    let (asking, through) = (scene.clone(), passing.clone());
+    let extending = tokio::spawn(async move {
+        // Whether it succeeds is what this is about.
+        let _ = asking
+            .extend(&through, "c1", Some(token), 6_000, SECOND)
+            .await;
+    });
+    sleep(ms(50)).await;
+    dies.handles[0].plan(To::Grant, Fate::Unanswered);
+    let (asking, through) = (scene.clone(), dies.clone());
+    tokio::spawn(async move { asking.campaign(&through, "c2", 5_000).await });
+    sleep(ms(10)).await;
+    dies.handles[0].cut(true);
+    ended(extending).await;
+    at(t, 1_200).await;
+    let elected = scene.campaign(&arrived, "c2", 5_000).await;
+    assert!(elected.is_some(), "nobody else has the new list's server");
 }

@@ -124,7 +124,7 @@ pub(crate) async fn votes_are_counted_late() {
     }
     for step in steps {
         if let Step::Answer(Ok(Claimed::Won { token, valid_for })) = step {
-            scene.record.elected("c2", Some(token), t + valid_for);
+            scene.record.elected("c2", Some(token), t, t + valid_for);
         }
     }
 }

@@ -41,7 +41,7 @@ async fn hands_over(
     let deadline = asked + PATIENCE;
     let answer = agent.elections.handover(handover, false, deadline).await;
     if answer == Ok(Ok(())) {
-        scene.record.elected("c2", None, asked + SECOND);
+        scene.record.elected("c2", None, asked, asked + SECOND);
     }
     answer
 }
