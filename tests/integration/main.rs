@@ -24,6 +24,7 @@ mod duplicates;
 mod durability;
 mod faults;
 mod forgotten;
+mod full_disk;
 mod harness;
 mod kubernetes_server;
 mod late;
