@@ -248,6 +248,7 @@ impl Elections {
         let Some(ledger) = &self.ledger else { return };
         let outcome = match result {
             Ok(answer) => entry(ledger, answer),
+            Err(Error::StoreFull) => ledger::Outcome::StoreFull,
             Err(_) => ledger::Outcome::Unavailable,
         };
         ledger.came_of(request, outcome);

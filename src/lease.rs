@@ -42,8 +42,8 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 /// # What every operation promises
 /// - *Atomic*: it takes effect wholly at one instant or not at all, whatever else runs.
 /// - *Honest*: an `Ok` reply means that it took effect and, for a durable node, is on disk. An
-///   [`Err`](NodeError) means that it may or may not have taken effect, now or later: the caller must
-///   treat it as unknown.
+///   [`Err`](NodeError) means that it may or may not have taken effect, now or later, unless it says otherwise: the
+///   caller must treat it as unknown.
 /// - *Expiry counts from the operation*: a lease written or renewed for a term is held for at least
 ///   that long, by a clock whose rate is right within the drift allowance.
 /// - *Never shorter*: no operation but [`resign`](Self::resign), [`withdraw`](Self::withdraw) and a
@@ -51,6 +51,9 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 ///   grants: then the node's clock has been set back since.
 /// - *Not after*: a [`grant`](Self::grant) and a [`heal`](Self::heal) take no effect after their
 ///   `not_after`, by the node's own clock.
+/// - *Full is no silence*: a node whose memory is full refuses grants of vacant elections and repairs that would take
+///   more of it ([`NodeError::Full`]). It goes on to extend, to resign, to withdraw and to read, and says whose an
+///   election is.
 /// - *Cancel-safe*: dropping the future has the same effect as an `Err`.
 ///
 /// A node does not bound the time an operation takes; the quorum does.
@@ -478,6 +481,9 @@ pub enum NodeError {
     /// What was asked did not reach the node, and never will.
     #[error("{0}")]
     NotSent(String),
+    /// The node's memory is full: it refused what was asked before it had changed anything.
+    #[error("{0}")]
+    Full(String),
     /// What was asked may or may not have happened, or may happen yet.
     #[error("{0}")]
     Unknown(String),

@@ -86,6 +86,13 @@ pub enum Error {
         /// When trying again may help, if known.
         retry_after: Option<Duration>,
     },
+    /// The memory of so many nodes is full that no majority can store one more grant. This one was not granted; what
+    /// some nodes have stored of it is being taken back. Leaders extend and resign as ever.
+    #[error(
+        "store full: the memory of the lease nodes has no room for another election: give up elections that are no \
+         longer needed, or try again when others have been given up; /readyz and the agent's log name the nodes"
+    )]
+    StoreFull,
     /// The caller's deadline came first: the outcome is not known.
     #[error("the deadline passed before a quorum of lease nodes answered")]
     DeadlineExceeded,

@@ -24,6 +24,7 @@ mod duplicates;
 mod durability;
 mod faults;
 mod forgotten;
+mod full;
 mod harness;
 mod kubernetes_server;
 mod late;

@@ -23,7 +23,7 @@ const BUCKETS: &[f64] = &[
 ];
 
 /// What may be wrong with calls: the values of the label.
-const ERRORS: [&str; 3] = ["timeout", "failed", "not_sent"];
+const ERRORS: [&str; 4] = ["timeout", "failed", "not_sent", "full"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfNode {
@@ -176,6 +176,7 @@ impl Observer for Counting {
             Called::Timeout => Some(0),
             Called::Failed => Some(1),
             Called::NotSent => Some(2),
+            Called::Full => Some(3),
         };
         if let Some(error) = error {
             calls.errors[error].inc();
@@ -236,6 +237,7 @@ mod tests {
             Called::GivenUp,
             Called::Failed,
             Called::NotSent,
+            Called::Full,
         ] {
             observer.called(1, Operation::Extend, outcome, took);
         }
@@ -246,13 +248,14 @@ mod tests {
         observer.healed(1);
         let lines = lines(&metrics);
         for line in [
-            "node_call_duration_seconds_count{node=\"b:1\",operation=\"extend\"} 4",
+            "node_call_duration_seconds_count{node=\"b:1\",operation=\"extend\"} 5",
             "node_call_duration_seconds_bucket{le=\"0.01\",node=\"b:1\",operation=\"extend\"} 0",
-            "node_call_duration_seconds_bucket{le=\"0.025\",node=\"b:1\",operation=\"extend\"} 4",
+            "node_call_duration_seconds_bucket{le=\"0.025\",node=\"b:1\",operation=\"extend\"} 5",
             "node_call_duration_seconds_count{node=\"a:1\",operation=\"extend\"} 0",
             "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"timeout\"} 1",
             "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"failed\"} 1",
             "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"not_sent\"} 1",
+            "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"full\"} 1",
             "token_retries_total 1",
             "split_votes_total 0",
             "withdrawals_total 2",

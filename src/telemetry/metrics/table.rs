@@ -232,7 +232,8 @@ fn labels() -> [(&'static str, String); 13] {
         (
             "error",
             "`timeout` (`EA_REDIS_OPERATION_TIMEOUT` passed; a caller's own deadline that came first is no error of \
-             the node's), `failed` (not known what the node did), `not_sent`"
+             the node's), `failed` (not known what the node did), `not_sent`, `full` (no memory for more; \
+             nothing was done)"
                 .to_owned(),
         ),
         (

@@ -50,6 +50,8 @@ if ARGV[7] ~= '1' then
   return told(known[1] and '0' or '', run(), guard, guard_at, tonumber(known[4] or 0), tonumber(known[5] or now))
 end
 
+-- A server whose memory is full still extends and reads.
+go_on_when_full(KEYS[1])
 local record = incarnation(KEYS[1], math.max(tonumber(ARGV[1]) or 0, tonumber(ARGV[3]), legacy_guard))
 if not record then return told('', run(), legacy_guard, legacy_at, 0, now) end
 -- The longest counts: it makes this incarnation's wait longer, if it has one. It is forgotten when nobody has asked
