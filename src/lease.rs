@@ -473,6 +473,43 @@ pub struct Probe {
     pub unfit: Option<String>,
     /// What does not work although the node can be used.
     pub degraded: Option<String>,
+    /// How much memory the node's servers use; of several, the fullest one. [`None`] of a node in the agent's process.
+    pub memory: Option<Memory>,
+}
+
+/// How much memory a server uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// The server.
+    pub server: String,
+    /// What counts against the limit, in bytes.
+    pub used: u64,
+    /// The limit in bytes; 0 without one.
+    pub max: u64,
+}
+
+/// The share of its memory above which a server is nearly full.
+const NEARLY_FULL: f64 = 0.9;
+
+impl Memory {
+    /// The share of the limit that is used, which may be more than 1; [`None`] without a limit.
+    #[must_use]
+    pub fn share(&self) -> Option<f64> {
+        (self.max > 0).then(|| self.used as f64 / self.max as f64)
+    }
+
+    /// What to tell operators of a server that is full, or nearly so.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let share = self.share().filter(|share| *share > NEARLY_FULL)?;
+        Some(format!(
+            "{}: {:.0} % of its maxmemory is used ({} of {} bytes): it refuses new elections when it is full",
+            self.server,
+            100.0 * share,
+            self.used,
+            self.max
+        ))
+    }
 }
 
 /// A node gave no answer. The text is for operators; it holds no credentials.

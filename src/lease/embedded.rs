@@ -324,6 +324,7 @@ impl LeaseNode for Embedded {
             identity: None,
             unfit: None,
             degraded: None,
+            memory: None,
         })
     }
 

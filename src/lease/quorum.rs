@@ -23,7 +23,7 @@ use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Extend, Lease, LeaseNode, NodeError, Over, Page, Probe, Reading, Resign,
+    Extend, Lease, LeaseNode, Memory, NodeError, Over, Page, Probe, Reading, Resign,
     guard::{Markers, RestartGuard},
     merge::merge,
     policy::{
@@ -151,6 +151,26 @@ pub struct NodeStatus {
     pub name: String,
     /// What it says of itself, or why it says nothing.
     pub probe: Result<Probe, NodeError>,
+    /// Whether it refused something lately as its memory was full.
+    pub was_full: bool,
+}
+
+impl NodeStatus {
+    /// What does not work, or soon will not, although the node can be used; for operators.
+    #[must_use]
+    pub fn degraded(&self) -> Option<String> {
+        let probe = self.probe.as_ref().ok()?;
+        let refused = || {
+            let name = &self.name;
+            self.was_full.then(|| {
+                format!("{name}: its memory was full in the last minute: it refused new elections")
+            })
+        };
+        let memory = probe.memory.as_ref().and_then(Memory::warning);
+        let parts = [probe.degraded.clone(), memory, refused()];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
 }
 
 /// The nodes, and what is needed to decide with them. Cheap to clone.

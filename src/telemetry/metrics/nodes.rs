@@ -58,6 +58,8 @@ pub(super) struct Nodes {
     disconnected: Gauge,
     up: Family<OfNode, Flag>,
     guard: Family<OfNode, Seconds>,
+    memory_used: Family<OfNode, Gauge>,
+    memory_max: Family<OfNode, Gauge>,
     durations: Family<CallTo, Durations, Made>,
     errors: Family<Failed, Counter>,
     token_retries: Counter,
@@ -72,6 +74,8 @@ impl Nodes {
             disconnected: Gauge::default(),
             up: Family::default(),
             guard: Family::default(),
+            memory_used: Family::default(),
+            memory_max: Family::default(),
             durations: Family::new_with_constructor(Made),
             errors: Family::default(),
             token_retries: Counter::default(),
@@ -82,6 +86,8 @@ impl Nodes {
         registrar.register(&table::DISCONNECTED, nodes.disconnected.clone());
         registrar.register(&table::NODE_UP, nodes.up.clone());
         registrar.register(&table::NODE_GUARD, nodes.guard.clone());
+        registrar.register(&table::NODE_MEMORY_USED, nodes.memory_used.clone());
+        registrar.register(&table::NODE_MEMORY_MAX, nodes.memory_max.clone());
         registrar.register(&table::NODE_DURATION, nodes.durations.clone());
         registrar.register(&table::NODE_ERRORS, nodes.errors.clone());
         registrar.register(&table::TOKEN_RETRIES, nodes.token_retries.clone());
@@ -103,13 +109,30 @@ impl Nodes {
             self.up
                 .get_or_create(&node)
                 .set(i64::from(status.probe.is_ok()));
-            match status.probe.as_ref().ok().and_then(|probe| probe.guard) {
+            // A number that is no longer known is worse than none.
+            let probe = status.probe.as_ref().ok();
+            match probe.and_then(|probe| probe.guard) {
                 Some(left) => {
                     self.guard.get_or_create(&node).set(left.as_secs_f64());
                 }
-                // A number that is no longer known is worse than none.
                 None => {
                     self.guard.remove(&node);
+                }
+            }
+            let memory = probe.and_then(|probe| probe.memory.as_ref());
+            let limit = memory.filter(|memory| memory.max > 0);
+            for (gauge, bytes) in [
+                (&self.memory_used, memory.map(|memory| memory.used)),
+                (&self.memory_max, limit.map(|memory| memory.max)),
+            ] {
+                match bytes {
+                    Some(bytes) => {
+                        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                        gauge.get_or_create(&node).set(bytes);
+                    }
+                    None => {
+                        gauge.remove(&node);
+                    }
                 }
             }
         }
@@ -280,10 +303,12 @@ mod tests {
             identity: None,
             unfit: None,
             degraded: None,
+            memory: None,
         };
         let mut node = NodeStatus {
             name: "a:1".to_owned(),
             probe: Ok(probe),
+            was_full: false,
         };
         let guard = "election_agent_node_guard_remaining_seconds{node=\"a:1\"} ";
         let up = "election_agent_node_up{node=\"a:1\"} ";
