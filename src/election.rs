@@ -5,6 +5,7 @@
 //! gRPC nor HTTP nor Redis.
 
 pub mod ledger;
+pub mod quota;
 pub mod types;
 
 use std::time::Duration;

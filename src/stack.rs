@@ -176,7 +176,7 @@ mod tests {
     }
 
     /// The error table as existing clients know it; a change here is a change of the contract.
-    const TABLE: [(Code, tonic::Code, u16); 15] = [
+    const TABLE: [(Code, tonic::Code, u16); 16] = [
         (Code::InvalidArgument, tonic::Code::InvalidArgument, 400),
         (Code::Unauthenticated, tonic::Code::Unauthenticated, 401),
         (Code::PermissionDenied, tonic::Code::PermissionDenied, 403),
@@ -190,6 +190,7 @@ mod tests {
             415,
         ),
         (Code::RateLimited, tonic::Code::ResourceExhausted, 429),
+        (Code::OverQuota, tonic::Code::ResourceExhausted, 429),
         (Code::Overloaded, tonic::Code::ResourceExhausted, 429),
         (Code::Disabled, tonic::Code::Unimplemented, 501),
         (Code::Unavailable, tonic::Code::Unavailable, 503),

@@ -73,6 +73,8 @@ table! {
     UnsupportedMediaType => InvalidArgument, UNSUPPORTED_MEDIA_TYPE;
     /// The caller asks too often; nothing was changed.
     RateLimited => ResourceExhausted, TOO_MANY_REQUESTS;
+    /// The caller holds as many elections as it may, or all callers do of the kind; nothing was changed.
+    OverQuota => ResourceExhausted, TOO_MANY_REQUESTS;
     /// The agent has too much to do; nothing was changed.
     Overloaded => ResourceExhausted, TOO_MANY_REQUESTS;
     /// This agent does not offer that; nothing was changed.
@@ -90,6 +92,19 @@ table! {
 
 /// The header that says when to try again.
 const GRPC_RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+impl Code {
+    /// The row that an answer is, whatever its protocol; [`None`] of one that is no error of the table.
+    #[must_use]
+    pub fn of<B>(response: &http::Response<B>) -> Option<Self> {
+        let named = || {
+            let name = response.headers().get(GRPC_CODE)?;
+            let mut all = Self::ALL.iter();
+            all.find(|code| name == code.name()).copied()
+        };
+        response.extensions().get().copied().or_else(named)
+    }
+}
 
 /// The header that names the row to gRPC callers: several rows share a gRPC status.
 const GRPC_CODE: &str = "x-election-agent-code";
@@ -233,6 +248,13 @@ impl From<gate::Error> for Problem {
     fn from(error: gate::Error) -> Self {
         match error {
             gate::Error::Denied(what) => Self::new(Code::PermissionDenied, what),
+            gate::Error::OverQuota {
+                message,
+                setting,
+                limit,
+            } => Self::new(Code::OverQuota, message)
+                .with("setting", setting)
+                .with("limit", limit),
             gate::Error::Election(error) => error.into(),
             gate::Error::Pods(error) => error.into(),
         }

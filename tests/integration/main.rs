@@ -38,6 +38,7 @@ mod observability;
 mod pods;
 mod proxies;
 mod quorum;
+mod quotas;
 mod reflection;
 mod refusals;
 mod repair;
