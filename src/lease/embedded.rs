@@ -348,6 +348,7 @@ impl LeaseNode for Embedded {
             identity: None,
             unfit: None,
             degraded: None,
+            memory: None,
         })
     }
 

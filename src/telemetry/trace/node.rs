@@ -117,6 +117,7 @@ impl Traced {
         asked.answered(match &reply {
             Ok(reply) => Ok(outcome(reply)),
             Err(NodeError::NotSent(_)) => Err("not_sent"),
+            Err(NodeError::Full(_)) => Err("full"),
             Err(NodeError::Unknown(_)) => Err("failed"),
         });
         reply
