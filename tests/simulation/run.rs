@@ -200,7 +200,8 @@ pub(crate) async fn run(seed: u64) -> Record {
     let alive = ready(&agents, &record, world).await;
     nothing_is_left(&alive, &record, &mut rng, world).await;
     if alive.iter().all(Agent::spares_one) {
-        let steady = Steady::new(&mut rng, &alive, &record, !world.forgetful);
+        let clocks_step = !world.forgetful || world.forward != Forward::Never;
+        let steady = Steady::new(&mut rng, &alive, &record, clocks_step);
         steady.keeps_its_lease_everywhere().await;
     }
     record

@@ -35,7 +35,7 @@ pub(crate) struct Steady {
     /// Whether others campaign so fast that more of their grants wait for the server that stands still than a lease
     /// keeps apart: the oldest counts as acknowledged then, and stands in the way of a repair until it lapses.
     fast: bool,
-    /// Whether the clocks of agents step.
+    /// Whether the clocks of agents step, or those of servers.
     clocks_step: bool,
     agent: Agent,
     agents: Agents,
