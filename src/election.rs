@@ -5,6 +5,7 @@
 //! gRPC nor HTTP nor Redis.
 
 pub mod ledger;
+pub mod quota;
 pub mod types;
 
 use std::time::Duration;
@@ -248,6 +249,7 @@ impl Elections {
         let Some(ledger) = &self.ledger else { return };
         let outcome = match result {
             Ok(answer) => entry(ledger, answer),
+            Err(Error::StoreFull) => ledger::Outcome::StoreFull,
             Err(_) => ledger::Outcome::Unavailable,
         };
         ledger.came_of(request, outcome);

@@ -42,8 +42,8 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 /// # What every operation promises
 /// - *Atomic*: it takes effect wholly at one instant or not at all, whatever else runs.
 /// - *Honest*: an `Ok` reply means that it took effect and, for a durable node, is on disk. An
-///   [`Err`](NodeError) means that it may or may not have taken effect, now or later: the caller must
-///   treat it as unknown.
+///   [`Err`](NodeError) means that it may or may not have taken effect, now or later, unless it says otherwise: the
+///   caller must treat it as unknown.
 /// - *Expiry counts from the operation*: a lease written or renewed for a term is held for at least
 ///   that long, by a clock whose rate is right within the drift allowance.
 /// - *Never shorter*: no operation but [`resign`](Self::resign), [`withdraw`](Self::withdraw) and a
@@ -51,6 +51,9 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 ///   grants: then the node's clock has been set back since.
 /// - *Not after*: a [`grant`](Self::grant) and a [`heal`](Self::heal) take no effect after their
 ///   `not_after`, by the node's own clock.
+/// - *Full is no silence*: a node whose memory is full refuses grants of vacant elections and repairs that would take
+///   more of it ([`NodeError::Full`]). It goes on to extend, to resign, to withdraw and to read, and says whose an
+///   election is.
 /// - *Cancel-safe*: dropping the future has the same effect as an `Err`.
 ///
 /// A node does not bound the time an operation takes; the quorum does.
@@ -491,6 +494,43 @@ pub struct Probe {
     pub unfit: Option<String>,
     /// What does not work although the node can be used.
     pub degraded: Option<String>,
+    /// How much memory the node's servers use; of several, the fullest one. [`None`] of a node in the agent's process.
+    pub memory: Option<Memory>,
+}
+
+/// How much memory a server uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// The server.
+    pub server: String,
+    /// What counts against the limit, in bytes.
+    pub used: u64,
+    /// The limit in bytes; 0 without one.
+    pub max: u64,
+}
+
+/// The share of its memory above which a server is nearly full.
+const NEARLY_FULL: f64 = 0.9;
+
+impl Memory {
+    /// The share of the limit that is used, which may be more than 1; [`None`] without a limit.
+    #[must_use]
+    pub fn share(&self) -> Option<f64> {
+        (self.max > 0).then(|| self.used as f64 / self.max as f64)
+    }
+
+    /// What to tell operators of a server that is full, or nearly so.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let share = self.share().filter(|share| *share > NEARLY_FULL)?;
+        Some(format!(
+            "{}: {:.0} % of its maxmemory is used ({} of {} bytes): it refuses new elections when it is full",
+            self.server,
+            100.0 * share,
+            self.used,
+            self.max
+        ))
+    }
 }
 
 /// A node gave no answer. The text is for operators; it holds no credentials.
@@ -499,6 +539,9 @@ pub enum NodeError {
     /// What was asked did not reach the node, and never will.
     #[error("{0}")]
     NotSent(String),
+    /// The node's memory is full: it refused what was asked before it had changed anything.
+    #[error("{0}")]
+    Full(String),
     /// What was asked may or may not have happened, or may happen yet.
     #[error("{0}")]
     Unknown(String),

@@ -7,6 +7,7 @@
 //! with GOAWAY; over HTTP/1.1, when it is old, after an answer with `Connection: close`. Requests under way are
 //! answered first.
 
+mod addresses;
 pub mod admission;
 mod frames;
 mod head;

@@ -176,7 +176,7 @@ mod tests {
     }
 
     /// The error table as existing clients know it; a change here is a change of the contract.
-    const TABLE: [(Code, tonic::Code, u16); 14] = [
+    const TABLE: [(Code, tonic::Code, u16); 16] = [
         (Code::InvalidArgument, tonic::Code::InvalidArgument, 400),
         (Code::Unauthenticated, tonic::Code::Unauthenticated, 401),
         (Code::PermissionDenied, tonic::Code::PermissionDenied, 403),
@@ -190,9 +190,11 @@ mod tests {
             415,
         ),
         (Code::RateLimited, tonic::Code::ResourceExhausted, 429),
+        (Code::OverQuota, tonic::Code::ResourceExhausted, 429),
         (Code::Overloaded, tonic::Code::ResourceExhausted, 429),
         (Code::Disabled, tonic::Code::Unimplemented, 501),
         (Code::Unavailable, tonic::Code::Unavailable, 503),
+        (Code::StoreFull, tonic::Code::Unavailable, 503),
         (Code::DeadlineExceeded, tonic::Code::DeadlineExceeded, 504),
         (Code::Internal, tonic::Code::Internal, 500),
     ];
@@ -232,6 +234,7 @@ mod tests {
                     ""
                 };
                 assert_eq!(of(&response, "grpc-retry-pushback-ms"), pushback);
+                assert_eq!(of(&response, "x-election-agent-code"), format!("{code:?}"));
                 let body = response.into_body().collect().await.expect("a body");
                 assert!(
                     body.trailers().is_none(),
@@ -243,9 +246,9 @@ mod tests {
             let response = refused(problem, "application/json").await;
             assert_eq!(response.status().as_u16(), http, "{code:?}");
             assert_eq!(of(&response, "content-type"), "application/problem+json");
-            let retry = match http {
-                429 => "1",
-                503 => "2",
+            let retry = match (code, http) {
+                (_, 429) => "1",
+                (Code::Unavailable, _) => "2",
                 _ => "",
             };
             assert_eq!(of(&response, "retry-after"), retry, "{code:?}");

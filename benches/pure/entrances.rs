@@ -60,7 +60,13 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let runtime = runtime();
     let (deadline, until) = runtime.block_on(async { (deadline().await, Instant::now() + HOUR) });
     let elections = Elections::new(of(1), HOUR);
-    let gate = Gate::new(elections, Lookup::off("there are no pods"), None, false);
+    let gate = Gate::new(
+        elections,
+        Lookup::off("there are no pods"),
+        None,
+        None,
+        false,
+    );
     let campaign = |name: &str| Campaign {
         election: election(ELECTION),
         candidate: candidate(name),

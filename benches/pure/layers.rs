@@ -38,6 +38,7 @@ use election_agent::{
 use http::{Request, StatusCode, Version, header, request::Parts};
 use tokio::{runtime::Runtime, sync::watch};
 use tower::{Service, ServiceExt as _, service_fn};
+use tracing_subscriber::{layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::measure::{calls, group, runtime};
 

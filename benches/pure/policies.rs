@@ -9,7 +9,7 @@ use election_agent::{
         Identity, Mode,
         policy::{Action, Policies, Question, Resource},
     },
-    election::types::Candidate,
+    election::{quota::Held, types::Candidate},
 };
 
 use crate::{
@@ -28,6 +28,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             resource: Resource::Election(&election),
             candidate: Some(candidate),
             current_leader: None,
+            held: Held::default(),
         };
         assert!(policies.decide(&question).allowed());
     };

@@ -24,7 +24,10 @@ use crate::{
         reviews::Reviewer,
     },
     config::{Auth, Config, Store, list},
-    election::Elections,
+    election::{
+        Elections,
+        quota::{self, Quotas},
+    },
     kube::Lookup,
     layers::{rate_limit::RateLimiter, trace::TraceLayer},
     lease::{
@@ -101,6 +104,7 @@ impl Tree {
             Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger(&metrics)),
             lookup.clone(),
             policies.clone(),
+            quotas(config),
             config.limits.allow_forced_handover,
         );
         let pods = lookup.clone();
@@ -294,6 +298,13 @@ async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
         kubernetes,
         mtls: auth.mtls,
     })
+}
+
+/// Counts who holds how many elections, where that is limited or policies may ask.
+fn quotas(config: &Config) -> Option<Quotas> {
+    let limits = config.limits.held;
+    let asked = limits != quota::Limits::default() || config.auth.policies.is_some();
+    asked.then(|| Quotas::new(limits))
 }
 
 /// What callers may do; `None`: anything.

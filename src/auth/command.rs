@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Arg, ArgAction, ArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, value_parser};
 
 use super::{
     Identity, Mode,
@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     config::Auth,
-    election::types::{Candidate, ElectionId, Invalid, Kind},
+    election::{
+        quota::Held,
+        types::{Candidate, ElectionId, Invalid, Kind},
+    },
     output,
     reload::{Mistake, Source as _},
 };
@@ -43,6 +46,8 @@ pub struct Asked {
     election: Option<String>,
     candidate: Option<String>,
     current_leader: Option<String>,
+    held_by_identity: Option<usize>,
+    held_of_kind: Option<usize>,
     namespace: Option<String>,
     deployment: Option<String>,
     pod: Option<String>,
@@ -77,6 +82,18 @@ pub(crate) fn definition() -> clap::Command {
                 "Who campaigns, extends, resigns, or is to lead",
             ),
             text("current-leader", "NAME", "Who hands over"),
+            text(
+                "held-by-identity",
+                "NUMBER",
+                "How many other elections the identity holds [default: 0]",
+            )
+            .value_parser(value_parser!(usize)),
+            text(
+                "held-of-kind",
+                "NUMBER",
+                "How many other elections of the kind are held [default: 0]",
+            )
+            .value_parser(value_parser!(usize)),
             text("namespace", "NAME", "The pods' namespace"),
             text("deployment", "NAME", "The pods' deployment"),
             text("pod", "NAME", "The pod whose siblings are asked for"),
@@ -109,6 +126,8 @@ impl Command {
             "explain" => {
                 let group = given.remove_many("group").map(Iterator::collect);
                 let agent = given.get_flag("agent");
+                let held_by_identity = given.remove_one("held-by-identity");
+                let held_of_kind = given.remove_one("held-of-kind");
                 let mut text = |name| given.remove_one::<String>(name);
                 Self::Explain(Box::new(Asked {
                     identity: text("identity"),
@@ -119,6 +138,8 @@ impl Command {
                     election: text("election"),
                     candidate: text("candidate"),
                     current_leader: text("current-leader"),
+                    held_by_identity,
+                    held_of_kind,
                     namespace: text("namespace"),
                     deployment: text("deployment"),
                     pod: text("pod"),
@@ -188,6 +209,10 @@ impl Asked {
             resource: subject.resource(),
             candidate: subject.candidate.as_ref(),
             current_leader: subject.current_leader.as_ref(),
+            held: Held {
+                by_holder: self.held_by_identity.unwrap_or_default(),
+                of_kind: self.held_of_kind.unwrap_or_default(),
+            },
         };
         let decision = policies.decide(&question);
         let code = ExitCode::from(u8::from(!decision.allowed()));
@@ -250,12 +275,22 @@ impl Asked {
     fn subject(&self, action: Action, wrong: &mut Vec<String>) -> Option<Subject> {
         let name = action.name();
         let takes: &[&str] = match action {
-            Action::Campaign | Action::Extend | Action::Resign => {
-                &["kind", "election", "candidate"]
-            }
-            Action::Handover | Action::ForceHandover => {
-                &["kind", "election", "candidate", "current-leader"]
-            }
+            Action::Extend | Action::Resign => &["kind", "election", "candidate"],
+            Action::Campaign => &[
+                "kind",
+                "election",
+                "candidate",
+                "held-by-identity",
+                "held-of-kind",
+            ],
+            Action::Handover | Action::ForceHandover => &[
+                "kind",
+                "election",
+                "candidate",
+                "current-leader",
+                "held-by-identity",
+                "held-of-kind",
+            ],
             Action::Read => &["kind", "election", "agent"],
             Action::List => &["kind"],
             Action::Pods => &["namespace", "deployment", "pod"],
@@ -266,6 +301,8 @@ impl Asked {
             ("election", self.election.is_some()),
             ("candidate", self.candidate.is_some()),
             ("current-leader", self.current_leader.is_some()),
+            ("held-by-identity", self.held_by_identity.is_some()),
+            ("held-of-kind", self.held_of_kind.is_some()),
             ("namespace", self.namespace.is_some()),
             ("deployment", self.deployment.is_some()),
             ("pod", self.pod.is_some()),

@@ -14,7 +14,8 @@ use super::{
 use crate::{
     election::{
         self, Campaign, Denial, Elections, Handover, Leaders, List, Outcome, Retry,
-        types::{Candidate, ElectionId},
+        quota::{self, Entry, Exceeded, Held, Quotas},
+        types::{Candidate, ElectionId, Term},
     },
     kube::{self, Lookup, Pods, Wanted},
     lease::{Extend, Lease, Resign},
@@ -28,6 +29,16 @@ pub enum Error {
     /// Policies do not permit it; nothing was changed. The text says what was asked.
     #[error("{0}")]
     Denied(String),
+    /// The caller holds as many elections as it may, or all callers do of the kind; nothing was changed.
+    #[error("{message}")]
+    OverQuota {
+        /// What is held, and what to do.
+        message: String,
+        /// The setting that limits it.
+        setting: &'static str,
+        /// How many may be held.
+        limit: usize,
+    },
     /// The elections gave none.
     #[error(transparent)]
     Election(#[from] election::Error),
@@ -43,23 +54,27 @@ pub struct Gate {
     lookup: Lookup,
     /// `None`: everybody may do everything, as nobody is asked who they are.
     policies: Option<Current<Policies>>,
+    /// `None`: everybody may hold any number of elections.
+    quotas: Option<Quotas>,
     allow_forced_handover: bool,
 }
 
 impl Gate {
-    /// A door to these elections and pods, where these policies hold. With `allow_forced_handover` a handover may
+    /// A door to these elections and pods, where these policies and quotas hold. With `allow_forced_handover` a handover may
     /// replace a leader that did not ask for it, if policies permit that, too.
     #[must_use]
     pub fn new(
         elections: Elections,
         lookup: Lookup,
         policies: Option<Current<Policies>>,
+        quotas: Option<Quotas>,
         allow_forced_handover: bool,
     ) -> Self {
         Self {
             elections,
             lookup,
             policies,
+            quotas,
             allow_forced_handover,
         }
     }
@@ -80,13 +95,25 @@ impl Gate {
         campaign: Campaign,
         deadline: Instant,
     ) -> Result<Outcome, Error> {
-        self.leads(
-            caller,
-            Action::Campaign,
-            &campaign.election,
-            &campaign.candidate,
-        )?;
-        Ok(self.elections.campaign(campaign, deadline).await?)
+        let question = Question {
+            identity: caller,
+            action: Action::Campaign,
+            resource: Resource::Election(&campaign.election),
+            candidate: Some(&campaign.candidate),
+            current_leader: None,
+            held: Held::default(),
+        };
+        let (election, candidate) = (&campaign.election, &campaign.candidate);
+        let entry = self.enter(question, election, candidate, campaign.term)?;
+        let outcome = self.elections.campaign(campaign, deadline).await;
+        note(entry, &outcome, |outcome| match outcome {
+            Outcome::Elected { .. } => quota::Outcome::Won,
+            Outcome::NotElected(lease) => {
+                quota::Outcome::Lost(lease.leader.clone(), lease.remaining)
+            }
+            Outcome::Used => quota::Outcome::Refused,
+        });
+        Ok(outcome?)
     }
 
     /// [`Elections::extend`].
@@ -101,7 +128,18 @@ impl Gate {
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
         self.leads(caller, Action::Extend, &extend.election, &extend.leader)?;
-        Ok(self.elections.extend(extend, retry, deadline).await?)
+        let Some(quotas) = &self.quotas else {
+            return Ok(self.elections.extend(extend, retry, deadline).await?);
+        };
+        let (election, leader) = (extend.election.clone(), extend.leader.clone());
+        let term = extend.term.duration();
+        let extended = self.elections.extend(extend, retry, deadline).await;
+        match &extended {
+            Ok(Ok(())) => quotas.extended(caller.name(), &election, &leader, term, true),
+            Ok(Err(denial)) => over(quotas, &election, &leader, *denial),
+            Err(_) => quotas.extended(caller.name(), &election, &leader, term, false),
+        }
+        Ok(extended?)
     }
 
     /// [`Elections::resign`].
@@ -115,7 +153,16 @@ impl Gate {
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
         self.leads(caller, Action::Resign, &resign.election, &resign.leader)?;
-        Ok(self.elections.resign(resign, deadline).await?)
+        let Some(quotas) = &self.quotas else {
+            return Ok(self.elections.resign(resign, deadline).await?);
+        };
+        let (election, leader) = (resign.election.clone(), resign.leader.clone());
+        let resigned = self.elections.resign(resign, deadline).await?;
+        match resigned {
+            Ok(()) => quotas.over(&election, &leader),
+            Err(denial) => over(quotas, &election, &leader, denial),
+        }
+        Ok(resigned)
     }
 
     /// [`Elections::handover`]; forced, if that is allowed and the caller may.
@@ -134,12 +181,34 @@ impl Gate {
             resource: Resource::Election(&handover.election),
             candidate: Some(&handover.leader),
             current_leader: handover.current_leader.as_ref(),
+            held: self.besides(caller, &handover.election),
         };
         let forced = self.allow_forced_handover && self.permits(&question(Action::ForceHandover));
-        if !forced {
-            self.ask(&question(Action::Handover))?;
+        let question = question(match forced {
+            true => Action::ForceHandover,
+            false => Action::Handover,
+        });
+        let (election, leader, term) = (&handover.election, &handover.leader, handover.term);
+        // One that names a leader elects somebody in its place, and nobody where there is none.
+        if handover.current_leader.is_none() {
+            let entry = self.enter(question, election, leader, term)?;
+            let moved = self.elections.handover(handover, forced, deadline).await;
+            note(entry, &moved, |moved| match moved {
+                Ok(()) => quota::Outcome::Won,
+                Err(_) => quota::Outcome::Refused,
+            });
+            return Ok(moved?);
         }
-        Ok(self.elections.handover(handover, forced, deadline).await?)
+        self.ask(&question)?;
+        let (election, leader) = (election.clone(), leader.clone());
+        let moved = self.elections.handover(handover, forced, deadline).await;
+        if let Some(quotas) = &self.quotas
+            && !matches!(moved, Ok(Err(_)))
+        {
+            let (holder, term) = (caller.name(), term.duration());
+            quotas.extended(holder, &election, &leader, term, moved.is_ok());
+        }
+        Ok(moved?)
     }
 
     /// [`Elections::leader`].
@@ -206,7 +275,7 @@ impl Gate {
     /// [`Error::Denied`].
     pub fn administers(&self, caller: &Identity) -> Result<(), Error> {
         if self.policies.is_none() {
-            audit::denied(&of_the_agent(caller));
+            audit::denied(&of_the_agent(caller), None);
             return Err(Error::Denied(
                 "nobody may do this where nobody is asked who they are: set EA_AUTH_MODES, and permit the action \
                  admin by a policy (EA_AUTH_POLICY_DIR)"
@@ -214,6 +283,49 @@ impl Gate {
             ));
         }
         self.ask(&of_the_agent(caller))
+    }
+
+    /// Asks policies, and takes a place among the elections that the caller holds; [`None`] where nobody counts them.
+    fn enter(
+        &self,
+        question: Question<'_>,
+        election: &ElectionId,
+        candidate: &Candidate,
+        term: Term,
+    ) -> Result<Option<Entry>, Error> {
+        let held = self.besides(question.identity, election);
+        let question = Question { held, ..question };
+        // First: who may not have the election takes no place, not even for a moment.
+        self.ask(&question)?;
+        let Some(quotas) = &self.quotas else {
+            return Ok(None);
+        };
+        let holder = question.identity.name();
+        let entry = quotas.enter(holder, election, candidate, term.duration());
+        let entry = entry.map_err(|exceeded| over_quota(&question, election, exceeded))?;
+        // Others may have been entered since policies were asked.
+        let held = entry.besides();
+        if self.counts_held() && held != question.held {
+            let asked = self.ask(&Question { held, ..question });
+            if let Err(denied) = asked {
+                entry.came_to(quota::Outcome::Refused);
+                return Err(denied);
+            }
+        }
+        Ok(Some(entry))
+    }
+
+    /// What is held besides the election, where policies ask for that.
+    fn besides(&self, caller: &Identity, election: &ElectionId) -> Held {
+        match &self.quotas {
+            Some(quotas) if self.counts_held() => quotas.besides(caller.name(), election),
+            _ => Held::default(),
+        }
+    }
+
+    fn counts_held(&self) -> bool {
+        let policies = self.policies.as_ref();
+        policies.is_some_and(|policies| policies.borrow().counts_held())
     }
 
     fn leads(
@@ -229,6 +341,7 @@ impl Gate {
             resource: Resource::Election(election),
             candidate: Some(candidate),
             current_leader: None,
+            held: Held::default(),
         })
     }
 
@@ -239,6 +352,7 @@ impl Gate {
             resource,
             candidate: None,
             current_leader: None,
+            held: Held::default(),
         })
     }
 
@@ -254,6 +368,54 @@ impl Gate {
     }
 }
 
+/// Notes in an entry what came of it, unless that is not known.
+fn note<T>(
+    entry: Option<Entry>,
+    result: &Result<T, election::Error>,
+    came_to: impl FnOnce(&T) -> quota::Outcome,
+) {
+    let Some(entry) = entry else { return };
+    match result {
+        Ok(outcome) => entry.came_to(came_to(outcome)),
+        Err(election::Error::StoreFull) => entry.came_to(quota::Outcome::Refused),
+        Err(_) => {}
+    }
+}
+
+/// Notes what a denial tells of a leader.
+fn over(quotas: &Quotas, election: &ElectionId, leader: &Candidate, denial: Denial) {
+    match denial {
+        Denial::NoTerm | Denial::HeldByOther => quotas.over(election, leader),
+        // It leads, by another process.
+        Denial::StaleToken => {}
+    }
+}
+
+/// What is told to whom a quota does not let have another election. The audit trail has it, too.
+fn over_quota(question: &Question<'_>, election: &ElectionId, exceeded: Exceeded) -> Error {
+    let (setting, limit, held) = match exceeded {
+        Exceeded::Holder(limit) => (
+            "EA_MAX_HELD_PER_IDENTITY",
+            limit,
+            format!("{} holds {limit} elections", question.identity.name()),
+        ),
+        Exceeded::Kind(limit) => (
+            "EA_MAX_HELD_PER_KIND",
+            limit,
+            format!("{limit} elections of the kind {} are held", election.kind()),
+        ),
+    };
+    audit::denied(question, Some(setting));
+    Error::OverQuota {
+        message: format!(
+            "{held}, or asked for, through this agent: no more may be by its {setting}; give up one that is no longer \
+             needed"
+        ),
+        setting,
+        limit,
+    }
+}
+
 /// Whether the caller may administer the agent.
 fn of_the_agent(caller: &Identity) -> Question<'_> {
     Question {
@@ -262,6 +424,7 @@ fn of_the_agent(caller: &Identity) -> Question<'_> {
         resource: Resource::Agent,
         candidate: None,
         current_leader: None,
+        held: Held::default(),
     }
 }
 
@@ -276,7 +439,7 @@ pub(crate) fn permits(policies: Option<&Current<Policies>>, question: &Question<
 
 /// What is told to whom policies do not permit what they ask. The audit trail has it, too.
 pub(crate) fn denied(question: &Question<'_>) -> Error {
-    audit::denied(question);
+    audit::denied(question, None);
     Error::Denied(format!(
         "policies do not permit this: {question} (`election-agent authz explain` tells an operator which of them)"
     ))

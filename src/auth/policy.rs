@@ -31,6 +31,9 @@ pub const SCHEMA: &str = include_str!("policy/schema.cedarschema");
 /// The policies that hold without an operator's.
 pub const DEFAULT: &str = include_str!("policy/default.cedar");
 
+/// The words of the schema that say how many elections are held.
+const HELD: [&str; 2] = ["heldByIdentity", "heldOfKind"];
+
 static PARSED_SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     #[expect(clippy::expect_used, reason = "it is a constant that tests read, too")]
     let (schema, _) = Schema::from_cedarschema_str(SCHEMA).expect("a schema");
@@ -79,6 +82,7 @@ pub struct Policies {
     origins: BTreeMap<String, Origin>,
     warnings: Vec<String>,
     decisions: kept::Decisions,
+    counts_held: bool,
     /// Those whose evaluation has failed and that the log knows of.
     failed: Mutex<HashSet<PolicyId>>,
 }
@@ -92,12 +96,15 @@ impl Policies {
         files: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, Vec<String>> {
         let loaded = load::load(files)?;
+        let counts = |origin: &Origin| HELD.iter().any(|name| origin.text.contains(name));
+        let counts_held = loaded.origins.values().any(counts);
         Ok(Self {
             authorizer: Authorizer::new(),
             set: loaded.set,
             origins: loaded.origins,
             warnings: loaded.warnings,
             decisions: kept::decisions(),
+            counts_held,
             failed: Mutex::default(),
         })
     }
@@ -151,6 +158,13 @@ impl Policies {
             policies,
             errors,
         }))
+    }
+
+    /// Whether decisions may depend on [how many elections are held](Question::held). Where they do not, none has to be
+    /// kept for every number.
+    #[must_use]
+    pub fn counts_held(&self) -> bool {
+        self.counts_held
     }
 
     /// Where the policy of this id is from.

@@ -4,7 +4,10 @@ use std::{num::NonZeroU32, time::Duration};
 
 use super::{Setting, list_setting, setting, values::Reader};
 use crate::{
-    election::types::MIN_TERM, layers::rate_limit::Rate, listener::admission, peer::TrustedProxies,
+    election::{quota, types::MIN_TERM},
+    layers::rate_limit::Rate,
+    listener::admission,
+    peer::TrustedProxies,
 };
 
 pub(super) const SETTINGS: &[Setting] = &[
@@ -49,6 +52,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         "how many of them at once, after a pause; 0: as many as in one second",
     ),
     setting(
+        "EA_MAX_HELD_PER_IDENTITY",
+        "0",
+        "how many elections one identity may hold at once through this agent; campaigns for more are refused (429, RESOURCE_EXHAUSTED), extensions never. Whoever proves no name counts as one. 0: no limit",
+    ),
+    setting(
+        "EA_MAX_HELD_PER_KIND",
+        "0",
+        "how many elections of one kind may be held at once through this agent, whoever holds them; 0: no limit",
+    ),
+    setting(
         "EA_ALLOW_FORCED_HANDOVER",
         "false",
         "let a handover replace a leader that did not ask for it; only fencing tokens then protect against the old leader",
@@ -70,6 +83,8 @@ pub struct Limits {
     pub rate: Option<Rate>,
     /// Whose word on clients' addresses is taken.
     pub trusted_proxies: TrustedProxies,
+    /// How many elections may be held at the same time.
+    pub held: quota::Limits,
     /// Whether a handover may replace a leader that did not ask for it.
     pub allow_forced_handover: bool,
 }
@@ -103,6 +118,8 @@ impl Limits {
             burst: burst.and_then(NonZeroU32::new).unwrap_or(per_second),
         };
         let trusted_proxies = reader.parsed("EA_TRUSTED_PROXIES");
+        let per_holder = reader.number("EA_MAX_HELD_PER_IDENTITY", 0..=100_000_000);
+        let per_kind = reader.number("EA_MAX_HELD_PER_KIND", 0..=100_000_000);
         let allow_forced_handover = reader.bool("EA_ALLOW_FORCED_HANDOVER");
         Some(Self {
             max_term: max_term?,
@@ -115,6 +132,10 @@ impl Limits {
             },
             rate: NonZeroU32::new(per_second?).map(rate),
             trusted_proxies: trusted_proxies?,
+            held: quota::Limits {
+                per_holder: per_holder?,
+                per_kind: per_kind?,
+            },
             allow_forced_handover: allow_forced_handover?,
         })
     }

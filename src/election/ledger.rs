@@ -65,6 +65,8 @@ pub enum Outcome {
     Vacant,
     /// The candidate leads, but with another token.
     Stale,
+    /// The lease nodes have no memory for it.
+    StoreFull,
     /// It is not known.
     Unavailable,
     /// What was asked for was done or told.
@@ -73,12 +75,13 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Elected,
         Self::Held,
         Self::Used,
         Self::Vacant,
         Self::Stale,
+        Self::StoreFull,
         Self::Unavailable,
         Self::Done,
     ];
@@ -92,6 +95,7 @@ impl Outcome {
             Self::Used => "used",
             Self::Vacant => "vacant",
             Self::Stale => "stale",
+            Self::StoreFull => "store_full",
             Self::Unavailable => "unavailable",
             Self::Done => "done",
         }

@@ -17,6 +17,7 @@ use crate::{
         gate::{denied, permits},
         policy::{Action, Policies, Question, Resource},
     },
+    election::quota::Held,
     reload::Current,
     transport::{Area, status::Problem},
 };
@@ -77,6 +78,7 @@ where
                 resource: Resource::Agent,
                 candidate: None,
                 current_leader: None,
+                held: Held::default(),
             };
             if !permits(self.policies.as_ref(), &question) {
                 return Either::Right(ready(Err(denied(&question).into())));

@@ -13,13 +13,14 @@ use url::Url;
 const REMEMBERED: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// What a page may read besides what it always may.
-const EXPOSED: [&str; 7] = [
+const EXPOSED: [&str; 8] = [
     "grpc-status",
     "grpc-message",
     "grpc-status-details-bin",
     "grpc-retry-pushback-ms",
     "retry-after",
     "x-election-agent-cache-age",
+    "x-election-agent-code",
     "x-request-id",
 ];
 

@@ -98,7 +98,7 @@ where
         let Ok(response) = ready!(this.future.poll(cx));
         let answer = Answer {
             status: grpc_status(&response),
-            code: response.extensions().get().copied(),
+            code: Code::of(&response),
         };
         let took = this.started.elapsed();
         tracing::debug!(

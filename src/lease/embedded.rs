@@ -6,6 +6,7 @@
 //! see [`log`].
 
 mod clock;
+mod file;
 mod generation;
 mod log;
 pub mod restore;
@@ -23,6 +24,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use redb::backends::FileBackend;
 use tokio::time::Instant;
 
 use super::{
@@ -114,15 +116,23 @@ impl Embedded {
     /// was promised. If it may be, the node abstains from grants for the longest guard or term that was
     /// ever used on it and may still count; see [`rollback`].
     ///
+    /// While the file cannot be written, as on a full disk, the node refuses grants and probes, fails at what needs
+    /// something written, and does the rest; it goes on by itself when writing works again.
+    ///
     /// # Errors
     /// Says what is wrong with the file: another agent has it open, it is no database of this kind, or
     /// it or the one beside it cannot be read or written.
     pub fn open(path: &Path, settings: Settings) -> Result<Self, NodeError> {
-        Self::open_at(path, settings, Clock::system())
+        Self::open_at(path, settings, Clock::system(), |file| Box::new(file))
     }
 
-    fn open_at(path: &Path, settings: Settings, clock: Clock) -> Result<Self, NodeError> {
-        let (log, mut stored) = Log::open(path, settings.guard, clock)?;
+    fn open_at(
+        path: &Path,
+        settings: Settings,
+        clock: Clock,
+        backend: impl FnOnce(FileBackend) -> store::Backend,
+    ) -> Result<Self, NodeError> {
+        let (log, mut stored) = Log::open(path, settings.guard, clock, backend)?;
         let now = Instant::now();
         let mut memory = Memory::new(new_run());
         for (election, record) in std::mem::take(&mut stored.elections) {
@@ -181,6 +191,11 @@ impl Embedded {
         Ok(reply)
     }
 
+    /// Whether what needs to be written can be, as far as is known.
+    fn writable(&self) -> Result<(), NodeError> {
+        self.log.as_ref().map_or(Ok(()), Log::writable)
+    }
+
     fn log_changes(&self, state: &mut State) {
         let changed = std::mem::take(&mut state.memory.changed);
         let Some(log) = &self.log else { return };
@@ -231,6 +246,13 @@ impl LeaseNode for Embedded {
 
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
         let retention = self.settings.retention;
+        if let Err(unwritable) = self.writable() {
+            let now = (self.clock)();
+            // Whoever is refused for another's lease needs nothing written.
+            if self.lock().memory.in_the_way(grant, now).is_none() {
+                return Err(unwritable);
+            }
+        }
         self.run(Some(&grant.election), |memory, now| {
             memory.grant(grant, retention, now)
         })
@@ -304,7 +326,9 @@ impl LeaseNode for Embedded {
     }
 
     async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
-        // A log that cannot be written shows here, before a request meets it.
+        // A log that cannot be written shows here, before a request meets it. Requests that need nothing written are
+        // carried out all the same: a node that fails at probes is still asked.
+        self.writable()?;
         let ((guard, longest_guard, longest_vote), run) = self
             .run(None, |memory, now| {
                 (memory.probe(look, now), memory.run.to_string())
@@ -324,6 +348,7 @@ impl LeaseNode for Embedded {
             identity: None,
             unfit: None,
             degraded: None,
+            memory: None,
         })
     }
 

@@ -237,18 +237,11 @@ impl Memory {
 
     pub(super) fn grant(&mut self, grant: &Grant, retention: Duration, now: Instant) -> GrantReply {
         let election = &grant.election;
+        if let Some(reply) = self.in_the_way(grant, now) {
+            return reply;
+        }
         let held = self.held(election, now);
         let own = held.is_some_and(|held| held.leader == grant.candidate);
-        match (held, &grant.over) {
-            (None, _) | (_, Over::Anyone | Over::AnyLeader) => {}
-            (Some(_), Over::Own) if own => {}
-            (Some(held), Over::Leader(leader, token)) if held.leader == *leader => {
-                if token.is_some_and(|token| token != held.token) && holds(Rule::HandoversToken) {
-                    return GrantReply::TokenMismatch;
-                }
-            }
-            (Some(_), _) => return GrantReply::Held(self.capped(grant, now)),
-        }
         let guarded = self.may_grant(grant.bounds, now);
         if let Err(reply) = guarded
             && (holds(Rule::OwnLeaseGuarded) || !own)
@@ -341,6 +334,20 @@ impl Memory {
         }
         self.sweep(now);
         GrantReply::Granted(grant.token)
+    }
+
+    /// The reply to a grant that the election's lease stands in the way of; it changes nothing that has to be durable.
+    pub(super) fn in_the_way(&mut self, grant: &Grant, now: Instant) -> Option<GrantReply> {
+        let held = self.held(&grant.election, now)?;
+        match &grant.over {
+            Over::Anyone | Over::AnyLeader => None,
+            Over::Own if held.leader == grant.candidate => None,
+            Over::Leader(leader, token) if held.leader == *leader => {
+                let mismatch = token.is_some_and(|token| token != held.token);
+                (mismatch && holds(Rule::HandoversToken)).then_some(GrantReply::TokenMismatch)
+            }
+            _ => Some(GrantReply::Held(self.capped(grant, now))),
+        }
     }
 
     /// The lease that stands in a grant's way. One that lasts longer than any agent grants is of a clock that has been

@@ -27,7 +27,7 @@ use tracing::Instrument as _;
 pub use span::SPANS;
 
 use super::{
-    Extend, Lease, LeaseNode, NodeError, Over, Page, Probe, Reading, Resign,
+    Extend, Lease, LeaseNode, Memory, NodeError, Over, Page, Probe, Reading, Resign,
     guard::{Markers, RestartGuard},
     merge::merge,
     policy::{
@@ -91,6 +91,13 @@ pub enum Error {
         /// When trying again may help, if known.
         retry_after: Option<Duration>,
     },
+    /// The memory of so many nodes is full that no majority can store one more grant. This one was not granted; what
+    /// some nodes have stored of it is being taken back. Leaders extend and resign as ever.
+    #[error(
+        "store full: the memory of the lease nodes has no room for another election: give up elections that are no \
+         longer needed, or try again when others have been given up; /readyz and the agent's log name the nodes"
+    )]
+    StoreFull,
     /// The caller's deadline came first: the outcome is not known.
     #[error("the deadline passed before a quorum of lease nodes answered")]
     DeadlineExceeded,
@@ -149,6 +156,26 @@ pub struct NodeStatus {
     pub name: String,
     /// What it says of itself, or why it says nothing.
     pub probe: Result<Probe, NodeError>,
+    /// Whether it refused something lately as its memory was full.
+    pub was_full: bool,
+}
+
+impl NodeStatus {
+    /// What does not work, or soon will not, although the node can be used; for operators.
+    #[must_use]
+    pub fn degraded(&self) -> Option<String> {
+        let probe = self.probe.as_ref().ok()?;
+        let refused = || {
+            let name = &self.name;
+            self.was_full.then(|| {
+                format!("{name}: its memory was full in the last minute: it refused new elections")
+            })
+        };
+        let memory = probe.memory.as_ref().and_then(Memory::warning);
+        let parts = [probe.degraded.clone(), memory, refused()];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
 }
 
 /// The nodes, and what is needed to decide with them. Cheap to clone.

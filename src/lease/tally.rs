@@ -72,6 +72,8 @@ pub(super) struct Grants {
     vacant: Nodes,
     used: Nodes,
     stale: Option<Token>,
+    /// Nodes that have no memory for one more lease. They have answered: none of them has granted.
+    full: Nodes,
     unmarked: bool,
     unprepared: bool,
     guarded: Vec<(Duration, usize)>,
@@ -103,6 +105,8 @@ pub(super) enum Failure {
     Stale(Token),
     /// Too few nodes answered.
     Unreachable,
+    /// Without those whose memory is full, no majority is left.
+    Full,
     /// Too many nodes abstain; after this long enough of them no longer do.
     Guarded(Duration),
     /// The candidates got in each other's way.
@@ -119,6 +123,7 @@ impl Grants {
             vacant: Nodes::NONE,
             used: Nodes::NONE,
             stale: None,
+            full: Nodes::NONE,
             unmarked: false,
             unprepared: false,
             guarded: Vec::new(),
@@ -126,6 +131,11 @@ impl Grants {
     }
 
     pub(super) fn add(&mut self, node: usize, reply: Result<GrantReply, NodeError>) {
+        if let Err(NodeError::Full(_)) = reply {
+            self.roll.outstanding.remove(node);
+            self.full.add(node);
+            return;
+        }
         match self.roll.note(node, reply) {
             None => {}
             Some(GrantReply::Granted(token)) => {
@@ -225,7 +235,8 @@ impl Grants {
         let abstaining: Nodes = self.guarded.iter().map(|(_, node)| *node).collect();
         let mut granting = electorate
             .nodes()
-            .without(abstaining.and(self.roll.unknown()));
+            .without(abstaining.and(self.roll.unknown()).and(self.full));
+        let too_many_full = !self.full.is_empty() && !electorate.all(granting);
         let mut guarded = self.guarded.clone();
         guarded.sort_unstable();
         let wait = guarded.into_iter().find_map(|(wait, node)| {
@@ -239,6 +250,7 @@ impl Grants {
             (Some(token), _) => Failure::Stale(token),
             _ if self.roll.unreachable() => Failure::Unreachable,
             (None, Some(wait)) => Failure::Guarded(wait),
+            (None, None) if too_many_full => Failure::Full,
             (None, None) => Failure::Split,
         }
     }
@@ -614,6 +626,40 @@ mod tests {
             failure(&[error(), Ok(Guarded(secs(9))), Ok(Guarded(secs(4)))]),
             Failure::Guarded(secs(9))
         );
+    }
+
+    #[test]
+    fn full_nodes_are_the_reason_only_where_no_majority_is_left_without_them() {
+        use GrantReply::{Granted as Yes, Guarded, Held};
+        let full = || Err(NodeError::Full("no memory".to_owned()));
+        let mine = token(9);
+        let granted = || Ok(Yes(mine));
+        let won = grants(3, &[full(), granted(), granted()]);
+        assert_eq!(won.verdict(), Verdict::Decided(Granted::Won(mine)));
+        let a = lease("a", 5, 10);
+        let lost = grants(3, &[full(), Ok(Held(a.clone())), Ok(Held(a.clone()))]);
+        assert_eq!(lost.verdict(), Verdict::Decided(Granted::Lost(a.clone())));
+
+        let guard = Duration::from_secs(9);
+        for (replies, failure) in [
+            (vec![full()], Failure::Full),
+            (vec![full(), full()], Failure::Full),
+            (vec![full(), granted(), error()], Failure::Full),
+            (vec![full(), error(), error()], Failure::Unreachable),
+            (vec![full(), granted(), Ok(Held(a))], Failure::Split),
+            // The wait ends by itself.
+            (
+                vec![full(), granted(), Ok(Guarded(guard))],
+                Failure::Guarded(guard),
+            ),
+            (vec![full(), full(), Ok(Guarded(guard))], Failure::Full),
+        ] {
+            let nodes = replies.len().max(2) * 2 - 1;
+            let nodes = if replies.len() == 1 { 1 } else { nodes.min(3) };
+            let tally = grants(nodes, &replies);
+            assert_eq!(tally.verdict(), Verdict::Hopeless, "{replies:?}");
+            assert_eq!(tally.failure(), failure, "{replies:?}");
+        }
     }
 
     #[test]

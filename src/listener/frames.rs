@@ -21,6 +21,8 @@ pub(super) mod kind {
 
 const ACK: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
+const PADDED: u8 = 0x8;
+const PRIORITY: u8 = 0x20;
 
 /// A frame whose header has been seen whole; its payload may be yet to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +35,19 @@ impl Frame {
     /// Whether the peer asks to be answered with a ping.
     pub(super) fn is_ping(self) -> bool {
         self.kind == kind::PING && self.flags & ACK == 0
+    }
+
+    /// Whether a header block begins in this frame.
+    pub(super) fn is_headers(self) -> bool {
+        self.kind == kind::HEADERS
+    }
+
+    /// How many bytes of the payload come before the header block that begins in it; `None` if it is padded.
+    pub(super) fn before_block(self) -> Option<usize> {
+        (self.flags & PADDED == 0).then_some(match self.flags & PRIORITY {
+            0 => 0,
+            _ => 5,
+        })
     }
 
     /// Whether this is a part of a request or of an answer.
@@ -59,31 +74,45 @@ impl Frames {
     /// Goes over the next bytes, and tells of every frame whose header ends in them.
     pub(super) fn follow(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Frame)) {
         while !bytes.is_empty() {
-            if self.payload > 0 {
-                let skipped = self.payload.min(bytes.len());
-                self.payload -= skipped;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            if self.has == HEADER {
-                self.has = 0;
-            }
-            if self.has == 0 && !self.block {
-                self.begun += 1;
-            }
-            let taken = (HEADER - self.has).min(bytes.len());
-            self.header[self.has..self.has + taken].copy_from_slice(&bytes[..taken]);
-            self.has += taken;
+            let (taken, frame) = self.step(bytes);
             bytes = &bytes[taken..];
-            if self.has == HEADER {
-                let [a, b, c, kind, flags, ..] = self.header;
-                self.payload = u32::from_be_bytes([0, a, b, c]) as usize;
-                if matches!(kind, kind::HEADERS | kind::CONTINUATION) {
-                    self.block = flags & END_HEADERS == 0;
-                }
-                tell(Frame { kind, flags });
+            if let Some(frame) = frame {
+                tell(frame);
             }
         }
+    }
+
+    /// Goes over the first of these bytes, all of which are part of one header or of one payload: how many, and the frame
+    /// whose header ends with them.
+    pub(super) fn step(&mut self, bytes: &[u8]) -> (usize, Option<Frame>) {
+        if self.payload > 0 {
+            let skipped = self.payload.min(bytes.len());
+            self.payload -= skipped;
+            return (skipped, None);
+        }
+        if self.has == HEADER {
+            self.has = 0;
+        }
+        if self.has == 0 && !self.block {
+            self.begun += 1;
+        }
+        let taken = (HEADER - self.has).min(bytes.len());
+        self.header[self.has..self.has + taken].copy_from_slice(&bytes[..taken]);
+        self.has += taken;
+        if self.has < HEADER {
+            return (taken, None);
+        }
+        let [a, b, c, kind, flags, ..] = self.header;
+        self.payload = u32::from_be_bytes([0, a, b, c]) as usize;
+        if matches!(kind, kind::HEADERS | kind::CONTINUATION) {
+            self.block = flags & END_HEADERS == 0;
+        }
+        (taken, Some(Frame { kind, flags }))
+    }
+
+    /// Whether the next byte is part of a payload.
+    pub(super) fn in_payload(&self) -> bool {
+        self.payload > 0
     }
 
     /// Whether everything that has begun is whole, so that a frame of any kind may come next.

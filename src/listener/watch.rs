@@ -12,6 +12,8 @@
 //!   [`Conduct::min_ping_interval`] after the one before is a strike. Answers wipe them all out, so that
 //!   those never count which a client sends to measure the bandwidth of what it is sent.
 //!
+//! What it lets pass is unchanged, but for authorities that list addresses ([`AddressLists`]).
+//!
 //! [keepalive]: https://github.com/grpc/grpc/blob/master/doc/keepalive.md
 
 use std::{
@@ -27,6 +29,7 @@ use tokio::{
 };
 
 use super::{
+    addresses::AddressLists,
     frames::{Frames, PREFACE, calm_down},
     head::Heads,
 };
@@ -73,6 +76,8 @@ enum Protocol {
 
 #[derive(Default)]
 struct Http2 {
+    /// Until it is known that the client sends none.
+    addresses: Option<Box<AddressLists>>,
     incoming: Frames,
     outgoing: Frames,
     last_ping: Option<Instant>,
@@ -110,7 +115,8 @@ impl<S> Watched<S> {
         }
     }
 
-    fn received(&mut self, bytes: &[u8]) -> Result<(), Offence> {
+    /// Goes over what has come, and changes what could not be served ([`AddressLists`]).
+    fn received(&mut self, bytes: &mut [u8]) -> Result<(), Offence> {
         match &mut self.protocol {
             // The end of the stream.
             _ if bytes.is_empty() => Ok(()),
@@ -122,8 +128,11 @@ impl<S> Watched<S> {
                 } else if compared < expected.len() {
                     *seen += compared;
                 } else {
-                    self.protocol = Protocol::Http2(Http2::default());
-                    return self.received(&bytes[compared..]);
+                    self.protocol = Protocol::Http2(Http2 {
+                        addresses: Some(Box::default()),
+                        ..Http2::default()
+                    });
+                    return self.received(&mut bytes[compared..]);
                 }
                 Ok(())
             }
@@ -135,6 +144,11 @@ impl<S> Watched<S> {
                 Ok(())
             }
             Protocol::Http2(http2) => {
+                if let Some(addresses) = &mut http2.addresses
+                    && !addresses.change(bytes)
+                {
+                    http2.addresses = None;
+                }
                 let mut pings = 0;
                 let count = |frame: super::frames::Frame| pings += u32::from(frame.is_ping());
                 http2.incoming.follow(bytes, count);
@@ -267,7 +281,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
         let before = buffer.filled().len();
         match Pin::new(&mut this.stream).poll_read(cx, buffer) {
             Poll::Ready(Ok(())) => Poll::Ready(
-                this.received(&buffer.filled()[before..])
+                this.received(&mut buffer.filled_mut()[before..])
                     .map_err(|offence| this.end(cx, offence)),
             ),
             Poll::Pending if this.poll_overdue(cx) => Poll::Ready(Err(this.end(cx, Offence::Slow))),

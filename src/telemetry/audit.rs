@@ -145,8 +145,9 @@ impl Denials {
 
 static DENIALS: LazyLock<Denials> = LazyLock::new(Denials::new);
 
-/// Logs that a request was denied, unless too many were this second. The count of refused requests has them all.
-pub(crate) fn denied(question: &Question<'_>) {
+/// Logs that a request was denied, by policies or by the limit of this setting, unless too many were this second. The
+/// count of refused requests has them all.
+pub(crate) fn denied(question: &Question<'_>, limit: Option<&'static str>) {
     let Some(suppressed) = DENIALS.next() else {
         return;
     };
@@ -164,6 +165,7 @@ pub(crate) fn denied(question: &Question<'_>) {
         resource_type = kind,
         resource,
         candidate = question.candidate.map(|candidate| candidate.as_str()),
+        limit,
         caller = question.identity.name(),
         mode = question.identity.mode().name(),
         peer = origin.peer(),

@@ -8,7 +8,7 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
-use tonic::Status;
+use tonic::{Status, metadata::MetadataValue};
 
 use super::Protocol;
 use crate::{
@@ -73,12 +73,17 @@ table! {
     UnsupportedMediaType => InvalidArgument, UNSUPPORTED_MEDIA_TYPE;
     /// The caller asks too often; nothing was changed.
     RateLimited => ResourceExhausted, TOO_MANY_REQUESTS;
+    /// The caller holds as many elections as it may, or all callers do of the kind; nothing was changed.
+    OverQuota => ResourceExhausted, TOO_MANY_REQUESTS;
     /// The agent has too much to do; nothing was changed.
     Overloaded => ResourceExhausted, TOO_MANY_REQUESTS;
     /// This agent does not offer that; nothing was changed.
     Disabled => Unimplemented, NOT_IMPLEMENTED;
     /// No quorum of lease nodes gave an answer: the outcome is not known. Of pods: what is known is too old.
     Unavailable => Unavailable, SERVICE_UNAVAILABLE;
+    /// The memory of the lease nodes has no room for another election; nothing was granted. Leaders extend and resign
+    /// as ever.
+    StoreFull => Unavailable, SERVICE_UNAVAILABLE;
     /// The deadline passed first: the outcome is not known.
     DeadlineExceeded => DeadlineExceeded, GATEWAY_TIMEOUT;
     /// The agent is at fault; its log has the cause.
@@ -87,6 +92,22 @@ table! {
 
 /// The header that says when to try again.
 const GRPC_RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
+
+impl Code {
+    /// The row that an answer is, whatever its protocol; [`None`] of one that is no error of the table.
+    #[must_use]
+    pub fn of<B>(response: &http::Response<B>) -> Option<Self> {
+        let named = || {
+            let name = response.headers().get(GRPC_CODE)?;
+            let mut all = Self::ALL.iter();
+            all.find(|code| name == code.name()).copied()
+        };
+        response.extensions().get().copied().or_else(named)
+    }
+}
+
+/// The header that names the row to gRPC callers: several rows share a gRPC status.
+const GRPC_CODE: &str = "x-election-agent-code";
 
 /// An error on its way to the caller.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -183,6 +204,8 @@ impl IntoResponse for Problem {
 impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
         let mut status = Self::new(problem.code.grpc(), problem.message);
+        let code = MetadataValue::from_static(problem.code.name());
+        status.metadata_mut().insert(GRPC_CODE, code);
         if let Some(wait) = problem.retry_after {
             // Rounded up: who comes back sooner is refused again.
             let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
@@ -209,6 +232,7 @@ impl From<election::Error> for Problem {
             election::Error::DeadlineExceeded => {
                 Self::new(Code::DeadlineExceeded, error.to_string())
             }
+            election::Error::StoreFull => Self::new(Code::StoreFull, error.to_string()),
             election::Error::Unavailable {
                 reason,
                 retry_after,
@@ -224,6 +248,13 @@ impl From<gate::Error> for Problem {
     fn from(error: gate::Error) -> Self {
         match error {
             gate::Error::Denied(what) => Self::new(Code::PermissionDenied, what),
+            gate::Error::OverQuota {
+                message,
+                setting,
+                limit,
+            } => Self::new(Code::OverQuota, message)
+                .with("setting", setting)
+                .with("limit", limit),
             gate::Error::Election(error) => error.into(),
             gate::Error::Pods(error) => error.into(),
         }

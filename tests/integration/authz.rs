@@ -7,7 +7,10 @@ use election_agent::{
         Identity, Mode,
         policy::{self, Action, Policies, Question, Resource},
     },
-    election::types::{Candidate, ElectionId},
+    election::{
+        quota::Held,
+        types::{Candidate, ElectionId},
+    },
 };
 use tempfile::TempDir;
 
@@ -331,9 +334,11 @@ fn the_documented_policies_are_valid_and_do_what_is_said() {
     let examples: Vec<_> = examples
         .filter_map(|block| block.split("```").next())
         .collect();
-    assert_eq!(examples.len(), 3);
-    let names = ["1.cedar", "2.cedar", "3.cedar"];
+    assert_eq!(examples.len(), 4);
+    let all = examples.join("\n");
+    let names = ["1.cedar", "2.cedar", "3.cedar", "4.cedar"];
     let policies = Policies::new(names.into_iter().zip(examples)).expect("valid");
+    assert!(policies.counts_held() && !Policies::default().counts_held());
     assert!(policies.warnings().is_empty(), "{:?}", policies.warnings());
     let decided = |mode, group: &str, action, election: &str, candidate: &str| {
         let identity = Identity::new(mode, "ann", vec![group.to_owned()]).expect("names");
@@ -345,6 +350,7 @@ fn the_documented_policies_are_valid_and_do_what_is_said() {
             resource: Resource::Election(&election),
             candidate: Some(&candidate),
             current_leader: None,
+            held: Held::default(),
         });
         (decision.allowed(), decision.policies().join(" "))
     };
@@ -400,6 +406,18 @@ fn the_documented_policies_are_valid_and_do_what_is_said() {
         ),
     ] {
         assert_eq!(got, expected);
+    }
+    let group = ["--group", "tenant-a", "--group", batch];
+    let asked = "explain --mode kubernetes --identity ann --kind batch --election e --candidate worker-1 \
+                 --action campaign --held-by-identity";
+    let directory = directory(&[("documented.cedar", &all)]);
+    for (held, code) in [("99", 0), ("100", 1)] {
+        let asked = asked.split_whitespace().chain([held]);
+        let asked: Vec<_> = asked.chain(group).collect();
+        let (exits, told, _) = authz(&asked, Some(directory.path()));
+        assert_eq!(exits, code, "{told}");
+        let forbidden = told.contains("Forbidden by a-hundred-elections");
+        assert_eq!(forbidden, code == 1, "{told}");
     }
 }
 

@@ -13,7 +13,7 @@ use election_agent::{proto, transport::rest::openapi};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Agent, Authority, Fixture, Store, new_token, owned};
+use crate::harness::{Agent, Authority, Fixture, Store, free_port, new_token, owned};
 
 /// A file of what `make test` installs, below `target/test-tools`.
 pub(crate) fn tool(path: &str) -> PathBuf {
@@ -175,6 +175,14 @@ async fn grpcio_makes_every_call_over_plaintext_and_tls() {
     let ca = authority.path("ca.pem");
     let encrypted = Agent::start(&authority.settings()).await;
     assert_all_passed(grpcio(&encrypted, &["--ca", &ca]), &GRPCIO_CASES);
+}
+
+/// The C core has the whole list for the authority of its requests.
+#[tokio::test(flavor = "multi_thread")]
+async fn grpcio_makes_every_call_with_a_list_of_addresses() {
+    let agent = Fixture::on(Store::Memory).await.agent;
+    let list = format!("ipv4:{},127.0.0.1:{}", agent.address(), free_port());
+    assert_all_passed(grpcio(&agent, &["--target", &list]), &GRPCIO_CASES);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ mod redis;
 mod sentinel;
 
 pub(crate) use agent::{
-    Agent, Answer, bare_command, command, command_with_ulimit, new_token, output as command_output,
+    Agent, Answer, bare_command, command, command_after, new_token, output as command_output,
     owned, signal,
 };
 pub(crate) use ask::{Ask, CAMPAIGN, Protocol};

@@ -111,7 +111,7 @@ impl Three {
     async fn start(settings: &[(String, String)]) -> Self {
         let mut servers = Vec::new();
         for _ in 0..3 {
-            servers.push(Redis::start().await);
+            servers.push(Redis::with(&["--maxmemory", "100mb"]).await);
         }
         let urls: Vec<_> = servers.iter().map(Redis::url).collect();
         let mut settings = settings.to_vec();

@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
-use crate::harness::{Agent, Redis, campaign, eventually, free_port};
+use crate::{
+    clients::tool,
+    harness::{Agent, Redis, campaign, eventually, free_port},
+};
 
 /// A proxy; killed when dropped.
 struct Proxy {
@@ -25,29 +28,37 @@ impl Proxy {
     fn run(program: &str, configuration: impl FnOnce(&str) -> String) -> Self {
         let directory = TempDir::new().expect("a directory");
         let at = directory.path().display().to_string();
-        let path = directory.path().join("configuration");
+        let path = directory.path().join("configuration.yaml");
         fs::write(&path, configuration(&at)).expect("written");
         let nginx = format!("daemon off; master_process off; pid {at}/pid; error_log {at}/log;");
-        let arguments = match program {
-            "nginx" => vec!["-g", &nginx, "-c"],
-            _ => vec!["-db", "-f"],
+        let (program, arguments) = match program {
+            "nginx" => (program.into(), vec!["-g", &nginx, "-c"]),
+            // Without what processes on one host share to pass connections on.
+            "envoy" => (
+                tool("python/bin/envoy"),
+                vec!["--disable-hot-restart", "--concurrency", "2", "-c"],
+            ),
+            _ => (program.into(), vec!["-db", "-f"]),
         };
         // Debian keeps servers where not every user's shell looks.
         let search = std::env::var("PATH").unwrap_or_default();
-        let child = Command::new(program)
+        let child = Command::new(&program)
             .args(arguments)
             .arg(&path)
             .env("PATH", format!("{search}:/usr/sbin"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .unwrap_or_else(|error| panic!("{program}: {error}"));
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
         Self {
             child,
             _directory: directory,
         }
     }
 }
+
+/// An agent in the example for Envoy.
+const ENVOY_ENDPOINT: &str = "\n              - endpoint: { address: { socket_address: { address: election-agent, port_value: 8443 } } }";
 
 /// A proxy before two agents.
 struct Proxied {
@@ -86,7 +97,7 @@ fn replaced(mut text: String, all: &[(&str, String)]) -> String {
 }
 
 impl Proxied {
-    async fn start(language: &str) -> Self {
+    async fn start(program: &str) -> Self {
         let redis = Redis::start().await;
         let settings = [
             ("EA_REDIS_URLS".to_owned(), redis.url()),
@@ -94,7 +105,7 @@ impl Proxied {
         ];
         let agents = [Agent::start(&settings).await, Agent::start(&settings).await];
         let [a, b] = agents.each_ref().map(|agent| agent.address().to_string());
-        let (grpc, http) = (free_port(), free_port());
+        let (grpc, mut http) = (free_port(), free_port());
         let listens = |port| SocketAddr::from(([127, 0, 0, 1], port)).to_string();
         let mut places = vec![
             ("10.0.0.1:8443", a.clone()),
@@ -104,8 +115,21 @@ impl Proxied {
             ("127.0.0.1:7443", listens(grpc)),
             ("127.0.0.1:7080", listens(http)),
         ];
-        let proxy = Proxy::run(language, |at| {
-            if language == "nginx" {
+        if program == "envoy" {
+            // One port for all protocols, and a name with all agents' addresses, which have one port each here.
+            http = grpc;
+            let endpoints = agents.each_ref().map(|agent| {
+                let port = agent.address().port().to_string();
+                let address = ENVOY_ENDPOINT.replace("election-agent", "127.0.0.1");
+                address.replace("8443", &port)
+            });
+            places = vec![
+                ("port_value: 7443", format!("port_value: {grpc}")),
+                (ENVOY_ENDPOINT, endpoints.join("")),
+            ];
+        }
+        let proxy = Proxy::run(program, |at| {
+            if program == "nginx" {
                 // What a package keeps where only root may write.
                 let kept = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
                 let kept = kept
@@ -116,6 +140,7 @@ impl Proxied {
                     format!("\nhttp {{\n  access_log off; {kept}\n"),
                 ));
             }
+            let language = if program == "envoy" { "yaml" } else { program };
             replaced(example(language), &places)
         });
         let proxied = Self {
@@ -174,8 +199,8 @@ async fn grpc_web(proxied: &Proxied, request: &CampaignRequest) -> CampaignResul
     CampaignResult::decode(&bytes[5..5 + length]).expect("a result")
 }
 
-async fn agents_are_reached(language: &str) {
-    let mut proxied = Proxied::start(language).await;
+async fn agents_are_reached(program: &str) {
+    let mut proxied = Proxied::start(program).await;
     let mut client = proxied.client().await;
     // Enough for both agents to be asked.
     for n in 0..20 {
@@ -229,6 +254,11 @@ async fn agents_are_reached_through_haproxy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_are_reached_through_nginx() {
     agents_are_reached("nginx").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_are_reached_through_envoy() {
+    agents_are_reached("envoy").await;
 }
 
 /// As operators have it before they read the document.

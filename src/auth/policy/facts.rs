@@ -7,7 +7,7 @@ use cedar_policy::{
     RestrictedExpression as Value, Schema,
 };
 
-use super::{Action, Question, Resource};
+use super::{Action, HELD, Question, Resource};
 use crate::{auth::Identity, election::types::Candidate};
 
 pub(super) struct Facts {
@@ -28,6 +28,7 @@ impl Facts {
             resource,
             candidate,
             current_leader,
+            held,
         } = *question;
         let context = [
             ("candidate", "candidateName", candidate),
@@ -41,7 +42,16 @@ impl Facts {
             );
             Some([entity, text(name, candidate)])
         });
-        let context = Context::from_pairs(context.flatten()).map_err(told)?;
+        let elects = matches!(
+            action,
+            Action::Campaign | Action::Handover | Action::ForceHandover
+        );
+        let counts = HELD.into_iter().zip([held.by_holder, held.of_kind]);
+        let counts = counts.filter(|_| elects).map(|(name, count)| {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            (name.to_owned(), Value::new_long(count))
+        });
+        let context = Context::from_pairs(context.flatten().chain(counts)).map_err(told)?;
         let request = Request::new(
             uid(&IDENTITY, identity.name()),
             action_uid(action),

@@ -7,7 +7,10 @@ use quick_cache::{Equivalent, Weighter, sync::Cache};
 use super::{Action, Decision, Question, Resource};
 use crate::{
     auth::Identity,
-    election::types::{Candidate, ElectionId, Kind},
+    election::{
+        quota::Held,
+        types::{Candidate, ElectionId, Kind},
+    },
 };
 
 /// How much is kept of decisions, in bytes: tens of thousands of them, fewer where names are long and
@@ -33,6 +36,7 @@ pub(super) struct Key {
     resource: Kept,
     candidate: Option<Candidate>,
     current_leader: Option<Candidate>,
+    held: Held,
     /// How long its names are.
     bytes: usize,
 }
@@ -77,6 +81,7 @@ impl Key {
             resource,
             candidate,
             current_leader,
+            held,
         } = *question;
         let candidates = [candidate, current_leader].into_iter().flatten();
         let candidates: usize = candidates.map(|candidate| candidate.as_str().len()).sum();
@@ -86,6 +91,7 @@ impl Key {
             resource: Kept::new(resource),
             candidate: candidate.cloned(),
             current_leader: current_leader.cloned(),
+            held,
             bytes: identity.name().len()
                 + length(identity.groups())
                 + resource.length()
@@ -100,6 +106,7 @@ impl Key {
             resource: self.resource.resource(),
             candidate: self.candidate.as_ref(),
             current_leader: self.current_leader.as_ref(),
+            held: self.held,
         }
     }
 }

@@ -4,7 +4,10 @@ use std::{fmt, str::FromStr};
 
 use crate::{
     auth::Identity,
-    election::types::{Candidate, ElectionId, Kind},
+    election::{
+        quota::Held,
+        types::{Candidate, ElectionId, Kind},
+    },
 };
 
 /// What somebody wants to do.
@@ -137,6 +140,9 @@ pub struct Question<'a> {
     pub candidate: Option<&'a Candidate>,
     /// Who hands over, if a handover says so.
     pub current_leader: Option<&'a Candidate>,
+    /// How many elections are held besides: for campaigns and handovers, where [policies
+    /// ask](super::Policies::counts_held); else nought.
+    pub held: Held,
 }
 
 impl fmt::Display for Question<'_> {

@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     auth::{Identity, Mode},
-    election::types::{Candidate, ElectionId, Kind},
+    election::{
+        quota::Held,
+        types::{Candidate, ElectionId, Kind},
+    },
     reload::{Mistake, Source as _},
 };
 
@@ -67,6 +70,7 @@ impl Asked {
             resource: self.resource.resource(),
             candidate: self.candidate.as_ref(),
             current_leader: self.leader.as_ref(),
+            held: Held::default(),
         }
     }
 }

@@ -5,15 +5,21 @@
 //! disk, notes its number in the [side file](super::generation), and then lets everything that waited for
 //! one of them go on. So the cost of a sync is shared by all requests that arrive while the one before
 //! runs (group commit).
+//!
+//! A write that fails, as on a full disk, fails everything that waits for it or for a later one. The thread keeps
+//! what it could not write, the last record of each election, and tries again until it succeeds; see
+//! [`Writer::run`]. Meanwhile whatever needs nothing that is not on disk goes on.
 
 use std::{
+    collections::HashMap,
+    fmt,
     path::Path,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
-use redb::Database;
+use redb::{Database, backends::FileBackend};
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
@@ -21,7 +27,7 @@ use super::{
     clock::{Clock, Deadline},
     generation::{self, SYNC_WITHIN, Side},
     rollback::{self, Opening},
-    store::{self, Node},
+    store::{self, Backend, DatabaseFile, Node, Opened, Unopened},
 };
 use crate::{
     election::types::{Candidate, Invalid, RequestId, Token, Value, millis},
@@ -179,12 +185,33 @@ pub(super) enum Change {
     Marker(Deadline),
 }
 
+/// What is to be written: the last record of each election, so that it needs no more room than the elections do.
+pub(super) type Pending = HashMap<Box<str>, Option<Record>>;
+
+/// How far the log is on disk.
+#[derive(Debug, Clone, Default)]
+struct Written {
+    /// All changes up to this number are.
+    upto: u64,
+    /// Why no more can be written just now.
+    failure: Option<Failure>,
+}
+
+/// Why the files cannot be written. The text is for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Failure {
+    /// The next attempt may succeed.
+    ForNow(String),
+    /// The file is not what was written, so nothing is written to it any more.
+    ForGood(String),
+}
+
 /// The writing end of the log.
 #[derive(Debug)]
 pub(super) struct Log {
     /// `None` only while it is dropped.
     changes: Option<Sender<(u64, Change)>>,
-    written: watch::Receiver<Result<u64, NodeError>>,
+    written: watch::Receiver<Written>,
     thread: Option<JoinHandle<()>>,
     clock: Clock,
     opening: u64,
@@ -200,14 +227,15 @@ impl Log {
         path: &Path,
         guard: Option<Duration>,
         clock: Clock,
+        backend: impl FnOnce(FileBackend) -> Backend,
     ) -> Result<(Self, Stored), NodeError> {
         let at = path.display().to_string();
-        let (database, real) = store::open(path)?;
+        let Opened { database, file } = store::open(path, backend)?;
         let failed = |what: &str, error: Box<dyn std::error::Error>| {
             NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot {what} {at}: {error}"))
         };
         let content = store::load(&database).map_err(|error| failed("read", error))?;
-        let beside = generation::path_for(&real);
+        let beside = generation::path_for(&file.real);
         let found = generation::read(&beside)?;
         let opening = Opening::new(&content, &found, guard, clock.now());
         store::write_node(&database, &opening.node, &opening.openings)
@@ -217,12 +245,17 @@ impl Log {
         report_opening(&at, &opening, guard);
 
         let (changes, incoming) = channel();
-        let (report, written) = watch::channel(Ok(0));
+        let (report, written) = watch::channel(Written::default());
         let writer = Writer {
-            database,
+            database: Some(database),
+            file,
+            committed: opening.node.sequence,
             node: opening.node.clone(),
-            side,
+            side: Some(side),
             unsynced: None,
+            pending: Pending::new(),
+            last: 0,
+            changed: false,
             at,
         };
         let thread = thread::Builder::new()
@@ -262,29 +295,68 @@ impl Log {
 
     /// Queues a change. Sequence numbers rise by call.
     pub(super) fn append(&self, sequence: u64, change: Change) {
-        // The thread ends early only after a failed write, which `settled` reports to every caller.
+        // The thread ends early only when nothing can be written for good, which `settled` reports to every caller.
         if let Some(changes) = &self.changes {
             let _ = changes.send((sequence, change));
+        }
+    }
+
+    /// Whether changes can be written, as far as is known.
+    ///
+    /// # Errors
+    /// The last attempt failed: the text says why and what to do. Nothing was done of what was asked.
+    pub(super) fn writable(&self) -> Result<(), NodeError> {
+        match &self.written.borrow().failure {
+            None => Ok(()),
+            Some(failure) => Err(NodeError::NotSent(failure.to_string())),
         }
     }
 
     /// Waits until the change with this number, and all before it, are on disk.
     ///
     /// # Errors
-    /// When the file could not be written. That is for good: memory is ahead of the disk, so nothing
-    /// this process could still answer would survive it.
+    /// When the file cannot be written, and so whether the change will ever be on disk is not known. A change that is on
+    /// disk already fails only when the file is not what was written, so that nothing this process could still answer
+    /// would survive it.
     pub(super) async fn settled(&self, sequence: u64) -> Result<(), NodeError> {
         let mut written = self.written.clone();
         // The thread is gone: what it wrote last does not say that it can write more.
-        if written.has_changed().is_err() {
-            written.borrow().clone()?;
-            return Err(ended());
+        let thread_ended = written.has_changed().is_err();
+        let state = match thread_ended {
+            true => written.borrow().clone(),
+            false => {
+                let done = |now: &Written| now.upto >= sequence || now.failure.is_some();
+                let state = written.wait_for(done).await.map_err(|_| ended())?;
+                state.clone()
+            }
+        };
+        match state.failure {
+            Some(Failure::ForNow(_)) if state.upto >= sequence && !thread_ended => Ok(()),
+            Some(failure) => Err(NodeError::unknown(failure)),
+            None if thread_ended => Err(ended()),
+            None => Ok(()),
         }
-        let state = written
-            .wait_for(|written| written.as_ref().map_or(true, |upto| *upto >= sequence))
-            .await
-            .map_err(|_| ended())?;
-        state.clone().map(|_| ())
+    }
+
+    /// Waits until the file can be written, or never again: says whether it can.
+    #[cfg(test)]
+    pub(super) async fn mended(&self) -> bool {
+        let mut written = self.written.clone();
+        let mended = written.wait_for(|now| now.failure.is_none()).await;
+        mended.is_ok()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ForNow(why) => write!(
+                f,
+                "{why}: free space there, or mend what else it says; the agent tries again \
+                 by itself, and until it can write nobody new is elected"
+            ),
+            Self::ForGood(why) => write!(f, "{why}: restart the agent with the right file"),
+        }
     }
 }
 
@@ -331,91 +403,189 @@ fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>) {
     }
 }
 
+/// How long the thread waits before it tries again, at first and at the most.
+const RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+
 /// Owns the files.
 struct Writer {
-    database: Database,
+    /// `None` after a failure, until it is opened again.
+    database: Option<Database>,
+    file: DatabaseFile,
+    /// The last commit that is known to be on disk.
+    committed: u64,
+    /// With the number of the last commit that was tried.
     node: Node,
-    side: Side,
+    /// `None` after a failure, until it is opened again.
+    side: Option<Side>,
     /// Since when the side file has content that is not synced.
     unsynced: Option<std::time::Instant>,
+    /// What is not on disk yet.
+    pending: Pending,
+    /// The number of the last change that is in `pending` or on disk.
+    last: u64,
+    /// Whether there may be a change that is not on disk.
+    changed: bool,
     at: String,
 }
 
 impl Writer {
-    /// Writes until nothing more can come, or a write fails.
-    fn run(
-        mut self,
-        incoming: &Receiver<(u64, Change)>,
-        report: &watch::Sender<Result<u64, NodeError>>,
-    ) {
-        let failed = loop {
-            let first = match self.next(incoming) {
-                Ok(Some(first)) => first,
-                Ok(None) => match self.side.sync() {
-                    Ok(()) => return,
-                    Err(error) => break error,
-                },
-                Err(error) => break error,
+    /// Writes until nothing more can come. What cannot be written is tried again, less and less often; new changes do
+    /// not hasten that.
+    fn run(mut self, incoming: &Receiver<(u64, Change)>, report: &watch::Sender<Written>) {
+        let mut retry: Option<Duration> = None;
+        loop {
+            let more = match retry {
+                None => self.next(incoming),
+                Some(pause) => self.pause(pause, incoming),
             };
-            let batch: Vec<_> = std::iter::once(first).chain(incoming.try_iter()).collect();
-            let last = batch.last().map_or(0, |(sequence, _)| *sequence);
-            match self.write(&batch) {
-                Ok(()) => report.send_modify(|report| *report = Ok(last)),
-                Err(error) => break error,
+            match self.write(!more) {
+                Ok(()) => {
+                    if retry.take().is_some() {
+                        tracing::info!(
+                            path = self.at,
+                            "the lease database can be written again: elections go on"
+                        );
+                    }
+                    report.send_modify(|report| {
+                        *report = Written {
+                            upto: self.last,
+                            failure: None,
+                        };
+                    });
+                }
+                Err(failure) => {
+                    let for_good = matches!(failure, Failure::ForGood(_));
+                    if retry.is_none() || for_good {
+                        tracing::error!(path = self.at, error = %failure, "the lease database cannot be written");
+                    }
+                    report.send_modify(|report| report.failure = Some(failure));
+                    if for_good {
+                        return;
+                    }
+                    retry = Some(retry.map_or(RETRY, |pause| (2 * pause).min(LONGEST_RETRY)));
+                }
             }
+            if !more {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a change and takes all that have come, or until the side file has to be synced; false when there will be
+    /// none any more.
+    fn next(&mut self, incoming: &Receiver<(u64, Change)>) -> bool {
+        let first = match self.unsynced {
+            Some(since) => incoming.recv_timeout(SYNC_WITHIN.saturating_sub(since.elapsed())),
+            None => incoming.recv().map_err(RecvTimeoutError::from),
         };
-        tracing::error!(path = self.at, error = %failed, "the lease log cannot be written; no grant is possible until the cause is mended and the agent restarted");
-        report.send_modify(|report| *report = Err(failed));
+        match first {
+            Ok(first) => self.take(first),
+            Err(RecvTimeoutError::Timeout) => return true,
+            Err(RecvTimeoutError::Disconnected) => return false,
+        }
+        for change in incoming.try_iter() {
+            self.take(change);
+        }
+        true
     }
 
-    /// The next change, or `None` when there will be none; syncs the side file when its time has come.
-    fn next(
-        &mut self,
-        incoming: &Receiver<(u64, Change)>,
-    ) -> Result<Option<(u64, Change)>, NodeError> {
-        if let Some(since) = self.unsynced {
-            match incoming.recv_timeout(SYNC_WITHIN.saturating_sub(since.elapsed())) {
-                Ok(change) => return Ok(Some(change)),
-                Err(RecvTimeoutError::Disconnected) => return Ok(None),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.side.sync()?;
-                    self.unsynced = None;
-                }
+    /// Takes what comes within the pause; false when there will be nothing any more, at once.
+    fn pause(&mut self, pause: Duration, incoming: &Receiver<(u64, Change)>) -> bool {
+        let began = std::time::Instant::now();
+        while let Some(left) = pause.checked_sub(began.elapsed()) {
+            match incoming.recv_timeout(left) {
+                Ok(change) => self.take(change),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
-        Ok(incoming.recv().ok())
+        true
     }
 
-    fn write(&mut self, batch: &[(u64, Change)]) -> Result<(), NodeError> {
+    fn take(&mut self, (sequence, change): (u64, Change)) {
+        self.last = sequence;
+        self.changed = true;
+        match change {
+            Change::Marker(quarantine) => {
+                self.node.marked = true;
+                self.node.quarantine = (!quarantine.is_over_at_once()).then_some(quarantine);
+            }
+            Change::Election(election, record) => {
+                let lease = record.as_ref().and_then(|record| record.lease.as_ref());
+                let term_ms = lease.map_or(0, |lease| lease.term_ms);
+                let longest = &mut self.node.longest;
+                longest.wait_ms = longest.wait_ms.max(term_ms);
+                longest.last_ms = longest.last_ms.max(term_ms);
+                self.pending.insert(election, record);
+            }
+        }
+    }
+
+    /// Writes what has changed, and syncs the side file when its time has come or this is the `end`.
+    fn write(&mut self, end: bool) -> Result<(), Failure> {
+        if self.changed {
+            self.commit()?;
+        }
+        let due = |since: std::time::Instant| end || since.elapsed() >= SYNC_WITHIN;
+        if self.unsynced.is_some_and(due) {
+            self.sync_side()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is pending to the database, and then the commit's number to the side file. After a failure each is
+    /// opened again first.
+    fn commit(&mut self) -> Result<(), Failure> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => self.reopen()?,
+        };
         self.node.sequence += 1;
-        for (_, change) in batch {
-            match change {
-                Change::Marker(quarantine) => {
-                    self.node.marked = true;
-                    self.node.quarantine =
-                        (!quarantine.is_over_at_once()).then(|| quarantine.clone());
-                }
-                Change::Election(_, record) => {
-                    let lease = record.as_ref().and_then(|record| record.lease.as_ref());
-                    let term_ms = lease.map_or(0, |lease| lease.term_ms);
-                    let longest = &mut self.node.longest;
-                    longest.wait_ms = longest.wait_ms.max(term_ms);
-                    longest.last_ms = longest.last_ms.max(term_ms);
-                }
-            }
+        store::commit(&database, &self.node, &self.pending)
+            .map_err(|error| self.for_now(&error))?;
+        self.committed = self.node.sequence;
+        self.pending.clear();
+        self.database = Some(database);
+        let generation = rollback::generation(&self.node);
+        let side = match self.side.take() {
+            Some(mut side) => side.write(&generation).map(|()| side),
+            None => Side::create(&generation::path_for(&self.file.real), &generation),
+        };
+        self.side = Some(side.map_err(|error| Failure::ForNow(error.to_string()))?);
+        self.unsynced.get_or_insert_with(std::time::Instant::now);
+        self.changed = false;
+        Ok(())
+    }
+
+    fn reopen(&self) -> Result<Database, Failure> {
+        let commits = self.committed..=self.node.sequence;
+        let opened = self.file.reopen(&self.node, commits);
+        opened.map_err(|unopened| match unopened {
+            Unopened::Failed(why) => self.for_now(&why),
+            Unopened::Other(why) => Failure::ForGood(self.cannot_write(&why)),
+        })
+    }
+
+    fn for_now(&self, error: &dyn fmt::Display) -> Failure {
+        Failure::ForNow(self.cannot_write(error))
+    }
+
+    fn cannot_write(&self, error: &dyn fmt::Display) -> String {
+        format!("EA_EMBEDDED_PATH: cannot write {}: {error}", self.at)
+    }
+
+    fn sync_side(&mut self) -> Result<(), Failure> {
+        let Some(side) = &self.side else {
+            return Ok(());
+        };
+        if let Err(error) = side.sync() {
+            // It is not known what of it is on disk: it is made again, with another commit.
+            self.side = None;
+            self.changed = true;
+            return Err(Failure::ForNow(error.to_string()));
         }
-        store::commit(&self.database, &self.node, batch).map_err(|error| {
-            let at = &self.at;
-            NodeError::unknown(format!(
-                "EA_EMBEDDED_PATH: cannot write {at}: {error}: mend the cause and restart the agent"
-            ))
-        })?;
-        self.side.write(&rollback::generation(&self.node))?;
-        let since = *self.unsynced.get_or_insert_with(std::time::Instant::now);
-        if since.elapsed() >= SYNC_WITHIN {
-            self.side.sync()?;
-            self.unsynced = None;
-        }
+        self.unsynced = None;
         Ok(())
     }
 }

@@ -3,21 +3,25 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions},
+    io,
+    ops::RangeInclusive,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use redb::{
-    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    TableHandle as _, WriteTransaction, backends::FileBackend,
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageBackend,
+    StorageError, TableDefinition, TableError, TableHandle as _, WriteTransaction,
+    backends::FileBackend,
 };
 use serde::{Deserialize, Serialize};
 
 use super::{
     clock::{Deadline, Reading},
+    file::OpenFile,
     generation::Longest,
-    log::{Change, Record},
+    log::{Pending, Record},
 };
 use crate::lease::NodeError;
 
@@ -104,12 +108,35 @@ impl Content {
     }
 }
 
-/// Opens the database at `path` for this process alone, making it if there is none; gives the file's own
-/// path, too, where `path` leads to it by symbolic links.
+/// How a database's file is read and written; other than by the system in tests only.
+pub(super) type Backend = Box<dyn StorageBackend>;
+
+/// A database that is open for this process alone.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) database: Database,
+    pub(super) file: DatabaseFile,
+}
+
+/// The file of a database, open and locked.
+#[derive(Debug)]
+pub(super) struct DatabaseFile {
+    file: OpenFile,
+    path: PathBuf,
+    /// The file's own path, where `path` leads to it by symbolic links.
+    pub(super) real: PathBuf,
+    /// Device and inode.
+    id: (u64, u64),
+}
+
+/// Opens the database at `path` for this process alone, making it if there is none.
 ///
 /// # Errors
 /// The text names the setting.
-pub(super) fn open(path: &Path) -> Result<(Database, PathBuf), NodeError> {
+pub(super) fn open(
+    path: &Path,
+    backend: impl FnOnce(FileBackend) -> Backend,
+) -> Result<Opened, NodeError> {
     let at = path.display();
     let cannot = |what: &str, error: &dyn std::fmt::Display| {
         NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot {what} {at}: {error}"))
@@ -118,21 +145,96 @@ pub(super) fn open(path: &Path) -> Result<(Database, PathBuf), NodeError> {
     options.read(true).write(true).create(true).truncate(false);
     let file = options.open(path).map_err(|error| cannot("open", &error))?;
     let opened = file.metadata().map_err(|error| cannot("open", &error))?;
-    let database = lock(file).map_err(|error| match error {
-        DatabaseError::DatabaseAlreadyOpen => NodeError::unknown(format!(
-            "EA_EMBEDDED_PATH: {at} is in use by another process: give each agent its own file"
-        )),
-        error => cannot("open", &error),
-    })?;
+    let file = FileBackend::new(file).map_err(|error| cannot("open", &error))?;
+    let file = OpenFile::new(backend(file));
+    let database = Database::builder()
+        .create_with_backend(file.clone())
+        .map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => NodeError::unknown(format!(
+                "EA_EMBEDDED_PATH: {at} is in use by another process: give each agent its own file"
+            )),
+            error => cannot("open", &error),
+        })?;
+    let file = DatabaseFile {
+        file,
+        path: path.to_owned(),
+        real: fs::canonicalize(path).map_err(|error| cannot("open", &error))?,
+        id: (opened.dev(), opened.ino()),
+    };
     // It may have been replaced between being opened and being locked: whoever replaced it held the lock.
-    let there = fs::metadata(path).map_err(|error| cannot("open", &error))?;
-    if (there.dev(), there.ino()) != (opened.dev(), opened.ino()) {
+    if !file.is_there().map_err(|error| cannot("open", &error))? {
         return Err(NodeError::unknown(format!(
             "EA_EMBEDDED_PATH: {at} was replaced while it was opened: start the agent again"
         )));
     }
-    let real = fs::canonicalize(path).map_err(|error| cannot("open", &error))?;
-    Ok((database, real))
+    Ok(Opened { database, file })
+}
+
+impl DatabaseFile {
+    /// Whether the path leads to this file.
+    fn is_there(&self) -> io::Result<bool> {
+        match fs::metadata(&self.path) {
+            Ok(there) => Ok((there.dev(), there.ino()) == self.id),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens the database again after redb has closed it for an error. No other process could use it meanwhile, as
+    /// the file was open and locked all the time. Its last commit has to be one of these of the node's.
+    pub(super) fn reopen(
+        &self,
+        node: &Node,
+        commits: RangeInclusive<u64>,
+    ) -> Result<Database, Unopened> {
+        let other = |what: &str| Err(Unopened::Other(what.to_owned()));
+        if !self.is_there()? {
+            return other("it was replaced or removed meanwhile");
+        }
+        if self.file.len()? == 0 {
+            return other("it was emptied meanwhile");
+        }
+        self.file.settle()?;
+        let database = Database::builder().create_with_backend(self.file.clone())?;
+        let found = load_node(&database).map_err(|error| Unopened::Failed(error.to_string()))?;
+        match found {
+            Some(found) if found.lineage != node.lineage => other("it is another database now"),
+            Some(found) if commits.contains(&found.sequence) => Ok(database),
+            _ => other("it is not as the agent wrote it last"),
+        }
+    }
+}
+
+/// Why a database was not opened again.
+#[derive(Debug)]
+pub(super) enum Unopened {
+    /// The system failed to; it may succeed later.
+    Failed(String),
+    /// The file does not have what the agent wrote.
+    Other(String),
+}
+
+impl From<io::Error> for Unopened {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<DatabaseError> for Unopened {
+    fn from(error: DatabaseError) -> Self {
+        let told = error.to_string();
+        match error {
+            DatabaseError::Storage(StorageError::Io(error))
+                if !matches!(
+                    error.kind(),
+                    io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+                ) =>
+            {
+                Self::Failed(told)
+            }
+            _ => Self::Other(told),
+        }
+    }
 }
 
 /// Locks the file and opens the database in it; an empty file becomes one.
@@ -192,6 +294,19 @@ pub(super) fn load(database: &Database) -> Result<Content, Failure> {
     Ok(content)
 }
 
+/// Reads the node; `None`: the database has none.
+fn load_node(database: &Database) -> Result<Option<Node>, Failure> {
+    let transaction = database.begin_read()?;
+    let table = match transaction.open_table(NODE) {
+        Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+        table => table?,
+    };
+    let node = table.get(NODE_KEY)?;
+    Ok(node
+        .map(|node| serde_json::from_slice(node.value()))
+        .transpose()?)
+}
+
 /// Writes the node, and exactly these openings.
 pub(super) fn write_node(
     database: &Database,
@@ -216,24 +331,18 @@ pub(super) fn write_node(
 }
 
 /// Writes the changes and the node in one commit, synced to disk.
-pub(super) fn commit(
-    database: &Database,
-    node: &Node,
-    changes: &[(u64, Change)],
-) -> Result<(), Failure> {
+pub(super) fn commit(database: &Database, node: &Node, changes: &Pending) -> Result<(), Failure> {
     let transaction = database.begin_write()?;
     {
         let mut elections = transaction.open_table(ELECTIONS)?;
-        for (_, change) in changes {
-            match change {
-                Change::Election(election, Some(record)) => {
+        for (election, record) in changes {
+            match record {
+                Some(record) => {
                     elections.insert(&**election, serde_json::to_vec(record)?.as_slice())?;
                 }
-                Change::Election(election, None) => {
+                None => {
                     elections.remove(&**election)?;
                 }
-                // Part of the node.
-                Change::Marker(_) => {}
             }
         }
         put_node(&transaction, node)?;
@@ -285,14 +394,14 @@ pub(super) mod tests {
             drop(transaction.open_table(table).expect("a table"));
             transaction.commit().expect("committed");
         }
-        let (database, _) = open(&path).expect("opened");
+        let Opened { database, .. } = open(&path, |file| Box::new(file)).expect("opened");
         let told = load(&database).expect_err("not ours").to_string();
         assert!(told.contains("no database of leases"), "{told}");
         drop(database);
 
         let path = directory.path().join("later");
         format_1(&path, None, &[]);
-        let (database, _) = open(&path).expect("opened");
+        let Opened { database, .. } = open(&path, |file| Box::new(file)).expect("opened");
         let transaction = database.begin_write().expect("begun");
         let later = FORMAT + 1;
         transaction

@@ -1,5 +1,7 @@
 //! The durable node over restarts, with a clock that the test sets.
 
+mod full_disk;
+
 use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
@@ -63,6 +65,14 @@ impl Host {
     }
 
     fn open(&self, guard: Option<Duration>) -> Embedded {
+        self.open_on(guard, |file| Box::new(file))
+    }
+
+    fn open_on(
+        &self,
+        guard: Option<Duration>,
+        backend: impl FnOnce(FileBackend) -> store::Backend,
+    ) -> Embedded {
         let (began, system) = (self.began, Arc::clone(&self.system));
         let clock = Clock::new(move || {
             let (boot, wall) = *system.lock().expect("whole");
@@ -78,17 +88,21 @@ impl Host {
             guard,
             vote: secs(1),
         };
-        Embedded::open_at(&self.path(), settings, clock).expect("opened")
+        Embedded::open_at(&self.path(), settings, clock, backend).expect("opened")
     }
 
     /// A node that is marked ready if it is new.
     async fn ready(&self) -> Embedded {
         let node = self.open(Some(MINUTE));
-        let unmarked = node.probe(LOOK).await.expect("a reply").unmarked;
-        let marked = node.mark(&unmarked, Duration::ZERO, BOUNDS).await;
-        marked.expect("a reply");
+        make_ready(&node).await;
         node
     }
+}
+
+async fn make_ready(node: &Embedded) {
+    let unmarked = node.probe(LOOK).await.expect("a reply").unmarked;
+    let marked = node.mark(&unmarked, Duration::ZERO, BOUNDS).await;
+    marked.expect("a reply");
 }
 
 fn election() -> ElectionId {

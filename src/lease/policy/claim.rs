@@ -220,6 +220,7 @@ impl Claiming {
         let error = match failure {
             Failure::Guarded(wait) => Some(guarded(wait)),
             Failure::Unreachable => Some(undecided(view.electorate(), self.deadline, now)),
+            Failure::Full => Some(Error::StoreFull),
             _ => None,
         };
         if let Some(error) = error {
@@ -402,7 +403,7 @@ impl Claiming {
                         }
                     }
                     Err(NodeError::Unknown(_)) => vote.unknown.add(node),
-                    Ok(_) | Err(NodeError::NotSent(_)) => {}
+                    Ok(_) | Err(NodeError::NotSent(_) | NodeError::Full(_)) => {}
                 }
                 vote.tally.add(node, reply);
             }

@@ -33,6 +33,8 @@ pub(super) struct Node {
     /// Whether it abstained from grants when it was last asked.
     abstains: AtomicBool,
     probed: Mutex<Probed>,
+    /// When it last refused something as its memory was full.
+    full: Mutex<Option<Instant>>,
 }
 
 /// Whether a node has been probed.
@@ -48,6 +50,8 @@ pub(super) enum Probed {
 /// How often the same complaint about a node is logged, and how many different ones in that time.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 const COMPLAINTS: usize = 8;
+/// For how long a node that refused something for want of memory is said to have done so.
+const FULL_LATELY: Duration = Duration::from_secs(60);
 /// How long an agent may take to mark all partitions of a new node.
 pub(super) const MARKING: Duration = Duration::from_secs(2);
 impl Node {
@@ -61,7 +65,14 @@ impl Node {
             mixed_since: Mutex::default(),
             abstains: AtomicBool::new(false),
             probed: Mutex::new(Probed::Never),
+            full: Mutex::default(),
         }
+    }
+
+    /// Whether it refused something lately as its memory was full.
+    pub(super) fn was_full(&self) -> bool {
+        let full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        full.is_some_and(|at| at.elapsed() < FULL_LATELY)
     }
 
     pub(super) fn probed(&self) -> Probed {
@@ -133,6 +144,9 @@ impl Node {
     /// Logs why the node did not do what it was asked: what is new, and now and then. Callers are not
     /// told, as they may be anybody.
     pub(super) fn complain(&self, error: &NodeError) {
+        if let NodeError::Full(_) = error {
+            *self.full.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
         let mut told = self
             .complaints
             .lock()

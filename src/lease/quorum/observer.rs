@@ -67,6 +67,8 @@ pub enum Called {
     Timeout,
     /// The caller's deadline came before that time was over: the node may be well.
     GivenUp,
+    /// Its memory is full, and it did nothing.
+    Full,
     /// It is not known what the node did.
     Failed,
     /// The call did not reach the node.
@@ -78,6 +80,7 @@ impl Called {
     pub(super) fn of<T>(reply: &Result<T, NodeError>) -> Self {
         match reply {
             Ok(_) => Self::Ok,
+            Err(NodeError::Full(_)) => Self::Full,
             Err(NodeError::Unknown(_)) => Self::Failed,
             Err(NodeError::NotSent(_)) => Self::NotSent,
         }

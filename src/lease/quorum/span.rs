@@ -141,6 +141,7 @@ impl CallSpan {
             Called::Ok => None,
             Called::GivenUp => return span_ends(&span, "abandoned"),
             Called::Timeout => Some("timeout"),
+            Called::Full => Some("full"),
             Called::Failed => Some("failed"),
             Called::NotSent => Some("not_sent"),
         };

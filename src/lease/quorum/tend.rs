@@ -116,6 +116,7 @@ impl Quorum {
             .map(|node| NodeStatus {
                 name: node.name().to_owned(),
                 probe: Err(NodeError::unknown("no answer")),
+                was_full: node.was_full(),
             })
             .collect();
         while let Some((_, node, probe)) = round.next().await {

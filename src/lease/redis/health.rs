@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     election::types::millis,
-    lease::{Bounds, Incarnation, Look, NodeError, Probe, Registered, Unmarked},
+    lease::{Bounds, Incarnation, Look, Memory, NodeError, Probe, Registered, Unmarked},
 };
 
 /// How long a look at all partitions of a server may take; what is left is looked at the next time.
@@ -71,6 +71,8 @@ struct Looked {
     /// The commands that the agent's user lacks the right to.
     lacks: String,
     policy: String,
+    /// The memory that counts against the limit, and the limit (0: none), in bytes.
+    memory: (u64, u64),
 }
 
 impl Swept {
@@ -139,6 +141,7 @@ impl Redis {
             identity: None,
             unfit: None,
             degraded: None,
+            memory: None,
         };
         let mut errors: Vec<_> = unserved.map(NodeError::NotSent).into_iter().collect();
         let mut answers = 0;
@@ -176,6 +179,16 @@ impl Redis {
             if shard.partitions.contains(&0) {
                 known.identity = Some(swept.run);
             }
+            let memory = Memory {
+                server: shard.server.clone(),
+                used: last.memory.0,
+                max: last.memory.1,
+            };
+            probe.memory = probe
+                .memory
+                .into_iter()
+                .chain([memory])
+                .max_by(|one, other| by_share(one).total_cmp(&by_share(other)));
             let evicts = last.policy != "noeviction" && !self.usage.allow_eviction;
             if !last.lacks.is_empty() && probe.unfit.is_none() {
                 probe.unfit = Some(lacking(&shard.server, &last.lacks));
@@ -289,11 +302,11 @@ impl Redis {
             .arg(if rights { "1" } else { "0" });
         let reply = self.reply_in_time(partition, &call).await?;
         let looked = || {
-            let mut lines = reply.splitn(9, '\n');
+            let mut lines = reply.splitn(11, '\n');
             let mut line = || lines.next();
             let (wait, run, clock) = (line()?, line()?, line()?);
             let (guard, guard_age, vote, vote_age) = (line()?, line()?, line()?, line()?);
-            let (lacks, policy) = (line()?, line()?);
+            let (lacks, policy, used, max) = (line()?, line()?, line()?, line()?);
             let millis = |text: &str| text.parse().map(Duration::from_millis).ok();
             Some(Looked {
                 partition,
@@ -313,6 +326,7 @@ impl Redis {
                 },
                 lacks: lacks.to_owned(),
                 policy: policy.to_owned(),
+                memory: (used.parse().ok()?, max.parse().ok()?),
             })
         };
         looked().ok_or_else(|| self.unexpected("probe", &reply))
@@ -440,6 +454,11 @@ impl Redis {
             self.name, self.usage.nodes
         )
     }
+}
+
+/// Orders servers by how full they are, those without a limit first.
+fn by_share(memory: &Memory) -> f64 {
+    memory.share().unwrap_or(-1.0)
 }
 
 /// The longer of two bounds; of the same, the one that was registered later.

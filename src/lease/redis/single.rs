@@ -161,7 +161,13 @@ impl Link {
     pub(super) fn explain(&self, failed: Failed) -> NodeError {
         match failed {
             Failed::Absent(reason) => NodeError::NotSent(reason),
-            Failed::Error(error) => NodeError::Unknown(describe(&self.name, self.expect, &error)),
+            Failed::Error(error) => {
+                let described = describe(&self.name, self.expect, &error);
+                match is_full(&error) {
+                    true => NodeError::Full(described),
+                    false => NodeError::Unknown(described),
+                }
+            }
         }
     }
 
@@ -519,12 +525,22 @@ fn lost(error: &RedisError) -> bool {
 fn describe(name: &str, expect: Expect, error: &RedisError) -> String {
     let advice = match error.kind() {
         _ if denied(error) => ": check the user and password in EA_REDIS_URLS",
+        _ if is_full(error) => {
+            ": its memory is full: raise its maxmemory, or have elections given up"
+        }
         ErrorKind::Server(ServerErrorKind::ReadOnly) if expect == Expect::Server => {
             return format!("{name}: {error}: it {REPLICA}");
         }
         _ => "",
     };
     format!("{name}: {error}{advice}")
+}
+
+/// Whether the server's memory is full. It refuses a script at its first write that may need more, never later, so
+/// that nothing was changed. Version 6.2 has the words in the text of an error of the script.
+fn is_full(error: &RedisError) -> bool {
+    let detail = error.detail().unwrap_or_default();
+    error.code() == Some("OOM") || detail.contains("-OOM command not allowed")
 }
 
 /// Whether the server wants other credentials.

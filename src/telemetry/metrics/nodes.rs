@@ -23,7 +23,7 @@ const BUCKETS: &[f64] = &[
 ];
 
 /// What may be wrong with calls: the values of the label.
-const ERRORS: [&str; 3] = ["timeout", "failed", "not_sent"];
+const ERRORS: [&str; 4] = ["timeout", "failed", "not_sent", "full"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfNode {
@@ -58,6 +58,8 @@ pub(super) struct Nodes {
     disconnected: Gauge,
     up: Family<OfNode, Flag>,
     guard: Family<OfNode, Seconds>,
+    memory_used: Family<OfNode, Gauge>,
+    memory_max: Family<OfNode, Gauge>,
     durations: Family<CallTo, Durations, Made>,
     errors: Family<Failed, Counter>,
     token_retries: Counter,
@@ -72,6 +74,8 @@ impl Nodes {
             disconnected: Gauge::default(),
             up: Family::default(),
             guard: Family::default(),
+            memory_used: Family::default(),
+            memory_max: Family::default(),
             durations: Family::new_with_constructor(Made),
             errors: Family::default(),
             token_retries: Counter::default(),
@@ -82,6 +86,8 @@ impl Nodes {
         registrar.register(&table::DISCONNECTED, nodes.disconnected.clone());
         registrar.register(&table::NODE_UP, nodes.up.clone());
         registrar.register(&table::NODE_GUARD, nodes.guard.clone());
+        registrar.register(&table::NODE_MEMORY_USED, nodes.memory_used.clone());
+        registrar.register(&table::NODE_MEMORY_MAX, nodes.memory_max.clone());
         registrar.register(&table::NODE_DURATION, nodes.durations.clone());
         registrar.register(&table::NODE_ERRORS, nodes.errors.clone());
         registrar.register(&table::TOKEN_RETRIES, nodes.token_retries.clone());
@@ -103,13 +109,30 @@ impl Nodes {
             self.up
                 .get_or_create(&node)
                 .set(i64::from(status.probe.is_ok()));
-            match status.probe.as_ref().ok().and_then(|probe| probe.guard) {
+            // A number that is no longer known is worse than none.
+            let probe = status.probe.as_ref().ok();
+            match probe.and_then(|probe| probe.guard) {
                 Some(left) => {
                     self.guard.get_or_create(&node).set(left.as_secs_f64());
                 }
-                // A number that is no longer known is worse than none.
                 None => {
                     self.guard.remove(&node);
+                }
+            }
+            let memory = probe.and_then(|probe| probe.memory.as_ref());
+            let limit = memory.filter(|memory| memory.max > 0);
+            for (gauge, bytes) in [
+                (&self.memory_used, memory.map(|memory| memory.used)),
+                (&self.memory_max, limit.map(|memory| memory.max)),
+            ] {
+                match bytes {
+                    Some(bytes) => {
+                        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+                        gauge.get_or_create(&node).set(bytes);
+                    }
+                    None => {
+                        gauge.remove(&node);
+                    }
                 }
             }
         }
@@ -176,6 +199,7 @@ impl Observer for Counting {
             Called::Timeout => Some(0),
             Called::Failed => Some(1),
             Called::NotSent => Some(2),
+            Called::Full => Some(3),
         };
         if let Some(error) = error {
             calls.errors[error].inc();
@@ -236,6 +260,7 @@ mod tests {
             Called::GivenUp,
             Called::Failed,
             Called::NotSent,
+            Called::Full,
         ] {
             observer.called(1, Operation::Extend, outcome, took);
         }
@@ -246,13 +271,14 @@ mod tests {
         observer.healed(1);
         let lines = lines(&metrics);
         for line in [
-            "node_call_duration_seconds_count{node=\"b:1\",operation=\"extend\"} 4",
+            "node_call_duration_seconds_count{node=\"b:1\",operation=\"extend\"} 5",
             "node_call_duration_seconds_bucket{le=\"0.01\",node=\"b:1\",operation=\"extend\"} 0",
-            "node_call_duration_seconds_bucket{le=\"0.025\",node=\"b:1\",operation=\"extend\"} 4",
+            "node_call_duration_seconds_bucket{le=\"0.025\",node=\"b:1\",operation=\"extend\"} 5",
             "node_call_duration_seconds_count{node=\"a:1\",operation=\"extend\"} 0",
             "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"timeout\"} 1",
             "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"failed\"} 1",
             "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"not_sent\"} 1",
+            "node_call_errors_total{node=\"b:1\",operation=\"extend\",error=\"full\"} 1",
             "token_retries_total 1",
             "split_votes_total 0",
             "withdrawals_total 2",
@@ -277,10 +303,12 @@ mod tests {
             identity: None,
             unfit: None,
             degraded: None,
+            memory: None,
         };
         let mut node = NodeStatus {
             name: "a:1".to_owned(),
             probe: Ok(probe),
+            was_full: false,
         };
         let guard = "election_agent_node_guard_remaining_seconds{node=\"a:1\"} ";
         let up = "election_agent_node_up{node=\"a:1\"} ";

@@ -19,7 +19,13 @@ use super::{Metrics, Registrar, table};
 use crate::transport::{Action, status::Code};
 
 /// Why requests are refused: the values of the label.
-pub(super) const REFUSALS: [&str; 4] = ["rate_limited", "overloaded", "unauthenticated", "denied"];
+pub(super) const REFUSALS: [&str; 5] = [
+    "rate_limited",
+    "overloaded",
+    "unauthenticated",
+    "denied",
+    "over_quota",
+];
 
 /// How many statuses gRPC has.
 const STATUSES: usize = 17;
@@ -116,6 +122,7 @@ impl Answer {
         match (self.code, self.status) {
             (Some(Code::RateLimited), _) => Some(0),
             (Some(Code::Overloaded), _) => Some(1),
+            (Some(Code::OverQuota), _) => Some(4),
             (_, tonic::Code::Unauthenticated) => Some(2),
             (_, tonic::Code::PermissionDenied) => Some(3),
             _ => None,
@@ -242,6 +249,7 @@ mod tests {
         for (status, code) in [
             (tonic::Code::ResourceExhausted, Some(Code::RateLimited)),
             (tonic::Code::ResourceExhausted, Some(Code::Overloaded)),
+            (tonic::Code::ResourceExhausted, Some(Code::OverQuota)),
             (tonic::Code::ResourceExhausted, Some(Code::PayloadTooLarge)),
             (tonic::Code::ResourceExhausted, None),
             (tonic::Code::Unauthenticated, Some(Code::Unauthenticated)),

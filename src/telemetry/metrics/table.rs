@@ -112,6 +112,12 @@ table! {
     NODE_GUARD: Gauge "node_guard_remaining_seconds" ["node"] "seconds",
         "For how long the lease node abstains from new grants, as it has restarted or was promoted; 0 when it grants",
         "while the node answers and has markers";
+    NODE_MEMORY_USED: Gauge "node_memory_used_bytes" ["node"] "bytes",
+        "The memory that counts against the lease node's maxmemory; of a Redis Cluster, on the fullest primary",
+        "on Redis, while the node answers";
+    NODE_MEMORY_MAX: Gauge "node_memory_max_bytes" ["node"] "bytes",
+        "The lease node's maxmemory, beyond which it grants nothing; of a Redis Cluster, of the fullest primary",
+        "on Redis, while the node answers and has a limit";
     NODE_DURATION: Histogram "node_call_duration_seconds" ["node", "operation"] "seconds",
         "How long calls to lease nodes took, also those without an answer; calls that reads no longer waited for and calls that were never sent do not count",
         "always";
@@ -232,7 +238,8 @@ fn labels() -> [(&'static str, String); 13] {
         (
             "error",
             "`timeout` (`EA_REDIS_OPERATION_TIMEOUT` passed; a caller's own deadline that came first is no error of \
-             the node's), `failed` (not known what the node did), `not_sent`"
+             the node's), `failed` (not known what the node did), `not_sent`, `full` (no memory for more; \
+             nothing was done)"
                 .to_owned(),
         ),
         (

@@ -446,7 +446,8 @@ pub(super) struct Node {
     /// Why it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// What of it does not work although it can be used: the part of a cluster that does not answer.
+    /// What of it does not work, or soon will not, although it can be used: the part of a cluster that does not answer,
+    /// a memory of which more than 90 % is used or that was full in the last minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     degraded: Option<String>,
     /// For how many ms it still abstains from new grants; left out before the first grant.
@@ -461,7 +462,7 @@ impl From<&lease::quorum::NodeStatus> for Node {
             name: status.name.clone(),
             up: status.probe.is_ok(),
             error: status.probe.as_ref().err().map(ToString::to_string),
-            degraded: probe.and_then(|probe| probe.degraded.clone()),
+            degraded: status.degraded(),
             guard: probe.and_then(|probe| probe.guard).map(millis),
         }
     }

@@ -17,7 +17,7 @@ use tonic::{Code, transport::Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::harness::{
-    Agent, Authority, Redis, campaign, command_with_ulimit, eventually, eventually_within, owned,
+    Agent, Authority, Redis, campaign, command_after, eventually, eventually_within, owned,
 };
 
 /// What is answered to a request over this connection, the head of it at least; nothing if it is closed.
@@ -58,7 +58,7 @@ const READ: &str = "GET /election/k/e HTTP/1.1\r\nhost: agent\r\n\r\n";
 async fn clients_that_take_all_connections_keep_neither_lease_nodes_nor_probes_away() {
     let mut redis = Redis::start().await;
     let settings = owned(&[("EA_REDIS_URLS", &redis.url()), ("EA_WORKERS", "2")]);
-    let agent = Agent::run(command_with_ulimit("-n 64", &settings)).await;
+    let agent = Agent::run(command_after("ulimit -n 64", &settings)).await;
     eventually("ready", async || {
         probe(&agent, "/readyz")
             .await
@@ -207,7 +207,7 @@ async fn probes_of_every_protocol_have_a_moment_when_all_places_are_taken_and_no
 #[tokio::test]
 async fn a_low_limit_of_open_files_is_raised_as_far_as_it_may_be() {
     let settings = owned(&[("EA_MAX_CONNECTIONS", "100")]);
-    let agent = Agent::run(command_with_ulimit("-S -n 64", &settings)).await;
+    let agent = Agent::run(command_after("ulimit -S -n 64", &settings)).await;
     let (soft, hard) = limits(&agent);
     assert_eq!(soft, hard);
     assert_ne!(soft, "64", "the test can tell");

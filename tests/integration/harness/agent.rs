@@ -10,6 +10,7 @@ use std::{
 
 use election_agent::proto::election_client::ElectionClient;
 use reqwest::Method;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 
@@ -110,12 +111,12 @@ pub(crate) fn signal(pid: u32, name: &str) {
     assert!(sent.expect("sh runs").success(), "SIG{name} was not sent");
 }
 
-/// The agent's binary, with only these settings, after `ulimit` with these arguments.
-pub(crate) fn command_with_ulimit(ulimit: &str, settings: &[(String, String)]) -> Command {
+/// The agent's binary, with only these settings, after a shell's command such as `ulimit`, which it inherits.
+pub(crate) fn command_after(shell: &str, settings: &[(String, String)]) -> Command {
     let agent = command(settings);
     let mut command = Command::new("sh");
     command
-        .args(["-c", &format!("ulimit {ulimit} && exec \"$0\"")])
+        .args(["-c", &format!("{shell} && exec \"$0\"")])
         .arg(agent.get_program())
         .env_clear()
         .envs(
@@ -236,6 +237,17 @@ impl Agent {
     /// A file of the agent's process in `/proc`.
     pub(crate) fn proc(&self, file: &str) -> std::path::PathBuf {
         format!("/proc/{}/{file}", self.child.id()).into()
+    }
+
+    /// Has every write to a file fail beyond so many bytes, as on a full disk; `None` ends that. The agent has to
+    /// have been started with SIGXFSZ ignored.
+    pub(crate) fn limit_file_size(&self, bytes: Option<u64>) {
+        let limit = Rlimit {
+            current: bytes,
+            maximum: None,
+        };
+        let pid = self.child.id().try_into().ok().and_then(Pid::from_raw);
+        prlimit(pid, Resource::Fsize, limit).expect("a limit of its own");
     }
 
     /// How much of the agent is in memory, in bytes.

@@ -201,6 +201,26 @@ async fn a_lost_quorum_keeps_back_what_follows_from_it_in_its_own_deployment() {
 }
 
 #[tokio::test]
+async fn a_full_store_keeps_back_what_follows_from_it_in_its_own_deployment() {
+    let alert = |name, severity, job| [("alertname", name), ("severity", severity), ("job", job)];
+    let firing = [
+        alert("ElectionAgentStoreFull", "critical", "a"),
+        alert("ElectionAgentNodeMemoryHigh", "warning", "a"),
+        alert("ElectionAgentNodeCallErrors", "warning", "a"),
+        alert("ElectionAgentErrorBudgetBurn", "critical", "a"),
+        alert("ElectionAgentNodeMemoryHigh", "warning", "b"),
+        alert("ElectionAgentNodeDown", "warning", "a"),
+    ];
+    let kept = kept_back(&firing.each_ref().map(|alert| &alert[..])).await;
+    let expected = [
+        "ErrorBudgetBurn critical a",
+        "NodeCallErrors warning a",
+        "NodeMemoryHigh warning a",
+    ];
+    assert_eq!(kept, expected.map(str::to_owned).into());
+}
+
+#[tokio::test]
 async fn the_more_urgent_of_two_alerts_about_the_same_tells() {
     let instance = |name, severity, instance| {
         vec![

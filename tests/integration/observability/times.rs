@@ -107,6 +107,11 @@ fn bounds() -> BTreeMap<&'static str, (Duration, Holds)> {
             (nothing, Holds::Window),
         ),
         (
+            "ElectionAgentNodeMemoryHigh warning",
+            (nothing, Holds::UntilMended),
+        ),
+        ("ElectionAgentStoreFull critical", (nothing, Holds::Window)),
+        (
             "ElectionAgentLogLinesLost warning",
             (nothing, Holds::Window),
         ),

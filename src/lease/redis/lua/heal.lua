@@ -25,6 +25,8 @@ local acknowledged = redis.pcall('HGET', past, 'acknowledged')
 if type(acknowledged) == 'table' or acknowledged and token < tonumber(acknowledged) then return 0 end
 
 local head = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
+-- Only where there is a lease: one that is missing takes memory, as a grant does.
+if head[1] then go_on_when_full(KEYS[1]) end
 local left = redis.call('PTTL', KEYS[1])
 local mine = {ARGV[2], ARGV[3], ARGV[5], '', ARGV[6], digits(now + term), '', ''}
 local function raised(entry)

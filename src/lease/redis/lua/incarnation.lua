@@ -15,6 +15,13 @@ local function digits(number)
   return string.format('%.0f', number)
 end
 
+-- Has the script go on where the server's memory is full: a server refuses what may need more only as the first write
+-- of a script. For scripts that free memory, or write what is bounded by what is held already. Changes nothing: no
+-- hash has the field.
+local function go_on_when_full(hash)
+  redis.pcall('HDEL', hash, '')
+end
+
 -- Lets a key lapse that may just have been made. A user that may not must leave none that never does.
 local function expire(key, ms, made)
   local reply = redis.pcall('PEXPIRE', key, ms)

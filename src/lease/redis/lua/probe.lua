@@ -7,7 +7,8 @@
 --       7 '1' if the record may be written  8 '1' if the user's rights are to be tried
 -- Result ms that the server abstains, or '' when there is no record; incarnation; the server's ms; the longest
 --       guard ms that counts, and how long ago an agent registered it; likewise of vote lifetimes; the commands that
---       the user lacks the right to, or ''; the maxmemory-policy
+--       the user lacks the right to, or ''; the maxmemory-policy; the memory that counts against maxmemory, in bytes;
+--       maxmemory in bytes, 0 without a limit
 --
 -- Atomic because the record must not change between the look and what is written.
 -- Reads the key in which version 0.1.0 registers; it shares the hash tag of KEYS[1].
@@ -29,7 +30,13 @@ for _, command in ipairs(ARGV[8] == '1' and {
   end
 end
 lacks = table.concat(lacks, ' ')
-local policy = string.match(redis.call('INFO', 'memory'), 'maxmemory_policy:([^\r\n]*)') or ''
+local memory = redis.call('INFO', 'memory')
+local function of_memory(field)
+  return string.match(memory, '\n' .. field .. ':([^\r\n]*)')
+end
+local policy = of_memory('maxmemory_policy') or ''
+-- Buffers for replicas and the log do not count.
+local used = (of_memory('used_memory') or 0) - (of_memory('mem_not_counted_for_evict') or 0)
 local now = now_ms()
 -- Agents of version 0.1.0 register their restart guard beside their list of nodes. What newer ones write there for
 -- them has `told_at`: it says nothing that the record does not.
@@ -40,7 +47,7 @@ if legacy[1] and legacy[2] and legacy[2] ~= legacy[3] then
 end
 local function told(wait, run, guard, guard_at, vote, vote_at)
   return table.concat({wait, run, digits(now), digits(guard), digits(math.max(now - guard_at, 0)), digits(vote),
-    digits(math.max(now - vote_at, 0)), lacks, policy}, '\n')
+    digits(math.max(now - vote_at, 0)), lacks, policy, digits(used), of_memory('maxmemory') or '0'}, '\n')
 end
 
 if ARGV[7] ~= '1' then
@@ -50,6 +57,8 @@ if ARGV[7] ~= '1' then
   return told(known[1] and '0' or '', run(), guard, guard_at, tonumber(known[4] or 0), tonumber(known[5] or now))
 end
 
+-- A server whose memory is full still extends and reads.
+go_on_when_full(KEYS[1])
 local record = incarnation(KEYS[1], math.max(tonumber(ARGV[1]) or 0, tonumber(ARGV[3]), legacy_guard))
 if not record then return told('', run(), legacy_guard, legacy_at, 0, now) end
 -- The longest counts: it makes this incarnation's wait longer, if it has one. It is forgotten when nobody has asked

@@ -28,6 +28,9 @@ local function parts(list)
 end
 local old, new = parts(ARGV[1])
 
+-- An agent registers also where the memory is full, to extend what is held there.
+go_on_when_full(KEYS[2])
+
 -- Packed into one value, as users of servers that version 0.1.0 was set up for may have no right to HGETALL.
 local packed = redis.call('GET', KEYS[1])
 local entries = packed and cmsgpack.unpack(packed) or {}

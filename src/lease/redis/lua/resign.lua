@@ -7,12 +7,14 @@
 -- Atomic because the lease could pass to another leader between the look and the deletion.
 -- Touches the key of what is over; it shares the hash tag of KEYS[1].
 
+local lease = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
+-- To delete a lease frees more than it takes to note what is over.
+if lease[1] then go_on_when_full(KEYS[1]) end
 -- A repair that is on its way must not bring the lease back.
 if ARGV[3] ~= '0' then
   local past = string.sub(KEYS[1], 1, -#ARGV[1] - 7) .. 'past:' .. ARGV[1]
   acknowledge(past, ARGV[3] + 1, ARGV[4])
 end
-local lease = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
 if lease[1] then
   local named = lease[1] == ARGV[2] and (ARGV[3] == '0' or ARGV[3] == lease[2])
   if not named and not lease[3] then return lease[1] ~= ARGV[2] and 'held' or 'stale' end

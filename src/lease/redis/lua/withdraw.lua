@@ -9,6 +9,7 @@
 -- Touches the keys that say which grants were rolled back and which request ids were used; they share the hash
 -- tag of KEYS[1].
 
+go_on_when_full(KEYS[1])
 local base = string.sub(KEYS[1], 1, -#ARGV[1] - 7)
 -- A copy of the grant that arrives only now is refused by its name.
 redis.pcall('SET', base .. 'rolled-back:' .. ARGV[2] .. ':' .. ARGV[1], '', 'PX', ARGV[4])

@@ -1,0 +1,301 @@
+//! Changes an `:authority` that lists several addresses into one that HTTP/2 requests may have.
+//!
+//! gRPC's C core, and so grpcio and the clients in C++, C#, PHP and Ruby, sends the list of a target such as
+//! `ipv4:10.0.0.1:443,10.0.0.2:443` whole, with or without percent-encoding. No URI may have such an authority
+//! ([RFC 3986], 3.2), so the HTTP/2 implementation would reset every request, and no client would learn why. Nothing here
+//! depends on the authority of a request, so all bytes after the first address that could be wrong become `-`.
+//!
+//! Only bytes are replaced: lengths stay, as the compression of later headers counts on them ([RFC 7541], 4.1). Header
+//! blocks are followed byte by byte, and nothing is kept of them. An authority in Huffman's code is left as it is; the C core
+//! sends none.
+//!
+//! [RFC 3986]: https://www.rfc-editor.org/rfc/rfc3986
+//! [RFC 7541]: https://www.rfc-editor.org/rfc/rfc7541
+
+use super::frames::Frames;
+
+/// The name of the field, and its number in the static table.
+const AUTHORITY: &[u8; 10] = b":authority";
+const AUTHORITY_INDEX: usize = 1;
+/// Integers that take more bytes than this are no lengths or indexes of real headers.
+const LARGEST_SHIFT: u32 = 21;
+
+/// Follows what a client sends from its first frame on.
+#[derive(Debug, Default)]
+pub(super) struct AddressLists {
+    frames: Frames,
+    block: Option<Block>,
+    /// Whether the client sends lists.
+    found: bool,
+}
+
+/// A header block, as far as it has come.
+#[derive(Debug, Default)]
+struct Block {
+    /// How many bytes of the frame come before the block goes on.
+    before: usize,
+    at: At,
+    /// Whether the present field is the authority, as far as it has come.
+    is_authority: bool,
+    /// Whether its first address is over.
+    is_list: bool,
+    /// Whether there was a list.
+    found: bool,
+}
+
+/// What the next byte of a header block is part of ([RFC 7541], 5 and 6).
+///
+/// [RFC 7541]: https://www.rfc-editor.org/rfc/rfc7541
+#[derive(Debug, Clone, Copy, Default)]
+enum At {
+    #[default]
+    Field,
+    /// The rest of an integer, with the value so far and where its next bits belong.
+    Number(Number, usize, u32),
+    Length(Text),
+    /// A string, of which so many bytes are left.
+    Text(Text, usize),
+}
+
+/// What an integer stands for.
+#[derive(Debug, Clone, Copy)]
+enum Number {
+    /// A whole field of the table, or the table's size.
+    Field,
+    /// The name of a field whose value follows.
+    Name,
+    Length(Text),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Text {
+    Name,
+    Value,
+}
+
+impl AddressLists {
+    /// Goes over the next bytes, and changes those of such authorities. False when there is no more to look for: the
+    /// client's first request has none, or cannot be read.
+    pub(super) fn change(&mut self, mut bytes: &mut [u8]) -> bool {
+        while !bytes.is_empty() {
+            let in_payload = self.frames.in_payload();
+            let (taken, frame) = self.frames.step(bytes);
+            let (part, rest) = bytes.split_at_mut(taken);
+            bytes = rest;
+            if let Some(frame) = frame.filter(|frame| frame.is_headers()) {
+                // The C core pads nothing.
+                let Some(before) = frame.before_block() else {
+                    return false;
+                };
+                self.block = Some(Block {
+                    before,
+                    ..Block::default()
+                });
+            }
+            if in_payload
+                && let Some(block) = &mut self.block
+                && block.change(part).is_none()
+            {
+                return false;
+            }
+            if self.frames.at_boundary()
+                && let Some(block) = self.block.take()
+            {
+                self.found |= block.found;
+                if !self.found {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Block {
+    /// `None` if this is no header block.
+    fn change(&mut self, bytes: &mut [u8]) -> Option<()> {
+        for byte in bytes {
+            match self.before {
+                0 => self.at = self.next(byte)?,
+                _ => self.before -= 1,
+            }
+        }
+        Some(())
+    }
+
+    fn next(&mut self, byte: &mut u8) -> Option<At> {
+        Some(match self.at {
+            At::Field => match byte.leading_zeros() {
+                0 => self.number(Number::Field, *byte, 7),
+                1 => self.number(Number::Name, *byte, 6),
+                2 => self.number(Number::Field, *byte, 5),
+                _ => self.number(Number::Name, *byte, 4),
+            },
+            At::Number(number, value, shift) => {
+                let value = value + (usize::from(*byte & 0x7f) << shift);
+                match *byte & 0x80 {
+                    0 => self.known(number, value),
+                    _ if shift == LARGEST_SHIFT => return None,
+                    _ => At::Number(number, value, shift + 7),
+                }
+            }
+            At::Length(text) => {
+                self.is_authority &= *byte & 0x80 == 0;
+                self.number(Number::Length(text), *byte, 7)
+            }
+            At::Text(text, left) => {
+                if self.is_authority {
+                    self.read(text, left, byte);
+                }
+                rest(text, left - 1)
+            }
+        })
+    }
+
+    fn number(&mut self, number: Number, byte: u8, bits: u32) -> At {
+        let most = (1_usize << bits) - 1;
+        match usize::from(byte) & most {
+            value if value == most => At::Number(number, value, 0),
+            value => self.known(number, value),
+        }
+    }
+
+    fn known(&mut self, number: Number, value: usize) -> At {
+        match number {
+            Number::Field => At::Field,
+            Number::Name => {
+                self.is_authority = matches!(value, 0 | AUTHORITY_INDEX);
+                self.is_list = false;
+                match value {
+                    0 => At::Length(Text::Name),
+                    _ => At::Length(Text::Value),
+                }
+            }
+            Number::Length(text) => {
+                self.is_authority &= text == Text::Value || value == AUTHORITY.len();
+                rest(text, value)
+            }
+        }
+    }
+
+    /// Reads a byte of the authority, or of what may be its name.
+    fn read(&mut self, text: Text, left: usize, byte: &mut u8) {
+        match text {
+            Text::Name => self.is_authority = *byte == AUTHORITY[AUTHORITY.len() - left],
+            Text::Value => {
+                self.is_list |= matches!(*byte, b',' | b'%');
+                self.found |= self.is_list;
+                if self.is_list && !byte.is_ascii_alphanumeric() && *byte != b'.' {
+                    *byte = b'-';
+                }
+            }
+        }
+    }
+}
+
+/// What comes after, or of, a string of which so many bytes are left.
+fn rest(text: Text, left: usize) -> At {
+    match (text, left) {
+        (Text::Name, 0) => At::Length(Text::Value),
+        (Text::Value, 0) => At::Field,
+        (text, left) => At::Text(text, left),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::uri::Authority;
+
+    use super::*;
+
+    /// A literal for the dynamic table, as the C core writes it.
+    fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
+        [&[0x40], &*text(name), &text(value)].concat()
+    }
+
+    fn text(text: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(text.len()).expect("short");
+        match length.checked_sub(0x7f) {
+            None => [&[length], text].concat(),
+            Some(more) => [&[0x7f, more], text].concat(),
+        }
+    }
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u8::try_from(payload.len()).expect("short");
+        [&[0, 0, length, kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    /// What becomes of frames that come in parts of so many bytes, and whether more is looked for.
+    fn changed(frames: &[u8], parts: usize) -> (Vec<u8>, bool) {
+        let (mut lists, mut bytes) = (AddressLists::default(), frames.to_vec());
+        let goes_on = bytes.chunks_mut(parts).all(|part| lists.change(part));
+        (bytes, goes_on)
+    }
+
+    const SETTINGS: [u8; 15] = [0, 0, 6, 4, 0, 0, 0, 0, 0, 0x40, 10, b',', b',', b'%', b'%'];
+
+    #[test]
+    fn lists_become_authorities_of_the_same_length_however_the_bytes_come() {
+        for (list, expected) in [
+            ("127.0.0.1:1,127.0.0.1:2", "127.0.0.1:1-127.0.0.1-2"),
+            ("127.0.0.1:1%2C127.0.0.1:2", "127.0.0.1:1-2C127.0.0.1-2"),
+            ("[::1]:1,[::1]:2", "[::1]:1----1--2"),
+            ("%5B::1%5D:1%2C%5B::1%5D:2", "-5B--1-5D-1-2C-5B--1-5D-2"),
+        ] {
+            assert!(list.parse::<Authority>().is_err(), "{list}");
+            assert!(expected.parse::<Authority>().is_ok(), "{expected}");
+            let plain = |authority: &str| {
+                let before = [
+                    literal(b":path", b"/a,b%"),
+                    // An entry of the table, and the table's size.
+                    vec![0x83, 0x3f, 0xe1, 0x1f],
+                    literal(b":authoritx", b"a,b:"),
+                    literal(b"long", &[b','; 130]),
+                ]
+                .concat();
+                let block = [
+                    &*before,
+                    &literal(AUTHORITY, authority.as_bytes()),
+                    &literal(b"x", b"a,b:"),
+                ];
+                let block = block.concat();
+                let (first, second) = block.split_at(before.len() + 18);
+                [
+                    &SETTINGS[..],
+                    // With a priority.
+                    &frame(1, 0x20, &[&[0; 5], first].concat()),
+                    &frame(9, 0x4, second),
+                    &frame(0, 0, b"a,b:"),
+                    &frame(1, 0x4, &[&[0x41], &*text(authority.as_bytes())].concat()),
+                ]
+                .concat()
+            };
+            for parts in [1, 2, 3, 7, 1_000] {
+                let changed = changed(&plain(list), parts);
+                assert_eq!(changed, (plain(expected), true), "{list} in {parts}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_clients_are_followed_to_their_first_request_only() {
+        let usual = literal(AUTHORITY, b"127.0.0.1:1");
+        let list = literal(AUTHORITY, b"127.0.0.1:1,127.0.0.1:2");
+        // A length of more than four bytes, and an authority in Huffman's code.
+        let broken = [0x40, 0x7f, 0xff, 0xff, 0xff, 0xff];
+        let huffman = [0x41, 0x83, b',', b'%', b','];
+        let padded = [&[0], &*list].concat();
+        for (flags, first) in [(4, &usual[..]), (4, &broken), (4, &huffman), (0xc, &padded)] {
+            let next = frame(1, 4, &list);
+            let frames = [&SETTINGS[..], &frame(1, flags, first), &next].concat();
+            for parts in [1, 1_000] {
+                assert_eq!(
+                    changed(&frames, parts),
+                    (frames.clone(), false),
+                    "{first:?}"
+                );
+            }
+        }
+    }
+}
