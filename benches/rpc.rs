@@ -32,7 +32,7 @@ fn agent(runtime: &Runtime) -> Channel {
     let values = Values::collect(Vec::new(), None, settings).expect("settings");
     let config = Config::new(values).expect("a configuration");
     runtime.block_on(async {
-        let app = App::start(&config, Stop::default()).await;
+        let app = App::start(&config, None, Stop::default()).await;
         let app = app.expect("starts");
         let address = app.addresses()[0];
         tokio::spawn(app.run());

@@ -89,7 +89,11 @@ impl App {
     ///
     /// # Errors
     /// A port or file that cannot be opened.
-    pub async fn start(config: &Config, stop: Stop) -> Result<Self, StartError> {
+    pub async fn start(
+        config: &Config,
+        traces: Option<trace::Pipeline>,
+        stop: Stop,
+    ) -> Result<Self, StartError> {
         let tls = config.tls.clone();
         let tls = tls.map(|tls| Acceptor::start(tls.files, tls.handshake_timeout));
         let tls = tls.transpose().map_err(|mistakes| unusable(&mistakes))?;
@@ -121,7 +125,7 @@ impl App {
         let listeners = listeners.into_iter();
         let accepting = listeners.map(|listener| tokio::spawn(server.clone().accept(listener)));
         let accepting = accepting.collect();
-        let tree = Tree::build(config, &workers).await?;
+        let tree = Tree::build(config, traces, &workers).await?;
         tree.metrics.on_scrape(move |scrape| {
             scrape.connections(admission.open(), admission.refused());
             scrape.certificate_expiry(tls.as_ref().and_then(Acceptor::expiry));

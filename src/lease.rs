@@ -62,6 +62,11 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// What logs and `/readyz` call the node: its address, without credentials.
     fn name(&self) -> &str;
 
+    /// What keeps the leases, as spans name it.
+    fn system(&self) -> System {
+        System::InProcess
+    }
+
     /// Writes a lease if the election allows it. In this order:
     ///
     /// 1. The lease is another's and [`Grant::over`] does not allow to replace it:
@@ -386,6 +391,22 @@ pub enum Onto {
     /// Those, or a lease that is not acknowledged, in whose place the written one comes when it is withdrawn. Until
     /// then the node does not count as one that has it: its candidate may win the election there.
     Unacknowledged,
+}
+
+/// What keeps the leases of a node, in the words of OpenTelemetry's conventions for database clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum System {
+    /// This process.
+    InProcess,
+    /// Stored procedures of a database, one for each operation.
+    Scripts {
+        /// `db.system.name`.
+        database: &'static str,
+        /// The command that calls a procedure.
+        command: &'static str,
+        /// What the name of an operation ends with to be that of its procedure.
+        suffix: &'static str,
+    },
 }
 
 /// A partition that has no marker, and the run of the server that it is on.

@@ -16,7 +16,7 @@ use election_agent::{
     output,
     probe::Probe,
     shutdown,
-    telemetry::{self, metrics::table},
+    telemetry::{self, metrics::table, trace::Pipeline},
     tls,
     transport::rest::openapi,
 };
@@ -156,7 +156,9 @@ fn refuse(mistakes: &config::Mistakes) -> ExitCode {
 
 fn serve(config: &Config) -> ExitCode {
     // Dropped last: what the end says is written, too.
-    let _flush = telemetry::log::start(config.telemetry.environment, &config.telemetry.log);
+    let traces = config.telemetry.traces.clone().map(Pipeline::new);
+    let log = &config.telemetry.log;
+    let _flush = telemetry::log::start(config.telemetry.environment, log, traces.as_ref());
     // Of the audit trail, so that it is there whatever the level.
     tracing::info!(
         target: telemetry::log::AUDIT,
@@ -179,13 +181,13 @@ fn serve(config: &Config) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let code = runtime.block_on(run(config));
+    let code = runtime.block_on(run(config, traces));
     // Whatever still blocks, such as a name lookup that gets no answer, must not hold the end up.
     runtime.shutdown_background();
     code
 }
 
-async fn run(config: &Config) -> ExitCode {
+async fn run(config: &Config, traces: Option<Pipeline>) -> ExitCode {
     for config::Ignored { variable, why } in config.ignored() {
         tracing::warn!(variable, "{why}");
     }
@@ -205,7 +207,7 @@ async fn run(config: &Config) -> ExitCode {
         process::exit(0);
     });
     let started = tokio::select! {
-        started = App::start(config, stop.clone()) => started,
+        started = App::start(config, traces, stop.clone()) => started,
         () = stop.gently.cancelled() => {
             tracing::info!("ended while starting");
             return ExitCode::SUCCESS;

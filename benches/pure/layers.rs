@@ -29,7 +29,7 @@ use election_agent::{
     telemetry::{
         metrics::{DEFAULT_BUCKETS, Metrics},
         trace::{
-            self, Batches, Destination, Protocol, Traces,
+            self, Batches, Destination, Pipeline, Protocol, Traces,
             sampler::{Root, Sampler},
         },
     },
@@ -38,6 +38,7 @@ use election_agent::{
 use http::{Request, StatusCode, Version, header, request::Parts};
 use tokio::{runtime::Runtime, sync::watch};
 use tower::{Service, ServiceExt as _, service_fn};
+use tracing_subscriber::{layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::measure::{calls, group, runtime};
 
@@ -76,32 +77,32 @@ fn limiter() -> RateLimiter {
 
 /// Records every hundredth request, into a queue that nobody empties: `idle` must not run.
 fn traces(idle: &Runtime) -> Traces {
-    let start = async {
-        Traces::start(trace::Settings {
-            destination: Destination {
-                protocol: Protocol::Grpc,
-                endpoint: "http://127.0.0.1:4317".parse().expect("a URL"),
-                headers: BTreeMap::new(),
-                timeout: Duration::from_secs(1),
-                gzip: false,
-                authorities: None,
-            },
-            resource: BTreeMap::new(),
-            sampler: Sampler {
-                parent_based: true,
-                root: Root::ratio(0.01),
-            },
-            batches: Batches {
-                delay: Duration::from_secs(3600),
-                timeout: Duration::from_secs(1),
-                queue: 1 << 17,
-                most: 1 << 17,
-            },
-            continues: true,
-            keys: false,
-        })
-    };
-    idle.block_on(start).expect("tracing starts")
+    let pipeline = Pipeline::new(trace::Settings {
+        destination: Destination {
+            protocol: Protocol::Grpc,
+            endpoint: "http://127.0.0.1:4317".parse().expect("a URL"),
+            headers: BTreeMap::new(),
+            timeout: Duration::from_secs(1),
+            gzip: false,
+            authorities: None,
+        },
+        resource: BTreeMap::new(),
+        sampler: Sampler {
+            parent_based: true,
+            root: Root::ratio(0.01),
+        },
+        batches: Batches {
+            delay: Duration::from_secs(3600),
+            timeout: Duration::from_secs(1),
+            queue: 1 << 17,
+            most: 1 << 17,
+        },
+        continues: true,
+        keys: false,
+    });
+    tracing_subscriber::registry().with(pipeline.layer()).init();
+    idle.block_on(async { pipeline.start() })
+        .expect("tracing starts")
 }
 
 /// The service for every request anew, as each of a connection's has it.

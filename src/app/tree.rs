@@ -44,10 +44,7 @@ use crate::{
     telemetry::{
         self,
         metrics::Metrics,
-        trace::{
-            self, Recorder, Traces,
-            node::{System, Traced},
-        },
+        trace::{self, Pipeline, Traces},
     },
     transport::{
         Mux,
@@ -76,26 +73,29 @@ impl Tree {
     ///
     /// # Errors
     /// A file that cannot be opened or used, or Kubernetes that is to be asked and cannot be.
-    pub async fn build(config: &Config, workers: &Workers) -> Result<Self, StartError> {
+    pub async fn build(
+        config: &Config,
+        traces: Option<Pipeline>,
+        workers: &Workers,
+    ) -> Result<Self, StartError> {
         let authenticator = authenticator(config).await?;
         let policies = policies(&config.auth)?;
         let lookup = Lookup::start(&config.kube).await.map_err(|what| {
             StartError::Kubernetes(format!("EA_KUBE_ENABLE is true, but {what}"))
         })?;
         let max_term = config.limits.max_term;
-        let traces = config.telemetry.traces.clone().map(Traces::start);
-        let traces = traces.transpose()?;
+        let traces = traces.map(Pipeline::start).transpose()?;
         let recorder = traces.as_ref().map(Traces::recorder);
         let telemetry = &config.telemetry;
         let metrics = Metrics::with_elections(&telemetry.buckets, &telemetry.per_election);
-        let (nodes, electorate) =
-            nodes(&config.store, max_term, recorder.as_ref(), workers).await?;
+        let (nodes, electorate) = nodes(&config.store, max_term, workers).await?;
         let names: Vec<_> = nodes.iter().map(|node| node.name()).collect();
         let mut options = Options::new(
             config.store.operation_timeout,
             config.store.restart_guard,
             guard(&config.store, max_term),
         );
+        options.names_in_spans = recorder.as_ref().is_some_and(|recorder| recorder.keys);
         if telemetry.metrics {
             options.observer = metrics.observer(&names);
         }
@@ -183,16 +183,8 @@ fn guard(store: &Store, max_term: Duration) -> Duration {
 async fn nodes(
     store: &Store,
     max_term: Duration,
-    recorder: Option<&Recorder>,
     workers: &Workers,
 ) -> Result<(Vec<Arc<dyn LeaseNode>>, Electorate), StartError> {
-    let traced = |node: Arc<dyn LeaseNode>, system| match recorder {
-        Some(recorder) => {
-            let traced = Traced::new(node, system, store.operation_timeout, recorder.clone());
-            Arc::new(traced) as _
-        }
-        None => node,
-    };
     let settings = Settings {
         retention: store.token_retention,
         guard: store.restart_guard.duration(guard(store, max_term)),
@@ -242,7 +234,7 @@ async fn nodes(
             Redis::start(deployment, usage.clone(), limit, settings, workers)
         });
         let started = join_all(starting).await.into_iter();
-        let nodes = started.map(|node| traced(Arc::new(node), System::Redis));
+        let nodes = started.map(|node| Arc::new(node) as Arc<dyn LeaseNode>);
         return Ok((nodes.collect(), electorate));
     }
     let node = match &store.embedded_path {
@@ -261,8 +253,7 @@ async fn nodes(
             Embedded::in_memory(settings)
         }
     };
-    let node = traced(Arc::new(node), System::Embedded);
-    Ok((vec![node], Electorate::of(Nodes::one(0))))
+    Ok((vec![Arc::new(node)], Electorate::of(Nodes::one(0))))
 }
 
 /// Whoever knows who callers are.

@@ -21,9 +21,10 @@ use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
 };
+use tracing::Instrument as _;
 
 use super::{Identity, Mode, Refusal, tokens::Hash};
-use crate::causes;
+use crate::{causes, telemetry::trace};
 
 /// How many verdicts are remembered.
 const REMEMBERED: usize = 10_000;
@@ -84,13 +85,13 @@ impl Reviewer {
     /// The token is not good, or the API server did not say.
     pub(super) async fn review(&self, token: &str, hash: &Hash) -> Result<Identity, Refusal> {
         let (inner, token, hash) = (Arc::clone(&self.0), token.to_owned(), *hash);
-        let reviewing = tokio::spawn(async move {
+        let reviewing = async move {
             let now = Instant::now();
             let verdicts = &inner.verdicts;
             verdicts.remove_if(&hash, |verdict| verdict.until <= now);
             verdicts.get_or_insert_async(&hash, inner.ask(&token)).await
-        });
-        match reviewing.await {
+        };
+        match tokio::spawn(reviewing.in_current_span()).await {
             Ok(verdict) => verdict?.told(),
             Err(_) => Err(unavailable("the review was broken off")),
         }
@@ -103,8 +104,11 @@ impl Inner {
             let _place = self.under_way.acquire().await;
             self.create(token).await
         };
-        let answer = timeout(REVIEW_TIMEOUT, asked).await;
-        let answer = answer.unwrap_or_else(|_| Err("it does not answer".to_owned()));
+        let answer = trace::call("token review", async {
+            let answer = timeout(REVIEW_TIMEOUT, asked).await;
+            answer.unwrap_or_else(|_| Err("it does not answer".to_owned()))
+        });
+        let answer = answer.await;
         let failing = answer.is_err();
         let was_failing = self.failing.swap(failing, Ordering::Relaxed);
         let status = match answer {

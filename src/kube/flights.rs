@@ -16,6 +16,7 @@ use tokio::{
     },
     time::timeout,
 };
+use tracing::Instrument as _;
 
 use super::{Error, Wanted};
 
@@ -84,7 +85,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
             flights: Arc::clone(self),
             wanted: Some(wanted.clone()),
         };
-        tokio::spawn(flight.fly(reading()));
+        tokio::spawn(flight.fly(reading()).in_current_span());
         Ok(answer)
     }
 

@@ -24,7 +24,7 @@ use super::{
     scope::too_old,
     trouble::Trouble,
 };
-use crate::{causes, config};
+use crate::{causes, config, telemetry::trace};
 
 /// How many pods are kept; a Deployment counts as one more.
 const PODS: usize = 50_000;
@@ -275,12 +275,13 @@ impl Inner {
     /// What the API server says, which is kept.
     async fn ask(&self, wanted: Wanted) -> Result<Found, Error> {
         let asked = Instant::now();
-        let read = timeout(READ_TIMEOUT, self.reader.read(&wanted)).await;
-        let read = match read {
-            Ok(read) => read.map_err(|error| causes(&error)),
-            Err(_) => Err("it does not answer".to_owned()),
-        };
-        let answer = match read {
+        let read = trace::call("Kubernetes read", async {
+            match timeout(READ_TIMEOUT, self.reader.read(&wanted)).await {
+                Ok(read) => read.map_err(|error| causes(&error)),
+                Err(_) => Err("it does not answer".to_owned()),
+            }
+        });
+        let answer = match read.await {
             Ok(answer) => answer,
             Err(what) => {
                 let mut state = self.state();

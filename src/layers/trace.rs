@@ -5,27 +5,33 @@
 
 use std::{
     convert::Infallible,
+    fmt,
     net::IpAddr,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{self, Poll, ready},
 };
 
 use axum::{body::Body, response::Response};
 use http::{HeaderMap, Method, Request, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use opentelemetry::{
-    Context as Recording, KeyValue,
-    trace::{SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _},
+    Context, KeyValue,
+    trace::{Status, TraceContextExt as _},
 };
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
+use tracing::{Instrument as _, Span, field, instrument::Instrumented};
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::measure::grpc_status;
 use crate::{
     peer::{Peer, TrustedProxies},
-    telemetry::trace::{Carried, Recorder, sampler::Parent, within},
+    telemetry::trace::{REQUEST, Recorder, SPANS, sampler::Parent},
     transport::{Action, Area, Protocol, grpc, rest},
 };
+
+/// What the conventions call a method that is not known.
+const OTHER: &str = "_OTHER";
 
 /// Applies [`Trace`].
 #[derive(Debug, Clone)]
@@ -46,99 +52,113 @@ impl TraceLayer {
         }
     }
 
-    /// Where a request's span is recorded, if it is.
-    fn record(&self, request: &Request<Body>) -> Option<Recording> {
+    /// The request's span; none if the request is not recorded.
+    fn record(&self, request: &Request<Body>) -> Span {
         let headers = request.headers();
         let parent = match self.recorder.continues {
             true => Parent::of(headers),
             false => None,
         };
         if !self.recorder.sampler.samples(parent.as_ref()) {
-            return None;
+            return Span::none();
         }
         let watched = matches!(Area::of(request.uri().path()), Area::Probes | Area::Metrics);
         // Those who watch the agent ask all the time: only when they want to see themselves.
         if watched && !parent.is_some_and(|parent| parent.is_sampled()) {
-            return None;
+            return Span::none();
         }
         let span = self.span(request);
-        let above = match parent {
-            Some(parent) => Recording::new().with_remote_span_context(parent.context(headers)),
-            None => Recording::new(),
-        };
-        let span = self.recorder.tracer.build_with_context(span, &above);
-        Some(above.with_span(span))
+        if let Some(parent) = parent {
+            let above = Context::new().with_remote_span_context(parent.context(headers));
+            // It has not started, and whether there is a subscriber is the same for all spans.
+            let _ = span.set_parent(above);
+        }
+        span
     }
 
-    /// The span of a request. Names that callers choose are in none of its attributes.
-    fn span(&self, request: &Request<Body>) -> SpanBuilder {
+    /// The span of a request. Names that callers choose are in none of its attributes, unless they are wanted.
+    fn span(&self, request: &Request<Body>) -> Span {
         let (headers, uri) = (request.headers(), request.uri());
-        let mut attributes = Vec::with_capacity(16);
-        let mut put = |key, value: opentelemetry::Value| attributes.push(KeyValue::new(key, value));
-        let name = match Protocol::of(headers) {
-            Protocol::Grpc | Protocol::GrpcWeb(_) => {
-                put("rpc.system", "grpc".into());
-                let known = rpc(request.method(), uri.path());
-                put(
-                    "rpc.method",
-                    known
-                        .map_or("_OTHER", |(_, method)| method)
-                        .to_owned()
-                        .into(),
-                );
-                if let Some((service, _)) = known {
-                    put("rpc.service", service.to_owned().into());
-                }
-                match known {
-                    Some((service, method)) => format!("{service}/{method}"),
-                    None => "_OTHER".to_owned(),
-                }
-            }
-            Protocol::Rest => {
-                let method = known(request.method());
-                put("http.request.method", method.into());
-                put("url.scheme", self.scheme.into());
-                if self.recorder.keys {
-                    put("url.path", uri.path().to_owned().into());
-                }
-                let method = match method {
-                    "_OTHER" => "HTTP",
-                    method => method,
-                };
-                match rest::route(uri.path()) {
-                    Some(route) => {
-                        put("http.route", route.into());
-                        format!("{method} {route}")
-                    }
-                    None => method.to_owned(),
-                }
-            }
+        let server = server(request);
+        let named = Named::of(request);
+        let (rpc, http) = match &named {
+            Named::Rpc { service, method } => (Some((*service, *method)), None),
+            Named::Http { method, route } => (None, Some((*method, *route))),
         };
-        put("network.protocol.name", "http".into());
-        put(
-            "network.protocol.version",
-            version(request.version()).into(),
-        );
-        if let Some((host, port)) = server(request) {
-            put("server.address", host.to_owned().into());
-            if let Some(port) = port {
-                put("server.port", i64::from(port).into());
-            }
-        }
-        if let Some(address) = self.client(request) {
-            put("client.address", address.to_string().into());
-        }
-        if let Some(id) = text(headers, "x-request-id") {
-            put("election_agent.request_id", id.to_owned().into());
-        }
-        SpanBuilder::from_name(name)
-            .with_kind(SpanKind::Server)
-            .with_attributes(attributes)
+        tracing::info_span!(
+            target: SPANS,
+            parent: None,
+            REQUEST,
+            otel.kind = "server",
+            otel.name = %named,
+            rpc.system = rpc.map(|_| "grpc"),
+            rpc.method = rpc.map(|(_, method)| method),
+            rpc.service = rpc.and_then(|(service, _)| service),
+            http.request.method = http.map(|(method, _)| method),
+            http.route = http.and_then(|(_, route)| route),
+            url.scheme = http.map(|_| self.scheme),
+            url.path = http.filter(|_| self.recorder.keys).map(|_| uri.path()),
+            network.protocol.name = "http",
+            network.protocol.version = version(request.version()),
+            server.address = server.map(|(host, _)| host),
+            server.port = server.and_then(|(_, port)| port).map(i64::from),
+            client.address = self.client(request).map(field::display),
+            election_agent.request_id = text(headers, "x-request-id"),
+        )
     }
 
     fn client(&self, request: &Request<Body>) -> Option<IpAddr> {
         let peer = request.extensions().get::<Peer>()?;
         Some(self.proxies.client_address(peer.address, request.headers()))
+    }
+}
+
+/// What a request is called: few names, however many callers make up.
+enum Named<'a> {
+    Rpc {
+        service: Option<&'a str>,
+        method: &'a str,
+    },
+    Http {
+        method: &'static str,
+        route: Option<&'static str>,
+    },
+}
+
+impl<'a> Named<'a> {
+    fn of(request: &'a Request<Body>) -> Self {
+        let (method, path) = (request.method(), request.uri().path());
+        match Protocol::of(request.headers()) {
+            Protocol::Grpc | Protocol::GrpcWeb(_) => match rpc(method, path) {
+                Some((service, method)) => Self::Rpc {
+                    service: Some(service),
+                    method,
+                },
+                None => Self::Rpc {
+                    service: None,
+                    method: OTHER,
+                },
+            },
+            Protocol::Rest => Self::Http {
+                method: known(method),
+                route: rest::route(path),
+            },
+        }
+    }
+}
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Rpc { service, method } => match service {
+                Some(service) => write!(f, "{service}/{method}"),
+                None => f.write_str(method),
+            },
+            Self::Http { method, route } => {
+                f.write_str(if method == OTHER { "HTTP" } else { method })?;
+                route.map_or(Ok(()), |route| write!(f, " {route}"))
+            }
+        }
     }
 }
 
@@ -168,7 +188,7 @@ fn known(method: &Method) -> &'static str {
         Method::OPTIONS => "OPTIONS",
         Method::TRACE => "TRACE",
         Method::PATCH => "PATCH",
-        _ => "_OTHER",
+        _ => OTHER,
     }
 }
 
@@ -218,30 +238,34 @@ where
     type Error = Infallible;
     type Future = Traced<S::Future>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let recording = self.layer.record(&request);
-        let span = recording.clone().map(|recording| ServerSpan {
-            recording,
+        let span = self.layer.record(&request);
+        let server = (!span.is_none()).then(|| ServerSpan {
+            _span: span.clone(),
+            context: span.context(),
             protocol: Protocol::of(request.headers()),
             ended: false,
         });
-        let current = recording.clone().map(Recording::attach);
-        let answer = self.inner.call(request);
-        drop(current);
+        let reply = span.in_scope(|| self.inner.call(request));
         Traced {
-            answer: within(recording, answer),
-            span,
+            reply: reply.instrument(span),
+            server,
         }
     }
 }
 
 /// The span of a request that is being answered; dropped as such, its caller has gone.
+///
+/// It ends when the reply has been sent, although tasks that clean up after the request hold its [`Span`] for longer:
+/// therefore it is ended by OpenTelemetry's means.
 struct ServerSpan {
-    recording: Recording,
+    /// Keeps the span open while the body is sent.
+    _span: Span,
+    context: Context,
     protocol: Protocol,
     ended: bool,
 }
@@ -252,7 +276,7 @@ impl ServerSpan {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
-        let span = self.recording.span();
+        let span = self.context.span();
         let error = match (self.protocol, answer) {
             (Protocol::Rest, Some(Answer { http, .. })) => {
                 span.set_attribute(KeyValue::new("http.response.status_code", i64::from(http)));
@@ -299,8 +323,8 @@ pin_project! {
     /// The answer, with the span that it ends.
     pub struct Traced<F> {
         #[pin]
-        answer: Carried<F>,
-        span: Option<ServerSpan>,
+        reply: Instrumented<F>,
+        server: Option<ServerSpan>,
     }
 }
 
@@ -310,10 +334,10 @@ where
 {
     type Output = F::Output;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
         let this = self.project();
-        let Ok(response) = ready!(this.answer.poll(cx));
-        let Some(span) = this.span.take() else {
+        let Ok(response) = ready!(this.reply.poll(cx));
+        let Some(span) = this.server.take() else {
             return Poll::Ready(Ok(response));
         };
         let answer = Answer {
@@ -352,7 +376,7 @@ impl HttpBody for TracedBody {
 
     fn poll_frame(
         self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
+        cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.project();
         let frame = ready!(this.body.poll_frame(cx));
@@ -393,13 +417,15 @@ mod tests {
     use opentelemetry::trace::TracerProvider as _;
     use opentelemetry_sdk::{
         error::OTelSdkResult,
-        trace::{SdkTracerProvider, Span, SpanData, SpanProcessor},
+        trace::{SdkTracerProvider, Span as SdkSpan, SpanData, SpanProcessor},
     };
     use tower::{ServiceExt as _, service_fn};
+    use tracing::subscriber::DefaultGuard;
+    use tracing_subscriber::{layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
     use super::*;
     use crate::telemetry::trace::{
-        current_trace_id, event,
+        self, current_trace_id,
         sampler::{Root, Sampler},
     };
 
@@ -408,7 +434,7 @@ mod tests {
     struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
     impl SpanProcessor for Kept {
-        fn on_start(&self, _: &mut Span, _: &Recording) {}
+        fn on_start(&self, _: &mut SdkSpan, _: &Context) {}
 
         fn on_end(&self, span: SpanData) {
             let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -444,13 +470,13 @@ mod tests {
         found.map_or_else(String::new, |attribute| attribute.value.to_string())
     }
 
-    fn layer(root: Root) -> (TraceLayer, Kept, SdkTracerProvider) {
+    /// The layer, the spans that it has recorded, and what lets it do so.
+    fn layer(root: Root) -> (TraceLayer, Kept, (SdkTracerProvider, DefaultGuard)) {
         let kept = Kept::default();
         let provider = SdkTracerProvider::builder()
             .with_span_processor(kept.clone())
             .build();
         let recorder = Recorder {
-            tracer: provider.tracer("test"),
             sampler: Sampler {
                 parent_based: true,
                 root,
@@ -458,10 +484,12 @@ mod tests {
             continues: true,
             keys: false,
         };
+        let spans = trace::layer(provider.tracer("test"));
+        let subscriber = tracing_subscriber::registry().with(spans).set_default();
         (
             TraceLayer::new(recorder, TrustedProxies::default(), true),
             kept,
-            provider,
+            (provider, subscriber),
         )
     }
 
@@ -531,7 +559,7 @@ mod tests {
             let service = service_fn(|_| async {
                 // As when it waits for something.
                 tokio::task::yield_now().await;
-                event("told", "number", 7);
+                tracing::info!(target: SPANS, number = 7, "told");
                 let body = Body::from(current_trace_id().unwrap_or_default());
                 Ok::<_, Infallible>(Response::new(body))
             });

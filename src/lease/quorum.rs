@@ -12,6 +12,7 @@ mod drive;
 mod node;
 pub mod observer;
 mod round;
+mod span;
 mod tend;
 
 use std::{
@@ -21,6 +22,9 @@ use std::{
 
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+pub use span::SPANS;
 
 use super::{
     Extend, Lease, LeaseNode, Memory, NodeError, Over, Page, Probe, Reading, Resign,
@@ -32,14 +36,12 @@ use super::{
     tally::{Denial, Reads, Verdict},
     token::{TokenSource, WallClock},
 };
-use crate::{
-    election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
-    telemetry::trace,
-};
+use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
 use drive::Drive;
 use node::Node;
 use observer::{Called, Nobody, Observer, Operation};
 use round::Round;
+use span::About;
 
 /// How a quorum works.
 #[derive(Clone)]
@@ -55,6 +57,8 @@ pub struct Options {
     pub clock: WallClock,
     /// Is told what the quorum does.
     pub observer: Arc<dyn Observer>,
+    /// Whether spans name elections and candidates.
+    pub names_in_spans: bool,
 }
 
 impl Options {
@@ -71,6 +75,7 @@ impl Options {
             longest_guard,
             clock: Arc::new(SystemTime::now),
             observer: Arc::new(Nobody),
+            names_in_spans: false,
         }
     }
 }
@@ -194,6 +199,7 @@ struct Inner {
     tokens: TokenSource,
     tasks: TaskTracker,
     observer: Arc<dyn Observer>,
+    names_in_spans: bool,
 }
 
 impl Quorum {
@@ -220,6 +226,7 @@ impl Quorum {
                 tokens: TokenSource::new(options.clock),
                 tasks: TaskTracker::new(),
                 observer: options.observer,
+                names_in_spans: options.names_in_spans,
             }),
         }
     }
@@ -233,7 +240,7 @@ impl Quorum {
         let (answer, claimed) = oneshot::channel();
         let quorum = self.clone();
         let claiming = async move { quorum.run_claim(claim, deadline, answer).await };
-        self.inner.tasks.spawn(trace::carry(claiming));
+        self.inner.tasks.spawn(claiming.in_current_span());
         claimed.await.unwrap_or_else(|_| {
             // The task panicked, or the process is ending.
             Err(Error::unavailable(
@@ -296,7 +303,8 @@ impl Quorum {
     {
         let answer = drive.answer().await;
         if !drive.is_done().await {
-            self.inner.tasks.spawn(trace::carry(drive.finish()));
+            let rest = drive.finish().in_current_span();
+            self.inner.tasks.spawn(rest);
         }
         answer.unwrap_or_else(|| {
             Err(Error::unavailable(
@@ -347,7 +355,11 @@ impl Quorum {
     }
 
     fn ask_to_read(&self, election: &Arc<ElectionId>, deadline: Instant) -> Round<Reading> {
-        self.ask(Operation::Read, deadline, |_, node| {
+        let about = About {
+            election: Some(election),
+            ..About::default()
+        };
+        self.ask(Operation::Read, about, deadline, |_, node| {
             let election = Arc::clone(election);
             Box::pin(async move { node.read(&election).await })
         })
@@ -366,7 +378,12 @@ impl Quorum {
         deadline: Instant,
     ) -> Result<Page, Error> {
         let request = Arc::new((kind.clone(), after));
-        let mut round = self.ask(Operation::List, deadline, |_, node| {
+        let about = About {
+            kind: Some(kind),
+            election: request.1.as_ref(),
+            ..About::default()
+        };
+        let mut round = self.ask(Operation::List, about, deadline, |_, node| {
             let request = Arc::clone(&request);
             Box::pin(async move { node.list(&request.0, request.1.as_ref(), limit).await })
         });

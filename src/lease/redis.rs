@@ -29,7 +29,8 @@ use tokio::time::Instant;
 
 use super::{
     Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, Lease, LeaseNode,
-    Look, NodeError, Onto, Over, Page, Probe, Reading, Resign, ResignReply, Settings, Unmarked,
+    Look, NodeError, Onto, Over, Page, Probe, Reading, Resign, ResignReply, Settings, System,
+    Unmarked,
 };
 use crate::{
     election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
@@ -396,6 +397,14 @@ fn token(text: &str) -> Option<Token> {
 impl LeaseNode for Redis {
     fn name(&self) -> &str {
         &self.name
+    }
+
+    fn system(&self) -> System {
+        System::Scripts {
+            database: "redis",
+            command: "EVALSHA",
+            suffix: ".lua",
+        }
     }
 
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {

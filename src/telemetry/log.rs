@@ -41,9 +41,10 @@ use crate::config::{Environment, LogFilter};
 /// The target of the audit trail's lines.
 pub const AUDIT: &str = "election_agent::audit";
 
-/// What holds unless a filter says otherwise. The clients of Kubernetes log every failed try, which the agent
+/// What holds unless a filter says otherwise. Spans are for traces alone. The clients of Kubernetes log every failed try, which the agent
 /// itself logs when it is news.
-const DEFAULTS: &str = "election_agent::audit=info,kube_client=off,kube_runtime=off";
+const DEFAULTS: &str =
+    "election_agent::audit=info,election_agent::span=off,kube_client=off,kube_runtime=off";
 
 /// How many lines may wait to be written: some megabytes.
 const WAITING: usize = 8_192;
@@ -79,8 +80,12 @@ impl Drop for Flush {
 }
 
 /// Sends log lines, and what panics say, to stderr: JSON in production, readable elsewhere. Does nothing when the
-/// process already has a subscriber.
-pub fn start(environment: Environment, filter: &LogFilter) -> Flush {
+/// process already has a subscriber. Spans go into the pipeline, if there is one.
+pub fn start(
+    environment: Environment,
+    filter: &LogFilter,
+    traces: Option<&trace::Pipeline>,
+) -> Flush {
     let (filter, handle) = reload::Layer::new(env_filter(filter));
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(WAITING)
@@ -109,7 +114,9 @@ pub fn start(environment: Environment, filter: &LogFilter) -> Flush {
             })
             .boxed(),
     };
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+    let subscriber = tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .with(traces.map(trace::Pipeline::layer));
     if subscriber.try_init().is_ok() {
         // Nobody else sets them.
         let _ = FILTER.set(handle);
@@ -126,8 +133,7 @@ pub fn start(environment: Environment, filter: &LogFilter) -> Flush {
 /// The ids of a trace and of a span.
 type Ids = (TraceId, SpanId);
 
-/// Formats lines, with the ids of the trace and the span of the request that they are about, if it is recorded: the
-/// subscriber knows no spans.
+/// Formats lines, with the ids of the trace and the span of the request that they are about, if it is recorded.
 struct WithTrace<F> {
     format: F,
     /// The ids, as they end a line.

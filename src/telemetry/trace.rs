@@ -1,23 +1,16 @@
-//! Traces: spans of requests and of what lease nodes are asked for them, sent by OpenTelemetry's protocol.
+//! Traces: spans of requests and of what is done for them, sent by OpenTelemetry's protocol.
 //!
+//! Spans are those of [`tracing`] with the target [`SPANS`], which `tracing-opentelemetry` makes OpenTelemetry's from.
 //! Whether a request is recorded is decided by its headers ([`sampler`]), in
-//! [`layers::trace`](crate::layers::trace), before anything is built for it. A recorded request carries its
-//! span in OpenTelemetry's context, which follows it from poll to poll; everything here that acts on "the current
-//! span" looks there, which costs others a look at a variable of the thread. Log lines written meanwhile name
-//! its trace and span ([`log`](super::log)).
+//! [`layers::trace`](crate::layers::trace), before a span is built for it; what is done for a request that is not
+//! recorded has no spans. While a recorded request is polled, its span is OpenTelemetry's current one: from there log
+//! lines ([`log`](super::log)) and exemplars have its ids.
 
 mod export;
-pub mod node;
 mod otlp;
 pub mod sampler;
 
-use std::{
-    collections::BTreeMap,
-    env, fmt,
-    pin::Pin,
-    task::{self, Poll},
-    time::Duration,
-};
+use std::{collections::BTreeMap, env, fmt, time::Duration};
 
 use opentelemetry::{
     Context, InstrumentationScope, KeyValue,
@@ -29,15 +22,26 @@ use opentelemetry_sdk::{
         IdGenerator as _, RandomIdGenerator, Sampler as SdkSampler, SdkTracer, SdkTracerProvider,
     },
 };
-use pin_project_lite::pin_project;
+use tracing::{
+    Instrument as _, Metadata, Subscriber, field::Empty, level_filters::LevelFilter,
+    subscriber::Interest,
+};
+use tracing_subscriber::{
+    Layer,
+    layer::{Context as LayerContext, Filter},
+    registry::LookupSpan,
+};
 use url::Url;
 
+pub use crate::lease::quorum::SPANS;
 pub use export::{Counts, counts};
-use export::{Exporting, Queue};
+use export::{Exporting, Queue, Unstarted};
 use sampler::Sampler;
 
 /// The semantic conventions that names of spans and attributes are from.
 const CONVENTIONS: &str = "https://opentelemetry.io/schemas/1.37.0";
+/// The name of requests' spans, to the subscriber.
+pub(crate) const REQUEST: &str = "request";
 /// The attribute by which processes of one service are told apart.
 const INSTANCE: &str = "service.instance.id";
 
@@ -113,6 +117,16 @@ pub struct Batches {
 #[error("{0}")]
 pub struct StartError(String);
 
+/// Tracing that is set up, before the process has a runtime.
+#[derive(Debug)]
+pub struct Pipeline {
+    provider: SdkTracerProvider,
+    resource: Resource,
+    destination: Destination,
+    unstarted: Unstarted,
+    recorder: Recorder,
+}
+
 /// Tracing that has been started.
 #[derive(Debug)]
 pub struct Traces {
@@ -122,12 +136,9 @@ pub struct Traces {
     exporting: Exporting,
 }
 
-/// What makes spans. Cheap to clone.
+/// Which requests are recorded, and how.
 #[derive(Debug, Clone)]
 pub struct Recorder {
-    /// Makes spans; it records all that it is asked for.
-    pub(crate) tracer: SdkTracer,
-    /// Which requests are recorded.
     pub(crate) sampler: Sampler,
     /// Whether traces that callers began are continued.
     pub(crate) continues: bool,
@@ -135,12 +146,10 @@ pub struct Recorder {
     pub(crate) keys: bool,
 }
 
-impl Traces {
-    /// Starts a task of this runtime that sends spans; does not wait for the receiver.
-    ///
-    /// # Errors
-    /// A destination that cannot be used.
-    pub fn start(settings: Settings) -> Result<Self, StartError> {
+impl Pipeline {
+    /// Sets tracing up. Spans wait in a queue until [`start`](Self::start).
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
         let mut attributes = settings.resource;
         let entry = attributes.entry(INSTANCE.to_owned());
         entry.or_insert_with(instance);
@@ -152,35 +161,58 @@ impl Traces {
                 KeyValue::new("telemetry.sdk.name", "opentelemetry"),
             ])
             .build();
-        // Without the path, which may hold a key.
-        let receiver = settings.destination.endpoint.origin();
-        let receiver = receiver.ascii_serialization();
-        tracing::info!(receiver, "requests are traced");
-        let exporter = otlp::exporter(&settings.destination, &resource)?;
-        let (queue, exporting) = Queue::start(exporter, settings.batches);
+        let (queue, unstarted) = Queue::new(settings.batches);
         let provider = SdkTracerProvider::builder()
             // The decision has been made when a span is built.
             .with_sampler(SdkSampler::AlwaysOn)
-            .with_resource(resource)
+            .with_resource(resource.clone())
             .with_span_processor(queue)
             .build();
-        let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME"))
-            .with_version(env!("CARGO_PKG_VERSION"))
-            .with_schema_url(CONVENTIONS)
-            .build();
-        Ok(Self {
+        Self {
+            provider,
+            resource,
+            destination: settings.destination,
+            unstarted,
             recorder: Recorder {
-                tracer: provider.tracer_with_scope(scope),
                 sampler: settings.sampler,
                 continues: settings.continues,
                 keys: settings.keys,
             },
-            _provider: provider,
-            exporting,
-        })
+        }
     }
 
-    /// What makes spans.
+    /// What the process's subscriber needs to record spans.
+    pub fn layer<S>(&self) -> impl Layer<S> + use<S>
+    where
+        S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+    {
+        let scope = InstrumentationScope::builder(env!("CARGO_PKG_NAME"))
+            .with_version(env!("CARGO_PKG_VERSION"))
+            .with_schema_url(CONVENTIONS)
+            .build();
+        layer(self.provider.tracer_with_scope(scope))
+    }
+
+    /// Starts a task of this runtime that sends spans; does not wait for the receiver.
+    ///
+    /// # Errors
+    /// A destination that cannot be used.
+    pub fn start(self) -> Result<Traces, StartError> {
+        // Without the path, which may hold a key.
+        let receiver = self.destination.endpoint.origin();
+        let receiver = receiver.ascii_serialization();
+        tracing::info!(receiver, "requests are traced");
+        let exporter = otlp::exporter(&self.destination, &self.resource)?;
+        Ok(Traces {
+            _provider: self.provider,
+            recorder: self.recorder,
+            exporting: self.unstarted.start(exporter),
+        })
+    }
+}
+
+impl Traces {
+    /// Which requests are recorded.
     #[must_use]
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()
@@ -189,6 +221,43 @@ impl Traces {
     /// Sends what waits, for no longer than this. Spans that end later are lost.
     pub async fn flush(self, limit: Duration) {
         self.exporting.finish(limit).await;
+    }
+}
+
+/// Makes OpenTelemetry's spans of this tracer from those of [`tracing`] with the target [`SPANS`]: of requests, and
+/// below them of what is done for recorded ones.
+pub(crate) fn layer<S>(tracer: SdkTracer) -> impl Layer<S>
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        .with_error_events_to_status(false)
+        .with_error_events_to_exceptions(false)
+        .with_filter(Recorded)
+}
+
+/// Lets through what is part of a recorded request.
+struct Recorded;
+
+impl<S> Filter<S> for Recorded {
+    fn enabled(&self, metadata: &Metadata<'_>, _: &LayerContext<'_, S>) -> bool {
+        metadata.target() == SPANS && (metadata.name() == REQUEST || recorded(|_| ()).is_some())
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        match metadata.target() == SPANS {
+            true => Interest::sometimes(),
+            false => Interest::never(),
+        }
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::INFO)
     }
 }
 
@@ -217,46 +286,35 @@ pub(super) fn current_ids() -> Option<(TraceId, SpanId)> {
     })
 }
 
-/// Tells of something, with a number, in the current request's span, if it is recorded and has not ended.
-pub fn event(name: &'static str, key: &'static str, number: u64) {
-    recorded(|context| {
-        let number = i64::try_from(number).unwrap_or(i64::MAX);
-        let span = context.span();
-        span.add_event(name, vec![KeyValue::new(key, number)]);
-    });
+/// Awaits the reply of another server, in a span of this name below the current request's if that is recorded.
+///
+/// # Errors
+/// Those of the call.
+pub async fn call<T, E>(
+    name: &'static str,
+    reply: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    if recorded(|_| ()).is_none() {
+        return reply.await;
+    }
+    let span = tracing::info_span!(
+        target: SPANS,
+        "call",
+        otel.name = name,
+        otel.kind = "client",
+        otel.status_code = Empty,
+        error.type = Empty,
+    );
+    let reply = reply.instrument(span.clone()).await;
+    if reply.is_err() {
+        // Without the error's text, which may contain names; the log has it.
+        span.record("error.type", "failed");
+        span.record("otel.status_code", "error");
+    }
+    reply
 }
 
 /// Something of the current context, if a span is recorded in it.
 fn recorded<T>(of: impl FnOnce(&Context) -> T) -> Option<T> {
     Context::map_current(|context| context.has_active_span().then(|| of(context)))
-}
-
-/// Lets a future be of the current request, also where it is polled by another task.
-pub fn carry<F: Future>(future: F) -> Carried<F> {
-    within(recorded(Context::clone), future)
-}
-
-/// Lets a future be of the request with this context.
-pub(crate) fn within<F: Future>(context: Option<Context>, future: F) -> Carried<F> {
-    Carried { future, context }
-}
-
-pin_project! {
-    /// A future that is of a request, if that is recorded.
-    #[derive(Debug)]
-    pub struct Carried<F> {
-        #[pin]
-        future: F,
-        context: Option<Context>,
-    }
-}
-
-impl<F: Future> Future for Carried<F> {
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let _current = this.context.clone().map(Context::attach);
-        this.future.poll(cx)
-    }
 }

@@ -84,7 +84,7 @@ impl World {
         let config = Values::collect(Vec::new(), None, settings)
             .and_then(Config::new)
             .expect("valid settings");
-        let building = async { Tree::build(&config, &Workers::here()).await };
+        let building = async { Tree::build(&config, None, &Workers::here()).await };
         let tree = runtime.block_on(building).expect("a tree");
         Self {
             runtime,

@@ -106,7 +106,7 @@ impl Agent {
         });
         let config = Values::collect(Vec::new(), None, settings).and_then(Config::new);
         let config = config.expect("valid");
-        let tree = Tree::build(&config, &Workers::here()).await;
+        let tree = Tree::build(&config, None, &Workers::here()).await;
         let tree = tree.expect("a tree");
         Self::serve(tree.service(), directory).await
     }

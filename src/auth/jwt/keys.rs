@@ -25,6 +25,7 @@ use super::Verified;
 use crate::{
     causes,
     reload::{self, Mistake, Source, read_file},
+    telemetry::trace,
     tls,
 };
 
@@ -244,10 +245,12 @@ impl Following {
                 return None;
             }
             wanted.notify_one();
-            timeout(PATIENCE, asked.changed()).await.ok()?.ok()?;
-            if !asked.borrow().answered {
-                return None;
-            }
+            let fetched = trace::call("key set fetch", async {
+                let changed = timeout(PATIENCE, asked.changed()).await;
+                let answered = matches!(changed, Ok(Ok(()))) && asked.borrow().answered;
+                answered.then_some(()).ok_or(())
+            });
+            fetched.await.ok()?;
         }
         Some(self.current())
     }

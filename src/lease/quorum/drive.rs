@@ -11,7 +11,14 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Inner, Operation, Quorum, node::Probed, round::Round};
+use tracing::Instrument as _;
+
+use super::{
+    Inner, Operation, Quorum,
+    node::Probed,
+    round::Round,
+    span::{About, SPANS},
+};
 use crate::{
     election::types::{ElectionId, Token},
     lease::{
@@ -19,7 +26,6 @@ use crate::{
         policy::{Call, Electorate, Event, Machine, Note, Reply, Step, View},
         rules::{Rule, holds},
     },
-    telemetry::trace,
 };
 
 /// A machine, and what it waits for.
@@ -129,14 +135,17 @@ impl<M: Machine> Drive<M> {
                     until,
                 } => {
                     let put = |node, to| put(&self.quorum.inner, &call, node, to);
-                    self.round.ask(operation(&call), tag, nodes, until, put);
+                    let about = About::of(&call);
+                    let operation = operation(&call);
+                    self.round.ask(operation, about, tag, nodes, until, put);
                 }
                 Step::Answer(answer) => self.answer = Some(answer),
                 Step::Wake(at) => self.wake = Some(at),
                 Step::Tend(since, wanted) => {
                     let quorum = self.quorum.clone();
                     let tending = quorum.tend_for(since, wanted, self.deadline);
-                    let tending = self.quorum.inner.tasks.spawn(trace::carry(tending));
+                    let tending = tending.in_current_span();
+                    let tending = self.quorum.inner.tasks.spawn(tending);
                     self.tending = Some(tending);
                 }
                 Step::Note(note) => self.quorum.inner.note(note),
@@ -240,7 +249,10 @@ impl Inner {
     }
 
     fn note(&self, note: Note) {
-        let event = |name, key, number: usize| trace::event(name, key, number as u64);
+        // OpenTelemetry's integers are signed.
+        fn number(it: impl TryInto<i64>) -> i64 {
+            it.try_into().unwrap_or(i64::MAX)
+        }
         match note {
             Note::Retried(why) => self.observer.retried(why),
             Note::Withdrawn(nodes) => self.observer.withdrawn(nodes),
@@ -249,14 +261,14 @@ impl Inner {
                 self.observer.healed(nodes);
             }
             Note::Withdrawing(nodes) => {
-                event("election_agent.withdrawal", "election_agent.nodes", nodes);
+                tracing::info!(target: SPANS, { election_agent.nodes = number(nodes) }, "election_agent.withdrawal");
             }
             Note::Repairing(nodes) => {
-                event("election_agent.healing", "election_agent.nodes", nodes);
+                tracing::info!(target: SPANS, { election_agent.nodes = number(nodes) }, "election_agent.healing");
             }
             Note::Guarded(wait) => {
-                let ms = usize::try_from(wait.as_millis()).unwrap_or(usize::MAX);
-                event("election_agent.guard", "election_agent.remaining_ms", ms);
+                let ms = number(wait.as_millis());
+                tracing::info!(target: SPANS, { election_agent.remaining_ms = ms }, "election_agent.guard");
             }
         }
     }

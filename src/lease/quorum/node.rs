@@ -11,6 +11,7 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::span::Place;
 use crate::{
     election::types::millis,
     lease::{LeaseNode, NodeError, Probe},
@@ -19,6 +20,8 @@ use crate::{
 /// A node, and what this agent knows of it.
 pub(super) struct Node {
     pub(super) node: Arc<dyn LeaseNode>,
+    /// Where it is.
+    pub(super) place: Place,
     /// What was logged of it lately, and when.
     complaints: Mutex<Vec<(NodeError, Instant)>>,
     /// Why it must not vote, if so.
@@ -54,6 +57,7 @@ pub(super) const MARKING: Duration = Duration::from_secs(2);
 impl Node {
     pub(super) fn new(node: Arc<dyn LeaseNode>) -> Self {
         Self {
+            place: Place::of(node.name()),
             node,
             complaints: Mutex::default(),
             excluded: Mutex::default(),

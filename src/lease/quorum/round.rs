@@ -9,7 +9,10 @@ use std::{
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::{Called, Inner, Operation, Quorum};
+use super::{
+    Called, Inner, Operation, Quorum,
+    span::{About, CallSpan, Outcome},
+};
 use crate::lease::{LeaseNode, NodeError, policy::Nodes};
 
 /// What a node is to answer.
@@ -21,12 +24,16 @@ impl Quorum {
     pub(super) fn ask<T>(
         &self,
         operation: Operation,
+        about: About<'_>,
         deadline: Instant,
         call: impl Fn(usize, Arc<dyn LeaseNode>) -> Answer<T>,
-    ) -> Round<T> {
+    ) -> Round<T>
+    where
+        T: Outcome,
+    {
         let mut round = self.round();
         let nodes = self.inner.electorate.nodes();
-        round.ask(operation, 0, nodes, deadline, call);
+        round.ask(operation, about, 0, nodes, deadline, call);
         round
     }
 
@@ -49,6 +56,7 @@ struct Call<T> {
     /// What comes of it when there is no answer when the time is over.
     overdue: Called,
     answer: Option<Answer<T>>,
+    span: CallSpan,
 }
 
 /// Calls, and the answers to them as they come in.
@@ -63,12 +71,13 @@ pub(super) struct Round<T> {
 /// The answer to a call: its tag, the node, and what it said.
 type Given<T> = (u32, usize, Result<T, NodeError>);
 
-impl<T> Round<T> {
+impl<T: Outcome> Round<T> {
     /// Calls these nodes at once; each has the operation timeout, but not longer than the deadline. Those that must
     /// not vote are not called, and given as errors.
     pub(super) fn ask(
         &mut self,
         operation: Operation,
+        about: About<'_>,
         tag: u32,
         nodes: Nodes,
         deadline: Instant,
@@ -81,8 +90,14 @@ impl<T> Round<T> {
             false => (limit, Called::Timeout),
         };
         for node in nodes.iter() {
-            let excluded = self.inner.nodes[node].is_excluded();
-            let answer = (!excluded).then(|| call(node, Arc::clone(&self.inner.nodes[node].node)));
+            let known = &self.inner.nodes[node];
+            let (answer, span) = match known.is_excluded() {
+                true => (None, CallSpan::none()),
+                false => (
+                    Some(call(node, Arc::clone(&known.node))),
+                    self.span(node, operation, about),
+                ),
+            };
             self.calls.push(Call {
                 operation,
                 tag,
@@ -91,6 +106,7 @@ impl<T> Round<T> {
                 until,
                 overdue,
                 answer,
+                span,
             });
         }
     }
@@ -112,8 +128,14 @@ impl<T> Round<T> {
                 until: deadline,
                 overdue: Called::Timeout,
                 answer: Some(call(node, Arc::clone(&self.inner.nodes[node].node))),
+                span: self.span(node, operation, About::default()),
             });
         }
+    }
+
+    fn span(&self, node: usize, operation: Operation, about: About<'_>) -> CallSpan {
+        let node = &self.inner.nodes[node];
+        CallSpan::begin(node, operation, about, self.inner.names_in_spans)
     }
 
     /// The next answer. When the time of a call is over, its node is given as an error, and what it answers later is
@@ -166,6 +188,8 @@ impl<T> Round<T> {
         let took = call.started.elapsed();
         let observer = &self.inner.observer;
         observer.called(call.node, call.operation, outcome, took);
+        call.span
+            .end(outcome, reply.as_ref().ok().map(Outcome::outcome));
         if let Err(error) = &reply {
             self.inner.nodes[call.node].complain(error);
         }
@@ -201,14 +225,14 @@ mod tests {
     }
 
     /// A call that each node answers with what it is given here.
-    fn asked(quorum: &Quorum, deadline: Instant) -> (Vec<oneshot::Sender<u32>>, Round<u32>) {
+    fn asked(quorum: &Quorum, deadline: Instant) -> (Vec<oneshot::Sender<usize>>, Round<usize>) {
         let nodes = quorum.inner.nodes.len();
         let (answers, answered): (Vec<_>, Vec<_>) = (0..nodes).map(|_| oneshot::channel()).unzip();
         let answered: Vec<_> = answered
             .into_iter()
             .map(|it| std::sync::Mutex::new(Some(it)))
             .collect();
-        let round = quorum.ask(Operation::Read, deadline, |node, _| {
+        let round = quorum.ask(Operation::Read, About::default(), deadline, |node, _| {
             let answered = answered[node].lock().expect("whole").take();
             Box::pin(async move {
                 let answer = answered.expect("asked once").await;

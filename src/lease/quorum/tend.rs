@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
 
 use super::{
     NodeStatus, Operation, Quorum,
@@ -15,7 +16,6 @@ use crate::{
         policy::{Electorate, Nodes},
         rules::{Rule, holds},
     },
-    telemetry::trace,
 };
 
 /// How long a node may take to look at all its partitions, or to mark them, if that is more than the
@@ -32,7 +32,7 @@ impl Quorum {
     /// has done so since; `false` when no node answers.
     pub(super) async fn tend_for(self, asked: Instant, wanted: bool, deadline: Instant) -> bool {
         let quorum = self.clone();
-        let tending = self.inner.tasks.spawn(trace::carry(async move {
+        let tending = async move {
             let mut tended = quorum.inner.tended.lock().await;
             if tended.is_some_and(|at| at > asked) {
                 return true;
@@ -43,7 +43,8 @@ impl Quorum {
                 *tended = Some(now);
             }
             status.iter().any(|node| node.probe.is_ok())
-        }));
+        };
+        let tending = self.inner.tasks.spawn(tending.in_current_span());
         // It goes on for others when this one's time is over.
         matches!(timeout_at(deadline, tending).await, Ok(Ok(true)))
     }

@@ -71,28 +71,46 @@ pub(super) struct Exporting {
     closing: CancellationToken,
 }
 
+/// The end of the queue that spans are taken from, before the task that sends them is started.
+#[derive(Debug)]
+pub(super) struct Unstarted {
+    batches: Batches,
+    queue: mpsc::Receiver<SpanData>,
+    enough: Arc<Notify>,
+}
+
 impl Queue {
-    pub(super) fn start(
-        exporter: impl SpanExporter + 'static,
-        batches: Batches,
-    ) -> (Self, Exporting) {
+    pub(super) fn new(batches: Batches) -> (Self, Unstarted) {
         let (spans, queue) = mpsc::channel(batches.queue);
-        let (enough, closing) = (Arc::new(Notify::new()), CancellationToken::new());
-        let worker = Worker {
-            exporter,
+        let enough = Arc::new(Notify::new());
+        let unstarted = Unstarted {
             batches,
             queue,
             enough: Arc::clone(&enough),
-            failing: false,
         };
-        let task = tokio::spawn(worker.run(closing.clone()));
         let most = batches.most;
         let queue = Self {
             spans,
             enough,
             most,
         };
-        (queue, Exporting { task, closing })
+        (queue, unstarted)
+    }
+}
+
+impl Unstarted {
+    /// Starts a task of this runtime that sends what is in the queue.
+    pub(super) fn start(self, exporter: impl SpanExporter + 'static) -> Exporting {
+        let closing = CancellationToken::new();
+        let worker = Worker {
+            exporter,
+            batches: self.batches,
+            queue: self.queue,
+            enough: self.enough,
+            failing: false,
+        };
+        let task = tokio::spawn(worker.run(closing.clone()));
+        Exporting { task, closing }
     }
 }
 
@@ -340,7 +358,8 @@ mod tests {
     async fn spans_wait_for_a_batch_or_for_the_delay() {
         let _alone = COUNTED.lock().await;
         let receiver = Receiver::new(100);
-        let (queue, _exporting) = Queue::start(receiver.clone(), BATCHES);
+        let (queue, unstarted) = Queue::new(BATCHES);
+        let _exporting = unstarted.start(receiver.clone());
         put(&queue, 3);
         settle().await;
         assert!(receiver.sizes().is_empty());
@@ -357,7 +376,8 @@ mod tests {
         let _alone = COUNTED.lock().await;
         let before = counts();
         let receiver = Receiver::new(0);
-        let (queue, exporting) = Queue::start(receiver.clone(), BATCHES);
+        let (queue, unstarted) = Queue::new(BATCHES);
+        let exporting = unstarted.start(receiver.clone());
         put(&queue, 4);
         settle().await;
         put(&queue, 8 + 5);
@@ -378,14 +398,16 @@ mod tests {
         let before = counts();
         let mut receiver = Receiver::new(100);
         receiver.fails = true;
-        let (queue, exporting) = Queue::start(receiver.clone(), BATCHES);
+        let (queue, unstarted) = Queue::new(BATCHES);
+        let exporting = unstarted.start(receiver.clone());
         put(&queue, 6);
         exporting.finish(Duration::from_secs(3)).await;
         assert_eq!((receiver.sizes(), since(before)), (vec![4, 2], (0, 6, 2)));
 
         let before = counts();
         let receiver = Receiver::new(100);
-        let (queue, exporting) = Queue::start(receiver.clone(), BATCHES);
+        let (queue, unstarted) = Queue::new(BATCHES);
+        let exporting = unstarted.start(receiver.clone());
         put(&queue, 7);
         exporting.finish(Duration::from_secs(3)).await;
         assert_eq!((receiver.sizes(), since(before)), (vec![4, 3], (7, 0, 0)));

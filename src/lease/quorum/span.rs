@@ -1,0 +1,241 @@
+//! A span for every call to a lease node that a recorded request makes, with the attributes of OpenTelemetry's
+//! [conventions for database clients](https://opentelemetry.io/docs/specs/semconv/database/database-spans/).
+//!
+//! The span is not entered: what the node's implementation logs belongs to the request.
+
+use tracing::{Span, field::Empty};
+
+use super::{Called, Operation, node::Node};
+use crate::{
+    election::types::{Candidate, ElectionId, Kind},
+    lease::{
+        ExtendReply, GrantReply, Page, Probe, Reading, ResignReply, System,
+        policy::{Call, Reply},
+    },
+};
+
+/// The target of spans and of events that are for traces alone: logs leave it out.
+pub const SPANS: &str = "election_agent::span";
+
+/// Where a node is, as spans name it.
+#[derive(Debug)]
+pub(super) struct Place {
+    host: Option<String>,
+    port: Option<u16>,
+}
+
+impl Place {
+    /// Of a node's name: `host:port`, with the database if it is not 0. A node with another name has no place.
+    pub(super) fn of(name: &str) -> Self {
+        let address = name.split('/').next().unwrap_or_default();
+        let parsed = address.rsplit_once(':').and_then(|(host, port)| {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            Some((host.to_owned(), port.parse().ok()?))
+        });
+        let (host, port) = parsed.unzip();
+        Self { host, port }
+    }
+}
+
+/// What a call is about. Spans name it only if [`Options::names_in_spans`](super::Options::names_in_spans) is set.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct About<'a> {
+    pub(super) kind: Option<&'a Kind>,
+    pub(super) election: Option<&'a ElectionId>,
+    pub(super) candidate: Option<&'a Candidate>,
+}
+
+impl<'a> About<'a> {
+    pub(super) fn of(call: &'a Call) -> Self {
+        let (election, candidate) = match call {
+            Call::Grant(grant) | Call::Withdraw(grant) => (&grant.election, Some(&grant.candidate)),
+            Call::Extend(extend) => (&extend.election, Some(&extend.leader)),
+            Call::Heal(heal) => (&heal.election, Some(&heal.lease.leader)),
+            Call::Resign(resign) => (&resign.election, Some(&resign.leader)),
+            Call::Read(election) => (&**election, None),
+        };
+        Self {
+            kind: None,
+            election: Some(election),
+            candidate,
+        }
+    }
+}
+
+/// The span of a call without a reply yet. Dropped as such, the call was given up.
+#[derive(Debug)]
+pub(super) struct CallSpan(Span);
+
+impl CallSpan {
+    /// Begins a span below the current one, if there is one.
+    pub(super) fn begin(
+        node: &Node,
+        operation: Operation,
+        about: About<'_>,
+        with_names: bool,
+    ) -> Self {
+        // Cheaper than to ask every layer of the subscriber whether it wants a span.
+        if Span::current().is_none() {
+            return Self::none();
+        }
+        let name = operation.name();
+        let about = if with_names { about } else { About::default() };
+        let (system, command, suffix) = match node.node.system() {
+            System::InProcess => ("election_agent", None, ""),
+            System::Scripts {
+                database,
+                command,
+                suffix,
+            } => (database, Some(command), suffix),
+        };
+        let place = &node.place;
+        let span = tracing::info_span!(
+            target: SPANS,
+            "lease node call",
+            otel.kind = "client",
+            otel.name = Empty,
+            otel.status_code = Empty,
+            db.system.name = system,
+            db.operation.name = command.unwrap_or(name),
+            db.stored_procedure.name = Empty,
+            election_agent.node = node.name(),
+            server.address = place.host.as_deref(),
+            server.port = place.port.map(i64::from),
+            election_agent.kind = about.kind.map(Kind::as_str),
+            election_agent.election = about.election.map(ElectionId::path),
+            election_agent.candidate = about.candidate.map(Candidate::as_str),
+            election_agent.outcome = Empty,
+            error.type = Empty,
+        );
+        match command {
+            Some(command) => {
+                span.record(
+                    "otel.name",
+                    tracing::field::display(format_args!("{command} {name}")),
+                );
+                let procedure = format_args!("{name}{suffix}");
+                span.record(
+                    "db.stored_procedure.name",
+                    tracing::field::display(procedure),
+                );
+            }
+            None => {
+                span.record("otel.name", name);
+            }
+        }
+        Self(span)
+    }
+
+    /// No span.
+    pub(super) fn none() -> Self {
+        Self(Span::none())
+    }
+
+    /// Ends the span with the reply.
+    pub(super) fn end(mut self, called: Called, outcome: Option<&'static str>) {
+        let span = std::mem::replace(&mut self.0, Span::none());
+        if span.is_none() {
+            return;
+        }
+        let error = match called {
+            Called::Ok => None,
+            Called::GivenUp => return span_ends(&span, "abandoned"),
+            Called::Timeout => Some("timeout"),
+            Called::Full => Some("full"),
+            Called::Failed => Some("failed"),
+            Called::NotSent => Some("not_sent"),
+        };
+        if let Some(error) = error {
+            // Without the error's text, which may contain what the node was sent; the log has it.
+            span.record("error.type", error);
+            span.record("otel.status_code", "error");
+        }
+        span_ends(&span, outcome.unwrap_or("unknown"));
+    }
+}
+
+fn span_ends(span: &Span, outcome: &str) {
+    span.record("election_agent.outcome", outcome);
+}
+
+impl Drop for CallSpan {
+    fn drop(&mut self) {
+        // The other nodes had decided, or the caller's time was over.
+        span_ends(&self.0, "abandoned");
+    }
+}
+
+/// What spans call a reply.
+pub(super) trait Outcome {
+    fn outcome(&self) -> &'static str;
+}
+
+impl Outcome for Reply {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Grant(reply) => match reply {
+                GrantReply::Granted(_) => "granted",
+                GrantReply::Held(_) => "held",
+                GrantReply::TokenMismatch => "token_mismatch",
+                GrantReply::Vacant => "vacant",
+                GrantReply::Stale(_) => "stale",
+                GrantReply::Used => "used",
+                GrantReply::Late => "late",
+                GrantReply::Unregistered => "unregistered",
+                GrantReply::Unmarked => "unmarked",
+                GrantReply::Guarded(_) => "guarded",
+            },
+            Self::Extend(reply) => match reply {
+                ExtendReply::Renewed(_) => "renewed",
+                ExtendReply::Missing => "missing",
+                ExtendReply::NotKnown => "not_known",
+                ExtendReply::Unmarked => "unmarked",
+                ExtendReply::Held => "held",
+                ExtendReply::Stale => "stale",
+                ExtendReply::Behind => "behind",
+            },
+            Self::Healed(true) => "healed",
+            Self::Healed(false) => "refused",
+            Self::Resign(reply) => match reply {
+                ResignReply::Resigned => "resigned",
+                ResignReply::Missing => "missing",
+                ResignReply::NotKnown => "not_known",
+                ResignReply::Unmarked => "unmarked",
+                ResignReply::Held => "held",
+                ResignReply::Stale => "stale",
+            },
+            Self::Withdrawn => "withdrawn",
+            Self::Read(reading) => reading.outcome(),
+        }
+    }
+}
+
+impl Outcome for Reading {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Held(_) => "held",
+            Self::Vacant => "vacant",
+            Self::NotKnown => "not_known",
+            Self::Unmarked => "unmarked",
+        }
+    }
+}
+
+impl Outcome for Page {
+    fn outcome(&self) -> &'static str {
+        "listed"
+    }
+}
+
+impl Outcome for Probe {
+    fn outcome(&self) -> &'static str {
+        "answered"
+    }
+}
+
+/// How many partitions were marked.
+impl Outcome for usize {
+    fn outcome(&self) -> &'static str {
+        "marked"
+    }
+}
