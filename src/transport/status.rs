@@ -134,6 +134,12 @@ impl Problem {
         }
     }
 
+    /// Something that must not happen; whoever makes it logs what it was.
+    #[must_use]
+    pub fn bug() -> Self {
+        Self::new(Code::Internal, "the agent failed; its log has the cause")
+    }
+
     /// Adds a member to the problem document.
     #[must_use]
     pub fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
