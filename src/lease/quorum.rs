@@ -193,9 +193,9 @@ struct Inner {
     /// When the nodes were last tended because a grant was wanted: one claim does so for all.
     tended: tokio::sync::Mutex<Option<Instant>>,
     /// Why no node is used, and when that was last seen.
-    stopped: std::sync::Mutex<Option<(String, Instant)>>,
+    stopped: parking_lot::Mutex<Option<(String, Instant)>>,
     /// The nodes of the list from which agents pass to another that let none come any more which has it alone.
-    closing: std::sync::Mutex<Nodes>,
+    closing: parking_lot::Mutex<Nodes>,
     tokens: TokenSource,
     tasks: TaskTracker,
     observer: Arc<dyn Observer>,
@@ -221,8 +221,8 @@ impl Quorum {
                 limit: options.operation_timeout,
                 markers: Markers::new(guard, longest, options.operation_timeout),
                 tended: tokio::sync::Mutex::default(),
-                stopped: std::sync::Mutex::default(),
-                closing: std::sync::Mutex::default(),
+                stopped: parking_lot::Mutex::default(),
+                closing: parking_lot::Mutex::default(),
                 tokens: TokenSource::new(options.clock),
                 tasks: TaskTracker::new(),
                 observer: options.observer,
