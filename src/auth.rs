@@ -1,6 +1,6 @@
 //! Who asks, and what they may do.
 //!
-//! [`Identity`] is what authentication found out, whatever proved it; [`policy`] says what an identity may
+//! [`Identity`] is what authentication found out, whatever proved it, and [`Caller`] whether anybody was asked; [`policy`] says what an identity may
 //! do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
 //! `crate::transport::status` says how a refusal is told.
 
@@ -93,6 +93,27 @@ struct Inner {
     name: String,
     groups: Vec<String>,
     mode: Mode,
+}
+
+/// On whose behalf a request goes on, as authentication has found out; in the extensions of every request that it
+/// passes on. One without it is refused: nobody knows who asks. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Caller {
+    /// Anybody: what is asked for is public (`EA_AUTH_PUBLIC`), and nobody is asked who they are.
+    Public,
+    /// This identity, [`ANONYMOUS`] among them where that is allowed.
+    Known(Identity),
+}
+
+impl Caller {
+    /// Who asks, if that was found out.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Public => None,
+            Self::Known(identity) => Some(identity),
+        }
+    }
 }
 
 impl Identity {

@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tokio::time::timeout;
 
@@ -45,7 +46,7 @@ impl Rest {
 
     /// Reads what is left, within bounds, and throws it away.
     pub(crate) async fn discard(self) {
-        let rest = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let rest = self.0.lock().take();
         let Some(mut body) = rest else {
             return;
         };
@@ -71,7 +72,7 @@ struct Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let body = self.body.take().filter(|body| !body.is_end_stream());
-        *self.rest.lock().unwrap_or_else(PoisonError::into_inner) = body;
+        *self.rest.lock() = body;
     }
 }
 

@@ -418,10 +418,7 @@ impl Elections {
 }
 
 fn contradiction() -> Error {
-    Error::Unavailable {
-        reason: "the lease nodes contradict each other".to_owned(),
-        retry_after: None,
-    }
+    Error::Internal("the lease nodes contradict each other".to_owned())
 }
 
 #[cfg(test)]

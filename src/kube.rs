@@ -21,11 +21,12 @@ mod watched;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use objects::{Counts, PodStatus};
@@ -270,20 +271,12 @@ impl Lookup {
     }
 
     fn wait(&self, without: &Without) {
-        let mut error = self
-            .0
-            .without
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut error = self.0.without.lock();
         *error = without.error.clone();
     }
 
     fn without(&self) -> Error {
-        let error = self
-            .0
-            .without
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let error = self.0.without.lock();
         error.clone()
     }
 }

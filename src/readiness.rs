@@ -3,11 +3,9 @@
 //! `/readyz` and the gRPC health service answer from the last [`Report`]: a probe costs the lease nodes
 //! nothing, however often it comes.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -151,11 +149,7 @@ impl Monitor {
             true => ServingStatus::Serving,
             false => ServingStatus::NotServing,
         };
-        let published = || {
-            self.published
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-        };
+        let published = || self.published.lock();
         if *published() == Some(status) {
             return;
         }

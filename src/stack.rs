@@ -145,12 +145,14 @@ impl MakeRequestId for RandomId {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use http::{StatusCode, header};
     use http_body_util::BodyExt as _;
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::transport::status::Code;
+    use crate::{peer::Peer, transport::status::Code};
 
     /// What a request of this content type gets when the mux answers with this problem.
     async fn refused(problem: Problem, content_type: &str) -> Response {
@@ -161,6 +163,7 @@ mod tests {
         let stack = stack(mux, &Settings::default(), None);
         let request = Request::post("/election/e")
             .header(header::CONTENT_TYPE, content_type)
+            .extension(Peer::new(Ipv4Addr::LOCALHOST.into(), None))
             .body(Body::empty())
             .expect("a request");
         let Ok(response) = stack.oneshot(request).await;

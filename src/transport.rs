@@ -17,7 +17,10 @@ use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Vers
 use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service, ServiceExt as _};
 
-use crate::auth::Identity;
+use crate::{
+    auth::{Caller, Identity},
+    peer::Peer,
+};
 pub use action::Action;
 use status::{Code, Problem};
 
@@ -186,12 +189,36 @@ pub fn is_stream_for_all(path: &str) -> bool {
     path == grpc::HEALTH_WATCH || grpc::is_reflection(path)
 }
 
-/// Who asks, as the authentication layer has found out.
-fn caller(extensions: &Extensions) -> Result<&Identity, Problem> {
-    // Without that layer nobody is known.
-    extensions
-        .get()
-        .ok_or_else(|| Problem::new(Code::Unauthenticated, "nobody has found out who asks"))
+/// On whose behalf a request goes on, as the authentication layer has found out.
+///
+/// # Errors
+/// Internal, which is logged: the request has not passed that layer.
+pub fn caller(extensions: &Extensions) -> Result<&Caller, Problem> {
+    extensions.get().ok_or_else(unverified)
+}
+
+/// Who asks, where everybody is asked who they are.
+///
+/// # Errors
+/// Internal, which is logged: the request has not passed the authentication layer, or that takes its path for public.
+pub fn identity(extensions: &Extensions) -> Result<&Identity, Problem> {
+    caller(extensions)?.identity().ok_or_else(unverified)
+}
+
+/// Who is at the other end of the request's connection.
+///
+/// # Errors
+/// Internal, which is logged: whoever has taken the request did not tell.
+pub fn peer(extensions: &Extensions) -> Result<&Peer, Problem> {
+    extensions.get().ok_or_else(|| {
+        tracing::error!("the request carries no peer, and is refused; this is a bug");
+        Problem::bug()
+    })
+}
+
+fn unverified() -> Problem {
+    tracing::error!("the request carries no verified identity, and is refused; this is a bug");
+    Problem::bug()
 }
 
 /// The header, and over gRPC the trailer, that tells how old pods are, in ms.
@@ -293,6 +320,30 @@ mod tests {
             assert_eq!(Protocol::of(&headers), protocol, "{content_type}");
         }
         assert_eq!(Protocol::of(&HeaderMap::new()), Protocol::Rest);
+    }
+
+    #[test]
+    fn elections_are_for_those_alone_who_were_asked_for_a_name() {
+        let told = |caller: Option<Caller>| {
+            let mut extensions = Extensions::new();
+            caller.map(|caller| extensions.insert(caller));
+            identity(&extensions).cloned().map_err(|it| it.code)
+        };
+        let anonymous = Identity::anonymous();
+        assert_eq!(told(Some(Caller::Known(anonymous.clone()))), Ok(anonymous));
+        assert_eq!(told(Some(Caller::Public)), Err(Code::Internal));
+        assert_eq!(told(None), Err(Code::Internal));
+    }
+
+    #[test]
+    fn a_callers_fault_is_what_tonic_refuses_and_not_what_a_handler_does() {
+        let blamed = |status: tonic::Status| {
+            let response = grpc::blame_the_caller(status.into_http::<()>());
+            Code::of(&response)
+        };
+        let of_tonic = tonic::Status::internal("protocol error");
+        assert_eq!(blamed(of_tonic), Some(Code::InvalidArgument));
+        assert_eq!(blamed(Problem::bug().into()), Some(Code::Internal));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::future::ready;
 
 use axum::body::Body;
 use election_agent::{
-    auth::Identity,
+    auth::{Caller, Identity},
     layers::deadline::{Deadline, DeadlineLayer},
     transport::{Mux, grpc::ELECTION_PATH, status::Problem},
 };
@@ -14,6 +14,10 @@ use prost::Message;
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::quorum::HOUR;
+
+fn anonymous() -> Caller {
+    Caller::Known(Identity::anonymous())
+}
 
 /// What the layers tell of a request: when its answer is late, in an hour.
 pub(crate) async fn deadline() -> Deadline {
@@ -55,7 +59,7 @@ impl Template {
     }
 
     fn new(request: http::request::Builder, body: Vec<u8>, deadline: Deadline) -> Self {
-        let request = request.extension(Identity::anonymous()).extension(deadline);
+        let request = request.extension(anonymous()).extension(deadline);
         let (head, ()) = request.body(()).expect("a request").into_parts();
         Self { head, body }
     }
@@ -79,7 +83,7 @@ pub(crate) async fn answered(mux: Mux, request: Request<Body>) -> bool {
 /// A message as the layers pass it on.
 pub(crate) fn known<T>(message: T, deadline: Deadline) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    request.extensions_mut().insert(Identity::anonymous());
+    request.extensions_mut().insert(anonymous());
     request.extensions_mut().insert(deadline);
     request
 }

@@ -16,10 +16,11 @@ mod question;
 use std::{
     collections::{BTreeMap, HashSet},
     fmt,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock},
 };
 
 use cedar_policy::{Authorizer, PolicyId, PolicySet, Schema};
+use parking_lot::Mutex;
 
 pub use directory::{Directory, start};
 pub use load::Origin;
@@ -141,7 +142,7 @@ impl Policies {
         let mut errors = Vec::new();
         for cedar_policy::AuthorizationError::PolicyEvaluationError(error) in diagnostics.errors() {
             let (id, inner) = (error.policy_id(), error.inner());
-            let failed = || self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            let failed = || self.failed.lock();
             if failed().insert(id.clone()) {
                 tracing::warn!(
                     policy = %id,

@@ -1,14 +1,10 @@
 //! Readings that are under way: one for all who want the same, few at once, and not too many after each other.
 //! Names that callers make up must not be a burden for the API server.
 
-use std::{
-    collections::HashMap,
-    num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Duration};
 
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::{
         Semaphore,
@@ -90,9 +86,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     }
 
     fn under_way(&self) -> MutexGuard<'_, HashMap<Wanted, Sender<Option<T>>>> {
-        self.under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.under_way.lock()
     }
 }
 
@@ -125,11 +119,7 @@ impl<T> Flight<T> {
         &mut self,
         if_so: impl FnOnce(&Sender<Option<T>>) -> bool,
     ) -> Option<Sender<Option<T>>> {
-        let mut under_way = self
-            .flights
-            .under_way
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self.flights.under_way.lock();
         let wanted = self
             .wanted
             .take_if(|wanted| under_way.get(wanted).is_some_and(if_so))?;

@@ -7,12 +7,13 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use http::{Request, Response};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep_until};
 use tower::{Layer, Service};
 
@@ -121,7 +122,7 @@ impl Heard {
 
     /// The state, in which a beginning counts if it is time.
     fn state(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         if let Some(begun) = state.begun.take_if(|begun| begun.elapsed() >= SETTLES) {
             state.last = state.last.map(|last| last.max(begun));
             self.works(&mut state);

@@ -4,13 +4,10 @@
 //! asked, however many do. A pod's siblings are its Deployment's pods, and which Deployment that is is remembered.
 //! What cannot be read, or not soon, is told by what was read before, if that is not too old.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use kube::Client;
+use parking_lot::{Mutex, MutexGuard};
 use quick_cache::{
     DefaultHashBuilder, OptionsBuilder, Weighter,
     sync::{Cache, DefaultLifecycle},
@@ -352,6 +349,6 @@ impl Inner {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }

@@ -1,14 +1,11 @@
 //! What is asked of the API server to answer one question.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use futures_util::future::try_join_all;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, Client, Resource as _, api::ListParams, core::Selector};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{
@@ -88,13 +85,13 @@ impl Reader {
             return Ok(None);
         }
         let client = self.access.connect().await.map_err(Failure::Unusable)?;
-        let mut kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.client.lock();
         *kept = (client.clone(), Instant::now());
         Ok(Some(client))
     }
 
     fn client(&self) -> (Client, Instant) {
-        let kept = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.client.lock();
         kept.clone()
     }
 }

@@ -4,11 +4,7 @@
 //! list has come to its end, so that none is ever served in part; from then on it follows the events. After an
 //! error nothing is asked for a while, longer and longer until a watch goes well again.
 
-use std::{
-    fmt::Debug,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use k8s_openapi::NamespaceResourceScope;
@@ -16,6 +12,7 @@ use kube::{
     Api, Resource,
     runtime::watcher::{self, Event, watcher},
 };
+use parking_lot::RwLock;
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
@@ -78,7 +75,7 @@ impl Watched {
     }
 
     pub(super) fn pods(&self, wanted: &Wanted) -> Result<Pods, Error> {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.tables.read();
         let Some([pods, sets, deployments]) = self.as_of() else {
             return Err(not_listed());
         };
@@ -91,7 +88,7 @@ impl Watched {
     }
 
     pub(super) fn status(&self) -> Status {
-        let tables = self.tables.read().unwrap_or_else(PoisonError::into_inner);
+        let tables = self.tables.read();
         let oldest = self.as_of().and_then(|tables| tables.into_iter().min());
         Status {
             mode: Mode::Watch,
@@ -226,7 +223,7 @@ impl Watch {
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Tables) -> T) -> T {
-        let mut tables = self.tables.write().unwrap_or_else(PoisonError::into_inner);
+        let mut tables = self.tables.write();
         change(&mut tables)
     }
 }

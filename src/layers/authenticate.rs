@@ -1,13 +1,14 @@
 //! Finds out who asks, and lets nobody else in (`EA_AUTH_MODES`).
 //!
 //! The credential is the `authorization` header, which gRPC calls metadata, or the connection's client
-//! certificate, the same over every protocol. What follows finds the [`Identity`] among the request's
+//! certificate, the same over every protocol. What follows finds the [`Caller`] among the request's
 //! extensions, and the header no longer: nothing below can log it. On paths that are public (`EA_AUTH_PUBLIC`)
 //! nobody is asked for a credential, and what is shown is taken off unread.
 //!
 //! Refusals: Unauthenticated (UNAUTHENTICATED, 401); Unavailable (UNAVAILABLE, 503) when whoever knows does not
 //! answer; RateLimited (RESOURCE_EXHAUSTED, 429) for credentials from one address, wrong ones or ones that have to
-//! be verified, faster than the rate limit.
+//! be verified, faster than the rate limit; Internal (INTERNAL, 500) of a request that does not tell its connection's
+//! peer.
 
 use std::{
     sync::Arc,
@@ -22,12 +23,11 @@ use tower::{Layer, Service, ServiceExt as _};
 use super::rate_limit::RateLimiter;
 use crate::{
     auth::{
-        Identity, Refusal,
+        Caller, Refusal,
         authenticator::{Authenticator, Known},
     },
-    peer::Peer,
     transport::{
-        Area,
+        Area, peer,
         status::{Code, Problem},
     },
 };
@@ -100,11 +100,15 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         if self.shared.public.contains(&Area::of(request.uri().path())) {
-            request.headers_mut().remove(header::AUTHORIZATION);
+            let request = introduced(request, Caller::Public);
             return Either::Left(Either::Left(self.inner.call(request)));
         }
+        let chain = match peer(request.extensions()) {
+            Ok(peer) => peer.certificates.as_deref(),
+            Err(problem) => return Either::Left(Either::Right(ready(Err(problem)))),
+        };
         let bearer = match self.shared.authenticator.takes_bearers() {
             true => bearer(request.headers()),
             false => Ok(None),
@@ -116,11 +120,10 @@ where
                 return Either::Left(Either::Right(ready(Err(problem))));
             }
         };
-        let chain = request.extensions().get::<Peer>();
-        let chain = chain.and_then(|peer| peer.certificates.as_deref());
         match self.shared.authenticator.identify(bearer, chain) {
             Known::Yes(Ok(identity)) => {
-                Either::Left(Either::Left(self.inner.call(introduced(request, identity))))
+                let request = introduced(request, Caller::Known(identity));
+                Either::Left(Either::Left(self.inner.call(request)))
             }
             Known::Yes(Err(refusal)) => {
                 let problem = self.shared.count(&request).err();
@@ -136,7 +139,10 @@ where
                 let (inner, shared) = (self.inner.clone(), Arc::clone(&self.shared));
                 let verified = async move {
                     match shared.authenticator.verify(&token, hash).await {
-                        Ok(identity) => inner.oneshot(introduced(request, identity)).await,
+                        Ok(identity) => {
+                            let request = introduced(request, Caller::Known(identity));
+                            inner.oneshot(request).await
+                        }
                         Err(refusal) => Err(told(refusal)),
                     }
                 };
@@ -147,9 +153,9 @@ where
 }
 
 /// The request with who sent it, and without what proved that.
-fn introduced(mut request: Request<Body>, identity: Identity) -> Request<Body> {
+fn introduced(mut request: Request<Body>, caller: Caller) -> Request<Body> {
     request.headers_mut().remove(header::AUTHORIZATION);
-    request.extensions_mut().insert(identity);
+    request.extensions_mut().insert(caller);
     request
 }
 
@@ -210,7 +216,7 @@ mod tests {
     use super::{super::rate_limit::Rate, *};
     use crate::{
         auth::tokens::{File, New},
-        peer::TrustedProxies,
+        peer::{Peer, TrustedProxies},
         reload::Source as _,
     };
 
@@ -254,7 +260,8 @@ mod tests {
             let asked = request("/election/e", &[&format!("{scheme} {token}")]);
             let call = tokio::spawn(service.oneshot(asked).boxed());
             let (passed, answer) = inner.next_request().await.expect("passed on");
-            let identity = passed.extensions().get::<Identity>().expect("known");
+            let caller = passed.extensions().get::<Caller>().expect("a caller");
+            let identity = caller.identity().expect("known");
             assert_eq!(
                 (identity.name(), identity.groups()),
                 ("worker", &["batch".to_owned()][..])
@@ -286,11 +293,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_request_from_nowhere_is_not_passed_on() {
+        let (service, mut inner, token) = layer(None);
+        inner.allow(1);
+        let mut asked = request("/election/e", &[&format!("Bearer {token}")]);
+        asked.extensions_mut().remove::<Peer>();
+        let refused = service.oneshot(asked).now_or_never();
+        let refused = refused.expect("at once").expect_err("no peer");
+        assert_eq!(refused.code, Code::Internal);
+        assert!(inner.next_request().await.is_none());
+    }
+
+    #[tokio::test]
     async fn what_is_public_is_passed_on_whoever_asks() {
         let (service, mut inner, _) = layer(None);
         let call = tokio::spawn(service.oneshot(request("/livez", &["Basic x"])).boxed());
         let (passed, answer) = inner.next_request().await.expect("passed on");
-        assert!(passed.extensions().get::<Identity>().is_none());
+        assert_eq!(passed.extensions().get(), Some(&Caller::Public));
         answer.send_response(());
         assert_eq!(call.await.expect("no panic"), Ok(()));
     }

@@ -2,7 +2,8 @@
 //! (`EA_AUTH_PUBLIC`). It is the action `read` on the agent. What is done with elections is asked at their door
 //! (`crate::auth::gate`), where it is known.
 //!
-//! Refusal: PermissionDenied (PERMISSION_DENIED, 403).
+//! Refusal: PermissionDenied (PERMISSION_DENIED, 403); Internal (INTERNAL, 500) of a request that has not passed
+//! authentication.
 
 use std::task::{Context, Poll};
 
@@ -13,13 +14,12 @@ use tower::{Layer, Service};
 
 use crate::{
     auth::{
-        Identity,
         gate::{denied, permits},
         policy::{Action, Policies, Question, Resource},
     },
     election::quota::Held,
     reload::Current,
-    transport::{Area, status::Problem},
+    transport::{Area, caller, status::Problem},
 };
 
 /// Applies [`Authorize`].
@@ -67,9 +67,12 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let caller = match caller(request.extensions()) {
+            Ok(caller) => caller,
+            Err(problem) => return Either::Right(ready(Err(problem))),
+        };
         // Who asks for what is public has not been asked for a name.
-        let caller = request.extensions().get::<Identity>();
-        if let Some(identity) = caller
+        if let Some(identity) = caller.identity()
             && Area::of(request.uri().path()) != Area::Api
         {
             let question = Question {
@@ -96,18 +99,24 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::{auth::Mode, transport::status::Code};
+    use crate::{
+        auth::{Caller, Identity, Mode},
+        transport::status::Code,
+    };
+
+    fn named(name: &str) -> Caller {
+        Caller::Known(Identity::new(Mode::Token, name, Vec::new()).expect("a name"))
+    }
 
     /// What somebody is told who asks for a path.
-    async fn ask(policies: Option<&str>, name: Option<&str>, path: &str) -> Result<(), Code> {
+    async fn ask(policies: Option<&str>, caller: Option<Caller>, path: &str) -> Result<(), Code> {
         let policies = policies.map(|text| {
             let policies = Policies::new([("test.cedar", text)]).expect("valid");
             watch::channel(Arc::new(policies)).1
         });
         let mut request = Request::get(path).body(Body::empty()).expect("a request");
-        if let Some(name) = name {
-            let identity = Identity::new(Mode::Token, name, Vec::new()).expect("a name");
-            request.extensions_mut().insert(identity);
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
         }
         let answers = service_fn(|_: Request<Body>| async { Ok::<_, Problem>(()) });
         let answer = AuthorizeLayer::new(policies)
@@ -124,16 +133,28 @@ mod tests {
             resource == ElectionAgent::Agent::"agent"
         );"#;
         for path in ["/metrics", "/openapi.json", "/livez"] {
-            assert_eq!(ask(Some(operators), Some("prometheus"), path).await, Ok(()));
-            let denied = ask(Some(operators), Some("worker"), path).await;
+            let ask = |policies, caller| ask(policies, Some(caller), path);
+            assert_eq!(ask(Some(operators), named("prometheus")).await, Ok(()));
+            let denied = ask(Some(operators), named("worker")).await;
             assert_eq!(denied, Err(Code::PermissionDenied), "{path}");
-            assert_eq!(ask(Some(operators), None, path).await, Ok(()), "public");
-            assert_eq!(ask(None, Some("worker"), path).await, Ok(()));
+            assert_eq!(ask(Some(operators), Caller::Public).await, Ok(()));
+            assert_eq!(ask(None, named("worker")).await, Ok(()));
         }
         // The elections' own door asks about them.
-        assert_eq!(
-            ask(Some(operators), Some("worker"), "/election/e").await,
-            Ok(())
-        );
+        let passed = ask(Some(operators), Some(named("worker")), "/election/e").await;
+        assert_eq!(passed, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn who_was_not_asked_for_a_name_is_refused_everywhere() {
+        for policies in [None, Some("permit (principal, action, resource);")] {
+            for path in ["/metrics", "/livez", "/election/e"] {
+                assert_eq!(
+                    ask(policies, None, path).await,
+                    Err(Code::Internal),
+                    "{path}"
+                );
+            }
+        }
     }
 }

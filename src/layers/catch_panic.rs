@@ -17,10 +17,7 @@ use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 use tower_http::request_id::RequestId;
 
-use crate::transport::{
-    Protocol,
-    status::{Code, Problem},
-};
+use crate::transport::{Protocol, status::Problem};
 
 /// Applies [`CatchPanic`].
 #[derive(Debug, Clone, Copy)]
@@ -110,8 +107,7 @@ where
             request_id,
             "a request panicked; this is a bug"
         );
-        let problem = Problem::new(Code::Internal, "the agent failed; its log has the cause");
-        Poll::Ready(Ok(problem.render(*this.protocol)))
+        Poll::Ready(Ok(Problem::bug().render(*this.protocol)))
     }
 }
 

@@ -1,20 +1,21 @@
 //! Lets the audit trail name where a request came from: the caller, its address, the request's id.
 //!
 //! A variable of the task holds them while the rest of the stack is called and polled, which costs some counts of
-//! references and no allocation.
+//! references and no allocation. A request that does not tell who sends it from where is refused: its lines would not,
+//! either.
 
 use std::task::{Context, Poll};
 
 use axum::body::Body;
+use futures_util::future::{Either, Ready, ready};
 use http::{HeaderName, Request};
 use tokio::task::futures::TaskLocalFuture;
 use tower::{Layer, Service};
 
 use crate::{
-    auth::Identity,
-    peer::{Peer, TrustedProxies},
+    peer::TrustedProxies,
     telemetry::audit::Origin,
-    transport::status::Problem,
+    transport::{caller, peer, status::Problem},
 };
 
 /// The header that names requests.
@@ -33,14 +34,14 @@ impl OriginLayer {
         Self { proxies }
     }
 
-    fn origin(&self, request: &Request<Body>) -> Origin {
+    fn origin(&self, request: &Request<Body>) -> Result<Origin, Problem> {
         let (extensions, headers) = (request.extensions(), request.headers());
-        let peer = extensions.get::<Peer>();
-        Origin {
-            caller: extensions.get::<Identity>().cloned(),
-            address: peer.map(|peer| self.proxies.client_address(peer.address, headers)),
+        let (caller, peer) = (caller(extensions)?, peer(extensions)?);
+        Ok(Origin {
+            caller: caller.identity().cloned(),
+            address: Some(self.proxies.client_address(peer.address, headers)),
             request_id: headers.get(REQUEST_ID).cloned(),
-        }
+        })
     }
 }
 
@@ -68,14 +69,44 @@ where
 {
     type Response = S::Response;
     type Error = Problem;
-    type Future = TaskLocalFuture<Origin, S::Future>;
+    type Future = Either<TaskLocalFuture<Origin, S::Future>, Ready<Result<S::Response, Problem>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let origin = self.layer.origin(&request);
-        origin.around(|| self.inner.call(request))
+        match self.layer.origin(&request) {
+            Ok(origin) => Either::Left(origin.around(|| self.inner.call(request))),
+            Err(problem) => Either::Right(ready(Err(problem))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use tower::{ServiceExt as _, service_fn};
+
+    use super::*;
+    use crate::{auth::Caller, peer::Peer, transport::status::Code};
+
+    #[tokio::test]
+    async fn a_request_without_an_origin_is_refused() {
+        let peer = Peer::new(Ipv4Addr::LOCALHOST.into(), None);
+        for (caller, peer, told) in [
+            (Some(Caller::Public), Some(&peer), Ok(())),
+            (Some(Caller::Public), None, Err(Code::Internal)),
+            (None, Some(&peer), Err(Code::Internal)),
+        ] {
+            let mut request = Request::new(Body::empty());
+            caller.map(|caller| request.extensions_mut().insert(caller));
+            peer.map(|peer| request.extensions_mut().insert(peer.clone()));
+            let answers = service_fn(|_: Request<Body>| async { Ok::<_, Problem>(()) });
+            let layer = OriginLayer::new(TrustedProxies::default());
+            let answer = layer.layer(answers).oneshot(request).await;
+            assert_eq!(answer.map_err(|problem| problem.code), told);
+        }
     }
 }

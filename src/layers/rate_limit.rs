@@ -12,7 +12,8 @@
 //! (*New Directions in Traffic Measurement and Accounting*, 2002), over the arrival times of the
 //! [GCRA](https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm).
 //!
-//! Refusal: RateLimited (RESOURCE_EXHAUSTED, 429), with when to try again.
+//! Refusal: RateLimited (RESOURCE_EXHAUSTED, 429), with when to try again; Internal (INTERNAL, 500) of a request of
+//! which it is not known whose it is.
 
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
@@ -33,10 +34,10 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{
-    auth::{Identity, Mode},
-    peer::{Peer, TrustedProxies, network},
+    auth::{Caller, Mode},
+    peer::{TrustedProxies, network},
     transport::{
-        is_for_operators,
+        caller, is_for_operators, peer,
         status::{Code, Problem},
     },
 };
@@ -111,7 +112,7 @@ impl Clock for TokioClock {
 
 /// Whose requests are counted together.
 #[derive(Hash)]
-enum Caller<'a> {
+enum Counted<'a> {
     Identity(Mode, &'a str),
     Address(IpAddr),
 }
@@ -131,31 +132,28 @@ impl RateLimiter {
 
     /// Counts a request of whoever sent it.
     fn check(&self, request: &Request<Body>) -> Result<(), Problem> {
-        match request.extensions().get::<Identity>() {
-            Some(identity) if identity.mode() != Mode::None => {
-                self.count(&Caller::Identity(identity.mode(), identity.name()))
+        match caller(request.extensions())? {
+            Caller::Known(identity) if identity.mode() != Mode::None => {
+                self.count(&Counted::Identity(identity.mode(), identity.name()))
             }
-            _ => self.check_address(request),
+            Caller::Known(_) | Caller::Public => self.check_address(request),
         }
     }
 
     /// Counts a request of an address, whoever it says that it is.
     ///
     /// # Errors
-    /// RateLimited.
+    /// RateLimited; Internal of a request that does not tell the address.
     pub(super) fn check_address(&self, request: &Request<Body>) -> Result<(), Problem> {
-        let Some(peer) = request.extensions().get::<Peer>() else {
-            // Not over a connection: as in tests of what is around.
-            return Ok(());
-        };
+        let peer = peer(request.extensions())?;
         let address = self
             .0
             .proxies
             .client_address(peer.address, request.headers());
-        self.count(&Caller::Address(network(address)))
+        self.count(&Counted::Address(network(address)))
     }
 
-    fn count(&self, caller: &Caller<'_>) -> Result<(), Problem> {
+    fn count(&self, caller: &Counted<'_>) -> Result<(), Problem> {
         let half = CELLS / 2;
         let cells = [0, 1].map(|which| {
             let hash = self.0.hashes[which].hash_one(caller);
@@ -238,6 +236,7 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
+    use crate::{auth::Identity, peer::Peer};
 
     fn limiter(per_second: u32, burst: u32, proxies: &str) -> RateLimiter {
         let number = |number| NonZeroU32::new(number).expect("not zero");
@@ -252,13 +251,14 @@ mod tests {
         let mut request = Request::new(Body::empty());
         let address = address.parse().expect("an address");
         request.extensions_mut().insert(Peer::new(address, None));
+        request.extensions_mut().insert(Caller::Public);
         request
     }
 
     fn by(mode: Mode, name: &str) -> Request<Body> {
         let mut request = from("10.0.0.1");
         let identity = Identity::new(mode, name, Vec::new()).expect("a name");
-        request.extensions_mut().insert(identity);
+        request.extensions_mut().insert(Caller::Known(identity));
         request
     }
 
@@ -310,6 +310,22 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_request_that_has_not_passed_authentication_is_refused() {
+        let mut request = from("10.0.0.1");
+        request.extensions_mut().remove::<Caller>();
+        let refused = limiter(10, 5, "").check(&request).expect_err("no caller");
+        assert_eq!(refused.code, Code::Internal);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_without_a_peer_is_refused() {
+        let mut request = from("10.0.0.1");
+        request.extensions_mut().remove::<Peer>();
+        let refused = limiter(10, 5, "").check(&request).expect_err("no peer");
+        assert_eq!(refused.code, Code::Internal);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_trusted_proxy_is_not_its_clients() {
         let limiter = limiter(1, 2, "10.0.0.0/8");
         let for_client = |client: &str| {
@@ -354,7 +370,7 @@ mod tests {
         let limiter = limiter(10, 10, "");
         for caller in 0..1_000_000_u32 {
             let address = IpAddr::from(caller.to_be_bytes());
-            let _ = limiter.count(&Caller::Address(address));
+            let _ = limiter.count(&Counted::Address(address));
         }
         // Each asked once, of ten: whoever comes now finds room in its counters.
         let newcomers = (0..1_000_u32)

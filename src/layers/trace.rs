@@ -405,11 +405,7 @@ impl HttpBody for TracedBody {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        future::pending,
-        sync::{Arc, Mutex, PoisonError},
-        time::Duration,
-    };
+    use std::{future::pending, sync::Arc, time::Duration};
 
     use bytes::Bytes;
     use futures_util::{FutureExt as _, stream};
@@ -419,6 +415,7 @@ mod tests {
         error::OTelSdkResult,
         trace::{SdkTracerProvider, Span as SdkSpan, SpanData, SpanProcessor},
     };
+    use parking_lot::Mutex;
     use tower::{ServiceExt as _, service_fn};
     use tracing::subscriber::DefaultGuard;
     use tracing_subscriber::{layer::SubscriberExt as _, util::SubscriberInitExt as _};
@@ -437,7 +434,7 @@ mod tests {
         fn on_start(&self, _: &mut SdkSpan, _: &Context) {}
 
         fn on_end(&self, span: SpanData) {
-            let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut spans = self.0.lock();
             spans.push(span);
         }
 
@@ -453,13 +450,13 @@ mod tests {
     impl Kept {
         /// The span that has ended since this was last asked.
         fn one(&self) -> SpanData {
-            let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut spans = self.0.lock();
             assert_eq!(spans.len(), 1, "{spans:?}");
             spans.remove(0)
         }
 
         fn is_empty(&self) -> bool {
-            let spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let spans = self.0.lock();
             spans.is_empty()
         }
     }

@@ -15,15 +15,10 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashMap,
-    fmt,
-    path::Path,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, path::Path, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
 use redb::backends::FileBackend;
 use tokio::time::Instant;
 
@@ -165,7 +160,7 @@ impl Embedded {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every operation leaves the state whole before anything that could panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Runs an operation, hands what it changed to the log, and waits until all that its reply may have seen is on

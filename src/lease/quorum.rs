@@ -101,6 +101,10 @@ pub enum Error {
     /// The caller's deadline came first: the outcome is not known.
     #[error("the deadline passed before a quorum of lease nodes answered")]
     DeadlineExceeded,
+    /// What no retry mends: the nodes say what cannot be, or this agent is at fault. The outcome is not known. Whoever
+    /// tells the caller logs it.
+    #[error("{0}")]
+    Internal(String),
 }
 
 impl Error {
@@ -193,9 +197,9 @@ struct Inner {
     /// When the nodes were last tended because a grant was wanted: one claim does so for all.
     tended: tokio::sync::Mutex<Option<Instant>>,
     /// Why no node is used, and when that was last seen.
-    stopped: std::sync::Mutex<Option<(String, Instant)>>,
+    stopped: parking_lot::Mutex<Option<(String, Instant)>>,
     /// The nodes of the list from which agents pass to another that let none come any more which has it alone.
-    closing: std::sync::Mutex<Nodes>,
+    closing: parking_lot::Mutex<Nodes>,
     tokens: TokenSource,
     tasks: TaskTracker,
     observer: Arc<dyn Observer>,
@@ -221,8 +225,8 @@ impl Quorum {
                 limit: options.operation_timeout,
                 markers: Markers::new(guard, longest, options.operation_timeout),
                 tended: tokio::sync::Mutex::default(),
-                stopped: std::sync::Mutex::default(),
-                closing: std::sync::Mutex::default(),
+                stopped: parking_lot::Mutex::default(),
+                closing: parking_lot::Mutex::default(),
                 tokens: TokenSource::new(options.clock),
                 tasks: TaskTracker::new(),
                 observer: options.observer,
@@ -307,8 +311,8 @@ impl Quorum {
             self.inner.tasks.spawn(rest);
         }
         answer.unwrap_or_else(|| {
-            Err(Error::unavailable(
-                "the agent came to no decision: the outcome is not known",
+            Err(Error::Internal(
+                "the agent came to no decision: the outcome is not known".to_owned(),
             ))
         })
     }
@@ -465,6 +469,7 @@ mod tests {
     use crate::lease::{
         Bounds, ExtendReply, Grant, Heal, Incarnation, Look, Onto, Reading, Settings,
         embedded::Embedded,
+        policy::{Machine, Step, View},
     };
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -783,6 +788,28 @@ mod tests {
             let withdrawals = node.withdrawals.load(std::sync::atomic::Ordering::Relaxed);
             assert!((15..40).contains(&withdrawals), "{withdrawals}");
         }
+    }
+
+    /// Is done before it has an answer.
+    struct Undecided;
+
+    impl Machine for Undecided {
+        type Answer = Result<(), Error>;
+
+        fn on(&mut self, _: Event, _: Instant, _: &impl View, _: &mut Vec<Step<Self::Answer>>) {}
+
+        fn is_done(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_decision_is_a_fault_that_no_retry_mends() {
+        let options = Options::new(SECOND, RestartGuard::Off, SECOND);
+        let quorum = Quorum::new(vec![Arc::new(Silent)], options);
+        let drive = Drive::begin(&quorum, Undecided, Instant::now() + SECOND);
+        let decided = quorum.decide(drive).await;
+        assert!(matches!(decided, Err(Error::Internal(_))), "{decided:?}");
     }
 
     #[tokio::test(start_paused = true)]

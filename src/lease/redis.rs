@@ -15,7 +15,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -23,6 +23,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisWrite, ToRedisArgs, ToSingleRedisArg, Value};
 
 use tokio::time::Instant;

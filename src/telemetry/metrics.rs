@@ -13,11 +13,12 @@ pub mod table;
 use std::{
     fmt::{self, Write as _},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicI64, AtomicU64},
     },
 };
 
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::text::encode,
     metrics::gauge::Gauge,
@@ -153,11 +154,8 @@ impl Metrics {
         }
     }
 
-    fn sources(&self) -> std::sync::MutexGuard<'_, Vec<Source>> {
-        self.0
-            .sources
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn sources(&self) -> parking_lot::MutexGuard<'_, Vec<Source>> {
+        self.0.sources.lock()
     }
 }
 

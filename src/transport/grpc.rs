@@ -22,7 +22,7 @@ use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use super::{
-    CACHE_AGE, cache_age, caller,
+    CACHE_AGE, cache_age, identity,
     status::{Code, Problem},
 };
 use crate::{
@@ -81,7 +81,7 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::CampaignRequest>,
     ) -> Result<tonic::Response<proto::CampaignResult>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let caller = caller(request.extensions())?;
+        let caller = identity(request.extensions())?;
         let asked =
             convert::campaign(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
         let outcome = self
@@ -97,7 +97,7 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::ExtendElectedTermRequest>,
     ) -> Result<tonic::Response<proto::BoolValue>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let caller = caller(request.extensions())?;
+        let caller = identity(request.extensions())?;
         let (extend, retry) =
             convert::extend(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
         let done = self
@@ -113,7 +113,7 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::ResignRequest>,
     ) -> Result<tonic::Response<proto::BoolValue>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let caller = caller(request.extensions())?;
+        let caller = identity(request.extensions())?;
         let resign = convert::resign(request.get_ref()).map_err(Problem::from)?;
         let done = self
             .gate
@@ -128,7 +128,7 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::HandoverRequest>,
     ) -> Result<tonic::Response<proto::BoolValue>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let caller = caller(request.extensions())?;
+        let caller = identity(request.extensions())?;
         let handover =
             convert::handover(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
         let done = self
@@ -144,7 +144,7 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::GetLeaderRequest>,
     ) -> Result<tonic::Response<proto::StringValue>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let caller = caller(request.extensions())?;
+        let caller = identity(request.extensions())?;
         let request = request.get_ref();
         let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
         let lease = self
@@ -164,7 +164,7 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::ListLeadersRequest>,
     ) -> Result<tonic::Response<proto::Leaders>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let caller = caller(request.extensions())?;
+        let caller = identity(request.extensions())?;
         let list = convert::list(request.get_ref()).map_err(Problem::from)?;
         let page = self
             .gate
@@ -179,7 +179,7 @@ impl proto::election_server::Election for Handler {
         request: tonic::Request<proto::GetPodsRequest>,
     ) -> Result<tonic::Response<proto::Pods>, Status> {
         let deadline = Deadline::of(request.extensions()).instant();
-        let caller = caller(request.extensions())?;
+        let caller = identity(request.extensions())?;
         self.gate.looks_up_pods().map_err(Problem::from)?;
         let wanted = convert::wanted(request.get_ref()).map_err(Problem::from)?;
         let pods = self
@@ -315,8 +315,12 @@ fn refuse(problem: Problem) -> BoxFuture<'static, Result<Response<Body>, Infalli
 }
 
 /// Renders tonic's own refusals by the error table: a message over the limit is OUT_OF_RANGE to it, a frame
-/// that cannot be read INTERNAL, and a body that breaks off UNKNOWN. No handler here answers these.
+/// that cannot be read INTERNAL, and a body that breaks off UNKNOWN. What the table has named already is no refusal of
+/// tonic's.
 pub(super) fn blame_the_caller<B>(mut response: Response<B>) -> Response<B> {
+    if Code::of(&response).is_some() {
+        return response;
+    }
     let Some(status) = Status::from_header_map(response.headers()) else {
         return response;
     };

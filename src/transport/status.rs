@@ -86,7 +86,7 @@ table! {
     StoreFull => Unavailable, SERVICE_UNAVAILABLE;
     /// The deadline passed first: the outcome is not known.
     DeadlineExceeded => DeadlineExceeded, GATEWAY_TIMEOUT;
-    /// The agent is at fault; its log has the cause.
+    /// The agent or its store is at fault: its log has the cause, and a retry does not help. The outcome is not known.
     Internal => Internal, INTERNAL_SERVER_ERROR;
 }
 
@@ -132,6 +132,12 @@ impl Problem {
             retry_after: None,
             details: Map::new(),
         }
+    }
+
+    /// Something that must not happen; whoever makes it logs what it was.
+    #[must_use]
+    pub fn bug() -> Self {
+        Self::new(Code::Internal, "the agent failed; its log has the cause")
     }
 
     /// Adds a member to the problem document.
@@ -233,6 +239,13 @@ impl From<election::Error> for Problem {
                 Self::new(Code::DeadlineExceeded, error.to_string())
             }
             election::Error::StoreFull => Self::new(Code::StoreFull, error.to_string()),
+            election::Error::Internal(reason) => {
+                tracing::error!(
+                    reason,
+                    "a request failed, and will however often it is retried"
+                );
+                Self::new(Code::Internal, reason)
+            }
             election::Error::Unavailable {
                 reason,
                 retry_after,

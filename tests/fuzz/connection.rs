@@ -1,12 +1,7 @@
 //! What a client sends on a connection: hyper's HTTP/1.1 and HTTP/2 in front of the services, in the time that the
 //! connection may live.
 
-use std::{
-    convert::Infallible,
-    net::Ipv4Addr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, net::Ipv4Addr, sync::Arc, time::Duration};
 
 use arbitrary::{Arbitrary, Unstructured};
 use axum::{body::Body, response::Response};
@@ -20,6 +15,7 @@ use election_agent::{
 };
 use http::Request;
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, duplex, split},
     time::timeout,
@@ -215,15 +211,12 @@ struct Faults(Arc<Mutex<Vec<String>>>);
 impl Faults {
     fn note(&self, checked: Result<(), String>) {
         if let Err(fault) = checked {
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(fault);
+            self.0.lock().push(fault);
         }
     }
 
     fn none(&self) {
-        let faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let faults = self.0.lock();
         assert!(faults.is_empty(), "{}", faults.join("\n"));
     }
 

@@ -1,6 +1,6 @@
 //! The whole service tree in this process, and what must hold for whatever it answers.
 
-use std::{convert::Infallible, fs, time::Duration};
+use std::{convert::Infallible, fs, net::Ipv4Addr, time::Duration};
 
 use axum::{body::Body, response::Response};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -8,6 +8,7 @@ use bytes::Bytes;
 use election_agent::{
     app::Tree,
     config::{Config, Values},
+    peer::Peer,
     transport::Protocol,
     workers::Workers,
 };
@@ -252,7 +253,9 @@ impl Answer {
 }
 
 /// Asks, reads the whole answer, and checks it.
-pub(crate) async fn ask(agent: &Agent, request: Request<Body>, stalls: bool) -> Answer {
+pub(crate) async fn ask(agent: &Agent, mut request: Request<Body>, stalls: bool) -> Answer {
+    let peer = Peer::new(Ipv4Addr::LOCALHOST.into(), None);
+    request.extensions_mut().insert(peer);
     let asked = Asked::of(&request, stalls);
     let Ok(answer) = timeout(PATIENCE, agent.clone().oneshot(request))
         .await

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use election_agent::election::types::Token;
 use redis::AsyncCommands as _;
 use tonic::Code;
 
@@ -288,6 +289,30 @@ async fn a_database_number_a_user_with_few_rights_and_a_prefix_are_used() {
         (604_800_000..=604_860_000).contains(&retention),
         "seven days after the term: {retention}"
     );
+}
+
+#[tokio::test]
+async fn an_election_whose_tokens_are_used_up_is_no_matter_of_trying_again() {
+    let redis = Redis::start().await;
+    let agent = agent(&redis, &[]).await;
+    let mut last = redis::cmd("SET");
+    last.arg("ela:{0}:floor:default/e").arg(Token::MAX.get());
+    redis.ask::<()>(&last).await.expect("set");
+
+    let refused = agent.try_campaign(campaign("e", "a", 60_000)).await;
+    let refused = refused.expect_err("no token");
+    assert_eq!(refused.code(), Code::Internal, "{refused}");
+    assert!(refused.message().contains("used up"), "{refused}");
+    let body = serde_json::json!({"candidate": "a", "term": 60_000});
+    let refused = agent.rest(reqwest::Method::POST, "/election/e", Some(body));
+    let refused = refused.await;
+    assert_eq!((refused.status, refused.text("code")), (500, "Internal"));
+    eventually("the log has the cause", async || {
+        let mut lines = agent.log().into_iter();
+        lines.find(|line| line.contains("ERROR") && line.contains("used up"))
+    })
+    .await;
+    assert!(agent.campaign("other", "a", 60_000).await.elected);
 }
 
 #[tokio::test]

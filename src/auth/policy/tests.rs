@@ -322,7 +322,7 @@ fn logged(what: impl FnOnce()) -> String {
     struct Lines(Arc<Mutex<Vec<u8>>>);
     impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("not poisoned").write(bytes)
+            self.0.lock().write(bytes)
         }
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
@@ -335,7 +335,7 @@ fn logged(what: impl FnOnce()) -> String {
         .with_writer(move || writer.clone())
         .finish();
     tracing::subscriber::with_default(subscriber, what);
-    let bytes = lines.0.lock().expect("not poisoned").clone();
+    let bytes = lines.0.lock().clone();
     String::from_utf8(bytes).expect("UTF-8")
 }
 

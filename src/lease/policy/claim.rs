@@ -127,8 +127,11 @@ impl Claiming {
         let resumes = self.resumes.take();
         let Some(token) = resumes.or_else(|| view.token(self.above)) else {
             self.phase = Phase::Decided;
-            let error = "fencing tokens are used up: a node has accepted a token near 2^53";
-            return self.answer(Err(Error::unavailable(error)), steps);
+            let error = format!(
+                "fencing tokens of the election {} are used up: a node has accepted one near 2^53",
+                self.claim.election.path()
+            );
+            return self.answer(Err(Error::Internal(error)), steps);
         };
         let bounds = view.bounds();
         let grant = Arc::new(Grant {

@@ -3,12 +3,13 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::span::Place;
@@ -71,17 +72,17 @@ impl Node {
 
     /// Whether it refused something lately as its memory was full.
     pub(super) fn was_full(&self) -> bool {
-        let full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = self.full.lock();
         full.is_some_and(|at| at.elapsed() < FULL_LATELY)
     }
 
     pub(super) fn probed(&self) -> Probed {
-        *self.probed.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.probed.lock()
     }
 
     /// Notes that a probe which began at this instant was answered, or was not.
     pub(super) fn note_probe(&self, began: Instant, answered: bool) {
-        let mut probed = self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut probed = self.probed.lock();
         *probed = match (*probed, answered) {
             (_, true) => Probed::At(began),
             (Probed::Never, false) => Probed::InVain,
@@ -99,22 +100,19 @@ impl Node {
 
     pub(super) fn exclude(&self, why: Option<String>) {
         self.is_excluded.store(why.is_some(), Ordering::Relaxed);
-        *self.excluded.lock().unwrap_or_else(PoisonError::into_inner) = why;
+        *self.excluded.lock() = why;
     }
 
     /// Why the node is not asked for anything that counts.
     pub(super) fn excluded(&self) -> Option<NodeError> {
-        let why = self.excluded.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = self.excluded.lock();
         why.clone().map(NodeError::NotSent)
     }
 
     /// Whether another agent may be marking the node's partitions just now: then those without a marker are
     /// as new as the others.
     pub(super) fn is_being_marked(&self, probe: &Probe) -> bool {
-        let mut since = self
-            .mixed_since
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut since = self.mixed_since.lock();
         if probe.guard.is_none() || probe.unmarked.is_empty() {
             *since = None;
             return false;
@@ -145,12 +143,9 @@ impl Node {
     /// told, as they may be anybody.
     pub(super) fn complain(&self, error: &NodeError) {
         if let NodeError::Full(_) = error {
-            *self.full.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            *self.full.lock() = Some(Instant::now());
         }
-        let mut told = self
-            .complaints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.complaints.lock();
         // A node that has stopped fails in more than one way in turn.
         told.retain(|(_, at)| at.elapsed() < COMPLAIN_EVERY);
         if told.iter().any(|(known, _)| known == error) || told.len() == COMPLAINTS {

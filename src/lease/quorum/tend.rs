@@ -167,9 +167,8 @@ impl Quorum {
         electorate.is_joint() && (closed || !holds(Rule::OldListIsClosed))
     }
 
-    fn closing(&self) -> std::sync::MutexGuard<'_, Nodes> {
-        let closing = self.inner.closing.lock();
-        closing.unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn closing(&self) -> parking_lot::MutexGuard<'_, Nodes> {
+        self.inner.closing.lock()
     }
 
     /// Uses no node any more: agents with another list of nodes are about, and majorities of two lists need not meet.
@@ -192,9 +191,8 @@ impl Quorum {
         stopped.is_some()
     }
 
-    fn stopped(&self) -> std::sync::MutexGuard<'_, Option<(String, Instant)>> {
-        let stopped = self.inner.stopped.lock();
-        stopped.unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn stopped(&self) -> parking_lot::MutexGuard<'_, Option<(String, Instant)>> {
+        self.inner.stopped.lock()
     }
 
     /// Lets nodes that are unfit not vote, and of nodes that are one place only the first; one that gives

@@ -15,12 +15,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use crc::{CRC_16_XMODEM, Crc};
 use futures_util::future::join_all;
+use parking_lot::{Mutex, MutexGuard};
 use redis::{ErrorKind, FromRedisValue, RedisError, ServerErrorKind, Value};
 use tokio::{
     sync::{Notify, watch},
@@ -252,7 +253,7 @@ fn put_off(error: &RedisError) -> bool {
 
 impl Shared {
     fn links(&self) -> MutexGuard<'_, HashMap<Address, Arc<Link>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.links.lock()
     }
 
     /// The connection to a member, made if there is none.

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{MutexGuard, PoisonError, atomic::Ordering},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
 use futures_util::future::join_all;
+use parking_lot::MutexGuard;
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -424,12 +425,12 @@ impl Redis {
     }
 
     fn known(&self) -> Known {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         known.clone()
     }
 
     fn note(&self, known: &Known) {
-        let mut noted = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = self.known.lock();
         noted.clone_from(known);
     }
 
@@ -443,7 +444,7 @@ impl Redis {
     }
 
     fn swept(&self) -> MutexGuard<'_, HashMap<String, Swept>> {
-        self.swept.lock().unwrap_or_else(PoisonError::into_inner)
+        self.swept.lock()
     }
 
     fn other_nodes(&self, nodes: &str) -> String {

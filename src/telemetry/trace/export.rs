@@ -243,11 +243,7 @@ impl Drop for Sending {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        borrow::Cow,
-        sync::{Mutex, MutexGuard, PoisonError},
-        time::SystemTime,
-    };
+    use std::{borrow::Cow, time::SystemTime};
 
     use opentelemetry::{
         InstrumentationScope,
@@ -257,6 +253,7 @@ mod tests {
         error::OTelSdkError,
         trace::{SpanEvents, SpanLinks},
     };
+    use parking_lot::{Mutex, MutexGuard};
     use tokio::{
         sync::Semaphore,
         time::{advance, sleep},
@@ -294,7 +291,7 @@ mod tests {
     }
 
     fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+        mutex.lock()
     }
 
     impl SpanExporter for Receiver {

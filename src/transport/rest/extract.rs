@@ -16,7 +16,7 @@ use crate::{
     election::types::ElectionId,
     layers::deadline::Deadline,
     transport::{
-        caller,
+        identity,
         status::{Code, Problem},
     },
 };
@@ -193,6 +193,6 @@ impl<S: Send + Sync> FromRequestParts<S> for Identity {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        caller(&parts.extensions).cloned()
+        identity(&parts.extensions).cloned()
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -23,6 +23,7 @@ use opentelemetry_proto::tonic::{
     common::v1::any_value::Value,
     trace::v1::{Span, span::Event},
 };
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -192,8 +193,8 @@ impl Drop for Collector {
 }
 
 impl Inbox {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, State> {
+        self.0.lock()
     }
 
     fn take(&self, request: ExportTraceServiceRequest) {

@@ -7,11 +7,12 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{
@@ -142,8 +143,8 @@ impl Drop for Gates {
 
 fn lock(
     gates: &Mutex<BTreeMap<String, Gate>>,
-) -> std::sync::MutexGuard<'_, BTreeMap<String, Gate>> {
-    gates.lock().unwrap_or_else(PoisonError::into_inner)
+) -> parking_lot::MutexGuard<'_, BTreeMap<String, Gate>> {
+    gates.lock()
 }
 
 fn contains(bytes: &[u8], word: &str) -> bool {

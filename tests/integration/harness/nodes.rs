@@ -2,13 +2,14 @@
 //! extend their terms.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use election_agent::proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, HandoverRequest,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::task::AbortHandle;
 use tonic::Status;
 
@@ -238,5 +239,5 @@ impl Drop for Leader {
 }
 
 fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+    known.lock()
 }

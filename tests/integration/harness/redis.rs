@@ -4,10 +4,11 @@ use std::{
     collections::HashSet,
     net::TcpListener,
     process::{Child, Command, Stdio},
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::LazyLock,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisResult, aio::MultiplexedConnection};
 use tempfile::TempDir;
 
@@ -356,7 +357,7 @@ static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 
 /// A port on which nobody listens now, below those which systems give to connections.
 fn free_port() -> u16 {
-    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut given = GIVEN.lock();
     (0..1_000)
         .map(|_| fastrand::u16(10_000..32_000))
         .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok() && given.insert(*port))

@@ -2,11 +2,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use redis::{aio::PubSub, cmd};
 use tokio::task::AbortHandle;
 
@@ -176,7 +177,7 @@ impl Sentinels {
     pub(crate) async fn failed_over_from(&self, server: usize, since: Instant) -> Instant {
         let port = self.servers[server].port();
         eventually_within(SETTLING, "a failover", async || {
-            let switches = self.switches.lock().unwrap_or_else(PoisonError::into_inner);
+            let switches = self.switches.lock();
             switches
                 .iter()
                 .filter(|switch| switch.from == port && switch.at >= since)
@@ -260,13 +261,10 @@ async fn note_switches(
             let text: String = message.get_payload().expect("text");
             // The name, and the address and port of the old and of the new primary.
             let from = text.split(' ').nth(2).and_then(|port| port.parse().ok());
-            switches
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(Switch {
-                    at,
-                    from: from.expect("a port"),
-                });
+            switches.lock().push(Switch {
+                at,
+                from: from.expect("a port"),
+            });
         }
         // The Sentinel was killed, and may be run again.
         subscribed = loop {

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -14,6 +14,7 @@ use election_agent::proto::{
     election_client::ElectionClient,
 };
 use fastrand::Rng;
+use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
@@ -56,13 +57,13 @@ impl Agents {
     }
 
     pub(crate) fn replace(&self, agent: usize, channel: Channel, max_term: i32) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         known[agent] = Known { channel, max_term };
     }
 
     /// An agent, and its longest term.
     fn any(&self, rng: &mut Rng) -> (ElectionClient<Channel>, i32) {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         let agent = rng.choice(known.iter()).expect("agents").clone();
         (ElectionClient::new(agent.channel), agent.max_term)
     }

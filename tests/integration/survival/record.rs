@@ -1,10 +1,8 @@
 //! What candidates asked, were told and did, in real time, and which faults there were meanwhile.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// The record of one run. Cheap to clone.
 #[derive(Clone, Default)]
@@ -115,7 +113,7 @@ impl What {
 
 impl Record {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock()
     }
 
     /// Notes what has just happened.

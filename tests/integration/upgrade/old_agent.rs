@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -20,6 +20,7 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
+use parking_lot::{Mutex, MutexGuard};
 use redis::{AsyncConnectionConfig, Client, FromRedisValue, cmd};
 use tokio::{net::TcpListener, sync::oneshot, task::JoinSet};
 use tonic::{
@@ -324,7 +325,7 @@ impl Knows {
     }
 
     fn heard(&self) -> MutexGuard<'_, (Duration, Instant)> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+        self.heard.lock()
     }
 
     fn note_guard(&self, guard: Duration) {
