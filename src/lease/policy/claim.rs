@@ -335,8 +335,13 @@ impl Claiming {
 
     /// Withdraws what is to go, wherever it may be and is not being withdrawn.
     fn withdraw(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
-        let limit = view.bounds().vote;
         for number in 0..self.votes.len() {
+            let vote = &self.votes[number];
+            // Most have nothing to withdraw, and this is asked with every event.
+            if vote.again.is_none() && vote.to_withdraw().is_empty() {
+                continue;
+            }
+            let limit = view.bounds().vote;
             let tag = self.tag(number, true);
             let deadline = match self.phase {
                 Phase::Withdrawing { .. } => self.deadline,
