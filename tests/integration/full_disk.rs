@@ -13,6 +13,14 @@ async fn start(database: &str) -> Agent {
     Agent::run(command_after("trap '' XFSZ", &settings)).await
 }
 
+/// An agent with this database, and the token of `a`, which leads `e` and has extended.
+async fn with_a_leader(database: &str) -> (Agent, u64) {
+    let agent = start(database).await;
+    let won = agent.campaign("e", "a", TERM).await;
+    assert!(agent.extend("e", "a", TERM, won.token).await.value);
+    (agent, won.token)
+}
+
 async fn refused(agent: &Agent, election: &str) {
     let reply = agent.grpc().campaign(campaign(election, "b", TERM)).await;
     let status = reply.expect_err("nobody is elected");
@@ -23,9 +31,7 @@ async fn refused(agent: &Agent, election: &str) {
 async fn an_agent_goes_on_when_its_disk_has_room_again_and_has_lost_nothing() {
     let directory = TempDir::new().expect("a directory");
     let database = directory.path().join("leases.redb").display().to_string();
-    let mut agent = start(&database).await;
-    let won = agent.campaign("e", "a", TERM).await;
-    assert!(agent.extend("e", "a", TERM, won.token).await.value);
+    let (mut agent, token) = with_a_leader(&database).await;
 
     agent.limit_file_size(Some(0));
     refused(&agent, "f").await;
@@ -41,7 +47,7 @@ async fn an_agent_goes_on_when_its_disk_has_room_again_and_has_lost_nothing() {
         "{metrics}"
     );
     // What is on disk counts for them after any restart.
-    assert!(agent.extend("e", "a", TERM, won.token).await.value);
+    assert!(agent.extend("e", "a", TERM, token).await.value);
     assert_eq!(agent.leader("e").await.expect("known"), "a");
     let lost = agent.campaign("e", "b", TERM).await;
     assert_eq!((lost.elected, &*lost.leader), (false, "a"));
@@ -50,7 +56,7 @@ async fn an_agent_goes_on_when_its_disk_has_room_again_and_has_lost_nothing() {
     agent.limit_file_size(None);
     agent.readiness(200, &[]).await;
     let next = agent.campaign("g", "b", TERM).await;
-    assert!(next.elected && next.token > won.token);
+    assert!(next.elected && next.token > token);
     let log = agent.log();
     let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     assert_eq!(count("the lease database cannot be written"), 1, "{log:?}");
@@ -71,12 +77,10 @@ async fn an_agent_goes_on_when_its_disk_has_room_again_and_has_lost_nothing() {
 async fn an_agent_that_is_killed_while_its_disk_is_full_knows_whom_it_extended() {
     let directory = TempDir::new().expect("a directory");
     let database = directory.path().join("leases.redb").display().to_string();
-    let mut agent = start(&database).await;
-    let won = agent.campaign("e", "a", TERM).await;
-    assert!(agent.extend("e", "a", TERM, won.token).await.value);
+    let (mut agent, token) = with_a_leader(&database).await;
     agent.limit_file_size(Some(0));
     refused(&agent, "f").await;
-    assert!(agent.extend("e", "a", TERM, won.token).await.value);
+    assert!(agent.extend("e", "a", TERM, token).await.value);
     agent.kill();
 
     let agent = start(&database).await;
@@ -87,5 +91,5 @@ async fn an_agent_that_is_killed_while_its_disk_is_full_knows_whom_it_extended()
         leader.body["remaining"].as_u64() > Some(50_000),
         "{leader:?}"
     );
-    assert!(agent.extend("e", "a", TERM, won.token).await.value);
+    assert!(agent.extend("e", "a", TERM, token).await.value);
 }
