@@ -62,9 +62,13 @@ impl<'a> About<'a> {
     }
 }
 
-/// The span of a call without a reply yet. Dropped as such, the call was given up.
+/// The span of a call, which ends when it is dropped.
 #[derive(Debug)]
-pub(super) struct CallSpan(Span);
+pub(super) struct CallSpan {
+    span: Span,
+    /// Without a reply by then, the other nodes had decided, or the caller's time was over.
+    outcome: &'static str,
+}
 
 impl CallSpan {
     /// Begins a span below the current one, if there is one.
@@ -123,45 +127,43 @@ impl CallSpan {
                 span.record("otel.name", name);
             }
         }
-        Self(span)
+        Self::of(span)
     }
 
     /// No span.
     pub(super) fn none() -> Self {
-        Self(Span::none())
+        Self::of(Span::none())
+    }
+
+    fn of(span: Span) -> Self {
+        Self {
+            span,
+            outcome: "abandoned",
+        }
     }
 
     /// Ends the span with the reply.
     pub(super) fn end(mut self, called: Called, outcome: Option<&'static str>) {
-        let span = std::mem::replace(&mut self.0, Span::none());
-        if span.is_none() {
-            return;
-        }
         let error = match called {
             Called::Ok => None,
-            Called::GivenUp => return span_ends(&span, "abandoned"),
+            Called::GivenUp => return,
             Called::Timeout => Some("timeout"),
             Called::Full => Some("full"),
             Called::Failed => Some("failed"),
             Called::NotSent => Some("not_sent"),
         };
+        self.outcome = outcome.unwrap_or("unknown");
         if let Some(error) = error {
             // Without the error's text, which may contain what the node was sent; the log has it.
-            span.record("error.type", error);
-            span.record("otel.status_code", "error");
+            self.span.record("error.type", error);
+            self.span.record("otel.status_code", "error");
         }
-        span_ends(&span, outcome.unwrap_or("unknown"));
     }
-}
-
-fn span_ends(span: &Span, outcome: &str) {
-    span.record("election_agent.outcome", outcome);
 }
 
 impl Drop for CallSpan {
     fn drop(&mut self) {
-        // The other nodes had decided, or the caller's time was over.
-        span_ends(&self.0, "abandoned");
+        self.span.record("election_agent.outcome", self.outcome);
     }
 }
 
