@@ -60,8 +60,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A door to these elections and pods, where these policies and quotas hold. With `allow_forced_handover` a handover may
-    /// replace a leader that did not ask for it, if policies permit that, too.
+    /// A door to these elections and pods, where these policies and quotas hold. With `allow_forced_handover` a handover
+    /// may replace a leader that did not ask for it, if policies permit that, too.
     #[must_use]
     pub fn new(
         elections: Elections,
