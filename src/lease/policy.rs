@@ -88,7 +88,13 @@ impl Nodes {
 
     /// Their numbers, in order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
-        (0..Self::MOST).filter(move |node| self.has(*node))
+        let mut left = self.0;
+        std::iter::from_fn(move || {
+            let node = left.trailing_zeros();
+            // Clears the lowest bit that is set.
+            left &= left.checked_sub(1)?;
+            Some(node as usize)
+        })
     }
 }
 

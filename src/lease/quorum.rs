@@ -300,7 +300,7 @@ impl Quorum {
     }
 
     /// A machine's answer; what is left to do goes on without the caller.
-    async fn decide<M, T>(&self, mut drive: Drive<M>) -> Result<T, Error>
+    async fn decide<M, T>(&self, mut drive: Box<Drive<M>>) -> Result<T, Error>
     where
         M: super::policy::Machine<Answer = Result<T, Error>> + Send + 'static,
         T: Send + 'static,

@@ -41,9 +41,9 @@ pub(super) struct Drive<M: Machine> {
 }
 
 impl<M: Machine> Drive<M> {
-    /// Begins.
-    pub(super) fn begin(quorum: &Quorum, machine: M, deadline: Instant) -> Self {
-        let mut drive = Self {
+    /// Begins. In a box, as it is large, and passes through several futures.
+    pub(super) fn begin(quorum: &Quorum, machine: M, deadline: Instant) -> Box<Self> {
+        let mut drive = Box::new(Self {
             quorum: quorum.clone(),
             machine,
             steps: Vec::with_capacity(4),
@@ -52,7 +52,7 @@ impl<M: Machine> Drive<M> {
             tending: None,
             answer: None,
             deadline,
-        };
+        });
         drive.feed(Event::Begin);
         drive
     }
@@ -80,7 +80,7 @@ impl<M: Machine> Drive<M> {
     }
 
     /// Goes on until nothing is left to do.
-    pub(super) async fn finish(mut self) {
+    pub(super) async fn finish(mut self: Box<Self>) {
         while !self.machine.is_done() {
             let event = self.next().await;
             self.feed(event);
@@ -123,9 +123,13 @@ impl<M: Machine> Drive<M> {
         {
             inner.learn(reply);
         }
+        let now = match event {
+            Event::Replied { .. } => self.round.given_at(),
+            _ => Instant::now(),
+        };
         self.wake = None;
         let mut steps = std::mem::take(&mut self.steps);
-        self.machine.on(event, Instant::now(), inner, &mut steps);
+        self.machine.on(event, now, inner, &mut steps);
         for step in steps.drain(..) {
             match step {
                 Step::Ask {

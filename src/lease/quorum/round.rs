@@ -41,6 +41,7 @@ impl Quorum {
         Round {
             calls: Vec::with_capacity(self.inner.nodes.len()),
             timer: None,
+            given_at: None,
             inner: Arc::clone(&self.inner),
         }
     }
@@ -65,6 +66,8 @@ pub(super) struct Round<T> {
     calls: Vec<Call<T>>,
     /// Made when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
+    /// When the last answer was given.
+    given_at: Option<Instant>,
     inner: Arc<Inner>,
 }
 
@@ -150,6 +153,7 @@ impl<T: Outcome> Round<T> {
             let call = &mut self.calls[number];
             let Some(answer) = &mut call.answer else {
                 let call = self.calls.swap_remove(number);
+                self.given_at = None;
                 let error = self.inner.nodes[call.node].excluded();
                 let error =
                     error.unwrap_or_else(|| NodeError::NotSent("it was excluded".to_owned()));
@@ -185,7 +189,9 @@ impl<T: Outcome> Round<T> {
     /// Tells what came of a call.
     fn given(&mut self, number: usize, reply: Result<T, NodeError>, outcome: Called) -> Given<T> {
         let call = self.calls.swap_remove(number);
-        let took = call.started.elapsed();
+        let now = Instant::now();
+        self.given_at = Some(now);
+        let took = now.saturating_duration_since(call.started);
         let observer = &self.inner.observer;
         observer.called(call.node, call.operation, outcome, took);
         call.span
@@ -194,6 +200,11 @@ impl<T: Outcome> Round<T> {
             self.inner.nodes[call.node].complain(error);
         }
         (call.tag, call.node, reply)
+    }
+
+    /// When the last answer was given: spares its reader a look at the clock.
+    pub(super) fn given_at(&self) -> Instant {
+        self.given_at.unwrap_or_else(Instant::now)
     }
 
     /// Whether there are calls that were not given.
