@@ -11,15 +11,14 @@ use election_agent::{
     app::App,
     auth::tokens,
     config::{self, Command, Config},
-    descriptors,
-    lease::embedded::restore,
-    output,
+    descriptors, output,
     probe::Probe,
     shutdown,
     telemetry::{self, metrics::table, trace::Pipeline},
     tls,
     transport::rest::openapi,
 };
+use election_core::lease::embedded::restore;
 use tikv_jemallocator::Jemalloc;
 use tokio::{
     runtime::Builder,

@@ -3,6 +3,19 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
+use election_core::{
+    election::{
+        Elections,
+        quota::{self, Quotas},
+    },
+    lease::{
+        LeaseNode, Settings,
+        embedded::Embedded,
+        policy::{Electorate, Nodes},
+        quorum::{Options, Quorum},
+    },
+};
+use election_redis::{Deployment, Redis, Use};
 use futures_util::future::join_all;
 use http::Request;
 use tokio_util::sync::CancellationToken;
@@ -24,19 +37,8 @@ use crate::{
         reviews::Reviewer,
     },
     config::{Auth, Config, Store, list},
-    election::{
-        Elections,
-        quota::{self, Quotas},
-    },
     kube::Lookup,
     layers::{rate_limit::RateLimiter, trace::TraceLayer},
-    lease::{
-        LeaseNode, Settings,
-        embedded::Embedded,
-        policy::{Electorate, Nodes},
-        quorum::{Options, Quorum},
-        redis::{Deployment, Redis, Use},
-    },
     proto::election_server::ElectionServer,
     readiness::Monitor,
     reload,
@@ -231,7 +233,7 @@ async fn nodes(
         };
         let starting = deployments.into_iter().map(|deployment| {
             let limit = store.operation_timeout;
-            Redis::start(deployment, usage.clone(), limit, settings, workers)
+            Redis::start(deployment, usage.clone(), limit, settings, workers.askers())
         });
         let started = join_all(starting).await.into_iter();
         let nodes = started.map(|node| Arc::new(node) as Arc<dyn LeaseNode>);

@@ -6,16 +6,12 @@ use std::{
     time::Duration,
 };
 
+use election_core::lease::guard::RestartGuard;
+use election_redis::{Deployment, Sentinels, Server};
 use url::Url;
 
 use super::{Environment, Secret, Setting, list_setting, setting, values::Reader};
-use crate::{
-    lease::{
-        guard::RestartGuard,
-        redis::{Deployment, Sentinels, Server},
-    },
-    tls,
-};
+use crate::tls;
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(

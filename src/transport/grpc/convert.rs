@@ -1,13 +1,16 @@
 //! Between protobuf messages and the domain's types.
 
-use crate::{
+use election_core::{
     election::{
         Campaign, Denial, Handover, Leaders, List, Outcome, Retry,
         types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
     },
-    kube::{Pod, Pods, Wanted},
     lease::{Extend, Lease, Resign},
-    proto,
+};
+use election_proto as proto;
+
+use crate::{
+    kube::{Pod, Pods, Wanted},
     transport::status::{Problem, reason},
 };
 use std::time::Duration;

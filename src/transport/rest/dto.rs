@@ -6,19 +6,18 @@ use std::time::Duration;
 
 pub(super) use pods::{DeploymentPath, PodLookup, PodPath, Pods};
 
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
-
-use super::{null, whole};
-use crate::{
-    config::LogFilter,
+use election_core::{
     election::{
         self, Campaign, Handover, Outcome, Retry,
         types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
     },
     lease::{self, Lease},
-    transport::status::Problem,
 };
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{null, whole};
+use crate::{config::LogFilter, transport::status::Problem};
 
 /// Names an election in a path.
 #[derive(Debug, Deserialize, IntoParams)]

@@ -2,13 +2,8 @@
 
 use std::time::Duration;
 
-use election_agent::{
-    lease::{
-        Bounds, LeaseNode as _, Look,
-        redis::{Deployment, Redis as RedisNode, Server, Use},
-    },
-    workers::Workers,
-};
+use election_core::lease::{Bounds, LeaseNode as _, Look};
+use election_redis::{Askers, Deployment, Redis as RedisNode, Server, Use};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
@@ -19,7 +14,7 @@ use super::{BOUNDS, LOOK, SETTINGS, VOTE};
 use crate::harness::Redis;
 use model::{Coming, Lists, Recorded, Told};
 
-#[path = "../../simulation/lists.rs"]
+#[path = "../../../crates/core/tests/simulation/lists.rs"]
 mod model;
 
 /// Two lists, and the ways between them; a third, and the way to it.
@@ -97,7 +92,7 @@ async fn agents(redis: &Redis, prefix: &str) -> Vec<RedisNode> {
             allow_eviction: false,
         };
         let server = Deployment::Server(Server::from_url(&redis.url(), None).expect("a URL"));
-        agents.push(RedisNode::start(server, usage, VOTE, SETTINGS, &Workers::here()).await);
+        agents.push(RedisNode::start(server, usage, VOTE, SETTINGS, Askers::here()).await);
     }
     agents
 }
