@@ -130,7 +130,7 @@ fn put_back(from: &Path, config: &Config) -> ExitCode {
         return ExitCode::from(UNUSABLE);
     };
     let guard = store.restart_guard.duration(config.limits.max_term);
-    match restore::restore(from, database, guard) {
+    match restore::restore(from, database, guard, config::EMBEDDED_NAMES) {
         Ok(restored) => match output::write(&restored) {
             Ok(()) => ExitCode::SUCCESS,
             // It has to be known that the copy is in place, and for how long the agent will abstain.

@@ -36,7 +36,7 @@ use crate::{
         policy::{self, Policies},
         reviews::Reviewer,
     },
-    config::{Auth, Config, Store, list},
+    config::{Auth, Config, EMBEDDED_NAMES, REDIS_NAMES, Store, list},
     kube::Lookup,
     layers::{rate_limit::RateLimiter, trace::TraceLayer},
     proto::election_server::ElectionServer,
@@ -97,6 +97,7 @@ impl Tree {
             config.store.restart_guard,
             guard(&config.store, max_term),
         );
+        options.list = REDIS_NAMES.urls;
         options.names_in_spans = recorder.as_ref().is_some_and(|recorder| recorder.keys);
         if telemetry.metrics {
             options.observer = metrics.observer(&names);
@@ -230,6 +231,7 @@ async fn nodes(
             nodes: lists,
             max_term,
             allow_eviction: store.allow_eviction,
+            names: REDIS_NAMES,
         };
         let starting = deployments.into_iter().map(|deployment| {
             let limit = store.operation_timeout;
@@ -245,7 +247,7 @@ async fn nodes(
                 path = %path.display(),
                 "leases are kept in this process and its file: run one agent only"
             );
-            Embedded::open(path, settings)?
+            Embedded::open(path, settings, EMBEDDED_NAMES)?
         }
         None => {
             tracing::warn!(

@@ -5,6 +5,7 @@ mod twins;
 
 use std::{sync::LazyLock, time::Duration};
 
+use election_agent::config::REDIS_NAMES;
 use election_core::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
@@ -395,6 +396,7 @@ async fn pair_with(
         nodes: deployment.identity(),
         max_term: Duration::from_secs(60),
         allow_eviction: false,
+        names: REDIS_NAMES,
     };
     let real = RedisNode::start(deployment, usage, VOTE, SETTINGS, Askers::here()).await;
     // What it is not asked for, it does not know: its run.

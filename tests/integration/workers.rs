@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use election_agent::workers::Workers;
+use election_agent::{config::REDIS_NAMES, workers::Workers};
 use election_core::{
     election::types::ElectionId,
     lease::{LeaseNode as _, Reading, Settings},
@@ -81,6 +81,7 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
         nodes: deployment.identity(),
         max_term: Duration::from_secs(60),
         allow_eviction: false,
+        names: REDIS_NAMES,
     };
     let settings = Settings {
         retention: Duration::from_secs(3600),

@@ -31,8 +31,9 @@ use tokio::{
 };
 
 use super::{
-    ASK_EVERY, Askers, CONFIRMED_FOR, Shard,
+    ASK_EVERY, CONFIRMED_FOR, Shard,
     index::Index,
+    reach::Reach,
     script::Call,
     server::{Address, Server},
     single::{Expect, Failed, Link},
@@ -71,8 +72,7 @@ pub(super) struct Cluster {
 struct Shared {
     /// The members that are configured, to be asked when no other is known.
     seeds: Vec<Server>,
-    limit: Duration,
-    askers: Askers,
+    reach: Reach,
     links: Mutex<HashMap<Address, Arc<Link>>>,
     nudge: Notify,
 }
@@ -97,18 +97,16 @@ struct Owner {
 type View = Vec<(u16, u16, Address)>;
 
 impl Cluster {
-    /// Starts connecting to the members and asking them; `limit` bounds every attempt to connect.
+    /// Starts connecting to the members and asking them.
     pub(super) fn start(
         seeds: Vec<Server>,
         partitions: u16,
         index: Arc<Index>,
-        limit: Duration,
-        askers: Askers,
+        reach: Reach,
     ) -> Self {
         let shared = Arc::new(Shared {
             seeds,
-            limit,
-            askers,
+            reach,
             links: Mutex::default(),
             nudge: Notify::new(),
         });
@@ -260,12 +258,7 @@ impl Shared {
             return Ok(Arc::clone(link));
         }
         let server = self.seeds[0].at(address)?;
-        let link = Arc::new(Link::start(
-            &server,
-            Expect::Member,
-            self.limit,
-            &self.askers,
-        ));
+        let link = Arc::new(Link::start(&server, Expect::Member, self.reach.clone()));
         links.insert(address.clone(), Arc::clone(&link));
         Ok(link)
     }

@@ -15,7 +15,7 @@ use parking_lot::MutexGuard;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    OrEmpty, Redis, Shard, at_once,
+    Names, OrEmpty, Redis, Shard, at_once,
     script::{Call, SCRIPTS},
 };
 
@@ -192,10 +192,10 @@ impl Redis {
                 .max_by(|one, other| by_share(one).total_cmp(&by_share(other)));
             let evicts = last.policy != "noeviction" && !self.usage.allow_eviction;
             if !last.lacks.is_empty() && probe.unfit.is_none() {
-                probe.unfit = Some(lacking(&shard.server, &last.lacks));
+                probe.unfit = Some(lacking(&shard.server, &last.lacks, self.usage.names));
             }
             if evicts && probe.unfit.is_none() {
-                probe.unfit = Some(evicting(&shard.server, &last.policy));
+                probe.unfit = Some(evicting(&shard.server, &last.policy, self.usage.names));
             }
         }
         // What is compared later must not depend on who answered first.
@@ -448,10 +448,11 @@ impl Redis {
     }
 
     fn other_nodes(&self, nodes: &str) -> String {
+        let Names { urls, prefix, .. } = self.usage.names;
         format!(
             "{}: agents use it with another list of servers, {nodes}, while this one has {}: \
-             majorities of different lists need not meet; give every agent the same EA_REDIS_URLS, or \
-             this one another EA_REDIS_PREFIX",
+             majorities of different lists need not meet; give every agent the same {urls}, or \
+             this one another {prefix}",
             self.name, self.usage.nodes
         )
     }
@@ -470,21 +471,23 @@ fn longest(one: Registered, other: Registered) -> Registered {
     }
 }
 
-fn lacking(server: &str, commands: &str) -> String {
+fn lacking(server: &str, commands: &str, names: Names) -> String {
     let rights: Vec<_> = commands
         .split(' ')
         .map(|command| format!("+{}", command.to_lowercase()))
         .collect();
     format!(
-        "{server}: the agent's user lacks the right to {commands} on keys that begin with EA_REDIS_PREFIX: a lease could \
+        "{server}: the agent's user lacks the right to {commands} on keys that begin with {}: a lease could \
          be left that never lapses; give it with ACL SETUSER: {}",
+        names.prefix,
         rights.join(" ")
     )
 }
 
-fn evicting(server: &str, policy: &str) -> String {
+fn evicting(server: &str, policy: &str, names: Names) -> String {
     format!(
         "{server}: its maxmemory-policy is {policy}, so it may drop the lease of a leader that has time \
-         left; set it to noeviction, or EA_ALLOW_EVICTION=true if you accept two leaders"
+         left; set it to noeviction, or {}=true if you accept two leaders",
+        names.allow_eviction
     )
 }

@@ -41,7 +41,7 @@ impl ToRedisArgs for Key<'_> {
 
 impl ToSingleRedisArg for Key<'_> {}
 
-/// Makes the keys of one partition under a prefix (`EA_REDIS_PREFIX`).
+/// Makes the keys of one partition under a prefix.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     lease: String,

@@ -6,6 +6,7 @@ mod health;
 mod index;
 mod keys;
 mod listing;
+mod reach;
 mod refusal;
 mod script;
 mod sentinel;
@@ -42,6 +43,8 @@ use cluster::Cluster;
 use health::{Known, Swept};
 use index::Index;
 use keys::Keys;
+pub use reach::Names;
+use reach::Reach;
 use script::{Call, SCRIPTS};
 use sentinel::Failover;
 pub use sentinel::Sentinels;
@@ -141,6 +144,8 @@ pub struct Use {
     pub max_term: Duration,
     /// Whether a server may drop leases when its memory is full.
     pub allow_eviction: bool,
+    /// What errors call the settings.
+    pub names: Names,
 }
 
 /// Leases on Redis.
@@ -231,12 +236,17 @@ impl Redis {
             .collect();
         let longest_term = usage.max_term.max(settings.guard.unwrap_or_default());
         let index = Arc::new(Index::new(longest_term, deployment.partitions()));
+        let reach = Reach {
+            askers,
+            limit,
+            names: usage.names,
+        };
         let connections = match deployment {
             Deployment::Server(server) => {
-                Connections::Server(Link::start(&server, Expect::Server, limit, &askers))
+                Connections::Server(Link::start(&server, Expect::Server, reach))
             }
             Deployment::Failover(sentinels) => {
-                Connections::Failover(Failover::start(sentinels, limit, askers))
+                Connections::Failover(Failover::start(sentinels, reach))
             }
             Deployment::Cluster {
                 members,
@@ -245,8 +255,7 @@ impl Redis {
                 members,
                 partitions,
                 Arc::clone(&index),
-                limit,
-                askers,
+                reach,
             )),
         };
         match &connections {

@@ -25,7 +25,9 @@ use tokio::{
 };
 
 use super::{
-    ASK_EVERY, Askers, CONFIRMED_FOR, refusal,
+    ASK_EVERY, CONFIRMED_FOR,
+    reach::{Names, Reach},
+    refusal,
     script::Call,
     server::{Address, Server},
     single::{Expect, Link, denied, jittered, open},
@@ -72,8 +74,8 @@ struct Primary {
 }
 
 impl Failover {
-    /// Starts asking; `limit` bounds every single question and attempt to connect.
-    pub(super) fn start(watched: Sentinels, limit: Duration, askers: Askers) -> Self {
+    /// Starts asking.
+    pub(super) fn start(watched: Sentinels, reach: Reach) -> Self {
         let nudge = Arc::new(Notify::new());
         let (said, hear) = mpsc::channel(watched.sentinels.len());
         let (publish, state) = watch::channel(State {
@@ -86,13 +88,14 @@ impl Failover {
                 number,
                 sentinel: sentinel.clone(),
                 master: watched.master.clone(),
-                limit,
+                limit: reach.limit,
+                names: reach.names,
                 nudge: Arc::clone(&nudge),
                 said: said.clone(),
             };
             tasks.spawn(asking.run());
         }
-        tasks.spawn(direct(watched, limit, askers, hear, publish));
+        tasks.spawn(direct(watched, reach, hear, publish));
         Self {
             state,
             nudge,
@@ -156,8 +159,7 @@ struct Named {
 /// Publishes whom a majority names, and connects to it.
 async fn direct(
     watched: Sentinels,
-    limit: Duration,
-    askers: Askers,
+    reach: Reach,
     mut hear: mpsc::Receiver<(usize, Said)>,
     publish: watch::Sender<State>,
 ) {
@@ -181,7 +183,7 @@ async fn direct(
                         "the Sentinels name a primary"
                     );
                     Some(Primary {
-                        link: Arc::new(Link::start(&server, Expect::Primary, limit, &askers)),
+                        link: Arc::new(Link::start(&server, Expect::Primary, reach.clone())),
                         address,
                         until: asked + CONFIRMED_FOR,
                     })
@@ -197,7 +199,7 @@ async fn direct(
         if primary.is_none() && all.iter().any(Option::is_none) {
             continue;
         }
-        let reason = disagreement(&watched, &all);
+        let reason = disagreement(&watched, &all, reach.names);
         publish.send_modify(|state| *state = State { primary, reason });
     }
 }
@@ -242,7 +244,7 @@ fn agreed(all: &[Option<Said>]) -> Option<(Address, Instant)> {
 }
 
 /// What an operator needs to know when no majority names a primary.
-fn disagreement(watched: &Sentinels, all: &[Option<Said>]) -> String {
+fn disagreement(watched: &Sentinels, all: &[Option<Said>], names: Names) -> String {
     let said: Vec<_> = watched
         .sentinels
         .iter()
@@ -259,8 +261,9 @@ fn disagreement(watched: &Sentinels, all: &[Option<Said>]) -> String {
     let there_are = sentinels(all);
     let advice = match there_are > all.len() {
         true => format!(
-            "; they know of {there_are} Sentinels and EA_REDIS_URLS has {}: list all of them (SENTINEL RESET \
+            "; they know of {there_are} Sentinels and {} has {}: list all of them (SENTINEL RESET \
              makes them forget those that are gone)",
+            names.urls,
             all.len()
         ),
         false => String::new(),
@@ -290,6 +293,7 @@ struct Asking {
     sentinel: Server,
     master: String,
     limit: Duration,
+    names: Names,
     nudge: Arc<Notify>,
     said: mpsc::Sender<(usize, Said)>,
 }
@@ -356,10 +360,11 @@ impl Asking {
                     )
                 }),
                 Err(error) if error.to_string().contains("No such master") => Err(format!(
-                    "{}: it watches no primary called {}: set EA_REDIS_MASTER to a name that it knows \
+                    "{}: it watches no primary called {}: set {} to a name that it knows \
                      (SENTINEL MASTERS lists them)",
                     self.sentinel.name(),
-                    self.master
+                    self.master,
+                    self.names.master
                 )),
                 Err(error) => return Ok(Err(error)),
             };
@@ -396,14 +401,17 @@ impl Asking {
     }
 
     fn describe(&self, error: &RedisError) -> String {
+        let names = self.names;
         let advice = match error {
             error if denied(error) => {
-                ": check EA_REDIS_SENTINEL_USERNAME and EA_REDIS_SENTINEL_PASSWORD"
+                let (user, password) = (names.sentinel_username, names.sentinel_password);
+                format!(": check {user} and {password}")
             }
-            error if error.to_string().contains("unknown command") => {
-                ": it is no Sentinel: give the Sentinels in EA_REDIS_URLS, or EA_REDIS_MODE=single"
-            }
-            _ => "",
+            error if error.to_string().contains("unknown command") => format!(
+                ": it is no Sentinel: give the Sentinels in {}, or {}=single",
+                names.urls, names.mode
+            ),
+            _ => String::new(),
         };
         format!("{}: {error}{advice}", self.sentinel.name())
     }

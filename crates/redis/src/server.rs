@@ -1,4 +1,4 @@
-//! What `EA_REDIS_URLS` says: where servers are and how to talk to them.
+//! What URLs say: where servers are and how to talk to them.
 
 use std::{fmt, sync::Arc};
 

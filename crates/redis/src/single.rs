@@ -26,7 +26,8 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Askers, refusal,
+    reach::{Names, Reach},
+    refusal,
     script::{Call, SCRIPTS},
     server::Server,
 };
@@ -59,6 +60,7 @@ pub(super) enum Expect {
 pub(super) struct Link {
     name: String,
     expect: Expect,
+    names: Names,
     /// For each asker, in their order.
     states: Vec<watch::Receiver<State>>,
     /// The number of the asker that calls.
@@ -87,8 +89,13 @@ pub(super) enum Failed {
 }
 
 impl Link {
-    /// Starts connecting; `limit` bounds every single attempt and ping.
-    pub(super) fn start(server: &Server, expect: Expect, limit: Duration, askers: &Askers) -> Self {
+    /// Starts connecting.
+    pub(super) fn start(server: &Server, expect: Expect, reach: Reach) -> Self {
+        let Reach {
+            askers,
+            limit,
+            names,
+        } = reach;
         let name = server.name().to_owned();
         let slots = askers.all().map(|runtime| Slot {
             runtime: runtime.clone(),
@@ -103,6 +110,7 @@ impl Link {
             server: server.clone(),
             expect,
             limit,
+            names,
             slots,
             more_than_one: false,
             broken: Arc::default(),
@@ -110,6 +118,7 @@ impl Link {
         Self {
             name,
             expect,
+            names,
             states,
             number: askers.number,
             supervisor: askers.beside.spawn(supervisor.run()).abort_handle(),
@@ -156,7 +165,7 @@ impl Link {
         match failed {
             Failed::Absent(reason) => NodeError::NotSent(reason),
             Failed::Error(error) => {
-                let described = describe(&self.name, self.expect, &error);
+                let described = describe(&self.name, self.expect, self.names, &error);
                 match is_full(&error) {
                     true => NodeError::Full(described),
                     false => NodeError::Unknown(described),
@@ -185,6 +194,7 @@ struct Supervisor {
     server: Server,
     expect: Expect,
     limit: Duration,
+    names: Names,
     slots: Vec<Slot>,
     /// Whether they led to more than one server when they were opened last: then none is used before all are
     /// open and lead to one.
@@ -216,7 +226,7 @@ enum Tended {
     /// It is new.
     Opened(Open),
     /// It is new, and the server is not what it must be.
-    Otherwise(&'static str),
+    Otherwise(Otherwise),
     /// Nothing was said in time.
     Silent,
 }
@@ -327,7 +337,10 @@ impl Supervisor {
                         together.get_or_insert_with(|| Instant::now() + TOGETHER);
                     }
                 }
-                Ok(Tended::Otherwise(other)) => return Err(format!("{}: it {other}", self.name)),
+                Ok(Tended::Otherwise(other)) => {
+                    let other = other.told(self.names);
+                    return Err(format!("{}: it {other}", self.name));
+                }
                 Ok(Tended::Silent) => {
                     let what = match slot.open {
                         Some(_) => "PING",
@@ -338,7 +351,7 @@ impl Supervisor {
                     lacking = Some(silent);
                 }
                 Err(error) => {
-                    let error = describe(&self.name, self.expect, &error);
+                    let error = describe(&self.name, self.expect, self.names, &error);
                     // One more connection may not be had; those that there are serve.
                     if slot.open.is_some() || !was_connected {
                         return Err(error);
@@ -369,7 +382,11 @@ impl Supervisor {
         self.more_than_one = runs.len() > 1;
         if self.more_than_one {
             // A name may have more than one address, and a proxy more than one server behind it.
-            return Err(format!("{} {MORE_THAN_ONE}", self.name));
+            return Err(format!(
+                "{} leads to more than one server, which would vote as one although none knows what \
+                 the others granted: give the address of one of them in {}",
+                self.name, self.names.urls
+            ));
         }
         for slot in &mut self.slots {
             slot.publish(&self.broken);
@@ -458,31 +475,53 @@ async fn connect(
     connecting.unwrap_or_else(|ended| Err(io::Error::other(ended).into()))
 }
 
-/// What else the server is than what it must be, if so.
-fn otherwise(expect: Expect, info: &InfoDict) -> Option<&'static str> {
-    let mode: String = info.get("redis_mode").unwrap_or_default();
-    let role: String = info.get("role").unwrap_or_default();
-    match (expect, mode.as_str(), role.as_str()) {
-        (_, "sentinel", _) => Some(
-            "is a Sentinel: give EA_REDIS_MODE=failover, and in EA_REDIS_MASTER the name of the \
-             primary that it watches",
-        ),
-        (Expect::Server | Expect::Primary, "cluster", _) => {
-            Some("belongs to a Redis Cluster: give EA_REDIS_MODE=cluster")
+/// What else a server is than what it must be.
+#[derive(Debug, Clone, Copy)]
+enum Otherwise {
+    Sentinel,
+    InCluster,
+    InNoCluster,
+    Replica,
+    /// Of a primary that Sentinels have named.
+    NotPromoted,
+}
+
+impl Otherwise {
+    fn told(self, names: Names) -> String {
+        let Names {
+            urls, mode, master, ..
+        } = names;
+        match self {
+            Self::Sentinel => format!(
+                "is a Sentinel: give {mode}=failover, and in {master} the name of the primary that it watches"
+            ),
+            Self::InCluster => format!("belongs to a Redis Cluster: give {mode}=cluster"),
+            Self::InNoCluster => format!(
+                "does not belong to a Redis Cluster: give {mode}=single, or the cluster's members"
+            ),
+            Self::Replica => {
+                format!("is a replica, which does not keep leases: give its primary in {urls}")
+            }
+            Self::NotPromoted => {
+                "is a replica, although the Sentinels name it as the primary".to_owned()
+            }
         }
-        (Expect::Member, "standalone", _) => Some(
-            "does not belong to a Redis Cluster: give EA_REDIS_MODE=single, or the cluster's members",
-        ),
-        (Expect::Server, _, "slave") => Some(REPLICA),
-        (Expect::Primary, _, "slave") => Some(PROMOTED_NOT_YET),
-        _ => None,
     }
 }
 
-const REPLICA: &str = "is a replica, which does not keep leases: give its primary in EA_REDIS_URLS";
-const MORE_THAN_ONE: &str = "leads to more than one server, which would vote as one although none knows what \
-                             the others granted: give the address of one of them in EA_REDIS_URLS";
-const PROMOTED_NOT_YET: &str = "is a replica, although the Sentinels name it as the primary";
+/// What else the server is than what it must be, if so.
+fn otherwise(expect: Expect, info: &InfoDict) -> Option<Otherwise> {
+    let mode: String = info.get("redis_mode").unwrap_or_default();
+    let role: String = info.get("role").unwrap_or_default();
+    match (expect, mode.as_str(), role.as_str()) {
+        (_, "sentinel", _) => Some(Otherwise::Sentinel),
+        (Expect::Server | Expect::Primary, "cluster", _) => Some(Otherwise::InCluster),
+        (Expect::Member, "standalone", _) => Some(Otherwise::InNoCluster),
+        (Expect::Server, _, "slave") => Some(Otherwise::Replica),
+        (Expect::Primary, _, "slave") => Some(Otherwise::NotPromoted),
+        _ => None,
+    }
+}
 
 /// Fails if the connection is lost.
 async fn ping(connection: &mut MultiplexedConnection) -> RedisResult<()> {
@@ -516,16 +555,16 @@ fn lost(error: &RedisError) -> bool {
         || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
 }
 
-fn describe(name: &str, expect: Expect, error: &RedisError) -> String {
+fn describe(name: &str, expect: Expect, names: Names, error: &RedisError) -> String {
     let advice = match error.kind() {
-        _ if denied(error) => ": check the user and password in EA_REDIS_URLS",
+        _ if denied(error) => format!(": check the user and password in {}", names.urls),
         _ if is_full(error) => {
-            ": its memory is full: raise its maxmemory, or have elections given up"
+            ": its memory is full: raise its maxmemory, or have elections given up".to_owned()
         }
         ErrorKind::Server(ServerErrorKind::ReadOnly) if expect == Expect::Server => {
-            return format!("{name}: {error}: it {REPLICA}");
+            format!(": it {}", Otherwise::Replica.told(names))
         }
-        _ => "",
+        _ => String::new(),
     };
     format!("{name}: {error}{advice}")
 }

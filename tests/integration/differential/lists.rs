@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use election_agent::config::REDIS_NAMES;
 use election_core::lease::{Bounds, LeaseNode as _, Look};
 use election_redis::{Askers, Deployment, Redis as RedisNode, Server, Use};
 use proptest::{
@@ -90,6 +91,7 @@ async fn agents(redis: &Redis, prefix: &str) -> Vec<RedisNode> {
             nodes: list.to_owned(),
             max_term: Duration::from_secs(60),
             allow_eviction: false,
+            names: REDIS_NAMES,
         };
         let server = Deployment::Server(Server::from_url(&redis.url(), None).expect("a URL"));
         agents.push(RedisNode::start(server, usage, VOTE, SETTINGS, Askers::here()).await);

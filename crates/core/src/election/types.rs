@@ -218,7 +218,7 @@ impl Term {
             .map(Self)
             .ok_or_else(|| {
                 Invalid(format!(
-                    "`term` is {ms}: give {least} to {most} milliseconds (EA_MAX_TERM bounds it)"
+                    "`term` is {ms}: give {least} to {most} milliseconds"
                 ))
             })
     }

@@ -2,7 +2,7 @@
 //! node that fault tests simulate.
 //!
 //! All state lives in [memory](super::memory) behind one lock that is never held across an await. With a database file
-//! (`EA_EMBEDDED_PATH`) every change that a reply depends on is also on disk before the reply is sent;
+//! every change that a reply depends on is also on disk before the reply is sent;
 //! see [`log`].
 
 mod clock;
@@ -32,6 +32,24 @@ use log::{Change, Log, Record};
 
 /// Tells the node's time; tests give their own.
 pub type NodeClock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// What errors and logs call the settings that they name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names {
+    /// The path of the database.
+    pub path: &'static str,
+    /// The restart guard, which `off` turns off.
+    pub restart_guard: &'static str,
+    /// The longest term that is granted.
+    pub max_term: &'static str,
+}
+
+impl Names {
+    /// What is wrong with the database, beside the setting's name.
+    fn wrong(self, what: impl fmt::Display) -> String {
+        format!("{}: {what}", self.path)
+    }
+}
 
 /// Leases in this process's memory, durable when opened on a file.
 pub struct Embedded {
@@ -117,17 +135,20 @@ impl Embedded {
     /// # Errors
     /// Says what is wrong with the file: another agent has it open, it is no database of this kind, or
     /// it or the one beside it cannot be read or written.
-    pub fn open(path: &Path, settings: Settings) -> Result<Self, NodeError> {
-        Self::open_at(path, settings, Clock::system(), |file| Box::new(file))
+    pub fn open(path: &Path, settings: Settings, names: Names) -> Result<Self, NodeError> {
+        Self::open_at(path, settings, names, Clock::system(), |file| {
+            Box::new(file)
+        })
     }
 
     fn open_at(
         path: &Path,
         settings: Settings,
+        names: Names,
         clock: Clock,
         backend: impl FnOnce(FileBackend) -> store::Backend,
     ) -> Result<Self, NodeError> {
-        let (log, mut stored) = Log::open(path, settings.guard, clock, backend)?;
+        let (log, mut stored) = Log::open(path, settings.guard, names, clock, backend)?;
         let now = Instant::now();
         let mut memory = Memory::new(new_run());
         for (election, record) in std::mem::take(&mut stored.elections) {

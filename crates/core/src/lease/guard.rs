@@ -19,7 +19,7 @@ use super::{
     rules::{Rule, holds},
 };
 
-/// How nodes that may have lost their memory are treated (`EA_RESTART_GUARD`).
+/// How nodes that may have lost their memory are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartGuard {
     /// A node that has restarted abstains from grants for the longest term. A node without a marker is

@@ -59,6 +59,8 @@ pub struct Options {
     pub observer: Arc<dyn Observer>,
     /// Whether spans name elections and candidates.
     pub names_in_spans: bool,
+    /// What errors call the setting that lists the nodes.
+    pub list: &'static str,
 }
 
 impl Options {
@@ -76,6 +78,7 @@ impl Options {
             clock: Arc::new(SystemTime::now),
             observer: Arc::new(Nobody),
             names_in_spans: false,
+            list: "the list of nodes",
         }
     }
 }
@@ -204,6 +207,8 @@ struct Inner {
     tasks: TaskTracker,
     observer: Arc<dyn Observer>,
     names_in_spans: bool,
+    /// What errors call the setting that lists the nodes.
+    list: &'static str,
 }
 
 impl Quorum {
@@ -231,6 +236,7 @@ impl Quorum {
                 tasks: TaskTracker::new(),
                 observer: options.observer,
                 names_in_spans: options.names_in_spans,
+                list: options.list,
             }),
         }
     }

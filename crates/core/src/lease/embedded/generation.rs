@@ -23,7 +23,6 @@ use crc::{CRC_32_ISO_HDLC, Crc};
 use serde::{Deserialize, Serialize};
 
 use super::clock::{Deadline, Reading};
-use crate::lease::NodeError;
 
 /// After how long, at the latest, the file is synced.
 pub(super) const SYNC_WITHIN: Duration = Duration::from_secs(1);
@@ -145,7 +144,7 @@ pub(super) fn path_for(database: &Path) -> PathBuf {
 ///
 /// # Errors
 /// It is there and cannot be read, so that it could not be written either.
-pub(super) fn read(path: &Path) -> Result<Found, NodeError> {
+pub(super) fn read(path: &Path) -> Result<Found, String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| {
         // A file that is longer than it should be is unusable, and need not be read whole.
@@ -182,12 +181,12 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn unusable(path: &Path, what: &str, error: &io::Error) -> NodeError {
+fn unusable(path: &Path, what: &str, error: &io::Error) -> String {
     let at = path.display();
-    NodeError::unknown(format!(
-        "EA_EMBEDDED_PATH: cannot {what} {at}, which the agent keeps beside the database: {error}: let the \
-         agent's user write in this directory and to this file"
-    ))
+    format!(
+        "cannot {what} {at}, which the agent keeps beside the database: {error}: let the agent's user write in \
+         this directory and to this file"
+    )
 }
 
 /// The side file, open for writing.
@@ -200,7 +199,7 @@ pub(super) struct Side {
 
 impl Side {
     /// Opens the file, or makes it, and writes it and its name to disk.
-    pub(super) fn create(path: &Path, generation: &Generation) -> Result<Self, NodeError> {
+    pub(super) fn create(path: &Path, generation: &Generation) -> Result<Self, String> {
         let create = || {
             let mut options = OpenOptions::new();
             let file = options
@@ -223,7 +222,7 @@ impl Side {
     }
 
     /// Replaces the content.
-    pub(super) fn write(&mut self, generation: &Generation) -> Result<(), NodeError> {
+    pub(super) fn write(&mut self, generation: &Generation) -> Result<(), String> {
         self.put(generation)
             .map_err(|error| unusable(&self.path, "write", &error))
     }
@@ -249,7 +248,7 @@ impl Side {
     }
 
     /// Syncs the content to disk.
-    pub(super) fn sync(&self) -> Result<(), NodeError> {
+    pub(super) fn sync(&self) -> Result<(), String> {
         let synced = self.file.sync_data();
         synced.map_err(|error| unusable(&self.path, "write", &error))
     }
@@ -356,8 +355,8 @@ pub(super) mod tests {
         }
         fs::remove_file(&path).expect("removed");
         fs::create_dir(&path).expect("a directory");
-        let told = read(&path).expect_err("no file").to_string();
-        assert!(told.contains("EA_EMBEDDED_PATH"), "{told}");
+        let told = read(&path).expect_err("no file");
+        assert!(told.contains("beside the database"), "{told}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 
 use super::{
+    Names,
     clock::{Clock, Deadline},
     generation::{self, SYNC_WITHIN, Side},
     rollback::{self, Opening},
@@ -226,23 +227,25 @@ impl Log {
     pub(super) fn open(
         path: &Path,
         guard: Option<Duration>,
+        names: Names,
         clock: Clock,
         backend: impl FnOnce(FileBackend) -> Backend,
     ) -> Result<(Self, Stored), NodeError> {
         let at = path.display().to_string();
-        let Opened { database, file } = store::open(path, backend)?;
+        let wrong = |what: String| NodeError::unknown(names.wrong(what));
+        let Opened { database, file } = store::open(path, backend).map_err(wrong)?;
         let failed = |what: &str, error: Box<dyn std::error::Error>| {
-            NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot {what} {at}: {error}"))
+            wrong(format!("cannot {what} {at}: {error}"))
         };
         let content = store::load(&database).map_err(|error| failed("read", error))?;
         let beside = generation::path_for(&file.real);
-        let found = generation::read(&beside)?;
+        let found = generation::read(&beside).map_err(wrong)?;
         let opening = Opening::new(&content, &found, guard, clock.now());
         store::write_node(&database, &opening.node, &opening.openings)
             .map_err(|error| failed("write", error))?;
         // After the database: a quarantine that its side file no longer shows is in the database.
-        let side = Side::create(&beside, &opening.generation())?;
-        report_opening(&at, &opening, guard);
+        let side = Side::create(&beside, &opening.generation()).map_err(wrong)?;
+        report_opening(&at, &opening, guard, names);
 
         let (changes, incoming) = channel();
         let (report, written) = watch::channel(Written::default());
@@ -257,6 +260,7 @@ impl Log {
             last: 0,
             changed: false,
             at,
+            names,
         };
         let thread = thread::Builder::new()
             .name("lease-log".to_owned())
@@ -375,7 +379,7 @@ fn ended() -> NodeError {
 }
 
 /// Reports what is unusual about an opening.
-fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>) {
+fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>, names: Names) {
     if opening.clocks_went_back {
         tracing::warn!(
             path = at,
@@ -392,7 +396,8 @@ fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>) {
         ),
         (Some(doubt), None) => tracing::warn!(
             path = at,
-            "{doubt}: as EA_RESTART_GUARD=off, the agent grants elections whose leaders may have time left"
+            "{doubt}: as {}=off, the agent grants elections whose leaders may have time left",
+            names.restart_guard
         ),
         (None, Some(_)) if wait_ms > 0 => tracing::warn!(
             path = at,
@@ -427,6 +432,7 @@ struct Writer {
     /// Whether there may be a change that is not on disk.
     changed: bool,
     at: String,
+    names: Names,
 }
 
 impl Writer {
@@ -552,7 +558,7 @@ impl Writer {
             Some(mut side) => side.write(&generation).map(|()| side),
             None => Side::create(&generation::path_for(&self.file.real), &generation),
         };
-        self.side = Some(side.map_err(|error| Failure::ForNow(error.to_string()))?);
+        self.side = Some(side.map_err(|error| Failure::ForNow(self.names.wrong(error)))?);
         self.unsynced.get_or_insert_with(std::time::Instant::now);
         self.changed = false;
         Ok(())
@@ -572,7 +578,8 @@ impl Writer {
     }
 
     fn cannot_write(&self, error: &dyn fmt::Display) -> String {
-        format!("EA_EMBEDDED_PATH: cannot write {}: {error}", self.at)
+        self.names
+            .wrong(format_args!("cannot write {}: {error}", self.at))
     }
 
     fn sync_side(&mut self) -> Result<(), Failure> {
@@ -583,7 +590,7 @@ impl Writer {
             // It is not known what of it is on disk: it is made again, with another commit.
             self.side = None;
             self.changed = true;
-            return Err(Failure::ForNow(error.to_string()));
+            return Err(Failure::ForNow(self.names.wrong(error)));
         }
         self.unsynced = None;
         Ok(())

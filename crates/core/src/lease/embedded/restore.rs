@@ -22,6 +22,7 @@ use std::{
 use redb::{Database, DatabaseError, ReadOnlyDatabase};
 
 use super::{
+    Names,
     clock::{Clock, Reading},
     generation::{self, Found, Longest, sync_directory},
     store::{self, Content, Node},
@@ -41,6 +42,8 @@ pub struct Restored {
     pub leases: usize,
     /// How long the agent abstains from grants after its next start; `None`: its restart guard is off.
     pub wait: Option<Duration>,
+    /// What the settings are called.
+    pub names: Names,
 }
 
 impl fmt::Display for Restored {
@@ -63,8 +66,9 @@ impl fmt::Display for Restored {
             ),
             None => writeln!(
                 f,
-                "EA_RESTART_GUARD=off: the agent will grant at once, and two leaders may have time left; wait \
-                 before you start it until all terms are over, EA_MAX_TERM at the most"
+                "{}=off: the agent will grant at once, and two leaders may have time left; wait \
+                 before you start it until all terms are over, {} at the most",
+                self.names.restart_guard, self.names.max_term
             ),
         }
     }
@@ -76,8 +80,13 @@ impl fmt::Display for Restored {
 ///
 /// # Errors
 /// Says what is wrong and what to change. The database is what it was.
-pub fn restore(from: &Path, database: &Path, guard: Option<Duration>) -> Result<Restored, String> {
-    let place = Place::new(database)?;
+pub fn restore(
+    from: &Path,
+    database: &Path,
+    guard: Option<Duration>,
+    names: Names,
+) -> Result<Restored, String> {
+    let place = Place::new(database, names)?;
     let copied = fs::metadata(from).map_err(|error| wrong(from, &error))?;
     if !copied.is_file() {
         return Err(wrong(
@@ -94,7 +103,7 @@ pub fn restore(from: &Path, database: &Path, guard: Option<Duration>) -> Result<
     }
     let present = place.lock()?;
     let beside = generation::path_for(&place.path);
-    let found = generation::read(&beside).map_err(|error| error.to_string())?;
+    let found = generation::read(&beside).map_err(|error| names.wrong(error))?;
 
     let new = New::copy(from, with_suffix(&place.path, ".restoring"))?;
     let content = new.check().map_err(|error| wrong(from, &error))?;
@@ -119,6 +128,7 @@ pub fn restore(from: &Path, database: &Path, guard: Option<Duration>) -> Result<
             .filter(|(_, record)| record.lease.is_some())
             .count(),
         wait,
+        names,
     })
 }
 
@@ -166,18 +176,20 @@ struct Place {
     path: PathBuf,
     /// Of the database that is there.
     file: Option<Metadata>,
+    names: Names,
 }
 
 impl Place {
-    fn new(database: &Path) -> Result<Self, String> {
+    fn new(database: &Path, names: Names) -> Result<Self, String> {
         let wrong = |what: &dyn fmt::Display| {
-            Err(format!("EA_EMBEDDED_PATH: {}: {what}", database.display()))
+            Err(names.wrong(format_args!("{}: {what}", database.display())))
         };
         match fs::canonicalize(database) {
             Ok(path) => match fs::metadata(&path) {
                 Ok(file) if file.is_file() => Ok(Self {
                     path,
                     file: Some(file),
+                    names,
                 }),
                 Ok(_) => wrong(&"it is no file: name the database file"),
                 Err(error) => wrong(&error),
@@ -195,6 +207,7 @@ impl Place {
                     (Ok(directory), Some(name)) => Ok(Self {
                         path: directory.join(name),
                         file: None,
+                        names,
                     }),
                     (Err(error), _) => wrong(&format!("its directory cannot be used: {error}")),
                     (_, None) => wrong(&"it is no file: name the database file"),
@@ -212,10 +225,10 @@ impl Place {
         let file = file.map_err(|error| failed("open", &self.path, &error))?;
         match store::lock(file) {
             Ok(database) => Ok(Some(database)),
-            Err(DatabaseError::DatabaseAlreadyOpen) => Err(format!(
-                "EA_EMBEDDED_PATH: {} is in use by another process: stop the agent first",
+            Err(DatabaseError::DatabaseAlreadyOpen) => Err(self.names.wrong(format_args!(
+                "{} is in use by another process: stop the agent first",
                 self.path.display()
-            )),
+            ))),
             Err(_) => Ok(None),
         }
     }

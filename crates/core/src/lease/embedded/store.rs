@@ -23,7 +23,6 @@ use super::{
     generation::Longest,
     log::{Pending, Record},
 };
-use crate::lease::NodeError;
 
 /// `kind/name` to a [`Record`] as JSON.
 const ELECTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("elections");
@@ -132,15 +131,13 @@ pub(super) struct DatabaseFile {
 /// Opens the database at `path` for this process alone, making it if there is none.
 ///
 /// # Errors
-/// The text names the setting.
+/// Says why it cannot be opened.
 pub(super) fn open(
     path: &Path,
     backend: impl FnOnce(FileBackend) -> Backend,
-) -> Result<Opened, NodeError> {
+) -> Result<Opened, String> {
     let at = path.display();
-    let cannot = |what: &str, error: &dyn std::fmt::Display| {
-        NodeError::unknown(format!("EA_EMBEDDED_PATH: cannot {what} {at}: {error}"))
-    };
+    let cannot = |what: &str, error: &dyn std::fmt::Display| format!("cannot {what} {at}: {error}");
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     let file = options.open(path).map_err(|error| cannot("open", &error))?;
@@ -150,9 +147,9 @@ pub(super) fn open(
     let database = Database::builder()
         .create_with_backend(file.clone())
         .map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => NodeError::unknown(format!(
-                "EA_EMBEDDED_PATH: {at} is in use by another process: give each agent its own file"
-            )),
+            DatabaseError::DatabaseAlreadyOpen => {
+                format!("{at} is in use by another process: give each agent its own file")
+            }
             error => cannot("open", &error),
         })?;
     let file = DatabaseFile {
@@ -163,9 +160,9 @@ pub(super) fn open(
     };
     // It may have been replaced between being opened and being locked: whoever replaced it held the lock.
     if !file.is_there().map_err(|error| cannot("open", &error))? {
-        return Err(NodeError::unknown(format!(
-            "EA_EMBEDDED_PATH: {at} was replaced while it was opened: start the agent again"
-        )));
+        return Err(format!(
+            "{at} was replaced while it was opened: start the agent again"
+        ));
     }
     Ok(Opened { database, file })
 }

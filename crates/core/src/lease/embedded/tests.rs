@@ -12,6 +12,11 @@ use crate::{
     lease::{Over, Registered},
 };
 
+const NAMES: Names = Names {
+    path: "PATH",
+    restart_guard: "GUARD",
+    max_term: "MAX_TERM",
+};
 const MINUTE: Duration = Duration::from_secs(60);
 const BOUNDS: Bounds = Bounds {
     guard: Some(MINUTE),
@@ -88,7 +93,7 @@ impl Host {
             guard,
             vote: secs(1),
         };
-        Embedded::open_at(&self.path(), settings, clock, backend).expect("opened")
+        Embedded::open_at(&self.path(), settings, NAMES, clock, backend).expect("opened")
     }
 
     /// A node that is marked ready if it is new.

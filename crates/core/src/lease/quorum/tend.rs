@@ -219,10 +219,10 @@ impl Quorum {
             let node = &self.inner.nodes[later];
             let same = same.map(|same| {
                 format!(
-                    "{}: it is the same server as {}, and would vote twice: name each server once in \
-                     EA_REDIS_URLS",
+                    "{}: it is the same server as {}, and would vote twice: name each server once in {}",
                     node.name(),
-                    same.name
+                    same.name,
+                    self.inner.list
                 )
             });
             node.exclude(probe.unfit.clone().or(same));

@@ -260,7 +260,7 @@ async fn no_other_process_takes_a_file_that_cannot_be_written() {
     let node = failing(&host, &disk, Fault::Write, 0).await;
     for failures in 2..5 {
         disk.failed(failures).await;
-        let taken = Embedded::open(&host.path(), node.settings).map(|_| "taken");
+        let taken = Embedded::open(&host.path(), node.settings, NAMES).map(|_| "taken");
         assert!(
             matches!(&taken, Err(NodeError::Unknown(why)) if why.contains("in use")),
             "{taken:?}"
