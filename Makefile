@@ -24,15 +24,15 @@ profiling: ## Build it with line numbers, for profilers and backtraces: target/p
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
 	cargo test --workspace --locked
-	cargo test --workspace --features election-agent/weaken --locked --test model --test simulation
+	cargo test --workspace --features election-core/weaken --locked --test model --test simulation
 
 # SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is for each rule taken away.
 test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
-	SIM_SEEDS=$${SIM_SEEDS:-20000} SIM_RULE_SEEDS=$${SIM_RULE_SEEDS:-100} cargo test --workspace --release --features election-agent/weaken --locked \
+	SIM_SEEDS=$${SIM_SEEDS:-20000} SIM_RULE_SEEDS=$${SIM_RULE_SEEDS:-100} cargo test --workspace --release --features election-core/weaken --locked \
 		--test simulation -- --nocapture
 
 test-model: ## Check the model of the algorithm in larger worlds
-	cargo test --workspace --release --locked --features election-agent/weaken,election-agent/deep-model --test model -- --nocapture
+	cargo test --workspace --release --locked --features election-core/weaken,election-core/deep-model --test model -- --nocapture
 
 # SURVIVAL_SEED=… replays a schedule of faults; SURVIVAL_SECONDS is for each topology.
 test-faults: ## Let candidates contend for two minutes while real servers and agents fail
@@ -47,7 +47,7 @@ fuzz: ## Fuzz what reads bytes from strangers, ten minutes for each target
 lint: ## Check format, lints, docs, and licences if cargo-deny is installed
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
-	cargo clippy --workspace --features election-agent/weaken,election-agent/deep-model --locked --test model --test simulation -- -D warnings
+	cargo clippy --workspace --features election-core/weaken,election-core/deep-model --locked --test model --test simulation -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
 	else echo "cargo-deny is not installed: licences and advisories are not checked"; fi

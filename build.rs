@@ -1,15 +1,7 @@
-//! Compiles the protobuf contract without `protoc` and keeps its descriptors for gRPC reflection. Notes the commit
-//! that is built.
+//! Compiles the service of the protobuf contract, without `protoc`, for the agent's own codec; the messages are those
+//! of `crates/proto`. Notes the commit that is built.
 
-use std::{
-    env,
-    error::Error,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
-
-use prost::Message as _;
+use std::{env, error::Error, path::Path, process::Command};
 
 /// The variable that names the commit, for this script and for what is built.
 const COMMIT: &str = "ELECTION_AGENT_COMMIT";
@@ -17,13 +9,12 @@ const PROTO: &str = "election_agent/v1/election_agent.proto";
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let descriptors = protox::compile([PROTO], ["proto"])?;
-    let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("election_agent.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .codec_path("crate::transport::grpc::codec::StrictCodec")
+        .extern_path(".grpc.election_agent.v1", "::election_proto")
+        .build_client(false)
         .build_transport(false)
-        .compile_fds(descriptors)?;
+        .compile_fds(protox::compile([PROTO], ["proto"])?)?;
     println!("cargo:rustc-env={COMMIT}={}", commit());
     Ok(())
 }

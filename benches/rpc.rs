@@ -9,11 +9,10 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use election_agent::{
     app::App,
     config::{Config, Values},
-    proto::{
-        CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest,
-        election_client::ElectionClient,
-    },
     shutdown::Stop,
+};
+use election_proto::{
+    CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, election_client::ElectionClient,
 };
 use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};

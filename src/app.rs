@@ -5,6 +5,7 @@ mod tree;
 
 use std::{io, net::SocketAddr, time::Duration};
 
+use election_core::lease::NodeError;
 use starting::Starting;
 pub use tree::Tree;
 
@@ -18,7 +19,6 @@ use tokio_util::{sync::DropGuard, task::TaskTracker};
 use crate::{
     config::{Config, Listen},
     descriptors,
-    lease::NodeError,
     listener::{Server, admission::Admission},
     reload::Mistake,
     shutdown::Stop,

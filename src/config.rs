@@ -25,7 +25,7 @@ pub use command::{Command, parse};
 pub use kube::Kube;
 pub use limits::Limits;
 pub use listen::Listen;
-pub use redis::{Store, list};
+pub use redis::{EMBEDDED_NAMES, REDIS_NAMES, Store, list};
 pub use telemetry::{Environment, LogFilter, Telemetry};
 pub use tls::Tls;
 pub use values::{Ignored, Mistakes, Values};

@@ -45,7 +45,7 @@ pub fn bound(config: &Config, workers: &Workers) -> Limits {
         return limits;
     };
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let askers = workers.askers().count();
+    let askers = workers.askers().all().count();
     let reserve = open(askers) + reserve(config, askers);
     let left = left(limit, reserve);
     if left >= limits.connections {

@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use election_core::election::types::Invalid;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -32,7 +33,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub use objects::{Counts, PodStatus};
 pub use scope::{Mode, Status};
 
-use crate::{config, election::types::Invalid};
+use crate::config;
 use scope::Scope;
 use trouble::Trouble;
 

@@ -14,43 +14,9 @@
 //!    [`transport::rest`] convert messages to the domain's types and back;
 //!    [`transport::status`] is the one error table.
 //! 4. [`auth::gate`] lets through what the caller may do, by [`auth::policy`].
-//! 5. [`election`] is the domain: campaign, extend, resign, hand over, read, list.
-//! 6. [`lease::quorum`] puts every operation to all lease nodes and decides by a majority.
-//! 7. [`lease::LeaseNode`] is what a node does: [`lease::redis`] on Redis,
-//!    [`lease::embedded`] in this process.
-//!
-//! The domain runs without any transport, as in tests:
-//!
-//! ```
-//! use std::{sync::Arc, time::Duration};
-//! use election_agent::{
-//!     election::{Campaign, Elections, Outcome, types::{Candidate, ElectionId, Term, Value}},
-//!     lease::{Settings, embedded::Embedded, guard::RestartGuard, quorum::{Options, Quorum}},
-//! };
-//! use tokio::time::Instant;
-//!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let minute = Duration::from_secs(60);
-//! let (vote, guard) = (Duration::from_secs(3), RestartGuard::On);
-//! let settings = Settings { retention: minute, guard: guard.duration(minute), vote };
-//! let nodes = vec![Arc::new(Embedded::in_memory(settings)) as _];
-//! let options = Options::new(vote, guard, minute);
-//! let elections = Elections::new(Quorum::new(nodes, options), minute);
-//!
-//! let campaign = Campaign {
-//!     election: ElectionId::new("batch", "nightly-report")?,
-//!     candidate: Candidate::new("candidate", "worker-1")?,
-//!     term: Term::from_millis(10_000, elections.max_term())?,
-//!     value: Value::default(),
-//!     request_id: None,
-//! };
-//! let deadline = Instant::now() + Duration::from_secs(1);
-//! let outcome = elections.campaign(campaign, deadline).await?;
-//! assert!(matches!(outcome, Outcome::Elected { .. }));
-//! # Ok(())
-//! # }
-//! ```
+//! 5. [`election_core`] is the domain: elections, and the quorum of lease nodes that decides them.
+//! 6. [`LeaseNode`](election_core::lease::LeaseNode) is what a node does: [`election_redis`] on Redis,
+//!    [`embedded`](election_core::lease::embedded) in this process.
 //!
 //! Around it: [`config`] reads and validates all settings, [`app`] builds everything from them,
 //! [`reload`] follows files that change, [`readiness`] and [`telemetry`] tell operators how it does, [`shutdown`] ends it well.
@@ -60,10 +26,8 @@ pub mod auth;
 mod body;
 pub mod config;
 pub mod descriptors;
-pub mod election;
 pub mod kube;
 pub mod layers;
-pub mod lease;
 pub mod listener;
 pub mod output;
 pub mod peer;

@@ -11,15 +11,14 @@ use election_agent::{
     app::App,
     auth::tokens,
     config::{self, Command, Config},
-    descriptors,
-    lease::embedded::restore,
-    output,
+    descriptors, output,
     probe::Probe,
     shutdown,
     telemetry::{self, metrics::table, trace::Pipeline},
     tls,
     transport::rest::openapi,
 };
+use election_core::lease::embedded::restore;
 use tikv_jemallocator::Jemalloc;
 use tokio::{
     runtime::Builder,
@@ -131,7 +130,7 @@ fn put_back(from: &Path, config: &Config) -> ExitCode {
         return ExitCode::from(UNUSABLE);
     };
     let guard = store.restart_guard.duration(config.limits.max_term);
-    match restore::restore(from, database, guard) {
+    match restore::restore(from, database, guard, config::EMBEDDED_NAMES) {
         Ok(restored) => match output::write(&restored) {
             Ok(()) => ExitCode::SUCCESS,
             // It has to be known that the copy is in place, and for how long the agent will abstain.

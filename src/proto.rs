@@ -1,7 +1,7 @@
-//! The generated code's front door: messages, client and server of `proto/election_agent/v1`.
+//! The service of `proto/election_agent/v1`, read by the agent's own codec. Its messages are those of
+//! [`election_proto`].
 
 #[expect(
-    missing_docs,
     unused_qualifications,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
@@ -11,7 +11,4 @@ mod generated {
     tonic::include_proto!("grpc.election_agent.v1");
 }
 
-pub use generated::*;
-
-/// The descriptors of the contract, for gRPC reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/election_agent.bin"));
+pub use generated::election_server;

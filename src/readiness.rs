@@ -5,14 +5,12 @@
 
 use std::time::Duration;
 
+use election_core::lease::quorum::{NodeStatus, Quorum};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use crate::{
-    lease::quorum::{NodeStatus, Quorum},
-    telemetry::metrics::Metrics,
-};
+use crate::telemetry::metrics::Metrics;
 
 /// How often the nodes are asked.
 const EVERY: Duration = Duration::from_secs(1);
@@ -172,6 +170,9 @@ impl Monitor {
 mod tests {
     use std::sync::Arc;
 
+    use election_core::lease::{
+        Settings, embedded::Embedded, guard::RestartGuard, quorum::Options,
+    };
     use futures_util::{FutureExt as _, StreamExt as _};
     use tokio::time::timeout;
     use tonic::Request;
@@ -181,7 +182,6 @@ mod tests {
     };
 
     use super::*;
-    use crate::lease::{Settings, embedded::Embedded, guard::RestartGuard, quorum::Options};
 
     #[tokio::test(start_paused = true)]
     async fn streams_are_told_changes_and_nothing_else() {

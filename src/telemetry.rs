@@ -7,10 +7,9 @@ pub mod trace;
 
 use std::sync::Arc;
 
-use crate::{
-    election::ledger::{Change, Ledger, Observer, Outcome, Request},
-    transport::Action,
-};
+use election_core::election::ledger::{Change, Ledger, Observer, Outcome, Request};
+
+use crate::transport::Action;
 use metrics::Metrics;
 
 /// A ledger whose changes are logged and counted.

@@ -4,6 +4,7 @@ mod action;
 pub mod grpc;
 pub mod rest;
 pub mod status;
+mod term;
 
 use std::{
     borrow::Cow,

@@ -21,6 +21,7 @@ use std::{
     thread,
 };
 
+use election_redis::Askers;
 use tokio::runtime::{Builder, Handle};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -90,11 +91,16 @@ impl Workers {
         &self.beside
     }
 
-    /// The runtimes that ask lease nodes: the workers', in the order of their [`number`]s, and last the one
+    /// The runtimes that ask lease nodes: the workers', in the order of their [`number`]s, and the one
     /// [beside](Self::beside) them.
-    pub fn askers(&self) -> impl Iterator<Item = &Handle> {
-        let workers = self.workers.iter().map(|worker| &worker.runtime);
-        workers.chain([&self.beside])
+    #[must_use]
+    pub fn askers(&self) -> Askers {
+        let workers = self.workers.iter();
+        Askers {
+            serving: workers.map(|worker| worker.runtime.clone()).collect(),
+            beside: self.beside.clone(),
+            number,
+        }
     }
 
     /// Serves a connection on the worker that has the fewest.

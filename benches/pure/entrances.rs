@@ -10,10 +10,8 @@ use axum::body::Body;
 use criterion::{BenchmarkId, Criterion};
 use election_agent::{
     auth::{Identity, gate::Gate},
-    election::{Campaign, Elections, Outcome, Retry, types::Value},
     kube::Lookup,
-    lease::Extend,
-    proto::{CampaignRequest, ExtendElectedTermRequest, election_server::Election as _},
+    proto::election_server::Election as _,
     readiness::Report,
     transport::{
         Mux,
@@ -21,6 +19,11 @@ use election_agent::{
         rest,
     },
 };
+use election_core::{
+    election::{Campaign, Elections, Outcome, Retry, types::Value},
+    lease::Extend,
+};
+use election_proto::{CampaignRequest, ExtendElectedTermRequest};
 use http::Request;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;

@@ -3,10 +3,8 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use election_agent::{
-    election::types::{Candidate, ElectionId},
-    proto::{CampaignRequest, CampaignResult},
-};
+use election_core::election::types::{Candidate, ElectionId};
+use election_proto::{CampaignRequest, CampaignResult};
 use prost::Message as _;
 
 use crate::measure::group;

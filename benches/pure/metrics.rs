@@ -5,15 +5,15 @@ use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion};
 use election_agent::{
-    election::{
-        Campaign, Elections, Outcome,
-        types::{Kind, Value},
-    },
     telemetry::{
         self,
         metrics::{Answer, DEFAULT_BUCKETS, Format, Metrics},
     },
     transport::Action,
+};
+use election_core::election::{
+    Campaign, Elections, Outcome,
+    types::{Kind, Value},
 };
 use tokio::time::Instant;
 

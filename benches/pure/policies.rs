@@ -4,13 +4,11 @@
 use std::cell::Cell;
 
 use criterion::{BatchSize, Criterion};
-use election_agent::{
-    auth::{
-        Identity, Mode,
-        policy::{Action, Policies, Question, Resource},
-    },
-    election::{quota::Held, types::Candidate},
+use election_agent::auth::{
+    Identity, Mode,
+    policy::{Action, Policies, Question, Resource},
 };
+use election_core::election::{quota::Held, types::Candidate};
 
 use crate::{
     measure::group,

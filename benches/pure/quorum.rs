@@ -6,7 +6,7 @@
 use std::{future::ready, sync::Arc, time::Duration};
 
 use criterion::{BenchmarkId, Criterion};
-use election_agent::{
+use election_core::{
     election::types::{Candidate, ElectionId, Term, Value},
     lease::{
         Extend, Over, Resign, Settings,

@@ -30,7 +30,7 @@ use crate::{
 use bars::{Figure, missed, table};
 use loads::{allow_connections, ask, put, sound, uri};
 use processes::{Agent, Floor, Redis, until};
-use scripts::{Cost, Scripts, look_for_benchmark};
+use scripts::{BENCHMARK, Cost, Scripts};
 use sink::Sink;
 
 /// CPU of a gRPC health check, beside a call of the floor.
@@ -101,7 +101,7 @@ pub async fn bench(options: &Bench) -> Result<(), String> {
             "this is a debug build, and so is its floor: `make bench` measures a release build"
         );
     }
-    look_for_benchmark().await?;
+    processes::look_for(BENCHMARK).await?;
     let sink = Sink::start().await?;
     let servers = Redis::start_all(NODES).await?;
     let memory = memory(options, &servers, &sink).await?;

@@ -2,10 +2,10 @@
 
 use std::net::SocketAddr;
 
-use election_agent::proto::{
+use election_proto::election_server::{Election, ElectionServer};
+use election_proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
     GetPodsRequest, HandoverRequest, Leaders, ListLeadersRequest, Pods, ResignRequest, StringValue,
-    election_server::{Election, ElectionServer},
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;

@@ -3,6 +3,19 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
+use election_core::{
+    election::{
+        Elections,
+        quota::{self, Quotas},
+    },
+    lease::{
+        LeaseNode, Settings,
+        embedded::Embedded,
+        policy::{Electorate, Nodes},
+        quorum::{Options, Quorum},
+    },
+};
+use election_redis::{Deployment, Redis, Use};
 use futures_util::future::join_all;
 use http::Request;
 use tokio_util::sync::CancellationToken;
@@ -23,20 +36,9 @@ use crate::{
         policy::{self, Policies},
         reviews::Reviewer,
     },
-    config::{Auth, Config, Store, list},
-    election::{
-        Elections,
-        quota::{self, Quotas},
-    },
+    config::{Auth, Config, EMBEDDED_NAMES, REDIS_NAMES, Store, list},
     kube::Lookup,
     layers::{rate_limit::RateLimiter, trace::TraceLayer},
-    lease::{
-        LeaseNode, Settings,
-        embedded::Embedded,
-        policy::{Electorate, Nodes},
-        quorum::{Options, Quorum},
-        redis::{Deployment, Redis, Use},
-    },
     proto::election_server::ElectionServer,
     readiness::Monitor,
     reload,
@@ -95,6 +97,7 @@ impl Tree {
             config.store.restart_guard,
             guard(&config.store, max_term),
         );
+        options.list = REDIS_NAMES.urls;
         options.names_in_spans = recorder.as_ref().is_some_and(|recorder| recorder.keys);
         if telemetry.metrics {
             options.observer = metrics.observer(&names);
@@ -228,10 +231,11 @@ async fn nodes(
             nodes: lists,
             max_term,
             allow_eviction: store.allow_eviction,
+            names: REDIS_NAMES,
         };
         let starting = deployments.into_iter().map(|deployment| {
             let limit = store.operation_timeout;
-            Redis::start(deployment, usage.clone(), limit, settings, workers)
+            Redis::start(deployment, usage.clone(), limit, settings, workers.askers())
         });
         let started = join_all(starting).await.into_iter();
         let nodes = started.map(|node| Arc::new(node) as Arc<dyn LeaseNode>);
@@ -243,7 +247,7 @@ async fn nodes(
                 path = %path.display(),
                 "leases are kept in this process and its file: run one agent only"
             );
-            Embedded::open(path, settings)?
+            Embedded::open(path, settings, EMBEDDED_NAMES)?
         }
         None => {
             tracing::warn!(

@@ -4,6 +4,10 @@
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use election_core::election::{
+    quota::Held,
+    types::{Candidate, ElectionId, Invalid, Kind},
+};
 
 use super::{
     Identity, Mode,
@@ -11,10 +15,6 @@ use super::{
 };
 use crate::{
     config::Auth,
-    election::{
-        quota::Held,
-        types::{Candidate, ElectionId, Invalid, Kind},
-    },
     output,
     reload::{Mistake, Source as _},
 };

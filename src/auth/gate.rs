@@ -5,6 +5,14 @@
 
 use std::sync::Arc;
 
+use election_core::{
+    election::{
+        self, Campaign, Denial, Elections, Handover, Leaders, List, Outcome, Retry,
+        quota::{self, Entry, Exceeded, Held, Quotas},
+        types::{Candidate, ElectionId, Term},
+    },
+    lease::{Extend, Lease, Resign},
+};
 use tokio::time::Instant;
 
 use super::{
@@ -12,13 +20,7 @@ use super::{
     policy::{Action, Policies, Question, Resource},
 };
 use crate::{
-    election::{
-        self, Campaign, Denial, Elections, Handover, Leaders, List, Outcome, Retry,
-        quota::{self, Entry, Exceeded, Held, Quotas},
-        types::{Candidate, ElectionId, Term},
-    },
     kube::{self, Lookup, Pods, Wanted},
-    lease::{Extend, Lease, Resign},
     reload::Current,
     telemetry::audit,
 };

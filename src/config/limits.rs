@@ -2,13 +2,10 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
+use election_core::election::{quota, types::MIN_TERM};
+
 use super::{Setting, list_setting, setting, values::Reader};
-use crate::{
-    election::{quota, types::MIN_TERM},
-    layers::rate_limit::Rate,
-    listener::admission,
-    peer::TrustedProxies,
-};
+use crate::{layers::rate_limit::Rate, listener::admission, peer::TrustedProxies};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(

@@ -6,15 +6,29 @@ use std::{
     time::Duration,
 };
 
+use election_core::lease::{embedded, guard::RestartGuard};
+use election_redis::{Deployment, Sentinels, Server};
 use url::Url;
 
 use super::{Environment, Secret, Setting, list_setting, setting, values::Reader};
-use crate::{
-    lease::{
-        guard::RestartGuard,
-        redis::{Deployment, Sentinels, Server},
-    },
-    tls,
+use crate::tls;
+
+/// What errors of Redis nodes call their settings.
+pub const REDIS_NAMES: election_redis::Names = election_redis::Names {
+    urls: "EA_REDIS_URLS",
+    mode: "EA_REDIS_MODE",
+    master: "EA_REDIS_MASTER",
+    sentinel_username: "EA_REDIS_SENTINEL_USERNAME",
+    sentinel_password: "EA_REDIS_SENTINEL_PASSWORD",
+    prefix: "EA_REDIS_PREFIX",
+    allow_eviction: "EA_ALLOW_EVICTION",
+};
+
+/// What errors of the node in this process call its settings.
+pub const EMBEDDED_NAMES: embedded::Names = embedded::Names {
+    path: "EA_EMBEDDED_PATH",
+    restart_guard: "EA_RESTART_GUARD",
+    max_term: "EA_MAX_TERM",
 };
 
 pub(super) const SETTINGS: &[Setting] = &[

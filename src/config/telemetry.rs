@@ -2,10 +2,11 @@
 
 use std::str::FromStr;
 
+use election_core::election::types::Kind;
 use tracing_subscriber::EnvFilter;
 
 use super::{Setting, list_setting, otel, setting, values::Reader};
-use crate::{election::types::Kind, telemetry::trace};
+use crate::telemetry::trace;
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(

@@ -8,6 +8,7 @@
 use std::task::{Context, Poll};
 
 use axum::body::Body;
+use election_core::election::quota::Held;
 use futures_util::future::{Either, Ready, ready};
 use http::Request;
 use tower::{Layer, Service};
@@ -17,7 +18,6 @@ use crate::{
         gate::{denied, permits},
         policy::{Action, Policies, Question, Resource},
     },
-    election::quota::Held,
     reload::Current,
     transport::{Area, caller, status::Problem},
 };

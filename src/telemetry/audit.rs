@@ -14,6 +14,7 @@ use std::{
     },
 };
 
+use election_core::election::ledger::{Cause, Change};
 use governor::{
     Quota, RateLimiter,
     clock::MonotonicClock,
@@ -23,12 +24,9 @@ use governor::{
 use http::HeaderValue;
 
 use super::log::AUDIT;
-use crate::{
-    auth::{
-        Identity,
-        policy::{Question, Resource},
-    },
-    election::ledger::{Cause, Change},
+use crate::auth::{
+    Identity,
+    policy::{Question, Resource},
 };
 
 /// How many denied requests the process logs a second: more are only counted.

@@ -18,6 +18,13 @@ use std::{
     },
 };
 
+use election_core::{
+    election::{
+        ledger::{Cause, Outcome},
+        types::{ElectionId, Kind, Token},
+    },
+    lease::quorum::{NodeStatus, observer::Observer},
+};
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::text::encode,
@@ -28,16 +35,7 @@ use prometheus_client::{
 pub use exposition::Format;
 pub use requests::{Answer, InFlight};
 
-use crate::{
-    election::{
-        ledger::{Cause, Outcome},
-        types::{ElectionId, Kind, Token},
-    },
-    kube,
-    lease::quorum::{NodeStatus, observer::Observer},
-    telemetry::trace,
-    transport::Action,
-};
+use crate::{kube, telemetry::trace, transport::Action};
 use elections::ElectionMetrics;
 use nodes::Nodes;
 use requests::Requests;

@@ -33,7 +33,7 @@ use tracing_subscriber::{
 };
 use url::Url;
 
-pub use crate::lease::quorum::SPANS;
+pub use election_core::lease::quorum::SPANS;
 pub use export::{Counts, counts};
 use export::{Exporting, Queue, Unstarted};
 use sampler::Sampler;

@@ -8,6 +8,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use election_core::election::types::ElectionId;
+use election_proto as proto;
 use futures_util::{
     StreamExt as _,
     future::{BoxFuture, FutureExt as _, TryFutureExt as _, ready},
@@ -27,12 +29,11 @@ use super::{
 };
 use crate::{
     auth::gate::Gate,
-    election::types::ElectionId,
     layers::{
         body_limit::{self, MAX_BODY},
         deadline::Deadline,
     },
-    proto::{self, election_server::ElectionServer},
+    proto::election_server::ElectionServer,
 };
 
 /// What the paths of the election service's methods begin with.
@@ -75,7 +76,7 @@ impl Handler {
 }
 
 #[tonic::async_trait]
-impl proto::election_server::Election for Handler {
+impl crate::proto::election_server::Election for Handler {
     async fn campaign(
         &self,
         request: tonic::Request<proto::CampaignRequest>,

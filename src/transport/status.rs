@@ -6,16 +6,13 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
+use election_core::election::{self, Denial, types::Invalid};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use tonic::{Status, metadata::MetadataValue};
 
 use super::Protocol;
-use crate::{
-    auth::gate,
-    election::{self, Denial, types::Invalid},
-    kube,
-};
+use crate::{auth::gate, kube};
 
 macro_rules! table {
     ($($(#[doc = $doc:literal])+ $code:ident => $grpc:ident, $http:ident;)+) => {

@@ -2,7 +2,7 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use election_agent::proto::{
+use election_proto::{
     CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest, GetPodsRequest,
     HandoverRequest, Leaders, ListLeadersRequest, ResignRequest,
 };

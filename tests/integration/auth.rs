@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use election_agent::proto::{GetLeaderRequest, election_client::ElectionClient};
+use election_proto::{GetLeaderRequest, election_client::ElectionClient};
 use http::Response;
 use jsonwebtoken::Algorithm;
 use prost::Message as _;

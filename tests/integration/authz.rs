@@ -2,15 +2,13 @@
 
 use std::{fs, path::Path};
 
-use election_agent::{
-    auth::{
-        Identity, Mode,
-        policy::{self, Action, Policies, Question, Resource},
-    },
-    election::{
-        quota::Held,
-        types::{Candidate, ElectionId},
-    },
+use election_agent::auth::{
+    Identity, Mode,
+    policy::{self, Action, Policies, Question, Resource},
+};
+use election_core::election::{
+    quota::Held,
+    types::{Candidate, ElectionId},
 };
 use tempfile::TempDir;
 

@@ -1,6 +1,6 @@
 //! Malformed and out-of-range requests: each gets a clear error, and changes nothing.
 
-use election_agent::proto::{
+use election_proto::{
     CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, HandoverRequest,
     ListLeadersRequest, ResignRequest,
 };

@@ -1,6 +1,6 @@
 //! Pages of other web origins, as a browser asks on their behalf.
 
-use election_agent::proto::CampaignRequest;
+use election_proto::CampaignRequest;
 use prost::Message as _;
 use reqwest::{Method, header};
 

@@ -9,7 +9,8 @@ use std::{
     process::Command,
 };
 
-use election_agent::{proto, transport::rest::openapi};
+use election_agent::transport::rest::openapi;
+use election_proto as proto;
 use serde_json::Value;
 use tempfile::TempDir;
 

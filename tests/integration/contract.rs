@@ -1,6 +1,6 @@
 //! What every RPC and every route means, on every kind of store.
 
-use election_agent::proto::{
+use election_proto::{
     CampaignRequest, GetLeaderRequest, GetPodsRequest, HandoverRequest, ListLeadersRequest,
     ResignRequest,
 };

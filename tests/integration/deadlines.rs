@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use election_agent::proto::GetLeaderRequest;
+use election_proto::GetLeaderRequest;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 use tonic::Code;

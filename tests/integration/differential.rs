@@ -5,16 +5,16 @@ mod twins;
 
 use std::{sync::LazyLock, time::Duration};
 
-use election_agent::{
+use election_agent::config::REDIS_NAMES;
+use election_core::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
         Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, Look, NodeError,
         Onto, Over, Page, Reading, Registered, Resign, ResignReply, Settings, Unmarked,
         embedded::Embedded,
-        redis::{Deployment, Redis as RedisNode, Server, Use},
     },
-    workers::Workers,
 };
+use election_redis::{Askers, Deployment, Redis as RedisNode, Server, Use};
 use futures_util::future::join_all;
 use proptest::{
     prelude::*,
@@ -396,8 +396,9 @@ async fn pair_with(
         nodes: deployment.identity(),
         max_term: Duration::from_secs(60),
         allow_eviction: false,
+        names: REDIS_NAMES,
     };
-    let real = RedisNode::start(deployment, usage, VOTE, SETTINGS, &Workers::here()).await;
+    let real = RedisNode::start(deployment, usage, VOTE, SETTINGS, Askers::here()).await;
     // What it is not asked for, it does not know: its run.
     real.probe(LOOK).await.expect("answers");
     if marked {

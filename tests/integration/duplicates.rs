@@ -1,6 +1,6 @@
 //! Requests that arrive twice, or again after what they were about is over.
 
-use election_agent::proto::{CampaignRequest, HandoverRequest};
+use election_proto::{CampaignRequest, HandoverRequest};
 use reqwest::Method;
 use serde_json::json;
 use tonic::Code;

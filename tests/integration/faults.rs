@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use election_agent::election::types::Token;
+use election_core::election::types::Token;
 use redis::AsyncCommands as _;
 use tonic::Code;
 
@@ -146,7 +146,7 @@ async fn a_server_that_kept_its_data_abstains_after_a_restart_but_extends() {
     redis.kill();
     redis.run().await;
     eventually("extended by the server that was restarted", async || {
-        let request = election_agent::proto::ExtendElectedTermRequest {
+        let request = election_proto::ExtendElectedTermRequest {
             election: "e".to_owned(),
             leader: "a".to_owned(),
             term: 4_000,
@@ -413,7 +413,7 @@ async fn behind_proxy() -> (Redis, Proxy, Agent) {
 }
 
 /// Makes a campaign whose grant is carried out and whose reply is lost.
-async fn lose(proxy: &Proxy, agent: &Agent, request: election_agent::proto::CampaignRequest) {
+async fn lose(proxy: &Proxy, agent: &Agent, request: election_proto::CampaignRequest) {
     eventually("a campaign's reply is lost", async || {
         proxy.lose_next_reply();
         let status = agent.grpc().campaign(request.clone()).await.err()?;
@@ -441,7 +441,7 @@ async fn stays_the_leader(agent: &Agent, leader: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_that_is_told_elected_is_not_withdrawn_with_the_first_try() {
     let (_redis, proxy, agent) = behind_proxy().await;
-    let request = election_agent::proto::CampaignRequest {
+    let request = election_proto::CampaignRequest {
         request_id: "try".to_owned(),
         ..campaign("e", "a", 60_000)
     };
@@ -479,7 +479,7 @@ async fn a_handover_that_fails_leaves_the_election_to_its_leader() {
     let won = agent.campaign("e", "a", 60_000).await;
     eventually("a handover's reply is lost", async || {
         proxy.lose_next_reply();
-        let request = election_agent::proto::HandoverRequest {
+        let request = election_proto::HandoverRequest {
             election: "e".to_owned(),
             leader: "b".to_owned(),
             term: 60_000,
@@ -569,7 +569,7 @@ async fn an_extension_is_tried_again_as_often_as_it_asks_for() {
     let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let agent = agent(&redis, &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
-    let extend = move |retries| election_agent::proto::ExtendElectedTermRequest {
+    let extend = move |retries| election_proto::ExtendElectedTermRequest {
         election: "e".to_owned(),
         leader: "a".to_owned(),
         term: 60_000,

@@ -1,6 +1,6 @@
 //! Redis servers whose memory is full: no new elections, and the leaders stay.
 
-use election_agent::proto::CampaignRequest;
+use election_proto::CampaignRequest;
 use reqwest::Method;
 use serde_json::json;
 use tonic::{Code, Status};

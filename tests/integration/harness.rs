@@ -42,7 +42,7 @@ use std::{
     time::Duration,
 };
 
-use election_agent::proto::{
+use election_proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
     ResignRequest,
 };

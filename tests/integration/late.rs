@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use election_agent::proto::CampaignRequest;
+use election_proto::CampaignRequest;
 use futures_util::future::join_all;
 use tonic::Code;
 

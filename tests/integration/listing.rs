@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use election_agent::proto::{Leaders, ListLeadersRequest};
+use election_proto::{Leaders, ListLeadersRequest};
 use redis::{Cmd, FromRedisValue, cmd};
 use tonic::Code;
 

@@ -28,7 +28,7 @@ async fn agent(now: &[&Redis], next: &[&Redis]) -> Agent {
 /// The leader extends, soon enough to keep its term; others campaign in vain.
 async fn leads(agent: &Agent, token: u64) {
     eventually_within(Duration::from_secs(3), "the leader extends", async || {
-        let request = election_agent::proto::ExtendElectedTermRequest {
+        let request = election_proto::ExtendElectedTermRequest {
             election: "e".to_owned(),
             leader: "leader".to_owned(),
             term: TERM,

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_agent::proto::{ExtendElectedTermRequest, election_client::ElectionClient};
+use election_proto::{ExtendElectedTermRequest, election_client::ElectionClient};
 use futures_util::{StreamExt as _, future::join_all, stream};
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use election_agent::proto::ListLeadersRequest;
+use election_proto::ListLeadersRequest;
 use redis::cmd;
 use tonic::Code;
 
@@ -403,7 +403,7 @@ async fn slots_move_while_their_leaders_extend() {
     tokio::pin!(moving);
     let (mut extended, mut unknown) = (0, 0);
     loop {
-        let request = election_agent::proto::ExtendElectedTermRequest {
+        let request = election_proto::ExtendElectedTermRequest {
             election: election.clone(),
             leader: "a".to_owned(),
             term: 3_000,

@@ -7,7 +7,7 @@ mod rights;
 mod scale;
 mod trouble;
 
-use election_agent::proto::{GetPodsRequest, Pods};
+use election_proto::{GetPodsRequest, Pods};
 use std::time::Duration;
 
 use serde_json::Value;

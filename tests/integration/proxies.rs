@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use election_agent::proto::{CampaignRequest, CampaignResult, election_client::ElectionClient};
+use election_proto::{CampaignRequest, CampaignResult, election_client::ElectionClient};
 use prost::Message as _;
 use serde_json::{Value, json};
 use tempfile::TempDir;

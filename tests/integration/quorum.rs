@@ -178,7 +178,7 @@ async fn servers_that_come_back_empty_elect_nobody_while_the_leader_has_time() {
     let refused = refused.expect_err("two of three abstain");
     assert!(refused.message().contains("abstain"), "{refused}");
     // One server alone knows the leader: an extension is not known to hold, and is not denied.
-    let request = election_agent::proto::ExtendElectedTermRequest {
+    let request = election_proto::ExtendElectedTermRequest {
         election: "e".to_owned(),
         leader: "a".to_owned(),
         term: 60_000,

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use election_agent::proto::CampaignRequest;
+use election_proto::CampaignRequest;
 use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_agent::proto::{CampaignResult, election_client::ElectionClient};
+use election_proto::{CampaignResult, election_client::ElectionClient};
 use futures_util::{StreamExt as _, stream};
 use prost::Message as _;
 use reqwest::Method;

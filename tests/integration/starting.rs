@@ -100,7 +100,7 @@ async fn an_agent_is_live_and_not_ready_while_it_starts() {
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{}", agent.port));
     let channel = endpoint.expect("a URL").connect().await.expect("connects");
-    let mut client = election_agent::proto::election_client::ElectionClient::new(channel);
+    let mut client = election_proto::election_client::ElectionClient::new(channel);
     let refused = client.campaign(campaign("e", "a", 1_000)).await;
     let refused = refused.expect_err("it cannot know");
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_agent::proto::ListLeadersRequest;
+use election_proto::ListLeadersRequest;
 use fastrand::Rng;
 use tokio::{task::JoinSet, time::sleep};
 use tonic::Code;

@@ -2,6 +2,7 @@
 
 use std::{fs, process::Command, time::Duration};
 
+use election_proto::election_client::ElectionClient;
 use rustls::{HandshakeKind, pki_types::ServerName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -10,7 +11,6 @@ use tokio::{
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 
 use crate::harness::{Agent, Authority, campaign, command_output, eventually};
-use election_agent::proto::election_client::ElectionClient;
 
 pub(crate) async fn channel(
     agent: &Agent,

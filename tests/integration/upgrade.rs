@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_agent::proto::{HandoverRequest, ListLeadersRequest};
+use election_proto::{HandoverRequest, ListLeadersRequest};
 use fastrand::Rng;
 use redis::cmd;
 use tokio::task::JoinSet;

@@ -6,14 +6,12 @@ use std::{
     time::Duration,
 };
 
-use election_agent::{
+use election_agent::{config::REDIS_NAMES, workers::Workers};
+use election_core::{
     election::types::ElectionId,
-    lease::{
-        LeaseNode as _, Reading, Settings,
-        redis::{Deployment, Redis as RedisNode, Server, Use},
-    },
-    workers::Workers,
+    lease::{LeaseNode as _, Reading, Settings},
 };
+use election_redis::{Deployment, Redis as RedisNode, Server, Use};
 use redis::cmd;
 use tokio::{net::TcpListener, sync::oneshot};
 
@@ -83,6 +81,7 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
         nodes: deployment.identity(),
         max_term: Duration::from_secs(60),
         allow_eviction: false,
+        names: REDIS_NAMES,
     };
     let settings = Settings {
         retention: Duration::from_secs(3600),
@@ -90,19 +89,21 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
         vote: Duration::from_millis(300),
     };
     let limit = Duration::from_millis(300);
-    let node = Arc::new(RedisNode::start(deployment, usage, limit, settings, &workers).await);
+    let askers = workers.askers();
+    let node = RedisNode::start(deployment, usage, limit, settings, askers.clone()).await;
+    let node = Arc::new(node);
     let asked_from = |asker: usize| {
         let node = Arc::clone(&node);
         let asking = async move {
             let election = ElectionId::new("default", "e").expect("valid");
             node.read(&election).await
         };
-        workers.askers().nth(asker).expect("an asker").spawn(asking)
+        askers.all().nth(asker).expect("an asker").spawn(asking)
     };
 
     let (stands, standing) = oneshot::channel();
     let (go_on, wait) = mpsc::channel::<()>();
-    let first = workers.askers().next().expect("a worker");
+    let first = askers.all().next().expect("a worker");
     first.spawn(async move {
         stands.send(()).expect("waited for");
         // On purpose without giving the thread back.

@@ -1,6 +1,7 @@
 //! The processes that are measured: started on free ports of 127.0.0.1, and killed when they are dropped.
 
 use std::{
+    ffi::OsStr,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -11,14 +12,16 @@ use std::{
 use http::StatusCode;
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncBufReadExt as _, BufReader},
+    io::{AsyncBufReadExt as _, BufReader, Lines},
     net::TcpListener,
-    process::{Child, Command},
+    process::{Child, ChildStdout, Command},
     time::{Instant, sleep, timeout},
 };
 
 use super::{http::get, sink::Sink};
 
+/// What asks a server.
+const CLI: &str = "redis-cli";
 /// How long a process may take until it serves.
 const START_WITHIN: Duration = Duration::from_secs(20);
 /// How long a process may take to end that was killed.
@@ -97,6 +100,24 @@ pub(crate) async fn until<T>(
     None
 }
 
+/// Looks whether one of Redis' tools is there, before anything is measured.
+///
+/// # Errors
+/// It is not.
+pub(crate) async fn look_for(tool: &str) -> Result<(), String> {
+    let version = Command::new(tool)
+        .arg("--version")
+        .stdout(Stdio::null())
+        .status()
+        .await;
+    version.map(drop).map_err(|error| missing(tool, &error))
+}
+
+/// What is wrong when one of Redis' tools cannot be started.
+pub(crate) fn missing(tool: &str, error: &std::io::Error) -> String {
+    format!("cannot start {tool}: {error}: install Redis' tools (`apt-get install redis-tools`)")
+}
+
 /// A Redis server without persistence.
 #[derive(Debug)]
 pub(crate) struct Redis {
@@ -109,8 +130,9 @@ impl Redis {
     /// Starts a server.
     ///
     /// # Errors
-    /// There is no `redis-server`, or it does not serve.
+    /// There is no `redis-server` or no `redis-cli`, or it does not serve.
     pub(crate) async fn start() -> Result<Self, String> {
+        look_for(CLI).await?;
         let mut log = String::new();
         for _ in 0..TRIES {
             let port = free_port().await?;
@@ -137,10 +159,7 @@ impl Redis {
                 if !redis.process.runs() {
                     return Some(false);
                 }
-                let mut connection = redis.connect().await.ok()?;
-                let mut info = redis::cmd("INFO");
-                let info = info.arg("server").query_async(&mut connection).await;
-                let info: String = info.ok()?;
+                let info = redis.ask(["INFO", "server"].map(OsStr::new)).await.ok()?;
                 info.contains(&own).then_some(true)
             });
             if serves.await == Some(true) {
@@ -163,20 +182,58 @@ impl Redis {
         Ok(started)
     }
 
-    /// A connection.
+    /// Sends a command, and gives what is answered as `redis-cli` writes it.
     ///
     /// # Errors
-    /// There is none.
-    pub(crate) async fn connect(&self) -> redis::RedisResult<redis::aio::MultiplexedConnection> {
-        self.client()?.get_multiplexed_async_connection().await
+    /// There is no answer.
+    pub(crate) async fn ask<'a>(
+        &self,
+        command: impl IntoIterator<Item = &'a OsStr>,
+    ) -> Result<String, String> {
+        let output = self.cli(command).output().await;
+        let output = output.map_err(|error| missing(CLI, &error))?;
+        let answer = String::from_utf8_lossy(&output.stdout).into_owned();
+        match output.status.success() {
+            true => Ok(answer),
+            false => Err(format!(
+                "{CLI}: {}: {answer}{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            )),
+        }
     }
 
-    /// For connections of other kinds.
+    /// Starts to watch what clients send.
     ///
     /// # Errors
-    /// None that could come.
-    pub(crate) fn client(&self) -> redis::RedisResult<redis::Client> {
-        redis::Client::open(self.url())
+    /// The server does not show it.
+    pub(crate) async fn monitor(&self) -> Result<Monitor, String> {
+        let mut child = self
+            .cli([OsStr::new("MONITOR")])
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| missing(CLI, &error))?;
+        let Some(out) = child.stdout.take() else {
+            return Err("MONITOR has no output".to_owned());
+        };
+        let mut monitor = Monitor {
+            lines: BufReader::new(out).lines(),
+            _child: child,
+        };
+        // From here on it shows all.
+        match monitor.next().await.as_deref() {
+            Some("OK") => Ok(monitor),
+            other => Err(format!("MONITOR: {}", other.unwrap_or("no answer"))),
+        }
+    }
+
+    fn cli<'a>(&self, command: impl IntoIterator<Item = &'a OsStr>) -> Command {
+        let mut cli = Command::new(CLI);
+        cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .args(command)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        cli
     }
 
     /// The server's port.
@@ -191,6 +248,20 @@ impl Redis {
 
     fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+}
+
+/// Shows what clients send to a server until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    lines: Lines<BufReader<ChildStdout>>,
+    _child: Child,
+}
+
+impl Monitor {
+    /// The next command, as MONITOR writes it; none when it has ended.
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        self.lines.next_line().await.ok().flatten()
     }
 }
 

@@ -2,14 +2,14 @@
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, process::Stdio, time::Duration};
 
-use futures_util::{StreamExt as _, future::try_join_all};
+use futures_util::future::try_join_all;
 use serde::Serialize;
 use tokio::{process::Command, time::timeout};
 
 use super::{
     loads::uri,
     monitor::{Arguments, parse},
-    processes::{Agent, LONG_TERM, Redis},
+    processes::{Agent, LONG_TERM, Redis, missing},
 };
 use crate::{
     caller::{Answer, Ask, Caller, Connector, Protocol},
@@ -17,7 +17,9 @@ use crate::{
     usage,
 };
 
-/// What `redis-benchmark` replaces with twelve digits, other ones in each command.
+/// What sends a command many times.
+pub(super) const BENCHMARK: &str = "redis-benchmark";
+/// What it replaces with twelve digits, other ones in each command.
 const ANY: &str = "__rand_int__";
 /// How many elections are asked for in turn: of one alone, most extensions would come in the same ms as the one
 /// before, and find nothing to do.
@@ -49,25 +51,6 @@ impl Cost {
     pub(super) fn mixed_micros(self) -> f64 {
         f64::midpoint(self.extension_micros, self.campaign_micros)
     }
-}
-
-/// Looks whether `redis-benchmark` is there, before anything is measured.
-///
-/// # Errors
-/// It is not.
-pub(super) async fn look_for_benchmark() -> Result<(), String> {
-    let version = Command::new("redis-benchmark")
-        .arg("--version")
-        .stdout(Stdio::null())
-        .status()
-        .await;
-    version.map(drop).map_err(|error| missing(&error))
-}
-
-fn missing(error: &std::io::Error) -> String {
-    format!(
-        "cannot start redis-benchmark: {error}: install Redis' tools (`apt-get install redis-tools`)"
-    )
 }
 
 impl Scripts {
@@ -108,14 +91,11 @@ impl Scripts {
         });
         try_join_all(winning).await?;
 
-        let failed = |error: redis::RedisError| format!("MONITOR: {error}");
-        let client = server.client().map_err(failed)?;
-        let mut monitor = client.get_async_monitor().await.map_err(failed)?;
-        let mut lines = monitor.on_message::<String>();
+        let mut monitor = server.monitor().await?;
         let election = &*name(&format!("{:012}", 0));
         let mut seen = async |other_than: Option<&Arguments>| {
             let seeing = async {
-                while let Some(line) = lines.next().await {
+                while let Some(line) = monitor.next().await {
                     let Some(command) = parse(&line) else {
                         continue;
                     };
@@ -207,15 +187,10 @@ fn replaced(command: &Arguments, what: &str, by: &str) -> Arguments {
 /// Asks every server once, for one of the elections.
 async fn check(servers: &[Redis], command: &Arguments, outcome: &str) -> Result<(), String> {
     let command = replaced(command, ANY, &format!("{:012}", HELD - 1));
-    let Some((program, arguments)) = command.split_first() else {
-        return Err("MONITOR shows an empty command".to_owned());
-    };
     for server in servers {
-        let failed = |error: redis::RedisError| format!("the agent's command: {error}");
-        let mut connection = server.connect().await.map_err(failed)?;
-        let mut asked = redis::Cmd::new();
-        asked.arg(program).arg(arguments);
-        let answer: String = asked.query_async(&mut connection).await.map_err(failed)?;
+        let words = command.iter().map(|word| OsStr::from_bytes(word));
+        let answer = server.ask(words).await;
+        let answer = answer.map_err(|error| format!("the agent's command: {error}"))?;
         if answer.lines().next() != Some(outcome) {
             return Err(format!(
                 "the agent's command is answered {answer:?} instead of {outcome}"
@@ -226,7 +201,7 @@ async fn check(servers: &[Redis], command: &Arguments, outcome: &str) -> Result<
 }
 
 async fn send(server: &Redis, command: &Arguments, calls: u32) -> Result<(), String> {
-    let output = Command::new("redis-benchmark")
+    let output = Command::new(BENCHMARK)
         .args(["-h", "127.0.0.1", "-p", &server.port().to_string()])
         .args(["-P", PIPELINE, "-r", &HELD.to_string()])
         .args(["-n", &calls.to_string(), "-q"])
@@ -235,11 +210,11 @@ async fn send(server: &Redis, command: &Arguments, calls: u32) -> Result<(), Str
         .kill_on_drop(true)
         .output()
         .await
-        .map_err(|error| missing(&error))?;
+        .map_err(|error| missing(BENCHMARK, &error))?;
     if !output.status.success() {
         let told = String::from_utf8_lossy(&output.stdout);
         let told = format!("{told}{}", String::from_utf8_lossy(&output.stderr));
-        return Err(format!("redis-benchmark: {}: {told}", output.status));
+        return Err(format!("{BENCHMARK}: {}: {told}", output.status));
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use election_agent::proto::{
+use election_proto::{
     CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, GetPodsRequest,
     election_client::ElectionClient,
 };

@@ -1,7 +1,7 @@
 //! REST and gRPC-Web over HTTP/1.1, one request after another on each connection.
 
 use bytes::Bytes;
-use election_agent::proto::{
+use election_proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
     GetPodsRequest,
 };

@@ -6,9 +6,10 @@ use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request,
     RestrictedExpression as Value, Schema,
 };
+use election_core::election::types::Candidate;
 
 use super::{Action, HELD, Question, Resource};
-use crate::{auth::Identity, election::types::Candidate};
+use crate::auth::Identity;
 
 pub(super) struct Facts {
     pub(super) request: Request,

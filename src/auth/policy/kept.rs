@@ -2,16 +2,14 @@
 
 use std::hash::{Hash, Hasher};
 
+use election_core::election::{
+    quota::Held,
+    types::{Candidate, ElectionId, Kind},
+};
 use quick_cache::{Equivalent, Weighter, sync::Cache};
 
 use super::{Action, Decision, Question, Resource};
-use crate::{
-    auth::Identity,
-    election::{
-        quota::Held,
-        types::{Candidate, ElectionId, Kind},
-    },
-};
+use crate::auth::Identity;
 
 /// How much is kept of decisions, in bytes: tens of thousands of them, fewer where names are long and
 /// groups many.

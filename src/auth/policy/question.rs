@@ -2,13 +2,12 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{
-    auth::Identity,
-    election::{
-        quota::Held,
-        types::{Candidate, ElectionId, Kind},
-    },
+use election_core::election::{
+    quota::Held,
+    types::{Candidate, ElectionId, Kind},
 };
+
+use crate::auth::Identity;
 
 /// What somebody wants to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

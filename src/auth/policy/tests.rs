@@ -2,6 +2,10 @@ mod table;
 
 use std::{fs, io, path::Path, time::Duration};
 
+use election_core::election::{
+    quota::Held,
+    types::{Candidate, ElectionId, Kind},
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 use tokio::time::sleep;
@@ -12,10 +16,6 @@ use super::{
 };
 use crate::{
     auth::{Identity, Mode},
-    election::{
-        quota::Held,
-        types::{Candidate, ElectionId, Kind},
-    },
     reload::{Mistake, Source as _},
 };
 

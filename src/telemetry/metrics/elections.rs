@@ -5,6 +5,10 @@ use std::{
     sync::OnceLock,
 };
 
+use election_core::election::{
+    ledger::{Cause, Outcome},
+    types::{ElectionId, Kind, Token},
+};
 use parking_lot::Mutex;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -15,13 +19,7 @@ use super::{
     Registrar,
     table::{self, ELECTIONS_PER_KIND},
 };
-use crate::{
-    election::{
-        ledger::{Cause, Outcome},
-        types::{ElectionId, Kind, Token},
-    },
-    transport::Action,
-};
+use crate::transport::Action;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Came {

@@ -2,6 +2,10 @@
 
 use std::{fmt, time::Duration};
 
+use election_core::lease::quorum::{
+    NodeStatus,
+    observer::{Called, Observer, Operation, Retry},
+};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -12,10 +16,6 @@ use prometheus_client::{
 };
 
 use super::{Flag, Registrar, Seconds, histogram::Durations, table};
-use crate::lease::quorum::{
-    NodeStatus,
-    observer::{Called, Observer, Operation, Retry},
-};
 
 /// Upper bounds of the buckets of node calls, in seconds: nodes are closer than callers.
 const BUCKETS: &[f64] = &[
@@ -230,10 +230,9 @@ impl Observer for Counting {
 
 #[cfg(test)]
 mod tests {
-    use crate::{
-        lease::{NodeError, Probe, Registered},
-        telemetry::metrics::{Format, Metrics},
-    };
+    use election_core::lease::{NodeError, Probe, Registered};
+
+    use crate::telemetry::metrics::{Format, Metrics};
 
     use super::*;
 

@@ -4,9 +4,13 @@
 
 use std::fmt::Write as _;
 
+use election_core::{
+    election::ledger::{Cause, Outcome},
+    lease::quorum::observer::Operation,
+};
+
 use super::requests::{REFUSALS, status_name};
-use crate::election::ledger::{Cause, Outcome};
-use crate::{lease::quorum::observer::Operation, transport::Action};
+use crate::transport::Action;
 
 /// What all names begin with, before an underscore.
 pub const PREFIX: &str = "election_agent";

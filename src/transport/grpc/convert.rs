@@ -1,14 +1,20 @@
 //! Between protobuf messages and the domain's types.
 
-use crate::{
+use election_core::{
     election::{
         Campaign, Denial, Handover, Leaders, List, Outcome, Retry,
-        types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
+        types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
-    kube::{Pod, Pods, Wanted},
     lease::{Extend, Lease, Resign},
-    proto,
-    transport::status::{Problem, reason},
+};
+use election_proto as proto;
+
+use crate::{
+    kube::{Pod, Pods, Wanted},
+    transport::{
+        status::{Problem, reason},
+        term::term,
+    },
 };
 use std::time::Duration;
 
@@ -19,7 +25,7 @@ pub(super) fn campaign(
     Ok(Campaign {
         election: ElectionId::new(&request.kind, &request.election)?,
         candidate: Candidate::new("candidate", &request.candidate)?,
-        term: Term::from_millis(request.term.into(), max_term)?,
+        term: term(request.term.into(), max_term)?,
         value: Value::new(&request.value)?,
         request_id: RequestId::new(&request.request_id)?,
     })
@@ -59,7 +65,7 @@ pub(super) fn extend(
         election: ElectionId::new(&request.kind, &request.election)?,
         leader: Candidate::new("leader", &request.leader)?,
         token: Token::optional(request.token)?,
-        term: Term::from_millis(request.term.into(), max_term)?,
+        term: term(request.term.into(), max_term)?,
     };
     Ok((
         extend,
@@ -82,7 +88,7 @@ pub(super) fn handover(
     Ok(Handover {
         election: ElectionId::new(&request.kind, &request.election)?,
         leader: Candidate::new("leader", &request.leader)?,
-        term: Term::from_millis(request.term.into(), max_term)?,
+        term: term(request.term.into(), max_term)?,
         current_leader: Candidate::optional("current_leader", &request.current_leader)?,
         token: Token::optional(request.token)?,
     })

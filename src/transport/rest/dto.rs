@@ -6,18 +6,20 @@ use std::time::Duration;
 
 pub(super) use pods::{DeploymentPath, PodLookup, PodPath, Pods};
 
+use election_core::{
+    election::{
+        self, Campaign, Handover, Outcome, Retry,
+        types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
+    },
+    lease::{self, Lease},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{null, whole};
 use crate::{
     config::LogFilter,
-    election::{
-        self, Campaign, Handover, Outcome, Retry,
-        types::{Candidate, ElectionId, Invalid, RequestId, Term, Token, Value, millis},
-    },
-    lease::{self, Lease},
-    transport::status::Problem,
+    transport::{status::Problem, term::term},
 };
 
 /// Names an election in a path.
@@ -88,7 +90,7 @@ impl CampaignRequest {
         Ok(Campaign {
             election,
             candidate: Candidate::new("candidate", &self.candidate)?,
-            term: Term::from_millis(self.term, max_term)?,
+            term: term(self.term, max_term)?,
             value: Value::new(&self.value)?,
             request_id: RequestId::new(&self.request_id)?,
         })
@@ -183,7 +185,7 @@ impl ExtendRequest {
             election,
             leader: Candidate::new("leader", &self.leader)?,
             token: Token::optional(self.token)?,
-            term: Term::from_millis(self.term, max_term)?,
+            term: term(self.term, max_term)?,
         };
         Ok((extend, Retry::new(self.retries, self.retry_interval)?))
     }
@@ -224,7 +226,7 @@ impl HandoverRequest {
         Ok(Handover {
             election,
             leader: Candidate::new("leader", &self.leader)?,
-            term: Term::from_millis(self.term, max_term)?,
+            term: term(self.term, max_term)?,
             current_leader: Candidate::optional("current_leader", &self.current_leader)?,
             token: Token::optional(self.token)?,
         })

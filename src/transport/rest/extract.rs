@@ -7,13 +7,13 @@ use axum::{
     http::{HeaderMap, Method, header, request::Parts},
 };
 use bytes::Bytes;
+use election_core::election::types::ElectionId;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::dto::ElectionPath;
 use crate::{
     auth::Identity,
-    election::types::ElectionId,
     layers::deadline::Deadline,
     transport::{
         identity,

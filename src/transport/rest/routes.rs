@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
     routing::{get, put},
 };
+use election_core::election::types::Invalid;
 use serde_json::json;
 use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
@@ -24,7 +25,6 @@ use super::{
 };
 use crate::{
     auth::{Identity, gate::Gate},
-    election::types::Invalid,
     kube::{Lookup, Wanted},
     layers::deadline::Deadline,
     readiness::Report,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_agent::proto::election_client::ElectionClient;
+use election_proto::election_client::ElectionClient;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},

@@ -2,13 +2,9 @@
 
 use std::time::Duration;
 
-use election_agent::{
-    lease::{
-        Bounds, LeaseNode as _, Look,
-        redis::{Deployment, Redis as RedisNode, Server, Use},
-    },
-    workers::Workers,
-};
+use election_agent::config::REDIS_NAMES;
+use election_core::lease::{Bounds, LeaseNode as _, Look};
+use election_redis::{Askers, Deployment, Redis as RedisNode, Server, Use};
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
@@ -19,7 +15,7 @@ use super::{BOUNDS, LOOK, SETTINGS, VOTE};
 use crate::harness::Redis;
 use model::{Coming, Lists, Recorded, Told};
 
-#[path = "../../simulation/lists.rs"]
+#[path = "../../../crates/core/tests/simulation/lists.rs"]
 mod model;
 
 /// Two lists, and the ways between them; a third, and the way to it.
@@ -95,9 +91,10 @@ async fn agents(redis: &Redis, prefix: &str) -> Vec<RedisNode> {
             nodes: list.to_owned(),
             max_term: Duration::from_secs(60),
             allow_eviction: false,
+            names: REDIS_NAMES,
         };
         let server = Deployment::Server(Server::from_url(&redis.url(), None).expect("a URL"));
-        agents.push(RedisNode::start(server, usage, VOTE, SETTINGS, &Workers::here()).await);
+        agents.push(RedisNode::start(server, usage, VOTE, SETTINGS, Askers::here()).await);
     }
     agents
 }

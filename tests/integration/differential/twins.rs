@@ -12,12 +12,10 @@ use std::{
     time::Duration,
 };
 
-use election_agent::lease::{
-    Bounds, Extend, Grant, Heal, Lease, Look, Onto, Over, Resign,
-    embedded::Embedded,
-    redis::{Deployment, Server},
-    rules::Rule,
+use election_core::lease::{
+    Bounds, Extend, Grant, Heal, Lease, Look, Onto, Over, Resign, embedded::Embedded, rules::Rule,
 };
+use election_redis::{Deployment, Server};
 use futures_util::future::join_all;
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 use redis::Script;
@@ -77,7 +75,7 @@ macro_rules! twin {
     ($rule:ident, $file:literal, $old:expr, $new:expr, $found:expr) => {
         Twin {
             rule: Rule::$rule,
-            file: include_str!(concat!("../../../src/lease/redis/lua/", $file, ".lua")),
+            file: include_str!(concat!("../../../crates/redis/src/lua/", $file, ".lua")),
             name: $file,
             old: $old,
             new: $new,
@@ -647,7 +645,7 @@ async fn a_script_that_lacks_a_rule_differs_from_the_in_process_node() {
 
 #[test]
 fn every_rule_of_the_in_process_node_has_a_script_that_lacks_it() {
-    let memory = include_str!("../../../src/lease/memory.rs");
+    let memory = include_str!("../../../crates/core/src/lease/memory.rs");
     let rules: BTreeSet<_> = memory
         .split("Rule::")
         .skip(1)

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use election_agent::proto::election_client::ElectionClient;
+use election_proto::election_client::ElectionClient;
 use reqwest::Method;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_agent::proto::{
+use election_proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, HandoverRequest,
 };
 use parking_lot::{Mutex, MutexGuard};

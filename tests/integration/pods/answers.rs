@@ -1,6 +1,6 @@
 //! What is answered, from a cache that watches keep.
 
-use election_agent::proto;
+use election_proto as proto;
 use http_body_util::BodyExt as _;
 use prost::Message as _;
 use reqwest::Method;

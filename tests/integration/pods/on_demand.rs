@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use election_agent::proto::GetPodsRequest;
+use election_proto::GetPodsRequest;
 use futures_util::future::join_all;
 use tonic::{Code, Request};
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_agent::proto::{
+use election_proto::{
     CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, HandoverRequest, ResignRequest,
     election_client::ElectionClient,
 };

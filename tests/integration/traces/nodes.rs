@@ -1,6 +1,6 @@
 //! What lease nodes are asked, and what becomes of it under faults.
 
-use election_agent::proto::ExtendElectedTermRequest;
+use election_proto::ExtendElectedTermRequest;
 use tonic::Code;
 
 use super::{CLIENT, SERVER, agent};

@@ -9,10 +9,10 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use election_agent::proto::{
+use election_agent::proto::election_server::{Election, ElectionServer};
+use election_proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
     GetPodsRequest, HandoverRequest, Leaders, ListLeadersRequest, Pods, ResignRequest, StringValue,
-    election_server::{Election, ElectionServer},
 };
 use futures_util::future::join_all;
 use hyper_util::{

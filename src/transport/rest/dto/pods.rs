@@ -1,12 +1,10 @@
 //! The documents of the pods.
 
+use election_core::election::types::{Invalid, millis};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::{
-    election::types::{Invalid, millis},
-    kube::{self, Wanted},
-};
+use crate::kube::{self, Wanted};
 
 /// Names a Deployment in a path.
 #[derive(Debug, Deserialize, IntoParams)]

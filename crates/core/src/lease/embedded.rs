@@ -1,0 +1,379 @@
+//! The in-process node: the default store, the executable specification of [`LeaseNode`], and the
+//! node that fault tests simulate.
+//!
+//! All state lives in [memory](super::memory) behind one lock that is never held across an await. With a database file
+//! every change that a reply depends on is also on disk before the reply is sent;
+//! see [`log`].
+
+mod clock;
+mod file;
+mod generation;
+mod log;
+pub mod restore;
+mod rollback;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::HashMap, fmt, path::Path, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use parking_lot::{Mutex, MutexGuard};
+use redb::backends::FileBackend;
+use tokio::time::Instant;
+
+use super::{
+    Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, LeaseNode, Look, NodeError,
+    Page, Probe, Reading, Resign, ResignReply, Settings, Unmarked, memory::Memory,
+};
+use crate::election::types::{ElectionId, Kind};
+use clock::Clock;
+use log::{Change, Log, Record};
+
+/// Tells the node's time; tests give their own.
+pub type NodeClock = Arc<dyn Fn() -> Instant + Send + Sync>;
+
+/// What errors and logs call the settings that they name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names {
+    /// The path of the database.
+    pub path: &'static str,
+    /// The restart guard, which `off` turns off.
+    pub restart_guard: &'static str,
+    /// The longest term that is granted.
+    pub max_term: &'static str,
+}
+
+impl Names {
+    /// What is wrong with the database, beside the setting's name.
+    fn wrong(self, what: impl fmt::Display) -> String {
+        format!("{}: {what}", self.path)
+    }
+}
+
+/// Leases in this process's memory, durable when opened on a file.
+pub struct Embedded {
+    name: String,
+    settings: Settings,
+    clock: NodeClock,
+    state: Mutex<State>,
+    log: Option<Log>,
+}
+
+#[derive(Debug, Clone)]
+struct State {
+    memory: Memory,
+    /// When this incarnation began.
+    began: Instant,
+    /// Number of the last change handed to the log.
+    sequence: u64,
+    /// The last change to each election: replies that saw it wait until it is on disk.
+    changed: HashMap<Box<str>, u64>,
+    /// Until when the node abstains by the log, when that has an incarnation record.
+    logged: Option<Option<Instant>>,
+}
+
+impl State {
+    fn new(memory: Memory) -> Self {
+        Self {
+            memory,
+            began: Instant::now(),
+            sequence: 0,
+            changed: HashMap::new(),
+            logged: None,
+        }
+    }
+}
+
+impl Embedded {
+    /// A node that forgets everything with the process.
+    #[must_use]
+    pub fn in_memory(settings: Settings) -> Self {
+        Self::with_clock(settings, Arc::new(Instant::now))
+    }
+
+    /// A node that forgets everything with the process, and whose clock is this one.
+    #[must_use]
+    pub fn with_clock(settings: Settings, clock: NodeClock) -> Self {
+        Self {
+            name: "in-process".to_owned(),
+            settings,
+            clock,
+            state: Mutex::new(State::new(Memory::new(new_run()))),
+            log: None,
+        }
+    }
+
+    /// A node in memory with what this one has now, as a server has it that was restarted from a copy of its
+    /// data: in another incarnation, so it abstains from grants.
+    #[must_use]
+    pub fn restored(&self) -> Self {
+        let mut memory = self.lock().memory.clone();
+        memory.run = new_run();
+        Self {
+            name: self.name.clone(),
+            settings: self.settings,
+            clock: Arc::clone(&self.clock),
+            state: Mutex::new(State::new(memory)),
+            log: None,
+        }
+    }
+
+    /// A node that keeps grants and resignations in the database file at `path`, made if missing.
+    ///
+    /// Only the first renewal of a lease after an opening is written, so a stored lease counts as renewed
+    /// for its full term at the opening that followed: its leader may have been told so before the process
+    /// died. Further restarts do not renew it again.
+    ///
+    /// Beside the file is another, `<path>.generation`, which shows whether the database is older than what
+    /// was promised. If it may be, the node abstains from grants for the longest guard or term that was
+    /// ever used on it and may still count; see [`rollback`].
+    ///
+    /// While the file cannot be written, as on a full disk, the node refuses grants and probes, fails at what needs
+    /// something written, and does the rest; it goes on by itself when writing works again.
+    ///
+    /// # Errors
+    /// Says what is wrong with the file: another agent has it open, it is no database of this kind, or
+    /// it or the one beside it cannot be read or written.
+    pub fn open(path: &Path, settings: Settings, names: Names) -> Result<Self, NodeError> {
+        Self::open_at(path, settings, names, Clock::system(), |file| {
+            Box::new(file)
+        })
+    }
+
+    fn open_at(
+        path: &Path,
+        settings: Settings,
+        names: Names,
+        clock: Clock,
+        backend: impl FnOnce(FileBackend) -> store::Backend,
+    ) -> Result<Self, NodeError> {
+        let (log, mut stored) = Log::open(path, settings.guard, names, clock, backend)?;
+        let now = Instant::now();
+        let mut memory = Memory::new(new_run());
+        for (election, record) in std::mem::take(&mut stored.elections) {
+            let (held, floor) = stored.restore(&record, now, settings.retention)?;
+            if let Some(held) = held {
+                memory.leases.insert(election.clone(), held);
+            }
+            memory.floors.insert(election, floor);
+        }
+        if let Some(wait) = stored.marker_wait {
+            let bounds = Bounds {
+                guard: settings.guard,
+                vote: settings.vote,
+            };
+            memory.mark(wait, bounds, now);
+            if let Some(record) = &mut memory.record {
+                record.began_before(now);
+            }
+        }
+        let mut state = State::new(memory);
+        state.logged = state.memory.record.map(|record| record.ready_at());
+        Ok(Self {
+            name: format!("in-process ({})", path.display()),
+            settings,
+            clock: Arc::new(Instant::now),
+            state: Mutex::new(state),
+            log: Some(log),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every operation leaves the state whole before anything that could panic.
+        self.state.lock()
+    }
+
+    /// Runs an operation, hands what it changed to the log, and waits until all that its reply may have seen is on
+    /// disk: the last change to the election, or without one the last of all.
+    async fn run<T>(
+        &self,
+        election: Option<&ElectionId>,
+        operation: impl FnOnce(&mut Memory, Instant) -> T,
+    ) -> Result<T, NodeError> {
+        let (reply, sequence) = {
+            let mut state = self.lock();
+            let reply = operation(&mut state.memory, (self.clock)());
+            self.log_changes(&mut state);
+            let sequence = match election {
+                Some(election) => state.changed.get(election.path()).copied(),
+                None => Some(state.sequence),
+            };
+            (reply, sequence.unwrap_or_default())
+        };
+        if let Some(log) = &self.log {
+            log.settled(sequence).await?;
+        }
+        Ok(reply)
+    }
+
+    /// Whether what needs to be written can be, as far as is known.
+    fn writable(&self) -> Result<(), NodeError> {
+        self.log.as_ref().map_or(Ok(()), Log::writable)
+    }
+
+    fn log_changes(&self, state: &mut State) {
+        let changed = std::mem::take(&mut state.memory.changed);
+        let Some(log) = &self.log else { return };
+        for election in changed {
+            state.sequence += 1;
+            let sequence = state.sequence;
+            let floor = state.memory.floors.get(&election);
+            let held = state.memory.leases.get(&election);
+            let record = floor.map(|floor| Record::new(floor, held, log.opening()));
+            match record {
+                Some(_) => state.changed.insert(election.clone(), sequence),
+                None => state.changed.remove(&election),
+            };
+            log.append(sequence, Change::Election(election, record));
+        }
+        let record = state.memory.record;
+        let ready_at = record.map(|record| record.ready_at());
+        if let Some(record) = record
+            && ready_at != state.logged
+        {
+            state.sequence += 1;
+            state.logged = ready_at;
+            let left = record.left((self.clock)());
+            log.append(state.sequence, log.marker(left));
+        }
+    }
+
+    fn is_guarded(&self) -> bool {
+        self.settings.guard.is_some()
+    }
+}
+
+fn new_run() -> u64 {
+    fastrand::u64(..)
+}
+
+impl fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+#[async_trait]
+impl LeaseNode for Embedded {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
+        let retention = self.settings.retention;
+        if let Err(unwritable) = self.writable() {
+            let now = (self.clock)();
+            // Whoever is refused for another's lease needs nothing written.
+            if self.lock().memory.in_the_way(grant, now).is_none() {
+                return Err(unwritable);
+            }
+        }
+        self.run(Some(&grant.election), |memory, now| {
+            memory.grant(grant, retention, now)
+        })
+        .await
+    }
+
+    async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
+        let (retention, guarded) = (self.settings.retention, self.is_guarded());
+        self.run(Some(&extend.election), |memory, now| {
+            memory.extend(extend, retention, guarded, now)
+        })
+        .await
+    }
+
+    async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
+        let retention = self.settings.retention;
+        self.run(Some(&heal.election), |memory, now| {
+            memory.heal(heal, retention, now)
+        })
+        .await
+    }
+
+    async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError> {
+        let (retention, guarded) = (self.settings.retention, self.is_guarded());
+        self.run(Some(&resign.election), |memory, now| {
+            memory.resign(resign, retention, guarded, now)
+        })
+        .await
+    }
+
+    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
+        let settings = self.settings;
+        self.run(Some(&grant.election), |memory, now| {
+            memory.withdraw(grant, settings.vote, now);
+        })
+        .await
+    }
+
+    async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError> {
+        let guarded = self.is_guarded();
+        self.run(Some(election), |memory, now| {
+            memory.read(election, guarded, now)
+        })
+        .await
+    }
+
+    async fn list(
+        &self,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+    ) -> Result<Page, NodeError> {
+        self.run(None, |memory, now| memory.list(kind, after, limit, now))
+            .await
+    }
+
+    async fn mark(
+        &self,
+        unmarked: &[Unmarked],
+        wait: Duration,
+        bounds: Bounds,
+    ) -> Result<usize, NodeError> {
+        let written = self
+            .run(None, |memory, now| {
+                let run = memory.run.to_string();
+                let of_this = unmarked.iter().any(|part| part.run == run);
+                of_this && memory.mark(wait, bounds, now)
+            })
+            .await?;
+        Ok(usize::from(written))
+    }
+
+    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
+        // A log that cannot be written shows here, before a request meets it. Requests that need nothing written are
+        // carried out all the same: a node that fails at probes is still asked.
+        self.writable()?;
+        let ((guard, longest_guard, longest_vote), run) = self
+            .run(None, |memory, now| {
+                (memory.probe(look, now), memory.run.to_string())
+            })
+            .await?;
+        Ok(Probe {
+            guard,
+            unmarked: match guard {
+                Some(_) => Vec::new(),
+                None => vec![Unmarked { partition: 0, run }],
+            },
+            longest_guard,
+            longest_vote,
+            clock: None,
+            other_list: None,
+            closing: false,
+            identity: None,
+            unfit: None,
+            degraded: None,
+            memory: None,
+        })
+    }
+
+    fn incarnation(&self, _election: &ElectionId) -> Option<Incarnation> {
+        let state = self.lock();
+        let known = !self.is_guarded() || state.memory.record.is_some();
+        known.then(|| Incarnation {
+            run: state.memory.run.to_string(),
+            seen: state.began,
+        })
+    }
+}

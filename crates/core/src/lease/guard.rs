@@ -1,0 +1,236 @@
+//! When nodes that have no marker may be marked ready.
+//!
+//! A node that lost its memory could vote twice in one term, so it must not grant until every term that
+//! it may have forgotten is over. Its scripts see that from the marker: it names the run of the server
+//! that wrote it. What they cannot see is whether a node *without* a marker is new or has lost
+//! everything; that is decided here.
+
+use std::{
+    str::FromStr,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::time::Instant;
+
+use super::{
+    Bounds, Look, REMEMBER, Registered,
+    rules::{Rule, holds},
+};
+
+/// How nodes that may have lost their memory are treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartGuard {
+    /// A node that has restarted abstains from grants for the longest term. A node without a marker is
+    /// taken for new only when all nodes answer, none has one, and this agent has never seen one.
+    ///
+    /// Costs nothing on a first start; after a restart of so many nodes that no quorum of others is
+    /// left, vacant elections stay vacant for the longest term.
+    On,
+    /// As `On`, but a node without a marker always abstains: for deployments in which every node and
+    /// every agent may restart together. Costs the longest term on a first start, too.
+    Strict,
+    /// Restarted nodes grant at once. Costs the promise: two leaders may have time left after a
+    /// restart of nodes that did not keep their data.
+    Off,
+}
+
+impl RestartGuard {
+    /// How long a node abstains when terms last up to `max_term`; `None` when it does not.
+    #[must_use]
+    pub fn duration(self, max_term: Duration) -> Option<Duration> {
+        (self != Self::Off).then_some(max_term)
+    }
+}
+
+impl FromStr for RestartGuard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "on" => Ok(Self::On),
+            "strict" => Ok(Self::Strict),
+            "off" => Ok(Self::Off),
+            _ => Err("give on, strict or off".to_owned()),
+        }
+    }
+}
+
+/// What this agent knows of markers, and of the bounds that agents have registered.
+#[derive(Debug)]
+pub(super) struct Markers {
+    guard: RestartGuard,
+    /// This agent's bounds.
+    own: Bounds,
+    longest_guard: Longest,
+    longest_vote: Longest,
+    seen: AtomicBool,
+}
+
+impl Markers {
+    pub(super) fn new(guard: RestartGuard, longest: Duration, vote: Duration) -> Self {
+        Self {
+            guard,
+            own: Bounds {
+                guard: guard.duration(longest),
+                vote,
+            },
+            longest_guard: Longest::default(),
+            longest_vote: Longest::default(),
+            seen: AtomicBool::new(false),
+        }
+    }
+
+    /// Notes that some node has a marker, so that none is ever taken for new again.
+    pub(super) fn note(&self) {
+        self.seen.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes the longest bounds that a node knows of now.
+    pub(super) fn note_bounds(&self, guard: Registered, vote: Registered) {
+        if holds(Rule::BoundsArePassedOn) {
+            self.longest_guard.note(guard);
+            self.longest_vote.note(vote);
+        }
+    }
+
+    /// How nodes are to be probed.
+    pub(super) fn look(&self, write: bool, closed: bool) -> Look {
+        Look {
+            own: self.own,
+            guard: self.longest_guard.get(),
+            vote: self.longest_vote.get(),
+            write,
+            closed,
+        }
+    }
+
+    /// The longest guard that is known, and this agent's vote lifetime. An agent that wants no guard has one where
+    /// others do.
+    pub(super) fn bounds(&self) -> Bounds {
+        let others = self.longest_guard.get().bound;
+        Bounds {
+            guard: self.own.guard.max(Some(others).filter(|it| !it.is_zero())),
+            vote: self.own.vote,
+        }
+    }
+
+    /// The longest guard and vote lifetime that are known.
+    pub(super) fn longest(&self) -> Bounds {
+        Bounds {
+            vote: self.own.vote.max(self.longest_vote.get().bound),
+            ..self.bounds()
+        }
+    }
+
+    /// Whether nodes without a marker may be new, as far as this agent has seen.
+    pub(super) fn may_be_new(&self) -> bool {
+        self.guard == RestartGuard::On && (!self.seen() || !holds(Rule::NewOnlyIfNoneIsMarked))
+    }
+
+    fn seen(&self) -> bool {
+        self.seen.load(Ordering::Relaxed)
+    }
+
+    /// How long nodes without a marker have to wait before they grant; `None` while that is not known.
+    ///
+    /// They are `new`, and need not wait, only if there was an instant at which no node had a marker, and
+    /// none was ever seen. They have lost their memory if one was seen, or are taken to have when a grant
+    /// is `wanted`.
+    pub(super) fn wait(&self, new: bool, wanted: bool) -> Option<Duration> {
+        let longest = self.bounds().guard?;
+        match self.guard {
+            RestartGuard::On if new && self.may_be_new() => Some(Duration::ZERO),
+            RestartGuard::On | RestartGuard::Off if self.seen() || wanted => Some(longest),
+            RestartGuard::On | RestartGuard::Off => None,
+            RestartGuard::Strict => Some(longest),
+        }
+    }
+}
+
+/// The longest bound that any agent has registered, and when one last did.
+#[derive(Debug, Default)]
+struct Longest(Mutex<Option<(Duration, Instant)>>);
+
+impl Longest {
+    fn note(&self, told: Registered) {
+        let now = Instant::now();
+        let at = now.checked_sub(told.age).unwrap_or(now);
+        let mut known = self.lock();
+        if known.is_none_or(|known| is_over(known) || (told.bound, at) > known) {
+            *known = Some((told.bound, at));
+        }
+    }
+
+    fn get(&self) -> Registered {
+        let known = self.lock().filter(|known| !is_over(*known));
+        known.map_or_else(Registered::default, |(bound, at)| Registered {
+            bound,
+            age: at.elapsed(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(Duration, Instant)>> {
+        self.0.lock()
+    }
+}
+
+/// Whether nobody has registered a bound for so long that it no longer counts.
+fn is_over((bound, at): (Duration, Instant)) -> bool {
+    at.elapsed() > bound.max(REMEMBER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_new_only_when_none_has_a_marker_and_none_was_ever_seen() {
+        let term = Duration::from_secs(60);
+        let on = Markers::new(RestartGuard::On, term, term);
+        assert_eq!(on.wait(true, false), Some(Duration::ZERO));
+        assert_eq!(
+            on.wait(false, false),
+            None,
+            "one that is silent may have a marker"
+        );
+        assert_eq!(on.wait(false, true), Some(term));
+        on.note();
+        assert_eq!(on.wait(true, false), Some(term));
+        let strict = Markers::new(RestartGuard::Strict, term, term);
+        assert_eq!(strict.wait(true, false), Some(term));
+        assert_eq!(
+            Markers::new(RestartGuard::Off, term, term).wait(true, true),
+            None
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_longest_guard_of_any_agent_counts_until_what_it_granted_is_over() {
+        let secs = Duration::from_secs;
+        let told = |bound, age| Registered {
+            bound: secs(bound),
+            age: secs(age),
+        };
+        let markers = Markers::new(RestartGuard::On, secs(10), secs(1));
+        let guard = || markers.bounds().guard;
+        assert_eq!(guard(), Some(secs(10)));
+        tokio::time::advance(secs(100)).await;
+        markers.note_bounds(told(60, 50), told(5, 0));
+        markers.note_bounds(told(20, 0), told(2, 0));
+        assert_eq!((guard(), markers.longest().vote), (Some(secs(60)), secs(5)));
+        assert_eq!(markers.bounds().vote, secs(1));
+        tokio::time::advance(REMEMBER - secs(51)).await;
+        assert_eq!(guard(), Some(secs(60)));
+        // What is passed on does not become younger.
+        assert_eq!(markers.look(true, false).guard.age, REMEMBER - secs(1));
+        tokio::time::advance(secs(2)).await;
+        assert_eq!(guard(), Some(secs(10)));
+
+        let off = Markers::new(RestartGuard::Off, secs(10), secs(1));
+        assert_eq!(off.bounds().guard, None);
+        off.note_bounds(told(60, 0), told(1, 0));
+        assert_eq!(off.bounds().guard, Some(secs(60)));
+    }
+}

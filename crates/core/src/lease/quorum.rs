@@ -1,0 +1,837 @@
+//! A quorum of N ≥ 1 nodes decides; the only way leases are read or written.
+//!
+//! The algorithm is [Redlock](https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/)
+//! with fencing tokens that every node checks against its floor, a guard for nodes that lost their
+//! memory, and withdrawal of what a lost vote left behind.
+//!
+//! Every operation asks all nodes at once and answers as soon as a quorum has decided. An answer that
+//! did not come is never counted as a vote. Grants are owned by a task, not by the caller's future: when
+//! the caller goes away, its grant is withdrawn.
+
+mod drive;
+mod node;
+pub mod observer;
+mod round;
+mod span;
+mod tend;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+pub use span::SPANS;
+
+use super::{
+    Extend, Lease, LeaseNode, Memory, NodeError, Over, Page, Probe, Reading, Resign,
+    guard::{Markers, RestartGuard},
+    merge::merge,
+    policy::{
+        Electorate, Event, Nodes, claim::Claiming, extension::Extending, resignation::Resigning,
+    },
+    tally::{Denial, Reads, Verdict},
+    token::{TokenSource, WallClock},
+};
+use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+use drive::Drive;
+use node::Node;
+use observer::{Called, Nobody, Observer, Operation};
+use round::Round;
+use span::About;
+
+/// How a quorum works.
+#[derive(Clone)]
+pub struct Options {
+    /// How long a node may take to answer, and so how long a vote counts.
+    pub operation_timeout: Duration,
+    /// What is done about nodes without a marker.
+    pub restart_guard: RestartGuard,
+    /// How long nodes abstain that may have lost their memory: at least as long as anything that was
+    /// granted may last.
+    pub longest_guard: Duration,
+    /// The clock that tokens are taken from; [`SystemTime::now`] outside of tests.
+    pub clock: WallClock,
+    /// Is told what the quorum does.
+    pub observer: Arc<dyn Observer>,
+    /// Whether spans name elections and candidates.
+    pub names_in_spans: bool,
+    /// What errors call the setting that lists the nodes.
+    pub list: &'static str,
+}
+
+impl Options {
+    /// Options that use the system's clock, and tell nobody.
+    #[must_use]
+    pub fn new(
+        operation_timeout: Duration,
+        restart_guard: RestartGuard,
+        longest_guard: Duration,
+    ) -> Self {
+        Self {
+            operation_timeout,
+            restart_guard,
+            longest_guard,
+            clock: Arc::new(SystemTime::now),
+            observer: Arc::new(Nobody),
+            names_in_spans: false,
+            list: "the list of nodes",
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No quorum agreed: the outcome is not known.
+    #[error("{reason}")]
+    Unavailable {
+        /// What an operator needs to know.
+        reason: String,
+        /// When trying again may help, if known.
+        retry_after: Option<Duration>,
+    },
+    /// The memory of so many nodes is full that no majority can store one more grant. This one was not granted; what
+    /// some nodes have stored of it is being taken back. Leaders extend and resign as ever.
+    #[error(
+        "store full: the memory of the lease nodes has no room for another election: give up elections that are no \
+         longer needed, or try again when others have been given up; /readyz and the agent's log name the nodes"
+    )]
+    StoreFull,
+    /// The caller's deadline came first: the outcome is not known.
+    #[error("the deadline passed before a quorum of lease nodes answered")]
+    DeadlineExceeded,
+    /// What no retry mends: the nodes say what cannot be, or this agent is at fault. The outcome is not known. Whoever
+    /// tells the caller logs it.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Error {
+    pub(super) fn unavailable(reason: impl Into<String>) -> Self {
+        Self::Unavailable {
+            reason: reason.into(),
+            retry_after: None,
+        }
+    }
+}
+
+/// Asks for a leadership; the quorum adds the token.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Claim {
+    /// The election.
+    pub election: ElectionId,
+    /// Who is to lead.
+    pub candidate: Candidate,
+    /// How long.
+    pub term: Term,
+    /// The new leader's public data.
+    pub value: Value,
+    /// Makes a retry find the first try's grant.
+    pub request_id: Option<RequestId>,
+    /// Whose leadership may be replaced.
+    pub over: Over,
+}
+
+/// What came of a [`Claim`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Claimed {
+    /// The candidate leads.
+    Won {
+        /// Its fencing token.
+        token: Token,
+        /// How long it may act as leader, counted from before the claim was made.
+        valid_for: Duration,
+    },
+    /// Another leads.
+    Lost(Lease),
+    /// The leader that hands over leads, but with another token.
+    TokenMismatch,
+    /// There is no leader that could hand over.
+    Vacant,
+    /// The request id is that of a grant whose lease is over.
+    Used,
+}
+
+/// How a node does.
+#[derive(Debug, Clone)]
+pub struct NodeStatus {
+    /// The node's name.
+    pub name: String,
+    /// What it says of itself, or why it says nothing.
+    pub probe: Result<Probe, NodeError>,
+    /// Whether it refused something lately as its memory was full.
+    pub was_full: bool,
+}
+
+impl NodeStatus {
+    /// What does not work, or soon will not, although the node can be used; for operators.
+    #[must_use]
+    pub fn degraded(&self) -> Option<String> {
+        let probe = self.probe.as_ref().ok()?;
+        let refused = || {
+            let name = &self.name;
+            self.was_full.then(|| {
+                format!("{name}: its memory was full in the last minute: it refused new elections")
+            })
+        };
+        let memory = probe.memory.as_ref().and_then(Memory::warning);
+        let parts = [probe.degraded.clone(), memory, refused()];
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+/// The nodes, and what is needed to decide with them. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Quorum {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    nodes: Vec<Node>,
+    electorate: Electorate,
+    limit: Duration,
+    markers: Markers,
+    /// When the nodes were last tended because a grant was wanted: one claim does so for all.
+    tended: tokio::sync::Mutex<Option<Instant>>,
+    /// Why no node is used, and when that was last seen.
+    stopped: parking_lot::Mutex<Option<(String, Instant)>>,
+    /// The nodes of the list from which agents pass to another that let none come any more which has it alone.
+    closing: parking_lot::Mutex<Nodes>,
+    tokens: TokenSource,
+    tasks: TaskTracker,
+    observer: Arc<dyn Observer>,
+    names_in_spans: bool,
+    /// What errors call the setting that lists the nodes.
+    list: &'static str,
+}
+
+impl Quorum {
+    /// A quorum of `nodes`, 1 to [`Nodes::MOST`], which must be independent of each other.
+    #[must_use]
+    pub fn new(nodes: Vec<Arc<dyn LeaseNode>>, options: Options) -> Self {
+        let electorate = Electorate::of(Nodes::first(nodes.len()));
+        Self::of(nodes, electorate, options)
+    }
+
+    /// As [`Self::new`], of the nodes of one or of two lists.
+    #[must_use]
+    pub fn of(nodes: Vec<Arc<dyn LeaseNode>>, electorate: Electorate, options: Options) -> Self {
+        let (guard, longest) = (options.restart_guard, options.longest_guard);
+        Self {
+            inner: Arc::new(Inner {
+                nodes: nodes.into_iter().map(Node::new).collect(),
+                electorate,
+                limit: options.operation_timeout,
+                markers: Markers::new(guard, longest, options.operation_timeout),
+                tended: tokio::sync::Mutex::default(),
+                stopped: parking_lot::Mutex::default(),
+                closing: parking_lot::Mutex::default(),
+                tokens: TokenSource::new(options.clock),
+                tasks: TaskTracker::new(),
+                observer: options.observer,
+                names_in_spans: options.names_in_spans,
+                list: options.list,
+            }),
+        }
+    }
+
+    /// Asks for a leadership. The operation goes on when the returned future is dropped, and what it was
+    /// granted then is withdrawn.
+    ///
+    /// # Errors
+    /// [`Error`]: not known, and being cleaned up.
+    pub async fn claim(&self, claim: Claim, deadline: Instant) -> Result<Claimed, Error> {
+        let (answer, claimed) = oneshot::channel();
+        let quorum = self.clone();
+        let claiming = async move { quorum.run_claim(claim, deadline, answer).await };
+        self.inner.tasks.spawn(claiming.in_current_span());
+        claimed.await.unwrap_or_else(|_| {
+            // The task panicked, or the process is ending.
+            Err(Error::unavailable(
+                "the agent failed while it asked; its log has the cause",
+            ))
+        })
+    }
+
+    async fn run_claim(
+        &self,
+        claim: Claim,
+        deadline: Instant,
+        mut answer: oneshot::Sender<Result<Claimed, Error>>,
+    ) {
+        let machine = Claiming::new(claim, Instant::now(), deadline);
+        let mut drive = Drive::begin(self, machine, deadline);
+        let claimed = tokio::select! {
+            biased;
+            claimed = drive.answer() => claimed,
+            () = answer.closed() => None,
+        };
+        let told = claimed.is_some_and(|claimed| answer.send(claimed).is_ok());
+        if !told {
+            drive.feed(Event::Abandoned);
+        }
+        drive.finish().await;
+    }
+
+    /// Extends a leader's term; `Ok(Err(_))` says why not.
+    ///
+    /// # Errors
+    /// [`Error`]: not known; the term may or may not have been extended.
+    pub async fn extend(
+        &self,
+        extend: Extend,
+        deadline: Instant,
+    ) -> Result<Result<(), Denial>, Error> {
+        let machine = Extending::new(extend, Instant::now(), deadline, &*self.inner);
+        self.decide(Drive::begin(self, machine, deadline)).await
+    }
+
+    /// Gives a leadership up; `Ok(Err(_))` says why not.
+    ///
+    /// # Errors
+    /// [`Error`]: not known; the leader may or may not have resigned.
+    pub async fn resign(
+        &self,
+        resign: Resign,
+        deadline: Instant,
+    ) -> Result<Result<(), Denial>, Error> {
+        let machine = Resigning::new(resign, Instant::now(), deadline);
+        self.decide(Drive::begin(self, machine, deadline)).await
+    }
+
+    /// A machine's answer; what is left to do goes on without the caller.
+    async fn decide<M, T>(&self, mut drive: Box<Drive<M>>) -> Result<T, Error>
+    where
+        M: super::policy::Machine<Answer = Result<T, Error>> + Send + 'static,
+        T: Send + 'static,
+    {
+        let answer = drive.answer().await;
+        if !drive.is_done().await {
+            let rest = drive.finish().in_current_span();
+            self.inner.tasks.spawn(rest);
+        }
+        answer.unwrap_or_else(|| {
+            Err(Error::Internal(
+                "the agent came to no decision: the outcome is not known".to_owned(),
+            ))
+        })
+    }
+
+    /// The lease that a quorum holds.
+    ///
+    /// # Errors
+    /// [`Error`]: not known.
+    pub async fn read(
+        &self,
+        election: &ElectionId,
+        deadline: Instant,
+    ) -> Result<Option<Lease>, Error> {
+        let election = Arc::new(election.clone());
+        let (began, mut tended) = (Instant::now(), false);
+        let mut tally = Reads::new(self.inner.electorate);
+        let mut round = self.ask_to_read(&election, deadline);
+        loop {
+            match tally.verdict() {
+                Verdict::Decided(lease) => return Ok(lease),
+                Verdict::Hopeless if tally.is_unmarked() && !tended => {
+                    tended = true;
+                    if !self.clone().tend_for(began, false, deadline).await {
+                        return Err(self.undecided(deadline));
+                    }
+                    tally = Reads::new(self.inner.electorate);
+                    round = self.ask_to_read(&election, deadline);
+                    continue;
+                }
+                Verdict::Hopeless if tally.is_forgotten() => {
+                    return Err(Error::unavailable(
+                        "lease nodes have restarted or were promoted, and may have forgotten a leader that still \
+                         has time left: who leads is not known",
+                    ));
+                }
+                Verdict::Hopeless => return Err(self.undecided(deadline)),
+                Verdict::Open => {}
+            }
+            match round.next().await {
+                Some((_, node, reply)) => tally.add(node, reply),
+                None => return Err(self.undecided(deadline)),
+            }
+        }
+    }
+
+    fn ask_to_read(&self, election: &Arc<ElectionId>, deadline: Instant) -> Round<Reading> {
+        let about = About {
+            election: Some(election),
+            ..About::default()
+        };
+        self.ask(Operation::Read, about, deadline, |_, node| {
+            let election = Arc::clone(election);
+            Box::pin(async move { node.read(&election).await })
+        })
+    }
+
+    /// The leases of a kind that a quorum is known to hold, after `after`, in order of their names; short
+    /// pages may have a next, and [`Page::incomplete`] says whether a quorum may hold more.
+    ///
+    /// # Errors
+    /// [`Error`]: fewer nodes than a quorum answered.
+    pub async fn list(
+        &self,
+        kind: &Kind,
+        after: Option<ElectionId>,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Page, Error> {
+        let request = Arc::new((kind.clone(), after));
+        let about = About {
+            kind: Some(kind),
+            election: request.1.as_ref(),
+            ..About::default()
+        };
+        let mut round = self.ask(Operation::List, about, deadline, |_, node| {
+            let request = Arc::clone(&request);
+            Box::pin(async move { node.list(&request.0, request.1.as_ref(), limit).await })
+        });
+        let electorate = self.inner.electorate;
+        let (mut pages, mut answered) = (Vec::new(), Nodes::NONE);
+        let mut merged = None;
+        while let Some((_, node, reply)) = round.next().await {
+            let Ok(page) = reply else { continue };
+            if let Some(cause) = &page.incomplete {
+                self.inner.nodes[node].complain(&NodeError::unknown(cause));
+            }
+            answered.add(node);
+            pages.push((node, page));
+            if electorate.all(answered) {
+                let all = merge(&pages, electorate, limit);
+                let decided = all.unanimous && !all.undecided;
+                merged = Some(all);
+                if decided {
+                    break;
+                }
+            }
+        }
+        let Some(merged) = merged else {
+            return Err(self.undecided(deadline));
+        };
+        let mut page = merged.page;
+        page.incomplete = merged.undecided.then(|| {
+            let mut causes = pages.into_iter().filter_map(|(_, page)| page.incomplete);
+            let silent = || "a lease node gave no answer".to_owned();
+            causes.next().unwrap_or_else(silent)
+        });
+        Ok(page)
+    }
+
+    fn undecided(&self, deadline: Instant) -> Error {
+        undecided(self.inner.electorate, deadline, Instant::now())
+    }
+
+    /// How many nodes of the first list have to answer.
+    #[must_use]
+    pub fn needed(&self) -> usize {
+        self.inner.electorate.needed()
+    }
+
+    /// Waits until every claim has been answered and every withdrawal is through.
+    pub async fn drain(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+    }
+}
+
+/// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.
+pub(super) fn undecided(electorate: Electorate, deadline: Instant, now: Instant) -> Error {
+    if now >= deadline {
+        return Error::DeadlineExceeded;
+    }
+    let lists = match electorate.is_joint() {
+        true => " of each list",
+        false => "",
+    };
+    Error::unavailable(format!(
+        "no quorum of lease nodes gave an answer ({} of {} are needed{lists}): the outcome is not known; /readyz \
+         and the agent's log have the cause",
+        electorate.needed(),
+        electorate.old().count()
+    ))
+}
+
+pub(super) fn too_slow() -> Error {
+    Error::unavailable("the lease nodes took as long as the term to answer")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fmt, sync::Mutex};
+
+    use super::observer::Retry;
+    use super::*;
+    use crate::lease::{
+        Bounds, ExtendReply, Grant, Heal, Incarnation, Look, Onto, Reading, Settings,
+        embedded::Embedded,
+        policy::{Machine, Step, View},
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MINUTE: Duration = Duration::from_secs(60);
+    const SETTINGS: Settings = Settings {
+        retention: MINUTE,
+        guard: None,
+        vote: SECOND,
+    };
+
+    /// A campaign for a term of a minute.
+    fn claim() -> Claim {
+        Claim {
+            election: ElectionId::new("", "e").expect("valid"),
+            candidate: Candidate::new("candidate", "a").expect("valid"),
+            term: Term::from_millis(60_000, MINUTE).expect("valid"),
+            value: Value::default(),
+            request_id: None,
+            over: Over::Own,
+        }
+    }
+
+    /// A grant for a campaign, which nobody has acknowledged.
+    fn grant_of(claim: &Claim) -> Grant {
+        Grant {
+            election: claim.election.clone(),
+            candidate: claim.candidate.clone(),
+            token: Token::new(7).expect("in range"),
+            attempt: 1,
+            term: claim.term,
+            value: Value::default(),
+            request_id: claim.request_id.clone(),
+            repeat: true,
+            elected_at: 0,
+            over: Over::Own,
+            bounds: Bounds {
+                guard: None,
+                vote: SECOND,
+            },
+            not_after: Instant::now() + SECOND,
+        }
+    }
+
+    /// Notes what it is told, but not how long calls took.
+    #[derive(Debug, Default)]
+    struct Notes(Mutex<Vec<String>>);
+
+    impl Notes {
+        fn note(&self, what: impl fmt::Debug) {
+            self.0.lock().expect("whole").push(format!("{what:?}"));
+        }
+
+        fn count(&self, what: impl fmt::Debug) -> usize {
+            let what = format!("{what:?}");
+            let notes = self.0.lock().expect("whole");
+            notes.iter().filter(|note| **note == what).count()
+        }
+    }
+
+    impl Observer for Notes {
+        fn called(&self, node: usize, operation: Operation, outcome: Called, _: Duration) {
+            self.note((node, operation, outcome));
+        }
+        fn retried(&self, why: Retry) {
+            self.note(why);
+        }
+        fn withdrawn(&self, nodes: usize) {
+            self.note(("withdrawn", nodes));
+        }
+        fn healed(&self, nodes: usize) {
+            self.note(("healed", nodes));
+        }
+    }
+
+    /// A request's first try reached one node, and its agent died; another node is down.
+    #[tokio::test(start_paused = true)]
+    async fn what_an_agent_that_died_left_behind_does_not_split_every_retry() {
+        let nodes: Vec<_> = (0..2)
+            .map(|_| Arc::new(Embedded::in_memory(SETTINGS)))
+            .collect();
+        let claim = Claim {
+            request_id: RequestId::new("try").expect("valid"),
+            ..claim()
+        };
+        let left_behind = grant_of(&claim);
+        nodes[0].grant(&left_behind).await.expect("granted");
+
+        let notes = Arc::new(Notes::default());
+        let options = Options {
+            observer: notes.clone(),
+            ..Options::new(Duration::from_secs(1), RestartGuard::Off, MINUTE)
+        };
+        let nodes = nodes.into_iter().map(|node| node as Arc<dyn LeaseNode>);
+        let quorum = Quorum::new(nodes.collect(), options);
+        quorum.status().await;
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let claimed = quorum.claim(claim, deadline).await.expect("decided");
+        assert!(
+            matches!(claimed, Claimed::Won { token, .. } if token.get() == 7),
+            "{claimed:?}"
+        );
+        quorum.drain().await;
+        assert_eq!(notes.count(Retry::SplitVote), 1);
+        for node in 0..2 {
+            let called = |operation| notes.count((node, operation, Called::Ok));
+            assert_eq!(called(Operation::Grant), 2, "{notes:?}");
+            assert_eq!(called(Operation::Withdraw), 1, "{notes:?}");
+        }
+        assert_eq!(notes.count(("withdrawn", 2)), 1, "{notes:?}");
+    }
+
+    /// A node that counts as one that has the lease must not let another candidate go on from a grant of its own.
+    #[tokio::test(start_paused = true)]
+    async fn what_counts_is_written_under_no_other_lease() {
+        let node = Embedded::in_memory(SETTINGS);
+        let claim = claim();
+        let unacknowledged = grant_of(&claim);
+        node.grant(&unacknowledged).await.expect("granted");
+        let run = node.incarnation(&claim.election).expect("it has one").run;
+        let leader = async || match node.read(&claim.election).await {
+            Ok(Reading::Held(lease)) => lease.leader.as_str().to_owned(),
+            reading => panic!("{reading:?}"),
+        };
+        for (onto, written) in [
+            (Onto::Own, false),
+            (Onto::Vacant, false),
+            (Onto::Unacknowledged, true),
+        ] {
+            let heal = Heal {
+                election: claim.election.clone(),
+                lease: Lease {
+                    leader: Candidate::new("candidate", "leader").expect("valid"),
+                    token: Token::new(5).expect("in range"),
+                    value: Value::default(),
+                    elected_at: 0,
+                    remaining: MINUTE,
+                },
+                term: claim.term,
+                run: run.clone(),
+                onto,
+                bounds: unacknowledged.bounds,
+                not_after: Instant::now() + MINUTE,
+            };
+            assert_eq!(node.heal(&heal).await, Ok(written), "{onto:?}");
+            assert_eq!(leader().await, "a", "{onto:?}");
+        }
+        node.withdraw(&unacknowledged).await.expect("withdrawn");
+        assert_eq!(leader().await, "leader");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stale_token_is_told() {
+        let node = Arc::new(Embedded::in_memory(SETTINGS));
+        let notes = Arc::new(Notes::default());
+        let options = Options {
+            // Its tokens begin at 1.
+            clock: Arc::new(|| SystemTime::UNIX_EPOCH),
+            observer: notes.clone(),
+            ..Options::new(Duration::from_secs(1), RestartGuard::Off, MINUTE)
+        };
+        let other = Quorum::new(
+            vec![node.clone()],
+            Options::new(Duration::from_secs(1), RestartGuard::Off, MINUTE),
+        );
+        let quorum = Quorum::new(vec![node], options);
+        let deadline = Instant::now() + Duration::from_secs(5);
+        for quorum in [&other, &quorum] {
+            quorum.status().await;
+            let claimed = quorum.claim(claim(), deadline).await;
+            assert!(matches!(claimed, Ok(Claimed::Won { .. })), "{claimed:?}");
+        }
+        assert_eq!(notes.count(Retry::StaleToken), 1, "{notes:?}");
+    }
+
+    /// Answers nothing.
+    struct Silent;
+
+    #[async_trait::async_trait]
+    impl LeaseNode for Silent {
+        fn name(&self) -> &str {
+            "silent"
+        }
+        async fn grant(&self, _: &Grant) -> Result<crate::lease::GrantReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn extend(&self, _: &Extend) -> Result<ExtendReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn heal(&self, _: &Heal) -> Result<bool, NodeError> {
+            std::future::pending().await
+        }
+        async fn resign(&self, _: &Resign) -> Result<crate::lease::ResignReply, NodeError> {
+            std::future::pending().await
+        }
+        async fn withdraw(&self, _: &Grant) -> Result<(), NodeError> {
+            std::future::pending().await
+        }
+        async fn read(&self, _: &ElectionId) -> Result<Reading, NodeError> {
+            std::future::pending().await
+        }
+        async fn list(
+            &self,
+            _: &Kind,
+            _: Option<&ElectionId>,
+            _: usize,
+        ) -> Result<Page, NodeError> {
+            std::future::pending().await
+        }
+        async fn mark(
+            &self,
+            _: &[crate::lease::Unmarked],
+            _: Duration,
+            _: Bounds,
+        ) -> Result<usize, NodeError> {
+            std::future::pending().await
+        }
+        async fn probe(&self, _: Look) -> Result<Probe, NodeError> {
+            std::future::pending().await
+        }
+        fn incarnation(&self, _: &ElectionId) -> Option<Incarnation> {
+            None
+        }
+    }
+
+    /// Wraps an in-process node, and does not answer grants and withdrawals as one does.
+    struct Faulty {
+        node: Embedded,
+        reachable: bool,
+        withdrawals: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Faulty {
+        fn new(reachable: bool) -> Arc<Self> {
+            Arc::new(Self {
+                node: Embedded::in_memory(SETTINGS),
+                reachable,
+                withdrawals: 0.into(),
+            })
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl LeaseNode for Faulty {
+        fn name(&self) -> &str {
+            "faulty"
+        }
+        async fn grant(&self, grant: &Grant) -> Result<crate::lease::GrantReply, NodeError> {
+            match self.reachable {
+                true => self.node.grant(grant).await,
+                false => Err(NodeError::unknown("no answer")),
+            }
+        }
+        async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
+            self.node.extend(extend).await
+        }
+        async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
+            self.node.heal(heal).await
+        }
+        async fn resign(&self, resign: &Resign) -> Result<crate::lease::ResignReply, NodeError> {
+            self.node.resign(resign).await
+        }
+        async fn withdraw(&self, _: &Grant) -> Result<(), NodeError> {
+            let before = self
+                .withdrawals
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            assert!(before < 1000, "withdrawals are repeated without a pause");
+            match self.reachable {
+                true => std::future::pending().await,
+                false => Err(NodeError::NotSent("no connection".to_owned())),
+            }
+        }
+        async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError> {
+            self.node.read(election).await
+        }
+        async fn list(
+            &self,
+            kind: &Kind,
+            after: Option<&ElectionId>,
+            limit: usize,
+        ) -> Result<Page, NodeError> {
+            self.node.list(kind, after, limit).await
+        }
+        async fn mark(
+            &self,
+            unmarked: &[crate::lease::Unmarked],
+            wait: Duration,
+            bounds: Bounds,
+        ) -> Result<usize, NodeError> {
+            self.node.mark(unmarked, wait, bounds).await
+        }
+        async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
+            self.node.probe(look).await
+        }
+        fn incarnation(&self, election: &ElectionId) -> Option<Incarnation> {
+            self.node.incarnation(election)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_fails_at_once_does_not_spin_while_another_is_slow() {
+        let nodes = [Faulty::new(true), Faulty::new(false), Faulty::new(false)];
+        let as_nodes = nodes.iter().cloned().map(|node| node as Arc<dyn LeaseNode>);
+        let options = Options::new(SECOND, RestartGuard::Off, SECOND);
+        let quorum = Quorum::new(as_nodes.collect(), options);
+        quorum.status().await;
+        let started = Instant::now();
+        let claimed = quorum.claim(claim(), started + MINUTE).await;
+        assert!(
+            matches!(claimed, Err(Error::Unavailable { .. })),
+            "{claimed:?}"
+        );
+        assert_eq!(started.elapsed(), Duration::ZERO);
+        quorum.drain().await;
+        for node in &nodes {
+            // After 250 ms, 500 ms and so on to 2 s, until what was granted is over.
+            let withdrawals = node.withdrawals.load(std::sync::atomic::Ordering::Relaxed);
+            assert!((15..40).contains(&withdrawals), "{withdrawals}");
+        }
+    }
+
+    /// Is done before it has an answer.
+    struct Undecided;
+
+    impl Machine for Undecided {
+        type Answer = Result<(), Error>;
+
+        fn on(&mut self, _: Event, _: Instant, _: &impl View, _: &mut Vec<Step<Self::Answer>>) {}
+
+        fn is_done(&self) -> bool {
+            true
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_decision_is_a_fault_that_no_retry_mends() {
+        let options = Options::new(SECOND, RestartGuard::Off, SECOND);
+        let quorum = Quorum::new(vec![Arc::new(Silent)], options);
+        let drive = Drive::begin(&quorum, Undecided, Instant::now() + SECOND);
+        let decided = quorum.decide(drive).await;
+        assert!(matches!(decided, Err(Error::Internal(_))), "{decided:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_callers_short_deadline_is_no_timeout_of_the_node() {
+        let notes = Arc::new(Notes::default());
+        let limit = Duration::from_secs(1);
+        let options = Options {
+            observer: notes.clone(),
+            ..Options::new(limit, RestartGuard::Off, limit)
+        };
+        let quorum = Quorum::new(vec![Arc::new(Silent)], options);
+        let election = ElectionId::new("", "e").expect("valid");
+        for (time, outcome) in [(limit / 2, Called::GivenUp), (limit * 2, Called::Timeout)] {
+            let read = quorum.read(&election, Instant::now() + time).await;
+            assert!(read.is_err(), "{read:?}");
+            assert_eq!(notes.count((0, Operation::Read, outcome)), 1, "{notes:?}");
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! What is done about nodes that have no marker, are not fit, or are the same as another.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument as _;
+
+use super::{
+    NodeStatus, Operation, Quorum,
+    node::{MARKING, Probed},
+};
+use crate::{
+    election::types::millis,
+    lease::{
+        NodeError,
+        policy::{Electorate, Nodes},
+        rules::{Rule, holds},
+    },
+};
+
+/// How long a node may take to look at all its partitions, or to mark them, if that is more than the
+/// operation timeout.
+const TENDING: Duration = Duration::from_secs(3);
+
+impl Quorum {
+    /// Asks every node how it does, and marks those without a marker if it is known what they are.
+    pub async fn status(&self) -> Vec<NodeStatus> {
+        self.tend(false).await
+    }
+
+    /// Tends the nodes because a vote that began at `asked` found one without a marker, unless another claim
+    /// has done so since; `false` when no node answers.
+    pub(super) async fn tend_for(self, asked: Instant, wanted: bool, deadline: Instant) -> bool {
+        let quorum = self.clone();
+        let tending = async move {
+            let mut tended = quorum.inner.tended.lock().await;
+            if tended.is_some_and(|at| at > asked) {
+                return true;
+            }
+            let now = Instant::now();
+            let status = quorum.tend(wanted).await;
+            if wanted {
+                *tended = Some(now);
+            }
+            status.iter().any(|node| node.probe.is_ok())
+        };
+        let tending = self.inner.tasks.spawn(tending.in_current_span());
+        // It goes on for others when this one's time is over.
+        matches!(timeout_at(deadline, tending).await, Ok(Ok(true)))
+    }
+
+    /// As [`Self::status`]; when a grant is `wanted`, nodes without a marker are taken for what they must
+    /// be at the worst.
+    async fn tend(&self, wanted: bool) -> Vec<NodeStatus> {
+        let mut status = self.look().await;
+        let mut new = self.inner.markers.may_be_new() && none_is_marked(&status);
+        if new {
+            // Each had no marker when it was asked, but by the time the last one answered, the first may
+            // have been marked, voted in a quorum with the last, and that forgotten it. If all still have
+            // none in the same runs, there was an instant at which none had one.
+            let again = self.look().await;
+            if holds(Rule::NewNodesAreLookedAtTwice) {
+                new = none_is_marked(&again) && same_runs(&status, &again);
+            }
+            status = again;
+        }
+        let all_marked = self.mark(&status, new, wanted).await;
+        if new && holds(Rule::AllNewNodesAreMarked) {
+            // What has been marked may vote, and forget it: then neither it nor the others must look new.
+            self.inner.markers.note();
+            if !all_marked {
+                status = self.look().await;
+                self.mark(&status, false, true).await;
+            } else {
+                for probe in status
+                    .iter_mut()
+                    .filter_map(|node| node.probe.as_mut().ok())
+                {
+                    probe.unmarked.clear();
+                    probe.guard = Some(Duration::ZERO);
+                }
+            }
+        }
+        status
+    }
+
+    /// Asks every node how it does, and lets those that are not fit no longer vote.
+    ///
+    /// Before an agent writes anything for the first time, it reads what others have registered on all nodes.
+    async fn look(&self) -> Vec<NodeStatus> {
+        let nodes = self.inner.nodes.iter();
+        let first = !nodes
+            .map(|node| node.probed())
+            .any(|it| matches!(it, Probed::At(_)));
+        if first && holds(Rule::ReadBeforeWriting) {
+            self.look_once(false).await;
+        }
+        let mut status = self.look_once(!self.is_stopped()).await;
+        self.exclude_unfit(&mut status);
+        status
+    }
+
+    async fn look_once(&self, write: bool) -> Vec<NodeStatus> {
+        let began = Instant::now();
+        let look = self.inner.markers.look(write, self.old_list_is_closed());
+        let bounds = self.inner.markers.longest();
+        let nodes = self.inner.electorate.nodes();
+        let mut round = self.round();
+        round.ask_even_excluded(Operation::Probe, nodes, self.tending(), |_, node| {
+            Box::pin(async move { node.probe(look).await })
+        });
+        let mut status: Vec<_> = self
+            .inner
+            .nodes
+            .iter()
+            .map(|node| NodeStatus {
+                name: node.name().to_owned(),
+                probe: Err(NodeError::unknown("no answer")),
+                was_full: node.was_full(),
+            })
+            .collect();
+        while let Some((_, node, probe)) = round.next().await {
+            if let Ok(probe) = &probe {
+                self.inner.nodes[node].tell_guard(probe);
+            }
+            status[node].probe = probe;
+        }
+        let markers = &self.inner.markers;
+        let mut clocks = Vec::new();
+        for (node, status) in self.inner.nodes.iter().zip(&status) {
+            let Ok(probe) = &status.probe else {
+                node.note_probe(began, false);
+                continue;
+            };
+            markers.note_bounds(probe.longest_guard, probe.longest_vote);
+            if probe.guard.is_some() {
+                markers.note();
+            }
+            clocks.extend(probe.clock);
+            if let Some(other) = &probe.other_list {
+                self.stop(format!("{}: {other}", status.name));
+            }
+        }
+        let closing = |node: &usize| {
+            let probe = status[*node].probe.as_ref();
+            probe.is_ok_and(|probe| probe.closing)
+        };
+        let closing: Nodes = self.inner.electorate.old().iter().filter(closing).collect();
+        *self.closing() = closing;
+        self.inner.tokens.judge(clocks);
+        // Only now is known what has to be passed on to all of them.
+        if write && markers.longest() == bounds && !self.is_stopped() {
+            for (node, status) in self.inner.nodes.iter().zip(&status) {
+                if status.probe.is_ok() {
+                    node.note_probe(began, true);
+                }
+            }
+        }
+        status
+    }
+
+    /// Whether a majority of the nodes of the list from which agents pass to another lets no agent come any more that
+    /// has it alone.
+    fn old_list_is_closed(&self) -> bool {
+        let electorate = self.inner.electorate;
+        let closed = Electorate::of(electorate.old()).all(*self.closing());
+        electorate.is_joint() && (closed || !holds(Rule::OldListIsClosed))
+    }
+
+    fn closing(&self) -> parking_lot::MutexGuard<'_, Nodes> {
+        self.inner.closing.lock()
+    }
+
+    /// Uses no node any more: agents with another list of nodes are about, and majorities of two lists need not meet.
+    fn stop(&self, why: String) {
+        if holds(Rule::OtherListsStopTheAgent) {
+            *self.stopped() = Some((why, Instant::now()));
+        }
+    }
+
+    /// Whether another list was seen so lately that what was granted under it may not be over.
+    fn is_stopped(&self) -> bool {
+        let mut stopped = self.stopped();
+        let longest = self.inner.markers.longest().guard.unwrap_or_default();
+        let over = stopped
+            .as_ref()
+            .is_some_and(|(_, at)| at.elapsed() > longest);
+        if over {
+            *stopped = None;
+        }
+        stopped.is_some()
+    }
+
+    fn stopped(&self) -> parking_lot::MutexGuard<'_, Option<(String, Instant)>> {
+        self.inner.stopped.lock()
+    }
+
+    /// Lets nodes that are unfit not vote, and of nodes that are one place only the first; one that gives
+    /// no answer is what it was.
+    fn exclude_unfit(&self, status: &mut [NodeStatus]) {
+        let stopped = self.stopped().clone();
+        for later in 0..status.len() {
+            if let Some((why, _)) = &stopped {
+                let node = &self.inner.nodes[later];
+                node.exclude(Some(why.clone()));
+                let error = NodeError::NotSent(why.clone());
+                node.complain(&error);
+                status[later].probe = Err(error);
+                continue;
+            }
+            let Ok(probe) = &status[later].probe else {
+                continue;
+            };
+            let same = status[..later].iter().find(|earlier| {
+                let earlier = earlier.probe.as_ref().ok();
+                probe.identity.is_some()
+                    && earlier.is_some_and(|earlier| earlier.identity == probe.identity)
+            });
+            let node = &self.inner.nodes[later];
+            let same = same.map(|same| {
+                format!(
+                    "{}: it is the same server as {}, and would vote twice: name each server once in {}",
+                    node.name(),
+                    same.name,
+                    self.inner.list
+                )
+            });
+            node.exclude(probe.unfit.clone().or(same));
+            if let Some(error) = node.excluded() {
+                node.complain(&error);
+                status[later].probe = Err(error);
+            }
+        }
+    }
+
+    /// Marks the nodes that have no marker, if it is known whether they are new or have lost their memory;
+    /// tells whether all of those were.
+    async fn mark(&self, status: &[NodeStatus], new: bool, wanted: bool) -> bool {
+        // Nodes that must not vote are not among them.
+        let probes: Vec<_> = status.iter().map(|node| node.probe.as_ref().ok()).collect();
+        let Some(wait) = self.inner.markers.wait(new, wanted) else {
+            return false;
+        };
+        let is_unmarked = |node: &usize| {
+            probes[*node].is_some_and(|probe| {
+                !probe.unmarked.is_empty() && !self.inner.nodes[*node].is_being_marked(probe)
+            })
+        };
+        let unmarked: Nodes = (0..probes.len()).filter(is_unmarked).collect();
+        let bounds = self.inner.markers.longest();
+        let mut round = self.round();
+        // A cluster's many partitions are marked once: what is not then has to wait as if it had forgotten.
+        let until = Instant::now() + 5 * MARKING.max(self.inner.limit);
+        round.ask_even_excluded(Operation::Mark, unmarked, until, |number, node| {
+            let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
+            Box::pin(async move { node.mark(&parts, wait, bounds).await })
+        });
+        let mut all_marked = true;
+        while let Some((_, node, reply)) = round.next().await {
+            let parts = probes[node].map_or(0, |probe| probe.unmarked.len());
+            all_marked &= reply == Ok(parts);
+            let node = self.inner.nodes[node].name();
+            match reply {
+                Ok(1..) if wait.is_zero() => {
+                    tracing::info!(node, "a new lease node: it grants from now on");
+                }
+                Ok(1..) => tracing::warn!(
+                    node,
+                    wait_ms = millis(wait),
+                    "a lease node without a marker may have lost its memory: it abstains from grants"
+                ),
+                Ok(0) | Err(_) => {}
+            }
+        }
+        all_marked
+    }
+
+    /// Until when nodes that are tended may take to answer.
+    fn tending(&self) -> Instant {
+        Instant::now() + self.inner.limit.max(TENDING)
+    }
+}
+
+/// Whether all nodes answer wholly, and none has a marker.
+fn none_is_marked(status: &[NodeStatus]) -> bool {
+    if !holds(Rule::NewOnlyIfNoneIsMarked) {
+        return true;
+    }
+    status.iter().all(|node| {
+        let probe = node.probe.as_ref();
+        probe.is_ok_and(|probe| probe.guard.is_none() && probe.degraded.is_none())
+    })
+}
+
+/// Whether the nodes lack the same markers in the same runs.
+fn same_runs(first: &[NodeStatus], again: &[NodeStatus]) -> bool {
+    let unmarked = |node: &NodeStatus| Some(node.probe.as_ref().ok()?.unmarked.clone());
+    first.iter().map(unmarked).eq(again.iter().map(unmarked))
+}

@@ -1,0 +1,766 @@
+//! Counting votes: what the replies of some of the nodes decide. Pure; no clock, no I/O.
+
+use std::time::Duration;
+
+use super::{
+    ExtendReply, GrantReply, Lease, NodeError, Reading, ResignReply,
+    policy::{Electorate, Nodes},
+};
+use crate::election::types::{Candidate, Token};
+
+/// How many of so many are more than half.
+#[must_use]
+pub fn quorum(count: usize) -> usize {
+    count / 2 + 1
+}
+
+/// What a set of replies to one round of requests has decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict<T> {
+    /// Whatever the other nodes answer, this stands.
+    Decided(T),
+    /// More answers are needed.
+    Open,
+    /// Whatever the other nodes answer, no quorum agrees.
+    Hopeless,
+}
+
+/// Which nodes are still to answer, and which gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Roll {
+    electorate: Electorate,
+    outstanding: Nodes,
+    errors: Nodes,
+}
+
+impl Roll {
+    fn new(electorate: Electorate) -> Self {
+        Self {
+            electorate,
+            outstanding: electorate.nodes(),
+            errors: Nodes::NONE,
+        }
+    }
+
+    /// Notes an answer, and gives its content if there is one.
+    fn note<T>(&mut self, node: usize, reply: Result<T, NodeError>) -> Option<T> {
+        self.outstanding.remove(node);
+        if reply.is_err() {
+            self.errors.add(node);
+        }
+        reply.ok()
+    }
+
+    /// The nodes that may yet turn out to have done anything.
+    fn unknown(&self) -> Nodes {
+        self.outstanding.and(self.errors)
+    }
+
+    /// Whether so many nodes gave no answer that no majority of the others is left.
+    fn unreachable(&self) -> bool {
+        let others = self.electorate.nodes().without(self.errors);
+        !self.electorate.all(others)
+    }
+}
+
+/// The votes of one round of grants.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Grants {
+    roll: Roll,
+    granted: Vec<(Token, Nodes)>,
+    held: Vec<(Lease, Nodes)>,
+    mismatched: Nodes,
+    vacant: Nodes,
+    used: Nodes,
+    stale: Option<Token>,
+    /// Nodes that have no memory for one more lease. They have answered: none of them has granted.
+    full: Nodes,
+    unmarked: bool,
+    unprepared: bool,
+    guarded: Vec<(Duration, usize)>,
+}
+
+/// What a quorum said to a grant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Granted {
+    /// The candidate has the lease with this token.
+    Won(Token),
+    /// Another has it.
+    Lost(Lease),
+    /// The token of the leader that hands over is not the lease's.
+    TokenMismatch,
+    /// There is no leader that could hand over.
+    Vacant,
+    /// The request was granted before, and that is over.
+    Used,
+}
+
+/// Why no quorum agreed on a grant, and so what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// Some node has no marker.
+    Unmarked,
+    /// Some node has not been probed by this agent as it must be: in this incarnation, or since its clock was set.
+    Unprepared,
+    /// Some node has accepted this token, or a larger one than was proposed.
+    Stale(Token),
+    /// Too few nodes answered.
+    Unreachable,
+    /// Without those whose memory is full, no majority is left.
+    Full,
+    /// Too many nodes abstain; after this long enough of them no longer do.
+    Guarded(Duration),
+    /// The candidates got in each other's way.
+    Split,
+}
+
+impl Grants {
+    pub(super) fn new(electorate: Electorate) -> Self {
+        Self {
+            roll: Roll::new(electorate),
+            granted: Vec::new(),
+            held: Vec::new(),
+            mismatched: Nodes::NONE,
+            vacant: Nodes::NONE,
+            used: Nodes::NONE,
+            stale: None,
+            full: Nodes::NONE,
+            unmarked: false,
+            unprepared: false,
+            guarded: Vec::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, node: usize, reply: Result<GrantReply, NodeError>) {
+        if let Err(NodeError::Full(_)) = reply {
+            self.roll.outstanding.remove(node);
+            self.full.add(node);
+            return;
+        }
+        match self.roll.note(node, reply) {
+            None => {}
+            Some(GrantReply::Granted(token)) => {
+                match self.granted.iter_mut().find(|(known, _)| *known == token) {
+                    Some((_, votes)) => votes.add(node),
+                    None => self.granted.push((token, Nodes::one(node))),
+                }
+            }
+            Some(GrantReply::Held(lease)) => {
+                let known = self.held.iter_mut();
+                match known
+                    .into_iter()
+                    .find(|(known, _)| known.leader == lease.leader)
+                {
+                    Some((known, votes)) => {
+                        votes.add(node);
+                        if lease.token > known.token {
+                            *known = lease;
+                        }
+                    }
+                    None => self.held.push((lease, Nodes::one(node))),
+                }
+            }
+            Some(GrantReply::TokenMismatch) => self.mismatched.add(node),
+            Some(GrantReply::Vacant) => self.vacant.add(node),
+            Some(GrantReply::Used) => self.used.add(node),
+            Some(GrantReply::Stale(token)) => self.stale = self.stale.max(Some(token)),
+            Some(GrantReply::Unmarked) => self.unmarked = true,
+            Some(GrantReply::Unregistered | GrantReply::Late) => self.unprepared = true,
+            Some(GrantReply::Guarded(wait)) => self.guarded.push((wait, node)),
+        }
+    }
+
+    /// The nodes that have not answered yet.
+    pub(super) fn outstanding(&self) -> Nodes {
+        self.roll.outstanding
+    }
+
+    pub(super) fn verdict(&self) -> Verdict<Granted> {
+        let electorate = self.roll.electorate;
+        for (token, votes) in &self.granted {
+            if electorate.all(*votes) {
+                return Verdict::Decided(Granted::Won(*token));
+            }
+        }
+        for (lease, votes) in &self.held {
+            if electorate.any(*votes) {
+                return Verdict::Decided(Granted::Lost(lease.clone()));
+            }
+        }
+        if electorate.any(self.mismatched) {
+            return Verdict::Decided(Granted::TokenMismatch);
+        }
+        if electorate.all(self.vacant) {
+            return Verdict::Decided(Granted::Vacant);
+        }
+        if electorate.any(self.used) {
+            return Verdict::Decided(Granted::Used);
+        }
+        let left = self.roll.outstanding;
+        let granted = self.granted.iter().map(|(_, votes)| *votes);
+        let held = self.held.iter().map(|(_, votes)| *votes);
+        let hopeless = granted
+            .chain(held)
+            .chain([self.mismatched, self.vacant, self.used])
+            .all(|votes| !electorate.any(votes.and(left)));
+        match hopeless {
+            true => Verdict::Hopeless,
+            false => Verdict::Open,
+        }
+    }
+
+    /// Whether a quorum has answered for candidates of whom none has a quorum: the others may decide, but
+    /// asking again may be faster than waiting for them.
+    pub(super) fn is_split(&self) -> bool {
+        let granted = self.granted.iter().map(|(_, votes)| *votes);
+        let held = self.held.iter().map(|(_, votes)| *votes);
+        let answered = granted.chain(held).fold(Nodes::NONE, Nodes::and);
+        self.roll.electorate.all(answered) && self.verdict() == Verdict::Open
+    }
+
+    /// The tokens that nodes have, other than this one, and whether a majority may have each.
+    pub(super) fn other_tokens(&self, token: Token) -> impl Iterator<Item = (Token, bool)> {
+        let others = self
+            .granted
+            .iter()
+            .filter(move |(other, _)| *other != token);
+        others.map(|(other, votes)| {
+            let may_have = votes.and(self.roll.unknown());
+            (*other, self.roll.electorate.any(may_have))
+        })
+    }
+
+    /// Why no quorum agreed, once it cannot or the time for it is over.
+    pub(super) fn failure(&self) -> Failure {
+        let electorate = self.roll.electorate;
+        let abstaining: Nodes = self.guarded.iter().map(|(_, node)| *node).collect();
+        let mut granting = electorate
+            .nodes()
+            .without(abstaining.and(self.roll.unknown()).and(self.full));
+        let too_many_full = !self.full.is_empty() && !electorate.all(granting);
+        let mut guarded = self.guarded.clone();
+        guarded.sort_unstable();
+        let wait = guarded.into_iter().find_map(|(wait, node)| {
+            let enough = electorate.all(granting);
+            granting.add(node);
+            (!enough && electorate.all(granting)).then_some(wait)
+        });
+        match (self.stale, wait) {
+            _ if self.unmarked => Failure::Unmarked,
+            _ if self.unprepared => Failure::Unprepared,
+            (Some(token), _) => Failure::Stale(token),
+            _ if self.roll.unreachable() => Failure::Unreachable,
+            (None, Some(wait)) => Failure::Guarded(wait),
+            (None, None) if too_many_full => Failure::Full,
+            (None, None) => Failure::Split,
+        }
+    }
+}
+
+/// The votes of one round of extensions.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Extensions {
+    roll: Roll,
+    renewed: Nodes,
+    behind: Nodes,
+    missing: Nodes,
+    not_known: Nodes,
+    unmarked: bool,
+    held: Nodes,
+    stale: Nodes,
+}
+
+/// What the nodes said to an extension or a resignation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Done {
+    /// A quorum did it.
+    Yes,
+    /// A quorum would have, had not some nodes an older token of the same leader.
+    AfterRaising,
+    /// A quorum of one of two lists did; it has to be written to the other's nodes.
+    AfterWriting,
+    /// A quorum does not hold the leader's lease.
+    No(Denial),
+}
+
+/// Why a leader's request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denial {
+    /// The election is vacant.
+    NoTerm,
+    /// Another candidate leads.
+    HeldByOther,
+    /// The candidate leads, but with another token.
+    StaleToken,
+}
+
+impl Extensions {
+    pub(super) fn new(electorate: Electorate) -> Self {
+        Self {
+            roll: Roll::new(electorate),
+            renewed: Nodes::NONE,
+            behind: Nodes::NONE,
+            missing: Nodes::NONE,
+            not_known: Nodes::NONE,
+            unmarked: false,
+            held: Nodes::NONE,
+            stale: Nodes::NONE,
+        }
+    }
+
+    /// Whether some node has no marker yet, so that asking again may help when it has.
+    pub(super) fn is_unmarked(&self) -> bool {
+        self.unmarked
+    }
+
+    pub(super) fn add(&mut self, node: usize, reply: Result<ExtendReply, NodeError>) {
+        self.unmarked |= reply == Ok(ExtendReply::Unmarked);
+        match self.roll.note(node, reply) {
+            None => {}
+            Some(ExtendReply::Renewed(_)) => self.renewed.add(node),
+            Some(ExtendReply::Behind) => self.behind.add(node),
+            Some(ExtendReply::Missing) => self.missing.add(node),
+            Some(ExtendReply::NotKnown | ExtendReply::Unmarked) => self.not_known.add(node),
+            Some(ExtendReply::Held) => self.held.add(node),
+            Some(ExtendReply::Stale) => self.stale.add(node),
+        }
+    }
+
+    pub(super) fn renewed(&self) -> Nodes {
+        self.renewed
+    }
+
+    pub(super) fn behind(&self) -> Nodes {
+        self.behind
+    }
+
+    /// The nodes that have another's lease: a grant that may not be acknowledged, and be withdrawn.
+    pub(super) fn held(&self) -> Nodes {
+        self.held
+    }
+
+    /// The nodes that lack the lease, or have an older one.
+    pub(super) fn lacking(&self) -> Nodes {
+        self.behind.and(self.missing).and(self.not_known)
+    }
+
+    pub(super) fn outstanding(&self) -> Nodes {
+        self.roll.outstanding
+    }
+
+    pub(super) fn verdict(&self) -> Verdict<Done> {
+        let electorate = self.roll.electorate;
+        if electorate.all(self.renewed) {
+            return Verdict::Decided(Done::Yes);
+        }
+        if electorate.all(self.renewed.and(self.roll.outstanding)) {
+            return Verdict::Open;
+        }
+        if electorate.is_joint() && electorate.any(self.renewed) {
+            return match self.roll.outstanding.is_empty() {
+                true => Verdict::Decided(Done::AfterWriting),
+                false => Verdict::Open,
+            };
+        }
+        // A node that has the token proves that it was granted, so nodes behind may be raised.
+        if !self.renewed.is_empty() && electorate.all(self.renewed.and(self.behind)) {
+            return Verdict::Decided(Done::AfterRaising);
+        }
+        let unknown = self.roll.unknown().and(self.not_known);
+        if !electorate.any(self.renewed.and(unknown)) {
+            let stale = self.stale.and(self.behind);
+            return Verdict::Decided(Done::No(denial(stale, self.held, self.missing)));
+        }
+        match electorate.any(self.renewed.and(self.roll.outstanding)) {
+            true => Verdict::Open,
+            false => Verdict::Hopeless,
+        }
+    }
+}
+
+/// The reason most nodes give; of equal numbers, the one that says most.
+fn denial(stale: Nodes, held: Nodes, missing: Nodes) -> Denial {
+    let (stale, held, missing) = (stale.count(), held.count(), missing.count());
+    if stale >= held && stale >= missing {
+        Denial::StaleToken
+    } else if held >= missing {
+        Denial::HeldByOther
+    } else {
+        Denial::NoTerm
+    }
+}
+
+/// The votes of one round of resignations.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Resignations {
+    roll: Roll,
+    resigned: Nodes,
+    missing: Nodes,
+    not_known: Nodes,
+    unmarked: bool,
+    held: Nodes,
+    stale: Nodes,
+}
+
+impl Resignations {
+    pub(super) fn new(electorate: Electorate) -> Self {
+        Self {
+            roll: Roll::new(electorate),
+            resigned: Nodes::NONE,
+            missing: Nodes::NONE,
+            not_known: Nodes::NONE,
+            unmarked: false,
+            held: Nodes::NONE,
+            stale: Nodes::NONE,
+        }
+    }
+
+    /// As [`Extensions::is_unmarked`].
+    pub(super) fn is_unmarked(&self) -> bool {
+        self.unmarked
+    }
+
+    pub(super) fn add(&mut self, node: usize, reply: Result<ResignReply, NodeError>) {
+        self.unmarked |= reply == Ok(ResignReply::Unmarked);
+        match self.roll.note(node, reply) {
+            None => {}
+            Some(ResignReply::Resigned) => self.resigned.add(node),
+            Some(ResignReply::Missing) => self.missing.add(node),
+            Some(ResignReply::NotKnown | ResignReply::Unmarked) => self.not_known.add(node),
+            Some(ResignReply::Held) => self.held.add(node),
+            Some(ResignReply::Stale) => self.stale.add(node),
+        }
+    }
+
+    pub(super) fn outstanding(&self) -> Nodes {
+        self.roll.outstanding
+    }
+
+    /// Resigned means: a node had the lease, and a quorum now has none.
+    pub(super) fn verdict(&self) -> Verdict<Done> {
+        let electorate = self.roll.electorate;
+        let gone = self.resigned.and(self.missing).and(self.not_known);
+        if !self.resigned.is_empty() && electorate.all(gone) {
+            return Verdict::Decided(Done::Yes);
+        }
+        if !self.roll.outstanding.is_empty() {
+            return Verdict::Open;
+        }
+        let may_have = self.resigned.and(self.roll.errors).and(self.not_known);
+        if !electorate.any(may_have) {
+            return Verdict::Decided(Done::No(denial(self.stale, self.held, self.missing)));
+        }
+        Verdict::Hopeless
+    }
+}
+
+/// The replies of one round of reads.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Reads {
+    roll: Roll,
+    not_known: Nodes,
+    unmarked: bool,
+    leases: Vec<(usize, Lease)>,
+}
+
+impl Reads {
+    pub(super) fn new(electorate: Electorate) -> Self {
+        Self {
+            roll: Roll::new(electorate),
+            not_known: Nodes::NONE,
+            unmarked: false,
+            leases: Vec::new(),
+        }
+    }
+
+    /// As [`Extensions::is_unmarked`].
+    pub(super) fn is_unmarked(&self) -> bool {
+        self.unmarked
+    }
+
+    pub(super) fn add(&mut self, node: usize, reply: Result<Reading, NodeError>) {
+        self.unmarked |= reply == Ok(Reading::Unmarked);
+        match self.roll.note(node, reply) {
+            None | Some(Reading::Vacant) => {}
+            Some(Reading::NotKnown | Reading::Unmarked) => self.not_known.add(node),
+            Some(Reading::Held(lease)) => self.leases.push((node, lease)),
+        }
+    }
+
+    /// Whether a majority would have answered, if so many nodes had not forgotten.
+    pub(super) fn is_forgotten(&self) -> bool {
+        !self.not_known.is_empty() && !self.roll.unreachable()
+    }
+
+    pub(super) fn verdict(&self) -> Verdict<Option<Lease>> {
+        let electorate = self.roll.electorate;
+        if let Some(lease) = agreed(&self.leases, electorate) {
+            return Verdict::Decided(Some(lease));
+        }
+        let unknown = self.roll.unknown().and(self.not_known);
+        let possible = |unknown: Nodes| {
+            let leaders = self.leases.iter().map(|(_, lease)| &lease.leader);
+            let mut votes = leaders.map(|leader| votes(&self.leases, leader).and(unknown));
+            votes.any(|votes| electorate.any(votes)) || electorate.any(unknown)
+        };
+        if !possible(unknown) {
+            return Verdict::Decided(None);
+        }
+        match self.roll.outstanding.is_empty() {
+            true => Verdict::Hopeless,
+            false => Verdict::Open,
+        }
+    }
+}
+
+pub(super) fn votes(leases: &[(usize, Lease)], leader: &Candidate) -> Nodes {
+    let of_leader = leases.iter().filter(|(_, lease)| lease.leader == *leader);
+    of_leader.map(|(node, _)| *node).collect()
+}
+
+/// The lease that a quorum holds: it lasts as long as a quorum of them does.
+pub(super) fn agreed(leases: &[(usize, Lease)], electorate: Electorate) -> Option<Lease> {
+    let leader = leases
+        .iter()
+        .map(|(_, lease)| &lease.leader)
+        .find(|leader| electorate.any(votes(leases, leader)))?;
+    let mut of_leader: Vec<_> = leases
+        .iter()
+        .filter(|(_, lease)| lease.leader == *leader)
+        .collect();
+    of_leader.sort_unstable_by_key(|(_, lease)| std::cmp::Reverse(lease.remaining));
+    let mut longest = Nodes::NONE;
+    let remaining = of_leader.iter().find_map(|(node, lease)| {
+        longest.add(*node);
+        electorate.any(longest).then_some(lease.remaining)
+    })?;
+    let (_, newest) = of_leader.into_iter().max_by_key(|(_, lease)| lease.token)?;
+    Some(Lease {
+        remaining,
+        ..newest.clone()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::election::types::Value;
+
+    fn of(nodes: usize) -> Electorate {
+        Electorate::of(Nodes::first(nodes))
+    }
+
+    fn token(n: u64) -> Token {
+        Token::new(n).expect("in range")
+    }
+
+    fn lease(leader: &str, n: u64, remaining: u64) -> Lease {
+        Lease {
+            leader: Candidate::new("leader", leader).expect("valid"),
+            token: token(n),
+            value: Value::default(),
+            elected_at: 0,
+            remaining: Duration::from_millis(remaining),
+        }
+    }
+
+    fn error<T>() -> Result<T, NodeError> {
+        Err(NodeError::unknown("down"))
+    }
+
+    fn grants(nodes: usize, replies: &[Result<GrantReply, NodeError>]) -> Grants {
+        let mut tally = Grants::new(of(nodes));
+        for (node, reply) in replies.iter().enumerate() {
+            tally.add(node, reply.clone());
+        }
+        tally
+    }
+
+    #[test]
+    fn a_grant_is_won_or_lost_by_a_quorum_alone() {
+        use GrantReply::{Granted as Yes, Held};
+        let (mine, a, b) = (token(9), lease("a", 5, 10), lease("b", 6, 10));
+        let one = grants(3, &[Ok(Yes(mine))]);
+        assert_eq!(one.verdict(), Verdict::Open);
+        let won = grants(3, &[Ok(Yes(mine)), error(), Ok(Yes(mine))]);
+        assert_eq!(won.verdict(), Verdict::Decided(Granted::Won(mine)));
+        let lost = grants(3, &[Ok(Held(a.clone())), Ok(Held(a.clone()))]);
+        assert_eq!(lost.verdict(), Verdict::Decided(Granted::Lost(a.clone())));
+        let splitting = grants(3, &[Ok(Yes(mine)), Ok(Held(a.clone()))]);
+        assert_eq!(splitting.verdict(), Verdict::Open);
+        assert!(splitting.is_split() && !one.is_split() && !won.is_split());
+        let split = grants(3, &[Ok(Yes(mine)), Ok(Held(a.clone())), Ok(Held(b))]);
+        assert_eq!(split.verdict(), Verdict::Hopeless);
+        assert_eq!(split.failure(), Failure::Split);
+        let unknown = grants(3, &[Ok(Yes(mine)), Ok(Held(a)), error()]);
+        assert_eq!(unknown.verdict(), Verdict::Hopeless);
+        let tokens_differ = grants(3, &[Ok(Yes(mine)), Ok(Yes(token(8))), error()]);
+        assert_eq!(tokens_differ.verdict(), Verdict::Hopeless);
+    }
+
+    #[test]
+    fn a_failed_grant_says_what_to_do_next() {
+        use GrantReply::{Granted as Yes, Guarded, Stale, Unmarked};
+        let secs = Duration::from_secs;
+        let failure = |replies: &[_]| grants(3, replies).failure();
+        assert_eq!(
+            failure(&[Ok(Unmarked), Ok(Unmarked), error()]),
+            Failure::Unmarked
+        );
+        assert_eq!(
+            failure(&[Ok(Yes(token(2))), Ok(Stale(token(3))), error()]),
+            Failure::Stale(token(3))
+        );
+        assert_eq!(
+            failure(&[Ok(Yes(token(2))), error(), error()]),
+            Failure::Unreachable
+        );
+        assert_eq!(
+            failure(&[
+                Ok(Yes(token(2))),
+                Ok(Guarded(secs(9))),
+                Ok(Guarded(secs(4)))
+            ]),
+            Failure::Guarded(secs(4))
+        );
+        assert_eq!(
+            failure(&[error(), Ok(Guarded(secs(9))), Ok(Guarded(secs(4)))]),
+            Failure::Guarded(secs(9))
+        );
+    }
+
+    #[test]
+    fn full_nodes_are_the_reason_only_where_no_majority_is_left_without_them() {
+        use GrantReply::{Granted as Yes, Guarded, Held};
+        let full = || Err(NodeError::Full("no memory".to_owned()));
+        let mine = token(9);
+        let granted = || Ok(Yes(mine));
+        let won = grants(3, &[full(), granted(), granted()]);
+        assert_eq!(won.verdict(), Verdict::Decided(Granted::Won(mine)));
+        let a = lease("a", 5, 10);
+        let lost = grants(3, &[full(), Ok(Held(a.clone())), Ok(Held(a.clone()))]);
+        assert_eq!(lost.verdict(), Verdict::Decided(Granted::Lost(a.clone())));
+
+        let guard = Duration::from_secs(9);
+        for (replies, failure) in [
+            (vec![full()], Failure::Full),
+            (vec![full(), full()], Failure::Full),
+            (vec![full(), granted(), error()], Failure::Full),
+            (vec![full(), error(), error()], Failure::Unreachable),
+            (vec![full(), granted(), Ok(Held(a))], Failure::Split),
+            // The wait ends by itself.
+            (
+                vec![full(), granted(), Ok(Guarded(guard))],
+                Failure::Guarded(guard),
+            ),
+            (vec![full(), full(), Ok(Guarded(guard))], Failure::Full),
+        ] {
+            let nodes = replies.len().max(2) * 2 - 1;
+            let nodes = if replies.len() == 1 { 1 } else { nodes.min(3) };
+            let tally = grants(nodes, &replies);
+            assert_eq!(tally.verdict(), Verdict::Hopeless, "{replies:?}");
+            assert_eq!(tally.failure(), failure, "{replies:?}");
+        }
+    }
+
+    #[test]
+    fn an_extension_is_refused_only_when_no_quorum_can_hold_the_lease() {
+        use ExtendReply::{Behind, Held, Missing, Renewed, Stale};
+        let verdict = |nodes, replies: &[Result<ExtendReply, NodeError>]| {
+            let mut tally = Extensions::new(of(nodes));
+            for (node, reply) in replies.iter().enumerate() {
+                tally.add(node, reply.clone());
+            }
+            tally.verdict()
+        };
+        let yes = || Ok(Renewed(token(1)));
+        let no = |denial| Verdict::Decided(Done::No(denial));
+        assert_eq!(verdict(1, &[Ok(Behind)]), no(Denial::StaleToken));
+        assert_eq!(verdict(1, &[Ok(Stale)]), no(Denial::StaleToken));
+        assert_eq!(verdict(1, &[error()]), Verdict::Hopeless);
+        assert_eq!(
+            verdict(3, &[yes(), error(), yes()]),
+            Verdict::Decided(Done::Yes)
+        );
+        assert_eq!(verdict(3, &[yes(), Ok(Missing)]), Verdict::Open);
+        assert_eq!(
+            verdict(3, &[yes(), Ok(Missing), error()]),
+            Verdict::Hopeless
+        );
+        assert_eq!(verdict(3, &[Ok(Held), Ok(Held)]), no(Denial::HeldByOther));
+        assert_eq!(verdict(3, &[Ok(Missing), Ok(Missing)]), no(Denial::NoTerm));
+        assert_eq!(
+            verdict(3, &[yes(), Ok(Behind), error()]),
+            Verdict::Decided(Done::AfterRaising)
+        );
+        assert_eq!(
+            verdict(3, &[Ok(Behind), Ok(Behind), error()]),
+            no(Denial::StaleToken)
+        );
+    }
+
+    #[test]
+    fn a_resignation_needs_one_that_had_it_and_a_quorum_without() {
+        use ResignReply::{Held, Missing, Resigned};
+        let verdict = |replies: &[Result<ResignReply, NodeError>]| {
+            let mut tally = Resignations::new(of(3));
+            for (node, reply) in replies.iter().enumerate() {
+                tally.add(node, reply.clone());
+            }
+            tally.verdict()
+        };
+        assert_eq!(
+            verdict(&[Ok(Resigned), Ok(Missing)]),
+            Verdict::Decided(Done::Yes)
+        );
+        assert_eq!(verdict(&[Ok(Missing), Ok(Missing)]), Verdict::Open);
+        assert_eq!(
+            verdict(&[Ok(Missing), Ok(Missing), error()]),
+            Verdict::Decided(Done::No(Denial::NoTerm))
+        );
+        assert_eq!(
+            verdict(&[Ok(Held), Ok(Held), Ok(Resigned)]),
+            Verdict::Decided(Done::No(Denial::HeldByOther))
+        );
+        assert_eq!(
+            verdict(&[Ok(Resigned), error(), error()]),
+            Verdict::Hopeless
+        );
+    }
+
+    #[test]
+    fn a_read_answers_when_a_quorum_agrees_or_no_leader_can_have_one() {
+        let verdict = |replies: &[Result<Reading, NodeError>]| {
+            let mut tally = Reads::new(of(3));
+            for (node, reply) in replies.iter().enumerate() {
+                tally.add(node, reply.clone());
+            }
+            tally.verdict()
+        };
+        let (old, new) = (lease("a", 5, 10), lease("a", 6, 30));
+        assert_eq!(
+            verdict(&[Ok(Reading::Held(old.clone())), Ok(Reading::Held(new))]),
+            Verdict::Decided(Some(lease("a", 6, 10)))
+        );
+        assert_eq!(
+            verdict(&[Ok(Reading::Vacant), Ok(Reading::Vacant)]),
+            Verdict::Decided(None)
+        );
+        assert_eq!(
+            verdict(&[Ok(Reading::Vacant), Ok(Reading::Held(old.clone()))]),
+            Verdict::Open
+        );
+        assert_eq!(
+            verdict(&[Ok(Reading::Vacant), Ok(Reading::Held(old.clone())), error()]),
+            Verdict::Hopeless
+        );
+        assert_eq!(
+            verdict(&[
+                Ok(Reading::Held(lease("b", 7, 5))),
+                Ok(Reading::Held(old)),
+                Ok(Reading::Held(lease("c", 8, 5)))
+            ]),
+            Verdict::Decided(None)
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! The agent's own algorithm, in every order of events: three nodes, two agents, two candidates that want one election,
+//! and a third one that asks when all others have stopped.
+//!
+//! A newcomer reads [`world`] (what a check chooses), [`state`] (what the checker remembers), then [`election`] (what
+//! may happen, and what must hold). The checks below say what each covers; `cargo test -p election-core --features
+//! weaken --test model -- --nocapture` prints in how many states, and each counterexample. `make test-model` checks
+//! more, and takes minutes.
+//!
+//! # What is the agent's own code
+//! - A node is [`Memory`](election_core::lease::memory::Memory), the in-process node's.
+//! - Campaigns, handovers, extensions with their repairs, and resignations are the state machines of
+//!   [`policy`](election_core::lease::policy) that the quorum drives.
+//! - Each rule of [`rules`](election_core::lease::rules) that is within reach is taken away, to see that the checker then
+//!   finds what the rule prevents.
+//!
+//! # What is modelled
+//! - Time in whole ticks. A leader counts its time from before it asked, a node from when it was asked.
+//! - A network that is a set of requests: each is executed at any time, in any order, or never. A reply is heard as soon
+//!   as the request is executed, or lost: hearing it later only makes a leader know later what lets it lead no longer.
+//! - Faults: a reply that is lost, a request that is executed twice or when its sender has stopped waiting, a caller that
+//!   goes away before its vote is decided.
+//! - Restarts that wipe a node's memory or set it back to what it was when it was saved.
+//! - Probes, and the records that they write, of all nodes at one instant: the simulation has them one by one.
+//! - Agents with other terms and vote lifetimes, that start late, or that have other lists of nodes.
+//!
+//! # What is not
+//! Clocks that drift; floors that lapse; first starts; leases that count for their full term after a restart (a database
+//! file); campaigns of more than a few votes. The simulation has those.
+//!
+//! # What is checked
+//! Every state that the budget of a check allows, breadth first, so that a counterexample is a shortest one.
+
+#![expect(
+    clippy::expect_used,
+    reason = "a check that does not find what it should find says so"
+)]
+
+mod election;
+mod state;
+mod world;
+
+use std::{collections::BTreeSet, time::Instant};
+
+use election_core::lease::{
+    policy::{Electorate, Nodes},
+    rules::Rule,
+};
+use stateright::{Checker, Expectation, HasDiscoveries, Model};
+
+use election::{CLEAN, EXCLUSION, Election, RISING};
+use world::{Budget, Plan, World, campaigns, world};
+
+/// How many states a counterexample is looked for in.
+const SEARCH: usize = 10_000_000;
+
+fn election(world: World, budget: Budget) -> Election {
+    Election {
+        world,
+        budget,
+        remains: false,
+        without: None,
+    }
+}
+
+/// As [`election`], and what remains is looked at.
+fn remains(world: World, budget: Budget) -> Election {
+    Election {
+        remains: true,
+        ..election(world, budget)
+    }
+}
+
+/// Tries every state.
+fn check(election: &Election) {
+    let begun = Instant::now();
+    let checker = election.clone().checker().threads(1).spawn_bfs().join();
+    for property in election.properties() {
+        let found = checker.discovery(property.name);
+        match (property.expectation, found) {
+            (Expectation::Sometimes, found) => {
+                assert!(found.is_some(), "never seen: {}", property.name);
+            }
+            (_, Some(path)) => {
+                let steps = path.into_actions();
+                panic!("not so: {}, after {steps:#?}", property.name);
+            }
+            (_, None) => {}
+        }
+    }
+    assert!(checker.is_done(), "not every state was tried");
+    println!(
+        "{} states, {} steps, depth {}, {:.1?}: {:?}",
+        checker.unique_state_count(),
+        checker.state_count(),
+        checker.max_depth(),
+        begun.elapsed(),
+        election.budget,
+    );
+}
+
+/// Expects that a property does not hold without a rule, and prints how.
+fn find(property: &'static str, rule: Rule, election: Election) {
+    let begun = Instant::now();
+    let election = Election {
+        without: Some(rule),
+        ..election
+    };
+    let checker = election.checker().threads(1).target_state_count(SEARCH);
+    let found = HasDiscoveries::AnyOf(BTreeSet::from([property]));
+    let checker = checker.finish_when(found).spawn_bfs().join();
+    println!(
+        "{rule:?}: {} states, {:.1?}",
+        checker.unique_state_count(),
+        begun.elapsed(),
+    );
+    let path = checker.discovery(property).expect("a counterexample");
+    for action in path.into_actions() {
+        println!("  {action:?}");
+    }
+}
+
+/// An agent whose terms and votes are longer, beside one of the usual kind.
+fn unequal(late: bool) -> Vec<Plan> {
+    let longer = Plan {
+        longest: 3,
+        vote: 2,
+        late,
+        ..Plan::of(3)
+    };
+    vec![Plan::of(3), longer]
+}
+
+/// As agents are while they pass from a list of nodes to another: one has both lists, one the new list alone.
+fn passing() -> World {
+    let nodes = |numbers: &[usize]| numbers.iter().copied().collect::<Nodes>();
+    let (old, new) = (nodes(&[0, 1, 2]), nodes(&[1, 2, 3]));
+    let both = Plan {
+        electorate: Electorate::joint(old, new),
+        ..Plan::of(3)
+    };
+    let last = Plan {
+        electorate: Electorate::of(new),
+        ..Plan::of(3)
+    };
+    World {
+        nodes: 4,
+        ..world().agents(vec![both, last])
+    }
+}
+
+fn request_ids() -> World {
+    World {
+        request_ids: true,
+        ..world()
+    }
+}
+
+fn no_clocks() -> World {
+    World {
+        clocks: false,
+        ..world()
+    }
+}
+
+/// Two campaigns that meet each other in every way, and hold a second vote if the first is split.
+#[test]
+fn of_candidates_that_campaign_at_once_one_leads_and_tokens_rise() {
+    check(&election(world().votes(1).ticks(2), campaigns(2)));
+    check(&election(no_clocks().votes(1).ticks(2), campaigns(2)));
+}
+
+/// A reply is lost, a request comes twice or late, a caller goes away.
+#[test]
+fn nothing_that_the_network_or_the_callers_do_makes_two_leaders() {
+    check(&election(world().votes(1).ticks(2), campaigns(1).faults(2)));
+    check(&election(
+        request_ids().votes(1).ticks(1),
+        campaigns(1).faults(2),
+    ));
+}
+
+/// A node restarts with nothing, or with what it had at the beginning.
+#[test]
+fn nodes_that_forget_or_are_set_back_make_no_second_leader() {
+    check(&election(
+        world().led().votes(1).ticks(3),
+        campaigns(1).restarts(1),
+    ));
+}
+
+/// Leaders that extend, and whose lease is repaired, while others campaign.
+#[test]
+fn extensions_and_repairs_make_no_second_leader() {
+    check(&election(
+        world().led().votes(1).ticks(3),
+        campaigns(1).extensions(1),
+    ));
+    let budget = Budget::default().extensions(1).restarts(1).looks(1);
+    check(&election(world().led().votes(1).ticks(2), budget));
+}
+
+/// Leaders that resign or hand over.
+#[test]
+fn resignations_and_handovers_make_no_second_leader() {
+    check(&election(
+        world().led().votes(1).ticks(1),
+        campaigns(1).resignations(1),
+    ));
+    check(&election(
+        world().led().votes(1).ticks(1),
+        campaigns(1).handovers(1),
+    ));
+}
+
+/// Agents with other terms and vote lifetimes; one starts when the other has been there for a while.
+#[test]
+fn agents_that_differ_make_no_second_leader() {
+    let unequal = |late| World {
+        terms: [2, 3],
+        ..world().agents(unequal(late)).votes(1).ticks(3)
+    };
+    check(&election(unequal(false), campaigns(1).restarts(1)));
+    check(&election(unequal(true), campaigns(1).restarts(1).looks(1)));
+}
+
+/// Agents pass from one list of nodes to another.
+#[test]
+fn agents_with_both_lists_and_with_the_new_one_make_no_second_leader() {
+    check(&election(passing().votes(1).ticks(2), campaigns(2)));
+}
+
+/// From every state that faults and restarts lead to.
+#[test]
+fn nothing_is_left_behind_and_a_vacant_election_can_be_won() {
+    check(&remains(world().votes(1).ticks(1), campaigns(1).faults(1)));
+    check(&remains(
+        world().votes(1).ticks(2),
+        campaigns(1).restarts(1),
+    ));
+}
+
+/// What holds in small worlds holds in larger ones.
+#[cfg(feature = "deep-model")]
+#[test]
+fn what_holds_holds_in_larger_worlds() {
+    for late in [false, true] {
+        let unequal = World {
+            terms: [2, 3],
+            ..world().agents(unequal(late)).votes(1).ticks(4)
+        };
+        check(&election(unequal, campaigns(2).looks(u8::from(late))));
+    }
+    check(&election(world().votes(1), campaigns(3)));
+    check(&election(world(), campaigns(2).faults(1)));
+    check(&election(request_ids(), campaigns(2).faults(1)));
+    check(&election(world().votes(1), campaigns(2).restarts(1)));
+    check(&election(
+        world().led().votes(1),
+        campaigns(1).extensions(2).restarts(1),
+    ));
+    check(&election(
+        world().led().votes(1),
+        campaigns(2).resignations(1),
+    ));
+    check(&election(
+        world().led().votes(1),
+        campaigns(1).handovers(1).extensions(1),
+    ));
+    check(&election(passing(), campaigns(2)));
+    check(&remains(world().votes(1).ticks(3), campaigns(2).faults(1)));
+}
+
+#[test]
+fn rules_whose_absence_a_small_world_shows() {
+    find(
+        RISING,
+        Rule::HighWaterMark,
+        election(no_clocks().votes(1).ticks(2), campaigns(2).resignations(1)),
+    );
+    find(
+        EXCLUSION,
+        Rule::HandoversToken,
+        election(world().led().votes(1).ticks(0), campaigns(1).handovers(1)),
+    );
+    find(
+        CLEAN,
+        Rule::Withdrawals,
+        remains(world().votes(1).ticks(1), campaigns(1).faults(1)),
+    );
+    find(
+        CLEAN,
+        Rule::WithdrawnByName,
+        remains(world().votes(1).ticks(1), campaigns(1).faults(2)),
+    );
+    find(
+        EXCLUSION,
+        Rule::RestoresWhatWasBefore,
+        election(world().led().votes(1).ticks(1), campaigns(2).faults(1)),
+    );
+    find(
+        EXCLUSION,
+        Rule::JointMajorities,
+        election(passing().votes(1).ticks(0), campaigns(2)),
+    );
+}
+
+/// These need more steps. Those of repairs need more than fit into memory: the simulation has a scenario for each.
+#[cfg(feature = "deep-model")]
+#[test]
+fn rules_whose_absence_a_larger_world_shows() {
+    let led = || world().led().votes(1);
+    find(
+        EXCLUSION,
+        Rule::ResignationsToken,
+        election(led().ticks(0), campaigns(2).resignations(1)),
+    );
+    find(
+        EXCLUSION,
+        Rule::OwnLeaseGuarded,
+        election(led().ticks(0), campaigns(2).resignations(1).restarts(1)),
+    );
+}

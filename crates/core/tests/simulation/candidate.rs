@@ -1,0 +1,331 @@
+//! A program that wants to lead, and does what the README tells it to; now and then it dies, changes its
+//! mind, or stops waiting for an answer.
+
+use std::{sync::Arc, time::Duration};
+
+use election_core::{
+    election::{
+        Campaign, Denial, Error, Handover, Outcome, Retry,
+        types::{Candidate as Name, RequestId, Term, Token, Value},
+    },
+    lease::{Extend, Resign},
+};
+use fastrand::Rng;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{
+    agent::Agent,
+    election,
+    faults::{LONGEST_PAUSE, SLOWEST},
+    record::Record,
+};
+
+/// How long a request may take.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// After how long somebody who is not elected never will be.
+const NEVER: Duration = Duration::from_secs(300);
+
+/// Agents, each with its own view of the nodes.
+pub(crate) type Agents = Arc<Vec<Agent>>;
+
+pub(crate) struct Candidate {
+    name: String,
+    agents: Agents,
+    rng: Rng,
+    record: Record,
+    /// Whether it has asked to resign or hand over since it was last elected: what it holds by its name is
+    /// given up, and must not be extended.
+    gave_up: bool,
+}
+
+/// A leadership as its leader knows it.
+struct Leading {
+    token: Option<Token>,
+    until: Instant,
+}
+
+impl Candidate {
+    pub(crate) fn new(name: &str, agents: Agents, rng: Rng, record: Record) -> Self {
+        Self {
+            name: name.to_owned(),
+            agents,
+            rng,
+            record,
+            gave_up: false,
+        }
+    }
+
+    /// Tries until elected, and gives it up.
+    pub(crate) async fn be_elected_once_and_resign(mut self) {
+        let began = Instant::now();
+        loop {
+            if let Some(leading) = self.campaign(None).await {
+                return self.resign(&leading).await;
+            }
+            sleep(Duration::from_millis(20)).await;
+            assert!(
+                began.elapsed() < NEVER,
+                "{} is never elected:\n{}",
+                self.name,
+                self.record.history()
+            );
+        }
+    }
+
+    /// Asks again and again until the time is over, with pauses up to so many ms.
+    pub(crate) async fn challenge(mut self, pause_ms: u64, until: Instant) {
+        while Instant::now() < until {
+            self.campaign(None).await;
+            self.pause(pause_ms).await;
+        }
+    }
+
+    /// Campaigns and leads until the time is over.
+    pub(crate) async fn contend(mut self, until: Instant) {
+        let mut tries = 0;
+        while Instant::now() < until {
+            self.pause(400).await;
+            tries += 1;
+            let id = self.rng.bool().then(|| format!("{} {tries}", self.name));
+            let mut leading = self.campaign(id.as_deref()).await;
+            if leading.is_none() && self.rng.u32(..4) == 0 {
+                leading = match id {
+                    // A retry, perhaps through another agent.
+                    Some(id) => self.campaign(Some(&id)).await,
+                    // Perhaps it was granted after all: the name alone is enough to ask.
+                    None if !self.gave_up => self.extend(None).await,
+                    None => None,
+                };
+            }
+            if let Some(leading) = leading {
+                self.lead(leading).await;
+            }
+        }
+    }
+
+    async fn lead(&mut self, mut leading: Leading) {
+        loop {
+            let left = leading.until.saturating_duration_since(Instant::now());
+            sleep(left.mul_f64(self.rng.f64() * 0.9)).await;
+            if Instant::now() >= leading.until {
+                return self.record.ended(&self.name, "lapses");
+            }
+            match self.rng.u32(..20) {
+                0..12 => {
+                    let token = leading.token.filter(|_| self.rng.u32(..10) > 0);
+                    match self.extend_term(token).await {
+                        Some(Ok(until)) => leading.until = leading.until.max(until),
+                        Some(Err(())) => {
+                            return self.record.ended(&self.name, "is told it does not lead");
+                        }
+                        None => {}
+                    }
+                }
+                12..14 => {
+                    if let Some(again) = self.campaign(None).await {
+                        leading = Leading {
+                            token: again.token,
+                            until: leading.until.max(again.until),
+                        };
+                    }
+                }
+                14..17 => return self.resign(&leading).await,
+                17 => return self.hand_over(&leading).await,
+                18 => {
+                    // Paused, or busy: it looks at the time before it acts again.
+                    self.pause(6_000).await;
+                }
+                _ => {
+                    // Dead: nobody acts, but the promise of its time stands until it is over.
+                    sleep(leading.until.saturating_duration_since(Instant::now())).await;
+                    return self
+                        .record
+                        .ended(&self.name, "is dead, and its time is over");
+                }
+            }
+        }
+    }
+
+    async fn campaign(&mut self, request_id: Option<&str>) -> Option<Leading> {
+        let asked = Instant::now();
+        let agent = self.agent();
+        let term = self.term(&agent);
+        let request = Campaign {
+            election: election(),
+            candidate: self.as_candidate(),
+            term,
+            value: Value::default(),
+            request_id: RequestId::new(request_id.unwrap_or_default()).expect("valid"),
+        };
+        let answer = agent.elections.campaign(request, asked + DEADLINE);
+        let answer = self.or_gives_up(answer).await;
+        // Copies of the grant arrive until the vote is over; a dead agent withdraws nothing.
+        let lasts = Instant::now() + agent.vote + slowly(term);
+        if agent.is_dead() || matches!(answer, Some(Ok(Outcome::Elected { .. }))) {
+            self.record.may_lead(&self.name, lasts);
+        }
+        agent.asked(&self.name, lasts);
+        match answer {
+            Some(Ok(Outcome::Elected { token, valid_for })) => {
+                let until = asked + valid_for;
+                if until <= Instant::now() {
+                    // The answer came too late to be of use.
+                    self.record.unknown(&self.name, "campaign, late");
+                    return None;
+                }
+                self.gave_up = false;
+                self.record.elected(&self.name, Some(token), asked, until);
+                Some(Leading {
+                    token: Some(token),
+                    until,
+                })
+            }
+            Some(Ok(Outcome::Used)) => {
+                self.record.refused(&self.name, "its request is over");
+                None
+            }
+            Some(Ok(Outcome::NotElected(lease))) => {
+                self.record
+                    .refused(&self.name, &format!("{} leads", lease.leader));
+                None
+            }
+            Some(Err(_)) | None => {
+                self.record.unknown(&self.name, "campaign");
+                None
+            }
+        }
+    }
+
+    /// Extends, and takes success for being the leader.
+    async fn extend(&mut self, token: Option<Token>) -> Option<Leading> {
+        let until = self.extend_term(token).await?.ok()?;
+        (until > Instant::now()).then_some(Leading { token, until })
+    }
+
+    /// Until when the extension lasts; `Err` when the candidate does not lead, `None` when that is not
+    /// known.
+    async fn extend_term(&mut self, token: Option<Token>) -> Option<Result<Instant, ()>> {
+        let asked = Instant::now();
+        let agent = self.agent();
+        let term = self.term(&agent);
+        // It may get to a server late, and whether or not there is an answer.
+        let latest = asked + DEADLINE + LONGEST_PAUSE + SLOWEST;
+        self.record.may_lead(&self.name, latest + slowly(term));
+        let request = Extend {
+            election: election(),
+            leader: self.as_candidate(),
+            token,
+            term,
+        };
+        let retry = Retry::new(self.rng.i64(0..3), 50).expect("in range");
+        let answer = agent.elections.extend(request, retry, asked + DEADLINE);
+        match self.or_gives_up(answer).await {
+            Some(Ok(Ok(()))) => {
+                let until = asked + term.duration() - term.drift();
+                if until > Instant::now() {
+                    self.record.extended(&self.name, until);
+                }
+                Some(Ok(until))
+            }
+            Some(Ok(Err(denial))) => {
+                self.record.refused(&self.name, denied(denial));
+                Some(Err(()))
+            }
+            Some(Err(_)) | None => {
+                self.record.unknown(&self.name, "extension");
+                None
+            }
+        }
+    }
+
+    async fn resign(&mut self, leading: &Leading) {
+        // Whoever resigns has stopped before.
+        self.gave_up = true;
+        self.record.ended(&self.name, "resigns");
+        let request = Resign {
+            election: election(),
+            leader: self.as_candidate(),
+            token: leading.token,
+        };
+        let agent = self.agent();
+        let answer = agent.elections.resign(request, Instant::now() + DEADLINE);
+        match self.or_gives_up(answer).await {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => self.record.unknown(&self.name, "resignation"),
+        }
+    }
+
+    async fn hand_over(&mut self, leading: &Leading) {
+        self.gave_up = true;
+        self.record.ended(&self.name, "hands over");
+        let to = format!("c{}", self.rng.usize(..5));
+        let agent = self.agent();
+        let term = self.term(&agent);
+        let request = Handover {
+            election: election(),
+            leader: Name::new("leader", &to).expect("valid"),
+            term,
+            current_leader: Some(self.as_candidate()),
+            token: leading.token,
+        };
+        let answer = agent
+            .elections
+            .handover(request, false, Instant::now() + DEADLINE);
+        let answer = self.or_gives_up(answer).await;
+        let lasts = Instant::now() + agent.vote + slowly(term);
+        if agent.is_dead() || matches!(answer, Some(Ok(Ok(())))) {
+            self.record.may_lead(&to, lasts);
+        }
+        agent.asked(&to, lasts);
+        match answer {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => self.record.unknown(&self.name, "handover"),
+        }
+    }
+
+    /// The answer, unless the candidate stops waiting for it.
+    async fn or_gives_up<T>(
+        &mut self,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Option<Result<T, Error>> {
+        if self.rng.u32(..20) > 0 {
+            return Some(answer.await);
+        }
+        let patience = Duration::from_micros(self.rng.u64(..20_000));
+        timeout(patience, answer).await.ok()
+    }
+
+    /// One that has started; it may be dead, which nobody knows.
+    fn agent(&mut self) -> Agent {
+        let started: Vec<_> = self.agents.iter().filter(|agent| agent.serves()).collect();
+        let agent = self.rng.usize(..started.len());
+        started[agent].clone()
+    }
+
+    fn term(&mut self, agent: &Agent) -> Term {
+        let longest = agent.longest.as_millis() as i64;
+        Term::from_millis(self.rng.i64(1_050..=longest), agent.longest).expect("in range")
+    }
+
+    fn as_candidate(&self) -> Name {
+        Name::new("candidate", &self.name).expect("valid")
+    }
+
+    async fn pause(&mut self, most_ms: u64) {
+        sleep(Duration::from_millis(self.rng.u64(..most_ms))).await;
+    }
+}
+
+/// How long a server whose clock is slow takes a term for.
+fn slowly(term: Term) -> Duration {
+    term.duration().mul_f64(1.02)
+}
+
+fn denied(denial: Denial) -> &'static str {
+    match denial {
+        Denial::NoTerm => "its term is over",
+        Denial::HeldByOther => "another leads",
+        Denial::StaleToken => "its token is not current",
+    }
+}

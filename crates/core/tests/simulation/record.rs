@@ -1,0 +1,264 @@
+//! What happened in a run, and whether it kept the promises:
+//!
+//! - at most one candidate may act as leader at any instant, unless clocks jump forward during its term;
+//! - every grant's token is larger than that of every grant answered before, or, if clocks jump forward during its term,
+//!   before it was asked for;
+//! - nobody is said to lead who has been told of nothing that is still in force.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    ops::AddAssign,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use election_core::election::types::Token;
+use tokio::time::Instant;
+
+/// The record of one run. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Record {
+    inner: Arc<Mutex<Inner>>,
+}
+
+struct Inner {
+    started: Instant,
+    /// Whether clocks jump so that two may lead: then tokens alone tell them apart.
+    tokens_alone: bool,
+    /// Until when each candidate may act as leader.
+    leads: BTreeMap<String, Instant>,
+    /// Until when each candidate may be said to lead, as far as it has been told or has asked.
+    may_lead: BTreeMap<String, Instant>,
+    /// The tokens of grants, and when each was told.
+    tokens: Vec<(Instant, Token)>,
+    events: Vec<String>,
+    totals: Totals,
+}
+
+/// How much happened.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) grants: u64,
+    pub(crate) extensions: u64,
+    pub(crate) resignations: u64,
+    pub(crate) handovers: u64,
+    pub(crate) refusals: u64,
+    pub(crate) unknown: u64,
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self {
+            inner: Arc::new(Mutex::new(Inner {
+                started: Instant::now(),
+                tokens_alone: false,
+                leads: BTreeMap::new(),
+                may_lead: BTreeMap::new(),
+                tokens: Vec::new(),
+                events: Vec::new(),
+                totals: Totals::default(),
+            })),
+        }
+    }
+}
+
+impl Record {
+    /// Of a run in which two may lead.
+    pub(crate) fn of_tokens_alone() -> Self {
+        let record = Self::default();
+        record.lock().tokens_alone = true;
+        record
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("not poisoned")
+    }
+
+    /// The candidate, which asked then, has just been told that it leads until then, with this token if it knows it.
+    pub(crate) fn elected(&self, name: &str, token: Option<Token>, asked: Instant, until: Instant) {
+        let mut inner = self.lock();
+        inner.totals.grants += 1;
+        inner.event(&format!("{name} elected with {token:?}"));
+        inner.leads(name, until);
+        let Some(token) = token else {
+            return;
+        };
+        let before = match inner.tokens_alone {
+            true => asked,
+            false => Instant::now(),
+        };
+        let earlier = inner.tokens.iter();
+        let wrong = earlier.filter(|(told, theirs)| match *told <= before {
+            true => token <= *theirs,
+            false => token == *theirs,
+        });
+        let wrong: Vec<_> = wrong.map(|(_, theirs)| *theirs).collect();
+        assert!(
+            wrong.is_empty(),
+            "token {token} of {name} after {wrong:?}:\n{}",
+            inner.history()
+        );
+        inner.tokens.push((Instant::now(), token));
+    }
+
+    /// The leader has just been told that it leads until then.
+    pub(crate) fn extended(&self, name: &str, until: Instant) {
+        let mut inner = self.lock();
+        inner.totals.extensions += 1;
+        inner.event(&format!("{name} extended"));
+        inner.leads(name, until);
+    }
+
+    /// Something may be in force until then that lets the candidate lead.
+    pub(crate) fn may_lead(&self, name: &str, until: Instant) {
+        let mut inner = self.lock();
+        let known = inner.may_lead.entry(name.to_owned()).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    /// This one is said to lead, once nothing that was asked for is on its way any more.
+    pub(crate) fn said_to_lead(&self, name: &str) {
+        let mut inner = self.lock();
+        inner.event(&format!("{name} is said to lead"));
+        let until = inner.may_lead.get(name);
+        assert!(
+            until.is_some_and(|until| *until >= Instant::now()),
+            "{name} is said to lead, of which it was told nothing that is in force:\n{}",
+            inner.history()
+        );
+    }
+
+    /// Until when the candidate leads, if it does.
+    pub(crate) fn leads_until(&self, name: &str) -> Option<Instant> {
+        let until = self.lock().leads.get(name).copied();
+        until.filter(|until| *until > Instant::now())
+    }
+
+    /// The leader acts no more, from now on.
+    pub(crate) fn ended(&self, name: &str, why: &str) {
+        let mut inner = self.lock();
+        match why {
+            "resigns" => inner.totals.resignations += 1,
+            "hands over" => inner.totals.handovers += 1,
+            _ => {}
+        }
+        inner.event(&format!("{name} {why}"));
+        inner.leads.remove(name);
+    }
+
+    /// A request was answered without a change.
+    pub(crate) fn refused(&self, name: &str, what: &str) {
+        let mut inner = self.lock();
+        inner.totals.refusals += 1;
+        inner.event(&format!("{name} is refused: {what}"));
+    }
+
+    /// A request's outcome is not known.
+    pub(crate) fn unknown(&self, name: &str, what: &str) {
+        let mut inner = self.lock();
+        inner.totals.unknown += 1;
+        inner.event(&format!("{name} does not know: {what}"));
+    }
+
+    /// Something happens to a server or an agent.
+    pub(crate) fn note(&self, what: &str) {
+        self.lock().event(what);
+    }
+
+    /// The last things that happened.
+    pub(crate) fn history(&self) -> String {
+        self.lock().history()
+    }
+
+    pub(crate) fn events(&self) -> Vec<String> {
+        self.lock().events.clone()
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        self.lock().totals.clone()
+    }
+}
+
+impl Inner {
+    fn event(&mut self, what: &str) {
+        let at = self.started.elapsed();
+        self.events.push(format!("{at:?} {what}"));
+    }
+
+    fn leads(&mut self, name: &str, until: Instant) {
+        let now = Instant::now();
+        let others = self
+            .leads
+            .iter()
+            .find(|(other, until)| *other != name && **until > now)
+            .filter(|_| !self.tokens_alone);
+        if let Some((other, theirs)) = others {
+            let left = *theirs - now;
+            panic!(
+                "{name} leads, and {other} has {left:?} left:\n{}",
+                self.history()
+            );
+        }
+        // What it was told before stands.
+        let known = self.leads.entry(name.to_owned()).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    /// The last things that happened.
+    fn history(&self) -> String {
+        let (first, from) = (
+            self.events.len().min(8),
+            self.events.len().saturating_sub(40),
+        );
+        let (head, tail) = (&self.events[..first], &self.events[from.max(first)..]);
+        [head, tail].concat().join("\n")
+    }
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.grants.add_assign(other.grants);
+        self.extensions.add_assign(other.extensions);
+        self.resignations.add_assign(other.resignations);
+        self.handovers.add_assign(other.handovers);
+        self.refusals.add_assign(other.refusals);
+        self.unknown.add_assign(other.unknown);
+    }
+
+    /// Whether enough of everything happened for the checks to mean something.
+    pub(crate) fn is_plausible(&self) -> bool {
+        let Self {
+            grants,
+            extensions,
+            resignations,
+            handovers,
+            refusals,
+            unknown,
+        } = *self;
+        [
+            grants,
+            extensions,
+            resignations,
+            handovers,
+            refusals,
+            unknown,
+        ]
+        .iter()
+        .all(|count| *count > 100)
+    }
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} grants, {} extensions, {} resignations, {} handovers, {} refusals, {} unknown outcomes",
+            self.grants,
+            self.extensions,
+            self.resignations,
+            self.handovers,
+            self.refusals,
+            self.unknown
+        )
+    }
+}

@@ -1,0 +1,201 @@
+//! Scenarios that are written for one rule each: what nobody may do is done at the very moment at which the rule alone
+//! stands in its way. Each passes with all rules.
+
+pub(crate) mod grants;
+pub(crate) mod guards;
+pub(crate) mod lists;
+pub(crate) mod new_nodes;
+pub(crate) mod paused;
+pub(crate) mod repairs;
+pub(crate) mod requests;
+
+use std::time::Duration;
+
+use election_core::{
+    election::{
+        Campaign, Denial, Error, Outcome,
+        types::{Candidate as Name, RequestId, Term, Token, Value},
+    },
+    lease::{Extend, Resign},
+};
+use fastrand::Rng;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::{
+    agent::{Agent, Plan},
+    election,
+    faults::Faults,
+    handle::{Fate, To},
+    record::Record,
+    server::Server,
+};
+
+/// How long a request may take, unless a scenario says otherwise.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The longest term of agents that do not say otherwise.
+const LONGEST: Duration = Duration::from_secs(6);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What a scenario has. Cheap to clone.
+#[derive(Clone)]
+struct Scene {
+    servers: Vec<Server>,
+    record: Record,
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl Scene {
+    /// So many servers.
+    fn of(count: usize) -> Self {
+        Self::with_clocks(count, 0.0)
+    }
+
+    /// So many servers, whose clocks are that much too fast.
+    fn with_clocks(count: usize, fast: f64) -> Self {
+        let server = |n| {
+            let name = format!("node {n}");
+            let server = Server::new(&name, Some(LONGEST), fast, Rng::with_seed(7));
+            server.set_faults(Faults {
+                quick_us: 100,
+                ..Faults::NONE
+            });
+            server
+        };
+        Self {
+            servers: (0..count).map(server).collect(),
+            record: Record::default(),
+        }
+    }
+
+    /// An agent that has looked after the nodes.
+    async fn agent(&self, plan: &Plan) -> Agent {
+        let agent = plan.agent(&self.servers);
+        // It marks them, learns their incarnations, and knows what is registered in these.
+        for _ in 0..3 {
+            agent.quorum.status().await;
+        }
+        agent
+    }
+
+    /// An agent with this longest term and vote lifetime that has looked after the nodes.
+    async fn agent_of(&self, longest: Duration, vote: Duration) -> Agent {
+        self.agent(&Plan::new(longest, vote)).await
+    }
+
+    /// Asks; the token if it is elected.
+    async fn campaign(&self, agent: &Agent, name: &str, term: i64) -> Option<Token> {
+        match self.ask(agent, name, term, "", PATIENCE).await {
+            Ok(Outcome::Elected { token, .. }) => Some(token),
+            _ => None,
+        }
+    }
+
+    async fn ask(
+        &self,
+        agent: &Agent,
+        name: &str,
+        term: i64,
+        id: &str,
+        patience: Duration,
+    ) -> Result<Outcome, Error> {
+        let asked = Instant::now();
+        let request = Campaign {
+            election: election(),
+            candidate: candidate(name),
+            term: Term::from_millis(term, agent.longest).expect("in range"),
+            value: Value::default(),
+            request_id: RequestId::new(id).expect("valid"),
+        };
+        let answer = agent.elections.campaign(request, asked + patience).await;
+        if let Ok(Outcome::Elected { token, valid_for }) = &answer
+            && asked + *valid_for > Instant::now()
+        {
+            // A retry gets the token that it had.
+            let token = Some(*token).filter(|_| id.is_empty());
+            self.record.elected(name, token, asked, asked + *valid_for);
+        }
+        answer
+    }
+
+    /// Has somebody elected by all nodes but these.
+    async fn wins_without(&self, agent: &Agent, name: &str, term: i64, without: &[usize]) -> Token {
+        for node in without {
+            agent.handles[*node].plan(To::Grant, Fate::Lost);
+        }
+        let won = self.campaign(agent, name, term).await;
+        won.expect("there is nobody else")
+    }
+
+    /// Asks for this one as long as another leads.
+    async fn campaigns_while_leads(&self, agent: &Agent, name: &str, leader: &str) {
+        while self.record.leads_until(leader).is_some() {
+            self.campaign(agent, name, 1_050).await;
+            sleep(ms(5)).await;
+        }
+    }
+
+    async fn extend(
+        &self,
+        agent: &Agent,
+        name: &str,
+        token: Option<Token>,
+        term: i64,
+        patience: Duration,
+    ) -> Result<Result<(), Denial>, Error> {
+        let asked = Instant::now();
+        let term = Term::from_millis(term, agent.longest).expect("in range");
+        let request = Extend {
+            election: election(),
+            leader: candidate(name),
+            token,
+            term,
+        };
+        let answer = agent.quorum.extend(request, asked + patience).await;
+        let until = asked + term.duration() - term.drift();
+        if answer == Ok(Ok(())) && until > Instant::now() {
+            self.record.extended(name, until);
+        }
+        answer
+    }
+
+    async fn resign(&self, agent: &Agent, name: &str, token: Token) {
+        self.record.ended(name, "resigns");
+        let request = Resign {
+            election: election(),
+            leader: candidate(name),
+            token: Some(token),
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let resigned = agent.elections.resign(request, deadline).await;
+        assert_eq!(resigned, Ok(Ok(())), "{name} resigns");
+    }
+
+    /// Nobody is said to lead.
+    async fn nobody_is_said_to_lead(&self, agent: &Agent) {
+        let deadline = Instant::now() + PATIENCE;
+        let read = agent.quorum.read(&election(), deadline).await;
+        let leader = read.map(|lease| lease.map(|lease| lease.leader.as_str().to_owned()));
+        assert_eq!(leader, Ok(None), "who leads although nobody was told so");
+    }
+}
+
+fn candidate(name: &str) -> Name {
+    Name::new("candidate", name).expect("valid")
+}
+
+/// Waits until so many ms after an instant.
+async fn at(from: Instant, after: u64) {
+    sleep_until(from + ms(after)).await;
+}
+
+/// What a task that went on beside gives.
+async fn ended<T>(task: JoinHandle<T>) -> T {
+    task.await
+        .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+}

@@ -1,0 +1,141 @@
+//! Grants, and how they are rolled back.
+
+use std::time::Duration;
+
+use election_core::election::Outcome;
+use tokio::time::sleep;
+
+use super::{LONGEST, SECOND, Scene, ms};
+use crate::{
+    agent::{Agent, Plan},
+    handle::{Fate, To},
+};
+
+/// A term that outlives every scenario.
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A server's clock is as fast as is allowed.
+pub(crate) async fn clock_is_fast() {
+    let scene = Scene::with_clocks(1, 0.01);
+    let agent = scene.agent_of(LONGEST, SECOND).await;
+    scene.wins_without(&agent, "c1", 6_000, &[]).await;
+    scene.campaigns_while_leads(&agent, "c2", "c1").await;
+}
+
+/// The second agent's clock is half an hour slow.
+pub(crate) async fn agents_clock_is_slow() {
+    let scene = Scene::of(1);
+    let agent = scene.agent_of(LONGEST, SECOND).await;
+    let plan = Plan {
+        off: -1_800,
+        ..Plan::new(LONGEST, SECOND)
+    };
+    let slow = scene.agent(&plan).await;
+    let token = scene.wins_without(&agent, "c1", 6_000, &[]).await;
+    scene.resign(&agent, "c1", token).await;
+    scene.wins_without(&slow, "c2", 6_000, &[]).await;
+}
+
+/// An extension is for a shorter term than what was promised.
+pub(crate) async fn shorter_extension() {
+    let scene = Scene::of(1);
+    let agent = scene.agent_of(LONGEST, SECOND).await;
+    let token = scene.wins_without(&agent, "c1", 6_000, &[]).await;
+    let extended = scene.extend(&agent, "c1", Some(token), 1_050, SECOND).await;
+    assert_eq!(extended, Ok(Ok(())));
+    scene.campaigns_while_leads(&agent, "c2", "c1").await;
+}
+
+/// A campaign that gets no answer, and what is left of it.
+async fn no_answer(vote: Duration, fate: Fate) {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(MINUTE, vote).await;
+    for handle in &agent.handles {
+        handle.plan(To::Grant, fate);
+    }
+    let patience = vote / 2;
+    let answer = scene.ask(&agent, "c1", 60_000, "", patience).await;
+    assert!(answer.is_err(), "{answer:?}");
+    sleep(10 * SECOND).await;
+    scene.nobody_is_said_to_lead(&agent).await;
+}
+
+pub(crate) async fn grants_are_late() {
+    no_answer(SECOND, Fate::Late(8 * SECOND, Duration::ZERO)).await;
+}
+
+pub(crate) async fn grants_are_not_answered() {
+    no_answer(SECOND, Fate::Unanswered).await;
+}
+
+pub(crate) async fn grants_come_twice() {
+    no_answer(2 * SECOND, Fate::CopiedUnanswered(ms(1_800))).await;
+}
+
+/// A leader campaigns again, and gets no answer: it leads by what it was told before.
+pub(crate) async fn leader_gets_no_answer() {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(LONGEST, SECOND).await;
+    scene.wins_without(&agent, "c1", 6_000, &[]).await;
+    for handle in &agent.handles {
+        handle.plan(To::Grant, Fate::Unanswered);
+    }
+    let again = scene.ask(&agent, "c1", 6_000, "", ms(500)).await;
+    assert!(again.is_err(), "{again:?}");
+    scene.campaigns_while_leads(&agent, "c2", "c1").await;
+}
+
+/// A candidate is elected by the first two of three servers; then its request is repeated through another agent, which
+/// finds that on the first.
+pub(super) async fn repeated() -> (Scene, Agent, Agent) {
+    let scene = Scene::of(3);
+    let first = scene.agent_of(LONGEST, SECOND).await;
+    // Its tokens are larger.
+    let plan = Plan {
+        off: 60,
+        ..Plan::new(LONGEST, SECOND)
+    };
+    let second = scene.agent(&plan).await;
+    first.handles[2].plan(To::Grant, Fate::Lost);
+    (scene, first, second)
+}
+
+/// A retry's own renewal is rolled back, and not the grant that was answered.
+pub(crate) async fn retry_is_rolled_back() {
+    let (scene, first, second) = repeated().await;
+    let won = scene.ask(&first, "c1", 6_000, "request", SECOND).await;
+    assert!(won.is_ok(), "{won:?}");
+    second.handles[1].plan(To::Grant, Fate::Unanswered);
+    second.handles[0].plan(To::Grant, Fate::Quick);
+    second.handles[2].plan(To::Grant, Fate::Quick);
+    for handle in &second.handles {
+        handle.plan(To::Grant, Fate::Unanswered);
+    }
+    let again = scene.ask(&second, "c1", 6_000, "request", ms(600)).await;
+    assert!(again.is_err(), "{again:?}");
+    sleep(ms(200)).await;
+    scene.campaigns_while_leads(&first, "c2", "c1").await;
+}
+
+/// The first try of a request is rolled back when its retry has been answered: the token that it was given has counted.
+pub(crate) async fn first_try_is_rolled_back_late() {
+    let scene = Scene::of(1);
+    let first = scene.agent_of(LONGEST, SECOND).await;
+    let second = scene.agent_of(LONGEST, SECOND).await;
+    let plan = Plan {
+        off: -60,
+        ..Plan::new(LONGEST, SECOND)
+    };
+    let slow = scene.agent(&plan).await;
+    first.handles[0].plan(To::Grant, Fate::Unanswered);
+    first.handles[0].plan(To::Withdraw, Fate::Late(ms(300), Duration::ZERO));
+    let won = scene.ask(&first, "c1", 1_500, "request", ms(500)).await;
+    assert!(won.is_err(), "{won:?}");
+    let won = scene.ask(&second, "c1", 1_500, "request", SECOND).await;
+    let Ok(Outcome::Elected { token, .. }) = won else {
+        panic!("{won:?}");
+    };
+    sleep(2 * SECOND).await;
+    let next = scene.wins_without(&slow, "c2", 1_500, &[]).await;
+    assert!(next > token, "{next} after {token}");
+}

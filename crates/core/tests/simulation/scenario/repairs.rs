@@ -1,0 +1,224 @@
+//! Repairs, and votes that a restarted server has forgotten.
+//!
+//! In most of these a candidate's vote is on its way for long. Of three servers, the first and the third hold the
+//! leader's lease; the second has voted for the candidate and forgotten that. When the leader's lease on the third
+//! lapses, because it was extended by the other two, the candidate's request gets there: it must not find both.
+
+use std::time::Duration;
+
+use election_core::{election::types::Token, lease::LeaseNode as _};
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
+
+use super::{LONGEST, SECOND, Scene, at, ended, ms};
+use crate::{
+    agent::Agent,
+    handle::{Fate, To},
+    run::leader_at,
+};
+
+/// The leader's agent, and its token.
+struct Leading {
+    scene: Scene,
+    agent: Agent,
+    token: Token,
+}
+
+impl Leading {
+    /// A leader by the first and the third server, for 1.1 s.
+    async fn new(scene: &Scene, agent: Agent) -> Self {
+        let token = scene.wins_without(&agent, "c1", 1_100, &[1]).await;
+        Self {
+            scene: scene.clone(),
+            agent,
+            token,
+        }
+    }
+
+    /// Extends; the third server does not get it if that is so.
+    async fn extends(&self, term: i64, third: bool) {
+        if !third {
+            self.agent.handles[2].plan(To::Extend, Fate::Lost);
+        }
+        let token = Some(self.token);
+        // Whether it succeeds is what this is about.
+        let extended = self.scene.extend(&self.agent, "c1", token, term, ms(400));
+        let _ = extended.await;
+    }
+}
+
+/// A vote that the second server answers at once, and the third after 1.5 s.
+fn slow_vote(scene: &Scene, agent: &Agent) -> JoinHandle<()> {
+    agent.handles[0].plan(To::Grant, Fate::Lost);
+    agent.handles[2].plan(To::Grant, Fate::Late(ms(1_500), Duration::ZERO));
+    let (scene, agent) = (scene.clone(), agent.clone());
+    tokio::spawn(async move {
+        let _ = scene.ask(&agent, "c2", 5_000, "", ms(1_900)).await;
+    })
+}
+
+/// The second server votes for a challenger of a leader by the others, and restarts without that 50 ms later; the vote,
+/// and when it began, 100 ms ago.
+async fn forgets_a_slow_vote() -> (Leading, JoinHandle<()>, Instant) {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(LONGEST, 2 * SECOND).await;
+    let challenger = scene.agent_of(LONGEST, 2 * SECOND).await;
+    scene.servers[1].save();
+    let leading = Leading::new(&scene, agent).await;
+    sleep(ms(600)).await;
+    let t = Instant::now();
+    let vote = slow_vote(&scene, &challenger);
+    at(t, 50).await;
+    scene.servers[1].go_back(0);
+    leading.agent.quorum.status().await;
+    leading.agent.quorum.status().await;
+    at(t, 100).await;
+    (leading, vote, t)
+}
+
+/// The server is repaired before the vote is over that it has forgotten.
+pub(crate) async fn vote_is_still_counted() {
+    let (leading, vote, t) = forgets_a_slow_vote().await;
+    leading.extends(1_100, true).await;
+    at(t, 1_000).await;
+    leading.extends(1_100, false).await;
+    ended(vote).await;
+}
+
+/// A repair that was decided before the server restarted, by an agent that does not know of longer votes.
+pub(crate) async fn repair_is_of_an_earlier_incarnation() {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(LONGEST, ms(300)).await;
+    let other = scene.agent_of(LONGEST, ms(300)).await;
+    scene.servers[1].save();
+    let leading = Leading::new(&scene, agent).await;
+    let challenger = scene.agent_of(LONGEST, 2 * SECOND).await;
+    sleep(ms(600)).await;
+    let repair = Fate::Late(ms(500), Duration::ZERO);
+    leading.agent.handles[1].plan(To::Heal, repair);
+    leading.extends(1_100, true).await;
+    sleep(ms(50)).await;
+    let t = Instant::now();
+    let vote = slow_vote(&scene, &challenger);
+    at(t, 50).await;
+    scene.servers[1].go_back(0);
+    other.quorum.status().await;
+    at(t, 950).await;
+    leading.extends(1_100, false).await;
+    ended(vote).await;
+}
+
+/// The nodes on whose word the server is repaired were asked before an agent came whose votes count longer.
+pub(crate) async fn longer_votes_are_not_known() {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(LONGEST, ms(300)).await;
+    scene.servers[1].save();
+    let leading = Leading::new(&scene, agent).await;
+    let t = Instant::now() + ms(600);
+    let quorum = leading.agent.quorum.clone();
+    let probe = Fate::Late(ms(660), Duration::ZERO);
+    leading.agent.handles[1].plan(To::Probe, probe);
+    let looking = tokio::spawn(async move { quorum.status().await });
+    sleep(ms(100)).await;
+    let challenger = scene.agent_of(LONGEST, 2 * SECOND).await;
+    at(t, 0).await;
+    let vote = slow_vote(&scene, &challenger);
+    at(t, 50).await;
+    scene.servers[1].go_back(0);
+    ended(looking).await;
+    at(t, 100).await;
+    let repair = Fate::Late(ms(400), Duration::ZERO);
+    leading.agent.handles[1].plan(To::Heal, repair);
+    leading.extends(1_100, true).await;
+    at(t, 1_000).await;
+    leading.extends(1_100, false).await;
+    ended(vote).await;
+}
+
+/// The repair gets to the server when the extension is over, and another leads.
+pub(crate) async fn repair_is_late() {
+    let (leading, vote, t) = forgets_a_slow_vote().await;
+    let repair = Fate::Late(ms(2_100), Duration::ZERO);
+    leading.agent.handles[1].plan(To::Heal, repair);
+    leading.extends(1_100, true).await;
+    at(t, 1_000).await;
+    leading.agent.handles[1].plan(To::Extend, Fate::Lost);
+    leading.extends(5_000, false).await;
+    ended(vote).await;
+    at(t, 2_300).await;
+    leading.extends(5_000, true).await;
+}
+
+/// A server votes for another, and forgets that, while it is found to have an older token of the leader's.
+pub(crate) async fn raised_lease_is_gone() {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(LONGEST, 2 * SECOND).await;
+    let challenger = scene.agent_of(LONGEST, 2 * SECOND).await;
+    let dies = scene.agent_of(LONGEST, 2 * SECOND).await;
+    scene.servers[1].save();
+    let won = Instant::now();
+    scene.wins_without(&agent, "c1", 1_100, &[]).await;
+    at(won, 500).await;
+    // Its grant with a new token gets to one server.
+    dies.handles[1].cut(true);
+    dies.handles[2].cut(true);
+    dies.handles[0].plan(To::Grant, Fate::Unanswered);
+    let asking = scene.clone();
+    let dying = dies.clone();
+    tokio::spawn(async move { asking.campaign(&dying, "c1", 6_000).await });
+    sleep(ms(10)).await;
+    dies.handles[0].cut(true);
+    let held = scene.servers[0].memory().read(&crate::election()).await;
+    let Ok(election_core::lease::Reading::Held(lease)) = held else {
+        panic!("{held:?}");
+    };
+    at(won, 1_095).await;
+    let t = Instant::now();
+    agent.handles[2].plan(To::Extend, Fate::Late(ms(1), ms(1_800)));
+    agent.handles[1].plan(To::Heal, Fate::Late(ms(300), Duration::ZERO));
+    let (asking, leading) = (scene.clone(), agent.clone());
+    let extending = tokio::spawn(async move {
+        let token = Some(lease.token);
+        let _ = asking
+            .extend(&leading, "c1", token, 6_000, 4 * SECOND)
+            .await;
+    });
+    at(t, 10).await;
+    scene.campaign(&challenger, "c2", 5_000).await;
+    at(t, 20).await;
+    scene.servers[1].go_back(0);
+    agent.quorum.status().await;
+    agent.quorum.status().await;
+    ended(extending).await;
+}
+
+/// The repair gets to a server when the leader has resigned.
+pub(crate) async fn repair_after_the_resignation() {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(LONGEST, SECOND).await;
+    let token = scene.wins_without(&agent, "c1", 6_000, &[2]).await;
+    agent.handles[2].plan(To::Heal, Fate::Late(ms(500), Duration::ZERO));
+    let extended = scene.extend(&agent, "c1", Some(token), 6_000, SECOND).await;
+    assert_eq!(extended, Ok(Ok(())));
+    sleep(ms(100)).await;
+    agent.handles[0].plan(To::Resign, Fate::Lost);
+    scene.resign(&agent, "c1", token).await;
+    sleep(SECOND).await;
+    scene.nobody_is_said_to_lead(&agent).await;
+}
+
+/// A server has missed a leader's grant.
+pub(crate) async fn server_lacks_the_lease() {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(LONGEST, SECOND).await;
+    let token = scene.wins_without(&agent, "c1", 6_000, &[2]).await;
+    for _ in 0..2 {
+        let extended = scene.extend(&agent, "c1", Some(token), 6_000, SECOND).await;
+        assert_eq!(extended, Ok(Ok(())));
+        sleep(ms(100)).await;
+    }
+    let leader = leader_at(&scene.servers[2]).await;
+    assert_eq!(leader.as_deref(), Some("c1"), "whom the third server knows");
+}

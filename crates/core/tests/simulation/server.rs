@@ -1,0 +1,248 @@
+//! A lease server that may be slow, paused or forgetful, and whose clock may run fast and be set.
+//!
+//! Agents reach it through [handles](crate::handle), one each.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use election_core::lease::{Look, NodeError, Probe, Settings, embedded::Embedded};
+use fastrand::Rng;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::{
+    faults::{Event, Faults, SLOWEST},
+    lists::{Coming, Lists, Recorded, Told},
+    record::Record,
+};
+
+/// How far the clocks of servers are ahead of this process's when they were never set, so that they can be set back.
+const AHEAD: Duration = Duration::from_secs(365 * 86_400);
+/// What a server's clock says at the beginning of a run, in ms since the Unix epoch.
+const EPOCH_MS: u64 = 1_800_000_000_000;
+/// How long a server remembers tokens after the last term that had them.
+pub(crate) const RETENTION: Duration = Duration::from_secs(3600);
+/// How many copies of its data a server has.
+const COPIES: usize = 3;
+
+/// One simulated server. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Server(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    settings: Settings,
+    clock: Clock,
+    /// Replaced when the server restarts.
+    memory: Mutex<Arc<Embedded>>,
+    /// What it may go back to, the oldest first.
+    saved: Mutex<Vec<(Embedded, Lists)>>,
+    rng: Mutex<Rng>,
+    faults: Mutex<Faults>,
+    /// Not a channel: tokio wakes those in an order of its own.
+    paused_until: Mutex<Instant>,
+    /// With which lists of nodes agents use the server.
+    lists: Mutex<Lists>,
+}
+
+/// A server's clock. Cheap to clone.
+#[derive(Clone)]
+struct Clock {
+    started: Instant,
+    /// How much faster than true time it runs, or slower.
+    fast: f64,
+    /// By how much it was set.
+    set_ms: Arc<Mutex<i64>>,
+}
+
+impl Clock {
+    fn now(&self) -> Instant {
+        let elapsed = self.started.elapsed().mul_f64(1.0 + self.fast);
+        let now = self.started + AHEAD + elapsed;
+        let set = *self.set_ms.lock().expect("not poisoned");
+        let step = Duration::from_millis(set.unsigned_abs());
+        if set < 0 { now - step } else { now + step }
+    }
+}
+
+impl Server {
+    /// A server without data; with a guard, it may have forgotten a leader as long as it has no incarnation record.
+    pub(crate) fn new(name: &str, guard: Option<Duration>, fast: f64, rng: Rng) -> Self {
+        let clock = Clock {
+            started: Instant::now(),
+            fast,
+            set_ms: Arc::default(),
+        };
+        let settings = Settings {
+            retention: RETENTION,
+            guard,
+            // Handles add what their agents need.
+            vote: Duration::ZERO,
+        };
+        Self(Arc::new(Inner {
+            name: name.to_owned(),
+            memory: Mutex::new(Arc::new(empty(settings, &clock))),
+            settings,
+            clock,
+            saved: Mutex::default(),
+            rng: Mutex::new(rng),
+            faults: Mutex::new(Faults::NONE),
+            paused_until: Mutex::new(Instant::now()),
+            lists: Mutex::default(),
+        }))
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(crate) fn memory(&self) -> Arc<Embedded> {
+        Arc::clone(&self.0.memory.lock().expect("not poisoned"))
+    }
+
+    /// What the server's clock says.
+    pub(crate) fn now(&self) -> Instant {
+        self.0.clock.now()
+    }
+
+    /// What the server's clock says, in ms since the Unix epoch.
+    pub(crate) fn unix_ms(&self) -> u64 {
+        let since = self.now() - self.0.clock.started;
+        let ahead = since.as_millis() as i128 - AHEAD.as_millis() as i128;
+        u64::try_from(i128::from(EPOCH_MS) + ahead).expect("after the epoch")
+    }
+
+    /// Sets the clock forward, or back.
+    pub(crate) fn set_clock(&self, by_ms: i64) {
+        *self.0.clock.set_ms.lock().expect("not poisoned") += by_ms;
+    }
+
+    /// Registers with which list of nodes an agent uses the server, which has just been probed.
+    pub(crate) fn register(&self, list: &str, look: Look, probe: &Probe) -> Told {
+        let coming = Coming {
+            list,
+            guard: look.own.guard.unwrap_or_default().max(look.guard.bound),
+            write: look.write,
+            closed: look.closed,
+        };
+        let recorded = Recorded {
+            guard: probe.longest_guard.bound,
+            is_ready: probe.guard == Some(Duration::ZERO),
+        };
+        let mut lists = self.0.lists.lock().expect("not poisoned");
+        lists.register(coming, recorded, self.now())
+    }
+
+    /// Restarts with nothing.
+    pub(crate) fn forget(&self) {
+        *self.0.memory.lock().expect("not poisoned") =
+            Arc::new(empty(self.0.settings, &self.0.clock));
+        *self.0.lists.lock().expect("not poisoned") = Lists::default();
+    }
+
+    /// Saves what there is.
+    pub(crate) fn save(&self) {
+        let mut saved = self.0.saved.lock().expect("not poisoned");
+        let lists = self.0.lists.lock().expect("not poisoned").clone();
+        saved.push((self.memory().restored(), lists));
+        if saved.len() > COPIES {
+            saved.remove(1);
+        }
+    }
+
+    /// Restarts with a saved copy, if there is one: the last is 0.
+    pub(crate) fn go_back(&self, copy: usize) {
+        let saved = self.0.saved.lock().expect("not poisoned");
+        if let Some((copy, lists)) = saved.iter().rev().nth(copy) {
+            *self.0.lists.lock().expect("not poisoned") = lists.clone();
+            *self.0.memory.lock().expect("not poisoned") = Arc::new(copy.restored());
+        }
+    }
+
+    /// Restarts with what it has.
+    pub(crate) fn restart(&self) {
+        let memory = self.memory().restored();
+        *self.0.memory.lock().expect("not poisoned") = Arc::new(memory);
+    }
+
+    /// Stands still; commands wait until it goes on.
+    pub(crate) fn pause(&self, time: Duration) {
+        *self.0.paused_until.lock().expect("not poisoned") = Instant::now() + time;
+    }
+
+    pub(crate) async fn not_paused(&self) {
+        loop {
+            let until = *self.0.paused_until.lock().expect("not poisoned");
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+
+    pub(crate) fn set_faults(&self, faults: Faults) {
+        *self.0.faults.lock().expect("not poisoned") = faults;
+    }
+
+    /// Makes trouble until the time is over, and then no more.
+    pub(crate) async fn misbehave(self, faults: Faults, until: Instant, record: Record) {
+        self.set_faults(faults);
+        loop {
+            let (wait, event) = {
+                let mut rng = self.0.rng.lock().expect("not poisoned");
+                let wait = faults.every.mul_f64(rng.f64() * 2.0);
+                (wait, faults.event(&mut rng))
+            };
+            if Instant::now() + wait >= until {
+                break;
+            }
+            sleep(wait).await;
+            record.note(&format!("{}: {event:?}", self.0.name));
+            self.happens(event);
+        }
+        sleep_until(until).await;
+        self.set_faults(Faults::NONE);
+        self.pause(Duration::ZERO);
+    }
+
+    pub(crate) fn happens(&self, event: Event) {
+        match event {
+            Event::Forget => self.forget(),
+            Event::Save => self.save(),
+            Event::GoBack(copy) => self.go_back(copy),
+            Event::Restart => self.restart(),
+            Event::Pause(time) => self.pause(time),
+            Event::SetBack(ms) => self.set_clock(-ms),
+        }
+    }
+
+    /// Whether the network does what happens to so many of a thousand messages.
+    pub(crate) fn chance(&self, of: impl Fn(&Faults) -> u32) -> bool {
+        let share = of(&self.0.faults.lock().expect("not poisoned"));
+        self.0.rng.lock().expect("not poisoned").u32(..1000) < share
+    }
+
+    /// How long a message is on its way.
+    pub(crate) fn transit(&self) -> Duration {
+        let slow = self.chance(|faults| faults.slow);
+        let faults = *self.0.faults.lock().expect("not poisoned");
+        let mut rng = self.0.rng.lock().expect("not poisoned");
+        match slow {
+            true => faults.slowest.min(SLOWEST).mul_f64(rng.f64()),
+            false => Duration::from_micros(rng.u64(50..faults.quick_us)),
+        }
+    }
+
+    /// When an agent notices that a connection broke.
+    pub(crate) async fn broken(&self) -> NodeError {
+        let broken = self.0.rng.lock().expect("not poisoned").u64(1..3_000);
+        sleep(Duration::from_millis(broken)).await;
+        NodeError::unknown("the connection broke")
+    }
+}
+
+fn empty(settings: Settings, clock: &Clock) -> Embedded {
+    let clock = clock.clone();
+    Embedded::with_clock(settings, Arc::new(move || clock.now()))
+}

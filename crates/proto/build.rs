@@ -1,0 +1,19 @@
+//! Compiles the protobuf contract without `protoc` and keeps its descriptors for gRPC reflection.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+/// Where the contract is, from here.
+const PROTO: &str = "../../proto";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed={PROTO}");
+    let descriptors = protox::compile(["election_agent/v1/election_agent.proto"], [PROTO])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("election_agent.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .compile_fds(descriptors)?;
+    Ok(())
+}

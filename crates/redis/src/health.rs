@@ -1,0 +1,493 @@
+//! What servers say of themselves: markers, runs, and whether they are fit to keep leases.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::atomic::Ordering,
+    time::Duration,
+};
+
+use election_core::{
+    election::types::millis,
+    lease::{Bounds, Incarnation, Look, Memory, NodeError, Probe, Registered, Unmarked},
+};
+use futures_util::future::join_all;
+use parking_lot::MutexGuard;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Names, OrEmpty, Redis, Shard, at_once,
+    script::{Call, SCRIPTS},
+};
+
+/// How long a look at all partitions of a server may take; what is left is looked at the next time.
+const SWEEP: Duration = Duration::from_secs(2);
+
+/// What is known of a server's markers.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Swept {
+    run: String,
+    /// When this incarnation first replied.
+    seen: Option<Instant>,
+    partitions: Vec<u16>,
+    /// The partitions that are still to be looked at in this run.
+    left: BTreeSet<u16>,
+    /// Those without a marker, and the run that they are on.
+    unmarked: BTreeMap<u16, String>,
+    /// When the last of its partitions is ready to grant; `None` if none has a marker.
+    ready_at: Option<Instant>,
+    /// Which partition is looked at next, when nothing has changed.
+    next: usize,
+}
+
+/// What was last heard of the node as a whole. While that cannot be asked, it counts.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Known {
+    /// With what list of nodes agents use it.
+    lists: Option<Lists>,
+    /// The run of the server with the first partition: nobody else's.
+    identity: Option<String>,
+}
+
+/// With what lists of nodes agents use a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Lists {
+    /// With this agent's, or one that goes with it.
+    Same {
+        /// Whether it lets no agent come any more that has only the list from which agents pass to another.
+        closing: bool,
+    },
+    Other(String),
+}
+
+/// What a server says of one partition.
+struct Looked {
+    guard: Registered,
+    vote: Registered,
+    /// Its clock, in ms since the epoch.
+    clock: i64,
+    partition: u16,
+    /// How long it abstains; `None` if it has no marker.
+    wait: Option<Duration>,
+    run: String,
+    /// The commands that the agent's user lacks the right to.
+    lacks: String,
+    policy: String,
+    /// The memory that counts against the limit, and the limit (0: none), in bytes.
+    memory: (u64, u64),
+}
+
+impl Swept {
+    /// Takes note of a partition; what was known is forgotten if the server or its partitions have changed.
+    /// Gives the partitions that have another server now, or one that may have forgotten.
+    fn note(&mut self, looked: &Looked, partitions: &[u16]) -> Vec<u16> {
+        let mut changed = Vec::new();
+        if self.run != looked.run || self.partitions != partitions {
+            changed = partitions.to_vec();
+            if self.run == looked.run {
+                let known: BTreeSet<_> = self.partitions.iter().collect();
+                changed.retain(|partition| !known.contains(partition));
+            }
+            *self = Self {
+                run: looked.run.clone(),
+                seen: Some(Instant::now()),
+                partitions: partitions.to_vec(),
+                left: partitions.iter().copied().collect(),
+                next: self.next,
+                ..Self::default()
+            };
+        }
+        self.left.remove(&looked.partition);
+        match looked.wait {
+            None => {
+                self.unmarked.insert(looked.partition, looked.run.clone());
+            }
+            Some(wait) => {
+                self.unmarked.remove(&looked.partition);
+                if !wait.is_zero() || self.ready_at.is_none() {
+                    self.ready_at = self.ready_at.max(Some(Instant::now() + wait));
+                }
+            }
+        }
+        changed
+    }
+
+    /// Has all partitions looked at the next time.
+    pub(super) fn doubt(&mut self) {
+        self.left = self.partitions.iter().copied().collect();
+    }
+}
+
+impl Redis {
+    /// Looks at every server. One with many partitions is looked at as a whole only when something has
+    /// changed; else at one partition after the other, so that a cluster is not busy with being watched.
+    pub(super) async fn look_after(&self, look: Look) -> Result<Probe, NodeError> {
+        let (shards, unserved) = self.connections.shards();
+        self.swept()
+            .retain(|server, _| shards.iter().any(|shard| shard.server == *server));
+        let looking: Vec<_> = shards
+            .iter()
+            .map(|shard| self.look_at_server(shard, look))
+            .collect();
+        let (looked, registered, ()) =
+            tokio::join!(join_all(looking), self.register(look), self.keep_index());
+
+        let mut probe = Probe {
+            guard: None,
+            unmarked: Vec::new(),
+            longest_guard: Registered::default(),
+            longest_vote: Registered::default(),
+            clock: None,
+            other_list: None,
+            closing: false,
+            identity: None,
+            unfit: None,
+            degraded: None,
+            memory: None,
+        };
+        let mut errors: Vec<_> = unserved.map(NodeError::NotSent).into_iter().collect();
+        let mut answers = 0;
+        let mut known = self.known();
+        for (shard, looked) in shards.iter().zip(looked) {
+            let (swept, last) = match looked {
+                Ok(looked) => looked,
+                Err(error) => {
+                    errors.push(error);
+                    continue;
+                }
+            };
+            answers += 1;
+            probe.longest_guard = longest(probe.longest_guard, last.guard);
+            probe.longest_vote = longest(probe.longest_vote, last.vote);
+            probe.clock = u64::try_from(last.clock).ok();
+            let wait = swept
+                .ready_at
+                .map(|at| at.saturating_duration_since(Instant::now()));
+            probe.guard = probe.guard.max(wait);
+            probe.unmarked.extend(
+                swept
+                    .unmarked
+                    .into_iter()
+                    .map(|(partition, run)| Unmarked { partition, run }),
+            );
+            if !swept.left.is_empty() {
+                errors.push(NodeError::NotSent(format!(
+                    "{}: {} of its {} partitions have not been looked at yet",
+                    shard.server,
+                    swept.left.len(),
+                    swept.partitions.len()
+                )));
+            }
+            if shard.partitions.contains(&0) {
+                known.identity = Some(swept.run);
+            }
+            let memory = Memory {
+                server: shard.server.clone(),
+                used: last.memory.0,
+                max: last.memory.1,
+            };
+            probe.memory = probe
+                .memory
+                .into_iter()
+                .chain([memory])
+                .max_by(|one, other| by_share(one).total_cmp(&by_share(other)));
+            let evicts = last.policy != "noeviction" && !self.usage.allow_eviction;
+            if !last.lacks.is_empty() && probe.unfit.is_none() {
+                probe.unfit = Some(lacking(&shard.server, &last.lacks, self.usage.names));
+            }
+            if evicts && probe.unfit.is_none() {
+                probe.unfit = Some(evicting(&shard.server, &last.policy, self.usage.names));
+            }
+        }
+        // What is compared later must not depend on who answered first.
+        probe.unmarked.sort_unstable_by_key(|part| part.partition);
+        match registered {
+            Ok(lists) => known.lists = Some(lists),
+            Err(error) => errors.push(error),
+        }
+        self.note(&known);
+        if answers == 0 || (shards.len() == 1 && !errors.is_empty()) {
+            if let Some(unfit) = probe.unfit {
+                return Err(NodeError::NotSent(unfit));
+            }
+            let unknown = || NodeError::NotSent(format!("{}: no server is known", self.name));
+            return Err(errors.into_iter().next().unwrap_or_else(unknown));
+        }
+        match &known.lists {
+            Some(Lists::Other(list)) => probe.other_list = Some(self.other_nodes(list)),
+            Some(Lists::Same { closing }) => probe.closing = *closing,
+            None => {
+                probe.unfit = Some(format!(
+                    "{}: the server of its first partition has not said yet with which list of servers \
+                     other agents use it",
+                    self.name
+                ));
+            }
+        }
+        probe.identity = known.identity;
+        errors.dedup();
+        let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+        probe.degraded = (!errors.is_empty()).then(|| errors.join("; "));
+        Ok(probe)
+    }
+
+    /// Looks at one partition of a server, and at those that have no marker or were not looked at in this
+    /// run.
+    async fn look_at_server(
+        &self,
+        shard: &Shard,
+        look: Look,
+    ) -> Result<(Swept, Looked), NodeError> {
+        let next = self.swept_at(shard, |swept| {
+            swept.next = swept.next.wrapping_add(1);
+            swept.next
+        });
+        let asked = Instant::now();
+        let last = self
+            .look_at(shard.partitions[next % shard.partitions.len()], look, true)
+            .await?;
+        // Counted from before the server was asked: a little later than it is there, never earlier.
+        let ours = asked.saturating_duration_since(self.started).as_millis();
+        let ahead = last.clock - i64::try_from(ours).unwrap_or_default();
+        for partition in &shard.partitions {
+            self.clocks[usize::from(*partition)].store(ahead, Ordering::Relaxed);
+        }
+        let (changed, mut swept) = self.swept_at(shard, |swept| {
+            let changed = swept.note(&last, &shard.partitions);
+            (changed, swept.clone())
+        });
+        self.index.doubt(changed);
+        if self.settings.guard.is_none() {
+            // There are no markers to look for.
+            swept.left.clear();
+            swept.unmarked.clear();
+            return Ok((swept, last));
+        }
+        if !look.write {
+            // Each partition is looked at when its record may be written.
+            return Ok((swept, last));
+        }
+        let unmarked = swept.unmarked.keys().copied();
+        let left: BTreeSet<_> = unmarked.chain(swept.left.iter().copied()).collect();
+        let looking = left
+            .into_iter()
+            .filter(|partition| *partition != last.partition)
+            .map(|partition| async move {
+                let looked = self.look_at(partition, look, false).await?;
+                let changed = self.swept_at(shard, |swept| swept.note(&looked, &shard.partitions));
+                self.index.doubt(changed);
+                Ok(())
+            });
+        // What is cut off here is in `left`, and said.
+        match timeout(SWEEP, at_once(looking.collect())).await {
+            Ok(Ok(_)) | Err(_) => {}
+            Ok(Err(error)) => return Err(error),
+        }
+        Ok((self.swept_at(shard, |swept| swept.clone()), last))
+    }
+
+    /// What is known of a server's markers, to be read or changed.
+    fn swept_at<T>(&self, shard: &Shard, then: impl FnOnce(&mut Swept) -> T) -> T {
+        then(self.swept().entry(shard.server.clone()).or_default())
+    }
+
+    async fn look_at(&self, partition: u16, look: Look, rights: bool) -> Result<Looked, NodeError> {
+        let keys = &self.keys[usize::from(partition)];
+        let call = Call::new(&SCRIPTS.probe, [(&keys.marker).into()])
+            .arg(OrEmpty(look.own.guard.map(millis)))
+            .arg(millis(look.own.vote))
+            .arg(millis(look.guard.bound))
+            .arg(millis(look.guard.age))
+            .arg(millis(look.vote.bound))
+            .arg(millis(look.vote.age))
+            .arg(if look.write { "1" } else { "0" })
+            .arg(if rights { "1" } else { "0" });
+        let reply = self.reply_in_time(partition, &call).await?;
+        let looked = || {
+            let mut lines = reply.splitn(11, '\n');
+            let mut line = || lines.next();
+            let (wait, run, clock) = (line()?, line()?, line()?);
+            let (guard, guard_age, vote, vote_age) = (line()?, line()?, line()?, line()?);
+            let (lacks, policy, used, max) = (line()?, line()?, line()?, line()?);
+            let millis = |text: &str| text.parse().map(Duration::from_millis).ok();
+            Some(Looked {
+                partition,
+                wait: match wait {
+                    "" => None,
+                    wait => Some(millis(wait)?),
+                },
+                run: run.to_owned(),
+                clock: clock.parse().ok()?,
+                guard: Registered {
+                    bound: millis(guard)?,
+                    age: millis(guard_age)?,
+                },
+                vote: Registered {
+                    bound: millis(vote)?,
+                    age: millis(vote_age)?,
+                },
+                lacks: lacks.to_owned(),
+                policy: policy.to_owned(),
+                memory: (used.parse().ok()?, max.parse().ok()?),
+            })
+        };
+        looked().ok_or_else(|| self.unexpected("probe", &reply))
+    }
+
+    /// Registers with which list of nodes this agent uses this one, unless other lists do not go with that.
+    async fn register(&self, look: Look) -> Result<Lists, NodeError> {
+        let keys = &self.keys[0];
+        let of_lists = [
+            (&keys.lists).into(),
+            (&keys.agents).into(),
+            (&keys.marker).into(),
+        ];
+        let call = Call::new(&SCRIPTS.register, of_lists)
+            .arg(&self.usage.nodes)
+            .arg(
+                look.own
+                    .guard
+                    .map_or(0, millis)
+                    .max(millis(look.guard.bound)),
+            )
+            .arg(if look.write { "1" } else { "0" })
+            .arg(if look.closed { "1" } else { "0" });
+        let reply = self.reply_in_time(0, &call).await?;
+        match reply.split_once('\n') {
+            Some(("other", list)) => Ok(Lists::Other(list.to_owned())),
+            None if reply == "ok" => Ok(Lists::Same { closing: false }),
+            None if reply == "closing" => Ok(Lists::Same { closing: true }),
+            _ => Err(self.unexpected("register", &reply)),
+        }
+    }
+
+    pub(super) async fn write_markers(
+        &self,
+        unmarked: &[Unmarked],
+        wait: Duration,
+        bounds: Bounds,
+    ) -> Result<usize, NodeError> {
+        let marking = unmarked.iter().map(|part| async move {
+            let Some(keys) = self.keys.get(usize::from(part.partition)) else {
+                return Ok(0);
+            };
+            let call = Call::new(&SCRIPTS.mark, [(&keys.marker).into()])
+                .arg(millis(wait))
+                .arg(&part.run)
+                .arg(bounds.guard.map_or(0, millis))
+                .arg(millis(bounds.vote));
+            match &*self.reply(part.partition, &call).await? {
+                "1" => {
+                    self.marked(part.partition, wait);
+                    Ok(1)
+                }
+                "0" => Ok(0),
+                reply => Err(self.unexpected("mark", reply)),
+            }
+        });
+        Ok(at_once(marking.collect()).await?.into_iter().sum())
+    }
+
+    /// Notes that a partition has a marker now, so that it need not be looked at again for that.
+    fn marked(&self, partition: u16, wait: Duration) {
+        if let Some(server) = self.connections.server(partition)
+            && let Some(swept) = self.swept().get_mut(&server)
+        {
+            swept.unmarked.remove(&partition);
+            swept.ready_at = swept.ready_at.max(Some(Instant::now() + wait));
+        }
+    }
+
+    /// As [`LeaseNode::incarnation`](election_core::lease::LeaseNode::incarnation), of a partition.
+    pub(super) fn incarnation_of(&self, partition: u16) -> Option<Incarnation> {
+        let server = self.connections.server(partition)?;
+        let swept = self.swept();
+        let swept = swept.get(&server)?;
+        if swept.unmarked.contains_key(&partition) || swept.left.contains(&partition) {
+            return None;
+        }
+        Some(Incarnation {
+            run: swept.run.clone(),
+            seen: swept.seen?,
+        })
+    }
+
+    /// As [`reply`](Redis::reply); a server that takes too long is named.
+    async fn reply_in_time(&self, partition: u16, call: &Call) -> Result<String, NodeError> {
+        let Ok(reply) = timeout(self.limit, self.reply(partition, call)).await else {
+            let server = self.connections.server(partition);
+            return Err(NodeError::unknown(format!(
+                "{}: no answer within {:?}",
+                server.as_deref().unwrap_or(&self.name),
+                self.limit
+            )));
+        };
+        reply
+    }
+
+    fn known(&self) -> Known {
+        let known = self.known.lock();
+        known.clone()
+    }
+
+    fn note(&self, known: &Known) {
+        let mut noted = self.known.lock();
+        noted.clone_from(known);
+    }
+
+    /// A grant has found a partition without a marker: the next look is at all of its server's.
+    pub(super) fn doubt(&self, partition: u16) {
+        if let Some(server) = self.connections.server(partition)
+            && let Some(swept) = self.swept().get_mut(&server)
+        {
+            swept.doubt();
+        }
+    }
+
+    fn swept(&self) -> MutexGuard<'_, HashMap<String, Swept>> {
+        self.swept.lock()
+    }
+
+    fn other_nodes(&self, nodes: &str) -> String {
+        let Names { urls, prefix, .. } = self.usage.names;
+        format!(
+            "{}: agents use it with another list of servers, {nodes}, while this one has {}: \
+             majorities of different lists need not meet; give every agent the same {urls}, or \
+             this one another {prefix}",
+            self.name, self.usage.nodes
+        )
+    }
+}
+
+/// Orders servers by how full they are, those without a limit first.
+fn by_share(memory: &Memory) -> f64 {
+    memory.share().unwrap_or(-1.0)
+}
+
+/// The longer of two bounds; of the same, the one that was registered later.
+fn longest(one: Registered, other: Registered) -> Registered {
+    match (one.bound, other.age) < (other.bound, one.age) {
+        true => other,
+        false => one,
+    }
+}
+
+fn lacking(server: &str, commands: &str, names: Names) -> String {
+    let rights: Vec<_> = commands
+        .split(' ')
+        .map(|command| format!("+{}", command.to_lowercase()))
+        .collect();
+    format!(
+        "{server}: the agent's user lacks the right to {commands} on keys that begin with {}: a lease could \
+         be left that never lapses; give it with ACL SETUSER: {}",
+        names.prefix,
+        rights.join(" ")
+    )
+}
+
+fn evicting(server: &str, policy: &str, names: Names) -> String {
+    format!(
+        "{server}: its maxmemory-policy is {policy}, so it may drop the lease of a leader that has time \
+         left; set it to noeviction, or {}=true if you accept two leaders",
+        names.allow_eviction
+    )
+}

@@ -1,0 +1,131 @@
+//! Every Redis key, in one place.
+//!
+//! All keys of a partition share one hash tag, its number, so that a script's keys are always in one slot.
+
+use std::{fmt, io::Write as _};
+
+use election_core::election::types::ElectionId;
+use redis::{RedisWrite, ToRedisArgs, ToSingleRedisArg};
+
+/// A key: what a partition's keys of a sort begin with, and an election's path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key<'a> {
+    prefix: &'a str,
+    path: &'a str,
+}
+
+impl<'a> From<&'a String> for Key<'a> {
+    fn from(key: &'a String) -> Self {
+        Self {
+            prefix: key,
+            path: "",
+        }
+    }
+}
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.prefix, self.path)
+    }
+}
+
+/// Written straight into the command: every request has several.
+impl ToRedisArgs for Key<'_> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        let mut argument = out.writer_for_next_arg();
+        // A command in memory takes all that is written.
+        let _ = argument.write_all(self.prefix.as_bytes());
+        let _ = argument.write_all(self.path.as_bytes());
+    }
+}
+
+impl ToSingleRedisArg for Key<'_> {}
+
+/// Makes the keys of one partition under a prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    lease: String,
+    floor: String,
+    /// Hash, the incarnation record: the `run` that may grant, `of`, the same unless version 0.1.0 wrote the record,
+    /// `since` when it remembers and from when on it may grant, `ready_at`, in ms since the epoch (0: always, of a
+    /// new server); the longest `guard` and `vote` lifetime in ms that agents have registered, and `guard_at` and
+    /// `vote_at`, when one last did.
+    pub(super) marker: String,
+    /// String, in partition 0 only: the lists of nodes that agents use this one with, and when one with each last came.
+    pub(super) lists: String,
+    /// Hash, in partition 0 only, for version 0.1.0: the list of `nodes`, `guard`, and `guard_at`, which is `told_at`
+    /// where this version wrote the guard; expires when none comes any more.
+    pub(super) agents: String,
+    /// Sorted set of `kind/name` by name: what listings walk.
+    pub(super) index: String,
+    /// Sorted set of `kind/name` by the ms at which its lease may be over: what grants tidy.
+    pub(super) expiry: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str, partition: u16) -> Self {
+        let key = |name: &str| format!("{prefix}:{{{partition}}}:{name}");
+        Self {
+            lease: key("lease:"),
+            floor: key("floor:"),
+            marker: key("marker"),
+            lists: key("lists"),
+            agents: key("agents"),
+            index: key("index"),
+            expiry: key("expiry"),
+        }
+    }
+
+    /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`, and until the first extension
+    /// `attempt`, `before` and `low`; expires with the term.
+    ///
+    /// The scripts make two more keys of it: `past:` and the path, a hash of what outlives leases (`acknowledged`,
+    /// the least token that a repair may write, and `used`, the last request ids), which expires after the retention;
+    /// and `rolled-back:`, a grant id and the path, which expires when no copy of that grant can be on its way any more.
+    pub(super) fn lease<'a>(&'a self, election: &'a ElectionId) -> Key<'a> {
+        Key {
+            prefix: &self.lease,
+            path: election.path(),
+        }
+    }
+
+    /// String: the highest token accepted; expires after the retention.
+    pub(super) fn floor<'a>(&'a self, election: &'a ElectionId) -> Key<'a> {
+        Key {
+            prefix: &self.floor,
+            path: election.path(),
+        }
+    }
+
+    /// What all lease keys begin with.
+    pub(super) fn lease_prefix(&self) -> &str {
+        &self.lease
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_a_partition_share_one_hash_tag() {
+        let keys = Keys::new("ela", 17);
+        let election = ElectionId::new("batch", "nightly").expect("valid");
+        let of_election = [keys.lease(&election), keys.floor(&election)].map(|key| key.to_string());
+        let expected = [
+            "ela:{17}:lease:batch/nightly",
+            "ela:{17}:floor:batch/nightly",
+        ];
+        assert_eq!(of_election, expected);
+        let others = [
+            &keys.marker,
+            &keys.lists,
+            &keys.agents,
+            &keys.index,
+            &keys.expiry,
+        ];
+        for key in others {
+            assert!(key.starts_with("ela:{17}:"), "{key}");
+        }
+    }
+}

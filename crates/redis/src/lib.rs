@@ -1,0 +1,641 @@
+//! The Redis node: every operation is one Lua script, so the server runs it atomically.
+
+mod askers;
+mod cluster;
+mod health;
+mod index;
+mod keys;
+mod listing;
+mod reach;
+mod refusal;
+mod script;
+mod sentinel;
+mod server;
+mod single;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use election_core::{
+    election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
+    lease::{
+        Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, Lease,
+        LeaseNode, Look, NodeError, Onto, Over, Page, Probe, Reading, Resign, ResignReply,
+        Settings, System, Unmarked,
+    },
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use parking_lot::Mutex;
+use redis::{FromRedisValue, RedisWrite, ToRedisArgs, ToSingleRedisArg, Value};
+
+use tokio::time::Instant;
+
+pub use askers::Askers;
+use cluster::Cluster;
+use health::{Known, Swept};
+use index::Index;
+use keys::Keys;
+pub use reach::Names;
+use reach::Reach;
+use script::{Call, SCRIPTS};
+use sentinel::Failover;
+pub use sentinel::Sentinels;
+pub use server::Server;
+use single::{Expect, Link};
+
+/// How long the word of a majority counts, of Sentinels or of a cluster's primaries, on who serves.
+const CONFIRMED_FOR: Duration = Duration::from_secs(5);
+/// How often they are asked, and the least time between two questions.
+const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
+/// Stands for a clock of which nothing is known.
+const NO_CLOCK: i64 = i64::MIN;
+/// How many partitions are asked at once when all have to be.
+const AT_ONCE: usize = 64;
+
+/// How many members the smallest Redis Cluster with replicas has.
+const SMALLEST_CLUSTER: usize = 6;
+
+/// What makes up one node.
+#[derive(Debug, Clone)]
+pub enum Deployment {
+    /// A server of its own.
+    Server(Server),
+    /// A primary with replicas that Sentinels fail over.
+    Failover(Sentinels),
+    /// A Redis Cluster.
+    Cluster {
+        /// Members to ask for the others; at least one.
+        members: Vec<Server>,
+        /// How many partitions elections are spread over (1 to 16384); the same for every agent.
+        partitions: u16,
+    },
+}
+
+impl Deployment {
+    /// What logs and `/readyz` call it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Server(server) => server.name(),
+            Self::Failover(sentinels) => &sentinels.master,
+            Self::Cluster { members, .. } => members.first().map_or("", Server::name),
+        }
+    }
+
+    /// What all agents have to agree on about this node.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Server(server) => server.name().to_owned(),
+            Self::Failover(sentinels) => format!("{} of its Sentinels", sentinels.master),
+            Self::Cluster { partitions, .. } => {
+                format!("{} in {partitions} partitions", self.name())
+            }
+        }
+    }
+
+    /// How much longer than the longest term a node abstains that may have lost its memory: an agent may
+    /// have used the server before for so long.
+    #[must_use]
+    pub fn overlap(&self) -> Duration {
+        match self {
+            Self::Server(_) => Duration::ZERO,
+            Self::Failover(_) | Self::Cluster { .. } => CONFIRMED_FOR,
+        }
+    }
+
+    /// How many connections it takes, if so many runtimes ask it. How many members a cluster has is not known before
+    /// they are asked: no fewer than named, nor than the smallest cluster with replicas.
+    #[must_use]
+    pub fn connections(&self, askers: usize) -> usize {
+        match self {
+            Self::Server(_) => askers,
+            // Each Sentinel is asked over one and announces over another.
+            Self::Failover(sentinels) => askers + 2 * sentinels.sentinels.len(),
+            Self::Cluster { members, .. } => askers * members.len().max(SMALLEST_CLUSTER),
+        }
+    }
+
+    fn partitions(&self) -> u16 {
+        match self {
+            Self::Server(_) | Self::Failover(_) => 1,
+            Self::Cluster { partitions, .. } => *partitions,
+        }
+    }
+}
+
+/// What a node is used for, and with which others.
+#[derive(Debug, Clone)]
+pub struct Use {
+    /// What all keys begin with.
+    pub prefix: String,
+    /// What all agents must agree on: the names of all nodes that vote, in order; while agents pass from one list to
+    /// another, both, with ` > ` between them.
+    pub nodes: String,
+    /// The longest term that is granted.
+    pub max_term: Duration,
+    /// Whether a server may drop leases when its memory is full.
+    pub allow_eviction: bool,
+    /// What errors call the settings.
+    pub names: Names,
+}
+
+/// Leases on Redis.
+#[derive(Debug)]
+pub struct Redis {
+    name: String,
+    connections: Connections,
+    usage: Use,
+    /// The keys of each partition.
+    keys: Vec<Keys>,
+    settings: Settings,
+    known: Mutex<Known>,
+    /// By how many ms the clock of each partition's server is ahead of [`Self::started`], at the most;
+    /// [`NO_CLOCK`] before it was probed.
+    clocks: Vec<AtomicI64>,
+    started: Instant,
+    /// How long a server may take to say how it does.
+    limit: Duration,
+    /// What is known of each server's markers.
+    swept: Mutex<HashMap<String, Swept>>,
+    /// What may be missing in the index that listings are made from.
+    index: Arc<Index>,
+}
+
+/// The ways to a partition's server.
+#[derive(Debug)]
+enum Connections {
+    Server(Link),
+    Failover(Failover),
+    Cluster(Cluster),
+}
+
+/// A server and the partitions that it serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Shard {
+    server: String,
+    partitions: Vec<u16>,
+}
+
+impl Connections {
+    async fn run<T: FromRedisValue>(&self, partition: u16, call: &Call) -> Result<T, NodeError> {
+        match self {
+            Self::Server(link) => link.run(call).await,
+            Self::Failover(failover) => failover.run(call).await,
+            Self::Cluster(cluster) => cluster.run(partition, call).await,
+        }
+    }
+
+    /// The servers with their partitions, and why some partitions have none.
+    fn shards(&self) -> (Vec<Shard>, Option<String>) {
+        let one = |server: String| {
+            let shard = Shard {
+                server,
+                partitions: vec![0],
+            };
+            (vec![shard], None)
+        };
+        match self {
+            Self::Server(link) => one(link.name().to_owned()),
+            // Without a primary the script that is run there says why.
+            Self::Failover(failover) => one(failover.primary().unwrap_or_default()),
+            Self::Cluster(cluster) => cluster.shards(),
+        }
+    }
+
+    fn server(&self, partition: u16) -> Option<String> {
+        match self {
+            Self::Server(link) => Some(link.name().to_owned()),
+            Self::Failover(failover) => failover.primary(),
+            Self::Cluster(cluster) => cluster.server(partition),
+        }
+    }
+}
+
+impl Redis {
+    /// Starts connecting and returns when the first attempt has ended, well or not; `limit` bounds
+    /// attempts to connect and pings. Each of the askers has connections of its own.
+    pub async fn start(
+        deployment: Deployment,
+        usage: Use,
+        limit: Duration,
+        settings: Settings,
+        askers: Askers,
+    ) -> Self {
+        let name = deployment.name().to_owned();
+        let keys: Vec<_> = (0..deployment.partitions())
+            .map(|partition| Keys::new(&usage.prefix, partition))
+            .collect();
+        let longest_term = usage.max_term.max(settings.guard.unwrap_or_default());
+        let index = Arc::new(Index::new(longest_term, deployment.partitions()));
+        let reach = Reach {
+            askers,
+            limit,
+            names: usage.names,
+        };
+        let connections = match deployment {
+            Deployment::Server(server) => {
+                Connections::Server(Link::start(&server, Expect::Server, reach))
+            }
+            Deployment::Failover(sentinels) => {
+                Connections::Failover(Failover::start(sentinels, reach))
+            }
+            Deployment::Cluster {
+                members,
+                partitions,
+            } => Connections::Cluster(Cluster::start(
+                members,
+                partitions,
+                Arc::clone(&index),
+                reach,
+            )),
+        };
+        match &connections {
+            Connections::Server(link) => link.attempted().await,
+            Connections::Failover(failover) => failover.attempted().await,
+            Connections::Cluster(cluster) => cluster.attempted().await,
+        }
+        Self {
+            name,
+            connections,
+            usage,
+            clocks: keys.iter().map(|_| AtomicI64::new(NO_CLOCK)).collect(),
+            started: Instant::now(),
+            keys,
+            settings,
+            known: Mutex::default(),
+            limit,
+            swept: Mutex::default(),
+            index,
+        }
+    }
+
+    /// The partition of an election, and its keys.
+    fn keys(&self, election: &ElectionId) -> (u16, &Keys) {
+        // There are no more partitions than slots.
+        let partition = match u16::try_from(self.keys.len()) {
+            Ok(2..) => cluster::partition(election.path(), self.keys.len() as u16),
+            _ => 0,
+        };
+        (partition, &self.keys[usize::from(partition)])
+    }
+
+    /// An instant by the clock of the partition's server, in ms since the epoch, or later by as much as the probe
+    /// took that told its clock; [`None`] before there was one.
+    fn by_its_clock(&self, partition: u16, instant: Instant) -> Option<i64> {
+        let ahead = self.clocks[usize::from(partition)].load(Ordering::Relaxed);
+        let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4);
+        let after = instant.saturating_duration_since(self.started);
+        let before = self.started.saturating_duration_since(instant);
+        (ahead != NO_CLOCK).then(|| ahead + ms(after) - ms(before))
+    }
+
+    /// Whether a server that found no lease would know of one; [`None`] if it said something else.
+    fn absence(&self, partition: u16, word: &str) -> Option<Absence> {
+        match word {
+            "missing" => Some(Absence::Known),
+            // Where no agent wants a guard there are no records.
+            "unmarked" if self.settings.guard.is_none() => Some(Absence::Known),
+            "unmarked" => {
+                self.doubt(partition);
+                Some(Absence::Unmarked)
+            }
+            "quarantined" => Some(Absence::NotKnown),
+            _ => None,
+        }
+    }
+
+    fn retention_ms(&self) -> u64 {
+        millis(self.settings.retention)
+    }
+
+    /// Runs a script and gives its reply.
+    async fn reply(&self, partition: u16, call: &Call) -> Result<String, NodeError> {
+        let reply: Value = self.connections.run(partition, call).await?;
+        // What a hand has written need not be text: that is no fault of the connection.
+        let text = match reply {
+            Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
+            reply => redis::from_redis_value::<Option<String>>(reply)
+                .map(Option::unwrap_or_default)
+                .ok(),
+        };
+        text.ok_or_else(|| NodeError::unknown(format!("{}: a reply is no text", self.name)))
+    }
+
+    fn unexpected(&self, script: &str, reply: impl fmt::Debug) -> NodeError {
+        NodeError::unknown(format!(
+            "{}: the {script} script answered {reply:?}, which this version does not know",
+            self.name
+        ))
+    }
+}
+
+/// An argument that may be missing: an empty one then.
+struct OrEmpty<T>(Option<T>);
+
+impl<T: ToSingleRedisArg> ToRedisArgs for OrEmpty<T> {
+    fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
+        match &self.0 {
+            Some(argument) => argument.write_redis_args(out),
+            None => out.write_arg(b""),
+        }
+    }
+}
+
+/// Waits for all, of which not too many are under way at once; fails with the first that fails.
+async fn at_once<T>(
+    all: Vec<impl Future<Output = Result<T, NodeError>>>,
+) -> Result<Vec<T>, NodeError> {
+    stream::iter(all)
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
+}
+
+/// What only unusual grants need.
+fn more_of_grant(call: Call, grant: &Grant, over: &Over) -> Call {
+    let (over, leader, token) = match over {
+        Over::Vacant => ("vacant", "", None),
+        Over::Own => ("own", "", None),
+        Over::Leader(leader, token) => ("leader", leader.as_str(), *token),
+        Over::Anyone => ("anyone", "", None),
+        Over::AnyLeader => ("any leader", "", None),
+        Over::Nobody => ("nobody", "", None),
+    };
+    call.arg(grant.value.as_str())
+        .arg(grant.request_id.as_ref().map_or("", RequestId::as_str))
+        .arg(if grant.repeat { "1" } else { "0" })
+        .arg(over)
+        .arg(leader)
+        .arg(optional(token))
+}
+
+fn optional(token: Option<Token>) -> u64 {
+    token.map_or(0, Token::get)
+}
+
+/// A lease from the lines that the scripts' `lines` gives.
+fn lease(lines: &str) -> Option<Lease> {
+    let mut rest = lines;
+    let mut line = || {
+        let (line, next) = split_line(rest);
+        rest = next?;
+        Some(line)
+    };
+    Some(Lease {
+        token: token(line()?)?,
+        elected_at: line()?.parse().ok()?,
+        remaining: Duration::from_millis(line()?.parse().ok()?),
+        leader: Candidate::new("leader", line()?).ok()?,
+        value: types::Value::new(rest).ok()?,
+    })
+}
+
+/// A reply's first line, and what follows it.
+fn word(reply: &str) -> (&str, &str) {
+    let (word, rest) = split_line(reply);
+    (word, rest.unwrap_or_default())
+}
+
+/// The first line, and what follows its end, if it has one. Lines are short: searching them byte by byte takes fewer
+/// instructions than [`str::split_once`], which is made for long ones.
+fn split_line(text: &str) -> (&str, Option<&str>) {
+    match text.bytes().position(|byte| byte == b'\n') {
+        Some(end) => (&text[..end], Some(&text[end + 1..])),
+        None => (text, None),
+    }
+}
+
+fn token(text: &str) -> Option<Token> {
+    Token::new(text.parse().ok()?)
+}
+
+#[async_trait]
+impl LeaseNode for Redis {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn system(&self) -> System {
+        System::Scripts {
+            database: "redis",
+            command: "EVALSHA",
+            suffix: ".lua",
+        }
+    }
+
+    async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
+        let (partition, keys) = self.keys(&grant.election);
+        let Some(not_after) = self.by_its_clock(partition, grant.not_after) else {
+            return Ok(GrantReply::Unregistered);
+        };
+        let keys_of_grant = [
+            keys.lease(&grant.election),
+            keys.floor(&grant.election),
+            (&keys.marker).into(),
+            (&keys.index).into(),
+            (&keys.expiry).into(),
+        ];
+        let call = Call::new(&SCRIPTS.grant, keys_of_grant)
+            .arg(grant.election.path())
+            .arg(grant.candidate.as_str())
+            .arg(grant.token.get())
+            .arg(grant.term.millis())
+            .arg(grant.elected_at)
+            .arg(self.retention_ms())
+            .arg(OrEmpty(grant.bounds.guard.map(millis)))
+            .arg(grant.attempt)
+            .arg(millis(grant.bounds.vote))
+            .arg(not_after);
+        let usual = grant.value.as_str().is_empty() && grant.request_id.is_none();
+        let call = match &grant.over {
+            Over::Own if usual => call,
+            over => more_of_grant(call, grant, over),
+        };
+        let reply = self.reply(partition, &call).await?;
+        let (word, rest) = word(&reply);
+        let known = match word {
+            "granted" => token(rest).map(GrantReply::Granted),
+            "held" => lease(rest).map(GrantReply::Held),
+            "mismatch" => Some(GrantReply::TokenMismatch),
+            "vacant" => Some(GrantReply::Vacant),
+            "used" => Some(GrantReply::Used),
+            "late" => Some(GrantReply::Late),
+            "unregistered" => {
+                self.doubt(partition);
+                Some(GrantReply::Unregistered)
+            }
+            "stale" => token(rest).map(GrantReply::Stale),
+            "unmarked" => {
+                self.doubt(partition);
+                Some(GrantReply::Unmarked)
+            }
+            "guarded" => rest
+                .parse()
+                .ok()
+                .map(|ms| GrantReply::Guarded(Duration::from_millis(ms))),
+            _ => None,
+        };
+        known.ok_or_else(|| self.unexpected("grant", &reply))
+    }
+
+    async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
+        let (partition, keys) = self.keys(&extend.election);
+        let keys_of_extension = [keys.lease(&extend.election), keys.floor(&extend.election)];
+        let call = Call::new(&SCRIPTS.extend, keys_of_extension)
+            .arg(extend.leader.as_str())
+            .arg(optional(extend.token))
+            .arg(extend.term.millis())
+            .arg(self.retention_ms());
+        let reply = self.reply(partition, &call).await?;
+        let known = match word(&reply) {
+            ("renewed", renewed) => token(renewed).map(ExtendReply::Renewed),
+            ("held", "") => Some(ExtendReply::Held),
+            ("stale", "") => Some(ExtendReply::Stale),
+            ("behind", "") => Some(ExtendReply::Behind),
+            (absent, "") => self
+                .absence(partition, absent)
+                .map(|absence| match absence {
+                    Absence::Known => ExtendReply::Missing,
+                    Absence::NotKnown => ExtendReply::NotKnown,
+                    Absence::Unmarked => ExtendReply::Unmarked,
+                }),
+            _ => None,
+        };
+        if let Some(ExtendReply::Renewed(_)) = known {
+            self.index.extended(partition, &extend.election);
+        }
+        known.ok_or_else(|| self.unexpected("extend", &reply))
+    }
+
+    async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
+        let (partition, keys) = self.keys(&heal.election);
+        let keys_of_lease = [
+            keys.lease(&heal.election),
+            keys.floor(&heal.election),
+            (&keys.index).into(),
+            (&keys.expiry).into(),
+            (&keys.marker).into(),
+        ];
+        let Some(not_after) = self.by_its_clock(partition, heal.not_after) else {
+            return Ok(false);
+        };
+        let call = Call::new(&SCRIPTS.heal, keys_of_lease)
+            .arg(heal.election.path())
+            .arg(heal.lease.leader.as_str())
+            .arg(heal.lease.token.get())
+            .arg(heal.term.millis())
+            .arg(heal.lease.value.as_str())
+            .arg(heal.lease.elected_at)
+            .arg(self.retention_ms())
+            .arg(&heal.run)
+            .arg(match heal.onto {
+                Onto::Own => "own",
+                Onto::Vacant => "vacant",
+                Onto::Unacknowledged => "unacknowledged",
+            })
+            .arg(OrEmpty(heal.bounds.guard.map(millis)))
+            .arg(millis(heal.bounds.vote))
+            .arg(not_after);
+        match &*self.reply(partition, &call).await? {
+            "1" => Ok(true),
+            "0" => Ok(false),
+            reply => Err(self.unexpected("heal", reply)),
+        }
+    }
+
+    async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError> {
+        let (partition, keys) = self.keys(&resign.election);
+        let keys_of_lease = [
+            keys.lease(&resign.election),
+            (&keys.index).into(),
+            (&keys.expiry).into(),
+        ];
+        let call = Call::new(&SCRIPTS.resign, keys_of_lease)
+            .arg(resign.election.path())
+            .arg(resign.leader.as_str())
+            .arg(optional(resign.token))
+            .arg(self.retention_ms());
+        match &*self.reply(partition, &call).await? {
+            "resigned" => Ok(ResignReply::Resigned),
+            "held" => Ok(ResignReply::Held),
+            "stale" => Ok(ResignReply::Stale),
+            reply => match self.absence(partition, reply) {
+                Some(Absence::Known) => Ok(ResignReply::Missing),
+                Some(Absence::NotKnown) => Ok(ResignReply::NotKnown),
+                Some(Absence::Unmarked) => Ok(ResignReply::Unmarked),
+                None => Err(self.unexpected("resign", reply)),
+            },
+        }
+    }
+
+    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
+        let (partition, keys) = self.keys(&grant.election);
+        let keys_of_lease = [
+            keys.lease(&grant.election),
+            keys.floor(&grant.election),
+            (&keys.index).into(),
+            (&keys.expiry).into(),
+        ];
+        // By its server's clock the grant may arrive later than by this one, by as much as a probe takes.
+        let left = grant.not_after.saturating_duration_since(Instant::now());
+        let call = Call::new(&SCRIPTS.withdraw, keys_of_lease)
+            .arg(grant.election.path())
+            .arg(grant.attempt)
+            .arg(grant.token.get())
+            .arg(millis(left + 2 * self.limit))
+            .arg(grant.request_id.as_ref().map_or("", RequestId::as_str));
+        self.reply(partition, &call).await.map(drop)
+    }
+
+    async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError> {
+        let (partition, keys) = self.keys(election);
+        let call = Call::new(&SCRIPTS.read, [keys.lease(election)]);
+        let reply = self.reply(partition, &call).await?;
+        let known = match word(&reply) {
+            ("lease", held) => lease(held).map(Reading::Held),
+            (absent, _) => self
+                .absence(partition, absent)
+                .map(|absence| match absence {
+                    Absence::Known => Reading::Vacant,
+                    Absence::NotKnown => Reading::NotKnown,
+                    Absence::Unmarked => Reading::Unmarked,
+                }),
+        };
+        known.ok_or_else(|| self.unexpected("read", &reply))
+    }
+
+    async fn list(
+        &self,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+    ) -> Result<Page, NodeError> {
+        self.list_partitions(kind, after, limit).await
+    }
+
+    async fn mark(
+        &self,
+        unmarked: &[Unmarked],
+        wait: Duration,
+        bounds: Bounds,
+    ) -> Result<usize, NodeError> {
+        self.write_markers(unmarked, wait, bounds).await
+    }
+
+    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
+        self.look_after(look).await
+    }
+
+    fn incarnation(&self, election: &ElectionId) -> Option<Incarnation> {
+        self.incarnation_of(self.keys(election).0)
+    }
+}

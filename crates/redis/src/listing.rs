@@ -1,0 +1,308 @@
+//! Listings, put together from all partitions.
+//!
+//! A partition in trouble costs no other: what could not be looked up is left out, and the page says so.
+
+use std::collections::BTreeMap;
+
+use election_core::{
+    election::types::{ElectionId, Kind},
+    lease::{
+        LIST_EXAMINES, Lease, LeaseNode as _, NodeError, Page, Reading,
+        merge::merge,
+        policy::{Electorate, Nodes},
+    },
+};
+use futures_util::{StreamExt as _, future::join_all, stream};
+use tokio::time::timeout;
+
+use super::{
+    AT_ONCE, Redis, lease,
+    script::{Call, SCRIPTS},
+};
+
+/// How many times [`LIST_EXAMINES`] entries in a row may be no elections' before a partition is given up.
+const STRANGE: usize = 16;
+/// How many leases that the index script could not give are read at once.
+const READS: usize = 8;
+/// How many causes operators are told.
+const CAUSES: usize = 3;
+
+/// What came of some partitions.
+#[derive(Default)]
+struct Listed {
+    pages: Vec<Page>,
+    errors: Vec<NodeError>,
+}
+
+/// What the list script replies.
+struct Reply {
+    /// The last path that was looked at, if there may be more after it.
+    last: Option<Vec<u8>>,
+    /// How many entries had no lease.
+    skipped: usize,
+    /// Elections with their leases; those without one may have theirs elsewhere, or one that cannot be read.
+    elections: Vec<(ElectionId, Option<Lease>)>,
+}
+
+impl Redis {
+    /// As [`LeaseNode::list`](election_core::lease::LeaseNode::list).
+    pub(super) async fn list_partitions(
+        &self,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+    ) -> Result<Page, NodeError> {
+        let partitions = self.keys.len();
+        // Elections spread evenly, so a few of each partition make up a page.
+        let few = (8 * limit).div_ceil(partitions).max(4).min(limit);
+        let mut servers: BTreeMap<Option<String>, Vec<u16>> = BTreeMap::new();
+        for (partition, _) in (0..).zip(&self.keys) {
+            let server = self.connections.server(partition);
+            servers.entry(server).or_default().push(partition);
+        }
+        // Each server has its share, so that one which has stopped takes none of the others'.
+        let at_once = (AT_ONCE / servers.len()).max(4);
+        let listing = servers.into_iter().map(|(server, partitions)| {
+            self.list_server(server, partitions, at_once, kind, after, few)
+        });
+        let mut all = Listed::default();
+        for listed in join_all(listing).await {
+            all.pages.extend(listed.pages);
+            all.errors.extend(listed.errors);
+        }
+        if all.pages.is_empty() {
+            let nothing = || NodeError::unknown(format!("{}: it listed nothing", self.name));
+            return Err(all.errors.into_iter().next().unwrap_or_else(nothing));
+        }
+        // An election is in one partition only.
+        let why = incomplete(&all, partitions);
+        let pages: Vec<_> = all.pages.into_iter().map(|page| (0, page)).collect();
+        let mut page = merge(&pages, Electorate::of(Nodes::one(0)), limit).page;
+        page.incomplete = why;
+        Ok(page)
+    }
+
+    /// Lists the partitions of one server. When it says nothing for too long, it is not waited for any more.
+    async fn list_server(
+        &self,
+        server: Option<String>,
+        partitions: Vec<u16>,
+        at_once: usize,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+    ) -> Listed {
+        // What the others have must be on its way before the node's time is over; where there is only one
+        // partition, nothing else waits.
+        let within = match self.keys.len() {
+            1 => self.limit,
+            _ => self.limit / 2,
+        };
+        let mut listed = Listed::default();
+        let mut pages = stream::iter(partitions)
+            .map(|partition| self.list_partition(partition, kind, after, limit))
+            .buffer_unordered(at_once);
+        loop {
+            match timeout(within, pages.next()).await {
+                Ok(Some(Ok(page))) => listed.pages.push(page),
+                Ok(Some(Err(error))) => listed.errors.push(error),
+                Ok(None) => break,
+                Err(_) => {
+                    let server = server.as_deref().unwrap_or(&self.name);
+                    let error = format!("{server}: no answer within {within:?}");
+                    listed.errors.push(NodeError::Unknown(error));
+                    break;
+                }
+            }
+        }
+        listed
+    }
+
+    async fn list_partition(
+        &self,
+        partition: u16,
+        kind: &Kind,
+        after: Option<&ElectionId>,
+        limit: usize,
+    ) -> Result<Page, NodeError> {
+        let keys = &self.keys[usize::from(partition)];
+        let mut least = match after {
+            Some(after) => format!("({}", after.path()).into_bytes(),
+            None => format!("[{}/", kind.as_str()).into_bytes(),
+        };
+        // "0" follows "/": every path of the kind, and of no other, is below.
+        let greatest = format!("({}0", kind.as_str());
+        for _ in 0..STRANGE {
+            let call = Call::new(&SCRIPTS.list, [(&keys.index).into()])
+                .arg(&least)
+                .arg(&greatest)
+                .arg(limit)
+                .arg(LIST_EXAMINES)
+                .arg(keys.lease_prefix());
+            let reply: Vec<Vec<u8>> = self.connections.run(partition, &call).await?;
+            let reply = Reply::parse(&reply).ok_or_else(|| self.unexpected("list", &reply))?;
+            if reply.skipped > 0 {
+                self.index.untidy(partition);
+            }
+            let Some(last) = reply.last else {
+                return Ok(self.page(partition, reply.elections, None).await);
+            };
+            // Entries that are no election's cannot be where the next page starts.
+            let next = election(&last);
+            let next = next.or_else(|| Some(reply.elections.last()?.0.clone()));
+            if next.is_some() {
+                return Ok(self.page(partition, reply.elections, next).await);
+            }
+            least = [b"(", &last[..]].concat();
+        }
+        Ok(Page {
+            incomplete: Some(format!(
+                "{}: the index of partition {partition} has more than {} entries in a row that name no \
+                 election: delete the key {}, and leaders write it anew as they extend",
+                self.name,
+                (STRANGE - 1) * LIST_EXAMINES,
+                keys.index
+            )),
+            ..Page::default()
+        })
+    }
+
+    /// Reads the leases that the list script could not give.
+    async fn page(
+        &self,
+        partition: u16,
+        elections: Vec<(ElectionId, Option<Lease>)>,
+        next: Option<ElectionId>,
+    ) -> Page {
+        let lacks = || {
+            format!(
+                "{}: entries of the index of partition {partition} were lost; leaders put theirs back as they \
+                 extend",
+                self.name
+            )
+        };
+        let mut page = Page {
+            next,
+            incomplete: self.index.lacks(partition).then(lacks),
+            ..Page::default()
+        };
+        if elections.is_empty() {
+            return page;
+        }
+        let mut leases = stream::iter(elections)
+            .map(|(election, lease)| async {
+                let lease = match lease {
+                    Some(lease) => Ok(Reading::Held(lease)),
+                    // Where the key is on the move, this is sent to where it has gone.
+                    None => self.read(&election).await,
+                };
+                (election, lease)
+            })
+            .buffered(READS);
+        while let Some((election, lease)) = leases.next().await {
+            match lease {
+                Ok(Reading::Held(lease)) => page.leases.push((election, lease)),
+                Ok(Reading::Vacant) => {}
+                Ok(Reading::NotKnown | Reading::Unmarked) => {
+                    let error = format!("the server may have forgotten the lease of {election}");
+                    page.incomplete.get_or_insert(error);
+                }
+                Err(error) => {
+                    let error = format!("the lease of {election} cannot be read: {error}");
+                    page.incomplete.get_or_insert(error);
+                }
+            }
+        }
+        page
+    }
+}
+
+impl Reply {
+    fn parse(reply: &[Vec<u8>]) -> Option<Self> {
+        let [last, skipped, elections @ ..] = reply else {
+            return None;
+        };
+        let elections = elections.iter().filter_map(|entry| {
+            let line = entry.iter().position(|byte| *byte == b'\n')?;
+            // Whatever else has got into the index names no election.
+            let election = election(&entry[..line])?;
+            let held = str::from_utf8(&entry[line + 1..]).ok();
+            Some((election, held.and_then(lease)))
+        });
+        Some(Self {
+            last: (!last.is_empty()).then(|| last.clone()),
+            skipped: str::from_utf8(skipped).ok()?.parse().ok()?,
+            elections: elections.collect(),
+        })
+    }
+}
+
+fn election(path: &[u8]) -> Option<ElectionId> {
+    ElectionId::from_path(str::from_utf8(path).ok()?).ok()
+}
+
+/// Why elections may be missing, if so.
+fn incomplete(listed: &Listed, partitions: usize) -> Option<String> {
+    let lacking = partitions - listed.pages.len();
+    let in_pages = listed
+        .pages
+        .iter()
+        .filter_map(|page| page.incomplete.clone());
+    let errors = listed.errors.iter().map(ToString::to_string);
+    let mut causes: Vec<_> = errors.chain(in_pages).collect();
+    if lacking == 0 && causes.is_empty() {
+        return None;
+    }
+    causes.sort_unstable();
+    causes.dedup();
+    causes.truncate(CAUSES);
+    let causes = causes.join("; ");
+    Some(match lacking {
+        0 => format!("a listing may lack elections: {causes}"),
+        _ => format!("a listing lacks {lacking} of {partitions} partitions: {causes}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(entries: &[&[u8]]) -> Reply {
+        let reply: Vec<Vec<u8>> = entries.iter().map(|entry| entry.to_vec()).collect();
+        Reply::parse(&reply).expect("a reply")
+    }
+
+    #[test]
+    fn one_bad_entry_does_not_fail_a_page() {
+        let reply = parsed(&[
+            b"k/\xff",
+            b"3",
+            b"k/a\n7\n1\n900\nx\nv",
+            b"k/b\n?",
+            b"k/c\nseven\n1\n900\nx\n",
+            b"k/d\n7\n1\n-1\nx\n",
+            b"k/e/f\n7\n1\n900\nx\n",
+            b"k/\n7\n1\n900\nx\n",
+            b"k/\xff\n7\n1\n900\nx\n",
+            b"k/g\n7\n1\n900\nx\n\xff",
+            b"k/h\n7\n1\n900\nx\nline\nline",
+        ]);
+        assert_eq!(reply.last.as_deref(), Some(&b"k/\xff"[..]));
+        assert_eq!(reply.skipped, 3);
+        let elections = reply.elections.iter();
+        let found: Vec<_> = elections
+            .map(|(election, lease)| (election.name(), lease.is_some()))
+            .collect();
+        // The others name no election.
+        let expected = [
+            ("a", true),
+            ("b", false),
+            ("c", false),
+            ("d", false),
+            ("g", false),
+            ("h", true),
+        ];
+        assert_eq!(found, expected);
+        assert!(Reply::parse(&[]).is_none() && parsed(&[b"", b"0"]).last.is_none());
+    }
+}

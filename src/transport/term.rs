@@ -1,0 +1,14 @@
+//! The terms that callers ask for.
+
+use std::time::Duration;
+
+use election_core::election::types::{Invalid, Term};
+
+/// Validates a term in milliseconds.
+///
+/// # Errors
+/// [`Invalid`] names both bounds, and the setting that has the upper one.
+pub(super) fn term(ms: i64, max: Duration) -> Result<Term, Invalid> {
+    let named = |Invalid(wrong)| Invalid(format!("{wrong} (EA_MAX_TERM bounds it)"));
+    Term::from_millis(ms, max).map_err(named)
+}
