@@ -1,8 +1,8 @@
 //! Configuration: defaults < YAML file (`EA_CONFIG_FILE`) < environment < command-line flags.
 //!
 //! Every setting is declared once, in the table of its group ([`SETTINGS`] has them all): its variable,
-//! default and meaning. Flags, file keys, `election-agent help settings`, `election-agent config` and the README's
-//! table are made from it. All mistakes are reported together, each naming its variable.
+//! default and meaning. Flags, file keys, `election-agent help settings`, `election-agent config` and the table in
+//! docs/CONFIGURATION.md are made from it. All mistakes are reported together, each naming its variable.
 
 mod auth;
 mod command;
@@ -246,7 +246,7 @@ impl fmt::Display for Config {
     }
 }
 
-/// The settings as the README's Markdown table.
+/// The settings as the Markdown table of docs/CONFIGURATION.md.
 #[must_use]
 pub fn markdown() -> String {
     let mut table = "| variable | default | meaning |\n|---|---|---|\n".to_owned();

@@ -17,7 +17,7 @@ pub enum Command {
     PrintConfig,
     /// Print the OpenAPI document.
     PrintOpenApi,
-    /// Print the README's table of settings.
+    /// Print the table of settings in docs/CONFIGURATION.md.
     PrintSettings,
     /// Print docs/METRICS.md.
     PrintMetrics,

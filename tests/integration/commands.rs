@@ -287,11 +287,11 @@ fn what_was_restored_is_told_wherever_it_can_be() {
     assert_eq!(closed.status.code(), Some(0), "{closed:?}");
 }
 
-/// The commands of a block of README.md that has this text.
-fn block_of_readme(text: &str) -> String {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
-    let readme = readme.expect("README.md");
-    let blocks = readme.split("```sh\n").skip(1);
+/// The commands of a block of docs/SECURITY.md that has this text.
+fn documented_block(text: &str) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/SECURITY.md");
+    let document = fs::read_to_string(path).expect("docs/SECURITY.md");
+    let blocks = document.split("```sh\n").skip(1);
     let mut blocks = blocks.filter_map(|block| block.split("\n```").next());
     let block = blocks.find(|block| block.contains(text));
     block
@@ -300,7 +300,7 @@ fn block_of_readme(text: &str) -> String {
 }
 
 #[tokio::test]
-async fn the_token_of_the_readme_is_used_by_copy_and_paste() {
+async fn the_documented_token_is_used_by_copy_and_paste() {
     let directory = TempDir::new().expect("a directory");
     let shell = |script: &str| {
         let output = Command::new("sh")
@@ -311,7 +311,7 @@ async fn the_token_of_the_readme_is_used_by_copy_and_paste() {
         let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
         (text(output.stdout), text(output.stderr))
     };
-    let block = block_of_readme("token new worker-1");
+    let block = documented_block("token new worker-1");
     let mut lines = block.lines();
     let make = lines
         .find(|line| line.contains("token new"))
@@ -340,7 +340,7 @@ async fn the_token_of_the_readme_is_used_by_copy_and_paste() {
     });
     let agent = Agent::start(&settings.collect::<Vec<_>>()).await;
     let ask =
-        block_of_readme("Bearer $TOKEN").replace("localhost:8080", &agent.address().to_string());
+        documented_block("Bearer $TOKEN").replace("localhost:8080", &agent.address().to_string());
     let (answer, told) = shell(&format!("{export}\n{ask}"));
     let answer: Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{told}"));
     assert_eq!(answer["leader"], "worker-1");

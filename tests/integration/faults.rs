@@ -241,7 +241,7 @@ async fn an_agent_starts_without_its_server_and_finds_it_later() {
 
 #[tokio::test]
 async fn a_database_number_a_user_with_few_rights_and_a_prefix_are_used() {
-    // What the README says the agent's user needs, and nothing else.
+    // What docs/STORES.md says the agent's user needs, and nothing else.
     let users = "--user default off --user agent on >p@ss/word ~mine:* -@all +evalsha \
                  +script|load +ping +select +hget +hmget +hset +hdel +get +set +del \
                  +exists +pttl +pexpire +zadd +zrem +zrangebylex +zrangebyscore +time +info \

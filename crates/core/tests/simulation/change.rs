@@ -1,4 +1,4 @@
-//! Agents pass from one list of nodes to another, one after the other, as the README says.
+//! Agents pass from one list of nodes to another, one after the other, as docs/STORES.md says.
 
 use std::time::Duration;
 
