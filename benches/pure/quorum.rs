@@ -9,7 +9,7 @@ use criterion::{BenchmarkId, Criterion};
 use election_core::{
     election::types::{Candidate, ElectionId, Term, Value},
     lease::{
-        Extend, Over, Resign, Settings,
+        Extend, Replaces, Resign, Settings,
         embedded::Embedded,
         guard::RestartGuard,
         quorum::{Claim, Claimed, Options, Quorum},
@@ -55,7 +55,7 @@ fn claim(election: ElectionId, name: &str) -> Claim {
         term: term(),
         value: Value::new("10.0.0.7:9000").expect("a value"),
         request_id: None,
-        over: Over::Own,
+        replaces: Replaces::Own,
     }
 }
 

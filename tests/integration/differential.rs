@@ -9,8 +9,8 @@ use election_agent::config::REDIS_NAMES;
 use election_core::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
-        Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Lease, LeaseNode, Look, NodeError,
-        Onto, Over, Page, Reading, Registered, Resign, ResignReply, Settings, Unmarked,
+        Bounds, Extend, ExtendReply, Grant, GrantReply, Lease, LeaseNode, Look, NodeError, Onto,
+        Page, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings, Unrecorded,
         embedded::Embedded,
     },
 };
@@ -59,9 +59,9 @@ const OWN_RUN: &str = "own";
 enum Op {
     Grant(Grant),
     Extend(Extend),
-    Heal(Heal),
+    Repair(Repair),
     Resign(Resign),
-    Withdraw(Grant),
+    RollBack(Grant),
     Read(ElectionId),
     List(Kind, Option<ElectionId>, usize),
     /// How long to wait, and whether it names the run that the node is in.
@@ -74,7 +74,7 @@ enum Op {
 enum Reply {
     Granted(GrantReply),
     Extended(ExtendReply),
-    Healed(bool),
+    Repaired(bool),
     Resigned(ResignReply),
     Nothing,
     Marked(usize),
@@ -99,8 +99,8 @@ fn timeless(lease: Lease) -> Lease {
 
 /// The run that serves the election, marked or not.
 async fn own_run(node: &dyn LeaseNode, election: &ElectionId) -> Result<Option<String>, NodeError> {
-    let unmarked = node.probe(LOOK).await?.unmarked;
-    Ok(match unmarked.into_iter().next() {
+    let unrecorded = node.probe(LOOK).await?.unrecorded;
+    Ok(match unrecorded.into_iter().next() {
         Some(part) => Some(part.run),
         None => node
             .incarnation(election)
@@ -116,20 +116,20 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
             reply => reply,
         }),
         Op::Extend(extend) => Reply::Extended(node.extend(extend).await?),
-        Op::Heal(heal) => {
+        Op::Repair(repair) => {
             // A heal names a run that each node calls otherwise: its own, or another.
-            let own = own_run(node, &heal.election).await?;
-            let own = own.filter(|_| heal.run == OWN_RUN);
-            let heal = Heal {
+            let own = own_run(node, &repair.election).await?;
+            let own = own.filter(|_| repair.run == OWN_RUN);
+            let repair = Repair {
                 run: own.unwrap_or_default(),
-                not_after: in_time(heal.not_after),
-                ..heal.clone()
+                not_after: in_time(repair.not_after),
+                ..repair.clone()
             };
-            Reply::Healed(node.heal(&heal).await?)
+            Reply::Repaired(node.repair(&repair).await?)
         }
         Op::Resign(resign) => Reply::Resigned(node.resign(resign).await?),
-        Op::Withdraw(grant) => {
-            node.withdraw(&timely(grant)).await?;
+        Op::RollBack(grant) => {
+            node.roll_back(&timely(grant)).await?;
             Reply::Nothing
         }
         Op::Read(election) => Reply::Read(match node.read(election).await? {
@@ -151,11 +151,11 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         Op::Mark(wait, of_this_run) => {
             let any = ElectionId::new("k", "a").expect("valid");
             let own = own_run(node, &any).await?.filter(|_| *of_this_run);
-            let unmarked = Unmarked {
+            let unrecorded = Unrecorded {
                 partition: 0,
                 run: own.unwrap_or_default(),
             };
-            Reply::Marked(node.mark(&[unmarked], *wait, BOUNDS).await?)
+            Reply::Marked(node.mark(&[unrecorded], *wait, BOUNDS).await?)
         }
         Op::Probe(look) => {
             let probe = node.probe(*look).await?;
@@ -165,7 +165,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
                 age: rounded(told.age),
                 ..told
             });
-            Reply::Probed(guard.map(rounded), probe.unmarked.len(), longest)
+            Reply::Probed(guard.map(rounded), probe.unrecorded.len(), longest)
         }
     })
 }
@@ -252,14 +252,14 @@ fn term(ms: &'static [i64]) -> impl Strategy<Value = Term> {
         .prop_map(|ms| Term::from_millis(ms, Duration::from_secs(60)).expect("in range"))
 }
 
-fn over() -> impl Strategy<Value = Over> {
+fn over() -> impl Strategy<Value = Replaces> {
     prop_oneof![
-        4 => Just(Over::Own),
-        1 => Just(Over::Vacant),
-        1 => Just(Over::Anyone),
-        1 => Just(Over::AnyLeader),
-        1 => Just(Over::Nobody),
-        2 => (candidate(), prop::option::of(token())).prop_map(|(who, token)| Over::Leader(who, token)),
+        4 => Just(Replaces::Own),
+        1 => Just(Replaces::Nothing),
+        1 => Just(Replaces::Anything),
+        1 => Just(Replaces::AnyLeader),
+        1 => Just(Replaces::NothingHeld),
+        2 => (candidate(), prop::option::of(token())).prop_map(|(who, token)| Replaces::Of(who, token)),
     ]
 }
 
@@ -313,7 +313,7 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
             })
         });
     let run = prop_oneof![9 => Just(OWN_RUN), 1 => Just("another")];
-    let heal = (
+    let repair = (
         election(),
         candidate(),
         token(),
@@ -325,7 +325,7 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
     )
         .prop_map(
             |(election, leader, token, term, value, run, onto, (bounds, not_after))| {
-                Op::Heal(Heal {
+                Op::Repair(Repair {
                     election,
                     lease: Lease {
                         leader,
@@ -364,9 +364,9 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
     prop_oneof![
         8 => grant().prop_map(Op::Grant),
         4 => extend,
-        2 => heal,
+        2 => repair,
         2 => resign,
-        3 => grant().prop_map(Op::Withdraw),
+        3 => grant().prop_map(Op::RollBack),
         2 => election().prop_map(Op::Read),
         2 => list,
         1 => (prop::sample::select(vec![0, 60]), prop::bool::weighted(0.8))
@@ -403,9 +403,9 @@ async fn pair_with(
     real.probe(LOOK).await.expect("answers");
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {
-            let unmarked = node.probe(LOOK).await.expect("answers").unmarked;
-            let marked = node.mark(&unmarked, Duration::ZERO, BOUNDS).await;
-            assert_eq!(marked, Ok(unmarked.len()));
+            let unrecorded = node.probe(LOOK).await.expect("answers").unrecorded;
+            let marked = node.mark(&unrecorded, Duration::ZERO, BOUNDS).await;
+            assert_eq!(marked, Ok(unrecorded.len()));
             node.probe(LOOK).await.expect("answers");
         }
     }
@@ -476,12 +476,12 @@ fn a_cluster_replies_as_the_in_process_node_does() {
         partitions: 5,
     };
     // Each partition is marked for itself, the in-process node as a whole.
-    let unmarked = op(&[30_000, 60_000]).prop_filter("marks", |op| match op {
+    let unrecorded = op(&[30_000, 60_000]).prop_filter("marks", |op| match op {
         Op::Mark(..) => false,
         Op::Probe(look) => (look.own, look.guard, look.vote) == (BOUNDS, NONE, NONE),
         _ => true,
     });
-    let sequences = (prop::collection::vec(unmarked, 1..60), Just(true));
+    let sequences = (prop::collection::vec(unrecorded, 1..60), Just(true));
     compare(&runtime, &deployment, 60, sequences);
 }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 pub use crate::lease::{Denial, quorum::Error};
 use crate::lease::{
-    Extend, Lease, Over, Resign,
+    Extend, Lease, Replaces, Resign,
     quorum::{Claim, Claimed, Quorum},
 };
 use ledger::{Cause, Ledger, Request};
@@ -211,7 +211,7 @@ impl Elections {
             term: campaign.term,
             value: campaign.value,
             request_id: campaign.request_id,
-            over: Over::Own,
+            replaces: Replaces::Own,
         };
         let outcome = match self.quorum.claim(claim, deadline).await {
             Ok(Claimed::Won { token, valid_for }) => Ok(Outcome::Elected { token, valid_for }),
@@ -334,13 +334,13 @@ impl Elections {
         deadline: Instant,
     ) -> Result<Result<(), Denial>, Error> {
         let names = handover.current_leader.is_some() || handover.token.is_some();
-        let over = match handover.current_leader {
+        let replaces = match handover.current_leader {
             // What names a leader may be a late duplicate, and elects nobody where there is none.
-            _ if forced && names => Over::AnyLeader,
-            _ if forced => Over::Anyone,
-            Some(leader) => Over::Leader(leader, handover.token),
-            None if handover.token.is_some() => Over::Nobody,
-            None => Over::Vacant,
+            _ if forced && names => Replaces::AnyLeader,
+            _ if forced => Replaces::Anything,
+            Some(leader) => Replaces::Of(leader, handover.token),
+            None if handover.token.is_some() => Replaces::NothingHeld,
+            None => Replaces::Nothing,
         };
         let claim = Claim {
             election: handover.election.clone(),
@@ -348,7 +348,7 @@ impl Elections {
             term: handover.term,
             value: Value::default(),
             request_id: None,
-            over,
+            replaces,
         };
         let claimed = self.quorum.claim(claim, deadline).await;
         let granted = match &claimed {

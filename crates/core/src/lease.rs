@@ -45,10 +45,10 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 ///   caller must treat it as unknown.
 /// - *Expiry counts from the operation*: a lease written or renewed for a term is held for at least
 ///   that long, by a clock whose rate is right within the drift allowance.
-/// - *Never shorter*: no operation but [`resign`](Self::resign), [`withdraw`](Self::withdraw) and a
+/// - *Never shorter*: no operation but [`resign`](Self::resign), [`roll_back`](Self::withdraw) and a
 ///   grant to another candidate brings a lease's expiry forward, unless the lease lasts longer than any agent
 ///   grants: then the node's clock has been set back since.
-/// - *Not after*: a [`grant`](Self::grant) and a [`heal`](Self::heal) take no effect after their
+/// - *Not after*: a [`grant`](Self::grant) and a [`repair`](Self::heal) take no effect after their
 ///   `not_after`, by the node's own clock.
 /// - *Full is no silence*: a node whose memory is full refuses grants of vacant elections and repairs that would take
 ///   more of it ([`NodeError::Full`]). It goes on to extend, to resign, to withdraw and to read, and says whose an
@@ -70,7 +70,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     ///
     /// 1. The lease is another's and [`Grant::over`] does not allow to replace it:
     ///    [`GrantReply::Held`], or [`GrantReply::TokenMismatch`] when only the token is wrong.
-    /// 2. With a guard ([`Bounds::guard`]): no record: [`GrantReply::Unmarked`]; the agent's bounds are longer than
+    /// 2. With a guard ([`Bounds::guard`]): no record: [`GrantReply::Unrecorded`]; the agent's bounds are longer than
     ///    the record's: [`GrantReply::Unregistered`]. The record is of another incarnation: it is rewritten for this
     ///    one, which may grant after the longest guard that the agent or the record knows, and the reply is
     ///    [`GrantReply::Guarded`]; so it is until then. (This holds for
@@ -91,11 +91,11 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Renews the leader's lease.
     ///
-    /// No lease: [`ExtendReply::Missing`], or [`ExtendReply::NotKnown`] from a node that may have forgotten it and [`ExtendReply::Unmarked`] from one without a
+    /// No lease: [`ExtendReply::Missing`], or [`ExtendReply::NotKnown`] from a node that may have forgotten it and [`ExtendReply::Unrecorded`] from one without a
     /// marker;
     /// another's: [`ExtendReply::Held`]. A token was given and the
     /// lease has a larger one: [`ExtendReply::Stale`]; a smaller one: [`ExtendReply::Behind`], and
-    /// nothing is changed (only a token that a quorum confirms may be raised, by [`heal`](Self::heal)).
+    /// nothing is changed (only a token that a quorum confirms may be raised, by [`repair`](Self::heal)).
     /// Otherwise the lease is renewed: [`ExtendReply::Renewed`]. It is acknowledged: its attempt and what to go back
     /// to are forgotten, and no grant of it may be withdrawn any more. The high-water mark is at least the
     /// lease's token, and outlives the new term by [`Settings::retention`].
@@ -103,15 +103,15 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Writes a lease that a quorum is known to hold, so that the node holds it too.
     ///
-    /// Allowed (`true`) until [`Heal::not_after`], in the incarnation that [`Heal::run`] names, also while it
+    /// Allowed (`true`) until [`Repair::not_after`], in the incarnation that [`Repair::run`] names, also while it
     /// abstains from grants, but only when every vote that an earlier incarnation may have forgotten no longer
     /// counts: when it is older than the longest vote lifetime that the agent or the record knows. The token must not
     /// be below the highest that was acknowledged, nor, after a resignation, the one that was given up. The lease has
-    /// to be the same leader's with no larger token, or what [`Heal::onto`] permits besides; under a lease that is not
+    /// to be the same leader's with no larger token, or what [`Repair::onto`] permits besides; under a lease that is not
     /// acknowledged, the repaired one becomes what a withdrawal goes back to. The lease is acknowledged then; its
     /// request id is kept if the token is the same, else it has none. The token is then at most the high-water mark,
     /// which outlives the term by [`Settings::retention`].
-    async fn heal(&self, heal: &Heal) -> Result<bool, NodeError>;
+    async fn repair(&self, repair: &Repair) -> Result<bool, NodeError>;
 
     /// Deletes the leader's lease, also where it is what a withdrawal would go back to; the replies are those of
     /// [`extend`](Self::extend). No repair writes a lease with this token afterwards.
@@ -124,7 +124,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     ///
     /// What it goes back to has been promised: to the same candidate by an earlier answer, or to a
     /// leader that does not know whether its handover took place.
-    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError>;
+    async fn roll_back(&self, grant: &Grant) -> Result<(), NodeError>;
 
     /// The election's lease.
     async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError>;
@@ -145,7 +145,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// already, or in another incarnation than the one that was found without a record.
     async fn mark(
         &self,
-        unmarked: &[Unmarked],
+        unrecorded: &[Unrecorded],
         wait: Duration,
         bounds: Bounds,
     ) -> Result<usize, NodeError>;
@@ -259,7 +259,7 @@ pub struct Grant {
     /// The token that the agent proposes.
     pub token: Token,
     /// Names this grant among all: a random number.
-    pub attempt: u64,
+    pub grant_id: u64,
     /// How long the lease is held.
     pub term: Term,
     /// The new leader's public data.
@@ -272,7 +272,7 @@ pub struct Grant {
     /// Now, in ms since the Unix epoch.
     pub elected_at: u64,
     /// Whose lease may be replaced.
-    pub over: Over,
+    pub replaces: Replaces,
     /// The longest guard that the agent knows of, and its own vote lifetime.
     pub bounds: Bounds,
     /// When the vote no longer counts: a node that gets to the grant only then refuses it.
@@ -281,26 +281,26 @@ pub struct Grant {
 
 /// Whose lease a [`Grant`] may replace; a vacant election may always be granted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Over {
-    /// Nobody's: a handover by somebody who does not say for whom.
-    Vacant,
+pub enum Replaces {
+    /// No lease: a handover that names no leader.
+    Nothing,
     /// The candidate's own: a campaign.
     Own,
     /// This leader's, if the token is its token or not given: a handover.
-    Leader(Candidate, Option<Token>),
+    Of(Candidate, Option<Token>),
     /// Anybody's: a forced handover.
-    Anyone,
+    Anything,
     /// Anybody's, but there has to be one: a forced handover that names a leader or a token.
     AnyLeader,
-    /// Nobody's, and there has to be a leader: a handover with a token, but without whose it is.
-    Nobody,
+    /// No lease, and there has to be a leader: a handover that gives a token but names no leader.
+    NothingHeld,
 }
 
-impl Over {
+impl Replaces {
     /// Whether the grant needs a leader whose lease it replaces.
     #[must_use]
     pub fn needs_a_leader(&self) -> bool {
-        matches!(self, Self::Leader(..) | Self::AnyLeader | Self::Nobody)
+        matches!(self, Self::Of(..) | Self::AnyLeader | Self::NothingHeld)
     }
 }
 
@@ -322,7 +322,7 @@ pub enum GrantReply {
     /// The grant arrived too late to count, or after it was withdrawn.
     Late,
     /// There is no marker: the node is new, or has lost its memory.
-    Unmarked,
+    Unrecorded,
     /// The agent's bounds are longer than those that were registered in this incarnation.
     Unregistered,
     /// The node abstains from grants for this long.
@@ -352,7 +352,7 @@ pub enum ExtendReply {
     /// There is no lease, but the node may have forgotten one.
     NotKnown,
     /// There is no lease, and no marker that tells whether the node may have forgotten one.
-    Unmarked,
+    Unrecorded,
     /// The lease is another's.
     Held,
     /// The lease has a larger token.
@@ -363,7 +363,7 @@ pub enum ExtendReply {
 
 /// Asks to write a lease that a quorum holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Heal {
+pub struct Repair {
     /// The election.
     pub election: ElectionId,
     /// The lease as a node of the quorum has it.
@@ -410,7 +410,7 @@ pub enum System {
 
 /// A partition that has no marker, and the run of the server that it is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unmarked {
+pub struct Unrecorded {
     /// The partition's number; 0 where there is only one.
     pub partition: u16,
     /// The run.
@@ -438,7 +438,7 @@ pub enum ResignReply {
     /// There was none, but the node may have forgotten one.
     NotKnown,
     /// There was none, and no marker that tells whether the node may have forgotten one.
-    Unmarked,
+    Unrecorded,
     /// It is another's.
     Held,
     /// It has another token.
@@ -455,7 +455,7 @@ pub enum Reading {
     /// There is none, but the node may have forgotten one.
     NotKnown,
     /// There is none, and no marker that tells whether the node may have forgotten one.
-    Unmarked,
+    Unrecorded,
 }
 
 /// Whether a node that finds no lease would know of one.
@@ -466,7 +466,7 @@ pub enum Absence {
     /// It may have forgotten it.
     NotKnown,
     /// It may have forgotten it, and has no marker.
-    Unmarked,
+    Unrecorded,
 }
 
 /// What a node says of itself.
@@ -476,7 +476,7 @@ pub struct Probe {
     /// no marker at all, zero when it grants everywhere.
     pub guard: Option<Duration>,
     /// The partitions without a marker.
-    pub unmarked: Vec<Unmarked>,
+    pub unrecorded: Vec<Unrecorded>,
     /// The longest guard that any agent has registered, as far as the node knows.
     pub longest_guard: Registered,
     /// The longest vote lifetime, likewise.

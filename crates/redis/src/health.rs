@@ -8,7 +8,7 @@ use std::{
 
 use election_core::{
     election::types::millis,
-    lease::{Bounds, Incarnation, Look, Memory, NodeError, Probe, Registered, Unmarked},
+    lease::{Bounds, Incarnation, Look, Memory, NodeError, Probe, Registered, Unrecorded},
 };
 use futures_util::future::join_all;
 use parking_lot::MutexGuard;
@@ -32,7 +32,7 @@ pub(super) struct Swept {
     /// The partitions that are still to be looked at in this run.
     left: BTreeSet<u16>,
     /// Those without a marker, and the run that they are on.
-    unmarked: BTreeMap<u16, String>,
+    unrecorded: BTreeMap<u16, String>,
     /// When the last of its partitions is ready to grant; `None` if none has a marker.
     ready_at: Option<Instant>,
     /// Which partition is looked at next, when nothing has changed.
@@ -99,10 +99,10 @@ impl Swept {
         self.left.remove(&looked.partition);
         match looked.wait {
             None => {
-                self.unmarked.insert(looked.partition, looked.run.clone());
+                self.unrecorded.insert(looked.partition, looked.run.clone());
             }
             Some(wait) => {
-                self.unmarked.remove(&looked.partition);
+                self.unrecorded.remove(&looked.partition);
                 if !wait.is_zero() || self.ready_at.is_none() {
                     self.ready_at = self.ready_at.max(Some(Instant::now() + wait));
                 }
@@ -133,7 +133,7 @@ impl Redis {
 
         let mut probe = Probe {
             guard: None,
-            unmarked: Vec::new(),
+            unrecorded: Vec::new(),
             longest_guard: Registered::default(),
             longest_vote: Registered::default(),
             clock: None,
@@ -163,11 +163,11 @@ impl Redis {
                 .ready_at
                 .map(|at| at.saturating_duration_since(Instant::now()));
             probe.guard = probe.guard.max(wait);
-            probe.unmarked.extend(
+            probe.unrecorded.extend(
                 swept
-                    .unmarked
+                    .unrecorded
                     .into_iter()
-                    .map(|(partition, run)| Unmarked { partition, run }),
+                    .map(|(partition, run)| Unrecorded { partition, run }),
             );
             if !swept.left.is_empty() {
                 errors.push(NodeError::NotSent(format!(
@@ -199,7 +199,7 @@ impl Redis {
             }
         }
         // What is compared later must not depend on who answered first.
-        probe.unmarked.sort_unstable_by_key(|part| part.partition);
+        probe.unrecorded.sort_unstable_by_key(|part| part.partition);
         match registered {
             Ok(lists) => known.lists = Some(lists),
             Err(error) => errors.push(error),
@@ -259,15 +259,15 @@ impl Redis {
         if self.settings.guard.is_none() {
             // There are no markers to look for.
             swept.left.clear();
-            swept.unmarked.clear();
+            swept.unrecorded.clear();
             return Ok((swept, last));
         }
         if !look.write {
             // Each partition is looked at when its record may be written.
             return Ok((swept, last));
         }
-        let unmarked = swept.unmarked.keys().copied();
-        let left: BTreeSet<_> = unmarked.chain(swept.left.iter().copied()).collect();
+        let unrecorded = swept.unrecorded.keys().copied();
+        let left: BTreeSet<_> = unrecorded.chain(swept.left.iter().copied()).collect();
         let looking = left
             .into_iter()
             .filter(|partition| *partition != last.partition)
@@ -292,7 +292,7 @@ impl Redis {
 
     async fn look_at(&self, partition: u16, look: Look, rights: bool) -> Result<Looked, NodeError> {
         let keys = &self.keys[usize::from(partition)];
-        let call = Call::new(&SCRIPTS.probe, [(&keys.marker).into()])
+        let call = Call::new(&SCRIPTS.probe, [(&keys.incarnation_record).into()])
             .arg(OrEmpty(look.own.guard.map(millis)))
             .arg(millis(look.own.vote))
             .arg(millis(look.guard.bound))
@@ -339,7 +339,7 @@ impl Redis {
         let of_lists = [
             (&keys.lists).into(),
             (&keys.agents).into(),
-            (&keys.marker).into(),
+            (&keys.incarnation_record).into(),
         ];
         let call = Call::new(&SCRIPTS.register, of_lists)
             .arg(&self.usage.nodes)
@@ -360,17 +360,17 @@ impl Redis {
         }
     }
 
-    pub(super) async fn write_markers(
+    pub(super) async fn write_incarnation_records(
         &self,
-        unmarked: &[Unmarked],
+        unrecorded: &[Unrecorded],
         wait: Duration,
         bounds: Bounds,
     ) -> Result<usize, NodeError> {
-        let marking = unmarked.iter().map(|part| async move {
+        let marking = unrecorded.iter().map(|part| async move {
             let Some(keys) = self.keys.get(usize::from(part.partition)) else {
                 return Ok(0);
             };
-            let call = Call::new(&SCRIPTS.mark, [(&keys.marker).into()])
+            let call = Call::new(&SCRIPTS.mark, [(&keys.incarnation_record).into()])
                 .arg(millis(wait))
                 .arg(&part.run)
                 .arg(bounds.guard.map_or(0, millis))
@@ -392,7 +392,7 @@ impl Redis {
         if let Some(server) = self.connections.server(partition)
             && let Some(swept) = self.swept().get_mut(&server)
         {
-            swept.unmarked.remove(&partition);
+            swept.unrecorded.remove(&partition);
             swept.ready_at = swept.ready_at.max(Some(Instant::now() + wait));
         }
     }
@@ -402,7 +402,7 @@ impl Redis {
         let server = self.connections.server(partition)?;
         let swept = self.swept();
         let swept = swept.get(&server)?;
-        if swept.unmarked.contains_key(&partition) || swept.left.contains(&partition) {
+        if swept.unrecorded.contains_key(&partition) || swept.left.contains(&partition) {
             return None;
         }
         Some(Incarnation {

@@ -45,12 +45,12 @@ impl ToSingleRedisArg for Key<'_> {}
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     lease: String,
-    floor: String,
+    high_water_mark: String,
     /// Hash, the incarnation record: the `run` that may grant, `of`, the same unless version 0.1.0 wrote the record,
     /// `since` when it remembers and from when on it may grant, `ready_at`, in ms since the epoch (0: always, of a
     /// new server); the longest `guard` and `vote` lifetime in ms that agents have registered, and `guard_at` and
     /// `vote_at`, when one last did.
-    pub(super) marker: String,
+    pub(super) incarnation_record: String,
     /// String, in partition 0 only: the lists of nodes that agents use this one with, and when one with each last came.
     pub(super) lists: String,
     /// Hash, in partition 0 only, for version 0.1.0: the list of `nodes`, `guard`, and `guard_at`, which is `told_at`
@@ -67,8 +67,8 @@ impl Keys {
         let key = |name: &str| format!("{prefix}:{{{partition}}}:{name}");
         Self {
             lease: key("lease:"),
-            floor: key("floor:"),
-            marker: key("marker"),
+            high_water_mark: key("floor:"),
+            incarnation_record: key("marker"),
             lists: key("lists"),
             agents: key("agents"),
             index: key("index"),
@@ -90,9 +90,9 @@ impl Keys {
     }
 
     /// String: the highest token accepted; expires after the retention.
-    pub(super) fn floor<'a>(&'a self, election: &'a ElectionId) -> Key<'a> {
+    pub(super) fn high_water_mark<'a>(&'a self, election: &'a ElectionId) -> Key<'a> {
         Key {
-            prefix: &self.floor,
+            prefix: &self.high_water_mark,
             path: election.path(),
         }
     }
@@ -111,14 +111,15 @@ mod tests {
     fn keys_of_a_partition_share_one_hash_tag() {
         let keys = Keys::new("ela", 17);
         let election = ElectionId::new("batch", "nightly").expect("valid");
-        let of_election = [keys.lease(&election), keys.floor(&election)].map(|key| key.to_string());
+        let of_election =
+            [keys.lease(&election), keys.high_water_mark(&election)].map(|key| key.to_string());
         let expected = [
             "ela:{17}:lease:batch/nightly",
             "ela:{17}:floor:batch/nightly",
         ];
         assert_eq!(of_election, expected);
         let others = [
-            &keys.marker,
+            &keys.incarnation_record,
             &keys.lists,
             &keys.agents,
             &keys.index,

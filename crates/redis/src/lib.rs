@@ -27,9 +27,9 @@ use async_trait::async_trait;
 use election_core::{
     election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
     lease::{
-        Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, Lease,
-        LeaseNode, Look, NodeError, Onto, Over, Page, Probe, Reading, Resign, ResignReply,
-        Settings, System, Unmarked,
+        Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Lease, LeaseNode,
+        Look, NodeError, Onto, Page, Probe, Reading, Repair, Replaces, Resign, ResignReply,
+        Settings, System, Unrecorded,
     },
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -306,7 +306,7 @@ impl Redis {
             "unmarked" if self.settings.guard.is_none() => Some(Absence::Known),
             "unmarked" => {
                 self.doubt(partition);
-                Some(Absence::Unmarked)
+                Some(Absence::Unrecorded)
             }
             "quarantined" => Some(Absence::NotKnown),
             _ => None,
@@ -361,19 +361,19 @@ async fn at_once<T>(
 }
 
 /// What only unusual grants need.
-fn more_of_grant(call: Call, grant: &Grant, over: &Over) -> Call {
-    let (over, leader, token) = match over {
-        Over::Vacant => ("vacant", "", None),
-        Over::Own => ("own", "", None),
-        Over::Leader(leader, token) => ("leader", leader.as_str(), *token),
-        Over::Anyone => ("anyone", "", None),
-        Over::AnyLeader => ("any leader", "", None),
-        Over::Nobody => ("nobody", "", None),
+fn more_of_grant(call: Call, grant: &Grant, replaces: &Replaces) -> Call {
+    let (replaces, leader, token) = match replaces {
+        Replaces::Nothing => ("vacant", "", None),
+        Replaces::Own => ("own", "", None),
+        Replaces::Of(leader, token) => ("leader", leader.as_str(), *token),
+        Replaces::Anything => ("anyone", "", None),
+        Replaces::AnyLeader => ("any leader", "", None),
+        Replaces::NothingHeld => ("nobody", "", None),
     };
     call.arg(grant.value.as_str())
         .arg(grant.request_id.as_ref().map_or("", RequestId::as_str))
         .arg(if grant.repeat { "1" } else { "0" })
-        .arg(over)
+        .arg(replaces)
         .arg(leader)
         .arg(optional(token))
 }
@@ -439,8 +439,8 @@ impl LeaseNode for Redis {
         };
         let keys_of_grant = [
             keys.lease(&grant.election),
-            keys.floor(&grant.election),
-            (&keys.marker).into(),
+            keys.high_water_mark(&grant.election),
+            (&keys.incarnation_record).into(),
             (&keys.index).into(),
             (&keys.expiry).into(),
         ];
@@ -452,13 +452,13 @@ impl LeaseNode for Redis {
             .arg(grant.elected_at)
             .arg(self.retention_ms())
             .arg(OrEmpty(grant.bounds.guard.map(millis)))
-            .arg(grant.attempt)
+            .arg(grant.grant_id)
             .arg(millis(grant.bounds.vote))
             .arg(not_after);
         let usual = grant.value.as_str().is_empty() && grant.request_id.is_none();
-        let call = match &grant.over {
-            Over::Own if usual => call,
-            over => more_of_grant(call, grant, over),
+        let call = match &grant.replaces {
+            Replaces::Own if usual => call,
+            replaces => more_of_grant(call, grant, replaces),
         };
         let reply = self.reply(partition, &call).await?;
         let (word, rest) = word(&reply);
@@ -476,7 +476,7 @@ impl LeaseNode for Redis {
             "stale" => token(rest).map(GrantReply::Stale),
             "unmarked" => {
                 self.doubt(partition);
-                Some(GrantReply::Unmarked)
+                Some(GrantReply::Unrecorded)
             }
             "guarded" => rest
                 .parse()
@@ -489,7 +489,10 @@ impl LeaseNode for Redis {
 
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
         let (partition, keys) = self.keys(&extend.election);
-        let keys_of_extension = [keys.lease(&extend.election), keys.floor(&extend.election)];
+        let keys_of_extension = [
+            keys.lease(&extend.election),
+            keys.high_water_mark(&extend.election),
+        ];
         let call = Call::new(&SCRIPTS.extend, keys_of_extension)
             .arg(extend.leader.as_str())
             .arg(optional(extend.token))
@@ -506,7 +509,7 @@ impl LeaseNode for Redis {
                 .map(|absence| match absence {
                     Absence::Known => ExtendReply::Missing,
                     Absence::NotKnown => ExtendReply::NotKnown,
-                    Absence::Unmarked => ExtendReply::Unmarked,
+                    Absence::Unrecorded => ExtendReply::Unrecorded,
                 }),
             _ => None,
         };
@@ -516,34 +519,34 @@ impl LeaseNode for Redis {
         known.ok_or_else(|| self.unexpected("extend", &reply))
     }
 
-    async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
-        let (partition, keys) = self.keys(&heal.election);
+    async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
+        let (partition, keys) = self.keys(&repair.election);
         let keys_of_lease = [
-            keys.lease(&heal.election),
-            keys.floor(&heal.election),
+            keys.lease(&repair.election),
+            keys.high_water_mark(&repair.election),
             (&keys.index).into(),
             (&keys.expiry).into(),
-            (&keys.marker).into(),
+            (&keys.incarnation_record).into(),
         ];
-        let Some(not_after) = self.by_its_clock(partition, heal.not_after) else {
+        let Some(not_after) = self.by_its_clock(partition, repair.not_after) else {
             return Ok(false);
         };
-        let call = Call::new(&SCRIPTS.heal, keys_of_lease)
-            .arg(heal.election.path())
-            .arg(heal.lease.leader.as_str())
-            .arg(heal.lease.token.get())
-            .arg(heal.term.millis())
-            .arg(heal.lease.value.as_str())
-            .arg(heal.lease.elected_at)
+        let call = Call::new(&SCRIPTS.repair, keys_of_lease)
+            .arg(repair.election.path())
+            .arg(repair.lease.leader.as_str())
+            .arg(repair.lease.token.get())
+            .arg(repair.term.millis())
+            .arg(repair.lease.value.as_str())
+            .arg(repair.lease.elected_at)
             .arg(self.retention_ms())
-            .arg(&heal.run)
-            .arg(match heal.onto {
+            .arg(&repair.run)
+            .arg(match repair.onto {
                 Onto::Own => "own",
                 Onto::Vacant => "vacant",
                 Onto::Unacknowledged => "unacknowledged",
             })
-            .arg(OrEmpty(heal.bounds.guard.map(millis)))
-            .arg(millis(heal.bounds.vote))
+            .arg(OrEmpty(repair.bounds.guard.map(millis)))
+            .arg(millis(repair.bounds.vote))
             .arg(not_after);
         match &*self.reply(partition, &call).await? {
             "1" => Ok(true),
@@ -571,25 +574,25 @@ impl LeaseNode for Redis {
             reply => match self.absence(partition, reply) {
                 Some(Absence::Known) => Ok(ResignReply::Missing),
                 Some(Absence::NotKnown) => Ok(ResignReply::NotKnown),
-                Some(Absence::Unmarked) => Ok(ResignReply::Unmarked),
+                Some(Absence::Unrecorded) => Ok(ResignReply::Unrecorded),
                 None => Err(self.unexpected("resign", reply)),
             },
         }
     }
 
-    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
+    async fn roll_back(&self, grant: &Grant) -> Result<(), NodeError> {
         let (partition, keys) = self.keys(&grant.election);
         let keys_of_lease = [
             keys.lease(&grant.election),
-            keys.floor(&grant.election),
+            keys.high_water_mark(&grant.election),
             (&keys.index).into(),
             (&keys.expiry).into(),
         ];
         // By its server's clock the grant may arrive later than by this one, by as much as a probe takes.
         let left = grant.not_after.saturating_duration_since(Instant::now());
-        let call = Call::new(&SCRIPTS.withdraw, keys_of_lease)
+        let call = Call::new(&SCRIPTS.roll_back, keys_of_lease)
             .arg(grant.election.path())
-            .arg(grant.attempt)
+            .arg(grant.grant_id)
             .arg(grant.token.get())
             .arg(millis(left + 2 * self.limit))
             .arg(grant.request_id.as_ref().map_or("", RequestId::as_str));
@@ -607,7 +610,7 @@ impl LeaseNode for Redis {
                 .map(|absence| match absence {
                     Absence::Known => Reading::Vacant,
                     Absence::NotKnown => Reading::NotKnown,
-                    Absence::Unmarked => Reading::Unmarked,
+                    Absence::Unrecorded => Reading::Unrecorded,
                 }),
         };
         known.ok_or_else(|| self.unexpected("read", &reply))
@@ -624,11 +627,12 @@ impl LeaseNode for Redis {
 
     async fn mark(
         &self,
-        unmarked: &[Unmarked],
+        unrecorded: &[Unrecorded],
         wait: Duration,
         bounds: Bounds,
     ) -> Result<usize, NodeError> {
-        self.write_markers(unmarked, wait, bounds).await
+        self.write_incarnation_records(unrecorded, wait, bounds)
+            .await
     }
 
     async fn probe(&self, look: Look) -> Result<Probe, NodeError> {

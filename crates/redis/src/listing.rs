@@ -203,7 +203,7 @@ impl Redis {
             match lease {
                 Ok(Reading::Held(lease)) => page.leases.push((election, lease)),
                 Ok(Reading::Vacant) => {}
-                Ok(Reading::NotKnown | Reading::Unmarked) => {
+                Ok(Reading::NotKnown | Reading::Unrecorded) => {
                     let error = format!("the server may have forgotten the lease of {election}");
                     page.incomplete.get_or_insert(error);
                 }

@@ -35,9 +35,9 @@ macro_rules! scripts {
 scripts! {
     grant: "lease" "held" "incarnation" "chain" "grant" "tidy";
     extend: "extend" "incarnation" "vacancy";
-    heal: "incarnation" "chain" "heal";
+    repair: "incarnation" "chain" "heal";
     resign: "incarnation" "chain" "resign" "vacancy";
-    withdraw: "incarnation" "chain" "withdraw";
+    roll_back: "incarnation" "chain" "withdraw";
     read: "lease" "read" "incarnation" "vacancy";
     list: "lease" "list";
     index: "incarnation" "index" "tidy";

@@ -64,8 +64,8 @@ pub(super) struct Nodes {
     errors: Family<Failed, Counter>,
     token_retries: Counter,
     split_votes: Counter,
-    withdrawals: Counter,
-    heals: Counter,
+    rollbacks: Counter,
+    repairs: Counter,
 }
 
 impl Nodes {
@@ -80,8 +80,8 @@ impl Nodes {
             errors: Family::default(),
             token_retries: Counter::default(),
             split_votes: Counter::default(),
-            withdrawals: Counter::default(),
-            heals: Counter::default(),
+            rollbacks: Counter::default(),
+            repairs: Counter::default(),
         };
         registrar.register(&table::DISCONNECTED, nodes.disconnected.clone());
         registrar.register(&table::NODE_UP, nodes.up.clone());
@@ -92,8 +92,8 @@ impl Nodes {
         registrar.register(&table::NODE_ERRORS, nodes.errors.clone());
         registrar.register(&table::TOKEN_RETRIES, nodes.token_retries.clone());
         registrar.register(&table::SPLIT_VOTES, nodes.split_votes.clone());
-        registrar.register(&table::WITHDRAWALS, nodes.withdrawals.clone());
-        registrar.register(&table::HEALS, nodes.heals.clone());
+        registrar.register(&table::WITHDRAWALS, nodes.rollbacks.clone());
+        registrar.register(&table::HEALS, nodes.repairs.clone());
         nodes
     }
 
@@ -160,8 +160,8 @@ impl Nodes {
             nodes: names.iter().map(per_node).collect(),
             token_retries: self.token_retries.clone(),
             split_votes: self.split_votes.clone(),
-            withdrawals: self.withdrawals.clone(),
-            heals: self.heals.clone(),
+            rollbacks: self.rollbacks.clone(),
+            repairs: self.repairs.clone(),
         }
     }
 }
@@ -178,8 +178,8 @@ pub(super) struct Counting {
     nodes: Vec<[Calls; Operation::ALL.len()]>,
     token_retries: Counter,
     split_votes: Counter,
-    withdrawals: Counter,
-    heals: Counter,
+    rollbacks: Counter,
+    repairs: Counter,
 }
 
 impl fmt::Debug for Counting {
@@ -215,16 +215,16 @@ impl Observer for Counting {
             Retry::StaleToken => self.token_retries.inc(),
             Retry::SplitVote => self.split_votes.inc(),
             // Once in a node's life.
-            Retry::Unmarked => return,
+            Retry::Unrecorded => return,
         };
     }
 
-    fn withdrawn(&self, nodes: usize) {
-        self.withdrawals.inc_by(nodes as u64);
+    fn rolled_back(&self, nodes: usize) {
+        self.rollbacks.inc_by(nodes as u64);
     }
 
-    fn healed(&self, nodes: usize) {
-        self.heals.inc_by(nodes as u64);
+    fn repaired(&self, nodes: usize) {
+        self.repairs.inc_by(nodes as u64);
     }
 }
 
@@ -265,9 +265,9 @@ mod tests {
         }
         observer.called(2, Operation::Extend, Called::Ok, took);
         observer.retried(Retry::StaleToken);
-        observer.retried(Retry::Unmarked);
-        observer.withdrawn(2);
-        observer.healed(1);
+        observer.retried(Retry::Unrecorded);
+        observer.rolled_back(2);
+        observer.repaired(1);
         let lines = lines(&metrics);
         for line in [
             "node_call_duration_seconds_count{node=\"b:1\",operation=\"extend\"} 5",
@@ -293,7 +293,7 @@ mod tests {
         let metrics = Metrics::new(&[1.0]);
         let probe = Probe {
             guard: Some(Duration::from_millis(1500)),
-            unmarked: Vec::new(),
+            unrecorded: Vec::new(),
             longest_guard: Registered::default(),
             longest_vote: Registered::default(),
             clock: None,

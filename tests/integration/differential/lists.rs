@@ -121,8 +121,8 @@ async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCas
                     guard: Duration::from_millis(guard),
                     is_ready: left <= 0,
                 };
-                if !probe.unmarked.is_empty() {
-                    let marked = agents[*agent].mark(&probe.unmarked, Duration::ZERO, look.own);
+                if !probe.unrecorded.is_empty() {
+                    let marked = agents[*agent].mark(&probe.unrecorded, Duration::ZERO, look.own);
                     marked.await.expect("answers");
                 }
                 let told = match lists.register(coming, recorded, now) {

@@ -13,7 +13,8 @@ use std::{
 };
 
 use election_core::lease::{
-    Bounds, Extend, Grant, Heal, Lease, Look, Onto, Over, Resign, embedded::Embedded, rules::Rule,
+    Bounds, Extend, Grant, Lease, Look, Onto, Repair, Replaces, Resign, embedded::Embedded,
+    rules::Rule,
 };
 use election_redis::{Deployment, Server};
 use futures_util::future::join_all;
@@ -190,19 +191,19 @@ const TWINS: &[Twin] = &[
         Found::By(repair_after_the_resignation)
     ),
     twin!(
-        Withdrawals,
+        Rollbacks,
         "withdraw",
         "if not undone then return '' end",
         "if true then return '' end"
     ),
     twin!(
-        WithdrawalsName,
+        RollbacksName,
         "withdraw",
         "if entry[7] ~= ARGV[2] then",
         "if entry[7] ~= ARGV[2] and entry[2] ~= ARGV[3] then"
     ),
     twin!(
-        WithdrawnByName,
+        RolledBackByName,
         "withdraw",
         "redis.pcall('SET', base .. 'rolled-back:' .. ARGV[2] .. ':' .. ARGV[1], '', 'PX', ARGV[4])",
         ""
@@ -215,7 +216,7 @@ const TWINS: &[Twin] = &[
         Found::By(second_campaign_is_withdrawn)
     ),
     twin!(
-        FloorGoesBack,
+        HighWaterMarkGoesBack,
         "withdraw",
         "elseif entry[8] ~= '' and mark == entry[2] then",
         "elseif false then",
@@ -319,7 +320,7 @@ fn campaign(guard: u64, n: u64) -> Grant {
         request_id: RequestId::new("").expect("valid"),
         elected_at: 1_795_000_000_000,
         repeat: false,
-        over: Over::Own,
+        replaces: Replaces::Own,
         bounds: Bounds {
             guard: Some(seconds(guard)),
             vote: BOUNDS.vote,
@@ -332,12 +333,12 @@ fn grant(guard: u64, n: u64) -> Step {
     Step::Op(Op::Grant(campaign(guard, n)))
 }
 
-fn withdraw(n: u64) -> Step {
-    Step::Op(Op::Withdraw(campaign(60, n)))
+fn roll_back(n: u64) -> Step {
+    Step::Op(Op::RollBack(campaign(60, n)))
 }
 
 fn repair(n: u64) -> Step {
-    Step::Op(Op::Heal(Heal {
+    Step::Op(Op::Repair(Repair {
         election: election(),
         lease: Lease {
             leader: candidate(),
@@ -430,7 +431,7 @@ fn second_campaign_is_withdrawn() -> Vec<Step> {
         probe(),
         grant(60, 1),
         grant(60, 2),
-        withdraw(2),
+        roll_back(2),
         read(),
         Step::Op(Op::Extend(extend)),
     ]
@@ -438,7 +439,7 @@ fn second_campaign_is_withdrawn() -> Vec<Step> {
 
 /// The agent whose clock is behind wins the next vote.
 fn smaller_token_after_a_withdrawal() -> Vec<Step> {
-    vec![probe(), grant(60, 2), withdraw(2), grant(60, 1)]
+    vec![probe(), grant(60, 2), roll_back(2), grant(60, 1)]
 }
 
 /// A proxy that runs a twin where the script is asked for.

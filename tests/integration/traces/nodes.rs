@@ -132,7 +132,7 @@ async fn a_lease_that_is_healed_is_told() {
     let mut connection = servers[2].connect().await;
     // The node may be the last to answer, and then what it lacks is found after the request is answered; and it
     // is not healed before its marker is known.
-    let (request, healed) = eventually("a healing", async || {
+    let (request, repaired) = eventually("a healing", async || {
         let forgotten: i64 = redis::cmd("DEL")
             .arg("ela:{0}:lease:default/e")
             .query_async(&mut connection)
@@ -152,15 +152,15 @@ async fn a_lease_that_is_healed_is_told() {
         let told = |span: &&Received| span.event("election_agent.healing").is_some();
         spans.iter().filter(told).find_map(|request| {
             let mut below = spans.iter().filter(|span| span.parent() == request.id());
-            let healed = below.find(|span| span.get("election_agent.outcome") == "healed");
-            Some((request.clone(), healed?.clone()))
+            let repaired = below.find(|span| span.get("election_agent.outcome") == "healed");
+            Some((request.clone(), repaired?.clone()))
         })
     })
     .await;
     assert_eq!(request.kind(), SERVER);
     let event = request.event("election_agent.healing").expect("told");
     assert_eq!(event["election_agent.nodes"], "1");
-    assert_eq!(healed.name(), "EVALSHA heal");
+    assert_eq!(repaired.name(), "EVALSHA heal");
 }
 
 #[tokio::test]

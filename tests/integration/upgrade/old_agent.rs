@@ -119,7 +119,7 @@ fn path(election: &str) -> String {
     format!("default/{election}")
 }
 
-fn lease_and_floor(election: &str) -> [String; 2] {
+fn lease_and_high_water_mark(election: &str) -> [String; 2] {
     [
         key(&format!("lease:default/{election}")),
         key(&format!("floor:default/{election}")),
@@ -350,8 +350,8 @@ impl Knows {
     /// Registers, looks at the markers, and writes those that are missing if it is known what that means.
     async fn tend(&self, wanted: bool) {
         let guard = millis(self.longest_guard()).to_string();
-        let marker = [key("marker")];
-        let probes = self.run_on_all(PROBE, &marker, &[guard]).await;
+        let incarnation_record = [key("marker")];
+        let probes = self.run_on_all(PROBE, &incarnation_record, &[guard]).await;
         let own = millis(self.max_term).to_string();
         let registers = [self.list.clone(), own.clone(), own];
         let registered = self
@@ -384,7 +384,8 @@ impl Knows {
             {
                 let run = probe.split('\n').nth(1).expect("a run").to_owned();
                 let marks = [millis(wait).to_string(), run];
-                self.run::<String>(node, MARK, &marker, &marks).await;
+                self.run::<String>(node, MARK, &incarnation_record, &marks)
+                    .await;
             }
         }
     }
@@ -406,8 +407,14 @@ impl Knows {
 
     async fn ask_for(&self, node: usize, grant: &Grant, repeat: bool) -> Option<String> {
         let claim = &grant.claim;
-        let [lease, floor] = lease_and_floor(&claim.election);
-        let keys = [lease, floor, key("marker"), key("index"), key("expiry")];
+        let [lease, high_water_mark] = lease_and_high_water_mark(&claim.election);
+        let keys = [
+            lease,
+            high_water_mark,
+            key("marker"),
+            key("index"),
+            key("expiry"),
+        ];
         let mut arguments = vec![
             path(&claim.election),
             claim.candidate.clone(),
@@ -495,8 +502,8 @@ impl Knows {
             if !said("unmarked").is_empty() {
                 self.tend(true).await;
             }
-            for floor in said("stale") {
-                self.seen(token_of(floor));
+            for high_water_mark in said("stale") {
+                self.seen(token_of(high_water_mark));
             }
             if said("guarded").len() + replies.iter().filter(|reply| reply.is_none()).count()
                 >= self.quorum()
@@ -514,8 +521,8 @@ impl Knows {
 
     async fn withdraw(&self, grant: &Grant) {
         let election = &grant.claim.election;
-        let [lease, floor] = lease_and_floor(election);
-        let keys = [lease, floor, key("index"), key("expiry")];
+        let [lease, high_water_mark] = lease_and_high_water_mark(election);
+        let keys = [lease, high_water_mark, key("index"), key("expiry")];
         let arguments = [
             path(election),
             grant.attempt.to_string(),
@@ -540,7 +547,7 @@ impl Knows {
             RETENTION.to_string(),
         ];
         let replies = self
-            .run_on_all(EXTEND, &lease_and_floor(election), &arguments)
+            .run_on_all(EXTEND, &lease_and_high_water_mark(election), &arguments)
             .await;
         let nodes = |words: &[&str]| -> Vec<usize> {
             let said = |node: &usize| {
@@ -555,11 +562,11 @@ impl Knows {
         let unknown = replies.iter().filter(|reply| reply.is_none()).count();
         if renewed.len() >= self.quorum() {
             let lacking = nodes(&["missing", "behind"]);
-            self.heal(election, leader, term, renewed[0], &lacking, false)
+            self.repair(election, leader, term, renewed[0], &lacking, false)
                 .await;
         } else if !renewed.is_empty() && renewed.len() + behind.len() >= self.quorum() {
             let raised = self
-                .heal(election, leader, term, renewed[0], &behind, true)
+                .repair(election, leader, term, renewed[0], &behind, true)
                 .await;
             if renewed.len() + raised < self.quorum() {
                 return Err("no majority could be raised".to_owned());
@@ -576,7 +583,7 @@ impl Knows {
     }
 
     /// Writes the lease of the source to servers that lack it, or raises what they have; gives how many took it.
-    async fn heal(
+    async fn repair(
         &self,
         election: &str,
         leader: &str,
@@ -586,11 +593,11 @@ impl Knows {
         existing: bool,
     ) -> usize {
         let guard = millis(self.longest_guard());
-        let mut healed = 0;
+        let mut repaired = 0;
         for node in lacking {
             let probes = [guard.to_string()];
-            let marker = [key("marker")];
-            let probe = self.run::<String>(*node, PROBE, &marker, &probes);
+            let incarnation_record = [key("marker")];
+            let probe = self.run::<String>(*node, PROBE, &incarnation_record, &probes);
             let Some(probe) = probe.await else { continue };
             let mut lines = probe.split('\n');
             let (wait, run) = (lines.next(), lines.next().expect("a run"));
@@ -600,7 +607,7 @@ impl Knows {
             if wait > 0 && wait + millis(OPERATION_TIMEOUT) > guard {
                 continue;
             }
-            let [lease, floor] = lease_and_floor(election);
+            let [lease, high_water_mark] = lease_and_high_water_mark(election);
             let read = self.run::<String>(source, READ, std::slice::from_ref(&lease), &[]);
             let Some(read) = read.await else { continue };
             let mut lines = read.splitn(5, '\n');
@@ -609,7 +616,13 @@ impl Knows {
             if held_by != leader {
                 continue;
             }
-            let keys = [lease, floor, key("index"), key("expiry"), key("marker")];
+            let keys = [
+                lease,
+                high_water_mark,
+                key("index"),
+                key("expiry"),
+                key("marker"),
+            ];
             let arguments = [
                 path(election),
                 leader.to_owned(),
@@ -623,13 +636,13 @@ impl Knows {
                 guard.to_string(),
             ];
             let reply = self.run::<String>(*node, HEAL, &keys, &arguments).await;
-            healed += usize::from(reply.as_deref() == Some("1"));
+            repaired += usize::from(reply.as_deref() == Some("1"));
         }
-        healed
+        repaired
     }
 
     async fn resign(&self, election: &str, leader: &str, token: u64) -> Result<bool, String> {
-        let [lease, _] = lease_and_floor(election);
+        let [lease, _] = lease_and_high_water_mark(election);
         let keys = [lease, key("index"), key("expiry")];
         let arguments = [path(election), leader.to_owned(), token.to_string()];
         let replies = self.run_on_all(RESIGN, &keys, &arguments).await;
@@ -648,7 +661,7 @@ impl Knows {
     }
 
     async fn leader(&self, election: &str) -> Result<Option<String>, String> {
-        let [lease, _] = lease_and_floor(election);
+        let [lease, _] = lease_and_high_water_mark(election);
         let replies = self.run_on_all(READ, &[lease], &[]).await;
         let leases = replies.iter().flatten().filter(|lease| !lease.is_empty());
         let leaders: Vec<_> = leases.map(|lease| leader_of(lease)).collect();

@@ -23,8 +23,8 @@ use redb::backends::FileBackend;
 use tokio::time::Instant;
 
 use super::{
-    Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, LeaseNode, Look, NodeError,
-    Page, Probe, Reading, Resign, ResignReply, Settings, Unmarked, memory::Memory,
+    Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, LeaseNode, Look, NodeError, Page,
+    Probe, Reading, Repair, Resign, ResignReply, Settings, Unrecorded, memory::Memory,
 };
 use crate::election::types::{ElectionId, Kind};
 use clock::Clock;
@@ -152,11 +152,11 @@ impl Embedded {
         let now = Instant::now();
         let mut memory = Memory::new(new_run());
         for (election, record) in std::mem::take(&mut stored.elections) {
-            let (held, floor) = stored.restore(&record, now, settings.retention)?;
+            let (held, high_water_mark) = stored.restore(&record, now, settings.retention)?;
             if let Some(held) = held {
                 memory.leases.insert(election.clone(), held);
             }
-            memory.floors.insert(election, floor);
+            memory.high_water_marks.insert(election, high_water_mark);
         }
         if let Some(wait) = stored.marker_wait {
             let bounds = Bounds {
@@ -218,9 +218,10 @@ impl Embedded {
         for election in changed {
             state.sequence += 1;
             let sequence = state.sequence;
-            let floor = state.memory.floors.get(&election);
+            let high_water_mark = state.memory.high_water_marks.get(&election);
             let held = state.memory.leases.get(&election);
-            let record = floor.map(|floor| Record::new(floor, held, log.opening()));
+            let record = high_water_mark
+                .map(|high_water_mark| Record::new(high_water_mark, held, log.opening()));
             match record {
                 Some(_) => state.changed.insert(election.clone(), sequence),
                 None => state.changed.remove(&election),
@@ -235,7 +236,7 @@ impl Embedded {
             state.sequence += 1;
             state.logged = ready_at;
             let left = record.left((self.clock)());
-            log.append(state.sequence, log.marker(left));
+            log.append(state.sequence, log.incarnation_record(left));
         }
     }
 
@@ -283,10 +284,10 @@ impl LeaseNode for Embedded {
         .await
     }
 
-    async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
+    async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
         let retention = self.settings.retention;
-        self.run(Some(&heal.election), |memory, now| {
-            memory.heal(heal, retention, now)
+        self.run(Some(&repair.election), |memory, now| {
+            memory.repair(repair, retention, now)
         })
         .await
     }
@@ -299,10 +300,10 @@ impl LeaseNode for Embedded {
         .await
     }
 
-    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
+    async fn roll_back(&self, grant: &Grant) -> Result<(), NodeError> {
         let settings = self.settings;
         self.run(Some(&grant.election), |memory, now| {
-            memory.withdraw(grant, settings.vote, now);
+            memory.roll_back(grant, settings.vote, now);
         })
         .await
     }
@@ -327,14 +328,14 @@ impl LeaseNode for Embedded {
 
     async fn mark(
         &self,
-        unmarked: &[Unmarked],
+        unrecorded: &[Unrecorded],
         wait: Duration,
         bounds: Bounds,
     ) -> Result<usize, NodeError> {
         let written = self
             .run(None, |memory, now| {
                 let run = memory.run.to_string();
-                let of_this = unmarked.iter().any(|part| part.run == run);
+                let of_this = unrecorded.iter().any(|part| part.run == run);
                 of_this && memory.mark(wait, bounds, now)
             })
             .await?;
@@ -352,9 +353,9 @@ impl LeaseNode for Embedded {
             .await?;
         Ok(Probe {
             guard,
-            unmarked: match guard {
+            unrecorded: match guard {
                 Some(_) => Vec::new(),
-                None => vec![Unmarked { partition: 0, run }],
+                None => vec![Unrecorded { partition: 0, run }],
             },
             longest_guard,
             longest_vote,

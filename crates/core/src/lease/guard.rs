@@ -59,7 +59,7 @@ impl FromStr for RestartGuard {
 
 /// What this agent knows of markers, and of the bounds that agents have registered.
 #[derive(Debug)]
-pub(super) struct Markers {
+pub(super) struct IncarnationRecords {
     guard: RestartGuard,
     /// This agent's bounds.
     own: Bounds,
@@ -68,7 +68,7 @@ pub(super) struct Markers {
     seen: AtomicBool,
 }
 
-impl Markers {
+impl IncarnationRecords {
     pub(super) fn new(guard: RestartGuard, longest: Duration, vote: Duration) -> Self {
         Self {
             guard,
@@ -126,7 +126,7 @@ impl Markers {
 
     /// Whether nodes without a marker may be new, as far as this agent has seen.
     pub(super) fn may_be_new(&self) -> bool {
-        self.guard == RestartGuard::On && (!self.seen() || !holds(Rule::NewOnlyIfNoneIsMarked))
+        self.guard == RestartGuard::On && (!self.seen() || !holds(Rule::NewOnlyIfNoneIsRecorded))
     }
 
     fn seen(&self) -> bool {
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn nodes_are_new_only_when_none_has_a_marker_and_none_was_ever_seen() {
         let term = Duration::from_secs(60);
-        let on = Markers::new(RestartGuard::On, term, term);
+        let on = IncarnationRecords::new(RestartGuard::On, term, term);
         assert_eq!(on.wait(true, false), Some(Duration::ZERO));
         assert_eq!(
             on.wait(false, false),
@@ -198,10 +198,10 @@ mod tests {
         assert_eq!(on.wait(false, true), Some(term));
         on.note();
         assert_eq!(on.wait(true, false), Some(term));
-        let strict = Markers::new(RestartGuard::Strict, term, term);
+        let strict = IncarnationRecords::new(RestartGuard::Strict, term, term);
         assert_eq!(strict.wait(true, false), Some(term));
         assert_eq!(
-            Markers::new(RestartGuard::Off, term, term).wait(true, true),
+            IncarnationRecords::new(RestartGuard::Off, term, term).wait(true, true),
             None
         );
     }
@@ -213,22 +213,28 @@ mod tests {
             bound: secs(bound),
             age: secs(age),
         };
-        let markers = Markers::new(RestartGuard::On, secs(10), secs(1));
-        let guard = || markers.bounds().guard;
+        let incarnation_records = IncarnationRecords::new(RestartGuard::On, secs(10), secs(1));
+        let guard = || incarnation_records.bounds().guard;
         assert_eq!(guard(), Some(secs(10)));
         tokio::time::advance(secs(100)).await;
-        markers.note_bounds(told(60, 50), told(5, 0));
-        markers.note_bounds(told(20, 0), told(2, 0));
-        assert_eq!((guard(), markers.longest().vote), (Some(secs(60)), secs(5)));
-        assert_eq!(markers.bounds().vote, secs(1));
+        incarnation_records.note_bounds(told(60, 50), told(5, 0));
+        incarnation_records.note_bounds(told(20, 0), told(2, 0));
+        assert_eq!(
+            (guard(), incarnation_records.longest().vote),
+            (Some(secs(60)), secs(5))
+        );
+        assert_eq!(incarnation_records.bounds().vote, secs(1));
         tokio::time::advance(REMEMBER - secs(51)).await;
         assert_eq!(guard(), Some(secs(60)));
         // What is passed on does not become younger.
-        assert_eq!(markers.look(true, false).guard.age, REMEMBER - secs(1));
+        assert_eq!(
+            incarnation_records.look(true, false).guard.age,
+            REMEMBER - secs(1)
+        );
         tokio::time::advance(secs(2)).await;
         assert_eq!(guard(), Some(secs(10)));
 
-        let off = Markers::new(RestartGuard::Off, secs(10), secs(1));
+        let off = IncarnationRecords::new(RestartGuard::Off, secs(10), secs(1));
         assert_eq!(off.bounds().guard, None);
         off.note_bounds(told(60, 0), told(1, 0));
         assert_eq!(off.bounds().guard, Some(secs(60)));

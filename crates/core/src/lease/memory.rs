@@ -6,8 +6,8 @@ use std::{collections::BTreeMap, ops::Bound, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, LIST_EXAMINES, Lease, Look,
-    Onto, Over, Page, REMEMBER, Reading, Registered, Resign, ResignReply, Settings,
+    Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, LIST_EXAMINES, Lease, Look, Onto,
+    Page, REMEMBER, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings,
     policy::{Call, Reply},
 };
 use crate::{
@@ -30,12 +30,12 @@ pub struct Memory {
     /// Names this incarnation. Not part of what a copy brings back.
     pub(super) run: u64,
     pub(super) leases: BTreeMap<Box<str>, Held>,
-    pub(super) floors: BTreeMap<Box<str>, Floor>,
+    pub(super) high_water_marks: BTreeMap<Box<str>, Retained>,
     pub(super) record: Option<Record>,
     /// Grants that were withdrawn, and until when a copy of each may arrive.
-    withdrawn: BTreeMap<(u64, Box<str>), Instant>,
+    rolled_back: BTreeMap<(u64, Box<str>), Instant>,
     swept_lease: Option<Box<str>>,
-    swept_floor: Option<Box<str>>,
+    swept_high_water_mark: Option<Box<str>>,
     /// Elections whose lease or floor has changed, for whoever makes that durable.
     pub(super) changed: Vec<Box<str>>,
 }
@@ -55,22 +55,23 @@ pub(super) struct Held {
     /// after another restart does not begin again before that. Always `None` without a database.
     pub(super) restored: Option<u64>,
     /// The grant that may still be withdrawn.
-    pub(super) attempt: Option<Attempt>,
+    pub(super) unacknowledged: Option<Unacknowledged>,
 }
 
-/// A grant that nobody has made use of yet.
+/// A grant on which no reply is known to be built yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Attempt {
-    name: u64,
-    /// The floor before the grant; the outer `None` for one that found its own lease and raised nothing.
+pub(super) struct Unacknowledged {
+    grant_id: u64,
+    /// The token high-water mark before the grant; the outer `None` for a grant that found its own lease and raised
+    /// nothing.
     raised_from: Option<Option<Token>>,
-    /// The lease that it replaced or renewed, to go back to.
+    /// The lease that the grant replaced or renewed; a rollback restores it.
     before: Option<Box<Held>>,
 }
 
 /// What outlives the leases of an election.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Floor {
+pub(super) struct Retained {
     /// The highest token of a grant that may have counted.
     pub(super) token: Option<Token>,
     /// The least token that a repair may write.
@@ -101,11 +102,11 @@ impl Memory {
         Self {
             run,
             leases: BTreeMap::new(),
-            floors: BTreeMap::new(),
+            high_water_marks: BTreeMap::new(),
             record: None,
-            withdrawn: BTreeMap::new(),
+            rolled_back: BTreeMap::new(),
             swept_lease: None,
-            swept_floor: None,
+            swept_high_water_mark: None,
             changed: Vec::new(),
         }
     }
@@ -130,12 +131,12 @@ impl Memory {
         let (retention, guarded) = (settings.retention, settings.guard.is_some());
         let reply = match call {
             Call::Grant(grant) => Reply::Grant(self.grant(grant, retention, now)),
-            Call::Withdraw(grant) => {
-                self.withdraw(grant, settings.vote, now);
-                Reply::Withdrawn
+            Call::RollBack(grant) => {
+                self.roll_back(grant, settings.vote, now);
+                Reply::RolledBack
             }
             Call::Extend(extend) => Reply::Extend(self.extend(extend, retention, guarded, now)),
-            Call::Heal(heal) => Reply::Healed(self.heal(heal, retention, now)),
+            Call::Repair(repair) => Reply::Repaired(self.repair(repair, retention, now)),
             Call::Resign(resign) => Reply::Resign(self.resign(resign, retention, guarded, now)),
             Call::Read(election) => Reply::Read(self.read(election, guarded, now)),
         };
@@ -153,20 +154,25 @@ impl Memory {
         held.filter(|held| held.expires > now)
     }
 
-    fn floor(&self, election: &ElectionId, now: Instant) -> Option<&Floor> {
-        let floor = self.floors.get(election.path());
-        floor.filter(|floor| floor.expires > now)
+    fn high_water_mark(&self, election: &ElectionId, now: Instant) -> Option<&Retained> {
+        let high_water_mark = self.high_water_marks.get(election.path());
+        high_water_mark.filter(|high_water_mark| high_water_mark.expires > now)
     }
 
     /// What outlives the leases, made if there is nothing, and kept for the retention after the term.
-    fn kept_floor(&mut self, election: &ElectionId, until: Instant, now: Instant) -> &mut Floor {
-        let floor = self.floors.entry(election.path().into());
-        let floor = floor.or_insert_with(|| Floor::new(now));
-        if floor.expires <= now {
-            *floor = Floor::new(now);
+    fn kept_high_water_mark(
+        &mut self,
+        election: &ElectionId,
+        until: Instant,
+        now: Instant,
+    ) -> &mut Retained {
+        let high_water_mark = self.high_water_marks.entry(election.path().into());
+        let high_water_mark = high_water_mark.or_insert_with(|| Retained::new(now));
+        if high_water_mark.expires <= now {
+            *high_water_mark = Retained::new(now);
         }
-        floor.expires = floor.expires.max(until);
-        floor
+        high_water_mark.expires = high_water_mark.expires.max(until);
+        high_water_mark
     }
 
     fn write(&mut self, election: &ElectionId, held: Option<Held>) {
@@ -208,7 +214,7 @@ impl Memory {
         let record = self.incarnation(bounds.guard.unwrap_or_default(), now);
         match (record, bounds.guard) {
             (None, None) => Ok(()),
-            (None, Some(_)) => Err(GrantReply::Unmarked),
+            (None, Some(_)) => Err(GrantReply::Unrecorded),
             (Some(record), Some(guard))
                 if (guard > record.guard || bounds.vote > record.vote)
                     && holds(Rule::BoundsAreRegistered) =>
@@ -227,7 +233,7 @@ impl Memory {
     fn absence(&self, guarded: bool, now: Instant) -> Absence {
         match self.record {
             _ if !holds(Rule::ForgettingIsNotVacancy) => Absence::Known,
-            None if guarded => Absence::Unmarked,
+            None if guarded => Absence::Unrecorded,
             Some(record) if record.run != self.run || !record.left(now).is_zero() => {
                 Absence::NotKnown
             }
@@ -252,25 +258,28 @@ impl Memory {
             return GrantReply::Late;
         }
         let vacant = self.held(election, now).is_none();
-        if vacant && grant.over.needs_a_leader() && holds(Rule::HandoversNeedALeader) {
+        if vacant && grant.replaces.needs_a_leader() && holds(Rule::HandoversNeedALeader) {
             return GrantReply::Vacant;
         }
-        self.withdrawn.retain(|_, until| *until > now);
-        let name = (grant.attempt, election.path().into());
-        if self.withdrawn.contains_key(&name) {
+        self.rolled_back.retain(|_, until| *until > now);
+        let name = (grant.grant_id, election.path().into());
+        if self.rolled_back.contains_key(&name) {
             return GrantReply::Late;
         }
 
         let held = self.held(election, now).cloned();
-        let floor = self.floor(election, now).cloned();
-        let mark = floor.as_ref().and_then(|floor| floor.token);
+        let high_water_mark = self.high_water_mark(election, now).cloned();
+        let mark = high_water_mark
+            .as_ref()
+            .and_then(|high_water_mark| high_water_mark.token);
         let repeated = own
             && grant.request_id.is_some()
             && held
                 .as_ref()
                 .is_some_and(|held| held.request_id == grant.request_id);
-        if let (Some(id), Some(floor), false) = (&grant.request_id, &floor, repeated)
-            && floor.used.iter().any(|(used, _)| used == id)
+        if let (Some(id), Some(high_water_mark), false) =
+            (&grant.request_id, &high_water_mark, repeated)
+            && high_water_mark.used.iter().any(|(used, _)| used == id)
             && holds(Rule::RequestIdsOutliveLeases)
         {
             return GrantReply::Used;
@@ -287,16 +296,21 @@ impl Memory {
             };
             let token = lease.token;
             // A grant that comes twice goes back to what there was before its first coming.
-            if lease.attempt.as_ref().map(|attempt| attempt.name) != Some(grant.attempt) {
-                lease.attempt = Some(Attempt {
-                    name: grant.attempt,
+            if lease
+                .unacknowledged
+                .as_ref()
+                .map(|unacknowledged| unacknowledged.grant_id)
+                != Some(grant.grant_id)
+            {
+                lease.unacknowledged = Some(Unacknowledged {
+                    grant_id: grant.grant_id,
                     raised_from: None,
                     before: held.map(Box::new),
                 });
                 lease.flatten();
             }
             let outgrown = lease.renew(now, term);
-            self.kept_floor(election, now + term + retention, now);
+            self.kept_high_water_mark(election, now + term + retention, now);
             if outgrown {
                 self.changed.push(election.path().into());
             }
@@ -318,19 +332,19 @@ impl Memory {
             expires: now + term,
             longest_term: term,
             restored: None,
-            attempt: Some(Attempt {
-                name: grant.attempt,
+            unacknowledged: Some(Unacknowledged {
+                grant_id: grant.grant_id,
                 raised_from: Some(mark),
                 before: held.map(Box::new),
             }),
         };
         lease.flatten();
         self.write(election, Some(lease));
-        let floor = self.kept_floor(election, now + term + retention, now);
-        floor.token = Some(grant.token);
+        let high_water_mark = self.kept_high_water_mark(election, now + term + retention, now);
+        high_water_mark.token = Some(grant.token);
         if let Some(id) = grant.request_id.as_ref().filter(|_| !repeated) {
-            floor.used.insert(0, (id.clone(), grant.token));
-            floor.used.truncate(REQUESTS);
+            high_water_mark.used.insert(0, (id.clone(), grant.token));
+            high_water_mark.used.truncate(REQUESTS);
         }
         self.sweep(now);
         GrantReply::Granted(grant.token)
@@ -339,10 +353,10 @@ impl Memory {
     /// The reply to a grant that the election's lease stands in the way of; it changes nothing that has to be durable.
     pub(super) fn in_the_way(&mut self, grant: &Grant, now: Instant) -> Option<GrantReply> {
         let held = self.held(&grant.election, now)?;
-        match &grant.over {
-            Over::Anyone | Over::AnyLeader => None,
-            Over::Own if held.leader == grant.candidate => None,
-            Over::Leader(leader, token) if held.leader == *leader => {
+        match &grant.replaces {
+            Replaces::Anything | Replaces::AnyLeader => None,
+            Replaces::Own if held.leader == grant.candidate => None,
+            Replaces::Of(leader, token) if held.leader == *leader => {
                 let mismatch = token.is_some_and(|token| token != held.token);
                 (mismatch && holds(Rule::HandoversToken)).then_some(GrantReply::TokenMismatch)
             }
@@ -375,7 +389,7 @@ impl Memory {
             return match absence {
                 Absence::Known => ExtendReply::Missing,
                 Absence::NotKnown => ExtendReply::NotKnown,
-                Absence::Unmarked => ExtendReply::Unmarked,
+                Absence::Unrecorded => ExtendReply::Unrecorded,
             };
         };
         match extend.token {
@@ -389,11 +403,12 @@ impl Memory {
         if !holds(Rule::NeverShorter) {
             held.expires = now + term;
         }
-        let acknowledged = held.attempt.take().is_some();
-        let floor = self.kept_floor(&extend.election, now + term + retention, now);
-        floor.token = floor.token.max(Some(token));
+        let acknowledged = held.unacknowledged.take().is_some();
+        let high_water_mark =
+            self.kept_high_water_mark(&extend.election, now + term + retention, now);
+        high_water_mark.token = high_water_mark.token.max(Some(token));
         if acknowledged {
-            floor.acknowledged = floor.acknowledged.max(token.get());
+            high_water_mark.acknowledged = high_water_mark.acknowledged.max(token.get());
         }
         if outgrown || acknowledged {
             self.changed.push(extend.election.path().into());
@@ -401,27 +416,28 @@ impl Memory {
         ExtendReply::Renewed(token)
     }
 
-    pub(super) fn heal(&mut self, heal: &Heal, retention: Duration, now: Instant) -> bool {
-        let (election, lease) = (&heal.election, &heal.lease);
-        let record = self.incarnation(heal.bounds.guard.unwrap_or_default(), now);
-        if heal.bounds.guard.is_some() && record.is_none() {
+    pub(super) fn repair(&mut self, repair: &Repair, retention: Duration, now: Instant) -> bool {
+        let (election, lease) = (&repair.election, &repair.lease);
+        let record = self.incarnation(repair.bounds.guard.unwrap_or_default(), now);
+        if repair.bounds.guard.is_some() && record.is_none() {
             return false;
         }
-        if heal.run != self.run.to_string() && holds(Rule::RepairInTheSameIncarnation) {
+        if repair.run != self.run.to_string() && holds(Rule::RepairInTheSameIncarnation) {
             return false;
         }
-        if now > heal.not_after && holds(Rule::RepairInForce) {
+        if now > repair.not_after && holds(Rule::RepairInForce) {
             return false;
         }
         if let Some(record) = record
             && let Some(since) = record.since
-            && now < since + record.vote.max(heal.bounds.vote)
+            && now < since + record.vote.max(repair.bounds.vote)
             && holds(Rule::RepairWhenSettled)
         {
             return false;
         }
-        let floor = self.floor(election, now);
-        if floor.is_some_and(|floor| lease.token.get() < floor.acknowledged)
+        let high_water_mark = self.high_water_mark(election, now);
+        if high_water_mark
+            .is_some_and(|high_water_mark| lease.token.get() < high_water_mark.acknowledged)
             && holds(Rule::RepairNothingOver)
         {
             return false;
@@ -429,7 +445,7 @@ impl Memory {
         let repaired = |over: Option<&Held>| {
             let over = over.filter(|held| held.expires > now);
             let left = over.map_or(Duration::ZERO, |held| held.expires - now);
-            let term = heal.term.duration().max(left);
+            let term = repair.term.duration().max(left);
             let same = over.filter(|held| held.token == lease.token);
             Held {
                 leader: lease.leader.clone(),
@@ -440,18 +456,19 @@ impl Memory {
                 expires: now + term,
                 longest_term: term,
                 restored: None,
-                attempt: None,
+                unacknowledged: None,
             }
         };
         let mine = |held: &Held| held.leader == lease.leader && held.token <= lease.token;
         let written = match self.held(election, now) {
-            None if heal.onto == Onto::Own && holds(Rule::RaisingMakesNothing) => return false,
+            None if repair.onto == Onto::Own && holds(Rule::RaisingMakesNothing) => return false,
             None => repaired(None),
             Some(held) if mine(held) => repaired(Some(held)),
             // What a grant that is not acknowledged has replaced, or would have: it comes back when that is withdrawn.
             Some(held)
-                if held.attempt.is_some()
-                    && (heal.onto == Onto::Unacknowledged || !holds(Rule::CountedRepairsOnTop)) =>
+                if held.unacknowledged.is_some()
+                    && (repair.onto == Onto::Unacknowledged
+                        || !holds(Rule::CountedRepairsOnTop)) =>
             {
                 let mut head = held.clone();
                 let last = head.last();
@@ -466,11 +483,11 @@ impl Memory {
             }
             Some(_) => return false,
         };
-        let until = now + heal.term.duration() + retention;
+        let until = now + repair.term.duration() + retention;
         self.write(election, Some(written));
-        let floor = self.kept_floor(election, until, now);
-        floor.token = floor.token.max(Some(lease.token));
-        floor.acknowledged = floor.acknowledged.max(lease.token.get());
+        let high_water_mark = self.kept_high_water_mark(election, until, now);
+        high_water_mark.token = high_water_mark.token.max(Some(lease.token));
+        high_water_mark.acknowledged = high_water_mark.acknowledged.max(lease.token.get());
         true
     }
 
@@ -484,8 +501,8 @@ impl Memory {
         let (election, token) = (&resign.election, resign.token);
         let token = token.filter(|_| holds(Rule::ResignationsToken));
         if let Some(token) = token {
-            let floor = self.kept_floor(election, now + retention, now);
-            floor.acknowledged = floor.acknowledged.max(token.get() + 1);
+            let high_water_mark = self.kept_high_water_mark(election, now + retention, now);
+            high_water_mark.acknowledged = high_water_mark.acknowledged.max(token.get() + 1);
             self.changed.push(election.path().into());
         }
         let named = |held: &Held| {
@@ -495,7 +512,7 @@ impl Memory {
             return match self.absence(guarded, now) {
                 Absence::Known => ResignReply::Missing,
                 Absence::NotKnown => ResignReply::NotKnown,
-                Absence::Unmarked => ResignReply::Unmarked,
+                Absence::Unrecorded => ResignReply::Unrecorded,
             };
         };
         let reply = match () {
@@ -513,23 +530,26 @@ impl Memory {
     }
 
     /// Copies of the grant may arrive as long as votes of agents with this vote lifetime count.
-    pub(super) fn withdraw(&mut self, grant: &Grant, vote: Duration, now: Instant) {
+    pub(super) fn roll_back(&mut self, grant: &Grant, vote: Duration, now: Instant) {
         let until = grant.not_after.max(now) + vote;
         let election = &grant.election;
-        if holds(Rule::WithdrawnByName) {
-            let name = (grant.attempt, election.path().into());
-            self.withdrawn.insert(name, until);
+        if holds(Rule::RolledBackByName) {
+            let name = (grant.grant_id, election.path().into());
+            self.rolled_back.insert(name, until);
         }
-        if !holds(Rule::Withdrawals) {
+        if !holds(Rule::Rollbacks) {
             return;
         }
         let Some(held) = self.held(election, now).cloned() else {
             return;
         };
         let of_grant = |entry: &Held| {
-            let named = entry.attempt.as_ref().map(|attempt| attempt.name);
-            named == Some(grant.attempt)
-                || !holds(Rule::WithdrawalsName)
+            let named = entry
+                .unacknowledged
+                .as_ref()
+                .map(|unacknowledged| unacknowledged.grant_id);
+            named == Some(grant.grant_id)
+                || !holds(Rule::RollbacksName)
                     && (&entry.leader, entry.token) == (&grant.candidate, grant.token)
         };
         if !held.chain().any(of_grant) {
@@ -540,23 +560,28 @@ impl Memory {
         let removed: Vec<_> = held
             .chain()
             .filter(|entry| of_grant(entry))
-            .filter_map(|entry| Some((entry.token, entry.attempt.as_ref()?.raised_from?)))
+            .filter_map(|entry| Some((entry.token, entry.unacknowledged.as_ref()?.raised_from?)))
             .collect();
         for (token, from) in removed {
-            if !holds(Rule::FloorGoesBack) {
+            if !holds(Rule::HighWaterMarkGoesBack) {
                 break;
             }
             if held.keeps(token, from, &of_grant) || held.lower(token, from, &of_grant) {
                 continue;
             }
-            if let Some(floor) = self.floors.get_mut(election.path())
-                && floor.token == Some(token)
+            if let Some(high_water_mark) = self.high_water_marks.get_mut(election.path())
+                && high_water_mark.token == Some(token)
             {
-                floor.token = from;
+                high_water_mark.token = from;
             }
         }
-        if let (Some(id), Some(floor)) = (&grant.request_id, self.floors.get_mut(election.path())) {
-            floor.used.retain(|used| *used != (id.clone(), grant.token));
+        if let (Some(id), Some(high_water_mark)) = (
+            &grant.request_id,
+            self.high_water_marks.get_mut(election.path()),
+        ) {
+            high_water_mark
+                .used
+                .retain(|used| *used != (id.clone(), grant.token));
         }
         let left = match holds(Rule::RestoresWhatWasBefore) {
             true => Held::without(Some(Box::new(held)), &of_grant, now),
@@ -570,7 +595,7 @@ impl Memory {
             (Some(held), _) => Reading::Held(held.lease(now)),
             (None, Absence::Known) => Reading::Vacant,
             (None, Absence::NotKnown) => Reading::NotKnown,
-            (None, Absence::Unmarked) => Reading::Unmarked,
+            (None, Absence::Unrecorded) => Reading::Unrecorded,
         }
     }
 
@@ -667,14 +692,14 @@ impl Memory {
                 self.changed.push(election);
             }
         }
-        let over = next_after(&self.floors, self.swept_floor.take());
-        self.swept_floor = over.last().cloned();
+        let over = next_after(&self.high_water_marks, self.swept_high_water_mark.take());
+        self.swept_high_water_mark = over.last().cloned();
         for election in over {
-            let expired = self.floors.get(&election);
-            if expired.is_some_and(|floor| floor.expires <= now)
+            let expired = self.high_water_marks.get(&election);
+            if expired.is_some_and(|high_water_mark| high_water_mark.expires <= now)
                 && !self.leases.contains_key(&election)
             {
-                self.floors.remove(&election);
+                self.high_water_marks.remove(&election);
                 self.changed.push(election);
             }
         }
@@ -711,22 +736,24 @@ impl Held {
 
     /// The lease, and those that it replaced, the newest first.
     fn chain(&self) -> impl Iterator<Item = &Self> {
-        std::iter::successors(Some(self), |held| held.attempt.as_ref()?.before.as_deref())
+        std::iter::successors(Some(self), |held| {
+            held.unacknowledged.as_ref()?.before.as_deref()
+        })
     }
 
     /// Where the oldest lease is, or would be, that is not a grant which may be withdrawn.
     fn last(&mut self) -> &mut Option<Box<Self>> {
-        // Every lease on the way has an attempt; the first is the caller's to see to.
-        let attempt = self.attempt.get_or_insert(Attempt {
-            name: 0,
+        // Every lease on the way has an unacknowledged grant; the first is the caller's to see to.
+        let unacknowledged = self.unacknowledged.get_or_insert(Unacknowledged {
+            grant_id: 0,
             raised_from: None,
             before: None,
         });
-        match &attempt.before {
-            Some(before) if before.attempt.is_some() => {}
-            _ => return &mut attempt.before,
+        match &unacknowledged.before {
+            Some(before) if before.unacknowledged.is_some() => {}
+            _ => return &mut unacknowledged.before,
         }
-        match &mut attempt.before {
+        match &mut unacknowledged.before {
             Some(before) => before.last(),
             none => none,
         }
@@ -737,7 +764,7 @@ impl Held {
         let mut held = self;
         for _ in 0..DEEPEST {
             let Some(before) = held
-                .attempt
+                .unacknowledged
                 .as_mut()
                 .and_then(|it| it.before.as_deref_mut())
             else {
@@ -745,7 +772,7 @@ impl Held {
             };
             held = before;
         }
-        held.attempt = None;
+        held.unacknowledged = None;
     }
 
     /// Has the grant that would go back to this token go back to the one before it; false if there is none.
@@ -756,14 +783,14 @@ impl Held {
         removed: &impl Fn(&Self) -> bool,
     ) -> bool {
         let gone = removed(self);
-        let Some(attempt) = &mut self.attempt else {
+        let Some(unacknowledged) = &mut self.unacknowledged else {
             return false;
         };
-        if !gone && attempt.raised_from == Some(Some(token)) {
-            attempt.raised_from = Some(from);
+        if !gone && unacknowledged.raised_from == Some(Some(token)) {
+            unacknowledged.raised_from = Some(from);
             return true;
         }
-        let before = attempt.before.as_deref_mut();
+        let before = unacknowledged.before.as_deref_mut();
         before.is_some_and(|before| before.lower(token, from, removed))
     }
 
@@ -776,13 +803,13 @@ impl Held {
         removed: &impl Fn(&Self) -> bool,
     ) -> bool {
         let stays = self.token == token && !removed(self);
-        match &mut self.attempt {
-            Some(attempt) if stays => {
-                attempt.raised_from.get_or_insert(from);
+        match &mut self.unacknowledged {
+            Some(unacknowledged) if stays => {
+                unacknowledged.raised_from.get_or_insert(from);
                 true
             }
-            Some(attempt) => {
-                let before = attempt.before.as_deref_mut();
+            Some(unacknowledged) => {
+                let before = unacknowledged.before.as_deref_mut();
                 before.is_some_and(|before| before.keeps(token, from, removed))
             }
             None => stays,
@@ -796,19 +823,19 @@ impl Held {
         now: Instant,
     ) -> Option<Box<Self>> {
         let mut held = held?;
-        let before = held.attempt.as_mut().and_then(|it| it.before.take());
+        let before = held.unacknowledged.as_mut().and_then(|it| it.before.take());
         let before = Self::without(before, these, now);
         if these(&held) || held.expires <= now {
             return before;
         }
-        if let Some(attempt) = &mut held.attempt {
-            attempt.before = before;
+        if let Some(unacknowledged) = &mut held.unacknowledged {
+            unacknowledged.before = before;
         }
         Some(held)
     }
 }
 
-impl Floor {
+impl Retained {
     fn new(now: Instant) -> Self {
         Self {
             token: None,

@@ -13,8 +13,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, NodeError, Reading, Resign,
-    ResignReply,
+    Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, NodeError, Reading, Repair,
+    Resign, ResignReply,
 };
 use crate::election::types::{ElectionId, Token};
 
@@ -204,11 +204,11 @@ pub enum Call {
     /// To grant.
     Grant(Arc<Grant>),
     /// To withdraw a grant.
-    Withdraw(Arc<Grant>),
+    RollBack(Arc<Grant>),
     /// To extend.
     Extend(Arc<Extend>),
     /// To repair, each node in its incarnation.
-    Heal(Arc<Heal>),
+    Repair(Arc<Repair>),
     /// To resign.
     Resign(Arc<Resign>),
     /// To read.
@@ -220,12 +220,12 @@ pub enum Call {
 pub enum Reply {
     /// To [`Call::Grant`].
     Grant(GrantReply),
-    /// To [`Call::Withdraw`].
-    Withdrawn,
+    /// To [`Call::RollBack`].
+    RolledBack,
     /// To [`Call::Extend`].
     Extend(ExtendReply),
-    /// To [`Call::Heal`].
-    Healed(bool),
+    /// To [`Call::Repair`].
+    Repaired(bool),
     /// To [`Call::Resign`].
     Resign(ResignReply),
     /// To [`Call::Read`].
@@ -255,8 +255,8 @@ pub enum Event {
     },
     /// The time has come that [`Step::Wake`] named.
     Woken,
-    /// What [`Step::Tend`] asked for is done; whether any node answered.
-    Tended(bool),
+    /// What [`Step::CheckHealth`] asked for is done; whether any node answered.
+    HealthChecked(bool),
     /// Nobody waits for the answer any more.
     Abandoned,
 }
@@ -281,7 +281,7 @@ pub enum Step<A> {
     Wake(Instant),
     /// Probe the nodes because a vote that began at this instant found them unprepared; with true, nodes without a
     /// marker are taken for what they must be at the worst, as a grant is wanted.
-    Tend(Instant, bool),
+    CheckHealth(Instant, bool),
     /// Something to be observed.
     Note(Note),
 }
@@ -292,9 +292,9 @@ pub enum Note {
     /// A vote did not decide, and is held again.
     Retried(super::quorum::observer::Retry),
     /// What so many nodes have granted, or may have, is to be withdrawn.
-    Withdrawing(usize),
+    RollingBack(usize),
     /// So many nodes have withdrawn a grant.
-    Withdrawn(usize),
+    RolledBack(usize),
     /// Nodes abstain for this long.
     Guarded(Duration),
     /// So many nodes lack a lease that a quorum has.

@@ -9,11 +9,11 @@
 //! the caller goes away, its grant is withdrawn.
 
 mod drive;
+mod health;
 mod node;
 pub mod observer;
 mod round;
 mod span;
-mod tend;
 
 use std::{
     sync::Arc,
@@ -27,8 +27,8 @@ use tracing::Instrument as _;
 pub use span::SPANS;
 
 use super::{
-    Extend, Lease, LeaseNode, Memory, NodeError, Over, Page, Probe, Reading, Resign,
-    guard::{Markers, RestartGuard},
+    Extend, Lease, LeaseNode, Memory, NodeError, Page, Probe, Reading, Replaces, Resign,
+    guard::{IncarnationRecords, RestartGuard},
     merge::merge,
     policy::{
         Electorate, Event, Nodes, claim::Claiming, extension::Extending, resignation::Resigning,
@@ -133,7 +133,7 @@ pub struct Claim {
     /// Makes a retry find the first try's grant.
     pub request_id: Option<RequestId>,
     /// Whose leadership may be replaced.
-    pub over: Over,
+    pub replaces: Replaces,
 }
 
 /// What came of a [`Claim`].
@@ -196,9 +196,9 @@ struct Inner {
     nodes: Vec<Node>,
     electorate: Electorate,
     limit: Duration,
-    markers: Markers,
+    incarnation_records: IncarnationRecords,
     /// When the nodes were last tended because a grant was wanted: one claim does so for all.
-    tended: tokio::sync::Mutex<Option<Instant>>,
+    health_checked: tokio::sync::Mutex<Option<Instant>>,
     /// Why no node is used, and when that was last seen.
     stopped: parking_lot::Mutex<Option<(String, Instant)>>,
     /// The nodes of the list from which agents pass to another that let none come any more which has it alone.
@@ -228,8 +228,12 @@ impl Quorum {
                 nodes: nodes.into_iter().map(Node::new).collect(),
                 electorate,
                 limit: options.operation_timeout,
-                markers: Markers::new(guard, longest, options.operation_timeout),
-                tended: tokio::sync::Mutex::default(),
+                incarnation_records: IncarnationRecords::new(
+                    guard,
+                    longest,
+                    options.operation_timeout,
+                ),
+                health_checked: tokio::sync::Mutex::default(),
                 stopped: parking_lot::Mutex::default(),
                 closing: parking_lot::Mutex::default(),
                 tokens: TokenSource::new(options.clock),
@@ -333,28 +337,28 @@ impl Quorum {
         deadline: Instant,
     ) -> Result<Option<Lease>, Error> {
         let election = Arc::new(election.clone());
-        let (began, mut tended) = (Instant::now(), false);
+        let (began, mut health_checked) = (Instant::now(), false);
         let mut tally = Reads::new(self.inner.electorate);
         let mut round = self.ask_to_read(&election, deadline);
         loop {
             match tally.verdict() {
                 Verdict::Decided(lease) => return Ok(lease),
-                Verdict::Hopeless if tally.is_unmarked() && !tended => {
-                    tended = true;
-                    if !self.clone().tend_for(began, false, deadline).await {
+                Verdict::NoQuorumPossible if tally.is_unrecorded() && !health_checked => {
+                    health_checked = true;
+                    if !self.clone().check_health_for(began, false, deadline).await {
                         return Err(self.undecided(deadline));
                     }
                     tally = Reads::new(self.inner.electorate);
                     round = self.ask_to_read(&election, deadline);
                     continue;
                 }
-                Verdict::Hopeless if tally.is_forgotten() => {
+                Verdict::NoQuorumPossible if tally.is_forgotten() => {
                     return Err(Error::unavailable(
                         "lease nodes have restarted or were promoted, and may have forgotten a leader that still \
                          has time left: who leads is not known",
                     ));
                 }
-                Verdict::Hopeless => return Err(self.undecided(deadline)),
+                Verdict::NoQuorumPossible => return Err(self.undecided(deadline)),
                 Verdict::Open => {}
             }
             match round.next().await {
@@ -473,7 +477,7 @@ mod tests {
     use super::observer::Retry;
     use super::*;
     use crate::lease::{
-        Bounds, ExtendReply, Grant, Heal, Incarnation, Look, Onto, Reading, Settings,
+        Bounds, ExtendReply, Grant, Incarnation, Look, Onto, Reading, Repair, Settings,
         embedded::Embedded,
         policy::{Machine, Step, View},
     };
@@ -494,7 +498,7 @@ mod tests {
             term: Term::from_millis(60_000, MINUTE).expect("valid"),
             value: Value::default(),
             request_id: None,
-            over: Over::Own,
+            replaces: Replaces::Own,
         }
     }
 
@@ -504,13 +508,13 @@ mod tests {
             election: claim.election.clone(),
             candidate: claim.candidate.clone(),
             token: Token::new(7).expect("in range"),
-            attempt: 1,
+            grant_id: 1,
             term: claim.term,
             value: Value::default(),
             request_id: claim.request_id.clone(),
             repeat: true,
             elected_at: 0,
-            over: Over::Own,
+            replaces: Replaces::Own,
             bounds: Bounds {
                 guard: None,
                 vote: SECOND,
@@ -542,10 +546,10 @@ mod tests {
         fn retried(&self, why: Retry) {
             self.note(why);
         }
-        fn withdrawn(&self, nodes: usize) {
+        fn rolled_back(&self, nodes: usize) {
             self.note(("withdrawn", nodes));
         }
-        fn healed(&self, nodes: usize) {
+        fn repaired(&self, nodes: usize) {
             self.note(("healed", nodes));
         }
     }
@@ -582,7 +586,7 @@ mod tests {
         for node in 0..2 {
             let called = |operation| notes.count((node, operation, Called::Ok));
             assert_eq!(called(Operation::Grant), 2, "{notes:?}");
-            assert_eq!(called(Operation::Withdraw), 1, "{notes:?}");
+            assert_eq!(called(Operation::RollBack), 1, "{notes:?}");
         }
         assert_eq!(notes.count(("withdrawn", 2)), 1, "{notes:?}");
     }
@@ -604,7 +608,7 @@ mod tests {
             (Onto::Vacant, false),
             (Onto::Unacknowledged, true),
         ] {
-            let heal = Heal {
+            let repair = Repair {
                 election: claim.election.clone(),
                 lease: Lease {
                     leader: Candidate::new("candidate", "leader").expect("valid"),
@@ -619,10 +623,10 @@ mod tests {
                 bounds: unacknowledged.bounds,
                 not_after: Instant::now() + MINUTE,
             };
-            assert_eq!(node.heal(&heal).await, Ok(written), "{onto:?}");
+            assert_eq!(node.repair(&repair).await, Ok(written), "{onto:?}");
             assert_eq!(leader().await, "a", "{onto:?}");
         }
-        node.withdraw(&unacknowledged).await.expect("withdrawn");
+        node.roll_back(&unacknowledged).await.expect("withdrawn");
         assert_eq!(leader().await, "leader");
     }
 
@@ -664,13 +668,13 @@ mod tests {
         async fn extend(&self, _: &Extend) -> Result<ExtendReply, NodeError> {
             std::future::pending().await
         }
-        async fn heal(&self, _: &Heal) -> Result<bool, NodeError> {
+        async fn repair(&self, _: &Repair) -> Result<bool, NodeError> {
             std::future::pending().await
         }
         async fn resign(&self, _: &Resign) -> Result<crate::lease::ResignReply, NodeError> {
             std::future::pending().await
         }
-        async fn withdraw(&self, _: &Grant) -> Result<(), NodeError> {
+        async fn roll_back(&self, _: &Grant) -> Result<(), NodeError> {
             std::future::pending().await
         }
         async fn read(&self, _: &ElectionId) -> Result<Reading, NodeError> {
@@ -686,7 +690,7 @@ mod tests {
         }
         async fn mark(
             &self,
-            _: &[crate::lease::Unmarked],
+            _: &[crate::lease::Unrecorded],
             _: Duration,
             _: Bounds,
         ) -> Result<usize, NodeError> {
@@ -704,7 +708,7 @@ mod tests {
     struct Faulty {
         node: Embedded,
         reachable: bool,
-        withdrawals: std::sync::atomic::AtomicUsize,
+        rollbacks: std::sync::atomic::AtomicUsize,
     }
 
     impl Faulty {
@@ -712,7 +716,7 @@ mod tests {
             Arc::new(Self {
                 node: Embedded::in_memory(SETTINGS),
                 reachable,
-                withdrawals: 0.into(),
+                rollbacks: 0.into(),
             })
         }
     }
@@ -731,15 +735,15 @@ mod tests {
         async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
             self.node.extend(extend).await
         }
-        async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
-            self.node.heal(heal).await
+        async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
+            self.node.repair(repair).await
         }
         async fn resign(&self, resign: &Resign) -> Result<crate::lease::ResignReply, NodeError> {
             self.node.resign(resign).await
         }
-        async fn withdraw(&self, _: &Grant) -> Result<(), NodeError> {
+        async fn roll_back(&self, _: &Grant) -> Result<(), NodeError> {
             let before = self
-                .withdrawals
+                .rollbacks
                 .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             assert!(before < 1000, "withdrawals are repeated without a pause");
             match self.reachable {
@@ -760,11 +764,11 @@ mod tests {
         }
         async fn mark(
             &self,
-            unmarked: &[crate::lease::Unmarked],
+            unrecorded: &[crate::lease::Unrecorded],
             wait: Duration,
             bounds: Bounds,
         ) -> Result<usize, NodeError> {
-            self.node.mark(unmarked, wait, bounds).await
+            self.node.mark(unrecorded, wait, bounds).await
         }
         async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
             self.node.probe(look).await
@@ -791,8 +795,8 @@ mod tests {
         quorum.drain().await;
         for node in &nodes {
             // After 250 ms, 500 ms and so on to 2 s, until what was granted is over.
-            let withdrawals = node.withdrawals.load(std::sync::atomic::Ordering::Relaxed);
-            assert!((15..40).contains(&withdrawals), "{withdrawals}");
+            let rollbacks = node.rollbacks.load(std::sync::atomic::Ordering::Relaxed);
+            assert!((15..40).contains(&rollbacks), "{rollbacks}");
         }
     }
 

@@ -53,19 +53,19 @@ pub enum Rule {
     /// Nodes are taken for new only when they were found so twice.
     NewNodesAreLookedAtTwice,
     /// New nodes vote only when all of them have been marked.
-    AllNewNodesAreMarked,
+    AllNewNodesAreRecorded,
     /// Nodes are taken for new only when none has a record, and none was ever seen.
-    NewOnlyIfNoneIsMarked,
+    NewOnlyIfNoneIsRecorded,
     /// What a lost vote was granted is withdrawn.
-    Withdrawals,
+    Rollbacks,
     /// A withdrawal takes back what its own grant wrote, and nothing else.
-    WithdrawalsName,
+    RollbacksName,
     /// A copy of a withdrawn grant is refused.
-    WithdrawnByName,
+    RolledBackByName,
     /// A withdrawal restores what its grant replaced.
     RestoresWhatWasBefore,
     /// A withdrawal lowers the high-water mark to what it was.
-    FloorGoesBack,
+    HighWaterMarkGoesBack,
     /// No operation makes a lease shorter.
     NeverShorter,
     /// A resignation is for the token that it was meant for.
@@ -113,13 +113,13 @@ impl Rule {
         Self::RepairNothingOver,
         Self::Repair,
         Self::NewNodesAreLookedAtTwice,
-        Self::AllNewNodesAreMarked,
-        Self::NewOnlyIfNoneIsMarked,
-        Self::Withdrawals,
-        Self::WithdrawalsName,
-        Self::WithdrawnByName,
+        Self::AllNewNodesAreRecorded,
+        Self::NewOnlyIfNoneIsRecorded,
+        Self::Rollbacks,
+        Self::RollbacksName,
+        Self::RolledBackByName,
         Self::RestoresWhatWasBefore,
-        Self::FloorGoesBack,
+        Self::HighWaterMarkGoesBack,
         Self::NeverShorter,
         Self::ResignationsToken,
         Self::HandoversToken,

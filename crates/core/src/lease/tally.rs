@@ -22,7 +22,7 @@ pub(super) enum Verdict<T> {
     /// More answers are needed.
     Open,
     /// Whatever the other nodes answer, no quorum agrees.
-    Hopeless,
+    NoQuorumPossible,
 }
 
 /// Which nodes are still to answer, and which gave no answer.
@@ -75,7 +75,7 @@ pub(super) struct Grants {
     stale: Option<Token>,
     /// Nodes that have no memory for one more lease. They have answered: none of them has granted.
     full: Nodes,
-    unmarked: bool,
+    unrecorded: bool,
     unprepared: bool,
     guarded: Vec<(Duration, usize)>,
 }
@@ -99,7 +99,7 @@ pub(super) enum Granted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
     /// Some node has no marker.
-    Unmarked,
+    Unrecorded,
     /// Some node has not been probed by this agent as it must be: in this incarnation, or since its clock was set.
     Unprepared,
     /// Some node has accepted this token, or a larger one than was proposed.
@@ -125,7 +125,7 @@ impl Grants {
             used: Nodes::NONE,
             stale: None,
             full: Nodes::NONE,
-            unmarked: false,
+            unrecorded: false,
             unprepared: false,
             guarded: Vec::new(),
         }
@@ -164,7 +164,7 @@ impl Grants {
             Some(GrantReply::Vacant) => self.vacant.add(node),
             Some(GrantReply::Used) => self.used.add(node),
             Some(GrantReply::Stale(token)) => self.stale = self.stale.max(Some(token)),
-            Some(GrantReply::Unmarked) => self.unmarked = true,
+            Some(GrantReply::Unrecorded) => self.unrecorded = true,
             Some(GrantReply::Unregistered | GrantReply::Late) => self.unprepared = true,
             Some(GrantReply::Guarded(wait)) => self.guarded.push((wait, node)),
         }
@@ -199,12 +199,12 @@ impl Grants {
         let left = self.roll.outstanding;
         let granted = self.granted.iter().map(|(_, votes)| *votes);
         let held = self.held.iter().map(|(_, votes)| *votes);
-        let hopeless = granted
+        let no_quorum_possible = granted
             .chain(held)
             .chain([self.mismatched, self.vacant, self.used])
             .all(|votes| !electorate.any(votes.and(left)));
-        match hopeless {
-            true => Verdict::Hopeless,
+        match no_quorum_possible {
+            true => Verdict::NoQuorumPossible,
             false => Verdict::Open,
         }
     }
@@ -246,7 +246,7 @@ impl Grants {
             (!enough && electorate.all(granting)).then_some(wait)
         });
         match (self.stale, wait) {
-            _ if self.unmarked => Failure::Unmarked,
+            _ if self.unrecorded => Failure::Unrecorded,
             _ if self.unprepared => Failure::Unprepared,
             (Some(token), _) => Failure::Stale(token),
             _ if self.roll.unreachable() => Failure::Unreachable,
@@ -265,7 +265,7 @@ pub(super) struct Extensions {
     behind: Nodes,
     missing: Nodes,
     not_known: Nodes,
-    unmarked: bool,
+    unrecorded: bool,
     held: Nodes,
     stale: Nodes,
 }
@@ -302,25 +302,25 @@ impl Extensions {
             behind: Nodes::NONE,
             missing: Nodes::NONE,
             not_known: Nodes::NONE,
-            unmarked: false,
+            unrecorded: false,
             held: Nodes::NONE,
             stale: Nodes::NONE,
         }
     }
 
     /// Whether some node has no marker yet, so that asking again may help when it has.
-    pub(super) fn is_unmarked(&self) -> bool {
-        self.unmarked
+    pub(super) fn is_unrecorded(&self) -> bool {
+        self.unrecorded
     }
 
     pub(super) fn add(&mut self, node: usize, reply: Result<ExtendReply, NodeError>) {
-        self.unmarked |= reply == Ok(ExtendReply::Unmarked);
+        self.unrecorded |= reply == Ok(ExtendReply::Unrecorded);
         match self.roll.note(node, reply) {
             None => {}
             Some(ExtendReply::Renewed(_)) => self.renewed.add(node),
             Some(ExtendReply::Behind) => self.behind.add(node),
             Some(ExtendReply::Missing) => self.missing.add(node),
-            Some(ExtendReply::NotKnown | ExtendReply::Unmarked) => self.not_known.add(node),
+            Some(ExtendReply::NotKnown | ExtendReply::Unrecorded) => self.not_known.add(node),
             Some(ExtendReply::Held) => self.held.add(node),
             Some(ExtendReply::Stale) => self.stale.add(node),
         }
@@ -373,7 +373,7 @@ impl Extensions {
         }
         match electorate.any(self.renewed.and(self.roll.outstanding)) {
             true => Verdict::Open,
-            false => Verdict::Hopeless,
+            false => Verdict::NoQuorumPossible,
         }
     }
 }
@@ -397,7 +397,7 @@ pub(super) struct Resignations {
     resigned: Nodes,
     missing: Nodes,
     not_known: Nodes,
-    unmarked: bool,
+    unrecorded: bool,
     held: Nodes,
     stale: Nodes,
 }
@@ -409,24 +409,24 @@ impl Resignations {
             resigned: Nodes::NONE,
             missing: Nodes::NONE,
             not_known: Nodes::NONE,
-            unmarked: false,
+            unrecorded: false,
             held: Nodes::NONE,
             stale: Nodes::NONE,
         }
     }
 
-    /// As [`Extensions::is_unmarked`].
-    pub(super) fn is_unmarked(&self) -> bool {
-        self.unmarked
+    /// As [`Extensions::is_unrecorded`].
+    pub(super) fn is_unrecorded(&self) -> bool {
+        self.unrecorded
     }
 
     pub(super) fn add(&mut self, node: usize, reply: Result<ResignReply, NodeError>) {
-        self.unmarked |= reply == Ok(ResignReply::Unmarked);
+        self.unrecorded |= reply == Ok(ResignReply::Unrecorded);
         match self.roll.note(node, reply) {
             None => {}
             Some(ResignReply::Resigned) => self.resigned.add(node),
             Some(ResignReply::Missing) => self.missing.add(node),
-            Some(ResignReply::NotKnown | ResignReply::Unmarked) => self.not_known.add(node),
+            Some(ResignReply::NotKnown | ResignReply::Unrecorded) => self.not_known.add(node),
             Some(ResignReply::Held) => self.held.add(node),
             Some(ResignReply::Stale) => self.stale.add(node),
         }
@@ -450,7 +450,7 @@ impl Resignations {
         if !electorate.any(may_have) {
             return Verdict::Decided(Done::No(denial(self.stale, self.held, self.missing)));
         }
-        Verdict::Hopeless
+        Verdict::NoQuorumPossible
     }
 }
 
@@ -459,7 +459,7 @@ impl Resignations {
 pub(super) struct Reads {
     roll: Roll,
     not_known: Nodes,
-    unmarked: bool,
+    unrecorded: bool,
     leases: Vec<(usize, Lease)>,
 }
 
@@ -468,21 +468,21 @@ impl Reads {
         Self {
             roll: Roll::new(electorate),
             not_known: Nodes::NONE,
-            unmarked: false,
+            unrecorded: false,
             leases: Vec::new(),
         }
     }
 
-    /// As [`Extensions::is_unmarked`].
-    pub(super) fn is_unmarked(&self) -> bool {
-        self.unmarked
+    /// As [`Extensions::is_unrecorded`].
+    pub(super) fn is_unrecorded(&self) -> bool {
+        self.unrecorded
     }
 
     pub(super) fn add(&mut self, node: usize, reply: Result<Reading, NodeError>) {
-        self.unmarked |= reply == Ok(Reading::Unmarked);
+        self.unrecorded |= reply == Ok(Reading::Unrecorded);
         match self.roll.note(node, reply) {
             None | Some(Reading::Vacant) => {}
-            Some(Reading::NotKnown | Reading::Unmarked) => self.not_known.add(node),
+            Some(Reading::NotKnown | Reading::Unrecorded) => self.not_known.add(node),
             Some(Reading::Held(lease)) => self.leases.push((node, lease)),
         }
     }
@@ -507,7 +507,7 @@ impl Reads {
             return Verdict::Decided(None);
         }
         match self.roll.outstanding.is_empty() {
-            true => Verdict::Hopeless,
+            true => Verdict::NoQuorumPossible,
             false => Verdict::Open,
         }
     }
@@ -590,22 +590,22 @@ mod tests {
         assert_eq!(splitting.verdict(), Verdict::Open);
         assert!(splitting.is_split() && !one.is_split() && !won.is_split());
         let split = grants(3, &[Ok(Yes(mine)), Ok(Held(a.clone())), Ok(Held(b))]);
-        assert_eq!(split.verdict(), Verdict::Hopeless);
+        assert_eq!(split.verdict(), Verdict::NoQuorumPossible);
         assert_eq!(split.failure(), Failure::Split);
         let unknown = grants(3, &[Ok(Yes(mine)), Ok(Held(a)), error()]);
-        assert_eq!(unknown.verdict(), Verdict::Hopeless);
+        assert_eq!(unknown.verdict(), Verdict::NoQuorumPossible);
         let tokens_differ = grants(3, &[Ok(Yes(mine)), Ok(Yes(token(8))), error()]);
-        assert_eq!(tokens_differ.verdict(), Verdict::Hopeless);
+        assert_eq!(tokens_differ.verdict(), Verdict::NoQuorumPossible);
     }
 
     #[test]
     fn a_failed_grant_says_what_to_do_next() {
-        use GrantReply::{Granted as Yes, Guarded, Stale, Unmarked};
+        use GrantReply::{Granted as Yes, Guarded, Stale, Unrecorded};
         let secs = Duration::from_secs;
         let failure = |replies: &[_]| grants(3, replies).failure();
         assert_eq!(
-            failure(&[Ok(Unmarked), Ok(Unmarked), error()]),
-            Failure::Unmarked
+            failure(&[Ok(Unrecorded), Ok(Unrecorded), error()]),
+            Failure::Unrecorded
         );
         assert_eq!(
             failure(&[Ok(Yes(token(2))), Ok(Stale(token(3))), error()]),
@@ -658,7 +658,7 @@ mod tests {
             let nodes = replies.len().max(2) * 2 - 1;
             let nodes = if replies.len() == 1 { 1 } else { nodes.min(3) };
             let tally = grants(nodes, &replies);
-            assert_eq!(tally.verdict(), Verdict::Hopeless, "{replies:?}");
+            assert_eq!(tally.verdict(), Verdict::NoQuorumPossible, "{replies:?}");
             assert_eq!(tally.failure(), failure, "{replies:?}");
         }
     }
@@ -677,7 +677,7 @@ mod tests {
         let no = |denial| Verdict::Decided(Done::No(denial));
         assert_eq!(verdict(1, &[Ok(Behind)]), no(Denial::StaleToken));
         assert_eq!(verdict(1, &[Ok(Stale)]), no(Denial::StaleToken));
-        assert_eq!(verdict(1, &[error()]), Verdict::Hopeless);
+        assert_eq!(verdict(1, &[error()]), Verdict::NoQuorumPossible);
         assert_eq!(
             verdict(3, &[yes(), error(), yes()]),
             Verdict::Decided(Done::Yes)
@@ -685,7 +685,7 @@ mod tests {
         assert_eq!(verdict(3, &[yes(), Ok(Missing)]), Verdict::Open);
         assert_eq!(
             verdict(3, &[yes(), Ok(Missing), error()]),
-            Verdict::Hopeless
+            Verdict::NoQuorumPossible
         );
         assert_eq!(verdict(3, &[Ok(Held), Ok(Held)]), no(Denial::HeldByOther));
         assert_eq!(verdict(3, &[Ok(Missing), Ok(Missing)]), no(Denial::NoTerm));
@@ -724,7 +724,7 @@ mod tests {
         );
         assert_eq!(
             verdict(&[Ok(Resigned), error(), error()]),
-            Verdict::Hopeless
+            Verdict::NoQuorumPossible
         );
     }
 
@@ -752,7 +752,7 @@ mod tests {
         );
         assert_eq!(
             verdict(&[Ok(Reading::Vacant), Ok(Reading::Held(old.clone())), error()]),
-            Verdict::Hopeless
+            Verdict::NoQuorumPossible
         );
         assert_eq!(
             verdict(&[

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_proposal_is_above_every_floor_seen_and_never_out_of_range() {
+    fn a_proposal_is_above_every_high_water_mark_seen_and_never_out_of_range() {
         let (source, _) = source_at(UNIX_EPOCH);
         source.seen(Token::new(41).expect("in range"));
         source.seen(Token::new(7).expect("in range"));

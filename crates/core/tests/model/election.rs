@@ -5,8 +5,8 @@ use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 use election_core::{
     election::types::{Candidate, RequestId, Term, Token, Value},
     lease::{
-        Bounds, Extend, Grant, GrantReply, Incarnation, Look, NodeError, Over, Reading, Registered,
-        Resign, Settings,
+        Bounds, Extend, Grant, GrantReply, Incarnation, Look, NodeError, Reading, Registered,
+        Replaces, Resign, Settings,
         memory::Memory,
         policy::{
             Call, Event, Nodes, Reply, claim::Claiming, extension::Extending,
@@ -160,13 +160,13 @@ impl Election {
             election: ELECTION.clone(),
             candidate: candidate(0),
             token,
-            attempt: u64::MAX,
+            grant_id: u64::MAX,
             term,
             value: Value::default(),
             request_id: self.request_id(0),
             repeat: true,
             elected_at: 0,
-            over: Over::Own,
+            replaces: Replaces::Own,
             bounds: self.world.agents[0].bounds(),
             not_after: now + TICK,
         };
@@ -261,14 +261,14 @@ impl Election {
         self.feed(state, agent, id, Event::Begin);
     }
 
-    fn claim(&self, state: &mut State, agent: usize, wants: usize, over: Over) {
+    fn claim(&self, state: &mut State, agent: usize, wants: usize, replaces: Replaces) {
         let claim = Claim {
             election: ELECTION.clone(),
             candidate: candidate(wants),
             term: self.term(wants),
             value: Value::default(),
             request_id: self.request_id(wants),
-            over,
+            replaces,
         };
         let now = state.now();
         let deadline = now + 2 * TICK;
@@ -373,9 +373,9 @@ impl Election {
                         }
                     }
                     Wanted::Wake(at) => operation.wake = Some(at),
-                    Wanted::Tend => {
+                    Wanted::CheckHealth => {
                         self.look(state, agent);
-                        events.push(Event::Tended(true));
+                        events.push(Event::HealthChecked(true));
                     }
                     Wanted::Elected(token, valid_for) => {
                         operation.answered = true;
@@ -463,7 +463,7 @@ impl Election {
             Action::Campaign(agent, wants) => {
                 left.campaigns -= 1;
                 state.named = state.named.max(wants + 1);
-                self.claim(state, agent, wants, Over::Own);
+                self.claim(state, agent, wants, Replaces::Own);
             }
             Action::Extend(agent, leader) => {
                 left.extensions -= 1;
@@ -478,7 +478,7 @@ impl Election {
                 let token = state.leads[from].map(|lead| lead.token);
                 state.leads[from] = None;
                 state.named = state.named.max(to + 1);
-                self.claim(state, agent, to, Over::Leader(candidate(from), token));
+                self.claim(state, agent, to, Replaces::Of(candidate(from), token));
             }
             Action::Execute(node, key, how) => {
                 let late = !state.is_awaited(node, key);
@@ -560,7 +560,7 @@ impl Election {
                 for agent in 0..state.agents.len() {
                     self.look(&mut state, agent);
                 }
-                self.claim(&mut state, agent, LATECOMER, Over::Own);
+                self.claim(&mut state, agent, LATECOMER, Replaces::Own);
                 self.settle(&mut state);
                 if state.leads[LATECOMER].is_some() {
                     return true;

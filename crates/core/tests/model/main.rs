@@ -284,12 +284,12 @@ fn rules_whose_absence_a_small_world_shows() {
     );
     find(
         CLEAN,
-        Rule::Withdrawals,
+        Rule::Rollbacks,
         remains(world().votes(1).ticks(1), campaigns(1).faults(1)),
     );
     find(
         CLEAN,
-        Rule::WithdrawnByName,
+        Rule::RolledBackByName,
         remains(world().votes(1).ticks(1), campaigns(1).faults(2)),
     );
     find(

@@ -116,7 +116,7 @@ pub(crate) enum Wanted {
         until: Instant,
     },
     Wake(Instant),
-    Tend,
+    CheckHealth,
     Elected(Token, std::time::Duration),
     Extended,
     Answered,
@@ -170,7 +170,7 @@ fn wanted<M: Machine>(
                 until,
             },
             Step::Wake(at) => Wanted::Wake(at),
-            Step::Tend(..) => Wanted::Tend,
+            Step::CheckHealth(..) => Wanted::CheckHealth,
             Step::Answer(answered) => answer(answered),
             Step::Note(_) => return None,
         })

@@ -15,8 +15,8 @@ pub(crate) use election_core::lease::quorum::observer::Operation as To;
 use election_core::{
     election::types::{ElectionId, Kind},
     lease::{
-        Bounds, Extend, ExtendReply, Grant, GrantReply, Heal, Incarnation, LeaseNode, Look,
-        NodeError, Page, Probe, Reading, Resign, ResignReply, Unmarked, embedded::Embedded,
+        Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, LeaseNode, Look, NodeError,
+        Page, Probe, Reading, Repair, Resign, ResignReply, Unrecorded, embedded::Embedded,
     },
 };
 use tokio::{
@@ -215,17 +215,17 @@ impl LeaseNode for Handle {
         .await
     }
 
-    async fn heal(&self, heal: &Heal) -> Result<bool, NodeError> {
-        let Some(not_after) = self.by_its_clock(heal.not_after) else {
+    async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
+        let Some(not_after) = self.by_its_clock(repair.not_after) else {
             return Ok(false);
         };
-        let heal = Arc::new(Heal {
+        let repair = Arc::new(Repair {
             not_after,
-            ..heal.clone()
+            ..repair.clone()
         });
-        self.call(To::Heal, move |node| {
-            let heal = Arc::clone(&heal);
-            async move { node.heal(&heal).await }
+        self.call(To::Repair, move |node| {
+            let repair = Arc::clone(&repair);
+            async move { node.repair(&repair).await }
         })
         .await
     }
@@ -239,16 +239,16 @@ impl LeaseNode for Handle {
         .await
     }
 
-    async fn withdraw(&self, grant: &Grant) -> Result<(), NodeError> {
+    async fn roll_back(&self, grant: &Grant) -> Result<(), NodeError> {
         // By its server's clock the grant may arrive later than by this one, by as much as a probe takes.
         let left = grant.not_after.saturating_duration_since(Instant::now()) + 2 * self.0.vote;
         let (grant, server) = (Arc::new(grant.clone()), self.0.server.clone());
-        self.call(To::Withdraw, move |node| {
+        self.call(To::RollBack, move |node| {
             let grant = Grant {
                 not_after: server.now() + left,
                 ..(*grant).clone()
             };
-            async move { node.withdraw(&grant).await }
+            async move { node.roll_back(&grant).await }
         })
         .await
     }
@@ -278,14 +278,14 @@ impl LeaseNode for Handle {
 
     async fn mark(
         &self,
-        unmarked: &[Unmarked],
+        unrecorded: &[Unrecorded],
         wait: Duration,
         bounds: Bounds,
     ) -> Result<usize, NodeError> {
-        let unmarked: Arc<[_]> = unmarked.into();
+        let unrecorded: Arc<[_]> = unrecorded.into();
         self.call(To::Mark, move |node| {
-            let unmarked = Arc::clone(&unmarked);
-            async move { node.mark(&unmarked, wait, bounds).await }
+            let unrecorded = Arc::clone(&unrecorded);
+            async move { node.mark(&unrecorded, wait, bounds).await }
         })
         .await
     }

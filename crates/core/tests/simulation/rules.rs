@@ -53,13 +53,13 @@ fn scenario(rule: Rule) -> Scenario {
         Rule::RepairNothingOver => scenario!(repairs::repair_after_the_resignation),
         Rule::Repair => scenario!(repairs::server_lacks_the_lease),
         Rule::NewNodesAreLookedAtTwice => scenario!(new_nodes::marked_while_it_looks),
-        Rule::AllNewNodesAreMarked => scenario!(new_nodes::marked_without_an_answer),
-        Rule::NewOnlyIfNoneIsMarked => scenario!(new_nodes::one_of_three_forgets),
-        Rule::Withdrawals => scenario!(grants::grants_are_not_answered),
-        Rule::WithdrawalsName => scenario!(grants::retry_is_rolled_back),
-        Rule::WithdrawnByName => scenario!(grants::grants_come_twice),
+        Rule::AllNewNodesAreRecorded => scenario!(new_nodes::marked_without_an_answer),
+        Rule::NewOnlyIfNoneIsRecorded => scenario!(new_nodes::one_of_three_forgets),
+        Rule::Rollbacks => scenario!(grants::grants_are_not_answered),
+        Rule::RollbacksName => scenario!(grants::retry_is_rolled_back),
+        Rule::RolledBackByName => scenario!(grants::grants_come_twice),
         Rule::RestoresWhatWasBefore => scenario!(grants::leader_gets_no_answer),
-        Rule::FloorGoesBack => scenario!(requests::retry_while_a_server_is_gone),
+        Rule::HighWaterMarkGoesBack => scenario!(requests::retry_while_a_server_is_gone),
         Rule::NeverShorter => scenario!(grants::shorter_extension),
         Rule::ResignationsToken => scenario!(requests::resignation_comes_twice),
         Rule::HandoversToken => scenario!(requests::handover_by_who_was_followed),
@@ -108,7 +108,7 @@ fn found_at_random(rule: Rule, seeds: u64) -> Option<u64> {
     })
 }
 
-const SAFETY: &str = include_str!("../../docs/SAFETY.md");
+const SAFETY: &str = include_str!("../../../../docs/SAFETY.md");
 
 /// `SIM_RULE_SEEDS` says how many random runs are tried for each rule, beside its scenario.
 #[test]

@@ -34,7 +34,7 @@ use crate::{
     election::types::{Candidate, Invalid, RequestId, Token, Value, millis},
     lease::{
         NodeError,
-        memory::{Floor, Held},
+        memory::{Held, Retained},
     },
 };
 
@@ -42,7 +42,8 @@ use crate::{
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     /// The highest token of a grant that may have counted; 0 for none.
-    floor: u64,
+    #[serde(rename = "floor")]
+    high_water_mark: u64,
     /// The least token that a repair may write.
     #[serde(default)]
     acknowledged: u64,
@@ -70,11 +71,11 @@ pub(super) struct LeaseRecord {
 
 impl Record {
     /// What is to be stored in this opening.
-    pub(super) fn new(floor: &Floor, held: Option<&Held>, opening: u64) -> Self {
-        let used = floor.used.iter();
+    pub(super) fn new(high_water_mark: &Retained, held: Option<&Held>, opening: u64) -> Self {
+        let used = high_water_mark.used.iter();
         Self {
-            floor: floor.token.map_or(0, Token::get),
-            acknowledged: floor.acknowledged,
+            high_water_mark: high_water_mark.token.map_or(0, Token::get),
+            acknowledged: high_water_mark.acknowledged,
             used: used
                 .map(|(id, token)| (id.as_str().to_owned(), token.get()))
                 .collect(),
@@ -105,7 +106,7 @@ impl Record {
         now: Instant,
         retention: Duration,
         left: impl FnOnce(&LeaseRecord) -> Duration,
-    ) -> Result<(Option<Held>, Floor), NodeError> {
+    ) -> Result<(Option<Held>, Retained), NodeError> {
         let held = self.lease.as_ref();
         let held = held
             .map(|lease| lease.restore(now + left(lease)))
@@ -118,8 +119,8 @@ impl Record {
                 used.push((id, stored_token(*token)?));
             }
         }
-        let floor = Floor {
-            token: match self.floor {
+        let high_water_mark = Retained {
+            token: match self.high_water_mark {
                 0 => None,
                 token => Some(stored_token(token)?),
             },
@@ -127,7 +128,7 @@ impl Record {
             used,
             expires,
         };
-        Ok((held, floor))
+        Ok((held, high_water_mark))
     }
 }
 
@@ -142,7 +143,7 @@ impl LeaseRecord {
             expires,
             longest_term: Duration::from_millis(self.term_ms),
             restored: Some(self.opening),
-            attempt: None,
+            unacknowledged: None,
         })
     }
 }
@@ -172,7 +173,7 @@ impl Stored {
         record: &Record,
         now: Instant,
         retention: Duration,
-    ) -> Result<(Option<Held>, Floor), NodeError> {
+    ) -> Result<(Option<Held>, Retained), NodeError> {
         record.restore(now, retention, |lease| self.opening.left(lease))
     }
 }
@@ -183,7 +184,7 @@ pub(super) enum Change {
     /// The election now has this record, or none.
     Election(Box<str>, Option<Record>),
     /// The marker is written, ready after this wait.
-    Marker(Deadline),
+    IncarnationRecord(Deadline),
 }
 
 /// What is to be written: the last record of each election, so that it needs no more room than the elections do.
@@ -293,8 +294,8 @@ impl Log {
     }
 
     /// The change that writes a marker which is ready after this wait from now on.
-    pub(super) fn marker(&self, wait: Duration) -> Change {
-        Change::Marker(Deadline::new(self.clock.now(), wait))
+    pub(super) fn incarnation_record(&self, wait: Duration) -> Change {
+        Change::IncarnationRecord(Deadline::new(self.clock.now(), wait))
     }
 
     /// Queues a change. Sequence numbers rise by call.
@@ -513,7 +514,7 @@ impl Writer {
         self.last = sequence;
         self.changed = true;
         match change {
-            Change::Marker(quarantine) => {
+            Change::IncarnationRecord(quarantine) => {
                 self.node.marked = true;
                 self.node.quarantine = (!quarantine.is_over_at_once()).then_some(quarantine);
             }

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use super::{clock, store, *};
 use crate::{
     election::types::{Candidate, RequestId, Term, Token, Value},
-    lease::{Over, Registered},
+    lease::{Registered, Replaces},
 };
 
 const NAMES: Names = Names {
@@ -105,8 +105,8 @@ impl Host {
 }
 
 async fn make_ready(node: &Embedded) {
-    let unmarked = node.probe(LOOK).await.expect("a reply").unmarked;
-    let marked = node.mark(&unmarked, Duration::ZERO, BOUNDS).await;
+    let unrecorded = node.probe(LOOK).await.expect("a reply").unrecorded;
+    let marked = node.mark(&unrecorded, Duration::ZERO, BOUNDS).await;
     marked.expect("a reply");
 }
 
@@ -123,13 +123,13 @@ fn grant(candidate: &str, token: u64, lasts: i64) -> Grant {
         election: election(),
         candidate: Candidate::new("candidate", candidate).expect("valid"),
         token: Token::new(token).expect("valid"),
-        attempt: token,
+        grant_id: token,
         term: term(lasts),
         value: Value::new("").expect("valid"),
         request_id: None,
         repeat: false,
         elected_at: 1,
-        over: Over::Own,
+        replaces: Replaces::Own,
         bounds: BOUNDS,
         not_after: Instant::now() + secs(1),
     }
@@ -243,7 +243,7 @@ async fn a_grant_that_is_withdrawn_does_not_renew_what_it_replaced() {
     let node = host.open(Some(MINUTE));
     pass(3).await;
     granted(&node, "a", 2, 10).await;
-    node.withdraw(&grant("a", 2, 10)).await.expect("a reply");
+    node.roll_back(&grant("a", 2, 10)).await.expect("a reply");
     assert_eq!(left(&node).await, 7);
     drop(node);
     assert_eq!(left(&host.open(Some(MINUTE))).await, 7);
@@ -300,8 +300,8 @@ async fn what_is_left_of_a_wait_is_waited_for_after_restarts() {
 async fn a_wait_that_was_asked_for_ends_although_the_agent_restarts() {
     let host = Host::new();
     let node = host.open(Some(MINUTE));
-    let unmarked = node.probe(LOOK).await.expect("a reply").unmarked;
-    let marked = node.mark(&unmarked, MINUTE, BOUNDS).await;
+    let unrecorded = node.probe(LOOK).await.expect("a reply").unrecorded;
+    let marked = node.mark(&unrecorded, MINUTE, BOUNDS).await;
     marked.expect("a reply");
     drop(node);
     for expected in [20, 0] {

@@ -21,7 +21,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// nodes that are merely slow get to decide, while a node that is down leaves time for many attempts.
 const SPLIT_WAITS: Duration = Duration::from_millis(100);
 /// The first and the longest pause before a withdrawal that a node did not answer is repeated.
-const WITHDRAW_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
+const ROLL_BACK_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// A claim: votes are held until one decides or the deadline comes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -47,9 +47,9 @@ enum Phase {
     /// The last vote is open; a split one is given up at this time.
     Voting { patience: Option<Instant> },
     /// What the last vote was granted is withdrawn, so that what the next replaces is what there was before it.
-    Withdrawing { failure: Next },
+    RollingBack { failure: Next },
     /// The nodes are probed.
-    Tending,
+    CheckingHealth,
     /// Until the next vote.
     Pausing { until: Instant },
     /// What is left to do is to tidy up.
@@ -61,7 +61,7 @@ enum Phase {
 enum Next {
     Pause,
     AtOnce,
-    Tend,
+    CheckHealth,
 }
 
 /// One round of grants, and where the grant is stored.
@@ -78,9 +78,9 @@ struct Vote {
     unknown: Nodes,
     fate: Fate,
     /// Nodes from which it is being withdrawn.
-    withdrawing: Nodes,
+    rolling_back: Nodes,
     /// Nodes that have withdrawn it since that was last noted.
-    withdrawn: usize,
+    rolled_back: usize,
     /// Nodes that did not answer its withdrawal.
     failed: Nodes,
     /// When their withdrawals are repeated, and the pause before the next.
@@ -110,7 +110,7 @@ impl Claiming {
             repeat: true,
             resumes: None,
             above: None,
-            phase: Phase::Tending,
+            phase: Phase::CheckingHealth,
             votes: Vec::new(),
             answered: false,
         }
@@ -138,13 +138,13 @@ impl Claiming {
             election: self.claim.election.clone(),
             candidate: self.claim.candidate.clone(),
             token,
-            attempt: view.random(),
+            grant_id: view.random(),
             term: self.claim.term,
             value: self.claim.value.clone(),
             request_id: self.claim.request_id.clone(),
             repeat: self.repeat,
             elected_at: view.unix_millis(),
-            over: self.claim.over.clone(),
+            replaces: self.claim.replaces.clone(),
             bounds,
             not_after: now + bounds.vote,
         });
@@ -164,18 +164,18 @@ impl Claiming {
             repeated: Nodes::NONE,
             unknown: Nodes::NONE,
             fate: Fate::Open,
-            withdrawing: Nodes::NONE,
-            withdrawn: 0,
+            rolling_back: Nodes::NONE,
+            rolled_back: 0,
             failed: Nodes::NONE,
             again: None,
-            pause: WITHDRAW_AGAIN.0,
+            pause: ROLL_BACK_AGAIN.0,
         });
         self.phase = Phase::Voting { patience: None };
     }
 
     /// Numbers the grants of a vote, and its withdrawals.
-    fn tag(&self, vote: usize, withdrawal: bool) -> u32 {
-        2 * vote as u32 + u32::from(withdrawal)
+    fn tag(&self, vote: usize, rollback: bool) -> u32 {
+        2 * vote as u32 + u32::from(rollback)
     }
 
     fn count(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
@@ -198,7 +198,7 @@ impl Claiming {
                 }
                 return;
             }
-            Verdict::Open | Verdict::Hopeless => vote.tally.failure(),
+            Verdict::Open | Verdict::NoQuorumPossible => vote.tally.failure(),
             Verdict::Decided(Granted::Won(token)) => return self.won(token, now, view, steps),
             Verdict::Decided(decided) => {
                 vote.fate = Fate::Goes;
@@ -254,16 +254,16 @@ impl Claiming {
         }
         steps.push(Step::Note(Note::Retried(match failure {
             Failure::Stale(_) => Retry::StaleToken,
-            Failure::Unmarked | Failure::Unprepared => Retry::Unmarked,
+            Failure::Unrecorded | Failure::Unprepared => Retry::Unrecorded,
             _ => Retry::SplitVote,
         })));
         let next = match failure {
-            Failure::Unmarked | Failure::Unprepared => Next::Tend,
+            Failure::Unrecorded | Failure::Unprepared => Next::CheckHealth,
             Failure::Split => Next::Pause,
             // The cause is mended: the very next vote should decide.
             _ => Next::AtOnce,
         };
-        self.phase = Phase::Withdrawing { failure: next };
+        self.phase = Phase::RollingBack { failure: next };
     }
 
     fn won(&mut self, token: Token, now: Instant, view: &impl View, steps: &mut Steps) {
@@ -292,19 +292,19 @@ impl Claiming {
     }
 
     /// Goes on when what the last vote was granted is withdrawn, or a node that should have said so did not in time.
-    fn withdrawn(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
-        let Phase::Withdrawing { failure } = self.phase else {
+    fn rolled_back(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+        let Phase::RollingBack { failure } = self.phase else {
             return;
         };
         let Some(vote) = self.votes.last() else {
             return;
         };
-        if !vote.withdrawing.is_empty() && now < self.deadline {
+        if !vote.rolling_back.is_empty() && now < self.deadline {
             return;
         }
-        if failure == Next::Tend {
-            self.phase = Phase::Tending;
-            steps.push(Step::Tend(vote.started, true));
+        if failure == Next::CheckHealth {
+            self.phase = Phase::CheckingHealth;
+            steps.push(Step::CheckHealth(vote.started, true));
             return;
         }
         self.pause(failure == Next::Pause, now, view, steps);
@@ -334,17 +334,17 @@ impl Claiming {
     }
 
     /// Withdraws what is to go, wherever it may be and is not being withdrawn.
-    fn withdraw(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
+    fn roll_back(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
         for number in 0..self.votes.len() {
             let vote = &self.votes[number];
             // Most have nothing to withdraw, and this is asked with every event.
-            if vote.again.is_none() && vote.to_withdraw().is_empty() {
+            if vote.again.is_none() && vote.to_roll_back().is_empty() {
                 continue;
             }
             let limit = view.bounds().vote;
             let tag = self.tag(number, true);
             let deadline = match self.phase {
-                Phase::Withdrawing { .. } => self.deadline,
+                Phase::RollingBack { .. } => self.deadline,
                 // No longer than a node may take.
                 _ => now + 2 * limit,
             };
@@ -360,16 +360,16 @@ impl Claiming {
             if vote.again.is_some_and(|at| now >= at) {
                 (vote.again, vote.failed) = (None, Nodes::NONE);
             }
-            let nodes = vote.to_withdraw();
-            let nodes = nodes.without(vote.withdrawing.and(vote.failed));
+            let nodes = vote.to_roll_back();
+            let nodes = nodes.without(vote.rolling_back.and(vote.failed));
             if nodes.is_empty() {
                 continue;
             }
-            vote.withdrawing = vote.withdrawing.and(nodes);
+            vote.rolling_back = vote.rolling_back.and(nodes);
             steps.push(Step::Ask {
                 tag,
                 nodes,
-                call: Call::Withdraw(Arc::clone(&vote.grant)),
+                call: Call::RollBack(Arc::clone(&vote.grant)),
                 until: deadline,
             });
         }
@@ -380,14 +380,14 @@ impl Claiming {
             return;
         };
         match reply {
-            Ok(Reply::Withdrawn) => {
-                vote.withdrawing.remove(node);
+            Ok(Reply::RolledBack) => {
+                vote.rolling_back.remove(node);
                 vote.granted.remove(node);
                 vote.unknown.remove(node);
-                vote.withdrawn += 1;
+                vote.rolled_back += 1;
             }
             Err(_) if tag % 2 == 1 => {
-                vote.withdrawing.remove(node);
+                vote.rolling_back.remove(node);
                 // Once it has an answer, its withdrawal is repeated until that has one, too.
                 vote.granted.remove(node);
                 vote.unknown.add(node);
@@ -395,7 +395,7 @@ impl Claiming {
                 vote.failed.add(node);
                 if vote.again.is_none() {
                     vote.again = Some(now + vote.pause);
-                    vote.pause = (vote.pause * 2).min(WITHDRAW_AGAIN.1);
+                    vote.pause = (vote.pause * 2).min(ROLL_BACK_AGAIN.1);
                 }
             }
             reply => {
@@ -423,8 +423,8 @@ impl Claiming {
         let phase = match self.phase {
             Phase::Voting { patience } => patience,
             Phase::Pausing { until } => Some(until),
-            Phase::Withdrawing { .. } => Some(self.deadline),
-            Phase::Tending | Phase::Decided => None,
+            Phase::RollingBack { .. } => Some(self.deadline),
+            Phase::CheckingHealth | Phase::Decided => None,
         };
         let again = self.votes.iter().filter_map(|vote| vote.again);
         phase.into_iter().chain(again).min()
@@ -433,10 +433,10 @@ impl Claiming {
 
 impl Vote {
     /// The nodes from which it is to be withdrawn, as far as they have answered.
-    fn to_withdraw(&self) -> Nodes {
+    fn to_roll_back(&self) -> Nodes {
         match self.fate {
             Fate::Open => Nodes::NONE,
-            _ if !holds(Rule::Withdrawals) => Nodes::NONE,
+            _ if !holds(Rule::Rollbacks) => Nodes::NONE,
             Fate::Goes => self.granted.and(self.unknown),
             // The request has its old token; some nodes wrote a new lease for it, or may have.
             Fate::Stays(token) if token != self.grant.token => {
@@ -450,7 +450,7 @@ impl Vote {
     fn note(&self, steps: &mut Steps) {
         let nodes = self.granted.and(self.unknown).count();
         if nodes > 0 {
-            steps.push(Step::Note(Note::Withdrawing(nodes)));
+            steps.push(Step::Note(Note::RollingBack(nodes)));
         }
     }
 }
@@ -465,8 +465,8 @@ impl Machine for Claiming {
             Event::Begin => self.hold_vote(now, view, steps),
             Event::Replied { tag, node, reply } => self.heard(tag, node, reply, now),
             Event::Woken => {}
-            Event::Tended(answered) => {
-                if self.phase == Phase::Tending {
+            Event::HealthChecked(answered) => {
+                if self.phase == Phase::CheckingHealth {
                     match answered {
                         true => self.pause(false, now, view, steps),
                         false => {
@@ -492,12 +492,12 @@ impl Machine for Claiming {
             self.hold_vote(now, view, steps);
         }
         self.count(now, view, steps);
-        self.withdraw(now, view, steps);
-        self.withdrawn(now, view, steps);
+        self.roll_back(now, view, steps);
+        self.rolled_back(now, view, steps);
         for vote in &mut self.votes {
-            if vote.withdrawing.is_empty() && vote.withdrawn > 0 {
-                steps.push(Step::Note(Note::Withdrawn(std::mem::take(
-                    &mut vote.withdrawn,
+            if vote.rolling_back.is_empty() && vote.rolled_back > 0 {
+                steps.push(Step::Note(Note::RolledBack(std::mem::take(
+                    &mut vote.rolled_back,
                 ))));
             }
         }
@@ -509,8 +509,8 @@ impl Machine for Claiming {
     fn is_done(&self) -> bool {
         let settled = |vote: &Vote| {
             vote.tally.outstanding().is_empty()
-                && vote.withdrawing.is_empty()
-                && vote.to_withdraw().is_empty()
+                && vote.rolling_back.is_empty()
+                && vote.to_roll_back().is_empty()
         };
         self.phase == Phase::Decided && self.votes.iter().all(settled)
     }

@@ -8,7 +8,7 @@ use super::{Call, Event, Machine, Nodes, Note, Reply, Step, View};
 use crate::{
     election::types::Token,
     lease::{
-        Extend, ExtendReply, Heal, Incarnation, Lease, Onto, Reading,
+        Extend, ExtendReply, Incarnation, Lease, Onto, Reading, Repair,
         quorum::{Error, too_slow, undecided},
         rules::{Rule, holds},
         tally::{Denial, Done, Extensions, Verdict},
@@ -36,7 +36,7 @@ pub struct Extending {
 enum Phase {
     Voting,
     /// Nodes that have no marker yet are given one.
-    Tending,
+    CheckingHealth,
     /// A quorum has extended: the others are heard out, and those that lack the lease are repaired.
     HearingOut,
     /// The lease is read from a node that has it, to be written to others.
@@ -138,12 +138,12 @@ impl Extending {
                     self.phase = Phase::Done;
                     return self.answer(Ok(Err(denial)), steps);
                 }
-                Verdict::Hopeless if self.votes.is_unmarked() && self.tag == EXTEND => {
-                    self.phase = Phase::Tending;
-                    steps.push(Step::Tend(self.started, false));
+                Verdict::NoQuorumPossible if self.votes.is_unrecorded() && self.tag == EXTEND => {
+                    self.phase = Phase::CheckingHealth;
+                    steps.push(Step::CheckHealth(self.started, false));
                     return;
                 }
-                Verdict::Hopeless => return self.give_up(now, view, steps),
+                Verdict::NoQuorumPossible => return self.give_up(now, view, steps),
             },
             Phase::HearingOut => {}
             _ => return,
@@ -226,7 +226,7 @@ impl Extending {
         let mut nodes = Nodes::NONE;
         for (node, incarnation) in incarnations {
             nodes.add(node);
-            let heal = Heal {
+            let repair = Repair {
                 election: self.extend.election.clone(),
                 lease: lease.clone(),
                 term: self.extend.term,
@@ -243,7 +243,7 @@ impl Extending {
             steps.push(Step::Ask {
                 tag: HEAL,
                 nodes: Nodes::one(node),
-                call: Call::Heal(Arc::new(heal)),
+                call: Call::Repair(Arc::new(repair)),
                 until: self.until(mend, now, view),
             });
         }
@@ -278,8 +278,8 @@ impl Machine for Extending {
     fn on(&mut self, event: Event, now: Instant, view: &impl View, steps: &mut Steps) {
         match event {
             Event::Begin => self.ask(view, steps),
-            Event::Tended(answered) => {
-                if matches!(self.phase, Phase::Tending) {
+            Event::HealthChecked(answered) => {
+                if matches!(self.phase, Phase::CheckingHealth) {
                     match answered {
                         true => {
                             self.tag = EXTEND_AGAIN;
@@ -316,7 +316,7 @@ impl Machine for Extending {
                 (_, reply) => {
                     if let Phase::Writing(mend, left, mended) = &mut self.phase {
                         left.remove(node);
-                        if reply == Ok(Reply::Healed(true)) {
+                        if reply == Ok(Reply::Repaired(true)) {
                             mended.add(node);
                         }
                         if left.is_empty() {

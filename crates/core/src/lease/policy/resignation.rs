@@ -21,8 +21,8 @@ pub struct Resigning {
     reads: Option<Reads>,
     votes: Option<Resignations>,
     /// Whether nodes that had no marker yet were given one; then all are asked again.
-    tended: bool,
-    tending: bool,
+    health_checked: bool,
+    checking_health: bool,
     answered: bool,
 }
 
@@ -44,8 +44,8 @@ impl Resigning {
             deadline,
             reads: None,
             votes: None,
-            tended: false,
-            tending: false,
+            health_checked: false,
+            checking_health: false,
             answered: false,
         }
     }
@@ -63,7 +63,7 @@ impl Resigning {
             }
         };
         steps.push(Step::Ask {
-            tag: tag + if self.tended { AGAIN } else { 0 },
+            tag: tag + if self.health_checked { AGAIN } else { 0 },
             nodes: electorate.nodes(),
             call,
             until: self.deadline,
@@ -77,10 +77,10 @@ impl Resigning {
         }
     }
 
-    fn tend(&mut self, steps: &mut Steps) {
-        if !self.tending {
-            self.tending = true;
-            steps.push(Step::Tend(self.began, false));
+    fn check_health(&mut self, steps: &mut Steps) {
+        if !self.checking_health {
+            self.checking_health = true;
+            steps.push(Step::CheckHealth(self.began, false));
         }
     }
 
@@ -90,8 +90,8 @@ impl Resigning {
         if verdict == Verdict::Open {
             return;
         }
-        if verdict == Verdict::Hopeless && reads.is_unmarked() && !self.tended {
-            return self.tend(steps);
+        if verdict == Verdict::NoQuorumPossible && reads.is_unrecorded() && !self.health_checked {
+            return self.check_health(steps);
         }
         self.reads = None;
         let answer = match verdict {
@@ -101,7 +101,7 @@ impl Resigning {
             }
             Verdict::Decided(Some(_)) => Ok(Err(Denial::HeldByOther)),
             Verdict::Decided(None) => Ok(Err(Denial::NoTerm)),
-            Verdict::Open | Verdict::Hopeless => {
+            Verdict::Open | Verdict::NoQuorumPossible => {
                 Err(undecided(view.electorate(), self.deadline, now))
             }
         };
@@ -110,14 +110,17 @@ impl Resigning {
 
     fn count_votes(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
         let Some(votes) = &self.votes else { return };
-        if votes.verdict() == Verdict::Hopeless && votes.is_unmarked() && !self.tended {
-            return self.tend(steps);
+        if votes.verdict() == Verdict::NoQuorumPossible
+            && votes.is_unrecorded()
+            && !self.health_checked
+        {
+            return self.check_health(steps);
         }
         let answer = match votes.verdict() {
             Verdict::Open => return,
             Verdict::Decided(Done::No(denial)) => Ok(Err(denial)),
             Verdict::Decided(_) => Ok(Ok(())),
-            Verdict::Hopeless => Err(undecided(view.electorate(), self.deadline, now)),
+            Verdict::NoQuorumPossible => Err(undecided(view.electorate(), self.deadline, now)),
         };
         self.answer(answer, steps);
     }
@@ -131,7 +134,7 @@ impl Machine for Resigning {
             Event::Begin => self.ask(view, steps),
             Event::Replied { tag, node, reply } => {
                 if tag % AGAIN == READ
-                    && (tag >= AGAIN) == self.tended
+                    && (tag >= AGAIN) == self.health_checked
                     && let Some(reads) = &mut self.reads
                 {
                     let reply: Result<Reading, _> = reply.and_then(|reply| match reply {
@@ -140,7 +143,7 @@ impl Machine for Resigning {
                     });
                     reads.add(node, reply);
                 } else if tag % AGAIN == RESIGN
-                    && (tag >= AGAIN) == self.tended
+                    && (tag >= AGAIN) == self.health_checked
                     && let Some(votes) = &mut self.votes
                 {
                     let reply = reply.and_then(|reply| match reply {
@@ -150,8 +153,8 @@ impl Machine for Resigning {
                     votes.add(node, reply);
                 }
             }
-            Event::Tended(answered) => {
-                self.tended = true;
+            Event::HealthChecked(answered) => {
+                self.health_checked = true;
                 if answered {
                     (self.reads, self.votes) = (None, None);
                     self.ask(view, steps);

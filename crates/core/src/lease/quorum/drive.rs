@@ -35,7 +35,7 @@ pub(super) struct Drive<M: Machine> {
     steps: Vec<Step<M::Answer>>,
     round: Round<Reply>,
     wake: Option<Instant>,
-    tending: Option<JoinHandle<bool>>,
+    checking_health: Option<JoinHandle<bool>>,
     answer: Option<M::Answer>,
     deadline: Instant,
 }
@@ -49,7 +49,7 @@ impl<M: Machine> Drive<M> {
             steps: Vec::with_capacity(4),
             round: quorum.round(),
             wake: None,
-            tending: None,
+            checking_health: None,
             answer: None,
             deadline,
         });
@@ -98,18 +98,18 @@ impl<M: Machine> Drive<M> {
                 None => std::future::pending().await,
             }
         };
-        let tended = async {
-            match &mut self.tending {
-                Some(tending) => matches!(tending.await, Ok(true)),
+        let health_checked = async {
+            match &mut self.checking_health {
+                Some(checking_health) => matches!(checking_health.await, Ok(true)),
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
             Some(given) = self.round.next(), if self.round.is_open() => replied(given),
-            answered = tended => {
-                self.tending = None;
-                Event::Tended(answered)
+            answered = health_checked => {
+                self.checking_health = None;
+                Event::HealthChecked(answered)
             }
             () = woken => Event::Woken,
         }
@@ -145,12 +145,12 @@ impl<M: Machine> Drive<M> {
                 }
                 Step::Answer(answer) => self.answer = Some(answer),
                 Step::Wake(at) => self.wake = Some(at),
-                Step::Tend(since, wanted) => {
+                Step::CheckHealth(since, wanted) => {
                     let quorum = self.quorum.clone();
-                    let tending = quorum.tend_for(since, wanted, self.deadline);
-                    let tending = tending.in_current_span();
-                    let tending = self.quorum.inner.tasks.spawn(tending);
-                    self.tending = Some(tending);
+                    let checking_health = quorum.check_health_for(since, wanted, self.deadline);
+                    let checking_health = checking_health.in_current_span();
+                    let checking_health = self.quorum.inner.tasks.spawn(checking_health);
+                    self.checking_health = Some(checking_health);
                 }
                 Step::Note(note) => self.quorum.inner.note(note),
             }
@@ -166,9 +166,9 @@ fn replied((tag, node, reply): (u32, usize, Result<Reply, NodeError>)) -> Event 
 fn operation(call: &Call) -> Operation {
     match call {
         Call::Grant(_) => Operation::Grant,
-        Call::Withdraw(_) => Operation::Withdraw,
+        Call::RollBack(_) => Operation::RollBack,
         Call::Extend(_) => Operation::Extend,
-        Call::Heal(_) => Operation::Heal,
+        Call::Repair(_) => Operation::Repair,
         Call::Resign(_) => Operation::Resign,
         Call::Read(_) => Operation::Read,
     }
@@ -186,17 +186,17 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
             let grant = Arc::clone(grant);
             Box::pin(async move { node.grant(&grant).await.map(Reply::Grant) })
         }
-        Call::Withdraw(grant) => {
+        Call::RollBack(grant) => {
             let grant = Arc::clone(grant);
-            Box::pin(async move { node.withdraw(&grant).await.map(|()| Reply::Withdrawn) })
+            Box::pin(async move { node.roll_back(&grant).await.map(|()| Reply::RolledBack) })
         }
         Call::Extend(extend) => {
             let extend = Arc::clone(extend);
             Box::pin(async move { node.extend(&extend).await.map(Reply::Extend) })
         }
-        Call::Heal(heal) => {
-            let heal = Arc::clone(heal);
-            Box::pin(async move { node.heal(&heal).await.map(Reply::Healed) })
+        Call::Repair(repair) => {
+            let repair = Arc::clone(repair);
+            Box::pin(async move { node.repair(&repair).await.map(Reply::Repaired) })
         }
         Call::Resign(resign) => {
             let resign = Arc::clone(resign);
@@ -219,10 +219,10 @@ fn unprobed(inner: &Inner, call: &Call, number: usize) -> Option<Result<Reply, N
         ),
         Call::Extend(_) => (
             Rule::ProbedBeforeExtending,
-            Reply::Extend(ExtendReply::Unmarked),
+            Reply::Extend(ExtendReply::Unrecorded),
         ),
-        Call::Heal(_) => (Rule::ProbedBeforeExtending, Reply::Healed(false)),
-        Call::Withdraw(_) | Call::Resign(_) | Call::Read(_) => return None,
+        Call::Repair(_) => (Rule::ProbedBeforeExtending, Reply::Repaired(false)),
+        Call::RollBack(_) | Call::Resign(_) | Call::Read(_) => return None,
     };
     let node = &inner.nodes[number];
     match node.probed() {
@@ -240,10 +240,12 @@ impl Inner {
     /// Notes what a reply tells of markers and tokens.
     fn learn(&self, reply: &Reply) {
         match reply {
-            Reply::Grant(GrantReply::Granted(_) | GrantReply::Guarded(_)) => self.markers.note(),
-            Reply::Grant(GrantReply::Stale(floor)) => {
-                self.markers.note();
-                self.tokens.seen(*floor);
+            Reply::Grant(GrantReply::Granted(_) | GrantReply::Guarded(_)) => {
+                self.incarnation_records.note()
+            }
+            Reply::Grant(GrantReply::Stale(high_water_mark)) => {
+                self.incarnation_records.note();
+                self.tokens.seen(*high_water_mark);
             }
             // Should the nodes forget it, this agent does not.
             Reply::Grant(GrantReply::Held(lease)) => self.tokens.seen(lease.token),
@@ -259,12 +261,12 @@ impl Inner {
         }
         match note {
             Note::Retried(why) => self.observer.retried(why),
-            Note::Withdrawn(nodes) => self.observer.withdrawn(nodes),
+            Note::RolledBack(nodes) => self.observer.rolled_back(nodes),
             Note::Repaired(nodes) => {
                 tracing::debug!(nodes, "repaired a lease");
-                self.observer.healed(nodes);
+                self.observer.repaired(nodes);
             }
-            Note::Withdrawing(nodes) => {
+            Note::RollingBack(nodes) => {
                 tracing::info!(target: SPANS, { election_agent.nodes = number(nodes) }, "election_agent.withdrawal");
             }
             Note::Repairing(nodes) => {
@@ -284,11 +286,11 @@ impl View for Inner {
     }
 
     fn bounds(&self) -> Bounds {
-        self.markers.bounds()
+        self.incarnation_records.bounds()
     }
 
     fn longest(&self) -> Bounds {
-        self.markers.longest()
+        self.incarnation_records.longest()
     }
 
     fn token(&self, above: Option<Token>) -> Option<Token> {

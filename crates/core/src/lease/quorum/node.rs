@@ -54,7 +54,7 @@ const COMPLAINTS: usize = 8;
 /// For how long a node that refused something for want of memory is said to have done so.
 const FULL_LATELY: Duration = Duration::from_secs(60);
 /// How long an agent may take to mark all partitions of a new node.
-pub(super) const MARKING: Duration = Duration::from_secs(2);
+pub(super) const RECORDING: Duration = Duration::from_secs(2);
 impl Node {
     pub(super) fn new(node: Arc<dyn LeaseNode>) -> Self {
         Self {
@@ -111,13 +111,13 @@ impl Node {
 
     /// Whether another agent may be marking the node's partitions just now: then those without a marker are
     /// as new as the others.
-    pub(super) fn is_being_marked(&self, probe: &Probe) -> bool {
+    pub(super) fn is_being_recorded(&self, probe: &Probe) -> bool {
         let mut since = self.mixed_since.lock();
-        if probe.guard.is_none() || probe.unmarked.is_empty() {
+        if probe.guard.is_none() || probe.unrecorded.is_empty() {
             *since = None;
             return false;
         }
-        since.get_or_insert_with(Instant::now).elapsed() < MARKING
+        since.get_or_insert_with(Instant::now).elapsed() < RECORDING
     }
 
     /// Logs when the node begins to abstain from grants, and when it grants again.

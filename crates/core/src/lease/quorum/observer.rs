@@ -12,11 +12,11 @@ pub enum Operation {
     /// To extend.
     Extend,
     /// To take a lease that a quorum has.
-    Heal,
+    Repair,
     /// To resign.
     Resign,
     /// To take a grant back.
-    Withdraw,
+    RollBack,
     /// To tell a lease.
     Read,
     /// To list leases.
@@ -32,9 +32,9 @@ impl Operation {
     pub const ALL: [Self; 9] = [
         Self::Grant,
         Self::Extend,
-        Self::Heal,
+        Self::Repair,
         Self::Resign,
-        Self::Withdraw,
+        Self::RollBack,
         Self::Read,
         Self::List,
         Self::Mark,
@@ -47,9 +47,9 @@ impl Operation {
         match self {
             Self::Grant => "grant",
             Self::Extend => "extend",
-            Self::Heal => "heal",
+            Self::Repair => "heal",
             Self::Resign => "resign",
-            Self::Withdraw => "withdraw",
+            Self::RollBack => "withdraw",
             Self::Read => "read",
             Self::List => "list",
             Self::Mark => "mark",
@@ -95,7 +95,7 @@ pub enum Retry {
     /// No candidate got a quorum.
     SplitVote,
     /// Nodes have no marker yet.
-    Unmarked,
+    Unrecorded,
 }
 
 /// Is told what a quorum does. It is called in the middle of requests: it must not wait, and should take no
@@ -111,10 +111,10 @@ pub trait Observer: fmt::Debug + Send + Sync + 'static {
     fn retried(&self, why: Retry);
 
     /// A grant was taken back at so many nodes.
-    fn withdrawn(&self, nodes: usize);
+    fn rolled_back(&self, nodes: usize);
 
     /// A lease was written to so many nodes that lacked it or had an older token.
-    fn healed(&self, nodes: usize);
+    fn repaired(&self, nodes: usize);
 }
 
 /// Observes nothing.
@@ -124,6 +124,6 @@ pub struct Nobody;
 impl Observer for Nobody {
     fn called(&self, _: usize, _: Operation, _: Called, _: Duration) {}
     fn retried(&self, _: Retry) {}
-    fn withdrawn(&self, _: usize) {}
-    fn healed(&self, _: usize) {}
+    fn rolled_back(&self, _: usize) {}
+    fn repaired(&self, _: usize) {}
 }

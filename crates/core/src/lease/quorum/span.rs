@@ -48,9 +48,9 @@ pub(super) struct About<'a> {
 impl<'a> About<'a> {
     pub(super) fn of(call: &'a Call) -> Self {
         let (election, candidate) = match call {
-            Call::Grant(grant) | Call::Withdraw(grant) => (&grant.election, Some(&grant.candidate)),
+            Call::Grant(grant) | Call::RollBack(grant) => (&grant.election, Some(&grant.candidate)),
             Call::Extend(extend) => (&extend.election, Some(&extend.leader)),
-            Call::Heal(heal) => (&heal.election, Some(&heal.lease.leader)),
+            Call::Repair(repair) => (&repair.election, Some(&repair.lease.leader)),
             Call::Resign(resign) => (&resign.election, Some(&resign.leader)),
             Call::Read(election) => (&**election, None),
         };
@@ -184,29 +184,29 @@ impl Outcome for Reply {
                 GrantReply::Used => "used",
                 GrantReply::Late => "late",
                 GrantReply::Unregistered => "unregistered",
-                GrantReply::Unmarked => "unmarked",
+                GrantReply::Unrecorded => "unmarked",
                 GrantReply::Guarded(_) => "guarded",
             },
             Self::Extend(reply) => match reply {
                 ExtendReply::Renewed(_) => "renewed",
                 ExtendReply::Missing => "missing",
                 ExtendReply::NotKnown => "not_known",
-                ExtendReply::Unmarked => "unmarked",
+                ExtendReply::Unrecorded => "unmarked",
                 ExtendReply::Held => "held",
                 ExtendReply::Stale => "stale",
                 ExtendReply::Behind => "behind",
             },
-            Self::Healed(true) => "healed",
-            Self::Healed(false) => "refused",
+            Self::Repaired(true) => "healed",
+            Self::Repaired(false) => "refused",
             Self::Resign(reply) => match reply {
                 ResignReply::Resigned => "resigned",
                 ResignReply::Missing => "missing",
                 ResignReply::NotKnown => "not_known",
-                ResignReply::Unmarked => "unmarked",
+                ResignReply::Unrecorded => "unmarked",
                 ResignReply::Held => "held",
                 ResignReply::Stale => "stale",
             },
-            Self::Withdrawn => "withdrawn",
+            Self::RolledBack => "withdrawn",
             Self::Read(reading) => reading.outcome(),
         }
     }
@@ -218,7 +218,7 @@ impl Outcome for Reading {
             Self::Held(_) => "held",
             Self::Vacant => "vacant",
             Self::NotKnown => "not_known",
-            Self::Unmarked => "unmarked",
+            Self::Unrecorded => "unmarked",
         }
     }
 }

@@ -128,7 +128,7 @@ pub(crate) async fn first_try_is_rolled_back_late() {
     };
     let slow = scene.agent(&plan).await;
     first.handles[0].plan(To::Grant, Fate::Unanswered);
-    first.handles[0].plan(To::Withdraw, Fate::Late(ms(300), Duration::ZERO));
+    first.handles[0].plan(To::RollBack, Fate::Late(ms(300), Duration::ZERO));
     let won = scene.ask(&first, "c1", 1_500, "request", ms(500)).await;
     assert!(won.is_err(), "{won:?}");
     let won = scene.ask(&second, "c1", 1_500, "request", SECOND).await;

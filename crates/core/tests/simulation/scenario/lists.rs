@@ -86,7 +86,7 @@ pub(crate) async fn new_list_has_a_grant_nobody_knows() {
     }
     let t = Instant::now();
     let token = scene.wins_without(&before, "c1", 1_100, &[]).await;
-    passing.handles[3].plan(To::Heal, Fate::Late(ms(100), ms(1)));
+    passing.handles[3].plan(To::Repair, Fate::Late(ms(100), ms(1)));
     let (asking, through) = (scene.clone(), passing.clone());
     let extending = tokio::spawn(async move {
         // Whether it succeeds is what this is about.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use election_core::{
     election::types::{ElectionId, Term, Token, Value},
     lease::{
-        Bounds, Grant, Incarnation, LeaseNode as _, Over,
+        Bounds, Grant, Incarnation, LeaseNode as _, Replaces,
         policy::{
             Call, Electorate, Event, Machine as _, Nodes, Reply, Step, View, claim::Claiming,
         },
@@ -77,7 +77,7 @@ pub(crate) async fn votes_are_counted_late() {
         term: Term::from_millis(12_000, LONGEST).expect("in range"),
         value: Value::default(),
         request_id: None,
-        over: Over::Own,
+        replaces: Replaces::Own,
     };
     let mut machine = Claiming::new(claim, t, t + 5 * SECOND);
     let mut steps = Vec::new();

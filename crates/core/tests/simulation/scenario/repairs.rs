@@ -97,7 +97,7 @@ pub(crate) async fn repair_is_of_an_earlier_incarnation() {
     let challenger = scene.agent_of(LONGEST, 2 * SECOND).await;
     sleep(ms(600)).await;
     let repair = Fate::Late(ms(500), Duration::ZERO);
-    leading.agent.handles[1].plan(To::Heal, repair);
+    leading.agent.handles[1].plan(To::Repair, repair);
     leading.extends(1_100, true).await;
     sleep(ms(50)).await;
     let t = Instant::now();
@@ -130,7 +130,7 @@ pub(crate) async fn longer_votes_are_not_known() {
     ended(looking).await;
     at(t, 100).await;
     let repair = Fate::Late(ms(400), Duration::ZERO);
-    leading.agent.handles[1].plan(To::Heal, repair);
+    leading.agent.handles[1].plan(To::Repair, repair);
     leading.extends(1_100, true).await;
     at(t, 1_000).await;
     leading.extends(1_100, false).await;
@@ -141,7 +141,7 @@ pub(crate) async fn longer_votes_are_not_known() {
 pub(crate) async fn repair_is_late() {
     let (leading, vote, t) = forgets_a_slow_vote().await;
     let repair = Fate::Late(ms(2_100), Duration::ZERO);
-    leading.agent.handles[1].plan(To::Heal, repair);
+    leading.agent.handles[1].plan(To::Repair, repair);
     leading.extends(1_100, true).await;
     at(t, 1_000).await;
     leading.agent.handles[1].plan(To::Extend, Fate::Lost);
@@ -177,7 +177,7 @@ pub(crate) async fn raised_lease_is_gone() {
     at(won, 1_095).await;
     let t = Instant::now();
     agent.handles[2].plan(To::Extend, Fate::Late(ms(1), ms(1_800)));
-    agent.handles[1].plan(To::Heal, Fate::Late(ms(300), Duration::ZERO));
+    agent.handles[1].plan(To::Repair, Fate::Late(ms(300), Duration::ZERO));
     let (asking, leading) = (scene.clone(), agent.clone());
     let extending = tokio::spawn(async move {
         let token = Some(lease.token);
@@ -199,7 +199,7 @@ pub(crate) async fn repair_after_the_resignation() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, SECOND).await;
     let token = scene.wins_without(&agent, "c1", 6_000, &[2]).await;
-    agent.handles[2].plan(To::Heal, Fate::Late(ms(500), Duration::ZERO));
+    agent.handles[2].plan(To::Repair, Fate::Late(ms(500), Duration::ZERO));
     let extended = scene.extend(&agent, "c1", Some(token), 6_000, SECOND).await;
     assert_eq!(extended, Ok(Ok(())));
     sleep(ms(100)).await;

@@ -7,7 +7,7 @@ use tracing::Instrument as _;
 
 use super::{
     NodeStatus, Operation, Quorum,
-    node::{MARKING, Probed},
+    node::{Probed, RECORDING},
 };
 use crate::{
     election::types::millis,
@@ -20,55 +20,60 @@ use crate::{
 
 /// How long a node may take to look at all its partitions, or to mark them, if that is more than the
 /// operation timeout.
-const TENDING: Duration = Duration::from_secs(3);
+const CHECKING_HEALTH: Duration = Duration::from_secs(3);
 
 impl Quorum {
     /// Asks every node how it does, and marks those without a marker if it is known what they are.
     pub async fn status(&self) -> Vec<NodeStatus> {
-        self.tend(false).await
+        self.check_health(false).await
     }
 
     /// Tends the nodes because a vote that began at `asked` found one without a marker, unless another claim
     /// has done so since; `false` when no node answers.
-    pub(super) async fn tend_for(self, asked: Instant, wanted: bool, deadline: Instant) -> bool {
+    pub(super) async fn check_health_for(
+        self,
+        asked: Instant,
+        wanted: bool,
+        deadline: Instant,
+    ) -> bool {
         let quorum = self.clone();
-        let tending = async move {
-            let mut tended = quorum.inner.tended.lock().await;
-            if tended.is_some_and(|at| at > asked) {
+        let checking_health = async move {
+            let mut health_checked = quorum.inner.health_checked.lock().await;
+            if health_checked.is_some_and(|at| at > asked) {
                 return true;
             }
             let now = Instant::now();
-            let status = quorum.tend(wanted).await;
+            let status = quorum.check_health(wanted).await;
             if wanted {
-                *tended = Some(now);
+                *health_checked = Some(now);
             }
             status.iter().any(|node| node.probe.is_ok())
         };
-        let tending = self.inner.tasks.spawn(tending.in_current_span());
+        let checking_health = self.inner.tasks.spawn(checking_health.in_current_span());
         // It goes on for others when this one's time is over.
-        matches!(timeout_at(deadline, tending).await, Ok(Ok(true)))
+        matches!(timeout_at(deadline, checking_health).await, Ok(Ok(true)))
     }
 
     /// As [`Self::status`]; when a grant is `wanted`, nodes without a marker are taken for what they must
     /// be at the worst.
-    async fn tend(&self, wanted: bool) -> Vec<NodeStatus> {
+    async fn check_health(&self, wanted: bool) -> Vec<NodeStatus> {
         let mut status = self.look().await;
-        let mut new = self.inner.markers.may_be_new() && none_is_marked(&status);
+        let mut new = self.inner.incarnation_records.may_be_new() && none_is_recorded(&status);
         if new {
             // Each had no marker when it was asked, but by the time the last one answered, the first may
             // have been marked, voted in a quorum with the last, and that forgotten it. If all still have
             // none in the same runs, there was an instant at which none had one.
             let again = self.look().await;
             if holds(Rule::NewNodesAreLookedAtTwice) {
-                new = none_is_marked(&again) && same_runs(&status, &again);
+                new = none_is_recorded(&again) && same_runs(&status, &again);
             }
             status = again;
         }
-        let all_marked = self.mark(&status, new, wanted).await;
-        if new && holds(Rule::AllNewNodesAreMarked) {
+        let all_recorded = self.mark(&status, new, wanted).await;
+        if new && holds(Rule::AllNewNodesAreRecorded) {
             // What has been marked may vote, and forget it: then neither it nor the others must look new.
-            self.inner.markers.note();
-            if !all_marked {
+            self.inner.incarnation_records.note();
+            if !all_recorded {
                 status = self.look().await;
                 self.mark(&status, false, true).await;
             } else {
@@ -76,7 +81,7 @@ impl Quorum {
                     .iter_mut()
                     .filter_map(|node| node.probe.as_mut().ok())
                 {
-                    probe.unmarked.clear();
+                    probe.unrecorded.clear();
                     probe.guard = Some(Duration::ZERO);
                 }
             }
@@ -102,13 +107,19 @@ impl Quorum {
 
     async fn look_once(&self, write: bool) -> Vec<NodeStatus> {
         let began = Instant::now();
-        let look = self.inner.markers.look(write, self.old_list_is_closed());
-        let bounds = self.inner.markers.longest();
+        let look = self
+            .inner
+            .incarnation_records
+            .look(write, self.old_list_is_closed());
+        let bounds = self.inner.incarnation_records.longest();
         let nodes = self.inner.electorate.nodes();
         let mut round = self.round();
-        round.ask_even_excluded(Operation::Probe, nodes, self.tending(), |_, node| {
-            Box::pin(async move { node.probe(look).await })
-        });
+        round.ask_even_excluded(
+            Operation::Probe,
+            nodes,
+            self.checking_health(),
+            |_, node| Box::pin(async move { node.probe(look).await }),
+        );
         let mut status: Vec<_> = self
             .inner
             .nodes
@@ -125,16 +136,16 @@ impl Quorum {
             }
             status[node].probe = probe;
         }
-        let markers = &self.inner.markers;
+        let incarnation_records = &self.inner.incarnation_records;
         let mut clocks = Vec::new();
         for (node, status) in self.inner.nodes.iter().zip(&status) {
             let Ok(probe) = &status.probe else {
                 node.note_probe(began, false);
                 continue;
             };
-            markers.note_bounds(probe.longest_guard, probe.longest_vote);
+            incarnation_records.note_bounds(probe.longest_guard, probe.longest_vote);
             if probe.guard.is_some() {
-                markers.note();
+                incarnation_records.note();
             }
             clocks.extend(probe.clock);
             if let Some(other) = &probe.other_list {
@@ -149,7 +160,7 @@ impl Quorum {
         *self.closing() = closing;
         self.inner.tokens.judge(clocks);
         // Only now is known what has to be passed on to all of them.
-        if write && markers.longest() == bounds && !self.is_stopped() {
+        if write && incarnation_records.longest() == bounds && !self.is_stopped() {
             for (node, status) in self.inner.nodes.iter().zip(&status) {
                 if status.probe.is_ok() {
                     node.note_probe(began, true);
@@ -181,7 +192,12 @@ impl Quorum {
     /// Whether another list was seen so lately that what was granted under it may not be over.
     fn is_stopped(&self) -> bool {
         let mut stopped = self.stopped();
-        let longest = self.inner.markers.longest().guard.unwrap_or_default();
+        let longest = self
+            .inner
+            .incarnation_records
+            .longest()
+            .guard
+            .unwrap_or_default();
         let over = stopped
             .as_ref()
             .is_some_and(|(_, at)| at.elapsed() > longest);
@@ -238,27 +254,27 @@ impl Quorum {
     async fn mark(&self, status: &[NodeStatus], new: bool, wanted: bool) -> bool {
         // Nodes that must not vote are not among them.
         let probes: Vec<_> = status.iter().map(|node| node.probe.as_ref().ok()).collect();
-        let Some(wait) = self.inner.markers.wait(new, wanted) else {
+        let Some(wait) = self.inner.incarnation_records.wait(new, wanted) else {
             return false;
         };
-        let is_unmarked = |node: &usize| {
+        let is_unrecorded = |node: &usize| {
             probes[*node].is_some_and(|probe| {
-                !probe.unmarked.is_empty() && !self.inner.nodes[*node].is_being_marked(probe)
+                !probe.unrecorded.is_empty() && !self.inner.nodes[*node].is_being_recorded(probe)
             })
         };
-        let unmarked: Nodes = (0..probes.len()).filter(is_unmarked).collect();
-        let bounds = self.inner.markers.longest();
+        let unrecorded: Nodes = (0..probes.len()).filter(is_unrecorded).collect();
+        let bounds = self.inner.incarnation_records.longest();
         let mut round = self.round();
         // A cluster's many partitions are marked once: what is not then has to wait as if it had forgotten.
-        let until = Instant::now() + 5 * MARKING.max(self.inner.limit);
-        round.ask_even_excluded(Operation::Mark, unmarked, until, |number, node| {
-            let parts = probes[number].map_or_else(Vec::new, |probe| probe.unmarked.clone());
+        let until = Instant::now() + 5 * RECORDING.max(self.inner.limit);
+        round.ask_even_excluded(Operation::Mark, unrecorded, until, |number, node| {
+            let parts = probes[number].map_or_else(Vec::new, |probe| probe.unrecorded.clone());
             Box::pin(async move { node.mark(&parts, wait, bounds).await })
         });
-        let mut all_marked = true;
+        let mut all_recorded = true;
         while let Some((_, node, reply)) = round.next().await {
-            let parts = probes[node].map_or(0, |probe| probe.unmarked.len());
-            all_marked &= reply == Ok(parts);
+            let parts = probes[node].map_or(0, |probe| probe.unrecorded.len());
+            all_recorded &= reply == Ok(parts);
             let node = self.inner.nodes[node].name();
             match reply {
                 Ok(1..) if wait.is_zero() => {
@@ -272,18 +288,18 @@ impl Quorum {
                 Ok(0) | Err(_) => {}
             }
         }
-        all_marked
+        all_recorded
     }
 
     /// Until when nodes that are tended may take to answer.
-    fn tending(&self) -> Instant {
-        Instant::now() + self.inner.limit.max(TENDING)
+    fn checking_health(&self) -> Instant {
+        Instant::now() + self.inner.limit.max(CHECKING_HEALTH)
     }
 }
 
 /// Whether all nodes answer wholly, and none has a marker.
-fn none_is_marked(status: &[NodeStatus]) -> bool {
-    if !holds(Rule::NewOnlyIfNoneIsMarked) {
+fn none_is_recorded(status: &[NodeStatus]) -> bool {
+    if !holds(Rule::NewOnlyIfNoneIsRecorded) {
         return true;
     }
     status.iter().all(|node| {
@@ -294,6 +310,9 @@ fn none_is_marked(status: &[NodeStatus]) -> bool {
 
 /// Whether the nodes lack the same markers in the same runs.
 fn same_runs(first: &[NodeStatus], again: &[NodeStatus]) -> bool {
-    let unmarked = |node: &NodeStatus| Some(node.probe.as_ref().ok()?.unmarked.clone());
-    first.iter().map(unmarked).eq(again.iter().map(unmarked))
+    let unrecorded = |node: &NodeStatus| Some(node.probe.as_ref().ok()?.unrecorded.clone());
+    first
+        .iter()
+        .map(unrecorded)
+        .eq(again.iter().map(unrecorded))
 }
