@@ -28,11 +28,11 @@ test: ## Install what the tests need and run them all
 
 # SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is for each rule taken away.
 test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
-	SIM_SEEDS=$${SIM_SEEDS:-20000} SIM_RULE_SEEDS=$${SIM_RULE_SEEDS:-100} cargo test --workspace --release --features election-core/weaken --locked \
+	SIM_SEEDS=$${SIM_SEEDS:-20000} SIM_RULE_SEEDS=$${SIM_RULE_SEEDS:-100} cargo test -p election-core --release --features weaken --locked \
 		--test simulation -- --nocapture
 
 test-model: ## Check the model of the algorithm in larger worlds
-	cargo test --workspace --release --locked --features election-core/weaken,election-core/deep-model --test model -- --nocapture
+	cargo test -p election-core --release --locked --features weaken,deep-model --test model -- --nocapture
 
 # SURVIVAL_SEED=… replays a schedule of faults; SURVIVAL_SECONDS is for each topology.
 test-faults: ## Let candidates contend for two minutes while real servers and agents fail
