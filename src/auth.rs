@@ -4,9 +4,9 @@
 //! [`policy`] says what an identity may do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
 //! `crate::transport::status` says how a refusal is told.
 
+pub mod audit;
 pub mod authenticator;
-pub mod certificates;
-pub mod command;
+mod certificates;
 pub mod gate;
 pub mod jwt;
 pub mod policy;

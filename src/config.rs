@@ -5,7 +5,7 @@
 //! docs/CONFIGURATION.md are made from it. All mistakes are reported together, each naming its variable.
 
 mod auth;
-mod command;
+mod credentials;
 mod kube;
 mod limits;
 mod listen;
@@ -21,12 +21,10 @@ use std::{fmt, fmt::Write as _};
 use sha2::{Digest as _, Sha256};
 
 pub use auth::{Auth, Reviews};
-pub use command::{Command, parse};
-pub use kube::Kube;
 pub use limits::Limits;
 pub use listen::Listen;
 pub use redis::{EMBEDDED_NAMES, REDIS_NAMES, Store, list};
-pub use telemetry::{Environment, LogFilter, Telemetry};
+pub use telemetry::{Environment, Telemetry};
 pub use tls::Tls;
 pub use values::{Ignored, Mistakes, Values};
 use values::{Reader, Source};
@@ -98,7 +96,7 @@ impl Setting {
     fn shown(&self, value: &str) -> String {
         match self.secret {
             Secret::No => value.to_owned(),
-            Secret::Urls => redis::hide_credentials(value),
+            Secret::Urls => credentials::hide_credentials(value),
             Secret::Hidden if value.is_empty() => String::new(),
             Secret::Hidden => "***".to_owned(),
         }
@@ -141,7 +139,7 @@ pub struct Config {
     /// Bounds on requests.
     pub limits: Limits,
     /// Kubernetes.
-    pub kube: Kube,
+    pub kube: crate::kube::Settings,
     /// Logs and metrics.
     pub telemetry: Telemetry,
     values: Values,
@@ -172,7 +170,7 @@ impl Config {
         let auth = Auth::read(&mut reader);
         let limits = Limits::read(&mut reader);
         let store = Store::read(&mut reader);
-        let kube = Kube::read(&mut reader);
+        let kube = kube::read(&mut reader);
         let telemetry = Telemetry::read(&mut reader);
         let mistakes = reader.mistakes();
         match (listen, tls, auth, limits, store, kube, telemetry) {
@@ -304,7 +302,6 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), all);
-        command::command_line().debug_assert();
     }
 
     #[test]
@@ -382,7 +379,10 @@ mod tests {
         ] {
             let told = mistakes(&[("EA_REDIS_URLS", url)]);
             assert!(told.contains("EA_REDIS_URLS"), "{url}: {told}");
-            assert!(!redis::hide_credentials(url).contains("s3cret"), "{url}");
+            assert!(
+                !credentials::hide_credentials(url).contains("s3cret"),
+                "{url}"
+            );
             assert!(
                 told.contains("redis[s]://user:password@host:port/db"),
                 "{url}: {told}"
@@ -711,26 +711,6 @@ mod tests {
             printed.starts_with(&format!("# fingerprint: {plain}\n")),
             "{printed}"
         );
-    }
-
-    #[test]
-    fn flags_win_over_variables_and_variables_over_the_file() {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(
-            file.path(),
-            "grpc_port: 1\nhttp_port: 2\nmax_term: 30s\nstore: memory\n",
-        )
-        .expect("written");
-        let args = ["election-agent", "--grpc-port", "5"].map(std::ffi::OsString::from);
-        let env = [
-            ("EA_CONFIG_FILE".into(), file.path().into()),
-            ("EA_HTTP_PORT".into(), "4".into()),
-            ("EA_GRPC_PORT".into(), "4".into()),
-        ];
-        let (_, values) = parse(args, env).expect("a command line");
-        let config = Config::new(values.expect("reads")).expect("valid");
-        assert_eq!((config.listen.grpc_port, config.listen.http_port), (5, 4));
-        assert_eq!(config.limits.max_term.as_secs(), 30);
     }
 
     #[test]

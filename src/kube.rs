@@ -33,7 +33,8 @@ use tokio::time::{Instant, sleep, timeout};
 pub use objects::{Counts, PodStatus};
 pub use scope::{Mode, Status};
 
-use crate::config;
+use crate::telemetry::metrics::Looked;
+use client::Access;
 use scope::Scope;
 use trouble::Trouble;
 
@@ -140,6 +141,23 @@ pub enum Error {
     DeadlineExceeded,
 }
 
+/// What the lookup of pods is made with.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whether pods are to be looked up.
+    pub enable: bool,
+    /// Whether somebody asked for that, so that the agent must not start without.
+    pub required: bool,
+    /// How to reach the API server.
+    pub access: Access,
+    /// Whose pods are looked up; none: those of all namespaces.
+    pub namespaces: Vec<String>,
+    /// How long pods are kept that were read on demand: 100 ms to a minute.
+    pub cache_ttl: Duration,
+    /// How old pods may be that are told: 5 seconds to an hour.
+    pub max_staleness: Duration,
+}
+
 /// How the lookup does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
@@ -150,6 +168,22 @@ pub enum Report {
     },
     /// It answers for these namespaces; a name that is empty stands for all.
     On(BTreeMap<String, Status>),
+}
+
+impl Report {
+    /// What metrics tell of each namespace.
+    #[must_use]
+    pub fn looked(&self) -> Vec<Looked<'_>> {
+        let Self::On(namespaces) = self else {
+            return Vec::new();
+        };
+        let looked = namespaces.iter().map(|(namespace, status)| Looked {
+            namespace,
+            pods: status.pods,
+            age: status.age,
+        });
+        looked.collect()
+    }
 }
 
 /// Looks pods up. Cheap to clone.
@@ -185,24 +219,24 @@ impl Lookup {
     ///
     /// # Errors
     /// If somebody did: Kubernetes cannot be reached, or a right is missing.
-    pub async fn start(config: &config::Kube) -> Result<Self, String> {
-        if !config.enable {
+    pub async fn start(settings: &Settings) -> Result<Self, String> {
+        if !settings.enable {
             return Ok(Self::off("EA_KUBE_ENABLE=false"));
         }
-        if let Err(what) = config.access.connect().await {
-            if config.required {
+        if let Err(what) = settings.access.connect().await {
+            if settings.required {
                 return Err(what);
             }
             tracing::warn!("pods cannot be looked up: {what}; EA_KUBE_ENABLE=false silences this");
             return Ok(Self::off("it has found no Kubernetes"));
         }
         let lookup = Self::off("it is starting");
-        if config.required {
-            let opened = Scopes::open(config).await;
+        if settings.required {
+            let opened = Scopes::open(settings).await;
             lookup.set(opened.map_err(|without| without.what)?);
         } else {
             lookup.wait(&Without::unreachable("it has not answered yet"));
-            tokio::spawn(lookup.clone().open(config.clone()));
+            tokio::spawn(lookup.clone().open(settings.clone()));
         }
         Ok(lookup)
     }
@@ -250,10 +284,10 @@ impl Lookup {
     }
 
     /// Asks for rights until they are there.
-    async fn open(self, config: config::Kube) {
+    async fn open(self, settings: Settings) {
         let mut trouble = Trouble::default();
         loop {
-            match Scopes::open(&config).await {
+            match Scopes::open(&settings).await {
                 Ok(scopes) => return self.set(scopes),
                 Err(without) => {
                     if trouble.add(without.what.clone()) {
@@ -315,27 +349,27 @@ impl Without {
 
 impl Scopes {
     /// Asks what the agent may do, and starts to do it.
-    async fn open(config: &config::Kube) -> Result<Self, Without> {
-        let connecting = timeout(CONNECT_TIMEOUT, config.access.connect()).await;
+    async fn open(settings: &Settings) -> Result<Self, Without> {
+        let connecting = timeout(CONNECT_TIMEOUT, settings.access.connect()).await;
         let connected = connecting.unwrap_or_else(|_| Err("it takes too long".to_owned()));
         let client = &connected.map_err(Without::unreachable)?;
-        if config.namespaces.is_empty() {
+        if settings.namespaces.is_empty() {
             let mode = rights::mode(client, None).await?;
-            return Ok(Self::All(Scope::start(config, client, &mode, None)));
+            return Ok(Self::All(Scope::start(settings, client, &mode, None)));
         }
         // None is started before all may be.
-        let asked = config.namespaces.iter();
+        let asked = settings.namespaces.iter();
         let asked: Vec<_> = asked
             .map(|namespace| rights::mode(client, Some(namespace)))
             .collect();
         let asked = stream::iter(asked).buffered(NAMESPACES_AT_ONCE);
         let modes: Vec<_> = asked.try_collect().await?;
-        let scopes = config
+        let scopes = settings
             .namespaces
             .iter()
             .zip(&modes)
             .map(|(namespace, mode)| {
-                let scope = Scope::start(config, client, mode, Some(namespace));
+                let scope = Scope::start(settings, client, mode, Some(namespace));
                 (namespace.clone(), scope)
             });
         Ok(Self::These(scopes.collect()))

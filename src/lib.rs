@@ -24,14 +24,15 @@
 pub mod app;
 pub mod auth;
 mod body;
+pub mod cli;
 pub mod config;
 pub mod descriptors;
 pub mod kube;
 pub mod layers;
 pub mod listener;
+pub mod outcomes;
 pub mod output;
 pub mod peer;
-pub mod probe;
 pub mod proto;
 pub mod readiness;
 pub mod reload;

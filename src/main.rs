@@ -10,10 +10,9 @@ use std::{
 use election_agent::{
     app::App,
     auth::tokens,
-    config::{self, Command, Config},
-    descriptors, output,
-    probe::Probe,
-    shutdown,
+    cli::{self, Command, probe::Probe},
+    config::{self, Config},
+    descriptors, output, shutdown,
     telemetry::{self, metrics::table, trace::Pipeline},
     tls,
     transport::rest::openapi,
@@ -38,7 +37,7 @@ const UNUSABLE: u8 = 2;
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
-    let (command, values) = match config::parse(std::env::args_os(), std::env::vars_os()) {
+    let (command, values) = match cli::parse(std::env::args_os(), std::env::vars_os()) {
         Ok(parsed) => parsed,
         Err(answer) => return say(&answer),
     };
@@ -157,7 +156,8 @@ fn serve(config: &Config) -> ExitCode {
     // Dropped last: what the end says is written, too.
     let traces = config.telemetry.traces.clone().map(Pipeline::new);
     let log = &config.telemetry.log;
-    let _flush = telemetry::log::start(config.telemetry.environment, log, traces.as_ref());
+    let _flush =
+        telemetry::log::start(config.telemetry.environment.readers(), log, traces.as_ref());
     // Of the audit trail, so that it is there whatever the level.
     tracing::info!(
         target: telemetry::log::AUDIT,
@@ -233,7 +233,7 @@ fn on_hangup() -> io::Result<()> {
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
             // The command line has not changed since it was read.
-            let Ok((_, values)) = config::parse(std::env::args_os(), std::env::vars_os()) else {
+            let Ok((_, values)) = cli::parse(std::env::args_os(), std::env::vars_os()) else {
                 continue;
             };
             match values.and_then(Config::new) {

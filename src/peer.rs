@@ -11,7 +11,7 @@ use http::HeaderMap;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
 
-use crate::auth::certificates::Chain;
+use crate::tls::Chain;
 
 /// The header in which proxies tell whose request they pass on: each appends the address of who sent it.
 const FORWARDED_FOR: &str = "x-forwarded-for";

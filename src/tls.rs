@@ -3,6 +3,8 @@
 //! New connections use the files' present content ([`reload`]); connections that are open keep what they
 //! began with.
 
+mod chain;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -22,6 +24,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
 use crate::reload::{self, Mistake, Source, read_file};
+pub use chain::Chain;
 
 /// Installs what clients of this process encrypt with: those of Redis, of Kubernetes and of the issuer's keys.
 /// Once is enough, and more does no harm.

@@ -5,10 +5,8 @@ use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion};
 use election_agent::{
-    telemetry::{
-        self,
-        metrics::{Answer, DEFAULT_BUCKETS, Format, Metrics},
-    },
+    outcomes,
+    telemetry::metrics::{Answer, DEFAULT_BUCKETS, Format, Metrics},
     transport::Action,
 };
 use election_core::election::{
@@ -29,7 +27,7 @@ fn metrics(elections: usize) -> Metrics {
     for action in Action::ALL {
         count(&metrics, action);
     }
-    let won = Elections::new(of(1), HOUR).entered_into(telemetry::ledger(&metrics));
+    let won = Elections::new(of(1), HOUR).entered_into(outcomes::ledger(&metrics));
     runtime().block_on(async {
         for number in 0..elections {
             let campaign = Campaign {

@@ -39,12 +39,12 @@ use crate::{
     config::{Auth, Config, EMBEDDED_NAMES, REDIS_NAMES, Store, list},
     kube::Lookup,
     layers::{rate_limit::RateLimiter, trace::TraceLayer},
+    outcomes,
     proto::election_server::ElectionServer,
     readiness::Monitor,
     reload,
     stack::{self, stack},
     telemetry::{
-        self,
         metrics::Metrics,
         trace::{self, Pipeline, Traces},
     },
@@ -104,7 +104,7 @@ impl Tree {
         }
         let quorum = Quorum::of(nodes, electorate, options);
         let gate = Gate::new(
-            Elections::new(quorum.clone(), max_term).entered_into(telemetry::ledger(&metrics)),
+            Elections::new(quorum.clone(), max_term).entered_into(outcomes::ledger(&metrics)),
             lookup.clone(),
             policies.clone(),
             quotas(config),
@@ -112,7 +112,7 @@ impl Tree {
         );
         let pods = lookup.clone();
         metrics.on_scrape(move |scrape| {
-            scrape.pods(&pods.report());
+            scrape.pods(&pods.report().looked());
             scrape.spans(&trace::counts());
         });
 

@@ -5,13 +5,12 @@
 //! Web Tokens of our issuer, then reviewed by Kubernetes. Who shows nothing is anonymous, if that is allowed.
 
 use super::{
-    Identity, Refusal,
-    certificates::Chain,
+    Identity, Refusal, certificates,
     jwt::Verifier,
     reviews::Reviewer,
     tokens::{self, Hash, Tokens},
 };
-use crate::reload::Current;
+use crate::{reload::Current, tls::Chain};
 
 /// Finds out who asks. Cheap to clone.
 #[derive(Clone, Default)]
@@ -43,7 +42,7 @@ impl Authenticator {
             return self.remembered(token);
         }
         Known::Yes(match chain.filter(|_| self.mtls) {
-            Some(chain) => chain.identity(),
+            Some(chain) => certificates::identity(chain),
             None => self.anonymous.clone().ok_or_else(|| {
                 Refusal::Unauthenticated(format!("show who you are: {}", self.wanted()))
             }),

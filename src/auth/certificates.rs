@@ -5,91 +5,26 @@
 //! [SPIFFE](https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md)), else its first DNS name, else
 //! its subject's common name. It has no groups.
 
-use std::sync::OnceLock;
-
-use rustls::pki_types::CertificateDer;
-use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _, time::ASN1Time,
-};
-
 use super::{Identity, Mode, Refusal};
+use crate::tls::Chain;
 
-/// A client's certificate and those that vouch for it, as the TLS handshake has verified them.
-pub struct Chain {
-    certificates: Vec<CertificateDer<'static>>,
-    /// Whom it is for and when it expires, in seconds since 1970. Found out once for all requests of a connection:
-    /// reading a certificate takes longer than answering.
-    read: OnceLock<Result<(Identity, i64), Refusal>>,
-}
-
-impl Chain {
-    /// A chain that was verified; its first certificate is the client's.
-    #[must_use]
-    pub fn new(certificates: &[CertificateDer<'_>]) -> Self {
-        let certificates = certificates.iter();
-        Self {
-            certificates: certificates.map(|one| one.clone().into_owned()).collect(),
-            read: OnceLock::new(),
-        }
-    }
-
-    /// The certificates, the client's first.
-    #[must_use]
-    pub fn certificates(&self) -> &[CertificateDer<'static>] {
-        &self.certificates
-    }
-
-    /// Whom the client's certificate is for.
-    ///
-    /// # Errors
-    /// It has no name that an identity can have, or has expired since the connection began.
-    pub fn identity(&self) -> Result<Identity, Refusal> {
-        let read = self.read.get_or_init(|| read(&self.certificates));
-        let (identity, expires) = read.clone()?;
-        match ASN1Time::now().timestamp() <= expires {
-            true => Ok(identity),
-            false => Err(refused("it has expired")),
-        }
-    }
+/// Whom the client's certificate is for.
+///
+/// # Errors
+/// It has no name that an identity can have, or has expired since the connection began.
+pub(super) fn identity(chain: &Chain) -> Result<Identity, Refusal> {
+    let name = chain.name().map_err(refused)?;
+    Identity::new(Mode::Mtls, name, Vec::new()).map_err(|what| refused(&what))
 }
 
 fn refused(why: &str) -> Refusal {
     Refusal::Unauthenticated(format!("the client certificate is not accepted: {why}"))
 }
 
-fn read(chain: &[CertificateDer<'_>]) -> Result<(Identity, i64), Refusal> {
-    let certificate = chain
-        .first()
-        .and_then(|der| X509Certificate::from_der(der).ok());
-    let (_, certificate) = certificate.ok_or_else(|| refused("it cannot be read"))?;
-    let name = name(&certificate)
-        .map_err(|()| refused("its alternative names cannot be read"))?
-        .ok_or_else(|| refused("it has no URI, DNS name or common name"))?;
-    let identity = Identity::new(Mode::Mtls, name, Vec::new()).map_err(|what| refused(&what))?;
-    Ok((identity, certificate.validity().not_after.timestamp()))
-}
-
-fn name(certificate: &X509Certificate<'_>) -> Result<Option<String>, ()> {
-    let alternatives = certificate.subject_alternative_name().map_err(|_| ())?;
-    let alternatives = alternatives
-        .map(|extension| &extension.value.general_names[..])
-        .unwrap_or_default();
-    let uri = alternatives.iter().find_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
-    let dns = alternatives.iter().find_map(|name| match name {
-        GeneralName::DNSName(dns) => Some(*dns),
-        _ => None,
-    });
-    let common = certificate.subject().iter_common_name().next();
-    let common = common.and_then(|name| name.as_str().ok());
-    Ok(uri.or(dns).or(common).map(str::to_owned))
-}
-
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+    use rustls::pki_types::CertificateDer;
 
     use super::*;
 
@@ -110,7 +45,7 @@ mod tests {
         }
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("signed");
-        Chain::new(&[certificate.der().clone()]).identity()
+        identity(&Chain::new(&[certificate.der().clone()]))
     }
 
     #[test]
@@ -125,9 +60,9 @@ mod tests {
             (&[], &["a.example", "b.example"], Some("cn"), "a.example"),
             (&[], &[], Some("worker 1"), "worker 1"),
         ] {
-            let identity = of(uris, dns, common).expect("an identity");
-            assert_eq!((identity.name(), identity.mode()), (name, Mode::Mtls));
-            assert!(identity.groups().is_empty());
+            let found = of(uris, dns, common).expect("an identity");
+            assert_eq!((found.name(), found.mode()), (name, Mode::Mtls));
+            assert!(found.groups().is_empty());
         }
     }
 
@@ -146,8 +81,8 @@ mod tests {
             );
         }
         let malformed = Chain::new(&[CertificateDer::from(vec![1, 2, 3])]);
-        assert!(malformed.identity().is_err());
-        assert!(Chain::new(&[]).identity().is_err());
+        assert!(identity(&malformed).is_err());
+        assert!(identity(&Chain::new(&[])).is_err());
     }
 
     #[test]
@@ -158,7 +93,7 @@ mod tests {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("signed");
         let chain = Chain::new(&[certificate.der().clone()]);
-        let refused = chain.identity().expect_err("expired").to_string();
+        let refused = identity(&chain).expect_err("expired").to_string();
         assert!(refused.contains("expired"), "{refused}");
     }
 }

@@ -20,9 +20,9 @@ use super::{
     policy::{Action, Policies, Question, Resource},
 };
 use crate::{
+    auth::audit,
     kube::{self, Lookup, Pods, Wanted},
     reload::Current,
-    telemetry::audit,
 };
 
 /// Why somebody got no answer.

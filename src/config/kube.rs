@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Setting, list_setting, setting, values::Reader};
-use crate::kube::{client::Access, names};
+use crate::kube::{Settings, client::Access, names};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -38,60 +38,41 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// Kubernetes.
-#[derive(Debug, Clone)]
-pub struct Kube {
-    /// Whether pods are to be looked up.
-    pub enable: bool,
-    /// Whether somebody asked for that, so that the agent must not start without.
-    pub required: bool,
-    /// How to reach the API server.
-    pub access: Access,
-    /// Whose pods are looked up; none: those of all namespaces.
-    pub namespaces: Vec<String>,
-    /// How long pods are kept that were read on demand.
-    pub cache_ttl: Duration,
-    /// How old pods may be that are told.
-    pub max_staleness: Duration,
-}
-
-impl Kube {
-    pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let enable = reader.bool("EA_KUBE_ENABLE");
-        let in_cluster = reader.bool("EA_KUBE_IN_CLUSTER");
-        let context = reader.raw("EA_KUBE_CONTEXT");
-        let context = (!context.is_empty()).then(|| context.to_owned());
-        if in_cluster == Some(true) && context.is_some() {
+pub(super) fn read(reader: &mut Reader<'_>) -> Option<Settings> {
+    let enable = reader.bool("EA_KUBE_ENABLE");
+    let in_cluster = reader.bool("EA_KUBE_IN_CLUSTER");
+    let context = reader.raw("EA_KUBE_CONTEXT");
+    let context = (!context.is_empty()).then(|| context.to_owned());
+    if in_cluster == Some(true) && context.is_some() {
+        reader.mistake(
+            "EA_KUBE_CONTEXT",
+            "contexts are of a kubeconfig: set EA_KUBE_IN_CLUSTER=false, or leave it out",
+        );
+    }
+    let mut namespaces = reader.list("EA_KUBE_NAMESPACES");
+    namespaces.sort_unstable();
+    namespaces.dedup();
+    for namespace in &namespaces {
+        if !names::is_label(namespace) {
             reader.mistake(
-                "EA_KUBE_CONTEXT",
-                "contexts are of a kubeconfig: set EA_KUBE_IN_CLUSTER=false, or leave it out",
+                "EA_KUBE_NAMESPACES",
+                format!("{namespace:?} is no namespace: {}", names::LABEL),
             );
         }
-        let mut namespaces = reader.list("EA_KUBE_NAMESPACES");
-        namespaces.sort_unstable();
-        namespaces.dedup();
-        for namespace in &namespaces {
-            if !names::is_label(namespace) {
-                reader.mistake(
-                    "EA_KUBE_NAMESPACES",
-                    format!("{namespace:?} is no namespace: {}", names::LABEL),
-                );
-            }
-        }
-        let minute = Duration::from_secs(60);
-        let cache_ttl = reader.duration("EA_KUBE_CACHE_TTL", Duration::from_millis(100), minute);
-        let max_staleness =
-            reader.duration("EA_KUBE_MAX_STALENESS", Duration::from_secs(5), 60 * minute);
-        Some(Self {
-            enable: enable?,
-            required: reader.is_given("EA_KUBE_ENABLE"),
-            access: Access {
-                in_cluster: in_cluster?,
-                context,
-            },
-            namespaces,
-            cache_ttl: cache_ttl?,
-            max_staleness: max_staleness?,
-        })
     }
+    let minute = Duration::from_secs(60);
+    let cache_ttl = reader.duration("EA_KUBE_CACHE_TTL", Duration::from_millis(100), minute);
+    let max_staleness =
+        reader.duration("EA_KUBE_MAX_STALENESS", Duration::from_secs(5), 60 * minute);
+    Some(Settings {
+        enable: enable?,
+        required: reader.is_given("EA_KUBE_ENABLE"),
+        access: Access {
+            in_cluster: in_cluster?,
+            context,
+        },
+        namespaces,
+        cache_ttl: cache_ttl?,
+        max_staleness: max_staleness?,
+    })
 }

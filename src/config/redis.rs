@@ -8,7 +8,6 @@ use std::{
 
 use election_core::lease::{embedded, guard::RestartGuard};
 use election_redis::{Deployment, Sentinels, Server};
-use url::Url;
 
 use super::{Environment, Secret, Setting, list_setting, setting, values::Reader};
 use crate::tls;
@@ -490,24 +489,4 @@ fn same_place<'a>(known: &[(usize, Vec<Server>)], own: &'a [Server]) -> Option<(
 
 fn split(urls: &str) -> impl Iterator<Item = &str> {
     urls.split(',').map(str::trim).filter(|url| !url.is_empty())
-}
-
-/// The URLs without the passwords in them; what is no URL of a server is hidden whole.
-pub(super) fn hide_credentials(urls: &str) -> String {
-    let hidden: Vec<_> = urls
-        .split(',')
-        .map(|url| match Url::parse(url.trim()) {
-            Ok(mut url)
-                if Server::from_url(url.as_str(), None).is_ok()
-                    || Server::members_from_url(url.as_str(), None).is_ok() =>
-            {
-                if url.password().is_some() && url.set_password(Some("***")).is_err() {
-                    return "***".to_owned();
-                }
-                url.to_string()
-            }
-            _ => "***".to_owned(),
-        })
-        .collect();
-    hidden.join(",")
 }

@@ -3,10 +3,12 @@
 use std::str::FromStr;
 
 use election_core::election::types::Kind;
-use tracing_subscriber::EnvFilter;
 
 use super::{Setting, list_setting, otel, setting, values::Reader};
-use crate::telemetry::trace;
+use crate::telemetry::{
+    log::{LogFilter, Readers},
+    trace,
+};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
@@ -53,6 +55,17 @@ pub enum Environment {
     Test,
 }
 
+impl Environment {
+    /// Whom log lines are for.
+    #[must_use]
+    pub fn readers(self) -> Readers {
+        match self {
+            Self::Production => Readers::Machines,
+            Self::Development | Self::Test => Readers::People,
+        }
+    }
+}
+
 impl FromStr for Environment {
     type Err = String;
 
@@ -63,41 +76,6 @@ impl FromStr for Environment {
             "test" => Ok(Self::Test),
             _ => Err("give production, development or test".to_owned()),
         }
-    }
-}
-
-/// What is logged: a level, or [directives](tracing_subscriber::EnvFilter) for modules.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogFilter(String);
-
-impl LogFilter {
-    /// The directives.
-    #[must_use]
-    pub fn directives(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for LogFilter {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const ADVICE: &str = "give debug, info, warning, error, panic or fatal, or directives such as \
-             election_agent=debug,h2=warn";
-        // The agent logs nothing above error, so panic and fatal, which existing deployments set, leave errors
-        // alone.
-        let directives = match text {
-            "debug" | "info" | "error" => text,
-            "warning" => "warn",
-            "panic" | "fatal" => "error",
-            // A word alone would be taken for a module whose everything is logged.
-            word if !word.contains('=') => return Err(ADVICE.to_owned()),
-            directives => directives,
-        };
-        EnvFilter::builder()
-            .parse(directives)
-            .map(|_| Self(directives.to_owned()))
-            .map_err(|error| format!("{error}: {ADVICE}"))
     }
 }
 

@@ -9,8 +9,8 @@ use yaml_serde::Value;
 
 use super::{
     Secret, Setting,
+    credentials::hide_credentials,
     names::{self, CONFIG_FILE},
-    redis::hide_credentials,
     settings,
 };
 use crate::reload;

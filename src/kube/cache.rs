@@ -23,10 +23,6 @@ impl Row for Deployment {
     fn relations(&self) -> [Option<&str>; 2] {
         [None, None]
     }
-
-    fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
-        &mut tables.deployments
-    }
 }
 
 /// Of ReplicaSets and pods: by who controls them.
@@ -37,10 +33,6 @@ const BY_NAMED_DEPLOYMENT: usize = 1;
 impl Row for ReplicaSet {
     fn relations(&self) -> [Option<&str>; 2] {
         [self.owner.as_ref().map(|owner| &*owner.name), None]
-    }
-
-    fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
-        &mut tables.replica_sets
     }
 }
 
@@ -54,7 +46,27 @@ impl Row for objects::Pod {
             self.owner.clone_from(&with.owner);
         }
     }
+}
 
+/// An object of which there is a table.
+pub(super) trait Kept: Row {
+    /// The table of such objects.
+    fn table(tables: &mut Tables) -> &mut Option<Table<Self>>;
+}
+
+impl Kept for Deployment {
+    fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
+        &mut tables.deployments
+    }
+}
+
+impl Kept for ReplicaSet {
+    fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
+        &mut tables.replica_sets
+    }
+}
+
+impl Kept for objects::Pod {
     fn table(tables: &mut Tables) -> &mut Option<Table<Self>> {
         &mut tables.pods
     }
@@ -62,7 +74,7 @@ impl Row for objects::Pod {
 
 impl Tables {
     /// Puts a table in place of the one before, which is given back: to drop a large one takes its time.
-    pub(super) fn swap<T: Row>(&mut self, table: Table<T>) -> Option<Table<T>> {
+    pub(super) fn swap<T: Kept>(&mut self, table: Table<T>) -> Option<Table<T>> {
         T::table(self).replace(table)
     }
 

@@ -15,13 +15,12 @@ use quick_cache::{
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Error, Mode, Pod, Pods, Status, Wanted,
+    Error, Mode, Pod, Pods, Settings, Status, Wanted,
     flights::Flights,
     reading::{Answer, Reader, no_deployment},
-    scope::too_old,
-    trouble::Trouble,
+    trouble::{Trouble, too_old},
 };
-use crate::{causes, config, telemetry::trace};
+use crate::{causes, telemetry::trace};
 
 /// How many pods are kept; a Deployment counts as one more.
 const PODS: usize = 50_000;
@@ -115,7 +114,7 @@ struct Waits {
 }
 
 impl OnDemand {
-    pub(super) fn new(config: &config::Kube, client: Client) -> Self {
+    pub(super) fn new(settings: &Settings, client: Client) -> Self {
         // One shard: a Deployment must not be too large for a part.
         let kept = OptionsBuilder::new()
             .shards(1)
@@ -125,9 +124,9 @@ impl OnDemand {
         #[expect(clippy::expect_used, reason = "it fails only if one is left out")]
         let kept = kept.expect("both capacities are given");
         Self(Arc::new(Inner {
-            reader: Reader::new(config.access.clone(), client),
-            ttl: config.cache_ttl,
-            max_staleness: config.max_staleness,
+            reader: Reader::new(settings.access.clone(), client),
+            ttl: settings.cache_ttl,
+            max_staleness: settings.max_staleness,
             known: Cache::with_options(
                 kept,
                 ByPods,

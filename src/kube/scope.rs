@@ -5,8 +5,7 @@ use std::time::Duration;
 use kube::Client;
 use tokio::time::Instant;
 
-use super::{Error, Pods, Wanted, on_demand::OnDemand, rights, watched::Watched};
-use crate::config;
+use super::{Error, Pods, Settings, Wanted, on_demand::OnDemand, rights, watched::Watched};
 
 /// How pods are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,16 +39,16 @@ pub(super) enum Scope {
 impl Scope {
     /// Starts to look at a namespace, or at all, as the agent may.
     pub(super) fn start(
-        config: &config::Kube,
+        settings: &Settings,
         client: &Client,
         (mode, no_watch): &(Mode, Vec<String>),
         namespace: Option<&str>,
     ) -> Self {
         match mode {
-            Mode::Watch => Self::Watched(Watched::start(config, namespace)),
+            Mode::Watch => Self::Watched(Watched::start(settings, namespace)),
             Mode::OnDemand => {
                 rights::warn(namespace, no_watch);
-                Self::OnDemand(OnDemand::new(config, client.clone()))
+                Self::OnDemand(OnDemand::new(settings, client.clone()))
             }
         }
     }
@@ -67,14 +66,4 @@ impl Scope {
             Self::OnDemand(on_demand) => on_demand.status(),
         }
     }
-}
-
-/// The error of pods that are known, but too old to tell.
-pub(super) fn too_old(age: Duration, most: Duration) -> Error {
-    Error::Unavailable(format!(
-        "what is known of the pods is {} s old, more than EA_KUBE_MAX_STALENESS ({}): the Kubernetes API server \
-         has not confirmed it since, and the agent's log says more",
-        age.as_secs(),
-        humantime::format_duration(most)
-    ))
 }

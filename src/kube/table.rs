@@ -2,8 +2,6 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use super::cache::Tables;
-
 /// `namespace/name`: neither part has a slash.
 pub(super) type Key = Arc<str>;
 
@@ -18,9 +16,6 @@ pub(super) trait Row: Sized {
 
     /// Keeps what both have in common once, as the other has it, which is known for longer.
     fn share(&mut self, _with: &Self) {}
-
-    /// The table of such objects.
-    fn table(tables: &mut Tables) -> &mut Option<Table<Self>>;
 }
 
 /// Objects of one kind.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::Error;
+
 /// How long to wait after the first failure, and at the most.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -44,6 +46,16 @@ impl Trouble {
         let longest = (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE);
         longest.mul_f64(fastrand::f64().midpoint(1.0))
     }
+}
+
+/// The error of pods that are known, but too old to tell.
+pub(super) fn too_old(age: Duration, most: Duration) -> Error {
+    Error::Unavailable(format!(
+        "what is known of the pods is {} s old, more than EA_KUBE_MAX_STALENESS ({}): the Kubernetes API server \
+         has not confirmed it since, and the agent's log says more",
+        age.as_secs(),
+        humantime::format_duration(most)
+    ))
 }
 
 #[cfg(test)]

@@ -17,15 +17,15 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Error, Mode, Pods, Status, Wanted,
-    cache::{Tables, not_listed},
+    Error, Mode, Pods, Settings, Status, Wanted,
+    cache::{Kept, Tables, not_listed},
     client::{Access, is_unauthorized},
     heard::Heard,
     objects::{Fold, SeenDeployment, SeenPod, SeenReplicaSet},
-    scope::too_old,
-    table::{Row, Table},
+    table::Table,
+    trouble::too_old,
 };
-use crate::{causes, config};
+use crate::causes;
 
 /// How many objects are listed at once. More would be quicker, and leave more memory behind that nobody uses.
 const PAGE: u32 = 100;
@@ -48,15 +48,15 @@ pub(super) struct Watched {
 
 impl Watched {
     /// Starts to watch a namespace, or all.
-    pub(super) fn start(config: &config::Kube, namespace: Option<&str>) -> Self {
+    pub(super) fn start(settings: &Settings, namespace: Option<&str>) -> Self {
         let tables = Arc::new(RwLock::new(Tables::default()));
         let place = namespace.map_or_else(String::new, |namespace| format!(" of {namespace}"));
         let heard = ["pods", "replica sets", "deployments"]
             .map(|kind| Heard::new(format!("the {kind}{place}")));
         let watch = Watch {
-            access: config.access.clone(),
+            access: settings.access.clone(),
             namespace: namespace.map(str::to_owned),
-            lasts: lasts(config.max_staleness),
+            lasts: lasts(settings.max_staleness),
             tables: Arc::clone(&tables),
             heard: heard[0].clone(),
         };
@@ -70,7 +70,7 @@ impl Watched {
         Self {
             tables,
             heard,
-            max_staleness: config.max_staleness,
+            max_staleness: settings.max_staleness,
         }
     }
 
@@ -128,7 +128,7 @@ impl Watch {
     async fn follow<K>(self)
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Fold<Folded: Row>
+            + Fold<Folded: Kept>
             + Clone
             + Debug
             + DeserializeOwned
@@ -158,7 +158,7 @@ impl Watch {
     async fn watch<K>(&self, api: Api<K>, config: watcher::Config)
     where
         K: Resource<DynamicType = ()>
-            + Fold<Folded: Row>
+            + Fold<Folded: Kept>
             + Clone
             + Debug
             + DeserializeOwned
@@ -213,7 +213,7 @@ impl Watch {
         }
     }
 
-    fn change_table<T: Row>(&self, change: impl FnOnce(&mut Table<T>)) {
+    fn change_table<T: Kept>(&self, change: impl FnOnce(&mut Table<T>)) {
         self.change(|tables| {
             if let Some(table) = T::table(tables) {
                 change(table);

@@ -13,8 +13,8 @@ use tokio::task::futures::TaskLocalFuture;
 use tower::{Layer, Service};
 
 use crate::{
+    auth::audit::Origin,
     peer::TrustedProxies,
-    telemetry::audit::Origin,
     transport::{caller, peer, status::Problem},
 };
 

@@ -10,6 +10,7 @@ use std::{
     fmt,
     io::{self, IsTerminal as _, Write},
     panic,
+    str::FromStr,
     sync::{
         OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -36,7 +37,6 @@ use tracing_subscriber::{
 };
 
 use super::trace;
-use crate::config::{Environment, LogFilter};
 
 /// The target of the audit trail's lines.
 pub const AUDIT: &str = "election_agent::audit";
@@ -79,13 +79,53 @@ impl Drop for Flush {
     }
 }
 
-/// Sends log lines, and what panics say, to stderr: JSON in production, readable elsewhere. Does nothing when the
+/// What is logged: a level, or [directives](tracing_subscriber::EnvFilter) for modules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+impl LogFilter {
+    /// The directives.
+    #[must_use]
+    pub fn directives(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const ADVICE: &str = "give debug, info, warning, error, panic or fatal, or directives such as \
+             election_agent=debug,h2=warn";
+        // The agent logs nothing above error, so panic and fatal, which existing deployments set, leave errors
+        // alone.
+        let directives = match text {
+            "debug" | "info" | "error" => text,
+            "warning" => "warn",
+            "panic" | "fatal" => "error",
+            // A word alone would be taken for a module whose everything is logged.
+            word if !word.contains('=') => return Err(ADVICE.to_owned()),
+            directives => directives,
+        };
+        EnvFilter::builder()
+            .parse(directives)
+            .map(|_| Self(directives.to_owned()))
+            .map_err(|error| format!("{error}: {ADVICE}"))
+    }
+}
+
+/// Whom log lines are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readers {
+    /// Programs: lines are JSON.
+    Machines,
+    /// People.
+    People,
+}
+
+/// Sends log lines, and what panics say, to stderr: JSON for machines. Does nothing when the
 /// process already has a subscriber. Spans go into the pipeline, if there is one.
-pub fn start(
-    environment: Environment,
-    filter: &LogFilter,
-    traces: Option<&trace::Pipeline>,
-) -> Flush {
+pub fn start(readers: Readers, filter: &LogFilter, traces: Option<&trace::Pipeline>) -> Flush {
     let (filter, handle) = reload::Layer::new(env_filter(filter));
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(WAITING)
@@ -95,8 +135,8 @@ pub fn start(
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
         .with_ansi(io::stderr().is_terminal());
-    let lines = match environment {
-        Environment::Production => lines
+    let lines = match readers {
+        Readers::Machines => lines
             .fmt_fields(JsonFields::new())
             .event_format(WithTrace {
                 format: Format::default().json().flatten_event(true),
@@ -106,7 +146,7 @@ pub fn start(
                 replaces: "}\n",
             })
             .boxed(),
-        Environment::Development | Environment::Test => lines
+        Readers::People => lines
             .event_format(WithTrace {
                 format: Format::default(),
                 members: |(trace, span)| format!(" trace_id={trace} span_id={span}\n"),

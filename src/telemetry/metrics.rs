@@ -35,10 +35,11 @@ use prometheus_client::{
 pub use exposition::Format;
 pub use requests::{Answer, InFlight};
 
-use crate::{kube, telemetry::trace, transport::Action};
+use crate::{telemetry::trace, transport::Action};
 use elections::ElectionMetrics;
 use nodes::Nodes;
 use requests::Requests;
+pub use service::Looked;
 use service::Service;
 use table::Row;
 
@@ -171,9 +172,9 @@ impl Scrape<'_> {
         self.0.service.certificate_expiry(timestamp);
     }
 
-    /// How the lookup of pods does.
-    pub fn pods(&self, report: &kube::Report) {
-        self.0.service.pods(report);
+    /// How the lookup of pods does; no namespace while it cannot answer.
+    pub fn pods(&self, namespaces: &[Looked<'_>]) {
+        self.0.service.pods(namespaces);
     }
 
     /// What became of spans since the start.

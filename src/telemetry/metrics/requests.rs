@@ -15,17 +15,11 @@ use prometheus_client::{
     },
 };
 
-use super::{Metrics, Registrar, table};
+use super::{
+    Metrics, Registrar,
+    table::{self, REFUSALS, status_name},
+};
 use crate::transport::{Action, status::Code};
-
-/// Why requests are refused: the values of the label.
-pub(super) const REFUSALS: [&str; 5] = [
-    "rate_limited",
-    "overloaded",
-    "unauthenticated",
-    "denied",
-    "over_quota",
-];
 
 /// How many statuses gRPC has.
 const STATUSES: usize = 17;
@@ -174,30 +168,6 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.metrics.0.requests.in_flight[self.action as usize].dec();
-    }
-}
-
-/// The gRPC name of a status, in lower case.
-pub(super) fn status_name(code: tonic::Code) -> &'static str {
-    use tonic::Code;
-    match code {
-        Code::Ok => "ok",
-        Code::Cancelled => "cancelled",
-        Code::Unknown => "unknown",
-        Code::InvalidArgument => "invalid_argument",
-        Code::DeadlineExceeded => "deadline_exceeded",
-        Code::NotFound => "not_found",
-        Code::AlreadyExists => "already_exists",
-        Code::PermissionDenied => "permission_denied",
-        Code::ResourceExhausted => "resource_exhausted",
-        Code::FailedPrecondition => "failed_precondition",
-        Code::Aborted => "aborted",
-        Code::OutOfRange => "out_of_range",
-        Code::Unimplemented => "unimplemented",
-        Code::Internal => "internal",
-        Code::Unavailable => "unavailable",
-        Code::DataLoss => "data_loss",
-        Code::Unauthenticated => "unauthenticated",
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -15,7 +16,7 @@ use prometheus_client::{
 };
 
 use super::{Flag, Registrar, Seconds, table};
-use crate::{kube::Report, telemetry::trace};
+use crate::telemetry::trace;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Build {
@@ -112,29 +113,37 @@ impl Service {
         *self.certificate_expiry.lock() = timestamp;
     }
 
-    pub(super) fn pods(&self, report: &Report) {
+    pub(super) fn pods(&self, namespaces: &[Looked<'_>]) {
         self.kube_age.clear();
         self.kube_pods.clear();
-        let Report::On(namespaces) = report else {
-            return;
-        };
-        for (name, status) in namespaces {
+        for looked in namespaces {
             let namespace = InNamespace {
                 // An empty label would be none.
-                namespace: match name.as_str() {
+                namespace: match looked.namespace {
                     "" => "*".to_owned(),
                     name => name.to_owned(),
                 },
             };
-            let pods = i64::try_from(status.pods).unwrap_or(i64::MAX);
+            let pods = i64::try_from(looked.pods).unwrap_or(i64::MAX);
             self.kube_pods.get_or_create(&namespace).set(pods);
-            if let Some(age) = status.age {
+            if let Some(age) = looked.age {
                 self.kube_age
                     .get_or_create(&namespace)
                     .set(age.as_secs_f64());
             }
         }
     }
+}
+
+/// How the lookup of pods does in a namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Looked<'a> {
+    /// Its name; empty for all namespaces.
+    pub namespace: &'a str,
+    /// How many pods are known.
+    pub pods: usize,
+    /// How old what is known of them is at the most, if anything is.
+    pub age: Option<Duration>,
 }
 
 /// A gauge that may have no value. Cheap to clone.
@@ -174,28 +183,25 @@ struct Traces {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, time::Duration};
-
     use super::*;
-    use crate::{
-        kube::{Mode, Status},
-        telemetry::metrics::{Format, Metrics},
-    };
+    use crate::telemetry::metrics::{Format, Metrics};
 
     #[test]
     fn what_is_not_known_any_more_is_not_told() {
         let metrics = Metrics::new(&[1.0]);
-        let status = |age, pods| Status {
-            mode: Mode::Watch,
-            age,
-            pods,
-            error: None,
-        };
-        let known = BTreeMap::from([
-            (String::new(), status(Some(Duration::from_millis(1500)), 3)),
-            ("new".to_owned(), status(None, 0)),
-        ]);
-        metrics.0.service.pods(&Report::On(known));
+        let known = [
+            Looked {
+                namespace: "",
+                pods: 3,
+                age: Some(Duration::from_millis(1500)),
+            },
+            Looked {
+                namespace: "new",
+                pods: 0,
+                age: None,
+            },
+        ];
+        metrics.0.service.pods(&known);
         metrics.0.service.certificate_expiry(Some(1_700_000_000));
         metrics.0.service.connections(2, 5);
         let text = metrics.text(Format::Text);
@@ -212,8 +218,7 @@ mod tests {
         let of_new = "kube_cache_age_seconds{namespace=\"new\"}";
         assert!(!text.contains(of_new), "{text}");
 
-        let reason = "it has ended".to_owned();
-        metrics.0.service.pods(&Report::Off { reason });
+        metrics.0.service.pods(&[]);
         metrics.0.service.certificate_expiry(None);
         let text = metrics.text(Format::Text);
         let gone = [

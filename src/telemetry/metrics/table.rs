@@ -9,7 +9,6 @@ use election_core::{
     lease::quorum::observer::Operation,
 };
 
-use super::requests::{REFUSALS, status_name};
 use crate::transport::Action;
 
 /// What all names begin with, before an underscore.
@@ -264,6 +263,39 @@ fn labels() -> [(&'static str, String); 13] {
 fn words(words: impl IntoIterator<Item = &'static str>) -> String {
     let words: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
     words.join(", ")
+}
+
+/// Why requests are refused: the values of the label.
+pub(super) const REFUSALS: [&str; 5] = [
+    "rate_limited",
+    "overloaded",
+    "unauthenticated",
+    "denied",
+    "over_quota",
+];
+
+/// The gRPC name of a status, in lower case.
+pub(super) fn status_name(code: tonic::Code) -> &'static str {
+    use tonic::Code;
+    match code {
+        Code::Ok => "ok",
+        Code::Cancelled => "cancelled",
+        Code::Unknown => "unknown",
+        Code::InvalidArgument => "invalid_argument",
+        Code::DeadlineExceeded => "deadline_exceeded",
+        Code::NotFound => "not_found",
+        Code::AlreadyExists => "already_exists",
+        Code::PermissionDenied => "permission_denied",
+        Code::ResourceExhausted => "resource_exhausted",
+        Code::FailedPrecondition => "failed_precondition",
+        Code::Aborted => "aborted",
+        Code::OutOfRange => "out_of_range",
+        Code::Unimplemented => "unimplemented",
+        Code::Internal => "internal",
+        Code::Unavailable => "unavailable",
+        Code::DataLoss => "data_loss",
+        Code::Unauthenticated => "unauthenticated",
+    }
 }
 
 #[cfg(test)]

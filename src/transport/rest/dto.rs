@@ -18,7 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{null, whole};
 use crate::{
-    config::LogFilter,
+    telemetry::log::LogFilter,
     transport::{status::Problem, term::term},
 };
 

@@ -211,6 +211,7 @@ fn the_build_is_sent_what_it_reads_and_little_else() {
         "Cargo.lock",
         "build.rs",
         "proto",
+        "crates",
         "src",
         "benches",
         "scripts/build-static",

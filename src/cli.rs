@@ -1,12 +1,12 @@
 //! The command line: every setting as a flag, and the subcommands.
 
+pub mod authz;
+pub mod probe;
+
 use std::{ffi::OsString, path::PathBuf};
 
-use super::{Mistakes, SETTINGS, Setting, Values, settings};
-use crate::{
-    auth::command as authz,
-    probe::{self, Probe},
-};
+use crate::config::{Mistakes, SETTINGS, Setting, Values, settings};
+use probe::Probe;
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -122,7 +122,7 @@ fn flag(setting: &Setting, about: &'static str) -> clap::Arg {
         ))
 }
 
-pub(super) fn command_line() -> clap::Command {
+fn command_line() -> clap::Command {
     clap::Command::new("election-agent")
         .about("Leader election as a service over gRPC, gRPC-Web and REST")
         .after_help(ABOUT_SETTINGS)
@@ -210,4 +210,35 @@ pub(super) fn command_line() -> clap::Command {
                 .help("A YAML file of settings [env: EA_CONFIG_FILE]"),
         )
         .args(flags())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn flags_are_declared_once() {
+        command_line().debug_assert();
+    }
+
+    #[test]
+    fn flags_win_over_variables_and_variables_over_the_file() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(
+            file.path(),
+            "grpc_port: 1\nhttp_port: 2\nmax_term: 30s\nstore: memory\n",
+        )
+        .expect("written");
+        let args = ["election-agent", "--grpc-port", "5"].map(OsString::from);
+        let env = [
+            ("EA_CONFIG_FILE".into(), file.path().into()),
+            ("EA_HTTP_PORT".into(), "4".into()),
+            ("EA_GRPC_PORT".into(), "4".into()),
+        ];
+        let (_, values) = parse(args, env).expect("a command line");
+        let config = Config::new(values.expect("reads")).expect("valid");
+        assert_eq!((config.listen.grpc_port, config.listen.http_port), (5, 4));
+        assert_eq!(config.limits.max_term.as_secs(), 30);
+    }
 }

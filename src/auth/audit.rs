@@ -23,11 +23,11 @@ use governor::{
 };
 use http::HeaderValue;
 
-use super::log::AUDIT;
-use crate::auth::{
+use super::{
     Identity,
     policy::{Question, Resource},
 };
+use crate::telemetry::log::AUDIT;
 
 /// How many denied requests the process logs a second: more are only counted.
 const DENIALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
@@ -86,7 +86,7 @@ impl Origin {
 }
 
 /// Logs that a leadership has changed. Members that are not known are left out.
-pub(super) fn changed(change: &Change<'_>, agent: &str) {
+pub(crate) fn changed(change: &Change<'_>, agent: &str) {
     let text = |value: Option<&dyn fmt::Display>| value.map(ToString::to_string);
     let old = text(change.old.map(|old| old as _));
     let new = text(change.new.map(|new| new as _));

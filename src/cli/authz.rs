@@ -9,11 +9,11 @@ use election_core::election::{
     types::{Candidate, ElectionId, Invalid, Kind},
 };
 
-use super::{
-    Identity, Mode,
-    policy::{Action, DEFAULT, Decision, Policies, Question, Resource, SCHEMA},
-};
 use crate::{
+    auth::{
+        Identity, Mode,
+        policy::{Action, DEFAULT, Decision, Policies, Question, Resource, SCHEMA},
+    },
     config::Auth,
     output,
     reload::{Mistake, Source as _},
@@ -55,7 +55,7 @@ pub struct Asked {
 }
 
 /// The subcommand for the command line.
-pub(crate) fn definition() -> clap::Command {
+pub(super) fn definition() -> clap::Command {
     let text = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
     };

@@ -1,0 +1,24 @@
+//! Values without the credentials in them.
+
+use election_redis::Server;
+use url::Url;
+
+/// The URLs without the passwords in them; what is no URL of a server is hidden whole.
+pub(super) fn hide_credentials(urls: &str) -> String {
+    let hidden: Vec<_> = urls
+        .split(',')
+        .map(|url| match Url::parse(url.trim()) {
+            Ok(mut url)
+                if Server::from_url(url.as_str(), None).is_ok()
+                    || Server::members_from_url(url.as_str(), None).is_ok() =>
+            {
+                if url.password().is_some() && url.set_password(Some("***")).is_err() {
+                    return "***".to_owned();
+                }
+                url.to_string()
+            }
+            _ => "***".to_owned(),
+        })
+        .collect();
+    hidden.join(",")
+}
