@@ -2,7 +2,7 @@
 //!
 //! [`Identity`] is what authentication found out, whatever proved it, and [`Caller`] whether anybody was asked;
 //! [`policy`] says what an identity may do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
-//! `crate::transport::status` says how a refusal is told.
+//! `crate::status` says how a refusal is told.
 
 pub mod audit;
 pub mod authenticator;

@@ -23,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 pub use auth::{Auth, Reviews};
 pub use limits::Limits;
 pub use listen::Listen;
+use names::Variable;
 pub use redis::{EMBEDDED_NAMES, REDIS_NAMES, Store, list};
 pub use telemetry::{Environment, Telemetry};
 pub use tls::Tls;
@@ -57,9 +58,9 @@ pub enum Secret {
     Hidden,
 }
 
-const fn setting(variable: &'static str, default: &'static str, meaning: &'static str) -> Setting {
+const fn setting(variable: Variable, default: &'static str, meaning: &'static str) -> Setting {
     Setting {
-        variable,
+        variable: variable.name(),
         alias: None,
         default,
         meaning,
@@ -69,11 +70,7 @@ const fn setting(variable: &'static str, default: &'static str, meaning: &'stati
 }
 
 /// A list whose entries are comma separated.
-const fn list_setting(
-    variable: &'static str,
-    default: &'static str,
-    meaning: &'static str,
-) -> Setting {
+const fn list_setting(variable: Variable, default: &'static str, meaning: &'static str) -> Setting {
     Setting {
         is_list: true,
         ..setting(variable, default, meaning)

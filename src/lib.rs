@@ -7,12 +7,12 @@
 //! 1. [`listener`] accepts a connection and gives it to one of the [`workers`], where it stays; with [`tls`]
 //!    if that is configured, it speaks HTTP/1.1 or HTTP/2 on it; its clients have to be quick, and every request tells its [`peer`]. Every port serves the same
 //!    service.
-//! 2. [`stack`] is the order of the [`layers`]: name the request, let pages of other origins ask, record and
+//! 2. [`stack`] is the order of the [`layers`]: classify the request ([`endpoint`]), name it, let pages of other origins ask, record and
 //!    measure it, catch panics, render errors in the caller's protocol, refuse what is too much, find out
 //!    who asks, count how often they do, set the request's deadline, bound its body.
 //! 3. [`transport`] sends it to gRPC (and gRPC-Web) or to the HTTP routes. [`transport::grpc`] and
 //!    [`transport::rest`] convert messages to the domain's types and back;
-//!    [`transport::status`] is the one error table.
+//!    [`status`] is the one error table.
 //! 4. [`auth::gate`] lets through what the caller may do, by [`auth::policy`].
 //! 5. [`election_core`] is the domain: elections, and the quorum of lease nodes that decides them.
 //! 6. [`LeaseNode`](election_core::lease::LeaseNode) is what a node does: [`election_redis`] on Redis,
@@ -27,6 +27,7 @@ mod body;
 pub mod cli;
 pub mod config;
 pub mod descriptors;
+pub mod endpoint;
 pub mod kube;
 pub mod layers;
 pub mod listener;
@@ -38,6 +39,7 @@ pub mod readiness;
 pub mod reload;
 pub mod shutdown;
 pub mod stack;
+pub mod status;
 pub mod telemetry;
 pub mod tls;
 pub mod transport;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use election_core::election::ledger::{Change, Ledger, Observer, Outcome, Request};
 
-use crate::{auth::audit, telemetry::metrics::Metrics, transport::Action};
+use crate::{auth::audit, endpoint::Action, telemetry::metrics::Metrics};
 
 /// A ledger whose changes are logged and counted.
 #[must_use]

@@ -11,24 +11,24 @@ use tower_http::request_id::{
 
 use crate::{
     auth::{Identity, authenticator::Authenticator, policy::Policies},
+    endpoint::{Area, classified},
     layers::{
         authenticate::AuthenticateLayer,
-        authorize::AuthorizeLayer,
+        authorize::authorize,
         body_limit::BodyLimitLayer,
-        catch_panic::CatchPanicLayer,
         cors::Origins,
         deadline::DeadlineLayer,
         in_flight::InFlightLayer,
         measure::MeasureLayer,
         origin::OriginLayer,
-        rate_limit::{RateLimitLayer, RateLimiter},
+        rate_limit::{RateLimiter, rate_limit},
         respond::RespondLayer,
         trace::TraceLayer,
     },
     peer::TrustedProxies,
     reload::Current,
+    status::Problem,
     telemetry::metrics::Metrics,
-    transport::{Area, status::Problem},
 };
 
 /// What the layers are configured with.
@@ -92,7 +92,9 @@ where
         + 'static,
 {
     ServiceBuilder::new()
-        // Outermost, so that every answer carries the id.
+        // Outermost, as nearly everything below asks what a request asks for.
+        .map_request(classified)
+        // Outside of all that answers, so that every answer carries the id.
         .layer(SetRequestIdLayer::x_request_id(RandomId))
         .layer(PropagateRequestIdLayer::x_request_id())
         // Outside of what refuses: pages may read refusals, too. Outside of what measures: a preflight asks
@@ -102,9 +104,8 @@ where
         .option_layer(settings.trace.clone())
         // Outside of what refuses or panics, so that it is measured, too.
         .option_layer(metrics.map(MeasureLayer::new))
-        // A panic anywhere below costs one request, not its connection.
-        .layer(CatchPanicLayer)
-        // Whatever is refused below is told in the caller's protocol.
+        // Whatever is refused below is told in the caller's protocol, and a panic costs one request, not its
+        // connection.
         .layer(RespondLayer)
         // Before anything is done for the request.
         .layer(InFlightLayer::new(settings.max_in_flight))
@@ -117,12 +118,12 @@ where
             settings.limiter.clone(),
         ))
         // After who asks is known: it counts by that.
-        .option_layer(settings.limiter.clone().map(RateLimitLayer::new))
+        .option_layer(settings.limiter.clone().map(rate_limit))
         // After who asks is known, and outside of all that denies requests or changes leaderships: audit lines name
         // it.
         .layer(OriginLayer::new(settings.proxies.clone()))
         // After who asks is known, too.
-        .layer(AuthorizeLayer::new(settings.policies.clone()))
+        .layer(authorize(settings.policies.clone()))
         // Innermost: whoever reads a body below reads a bounded one.
         .layer(BodyLimitLayer)
         .service(mux)
@@ -152,7 +153,7 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::{peer::Peer, transport::status::Code};
+    use crate::{peer::Peer, status::Code};
 
     /// What a request of this content type gets when the mux answers with this problem.
     async fn refused(problem: Problem, content_type: &str) -> Response {

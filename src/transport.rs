@@ -1,76 +1,33 @@
 //! The mux: one service that answers gRPC, gRPC-Web, REST and probes on every port.
 
-mod action;
 pub mod grpc;
+mod problem;
+pub mod request;
 pub mod rest;
-pub mod status;
 mod term;
 
 use std::{
-    borrow::Cow,
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{body::Body, response::Response};
 use futures_util::future::{BoxFuture, FutureExt as _, ready};
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Version, header};
+use http::{HeaderName, HeaderValue, Method, Request, Version, header};
 use tonic_web::{GrpcWebLayer, GrpcWebService};
 use tower::{Layer as _, Service, ServiceExt as _};
 
 use crate::{
-    auth::{Caller, Identity},
-    peer::Peer,
+    endpoint::{Counted, Endpoint, Protocol, media_type},
+    status::{Code, Problem},
 };
-pub use action::Action;
-use status::{Code, Problem};
-
-/// How a caller speaks, and so how it is answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Protocol {
-    /// gRPC over HTTP/2.
-    Grpc,
-    /// gRPC-Web over HTTP/1.1 or HTTP/2, with the content type of its answers.
-    GrpcWeb(&'static str),
-    /// REST, and everything else that is not gRPC.
-    Rest,
-}
-
-impl Protocol {
-    /// Tells the protocol from a request's content type.
-    #[must_use]
-    pub fn of(headers: &HeaderMap) -> Self {
-        let media_type = media_type(headers);
-        if media_type.starts_with("application/grpc-web-text") {
-            Self::GrpcWeb("application/grpc-web-text+proto")
-        } else if media_type.starts_with("application/grpc-web") {
-            Self::GrpcWeb("application/grpc-web+proto")
-        } else if media_type.starts_with("application/grpc") {
-            Self::Grpc
-        } else {
-            Self::Rest
-        }
-    }
-}
-
-/// The content type without its parameters, in lower case.
-fn media_type(headers: &HeaderMap) -> Cow<'_, str> {
-    let content_type = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    match media_type.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        true => media_type.to_ascii_lowercase().into(),
-        false => media_type.into(),
-    }
-}
+pub use problem::reason;
 
 /// Refuses what is not HTTP/1.1 or HTTP/2 as it should be. Load balancers look after the agent's health by HTTP/1.0.
-fn check_http(request: &mut Request<Body>) -> Result<(), Problem> {
+fn check_http(request: &mut Request<Body>, endpoint: Endpoint) -> Result<(), Problem> {
     let version = request.version();
     if version < Version::HTTP_11 {
-        if !is_for_operators(request.uri().path()) {
+        if endpoint.counted != Counted::Never {
             return Err(Problem::new(
                 Code::InvalidArgument,
                 "HTTP/1.0 is not supported but for /livez, /readyz and /metrics: use HTTP/1.1 or HTTP/2 (in nginx: \
@@ -134,94 +91,6 @@ fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Pro
     }
 }
 
-/// What a path is for, as far as it matters who may ask.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Area {
-    /// Whether the agent works: `/livez`, `/readyz`, gRPC health.
-    Probes,
-    /// `/metrics`.
-    Metrics,
-    /// How to ask: `/`, the OpenAPI document, Swagger UI, gRPC reflection.
-    Documents,
-    /// Everything else.
-    Api,
-}
-
-impl Area {
-    /// The areas that may be public, and how `EA_AUTH_PUBLIC` calls them.
-    pub const NAMED: [(&'static str, Self); 3] = [
-        ("probes", Self::Probes),
-        ("metrics", Self::Metrics),
-        ("docs", Self::Documents),
-    ];
-
-    /// What this path is for.
-    #[must_use]
-    pub fn of(path: &str) -> Self {
-        match path {
-            "/livez"
-            | "/readyz"
-            | grpc::HEALTH_CHECK
-            | grpc::HEALTH_WATCH
-            | "/grpc.health.v1.Health/List" => return Self::Probes,
-            "/metrics" => return Self::Metrics,
-            "/" | "/openapi.json" | "/openapi_v3.yaml" => return Self::Documents,
-            _ => {}
-        }
-        // What has paths below it.
-        match path.split('/').nth(1) {
-            Some("swagger-ui") => Self::Documents,
-            _ if grpc::is_reflection(path) => Self::Documents,
-            _ => Self::Api,
-        }
-    }
-}
-
-/// Whether a path is for those who watch the agent, and answered at once: what limits requests lets it pass.
-/// The health service's streams are not, which last as long as their clients like.
-#[must_use]
-pub fn is_for_operators(path: &str) -> bool {
-    matches!(path, "/livez" | "/readyz" | "/metrics" | grpc::HEALTH_CHECK)
-}
-
-/// Whether a path is of a stream that is none of the API: of the health service, or of reflection.
-#[must_use]
-pub fn is_stream_for_all(path: &str) -> bool {
-    path == grpc::HEALTH_WATCH || grpc::is_reflection(path)
-}
-
-/// On whose behalf a request goes on, as the authentication layer has found out.
-///
-/// # Errors
-/// Internal, which is logged: the request has not passed that layer.
-pub fn caller(extensions: &Extensions) -> Result<&Caller, Problem> {
-    extensions.get().ok_or_else(unverified)
-}
-
-/// Who asks, where everybody is asked who they are.
-///
-/// # Errors
-/// Internal, which is logged: the request has not passed the authentication layer, or that takes its path for public.
-pub fn identity(extensions: &Extensions) -> Result<&Identity, Problem> {
-    caller(extensions)?.identity().ok_or_else(unverified)
-}
-
-/// Who is at the other end of the request's connection.
-///
-/// # Errors
-/// Internal, which is logged: whoever has taken the request did not tell.
-pub fn peer(extensions: &Extensions) -> Result<&Peer, Problem> {
-    extensions.get().ok_or_else(|| {
-        tracing::error!("the request carries no peer, and is refused; this is a bug");
-        Problem::bug()
-    })
-}
-
-fn unverified() -> Problem {
-    tracing::error!("the request carries no verified identity, and is refused; this is a bug");
-    Problem::bug()
-}
-
 /// The header, and over gRPC the trailer, that tells how old pods are, in ms.
 pub const CACHE_AGE: HeaderName = HeaderName::from_static("x-election-agent-cache-age");
 
@@ -261,11 +130,14 @@ impl Service<Request<Body>> for Mux {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        if let Err(problem) = check_http(&mut request) {
-            return ready(Err(problem)).boxed();
-        }
-        match Protocol::of(request.headers()) {
-            protocol @ (Protocol::Grpc | Protocol::GrpcWeb(_)) => {
+        let checked = request::endpoint(request.extensions())
+            .and_then(|endpoint| check_http(&mut request, endpoint).map(|()| endpoint.protocol));
+        let protocol = match checked {
+            Ok(protocol) => protocol,
+            Err(problem) => return ready(Err(problem)).boxed(),
+        };
+        match protocol {
+            Protocol::Grpc | Protocol::GrpcWeb(_) => {
                 if let Err(problem) = check_grpc(&mut request, protocol) {
                     return ready(Err(problem)).boxed();
                 }
@@ -292,48 +164,18 @@ impl Service<Request<Body>> for Mux {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+    use tonic_health::server::{HealthReporter, HealthService};
+
     use super::*;
 
-    #[test]
-    fn the_content_type_tells_the_protocol() {
-        for (content_type, protocol) in [
-            ("application/grpc", Protocol::Grpc),
-            ("application/grpc+proto", Protocol::Grpc),
-            (
-                "application/grpc-web",
-                Protocol::GrpcWeb("application/grpc-web+proto"),
-            ),
-            (
-                "application/grpc-web-text",
-                Protocol::GrpcWeb("application/grpc-web-text+proto"),
-            ),
-            (
-                "Application/gRPC-Web; charset=utf-8",
-                Protocol::GrpcWeb("application/grpc-web+proto"),
-            ),
-            ("application/grpc+json", Protocol::Grpc),
-            ("application/json", Protocol::Rest),
-        ] {
-            let headers = HeaderMap::from_iter([(
-                header::CONTENT_TYPE,
-                HeaderValue::from_static(content_type),
-            )]);
-            assert_eq!(Protocol::of(&headers), protocol, "{content_type}");
-        }
-        assert_eq!(Protocol::of(&HeaderMap::new()), Protocol::Rest);
-    }
-
-    #[test]
-    fn elections_are_for_those_alone_who_were_asked_for_a_name() {
-        let told = |caller: Option<Caller>| {
-            let mut extensions = Extensions::new();
-            caller.map(|caller| extensions.insert(caller));
-            identity(&extensions).cloned().map_err(|it| it.code)
-        };
-        let anonymous = Identity::anonymous();
-        assert_eq!(told(Some(Caller::Known(anonymous.clone()))), Ok(anonymous));
-        assert_eq!(told(Some(Caller::Public)), Err(Code::Internal));
-        assert_eq!(told(None), Err(Code::Internal));
+    #[tokio::test]
+    async fn a_request_that_has_not_been_classified_is_refused() {
+        let health = HealthService::from_health_reporter(HealthReporter::new());
+        let services = grpc::Services::new(None, health, CancellationToken::new());
+        let mux = Mux::new(services.expect("built in"), axum::Router::new());
+        let refused = mux.oneshot(Request::default()).await.expect_err("nobody's");
+        assert_eq!(refused.code, Code::Internal);
     }
 
     #[test]
@@ -345,78 +187,5 @@ mod tests {
         let of_tonic = tonic::Status::internal("protocol error");
         assert_eq!(blamed(of_tonic), Some(Code::InvalidArgument));
         assert_eq!(blamed(Problem::bug().into()), Some(Code::Internal));
-    }
-
-    #[test]
-    fn an_area_has_the_paths_that_there_are_and_no_others() {
-        for (area, paths) in [
-            (
-                Area::Probes,
-                &[
-                    "/livez",
-                    "/readyz",
-                    "/grpc.health.v1.Health/Check",
-                    "/grpc.health.v1.Health/Watch",
-                    "/grpc.health.v1.Health/List",
-                ][..],
-            ),
-            (Area::Metrics, &["/metrics"]),
-            (
-                Area::Documents,
-                &[
-                    "/",
-                    "/openapi.json",
-                    "/openapi_v3.yaml",
-                    "/swagger-ui",
-                    "/swagger-ui/",
-                    "/swagger-ui/index.html",
-                    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-                    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-                ],
-            ),
-            (
-                Area::Api,
-                &[
-                    "/election/livez",
-                    "//livez",
-                    "/livez/",
-                    "/livez/anything",
-                    "/readyz/x",
-                    "//metrics/x",
-                    "/metrics/",
-                    "/grpc.health.v1.Health/",
-                    "/grpc.health.v1.Health/Check/x",
-                    "/openapi.json/x",
-                    "/swagger-uix",
-                ],
-            ),
-        ] {
-            for path in paths {
-                assert_eq!(Area::of(path), area, "{path}");
-                let is_probe = Action::of(&Method::GET, path) == Action::Probe;
-                assert_eq!(is_probe, area == Area::Probes, "{path}");
-            }
-        }
-    }
-
-    #[test]
-    fn what_passes_limits_is_answered_at_once() {
-        for path in [
-            "/livez",
-            "/readyz",
-            "/metrics",
-            "/grpc.health.v1.Health/Check",
-        ] {
-            assert!(is_for_operators(path), "{path}");
-        }
-        for path in [
-            "/grpc.health.v1.Health/Watch",
-            "/grpc.health.v1.Health/List",
-            "/livez/x",
-            "//metrics",
-            "/openapi.json",
-        ] {
-            assert!(!is_for_operators(path), "{path}");
-        }
     }
 }

@@ -19,6 +19,7 @@ use election_agent::{
         authenticator::Authenticator,
         tokens::{self, Tokens},
     },
+    endpoint::ELECTION_PATH,
     layers::{
         rate_limit::{Rate, RateLimiter},
         trace::TraceLayer,
@@ -26,6 +27,7 @@ use election_agent::{
     peer::{Peer, TrustedProxies},
     reload::Source as _,
     stack::{Settings, stack},
+    status::Problem,
     telemetry::{
         metrics::{DEFAULT_BUCKETS, Metrics},
         trace::{
@@ -33,7 +35,6 @@ use election_agent::{
             sampler::{Root, Sampler},
         },
     },
-    transport::{grpc::ELECTION_PATH, status::Problem},
 };
 use http::{Request, StatusCode, Version, header, request::Parts};
 use tokio::{runtime::Runtime, sync::watch};

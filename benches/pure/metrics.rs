@@ -5,9 +5,9 @@ use std::{hint::black_box, time::Duration};
 
 use criterion::{BenchmarkId, Criterion};
 use election_agent::{
+    endpoint::Action,
     outcomes,
     telemetry::metrics::{Answer, DEFAULT_BUCKETS, Format, Metrics},
-    transport::Action,
 };
 use election_core::election::{
     Campaign, Elections, Outcome,

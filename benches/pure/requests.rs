@@ -5,8 +5,10 @@ use std::future::ready;
 use axum::body::Body;
 use election_agent::{
     auth::{Caller, Identity},
-    layers::deadline::{Deadline, DeadlineLayer},
-    transport::{Mux, grpc::ELECTION_PATH, status::Problem},
+    endpoint::{ELECTION_PATH, classified},
+    layers::deadline::DeadlineLayer,
+    status::Problem,
+    transport::{Mux, request::Deadline},
 };
 use http::{Request, StatusCode, Version, header, request::Parts};
 use http_body_util::BodyExt as _;
@@ -60,7 +62,8 @@ impl Template {
 
     fn new(request: http::request::Builder, body: Vec<u8>, deadline: Deadline) -> Self {
         let request = request.extension(anonymous()).extension(deadline);
-        let (head, ()) = request.body(()).expect("a request").into_parts();
+        let request = classified(request.body(()).expect("a request"));
+        let (head, ()) = request.into_parts();
         Self { head, body }
     }
 

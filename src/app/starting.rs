@@ -20,12 +20,10 @@ use http::Request;
 use tower::{Service, ServiceExt as _, util::Oneshot};
 
 use crate::{
+    endpoint::{Counted, Endpoint, LIVEZ},
     listener::Spare,
-    transport::{
-        Protocol, is_for_operators,
-        rest::{ALIVE, LIVEZ},
-        status::{Code, Problem},
-    },
+    status::{Code, Problem},
+    transport::rest::ALIVE,
 };
 
 /// When to try again.
@@ -65,9 +63,11 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if request.extensions().get::<Spare>().is_some() && !is_for_operators(request.uri().path())
-        {
-            return Either::Right(ready(Ok(no_place(&request))));
+        if request.extensions().get::<Spare>().is_some() {
+            let endpoint = Endpoint::of(&request);
+            if endpoint.counted != Counted::Never {
+                return Either::Right(ready(Ok(no_place(endpoint))));
+            }
         }
         match self.0.get() {
             Some(service) => Either::Left(service.clone().oneshot(request)),
@@ -76,13 +76,13 @@ where
     }
 }
 
-fn no_place(request: &Request<Body>) -> Response {
+fn no_place(endpoint: Endpoint) -> Response {
     let problem = Problem::new(
         Code::Overloaded,
         "the agent has as many connections as it takes (EA_MAX_CONNECTIONS, or its limit of open files): connect \
          again later, or to another agent",
     );
-    problem.render(Protocol::of(request.headers()))
+    problem.render(endpoint.protocol)
 }
 
 fn not_yet(request: &Request<Body>) -> Response {
@@ -91,5 +91,5 @@ fn not_yet(request: &Request<Body>) -> Response {
     }
     let mut problem = Problem::new(Code::Unavailable, "the agent is starting: try again");
     problem.retry_after = Some(TRY_AGAIN);
-    problem.render(Protocol::of(request.headers()))
+    problem.render(Endpoint::of(request).protocol)
 }

@@ -37,6 +37,7 @@ use crate::{
         reviews::Reviewer,
     },
     config::{Auth, Config, EMBEDDED_NAMES, REDIS_NAMES, Store, list},
+    endpoint::REFLECTION,
     kube::Lookup,
     layers::{rate_limit::RateLimiter, trace::TraceLayer},
     outcomes,
@@ -121,7 +122,7 @@ impl Tree {
         let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
         let mut services = vec![HealthServer::<HealthService>::NAME];
         services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));
-        services.extend(grpc::REFLECTION);
+        services.extend(REFLECTION);
         let grpc = grpc::Services::new(
             election,
             HealthService::from_health_reporter(health.clone()),

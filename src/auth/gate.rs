@@ -41,7 +41,7 @@ pub enum Error {
         /// How many may be held.
         limit: usize,
     },
-    /// The elections gave none.
+    /// The elections refused it, or gave no answer.
     #[error(transparent)]
     Election(#[from] election::Error),
     /// The lookup of pods gave none.
@@ -128,7 +128,7 @@ impl Gate {
         extend: Extend,
         retry: Retry,
         deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
+    ) -> Result<(), Error> {
         self.leads(caller, Action::Extend, &extend.election, &extend.leader)?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.extend(extend, retry, deadline).await?);
@@ -137,8 +137,8 @@ impl Gate {
         let term = extend.term.duration();
         let extended = self.elections.extend(extend, retry, deadline).await;
         match &extended {
-            Ok(Ok(())) => quotas.extended(caller.name(), &election, &leader, term, true),
-            Ok(Err(denial)) => over(quotas, &election, &leader, *denial),
+            Ok(()) => quotas.extended(caller.name(), &election, &leader, term, true),
+            Err(election::Error::Denied(denial)) => over(quotas, &election, &leader, *denial),
             Err(_) => quotas.extended(caller.name(), &election, &leader, term, false),
         }
         Ok(extended?)
@@ -153,18 +153,19 @@ impl Gate {
         caller: &Identity,
         resign: Resign,
         deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
+    ) -> Result<(), Error> {
         self.leads(caller, Action::Resign, &resign.election, &resign.leader)?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.resign(resign, deadline).await?);
         };
         let (election, leader) = (resign.election.clone(), resign.leader.clone());
-        let resigned = self.elections.resign(resign, deadline).await?;
-        match resigned {
+        let resigned = self.elections.resign(resign, deadline).await;
+        match &resigned {
             Ok(()) => quotas.over(&election, &leader),
-            Err(denial) => over(quotas, &election, &leader, denial),
+            Err(election::Error::Denied(denial)) => over(quotas, &election, &leader, *denial),
+            Err(_) => {}
         }
-        Ok(resigned)
+        Ok(resigned?)
     }
 
     /// [`Elections::handover`]; forced, if that is allowed and the caller may.
@@ -176,7 +177,7 @@ impl Gate {
         caller: &Identity,
         handover: Handover,
         deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
+    ) -> Result<(), Error> {
         let question = |action| Question {
             identity: caller,
             action,
@@ -195,17 +196,14 @@ impl Gate {
         if handover.current_leader.is_none() {
             let entry = self.enter(question, election, leader, term)?;
             let moved = self.elections.handover(handover, forced, deadline).await;
-            note(entry, &moved, |moved| match moved {
-                Ok(()) => quota::Outcome::Won,
-                Err(_) => quota::Outcome::Refused,
-            });
+            note(entry, &moved, |()| quota::Outcome::Won);
             return Ok(moved?);
         }
         self.ask(&question)?;
         let (election, leader) = (election.clone(), leader.clone());
         let moved = self.elections.handover(handover, forced, deadline).await;
         if let Some(quotas) = &self.quotas
-            && !matches!(moved, Ok(Err(_)))
+            && !matches!(moved, Err(election::Error::Denied(_)))
         {
             let (holder, term) = (caller.name(), term.duration());
             quotas.extended(holder, &election, &leader, term, moved.is_ok());
@@ -379,7 +377,9 @@ fn note<T>(
     let Some(entry) = entry else { return };
     match result {
         Ok(outcome) => entry.came_to(came_to(outcome)),
-        Err(election::Error::StoreFull) => entry.came_to(quota::Outcome::Refused),
+        Err(election::Error::StoreFull | election::Error::Denied(_)) => {
+            entry.came_to(quota::Outcome::Refused);
+        }
         Err(_) => {}
     }
 }

@@ -2,6 +2,12 @@
 
 use std::time::Duration;
 
+use super::names::{
+    EA_AUTH_JWT_AUDIENCE, EA_AUTH_JWT_CA_FILE, EA_AUTH_JWT_GROUPS_CLAIM, EA_AUTH_JWT_ISSUER,
+    EA_AUTH_JWT_JWKS_FILE, EA_AUTH_JWT_JWKS_URL, EA_AUTH_JWT_LEEWAY, EA_AUTH_JWT_NAME_CLAIM,
+    EA_AUTH_JWT_REFRESH, EA_AUTH_KUBERNETES_AUDIENCES, EA_AUTH_KUBERNETES_CACHE_TTL, EA_AUTH_MODES,
+    EA_AUTH_POLICY_DIR, EA_AUTH_PUBLIC, EA_AUTH_TOKEN_FILE, EA_TLS_CLIENT_CA_FILE, Variable,
+};
 use super::{Setting, list_setting, setting, values::Reader};
 use crate::{
     auth::{
@@ -13,82 +19,82 @@ use crate::{
         policy::Directory,
         tokens,
     },
-    transport::Area,
+    endpoint::Area,
 };
 
 pub(super) const SETTINGS: &[Setting] = &[
     list_setting(
-        "EA_AUTH_MODES",
+        EA_AUTH_MODES,
         "none",
         "how callers prove who they are, one or more of, comma separated: `none`: not at all; `token`: bearer tokens that EA_AUTH_TOKEN_FILE lists; `jwt`: JSON Web Tokens of EA_AUTH_JWT_ISSUER; `mtls`: client certificates (EA_TLS_CLIENT_CA_FILE); `kubernetes`: tokens that the Kubernetes API server reviews",
     ),
     list_setting(
-        "EA_AUTH_PUBLIC",
+        EA_AUTH_PUBLIC,
         "probes,metrics,docs",
         "what is served to everybody all the same, comma separated: `probes`, `metrics`, `docs` (OpenAPI, Swagger UI, gRPC reflection); `nothing`: none of these",
     ),
     setting(
-        "EA_AUTH_TOKEN_FILE",
+        EA_AUTH_TOKEN_FILE,
         "",
         "`token`: file of the tokens' hashes, names and groups, one a line, as `election-agent token new` makes them; read again when it changes",
     ),
     setting(
-        "EA_AUTH_JWT_ISSUER",
+        EA_AUTH_JWT_ISSUER,
         "",
         "`jwt`: what tokens must have as `iss`",
     ),
     list_setting(
-        "EA_AUTH_JWT_AUDIENCE",
+        EA_AUTH_JWT_AUDIENCE,
         "",
         "`jwt`: what tokens must have as `aud`, or among it; comma separated, one suffices",
     ),
     setting(
-        "EA_AUTH_JWT_JWKS_FILE",
+        EA_AUTH_JWT_JWKS_FILE,
         "",
         "`jwt`: file of the issuer's public keys (JWKS; RS256, ES256 or EdDSA), read again when it changes",
     ),
     setting(
-        "EA_AUTH_JWT_JWKS_URL",
+        EA_AUTH_JWT_JWKS_URL,
         "",
         "`jwt`: URL of the issuer's public keys instead; `https`, or `http` on this host",
     ),
     setting(
-        "EA_AUTH_JWT_CA_FILE",
+        EA_AUTH_JWT_CA_FILE,
         "",
         "PEM file of the certificate authorities trusted for that URL, instead of the system's",
     ),
     setting(
-        "EA_AUTH_JWT_REFRESH",
+        EA_AUTH_JWT_REFRESH,
         "5m",
         "how often that URL is asked for newer keys (10s to 24h); also when a token names a key that is not known",
     ),
     setting(
-        "EA_AUTH_JWT_LEEWAY",
+        EA_AUTH_JWT_LEEWAY,
         "30s",
         "`jwt`: how far the issuer's clock may be from the agent's (0s to 5m)",
     ),
     setting(
-        "EA_AUTH_JWT_NAME_CLAIM",
+        EA_AUTH_JWT_NAME_CLAIM,
         "sub",
         "`jwt`: the claim that names the caller",
     ),
     setting(
-        "EA_AUTH_JWT_GROUPS_CLAIM",
+        EA_AUTH_JWT_GROUPS_CLAIM,
         "groups",
         "`jwt`: the claim that has the caller's groups, an array or a text with spaces between",
     ),
     list_setting(
-        "EA_AUTH_KUBERNETES_AUDIENCES",
+        EA_AUTH_KUBERNETES_AUDIENCES,
         "",
         "`kubernetes`: for whom tokens must be made, comma separated, one suffices; none: for the API server",
     ),
     setting(
-        "EA_AUTH_KUBERNETES_CACHE_TTL",
+        EA_AUTH_KUBERNETES_CACHE_TTL,
         "1m",
         "`kubernetes`: how long the API server's word on a token is remembered (1s to 1h)",
     ),
     setting(
-        "EA_AUTH_POLICY_DIR",
+        EA_AUTH_POLICY_DIR,
         "",
         "directory of Cedar policies (`*.cedar`) that say who may do what, read again when it changes; none: whoever is authenticated may read everything, and act only for candidates that equal its name or start with its name and `/`",
     ),
@@ -130,25 +136,22 @@ impl Auth {
     }
 
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let modes = reader.with("EA_AUTH_MODES", modes);
-        let public = reader.with("EA_AUTH_PUBLIC", public);
+        let modes = reader.with(EA_AUTH_MODES, modes);
+        let public = reader.with(EA_AUTH_PUBLIC, public);
         let on = |mode| modes.as_ref().is_some_and(|modes| modes.contains(&mode));
         // Not when the modes are not known: what is not used then is no mistake.
         let unused = |mode| modes.is_some() && !on(mode);
         let (token, jwt, kubernetes) = (on(Mode::Token), on(Mode::Jwt), on(Mode::Kubernetes));
         for (mode, variables) in [
-            (Mode::Token, &["EA_AUTH_TOKEN_FILE"][..]),
+            (Mode::Token, &[EA_AUTH_TOKEN_FILE][..]),
             (Mode::Jwt, &JWT),
             (
                 Mode::Kubernetes,
-                &[
-                    "EA_AUTH_KUBERNETES_AUDIENCES",
-                    "EA_AUTH_KUBERNETES_CACHE_TTL",
-                ],
+                &[EA_AUTH_KUBERNETES_AUDIENCES, EA_AUTH_KUBERNETES_CACHE_TTL],
             ),
         ] {
             for variable in variables.iter().filter(|_| unused(mode)) {
-                if reader.is_given(variable) {
+                if reader.is_given(*variable) {
                     let mode = mode.name();
                     reader.mistake(
                         variable,
@@ -157,16 +160,16 @@ impl Auth {
                 }
             }
         }
-        if on(Mode::Mtls) && reader.raw("EA_TLS_CLIENT_CA_FILE").is_empty() {
+        if on(Mode::Mtls) && reader.raw(EA_TLS_CLIENT_CA_FILE).is_empty() {
             reader.mistake(
-                "EA_AUTH_MODES",
+                EA_AUTH_MODES,
                 "mtls needs an authority that vouches for client certificates: set EA_TLS_CLIENT_CA_FILE",
             );
         }
         let tokens = token.then(|| read_tokens(reader));
         let jwt = read_jwt(reader, jwt);
         let reviews = read_reviews(reader);
-        let policies = reader.path("EA_AUTH_POLICY_DIR").map(Directory);
+        let policies = reader.path(EA_AUTH_POLICY_DIR).map(Directory);
         if let Some(policies) = &policies {
             reader.files(policies);
         }
@@ -182,16 +185,16 @@ impl Auth {
     }
 }
 
-const JWT: [&str; 9] = [
-    "EA_AUTH_JWT_ISSUER",
-    "EA_AUTH_JWT_AUDIENCE",
-    "EA_AUTH_JWT_JWKS_FILE",
-    "EA_AUTH_JWT_JWKS_URL",
-    "EA_AUTH_JWT_CA_FILE",
-    "EA_AUTH_JWT_REFRESH",
-    "EA_AUTH_JWT_LEEWAY",
-    "EA_AUTH_JWT_NAME_CLAIM",
-    "EA_AUTH_JWT_GROUPS_CLAIM",
+const JWT: [Variable; 9] = [
+    EA_AUTH_JWT_ISSUER,
+    EA_AUTH_JWT_AUDIENCE,
+    EA_AUTH_JWT_JWKS_FILE,
+    EA_AUTH_JWT_JWKS_URL,
+    EA_AUTH_JWT_CA_FILE,
+    EA_AUTH_JWT_REFRESH,
+    EA_AUTH_JWT_LEEWAY,
+    EA_AUTH_JWT_NAME_CLAIM,
+    EA_AUTH_JWT_GROUPS_CLAIM,
 ];
 
 fn modes(text: &str) -> Result<Vec<Mode>, String> {
@@ -212,9 +215,9 @@ fn public(text: &str) -> Result<Vec<Area>, String> {
 }
 
 fn read_tokens(reader: &mut Reader<'_>) -> Option<tokens::File> {
-    let Some(path) = reader.path("EA_AUTH_TOKEN_FILE") else {
+    let Some(path) = reader.path(EA_AUTH_TOKEN_FILE) else {
         reader.mistake(
-            "EA_AUTH_TOKEN_FILE",
+            EA_AUTH_TOKEN_FILE,
             "EA_AUTH_MODES has token: name the file that lists the tokens",
         );
         return None;
@@ -227,31 +230,31 @@ fn read_tokens(reader: &mut Reader<'_>) -> Option<tokens::File> {
 /// What is wrong is told also when it is not used.
 fn read_jwt(reader: &mut Reader<'_>, used: bool) -> Option<(Expected, Origin)> {
     let minute = Duration::from_secs(60);
-    let refresh = reader.duration("EA_AUTH_JWT_REFRESH", minute / 6, 24 * 60 * minute);
-    let leeway = reader.duration("EA_AUTH_JWT_LEEWAY", Duration::ZERO, 5 * minute);
+    let refresh = reader.duration(EA_AUTH_JWT_REFRESH, minute / 6, 24 * 60 * minute);
+    let leeway = reader.duration(EA_AUTH_JWT_LEEWAY, Duration::ZERO, 5 * minute);
     if !used {
         return None;
     }
-    let issuer = reader.raw("EA_AUTH_JWT_ISSUER").to_owned();
+    let issuer = reader.raw(EA_AUTH_JWT_ISSUER).to_owned();
     if issuer.is_empty() {
         reader.mistake(
-            "EA_AUTH_JWT_ISSUER",
+            EA_AUTH_JWT_ISSUER,
             "EA_AUTH_MODES has jwt: say who issues the tokens",
         );
     }
-    let audiences = reader.list("EA_AUTH_JWT_AUDIENCE");
+    let audiences = reader.list(EA_AUTH_JWT_AUDIENCE);
     if audiences.is_empty() {
         reader.mistake(
-            "EA_AUTH_JWT_AUDIENCE",
+            EA_AUTH_JWT_AUDIENCE,
             "EA_AUTH_MODES has jwt: say what this agent is called in tokens, so that those for others are refused",
         );
     }
-    let ca = reader.path("EA_AUTH_JWT_CA_FILE");
-    let file = reader.path("EA_AUTH_JWT_JWKS_FILE");
-    let url = reader.raw("EA_AUTH_JWT_JWKS_URL").to_owned();
+    let ca = reader.path(EA_AUTH_JWT_CA_FILE);
+    let file = reader.path(EA_AUTH_JWT_JWKS_FILE);
+    let url = reader.raw(EA_AUTH_JWT_JWKS_URL).to_owned();
     let origin = match (file, url.is_empty()) {
         (Some(path), true) => {
-            for variable in ["EA_AUTH_JWT_CA_FILE", "EA_AUTH_JWT_REFRESH"] {
+            for variable in [EA_AUTH_JWT_CA_FILE, EA_AUTH_JWT_REFRESH] {
                 if reader.is_given(variable) {
                     reader.mistake(
                         variable,
@@ -264,7 +267,7 @@ fn read_jwt(reader: &mut Reader<'_>, used: bool) -> Option<(Expected, Origin)> {
             Some(Origin::File(file))
         }
         (None, false) => {
-            let url = reader.with("EA_AUTH_JWT_JWKS_URL", Remote::parse);
+            let url = reader.with(EA_AUTH_JWT_JWKS_URL, Remote::parse);
             let remote = Remote {
                 url: url?,
                 ca,
@@ -277,7 +280,7 @@ fn read_jwt(reader: &mut Reader<'_>, used: bool) -> Option<(Expected, Origin)> {
         }
         (None, true) | (Some(_), false) => {
             reader.mistake(
-                "EA_AUTH_JWT_JWKS_FILE",
+                EA_AUTH_JWT_JWKS_FILE,
                 "EA_AUTH_MODES has jwt: give the issuer's keys, by this or by EA_AUTH_JWT_JWKS_URL, not by both",
             );
             None
@@ -287,20 +290,20 @@ fn read_jwt(reader: &mut Reader<'_>, used: bool) -> Option<(Expected, Origin)> {
         issuer,
         audiences,
         leeway: leeway?,
-        name_claim: reader.raw("EA_AUTH_JWT_NAME_CLAIM").to_owned(),
-        groups_claim: reader.raw("EA_AUTH_JWT_GROUPS_CLAIM").to_owned(),
+        name_claim: reader.raw(EA_AUTH_JWT_NAME_CLAIM).to_owned(),
+        groups_claim: reader.raw(EA_AUTH_JWT_GROUPS_CLAIM).to_owned(),
     };
     Some((expected, origin?))
 }
 
 fn read_reviews(reader: &mut Reader<'_>) -> Option<Reviews> {
     let remember = reader.duration(
-        "EA_AUTH_KUBERNETES_CACHE_TTL",
+        EA_AUTH_KUBERNETES_CACHE_TTL,
         Duration::from_secs(1),
         Duration::from_secs(3600),
     );
     Some(Reviews {
-        audiences: reader.list("EA_AUTH_KUBERNETES_AUDIENCES"),
+        audiences: reader.list(EA_AUTH_KUBERNETES_AUDIENCES),
         remember: remember?,
     })
 }

@@ -1,8 +1,57 @@
 //! Variables and keys that are no setting: which setting each was perhaps meant for, and which come from Kubernetes.
 
+use std::fmt;
+
 use strsim::osa_distance;
 
 use super::settings;
+
+/// The variable of a setting: one of those below, which are the only ones, so that a typo does not compile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Variable(&'static str);
+
+impl Variable {
+    pub(super) const fn name(self) -> &'static str {
+        self.0
+    }
+}
+
+impl fmt::Display for Variable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+macro_rules! variables {
+    ($($name:ident)+) => { $(pub(super) const $name: Variable = Variable(stringify!($name));)+ };
+}
+
+variables! {
+    // listen.rs
+    EA_BIND_ADDRESS EA_GRPC_ENABLE EA_GRPC_PORT EA_HTTP_ENABLE EA_HTTP_PORT EA_GRPC_MAX_CONNECTION_IDLE
+    EA_GRPC_MAX_CONNECTION_AGE EA_GRPC_MAX_CONNECTION_AGE_GRACE EA_GRPC_MIN_PING_INTERVAL EA_FIRST_BYTE_TIMEOUT
+    EA_HEADER_TIMEOUT EA_WORKERS EA_CORS_ORIGINS EA_SHUTDOWN_GRACE
+    // tls.rs
+    EA_TLS_CERT_FILE EA_TLS_KEY_FILE EA_TLS_CLIENT_CA_FILE EA_TLS_CLIENT_AUTH EA_TLS_HANDSHAKE_TIMEOUT
+    // auth.rs
+    EA_AUTH_MODES EA_AUTH_PUBLIC EA_AUTH_TOKEN_FILE EA_AUTH_JWT_ISSUER EA_AUTH_JWT_AUDIENCE
+    EA_AUTH_JWT_JWKS_FILE EA_AUTH_JWT_JWKS_URL EA_AUTH_JWT_CA_FILE EA_AUTH_JWT_REFRESH EA_AUTH_JWT_LEEWAY
+    EA_AUTH_JWT_NAME_CLAIM EA_AUTH_JWT_GROUPS_CLAIM EA_AUTH_KUBERNETES_AUDIENCES EA_AUTH_KUBERNETES_CACHE_TTL
+    EA_AUTH_POLICY_DIR
+    // redis.rs
+    EA_STORE EA_REDIS_MODE EA_REDIS_URLS EA_REDIS_URLS_NEXT EA_REDIS_MASTER EA_REDIS_SENTINEL_USERNAME
+    EA_REDIS_SENTINEL_PASSWORD EA_REDIS_PARTITIONS EA_REDIS_PREFIX EA_REDIS_OPERATION_TIMEOUT
+    EA_REDIS_TLS_CA_FILE EA_EMBEDDED_PATH EA_RESTART_GUARD EA_ALLOW_EVICTION EA_TOKEN_RETENTION
+    // limits.rs
+    EA_MAX_TERM EA_REQUEST_TIMEOUT EA_MAX_IN_FLIGHT EA_MAX_CONNECTIONS EA_MAX_CONNECTIONS_PER_PEER
+    EA_TRUSTED_PROXIES EA_RATE_LIMIT_PER_SECOND EA_RATE_LIMIT_BURST EA_MAX_HELD_PER_IDENTITY
+    EA_MAX_HELD_PER_KIND EA_ALLOW_FORCED_HANDOVER
+    // kube.rs
+    EA_KUBE_ENABLE EA_KUBE_IN_CLUSTER EA_KUBE_CONTEXT EA_KUBE_NAMESPACES EA_KUBE_CACHE_TTL EA_KUBE_MAX_STALENESS
+    // telemetry.rs
+    EA_ENV EA_LOG_LEVEL EA_METRIC_ENABLE EA_METRIC_REQUEST_DURATION_BUCKETS EA_METRICS_PER_ELECTION
+    EA_TRACE_KEYS
+}
 
 /// The variable that names the YAML file. It is no setting, as the file cannot name itself.
 pub(super) const CONFIG_FILE: &str = "EA_CONFIG_FILE";

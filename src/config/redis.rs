@@ -9,6 +9,12 @@ use std::{
 use election_core::lease::{embedded, guard::RestartGuard};
 use election_redis::{Deployment, Sentinels, Server};
 
+use super::names::{
+    EA_ALLOW_EVICTION, EA_EMBEDDED_PATH, EA_ENV, EA_REDIS_MASTER, EA_REDIS_MODE,
+    EA_REDIS_OPERATION_TIMEOUT, EA_REDIS_PARTITIONS, EA_REDIS_PREFIX, EA_REDIS_SENTINEL_PASSWORD,
+    EA_REDIS_SENTINEL_USERNAME, EA_REDIS_TLS_CA_FILE, EA_REDIS_URLS, EA_REDIS_URLS_NEXT,
+    EA_RESTART_GUARD, EA_STORE, EA_TOKEN_RETENTION, Variable,
+};
 use super::{Environment, Secret, Setting, list_setting, setting, values::Reader};
 use crate::tls;
 
@@ -32,19 +38,19 @@ pub const EMBEDDED_NAMES: embedded::Names = embedded::Names {
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
-        STORE,
+        EA_STORE,
         "",
         "what keeps leases: `redis` (EA_REDIS_URLS), `file` (EA_EMBEDDED_PATH), or `memory` of the agent itself, forgotten with it and unknown to other agents; none: whichever of these two is given, and memory where neither is, which in EA_ENV=production has to be said",
     ),
     setting(
-        "EA_REDIS_MODE",
+        EA_REDIS_MODE,
         "single",
         "how Redis is run: `single`: every URL is an independent server; `failover`: the URLs are the Sentinels of one primary; `cluster`: every URL is an independent Redis Cluster",
     ),
     Setting {
         secret: Secret::Urls,
         ..list_setting(
-            "EA_REDIS_URLS",
+            EA_REDIS_URLS,
             "",
             "where leases are kept, comma separated, each `redis[s]://user:password@host:port/db`; a majority of the servers or clusters decides, so give 1, 3 or 5, independent of each other, and the same list to every agent; `cluster`: `redis://user:password@host:port?addr=host:port&addr=host:port` names more members of the same cluster; `failover`: the Sentinels, with the credentials and database of the primary; none: the agent itself keeps the leases",
         )
@@ -52,78 +58,74 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         secret: Secret::Urls,
         ..list_setting(
-            "EA_REDIS_URLS_NEXT",
+            EA_REDIS_URLS_NEXT,
             "",
             "`single`, `cluster`: the list that is to take the place of EA_REDIS_URLS: while it is given, majorities of both lists decide; give it to all agents before any of them has it as EA_REDIS_URLS",
         )
     },
     setting(
-        "EA_REDIS_MASTER",
+        EA_REDIS_MASTER,
         "",
         "`failover`: the name by which the Sentinels know the primary",
     ),
     setting(
-        "EA_REDIS_SENTINEL_USERNAME",
+        EA_REDIS_SENTINEL_USERNAME,
         "",
         "`failover`: the user that the Sentinels want, if any",
     ),
     Setting {
         secret: Secret::Hidden,
         ..setting(
-            "EA_REDIS_SENTINEL_PASSWORD",
+            EA_REDIS_SENTINEL_PASSWORD,
             "",
             "`failover`: the password that the Sentinels want, if any",
         )
     },
     setting(
-        "EA_REDIS_PARTITIONS",
+        EA_REDIS_PARTITIONS,
         "1024",
         "`cluster`: how many groups the elections are spread in over the cluster's slots (1 to 16384); the same for every agent, and for good",
     ),
     Setting {
         alias: Some("EA_KEY_PREFIX"),
         ..setting(
-            "EA_REDIS_PREFIX",
+            EA_REDIS_PREFIX,
             "ela",
             "what all Redis keys begin with: 1 to 64 printable ASCII characters without spaces and braces",
         )
     },
     setting(
-        "EA_REDIS_OPERATION_TIMEOUT",
+        EA_REDIS_OPERATION_TIMEOUT,
         "3s",
         "how long a lease node may take to answer (10ms to 1m)",
     ),
     setting(
-        "EA_REDIS_TLS_CA_FILE",
+        EA_REDIS_TLS_CA_FILE,
         "",
         "PEM file of the certificate authorities trusted for `rediss` URLs, instead of the system's",
     ),
     setting(
-        "EA_EMBEDDED_PATH",
+        EA_EMBEDDED_PATH,
         "",
         "file in which the agent itself keeps leases when no Redis is configured, so that they survive its restart; beside it the agent keeps another, `….generation`; none: memory",
     ),
     setting(
-        "EA_RESTART_GUARD",
+        EA_RESTART_GUARD,
         "on",
         "what happens when a lease node may have lost its memory: `on`: it abstains from new grants for EA_MAX_TERM, except on a first start; `strict`: on a first start, too; `off`: nothing, and two leaders may have time left after a restart without data",
     ),
     setting(
-        "EA_ALLOW_EVICTION",
+        EA_ALLOW_EVICTION,
         "false",
         "use Redis servers whose maxmemory-policy is not `noeviction`, which may drop the lease of a leader that has time left",
     ),
     setting(
-        "EA_TOKEN_RETENTION",
+        EA_TOKEN_RETENTION,
         "168h",
         "how long the last fencing token of an election is remembered after it was last granted or extended (1h to 87600h)",
     ),
 ];
 
-const STORE: &str = "EA_STORE";
-const URLS: &str = "EA_REDIS_URLS";
-const NEXT: &str = "EA_REDIS_URLS_NEXT";
-const PATH: &str = "EA_EMBEDDED_PATH";
 /// How many URLs a list may have: every decision waits for a majority.
 const MOST_NODES: usize = 16;
 
@@ -151,18 +153,20 @@ pub struct Store {
 impl Store {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         read_store(reader);
-        let mode = reader.parsed("EA_REDIS_MODE");
+        let mode = reader.parsed(EA_REDIS_MODE);
         let ca = read_ca(reader);
         let deployments = match mode {
             Some(mode) => read_deployments(reader, mode, ca.as_deref()),
             // Its mistakes are told all the same.
-            None => read_urls(reader, URLS, Mode::Single, ca.as_deref()).map(|_| Vec::new()),
+            None => {
+                read_urls(reader, EA_REDIS_URLS, Mode::Single, ca.as_deref()).map(|_| Vec::new())
+            }
         };
         let next = match (&deployments, mode) {
             (Some(now), Some(mode)) => read_next(reader, mode, ca.as_deref(), now),
             _ => Some(Vec::new()),
         };
-        let prefix = reader.with("EA_REDIS_PREFIX", |raw| {
+        let prefix = reader.with(EA_REDIS_PREFIX, |raw| {
             let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '{' | '}');
             if (1..=64).contains(&raw.len()) && raw.chars().all(plain) {
                 Ok(raw.to_owned())
@@ -171,18 +175,18 @@ impl Store {
             }
         });
         let operation_timeout = reader.duration(
-            "EA_REDIS_OPERATION_TIMEOUT",
+            EA_REDIS_OPERATION_TIMEOUT,
             Duration::from_millis(10),
             Duration::from_secs(60),
         );
         let hour = Duration::from_secs(3600);
-        let token_retention = reader.duration("EA_TOKEN_RETENTION", hour, 87_600 * hour);
-        let restart_guard = reader.parsed("EA_RESTART_GUARD");
-        let allow_eviction = reader.bool("EA_ALLOW_EVICTION");
-        let embedded_path = reader.path(PATH);
-        if embedded_path.is_some() && !reader.raw(URLS).is_empty() {
+        let token_retention = reader.duration(EA_TOKEN_RETENTION, hour, 87_600 * hour);
+        let restart_guard = reader.parsed(EA_RESTART_GUARD);
+        let allow_eviction = reader.bool(EA_ALLOW_EVICTION);
+        let embedded_path = reader.path(EA_EMBEDDED_PATH);
+        if embedded_path.is_some() && !reader.raw(EA_REDIS_URLS).is_empty() {
             reader.mistake(
-                PATH,
+                EA_EMBEDDED_PATH,
                 "leases are kept on EA_REDIS_URLS or in this file, not on both: set one of them",
             );
         }
@@ -223,15 +227,15 @@ impl FromStr for Kind {
 /// Sees to it that production does not keep leases in memory because a setting was forgotten or misspelt: two agents
 /// would then elect a leader each.
 pub(super) fn check_store(reader: &mut Reader<'_>) {
-    let is_production = reader.raw("EA_ENV").parse() == Ok(Environment::Production);
-    let is_said = [STORE, URLS, PATH]
+    let is_production = reader.raw(EA_ENV).parse() == Ok(Environment::Production);
+    let is_said = [EA_STORE, EA_REDIS_URLS, EA_EMBEDDED_PATH]
         .into_iter()
         .any(|variable| reader.is_given(variable));
     // Other modes say themselves that EA_REDIS_URLS is missing.
-    let is_single = reader.raw("EA_REDIS_MODE") == "single";
+    let is_single = reader.raw(EA_REDIS_MODE) == "single";
     if is_production && !is_said && is_single {
         reader.mistake(
-            STORE,
+            EA_STORE,
             "nothing says where leases are kept: give EA_REDIS_URLS or EA_EMBEDDED_PATH, or EA_STORE=memory if a leader \
              may be forgotten with the agent and no other agent runs; EA_ENV=development needs none of these",
         );
@@ -240,37 +244,37 @@ pub(super) fn check_store(reader: &mut Reader<'_>) {
 
 /// Sees to it that `EA_STORE` says what the other settings say.
 fn read_store(reader: &mut Reader<'_>) {
-    let kind = match reader.raw(STORE) {
+    let kind = match reader.raw(EA_STORE) {
         "" => None,
-        _ => reader.parsed::<Kind>(STORE),
+        _ => reader.parsed::<Kind>(EA_STORE),
     };
     let Some(kind) = kind else { return };
-    for (variable, its) in [(URLS, Kind::Redis), (PATH, Kind::File)] {
+    for (variable, its) in [(EA_REDIS_URLS, Kind::Redis), (EA_EMBEDDED_PATH, Kind::File)] {
         let what = match (reader.is_given(variable), kind == its) {
             (true, false) => format!("{variable} is given, too: leave one of them out"),
             (false, true) => format!("it needs {variable}"),
             _ => continue,
         };
-        let named = reader.raw(STORE);
-        reader.mistake(STORE, format!("it is {named}, but {what}"));
+        let named = reader.raw(EA_STORE);
+        reader.mistake(EA_STORE, format!("it is {named}, but {what}"));
     }
 }
 
 fn read_ca(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
-    let path = reader.raw("EA_REDIS_TLS_CA_FILE");
+    let path = reader.raw(EA_REDIS_TLS_CA_FILE);
     if path.is_empty() {
         return None;
     }
     let read = std::fs::read(path).map_err(|error| format!("cannot read {path}: {error}"));
     let checked = read.and_then(|pem| tls::certificates(Path::new(path), &pem).map(|_| pem));
-    if !reader.raw("EA_REDIS_URLS").contains("rediss://") {
+    if !reader.raw(EA_REDIS_URLS).contains("rediss://") {
         reader.mistake(
-            "EA_REDIS_TLS_CA_FILE",
+            EA_REDIS_TLS_CA_FILE,
             "EA_REDIS_URLS has no rediss:// URL that would use it: leave it out",
         );
     }
     checked
-        .map_err(|what| reader.mistake("EA_REDIS_TLS_CA_FILE", what))
+        .map_err(|what| reader.mistake(EA_REDIS_TLS_CA_FILE, what))
         .ok()
 }
 
@@ -296,11 +300,11 @@ impl FromStr for Mode {
 }
 
 /// The settings that only one mode has.
-const OF_ONE_MODE: [(&str, Mode); 4] = [
-    ("EA_REDIS_MASTER", Mode::Failover),
-    ("EA_REDIS_SENTINEL_USERNAME", Mode::Failover),
-    ("EA_REDIS_SENTINEL_PASSWORD", Mode::Failover),
-    ("EA_REDIS_PARTITIONS", Mode::Cluster),
+const OF_ONE_MODE: [(Variable, Mode); 4] = [
+    (EA_REDIS_MASTER, Mode::Failover),
+    (EA_REDIS_SENTINEL_USERNAME, Mode::Failover),
+    (EA_REDIS_SENTINEL_PASSWORD, Mode::Failover),
+    (EA_REDIS_PARTITIONS, Mode::Cluster),
 ];
 
 fn read_deployments(
@@ -317,19 +321,19 @@ fn read_deployments(
             );
         }
     }
-    let urls = read_urls(reader, URLS, mode, ca);
-    let partitions = reader.number("EA_REDIS_PARTITIONS", 1..=16_384);
-    let master = reader.raw("EA_REDIS_MASTER");
+    let urls = read_urls(reader, EA_REDIS_URLS, mode, ca);
+    let partitions = reader.number(EA_REDIS_PARTITIONS, 1..=16_384);
+    let master = reader.raw(EA_REDIS_MASTER);
     if mode == Mode::Failover && master.is_empty() {
         reader.mistake(
-            "EA_REDIS_MASTER",
+            EA_REDIS_MASTER,
             "EA_REDIS_MODE=failover needs the name by which the Sentinels know the primary",
         );
     }
     let (urls, partitions) = (urls?, partitions?);
     if mode != Mode::Single && urls.is_empty() {
         reader.mistake(
-            "EA_REDIS_URLS",
+            EA_REDIS_URLS,
             match mode {
                 Mode::Failover => "EA_REDIS_MODE=failover needs the Sentinels' URLs",
                 _ => "EA_REDIS_MODE=cluster needs a URL for each cluster",
@@ -362,19 +366,19 @@ fn read_next(
     ca: Option<&[u8]>,
     now: &[Deployment],
 ) -> Option<Vec<Deployment>> {
-    if !reader.is_given(NEXT) {
+    if !reader.is_given(EA_REDIS_URLS_NEXT) {
         return Some(Vec::new());
     }
     if mode == Mode::Failover || now.is_empty() {
         reader.mistake(
-            NEXT,
+            EA_REDIS_URLS_NEXT,
             "a list of servers or clusters takes the place of another: give EA_REDIS_URLS, and EA_REDIS_MODE=single \
              or cluster, or leave it out",
         );
         return None;
     }
-    let urls = read_urls(reader, NEXT, mode, ca)?;
-    let partitions = reader.number("EA_REDIS_PARTITIONS", 1..=16_384)?;
+    let urls = read_urls(reader, EA_REDIS_URLS_NEXT, mode, ca)?;
+    let partitions = reader.number(EA_REDIS_PARTITIONS, 1..=16_384)?;
     let next: Vec<_> = match mode {
         Mode::Cluster => urls
             .into_iter()
@@ -386,7 +390,10 @@ fn read_next(
         _ => urls.into_iter().flatten().map(Deployment::Server).collect(),
     };
     if list(&next) == list(now) {
-        reader.mistake(NEXT, "it is the list that EA_REDIS_URLS has: leave it out");
+        reader.mistake(
+            EA_REDIS_URLS_NEXT,
+            "it is the list that EA_REDIS_URLS has: leave it out",
+        );
         return None;
     }
     Some(next)
@@ -404,7 +411,7 @@ fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> 
     let access = servers.first()?.clone();
     if let Some(other) = (1..servers.len()).find(|n| !servers[*n].has_same_access(&access)) {
         reader.mistake(
-            "EA_REDIS_URLS",
+            EA_REDIS_URLS,
             format!(
                 "URLs 1 and {} have different users, passwords, databases or TLS, which in EA_REDIS_MODE=\
                  failover are those of the primary: write the same in each",
@@ -414,8 +421,8 @@ fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> 
         return None;
     }
     let given = |variable| Some(reader.raw(variable)).filter(|value| !value.is_empty());
-    let user = given("EA_REDIS_SENTINEL_USERNAME");
-    let password = given("EA_REDIS_SENTINEL_PASSWORD");
+    let user = given(EA_REDIS_SENTINEL_USERNAME);
+    let password = given(EA_REDIS_SENTINEL_PASSWORD);
     let sentinels = servers
         .iter()
         .map(|server| server.with_credentials(user, password))
@@ -427,7 +434,7 @@ fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> 
             master: master.to_owned(),
         }),
         Err(what) => {
-            reader.mistake("EA_REDIS_URLS", what);
+            reader.mistake(EA_REDIS_URLS, what);
             None
         }
     }
@@ -437,7 +444,7 @@ fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> 
 /// malformed.
 fn read_urls(
     reader: &mut Reader<'_>,
-    variable: &'static str,
+    variable: Variable,
     mode: Mode,
     ca: Option<&[u8]>,
 ) -> Option<Vec<Vec<Server>>> {

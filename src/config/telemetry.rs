@@ -4,6 +4,10 @@ use std::str::FromStr;
 
 use election_core::election::types::Kind;
 
+use super::names::{
+    EA_ENV, EA_LOG_LEVEL, EA_METRIC_ENABLE, EA_METRIC_REQUEST_DURATION_BUCKETS,
+    EA_METRICS_PER_ELECTION, EA_TRACE_KEYS, Variable,
+};
 use super::{Setting, list_setting, otel, setting, values::Reader};
 use crate::telemetry::{
     log::{LogFilter, Readers},
@@ -12,32 +16,32 @@ use crate::telemetry::{
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
-        "EA_ENV",
+        EA_ENV,
         "production",
         "`production` (JSON logs; leases in memory need EA_STORE=memory), `development` or `test` (readable logs)",
     ),
     setting(
-        "EA_LOG_LEVEL",
+        EA_LOG_LEVEL,
         "info",
         "least level that is logged: debug, info, warning, error, panic or fatal; or one for each module, such as `election_agent=debug,h2=warn`. Read again at SIGHUP",
     ),
     setting(
-        "EA_METRIC_ENABLE",
+        EA_METRIC_ENABLE,
         "true",
         "count what `/metrics` serves, and serve it",
     ),
     list_setting(
-        "EA_METRIC_REQUEST_DURATION_BUCKETS",
+        EA_METRIC_REQUEST_DURATION_BUCKETS,
         "0.0005,0.001,0.0025,0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,5",
         "rising upper bounds of the request duration's buckets, in seconds",
     ),
     list_setting(
-        "EA_METRICS_PER_ELECTION",
+        EA_METRICS_PER_ELECTION,
         "",
         "kinds whose elections have series of their own at `/metrics`, comma separated: at most 1000 elections of each",
     ),
     setting(
-        "EA_TRACE_KEYS",
+        EA_TRACE_KEYS,
         "false",
         "tell the names of elections and candidates in traces, which `OTEL_*` variables turn on \
          (docs/TRACES.md)",
@@ -98,10 +102,10 @@ pub struct Telemetry {
 
 impl Telemetry {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let environment = reader.parsed("EA_ENV");
-        let log = reader.parsed("EA_LOG_LEVEL");
-        let metrics = reader.bool("EA_METRIC_ENABLE");
-        let buckets = reader.with("EA_METRIC_REQUEST_DURATION_BUCKETS", |raw| {
+        let environment = reader.parsed(EA_ENV);
+        let log = reader.parsed(EA_LOG_LEVEL);
+        let metrics = reader.bool(EA_METRIC_ENABLE);
+        let buckets = reader.with(EA_METRIC_REQUEST_DURATION_BUCKETS, |raw| {
             let bounds: Option<Vec<f64>> = raw
                 .split(',')
                 .map(|bound| bound.trim().parse().ok())
@@ -113,7 +117,7 @@ impl Telemetry {
                     "give rising positive numbers of seconds, comma separated".to_owned()
                 })
         });
-        const PER_ELECTION: &str = "EA_METRICS_PER_ELECTION";
+        const PER_ELECTION: Variable = EA_METRICS_PER_ELECTION;
         let mut per_election = Vec::new();
         for kind in reader.list(PER_ELECTION) {
             match Kind::new(&kind) {
@@ -121,7 +125,7 @@ impl Telemetry {
                 Err(what) => reader.mistake(PER_ELECTION, format!("`{kind}` is no kind: {what}")),
             }
         }
-        let keys = reader.bool("EA_TRACE_KEYS");
+        let keys = reader.bool(EA_TRACE_KEYS);
         let traces = otel::read(reader, keys);
         Some(Self {
             environment: environment?,

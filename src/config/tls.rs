@@ -2,32 +2,36 @@
 
 use std::time::Duration;
 
+use super::names::{
+    EA_TLS_CERT_FILE, EA_TLS_CLIENT_AUTH, EA_TLS_CLIENT_CA_FILE, EA_TLS_HANDSHAKE_TIMEOUT,
+    EA_TLS_KEY_FILE,
+};
 use super::{Setting, setting, values::Reader};
 use crate::tls::{ClientAuth, Files};
 
 pub(super) const SETTINGS: &[Setting] = &[
     setting(
-        "EA_TLS_CERT_FILE",
+        EA_TLS_CERT_FILE,
         "",
         "PEM file of the agent's certificate and those that vouch for it, read again when it changes; none: no TLS",
     ),
     setting(
-        "EA_TLS_KEY_FILE",
+        EA_TLS_KEY_FILE,
         "",
         "PEM file of the certificate's private key, read again when it changes",
     ),
     setting(
-        "EA_TLS_CLIENT_CA_FILE",
+        EA_TLS_CLIENT_CA_FILE,
         "",
         "PEM file of the authorities that vouch for clients' certificates (mTLS), read again when it changes; none: clients show no certificate",
     ),
     setting(
-        "EA_TLS_CLIENT_AUTH",
+        EA_TLS_CLIENT_AUTH,
         "required",
         "with EA_TLS_CLIENT_CA_FILE: `required`: a client without a certificate is turned away; `optional`: it may have none, but not a wrong one",
     ),
     setting(
-        "EA_TLS_HANDSHAKE_TIMEOUT",
+        EA_TLS_HANDSHAKE_TIMEOUT,
         "10s",
         "how long a client may take for the TLS handshake (100ms to 1m)",
     ),
@@ -50,19 +54,19 @@ impl Tls {
     )]
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Option<Self>> {
         let (certificate, key, client_ca) = (
-            reader.path("EA_TLS_CERT_FILE"),
-            reader.path("EA_TLS_KEY_FILE"),
-            reader.path("EA_TLS_CLIENT_CA_FILE"),
+            reader.path(EA_TLS_CERT_FILE),
+            reader.path(EA_TLS_KEY_FILE),
+            reader.path(EA_TLS_CLIENT_CA_FILE),
         );
-        let client_auth: Option<ClientAuth> = reader.parsed("EA_TLS_CLIENT_AUTH");
+        let client_auth: Option<ClientAuth> = reader.parsed(EA_TLS_CLIENT_AUTH);
         let handshake_timeout = reader.duration(
-            "EA_TLS_HANDSHAKE_TIMEOUT",
+            EA_TLS_HANDSHAKE_TIMEOUT,
             Duration::from_millis(100),
             Duration::from_secs(60),
         );
-        if reader.is_given("EA_TLS_CLIENT_AUTH") && client_ca.is_none() {
+        if reader.is_given(EA_TLS_CLIENT_AUTH) && client_ca.is_none() {
             reader.mistake(
-                "EA_TLS_CLIENT_AUTH",
+                EA_TLS_CLIENT_AUTH,
                 "it says what EA_TLS_CLIENT_CA_FILE is used for: set that, too, or leave this out",
             );
         }
@@ -71,7 +75,7 @@ impl Tls {
             (None, None) => {
                 if client_ca.is_some() {
                     reader.mistake(
-                        "EA_TLS_CLIENT_CA_FILE",
+                        EA_TLS_CLIENT_CA_FILE,
                         "clients show certificates over TLS only: set EA_TLS_CERT_FILE and EA_TLS_KEY_FILE, too",
                     );
                 }
@@ -79,14 +83,14 @@ impl Tls {
             }
             (Some(_), None) => {
                 reader.mistake(
-                    "EA_TLS_KEY_FILE",
+                    EA_TLS_KEY_FILE,
                     "EA_TLS_CERT_FILE needs the certificate's private key: set this, too",
                 );
                 return None;
             }
             (None, Some(_)) => {
                 reader.mistake(
-                    "EA_TLS_CERT_FILE",
+                    EA_TLS_CERT_FILE,
                     "EA_TLS_KEY_FILE needs the key's certificate: set this, too",
                 );
                 return None;

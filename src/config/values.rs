@@ -10,7 +10,7 @@ use yaml_serde::Value;
 use super::{
     Secret, Setting,
     credentials::hide_credentials,
-    names::{self, CONFIG_FILE},
+    names::{self, CONFIG_FILE, Variable},
     settings,
 };
 use crate::reload;
@@ -366,8 +366,8 @@ impl<'a> Reader<'a> {
     }
 
     /// The raw value; empty when the setting is off.
-    pub(super) fn raw(&self, variable: &str) -> &'a str {
-        self.values.get(variable).0
+    pub(super) fn raw(&self, variable: Variable) -> &'a str {
+        self.values.get(variable.name()).0
     }
 
     /// A variable of OpenTelemetry's, if it is set.
@@ -376,18 +376,18 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether somebody gave the value.
-    pub(super) fn is_given(&self, variable: &str) -> bool {
-        self.values.get(variable).1 != Source::Default
+    pub(super) fn is_given(&self, variable: Variable) -> bool {
+        self.values.get(variable.name()).1 != Source::Default
     }
 
     /// The path that a setting names, if it names one.
-    pub(super) fn path(&self, variable: &str) -> Option<PathBuf> {
+    pub(super) fn path(&self, variable: Variable) -> Option<PathBuf> {
         let raw = self.raw(variable);
         (!raw.is_empty()).then(|| PathBuf::from(raw))
     }
 
     /// The entries of a list that is comma separated; none if nobody gave one.
-    pub(super) fn list(&mut self, variable: &str) -> Vec<String> {
+    pub(super) fn list(&mut self, variable: Variable) -> Vec<String> {
         let raw = self.raw(variable);
         let entries = raw.split(',').map(str::trim);
         let entries = entries.filter(|entry| !entry.is_empty());
@@ -399,7 +399,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes a mistake; the text says what to change.
-    pub(super) fn mistake(&mut self, variable: &str, what: impl fmt::Display) {
+    pub(super) fn mistake(&mut self, variable: impl fmt::Display, what: impl fmt::Display) {
         self.mistakes.push(format!("{variable}: {what}"));
     }
 
@@ -413,7 +413,7 @@ impl<'a> Reader<'a> {
     /// A value in the form that `parse` reads.
     pub(super) fn with<T>(
         &mut self,
-        variable: &str,
+        variable: Variable,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         let raw = self.raw(variable);
@@ -429,11 +429,11 @@ impl<'a> Reader<'a> {
             .ok()
     }
 
-    pub(super) fn parsed<T: FromStr<Err = String>>(&mut self, variable: &str) -> Option<T> {
+    pub(super) fn parsed<T: FromStr<Err = String>>(&mut self, variable: Variable) -> Option<T> {
         self.with(variable, str::parse)
     }
 
-    pub(super) fn bool(&mut self, variable: &str) -> Option<bool> {
+    pub(super) fn bool(&mut self, variable: Variable) -> Option<bool> {
         self.with(variable, |raw| match raw {
             "true" | "1" | "yes" | "on" => Ok(true),
             "false" | "0" | "no" | "off" => Ok(false),
@@ -441,7 +441,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub(super) fn port(&mut self, variable: &str) -> Option<u16> {
+    pub(super) fn port(&mut self, variable: Variable) -> Option<u16> {
         self.with(variable, |raw| {
             raw.parse()
                 .map_err(|_| "give a port: 1 to 65535, or 0 for any free one".to_owned())
@@ -451,7 +451,7 @@ impl<'a> Reader<'a> {
     /// A whole number in a range.
     pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(
         &mut self,
-        variable: &str,
+        variable: Variable,
         range: RangeInclusive<T>,
     ) -> Option<T> {
         self.with(variable, |raw| {
@@ -465,7 +465,7 @@ impl<'a> Reader<'a> {
     /// A duration from `least` to `most`.
     pub(super) fn duration(
         &mut self,
-        variable: &str,
+        variable: Variable,
         least: Duration,
         most: Duration,
     ) -> Option<Duration> {

@@ -1,5 +1,8 @@
 //! Readings that are under way: one for all who want the same, few at once, and not too many after each other.
 //! Names that callers make up must not be a burden for the API server.
+//!
+//! `quick_cache`, by which tokens' reviews are shared, does not do: where a reading fails or has no turn, its
+//! `get_or_insert_async` lets each who waits read anew, one after the other. Here all of them are told so at once.
 
 use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Duration};
 

@@ -26,10 +26,9 @@ use crate::{
         Caller, Refusal,
         authenticator::{Authenticator, Known},
     },
-    transport::{
-        Area, peer,
-        status::{Code, Problem},
-    },
+    endpoint::Area,
+    status::{Code, Problem},
+    transport::request::{endpoint, peer},
 };
 
 /// Applies [`Authenticate`].
@@ -101,7 +100,11 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        if self.shared.public.contains(&Area::of(request.uri().path())) {
+        let endpoint = match endpoint(request.extensions()) {
+            Ok(endpoint) => endpoint,
+            Err(problem) => return Either::Left(Either::Right(ready(Err(problem)))),
+        };
+        if self.shared.public.contains(&endpoint.area) {
             let request = introduced(request, Caller::Public);
             return Either::Left(Either::Left(self.inner.call(request)));
         }
@@ -216,6 +219,7 @@ mod tests {
     use super::{super::rate_limit::Rate, *};
     use crate::{
         auth::tokens::{File, New},
+        endpoint::classified,
         peer::{Peer, TrustedProxies},
         reload::Source as _,
     };
@@ -247,7 +251,7 @@ mod tests {
         for value in authorization {
             request = request.header(header::AUTHORIZATION, *value);
         }
-        let mut request = request.body(Body::empty()).expect("a request");
+        let mut request = classified(request.body(Body::empty()).expect("a request"));
         let peer = Peer::new(Ipv4Addr::LOCALHOST.into(), None);
         request.extensions_mut().insert(peer);
         request

@@ -5,89 +5,47 @@
 //! Refusal: PermissionDenied (PERMISSION_DENIED, 403); Internal (INTERNAL, 500) of a request that has not passed
 //! authentication.
 
-use std::task::{Context, Poll};
-
 use axum::body::Body;
 use election_core::election::quota::Held;
-use futures_util::future::{Either, Ready, ready};
 use http::Request;
-use tower::{Layer, Service};
 
+use super::check::{CheckLayer, check};
 use crate::{
     auth::{
         gate::{denied, permits},
         policy::{Action, Policies, Question, Resource},
     },
+    endpoint::Area,
     reload::Current,
-    transport::{Area, caller, status::Problem},
+    status::Problem,
+    transport::request::{caller, endpoint},
 };
 
-/// Applies [`Authorize`].
-#[derive(Debug, Clone)]
-pub struct AuthorizeLayer {
+/// Lets those see the agent who may by these policies; without any, everybody may.
+pub fn authorize(
     policies: Option<Current<Policies>>,
+) -> CheckLayer<impl Fn(&Request<Body>) -> Result<(), Problem> + Clone> {
+    check(move |request| permitted(policies.as_ref(), request))
 }
 
-impl AuthorizeLayer {
-    /// Asks these policies; without any, everybody may.
-    #[must_use]
-    pub fn new(policies: Option<Current<Policies>>) -> Self {
-        Self { policies }
-    }
-}
-
-impl<S> Layer<S> for AuthorizeLayer {
-    type Service = Authorize<S>;
-
-    fn layer(&self, inner: S) -> Authorize<S> {
-        Authorize {
-            inner,
-            policies: self.policies.clone(),
-        }
-    }
-}
-
-/// Lets those see the agent who may.
-#[derive(Debug, Clone)]
-pub struct Authorize<S> {
-    inner: S,
-    policies: Option<Current<Policies>>,
-}
-
-impl<S> Service<Request<Body>> for Authorize<S>
-where
-    S: Service<Request<Body>, Error = Problem>,
-{
-    type Response = S::Response;
-    type Error = Problem;
-    type Future = Either<S::Future, Ready<Result<S::Response, Problem>>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let caller = match caller(request.extensions()) {
-            Ok(caller) => caller,
-            Err(problem) => return Either::Right(ready(Err(problem))),
-        };
-        // Who asks for what is public has not been asked for a name.
-        if let Some(identity) = caller.identity()
-            && Area::of(request.uri().path()) != Area::Api
-        {
-            let question = Question {
-                identity,
-                action: Action::Read,
-                resource: Resource::Agent,
-                candidate: None,
-                current_leader: None,
-                held: Held::default(),
-            };
-            if !permits(self.policies.as_ref(), &question) {
-                return Either::Right(ready(Err(denied(&question).into())));
-            }
-        }
-        Either::Left(self.inner.call(request))
+fn permitted(policies: Option<&Current<Policies>>, request: &Request<Body>) -> Result<(), Problem> {
+    let caller = caller(request.extensions())?;
+    let area = endpoint(request.extensions())?.area;
+    // Who asks for what is public has not been asked for a name.
+    let Some(identity) = caller.identity().filter(|_| area != Area::Api) else {
+        return Ok(());
+    };
+    let question = Question {
+        identity,
+        action: Action::Read,
+        resource: Resource::Agent,
+        candidate: None,
+        current_leader: None,
+        held: Held::default(),
+    };
+    match permits(policies, &question) {
+        true => Ok(()),
+        false => Err(denied(&question).into()),
     }
 }
 
@@ -96,12 +54,13 @@ mod tests {
     use std::sync::Arc;
 
     use tokio::sync::watch;
-    use tower::{ServiceExt as _, service_fn};
+    use tower::{Layer as _, ServiceExt as _, service_fn};
 
     use super::*;
     use crate::{
         auth::{Caller, Identity, Mode},
-        transport::status::Code,
+        endpoint::classified,
+        status::Code,
     };
 
     fn named(name: &str) -> Caller {
@@ -114,14 +73,12 @@ mod tests {
             let policies = Policies::new([("test.cedar", text)]).expect("valid");
             watch::channel(Arc::new(policies)).1
         });
-        let mut request = Request::get(path).body(Body::empty()).expect("a request");
+        let mut request = classified(Request::get(path).body(Body::empty()).expect("a request"));
         if let Some(caller) = caller {
             request.extensions_mut().insert(caller);
         }
         let answers = service_fn(|_: Request<Body>| async { Ok::<_, Problem>(()) });
-        let answer = AuthorizeLayer::new(policies)
-            .layer(answers)
-            .oneshot(request);
+        let answer = authorize(policies).layer(answers).oneshot(request);
         answer.await.map_err(|problem| problem.code)
     }
 

@@ -11,29 +11,20 @@ use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use futures_util::future::{BoxFuture, Either, FutureExt as _};
+use futures_util::future::{BoxFuture, Either, FutureExt as _, Ready, ready};
 use http::{HeaderMap, Request, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tower::{Layer, Service, ServiceExt as _};
 
-use crate::transport::{
-    Protocol,
+use crate::{
+    endpoint::Protocol,
     status::{Code, Problem},
+    transport::request::{MAX_BODY, endpoint, too_large},
 };
 
-/// The largest body of a REST request and the largest message of a gRPC call, in bytes.
-pub const MAX_BODY: usize = 64 * 1024;
 /// The largest body of a gRPC-Web request: a message of [`MAX_BODY`], its frame, and base64.
 const MAX_GRPC_WEB_BODY: usize = 2 * MAX_BODY;
-
-/// What a body over the limit is answered.
-pub(crate) fn too_large() -> Problem {
-    Problem::new(
-        Code::PayloadTooLarge,
-        format!("the request is over {MAX_BODY} bytes: send less"),
-    )
-}
 
 /// Applies [`BodyLimit`].
 #[derive(Debug, Clone, Copy)]
@@ -62,20 +53,24 @@ where
 {
     type Response = S::Response;
     type Error = Problem;
-    type Future = Either<S::Future, BoxFuture<'static, Result<S::Response, Problem>>>;
+    type Future = Either<
+        Either<S::Future, Ready<Result<S::Response, Problem>>>,
+        BoxFuture<'static, Result<S::Response, Problem>>,
+    >;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let limit = match Protocol::of(request.headers()) {
-            Protocol::Rest => MAX_BODY,
-            Protocol::GrpcWeb(_) => MAX_GRPC_WEB_BODY,
-            Protocol::Grpc => return Either::Left(self.inner.call(request)),
+        let limit = match endpoint(request.extensions()).map(|endpoint| endpoint.protocol) {
+            Ok(Protocol::Rest) => MAX_BODY,
+            Ok(Protocol::GrpcWeb(_)) => MAX_GRPC_WEB_BODY,
+            Ok(Protocol::Grpc) => return Either::Left(Either::Left(self.inner.call(request))),
+            Err(problem) => return Either::Left(Either::Right(ready(Err(problem)))),
         };
         if request.body().is_end_stream() {
-            return Either::Left(self.inner.call(request));
+            return Either::Left(Either::Left(self.inner.call(request)));
         }
         let inner = self.inner.clone();
         let read_first = async move {
@@ -131,6 +126,7 @@ mod tests {
     use tower_test::mock::{self, Handle};
 
     use super::*;
+    use crate::endpoint::classified;
 
     type Inner = Handle<Request<Body>, ()>;
 
@@ -145,10 +141,10 @@ mod tests {
     }
 
     fn request(content_type: &str, body: usize) -> Request<Body> {
-        Request::post("/")
+        let request = Request::post("/")
             .header(header::CONTENT_TYPE, content_type)
-            .body(Body::from(vec![b'x'; body]))
-            .expect("a request")
+            .body(Body::from(vec![b'x'; body]));
+        classified(request.expect("a request"))
     }
 
     #[tokio::test]

@@ -15,31 +15,15 @@ use std::{
 
 use axum::body::Body;
 use futures_util::future::{Either, Ready, ready};
-use http::{Extensions, HeaderMap, Request};
+use http::{HeaderMap, Request};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::{Layer, Service};
 
-use crate::transport::status::{Code, Problem};
-
-/// When the caller stops waiting.
-#[derive(Debug, Clone, Copy)]
-pub struct Deadline(Instant);
-
-impl Deadline {
-    /// The deadline of the request with these extensions; at once if it passed no [`Limit`] layer.
-    pub(crate) fn of(extensions: &Extensions) -> Self {
-        extensions
-            .get::<Self>()
-            .copied()
-            .unwrap_or_else(|| Self(Instant::now()))
-    }
-
-    /// The moment.
-    pub(crate) fn instant(self) -> Instant {
-        self.0
-    }
-}
+use crate::{
+    status::{Code, Problem},
+    transport::request::Deadline,
+};
 
 /// Applies [`Limit`].
 #[derive(Debug, Clone, Copy)]

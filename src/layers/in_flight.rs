@@ -13,10 +13,11 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{self, Context, Poll},
 };
 
 use axum::{body::Body, response::Response};
+use futures_util::future::{Either, Ready, ready};
 use http::Request;
 use pin_project_lite::pin_project;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -24,10 +25,9 @@ use tower::{Layer, Service};
 
 use crate::{
     body::Holding,
-    transport::{
-        is_for_operators, is_stream_for_all,
-        status::{Code, Problem},
-    },
+    endpoint::Counted,
+    status::{Code, Problem},
+    transport::request::endpoint,
 };
 
 /// Applies [`InFlight`]; its clones share one count.
@@ -41,6 +41,24 @@ struct Counts {
     requests: Arc<Semaphore>,
     /// Of streams that last as long as their clients like.
     streams: Arc<Semaphore>,
+}
+
+impl Counts {
+    /// The place of a request in the counts, unless it is not counted.
+    fn place(&self, request: &Request<Body>) -> Result<Option<OwnedSemaphorePermit>, Problem> {
+        let count = match endpoint(request.extensions())?.counted {
+            Counted::Request => &self.requests,
+            Counted::Stream => &self.streams,
+            Counted::Never => return Ok(None),
+        };
+        let place = Arc::clone(count).try_acquire_owned();
+        place.map(Some).map_err(|_| {
+            Problem::new(
+                Code::Overloaded,
+                "the agent has as many requests under way as it takes (EA_MAX_IN_FLIGHT): try again soon",
+            )
+        })
+    }
 }
 
 impl InFlightLayer {
@@ -80,47 +98,33 @@ where
 {
     type Response = Response;
     type Error = Problem;
-    type Future = Answer<S::Future>;
+    type Future = Either<UnderWay<S::Future>, Ready<Result<Response, Problem>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
         self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let path = request.uri().path();
-        let count = match is_for_operators(path) {
-            true => None,
-            false if is_stream_for_all(path) => Some(&self.counts.streams),
-            false => Some(&self.counts.requests),
-        };
-        let Ok(permit) = count
-            .map(|count| Arc::clone(count).try_acquire_owned())
-            .transpose()
-        else {
-            return Answer {
-                under_way: None,
-                permit: None,
-            };
-        };
-        Answer {
-            under_way: Some(self.inner.call(request)),
-            permit,
+        match self.counts.place(&request) {
+            Ok(place) => Either::Left(UnderWay {
+                future: self.inner.call(request),
+                place,
+            }),
+            Err(problem) => Either::Right(ready(Err(problem))),
         }
     }
 }
 
 pin_project! {
     /// The answer to a request, whose body keeps the request's place.
-    pub struct Answer<F> {
-        // None: it is refused.
+    pub struct UnderWay<F> {
         #[pin]
-        under_way: Option<F>,
-        // Its place in the count, unless it is not counted.
-        permit: Option<OwnedSemaphorePermit>,
+        future: F,
+        place: Option<OwnedSemaphorePermit>,
     }
 }
 
-impl<F> Future for Answer<F>
+impl<F> Future for UnderWay<F>
 where
     F: Future<Output = Result<Response, Problem>>,
 {
@@ -128,18 +132,12 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Some(under_way) = this.under_way.as_pin_mut() else {
-            return Poll::Ready(Err(Problem::new(
-                Code::Overloaded,
-                "the agent has as many requests under way as it takes (EA_MAX_IN_FLIGHT): try again soon",
-            )));
-        };
-        let answer = ready!(under_way.poll(cx));
-        let Some(permit) = this.permit.take() else {
+        let answer = task::ready!(this.future.poll(cx));
+        let Some(place) = this.place.take() else {
             return Poll::Ready(answer);
         };
         Poll::Ready(
-            answer.map(|response| response.map(|body| Body::new(Holding::new(body, permit)))),
+            answer.map(|response| response.map(|body| Body::new(Holding::new(body, place)))),
         )
     }
 }
@@ -151,9 +149,10 @@ mod tests {
     use tower_test::mock;
 
     use super::*;
+    use crate::endpoint::classified;
 
     fn request(path: &str) -> Request<Body> {
-        Request::post(path).body(Body::empty()).expect("a request")
+        classified(Request::post(path).body(Body::empty()).expect("a request"))
     }
 
     #[tokio::test]

@@ -13,11 +13,12 @@ use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{
+    endpoint::{Action, Endpoint},
+    status::Code,
     telemetry::{
         metrics::{Answer, InFlight, Metrics},
         trace,
     },
-    transport::{Action, status::Code},
 };
 
 /// The target of a log line for every request, which there is at the level debug.
@@ -68,7 +69,9 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let action = Action::of(request.method(), request.uri().path());
+        // Whatever has not been classified is refused below.
+        let endpoint = Endpoint::among(request.extensions());
+        let action = endpoint.map_or(Action::Other, |endpoint| endpoint.action);
         Measured {
             started: Instant::now(),
             in_flight: self.metrics.begin(action),
@@ -139,7 +142,7 @@ mod tests {
     use tower_test::mock;
 
     use super::*;
-    use crate::telemetry::metrics::Format;
+    use crate::{endpoint::classified, telemetry::metrics::Format};
 
     #[tokio::test(start_paused = true)]
     async fn a_request_is_under_way_until_it_is_answered_and_then_measured() {
@@ -148,6 +151,7 @@ mod tests {
         let service = service.map_err(|error| -> Infallible { panic!("{error}") });
         let request = Request::post("/election/e")
             .body(Body::empty())
+            .map(classified)
             .expect("a request");
         handle.allow(1);
         let layer = MeasureLayer::new(metrics.clone());

@@ -15,7 +15,8 @@ use tower::{Layer, Service};
 use crate::{
     auth::audit::Origin,
     peer::TrustedProxies,
-    transport::{caller, peer, status::Problem},
+    status::Problem,
+    transport::request::{caller, peer},
 };
 
 /// The header that names requests.
@@ -90,7 +91,7 @@ mod tests {
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::{auth::Caller, peer::Peer, transport::status::Code};
+    use crate::{auth::Caller, peer::Peer, status::Code};
 
     #[tokio::test]
     async fn a_request_without_an_origin_is_refused() {

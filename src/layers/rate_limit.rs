@@ -23,23 +23,20 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
 };
 
 use axum::body::Body;
-use futures_util::future::{Either, Ready, ready};
 use governor::{Quota, clock::Clock, nanos::Nanos, state::StateStore};
 use http::Request;
 use tokio::time::Instant;
-use tower::{Layer, Service};
 
+use super::check::{CheckLayer, check};
 use crate::{
     auth::{Caller, Mode},
+    endpoint,
     peer::{TrustedProxies, network},
-    transport::{
-        caller, is_for_operators, peer,
-        status::{Code, Problem},
-    },
+    status::{Code, Problem},
+    transport::request::{self, caller, peer},
 };
 
 /// How many counters there are: 8 MiB of them, half for each hash. Of 10,000 busy callers one in some 2,700
@@ -132,6 +129,9 @@ impl RateLimiter {
 
     /// Counts a request of whoever sent it.
     fn check(&self, request: &Request<Body>) -> Result<(), Problem> {
+        if request::endpoint(request.extensions())?.counted == endpoint::Counted::Never {
+            return Ok(());
+        }
         match caller(request.extensions())? {
             Caller::Known(identity) if identity.mode() != Mode::None => {
                 self.count(&Counted::Identity(identity.mode(), identity.name()))
@@ -174,58 +174,11 @@ impl RateLimiter {
     }
 }
 
-/// Applies [`RateLimit`].
-#[derive(Clone)]
-pub struct RateLimitLayer(RateLimiter);
-
-impl RateLimitLayer {
-    /// Counts in this limiter.
-    #[must_use]
-    pub fn new(limiter: RateLimiter) -> Self {
-        Self(limiter)
-    }
-}
-
-impl<S> Layer<S> for RateLimitLayer {
-    type Service = RateLimit<S>;
-
-    fn layer(&self, inner: S) -> RateLimit<S> {
-        RateLimit {
-            inner,
-            limiter: self.0.clone(),
-        }
-    }
-}
-
-/// Refuses those who ask too often.
-#[derive(Clone)]
-pub struct RateLimit<S> {
-    inner: S,
+/// Refuses those who ask more often than this limiter lets them.
+pub fn rate_limit(
     limiter: RateLimiter,
-}
-
-impl<S> Service<Request<Body>> for RateLimit<S>
-where
-    S: Service<Request<Body>, Error = Problem>,
-{
-    type Response = S::Response;
-    type Error = Problem;
-    type Future = Either<S::Future, Ready<Result<S::Response, Problem>>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Problem>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let checked = match is_for_operators(request.uri().path()) {
-            true => Ok(()),
-            false => self.limiter.check(&request),
-        };
-        match checked {
-            Ok(()) => Either::Left(self.inner.call(request)),
-            Err(problem) => Either::Right(ready(Err(problem))),
-        }
-    }
+) -> CheckLayer<impl Fn(&Request<Body>) -> Result<(), Problem> + Clone> {
+    check(move |request| limiter.check(request))
 }
 
 #[cfg(test)]
@@ -233,10 +186,10 @@ mod tests {
     use std::time::Duration;
 
     use tokio::time::advance;
-    use tower::{ServiceExt as _, service_fn};
+    use tower::{Layer as _, ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::{auth::Identity, peer::Peer};
+    use crate::{auth::Identity, endpoint::classified, peer::Peer};
 
     fn limiter(per_second: u32, burst: u32, proxies: &str) -> RateLimiter {
         let number = |number| NonZeroU32::new(number).expect("not zero");
@@ -248,7 +201,7 @@ mod tests {
     }
 
     fn from(address: &str) -> Request<Body> {
-        let mut request = Request::new(Body::empty());
+        let mut request = classified(Request::new(Body::empty()));
         let address = address.parse().expect("an address");
         request.extensions_mut().insert(Peer::new(address, None));
         request.extensions_mut().insert(Caller::Public);
@@ -385,11 +338,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_refusal_is_told_and_probes_pass() {
         let answers = service_fn(|_: Request<Body>| async { Ok::<_, Problem>(()) });
-        let service = RateLimitLayer::new(limiter(1, 1, "")).layer(answers);
+        let service = rate_limit(limiter(1, 1, "")).layer(answers);
         let ask = |path: &str| {
             let mut request = from("10.0.0.1");
             *request.uri_mut() = path.parse().expect("a path");
-            service.clone().oneshot(request)
+            service.clone().oneshot(classified(request))
         };
         assert_eq!(ask("/election/e").await, Ok(()));
         let refused = ask("/election/e").await.expect_err("too often");

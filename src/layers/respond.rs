@@ -1,18 +1,26 @@
-//! Turns the error of a layer or of the mux into an answer in the caller's protocol: a trailers-only
-//! status for gRPC and gRPC-Web, problem+json for REST.
+//! Answers whatever comes of a request: an error of a layer or of the mux in the caller's protocol (a trailers-only
+//! status for gRPC and gRPC-Web, problem+json for REST), and a panic, so that it costs one request and not the
+//! connection's others.
+//!
+//! Refusal: Internal (INTERNAL, 500) of what panics, whose text goes to the log alone, and of a request that has not
+//! been classified.
 
 use std::{
+    any::Any,
     convert::Infallible,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    task::{Context, Poll},
+    task::{self, Context, Poll},
 };
 
 use axum::{body::Body, response::Response};
+use futures_util::future::{CatchUnwind, Either, FutureExt as _, Ready, ready};
 use http::Request;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
+use tower_http::request_id::RequestId;
 
-use crate::transport::{Protocol, status::Problem};
+use crate::{endpoint::Protocol, status::Problem, transport::request::endpoint};
 
 /// Applies [`Respond`].
 #[derive(Debug, Clone, Copy)]
@@ -26,11 +34,14 @@ impl<S> Layer<S> for RespondLayer {
     }
 }
 
-/// Answers where the inner service gives an error.
+/// Answers where the inner service gives an error, or panics.
 #[derive(Debug, Clone)]
 pub struct Respond<S> {
     inner: S,
 }
+
+/// An answer, or what panicked.
+type Caught = Result<Result<Response, Problem>, Box<dyn Any + Send>>;
 
 impl<S> Service<Request<Body>> for Respond<S>
 where
@@ -38,7 +49,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = Rendered<S::Future>;
+    type Future = Answered<Either<CatchUnwind<AssertUnwindSafe<S::Future>>, Ready<Caught>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         // A layer below refuses when it is called, where the refusal can be told to the caller.
@@ -46,45 +57,71 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Rendered {
-            protocol: Protocol::of(request.headers()),
-            future: self.inner.call(request),
+        let endpoint = endpoint(request.extensions());
+        let protocol = endpoint
+            .as_ref()
+            .map_or(Protocol::Rest, |endpoint| endpoint.protocol);
+        let request_id = request.extensions().get::<RequestId>().cloned();
+        let called = endpoint.map(|_| catch_unwind(AssertUnwindSafe(|| self.inner.call(request))));
+        let future = match called {
+            Ok(Ok(future)) => Either::Left(AssertUnwindSafe(future).catch_unwind()),
+            Ok(Err(panic)) => Either::Right(ready(Err(panic))),
+            Err(problem) => Either::Right(ready(Ok(Err(problem)))),
+        };
+        Answered {
+            future,
+            protocol,
+            request_id,
         }
     }
 }
 
 pin_project! {
-    /// The answer, errors rendered.
-    pub struct Rendered<F> {
-        protocol: Protocol,
+    /// The answer; errors and panics are told in the caller's protocol.
+    pub struct Answered<F> {
         #[pin]
         future: F,
+        protocol: Protocol,
+        request_id: Option<RequestId>,
     }
 }
 
-impl<F> Future for Rendered<F>
-where
-    F: Future<Output = Result<Response, Problem>>,
-{
+impl<F: Future<Output = Caught>> Future for Answered<F> {
     type Output = Result<Response, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        this.future
-            .poll(cx)
-            .map(|answer| Ok(answer.unwrap_or_else(|problem| problem.render(*this.protocol))))
+        let caught = task::ready!(this.future.poll(cx));
+        let answer =
+            caught.unwrap_or_else(|panic| Err(panicked(panic.as_ref(), this.request_id.as_ref())));
+        Poll::Ready(Ok(
+            answer.unwrap_or_else(|problem| problem.render(*this.protocol))
+        ))
     }
+}
+
+fn panicked(panic: &(dyn Any + Send), request_id: Option<&RequestId>) -> Problem {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text");
+    let request_id = request_id.and_then(|id| id.header_value().to_str().ok());
+    tracing::error!(
+        panic = text,
+        request_id,
+        "a request panicked; this is a bug"
+    );
+    Problem::bug()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::ready;
-
     use http::header;
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::transport::status::Code;
+    use crate::{endpoint::classified, status::Code};
 
     /// What a caller gets when the inner service gives this problem, or an answer.
     async fn answered(content_type: &str, problem: Option<Problem>) -> Response {
@@ -94,6 +131,7 @@ mod tests {
         let request = Request::post("/election/e")
             .header(header::CONTENT_TYPE, content_type)
             .body(Body::empty())
+            .map(classified)
             .expect("a request");
         let Ok(response) = RespondLayer.layer(inner).oneshot(request).await;
         response
@@ -113,5 +151,42 @@ mod tests {
             let fine = answered(content_type, None).await;
             assert_eq!((fine.status().as_u16(), fine.headers().len()), (200, 0));
         }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_in_the_callers_protocol() {
+        let panics = service_fn(|request: Request<Body>| {
+            assert!(request.uri().path() == "/later", "at once");
+            async {
+                if true {
+                    panic!("later")
+                }
+                Err::<Response, _>(Problem::bug())
+            }
+        });
+        for path in ["/later", "/now"] {
+            for (content_type, status, header) in [
+                ("application/json", 500, None),
+                ("application/grpc", 200, Some("13")),
+            ] {
+                let request = Request::post(path)
+                    .header(header::CONTENT_TYPE, content_type)
+                    .body(Body::empty())
+                    .map(classified)
+                    .expect("a request");
+                let Ok(answer) = RespondLayer.layer(panics).oneshot(request).await;
+                assert_eq!(answer.status(), status);
+                let grpc_status = answer.headers().get("grpc-status");
+                assert_eq!(grpc_status.and_then(|code| code.to_str().ok()), header);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_has_not_been_classified_is_refused() {
+        let answers = service_fn(|_: Request<Body>| ready(Ok::<_, Problem>(Response::default())));
+        let request = Request::new(Body::empty());
+        let Ok(answer) = RespondLayer.layer(answers).oneshot(request).await;
+        assert_eq!(answer.status(), 500);
     }
 }

@@ -25,9 +25,9 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::measure::grpc_status;
 use crate::{
+    endpoint::{Area, Endpoint, Protocol},
     peer::{Peer, TrustedProxies},
     telemetry::trace::{REQUEST, Recorder, SPANS, sampler::Parent},
-    transport::{Action, Area, Protocol, grpc, rest},
 };
 
 /// What the conventions call a method that is not known.
@@ -62,12 +62,16 @@ impl TraceLayer {
         if !self.recorder.sampler.samples(parent.as_ref()) {
             return Span::none();
         }
-        let watched = matches!(Area::of(request.uri().path()), Area::Probes | Area::Metrics);
+        // Whatever has not been classified is refused below.
+        let Some(endpoint) = Endpoint::among(request.extensions()) else {
+            return Span::none();
+        };
+        let watched = matches!(endpoint.area, Area::Probes | Area::Metrics);
         // Those who watch the agent ask all the time: only when they want to see themselves.
         if watched && !parent.is_some_and(|parent| parent.is_sampled()) {
             return Span::none();
         }
-        let span = self.span(request);
+        let span = self.span(request, endpoint);
         if let Some(parent) = parent {
             let above = Context::new().with_remote_span_context(parent.context(headers));
             // It has not started, and whether there is a subscriber is the same for all spans.
@@ -77,10 +81,10 @@ impl TraceLayer {
     }
 
     /// The span of a request. Names that callers choose are in none of its attributes, unless they are wanted.
-    fn span(&self, request: &Request<Body>) -> Span {
+    fn span(&self, request: &Request<Body>, endpoint: Endpoint) -> Span {
         let (headers, uri) = (request.headers(), request.uri());
         let server = server(request);
-        let named = Named::of(request);
+        let named = Named::of(request.method(), endpoint);
         let (rpc, http) = match &named {
             Named::Rpc { service, method } => (Some((*service, *method)), None),
             Named::Http { method, route } => (None, Some((*method, *route))),
@@ -114,10 +118,10 @@ impl TraceLayer {
 }
 
 /// What a request is called: few names, however many callers make up.
-enum Named<'a> {
+enum Named {
     Rpc {
-        service: Option<&'a str>,
-        method: &'a str,
+        service: Option<&'static str>,
+        method: &'static str,
     },
     Http {
         method: &'static str,
@@ -125,11 +129,10 @@ enum Named<'a> {
     },
 }
 
-impl<'a> Named<'a> {
-    fn of(request: &'a Request<Body>) -> Self {
-        let (method, path) = (request.method(), request.uri().path());
-        match Protocol::of(request.headers()) {
-            Protocol::Grpc | Protocol::GrpcWeb(_) => match rpc(method, path) {
+impl Named {
+    fn of(method: &Method, endpoint: Endpoint) -> Self {
+        match endpoint.protocol {
+            Protocol::Grpc | Protocol::GrpcWeb(_) => match endpoint.route.and_then(rpc) {
                 Some((service, method)) => Self::Rpc {
                     service: Some(service),
                     method,
@@ -141,13 +144,13 @@ impl<'a> Named<'a> {
             },
             Protocol::Rest => Self::Http {
                 method: known(method),
-                route: rest::route(path),
+                route: endpoint.route,
             },
         }
     }
 }
 
-impl fmt::Display for Named<'_> {
+impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Rpc { service, method } => match service {
@@ -166,14 +169,9 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// The service and the method that a path names, if this agent has them.
-fn rpc<'a>(method: &Method, path: &'a str) -> Option<(&'a str, &'a str)> {
-    let has = match path.starts_with(grpc::ELECTION_PATH) {
-        true => Action::of(method, path) != Action::Other,
-        false => Area::of(path) == Area::Probes || grpc::is_reflection(path),
-    };
-    let (service, method) = path.strip_prefix('/')?.split_once('/')?;
-    has.then_some((service, method))
+/// The service and the method that a route names.
+fn rpc(route: &'static str) -> Option<(&'static str, &'static str)> {
+    route.strip_prefix('/')?.split_once('/')
 }
 
 /// The method, if it is one that the specifications know.
@@ -244,10 +242,11 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let span = self.layer.record(&request);
-        let server = (!span.is_none()).then(|| ServerSpan {
+        let endpoint = Endpoint::among(request.extensions()).filter(|_| !span.is_none());
+        let server = endpoint.map(|endpoint| ServerSpan {
             _span: span.clone(),
             context: span.context(),
-            protocol: Protocol::of(request.headers()),
+            protocol: endpoint.protocol,
             ended: false,
         });
         let reply = span.in_scope(|| self.inner.call(request));
@@ -421,9 +420,12 @@ mod tests {
     use tracing_subscriber::{layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
     use super::*;
-    use crate::telemetry::trace::{
-        self, current_trace_id,
-        sampler::{Root, Sampler},
+    use crate::{
+        endpoint::classified,
+        telemetry::trace::{
+            self, current_trace_id,
+            sampler::{Root, Sampler},
+        },
     };
 
     /// Keeps the spans that have ended.
@@ -494,6 +496,7 @@ mod tests {
         Request::post("/grpc.election_agent.v1.Election/Campaign")
             .header(header::CONTENT_TYPE, "application/grpc")
             .body(Body::empty())
+            .map(classified)
             .expect("a request")
     }
 
@@ -540,7 +543,9 @@ mod tests {
         drop(answer);
         assert_eq!(attribute(&kept.one(), "rpc.grpc.status_code"), "1");
 
-        let request = Request::get("/elections").body(Body::empty());
+        let request = Request::get("/elections")
+            .body(Body::empty())
+            .map(classified);
         let answer = layer.layer(never).oneshot(request.expect("a request"));
         assert!(answer.now_or_never().is_none());
         let span = kept.one();
@@ -560,7 +565,9 @@ mod tests {
                 let body = Body::from(current_trace_id().unwrap_or_default());
                 Ok::<_, Infallible>(Response::new(body))
             });
-            let request = Request::get("/election/x").body(Body::empty());
+            let request = Request::get("/election/x")
+                .body(Body::empty())
+                .map(classified);
             let answer = layer.layer(service).oneshot(request.expect("a request"));
             let Ok(answer) = answer.await;
             let body = answer.into_body().collect().await.expect("a body");

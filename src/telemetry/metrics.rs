@@ -35,7 +35,7 @@ use prometheus_client::{
 pub use exposition::Format;
 pub use requests::{Answer, InFlight};
 
-use crate::{telemetry::trace, transport::Action};
+use crate::{endpoint::Action, telemetry::trace};
 use elections::ElectionMetrics;
 use nodes::Nodes;
 use requests::Requests;

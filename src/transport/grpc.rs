@@ -24,42 +24,15 @@ use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use super::{
-    CACHE_AGE, cache_age, identity,
-    status::{Code, Problem},
+    CACHE_AGE, cache_age,
+    request::{Deadline, MAX_BODY, identity, too_large},
 };
 use crate::{
     auth::gate::Gate,
-    layers::{
-        body_limit::{self, MAX_BODY},
-        deadline::Deadline,
-    },
+    endpoint::{Action, ELECTION_PATH, Endpoint, HEALTH_PATH, REFLECTION},
     proto::election_server::ElectionServer,
+    status::{Code, Problem},
 };
-
-/// What the paths of the election service's methods begin with.
-pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
-
-/// The path of the method whose answer has an age.
-const GET_PODS: &str = "/grpc.election_agent.v1.Election/GetPods";
-
-/// The path of the health service's method that probes ask.
-pub const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
-
-/// The path of the health service's method that answers with a stream.
-pub const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
-
-/// The full names of the reflection services.
-pub const REFLECTION: [&str; 2] = [
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
-];
-
-/// Whether a path is of a reflection service.
-#[must_use]
-pub fn is_reflection(path: &str) -> bool {
-    let service = path.split('/').nth(1);
-    service.is_some_and(|service| REFLECTION.contains(&service))
-}
 
 /// The election service over the domain.
 #[derive(Debug, Clone)]
@@ -101,12 +74,8 @@ impl crate::proto::election_server::Election for Handler {
         let caller = identity(request.extensions())?;
         let (extend, retry) =
             convert::extend(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
-        let done = self
-            .gate
-            .extend(caller, extend, retry, deadline)
-            .await
-            .map_err(Problem::from)?;
-        Ok(convert::verdict(done).into())
+        let done = self.gate.extend(caller, extend, retry, deadline).await;
+        Ok(convert::verdict(done)?.into())
     }
 
     async fn resign(
@@ -116,12 +85,8 @@ impl crate::proto::election_server::Election for Handler {
         let deadline = Deadline::of(request.extensions()).instant();
         let caller = identity(request.extensions())?;
         let resign = convert::resign(request.get_ref()).map_err(Problem::from)?;
-        let done = self
-            .gate
-            .resign(caller, resign, deadline)
-            .await
-            .map_err(Problem::from)?;
-        Ok(convert::verdict(done).into())
+        let done = self.gate.resign(caller, resign, deadline).await;
+        Ok(convert::verdict(done)?.into())
     }
 
     async fn handover(
@@ -132,12 +97,8 @@ impl crate::proto::election_server::Election for Handler {
         let caller = identity(request.extensions())?;
         let handover =
             convert::handover(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
-        let done = self
-            .gate
-            .handover(caller, handover, deadline)
-            .await
-            .map_err(Problem::from)?;
-        Ok(convert::verdict(done).into())
+        let done = self.gate.handover(caller, handover, deadline).await;
+        Ok(convert::verdict(done)?.into())
     }
 
     async fn get_leader(
@@ -259,8 +220,9 @@ impl Service<Request<Body>> for Services {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         if path.starts_with(ELECTION_PATH) {
+            let action = Endpoint::among(request.extensions()).map(|endpoint| endpoint.action);
             return match &mut self.election {
-                Some(election) if path == GET_PODS => {
+                Some(election) if action == Some(Action::Pods) => {
                     election.call(request).map_ok(repeat_age).boxed()
                 }
                 Some(election) => election.call(request),
@@ -270,7 +232,7 @@ impl Service<Request<Body>> for Services {
                 )),
             };
         }
-        if path.starts_with("/grpc.health.v1.Health/") {
+        if path.starts_with(HEALTH_PATH) {
             return self.health.call(request);
         }
         let service = path.split('/').nth(1);
@@ -326,7 +288,7 @@ pub(super) fn blame_the_caller<B>(mut response: Response<B>) -> Response<B> {
         return response;
     };
     let problem = match status.code() {
-        tonic::Code::OutOfRange => body_limit::too_large(),
+        tonic::Code::OutOfRange => too_large(),
         tonic::Code::Internal => Problem::new(
             Code::InvalidArgument,
             format!("the request is not a gRPC message: {}", status.message()),

@@ -7,5 +7,5 @@ pub mod openapi;
 mod routes;
 mod whole;
 
-pub(crate) use routes::{ALIVE, LIVEZ};
-pub use routes::{Sources, route, router};
+pub(crate) use routes::ALIVE;
+pub use routes::{Sources, router};

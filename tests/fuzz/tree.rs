@@ -8,8 +8,8 @@ use bytes::Bytes;
 use election_agent::{
     app::Tree,
     config::{Config, Values},
+    endpoint::{Endpoint, Protocol},
     peer::Peer,
-    transport::Protocol,
     workers::Workers,
 };
 use http::{HeaderMap, Method, Request, StatusCode, header};
@@ -120,7 +120,7 @@ impl Asked {
     pub(crate) fn of(request: &Request<Body>, stalls: bool) -> Self {
         Self {
             what: format!("{} {}", request.method(), request.uri()),
-            protocol: Protocol::of(request.headers()),
+            protocol: Endpoint::of(request).protocol,
             method: request.method().clone(),
             endless: stalls || request.uri().path().ends_with("/Watch"),
         }

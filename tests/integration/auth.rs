@@ -18,8 +18,8 @@ use tonic::{Code, Request};
 use crate::{
     harness::{
         AUDIENCE, Agent, ApiServer, Authority, HttpServer, ISSUER, Key, Reviews, SERVICE_ACCOUNT,
-        campaign, command_output, eventually, eventually_within, jwt_settings, key_set, new_token,
-        owned as settings, token_now,
+        campaign, command_output, eventually, eventually_within, framed, jwt_settings, key_set,
+        new_token, owned as settings, token_now,
     },
     tls::channel,
 };
@@ -38,11 +38,10 @@ async fn told(agent: &Agent, token: Option<&str>, election: &str, candidate: &st
     let grpc = grpc.map_or_else(|status| status.code(), |_| Code::Ok);
 
     let message = campaign(election, candidate, 30_000).encode_to_vec();
-    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
     let mut web = agent
         .request(Method::POST, CAMPAIGN)
         .header("content-type", "application/grpc-web+proto")
-        .body([&[0][..], &length, &message].concat());
+        .body(framed(&message));
     let body = json!({"candidate": candidate, "term": 30_000});
     let mut rest = agent
         .request(Method::POST, &format!("/election/{election}"))

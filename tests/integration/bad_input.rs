@@ -1,4 +1,5 @@
-//! Malformed and out-of-range requests: each gets a clear error, and changes nothing.
+//! Malformed and out-of-range requests: each gets a clear error, and changes nothing. They are refused before any store
+//! is asked: one kind will do.
 
 use election_proto::{
     CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, HandoverRequest,
@@ -10,15 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Code, Status};
 
-use crate::harness::{Agent, Fixture, Store, campaign, on_every_store};
-
-on_every_store! {
-    grpc_requests_out_of_range_are_refused,
-    rest_requests_out_of_range_are_refused,
-    bodies_that_are_not_json_are_refused,
-    unknown_paths_and_methods_are_told_what_there_is,
-    malformed_grpc_is_refused_in_its_own_protocol,
-}
+use crate::harness::{Agent, Fixture, Store, campaign, framed};
 
 /// The state that bad input must not change, and what it is.
 async fn state(agent: &Agent) -> (Value, Value) {
@@ -30,8 +23,9 @@ async fn state(agent: &Agent) -> (Value, Value) {
     (leader, all)
 }
 
-async fn grpc_requests_out_of_range_are_refused(store: Store) {
-    let fixture = Fixture::on(store).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_requests_out_of_range_are_refused() {
+    let fixture = Fixture::on(Store::Memory).await;
     let agent = &fixture.agent;
     agent.campaign("held", "a", 60_000).await;
     let before = state(agent).await;
@@ -310,8 +304,9 @@ async fn grpc_requests_out_of_range_are_refused(store: Store) {
     assert_eq!(state(agent).await, before);
 }
 
-async fn rest_requests_out_of_range_are_refused(store: Store) {
-    let fixture = Fixture::on(store).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn rest_requests_out_of_range_are_refused() {
+    let fixture = Fixture::on(Store::Memory).await;
     let agent = &fixture.agent;
     agent.campaign("held", "a", 60_000).await;
     let before = state(agent).await;
@@ -480,8 +475,9 @@ async fn rest_requests_out_of_range_are_refused(store: Store) {
     assert_eq!(state(agent).await, before);
 }
 
-async fn bodies_that_are_not_json_are_refused(store: Store) {
-    let fixture = Fixture::on(store).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_not_json_are_refused() {
+    let fixture = Fixture::on(Store::Memory).await;
     let agent = &fixture.agent;
     let good = r#"{"candidate":"b","term":5000}"#;
     let many = format!(
@@ -541,8 +537,9 @@ async fn bodies_that_are_not_json_are_refused(store: Store) {
     );
 }
 
-async fn unknown_paths_and_methods_are_told_what_there_is(store: Store) {
-    let fixture = Fixture::on(store).await;
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_paths_and_methods_are_told_what_there_is() {
+    let fixture = Fixture::on(Store::Memory).await;
     let agent = &fixture.agent;
     for path in [
         "/election",
@@ -782,12 +779,6 @@ async fn the_root_leads_browsers_and_programs_on() {
     );
 }
 
-/// A gRPC message with its length before it.
-fn framed(message: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(message.len()).expect("short");
-    [&[0][..], &length.to_be_bytes(), message].concat()
-}
-
 /// A raw gRPC call; its client has no opinion of what it sends.
 fn post(agent: &Agent, path: &str, content_type: &str) -> reqwest::RequestBuilder {
     let client = reqwest::Client::builder()
@@ -817,10 +808,11 @@ async fn answer(request: reqwest::RequestBuilder) -> (u16, String, String) {
     )
 }
 
-async fn malformed_grpc_is_refused_in_its_own_protocol(store: Store) {
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_grpc_is_refused_in_its_own_protocol() {
     const PATH: &str = "/grpc.election_agent.v1.Election/Campaign";
     const HEALTH: &str = "/grpc.health.v1.Health/Check";
-    let fixture = Fixture::on(store).await;
+    let fixture = Fixture::on(Store::Memory).await;
     let agent = &fixture.agent;
     // Field 1, of type string, with a byte that is not UTF-8.
     let not_utf8 = framed(&[0x0a, 1, 0xff]);

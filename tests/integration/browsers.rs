@@ -4,7 +4,7 @@ use election_proto::CampaignRequest;
 use prost::Message as _;
 use reqwest::{Method, header};
 
-use crate::harness::{Agent, Answer, Fixture, Store, campaign};
+use crate::harness::{Agent, Answer, Fixture, Store, campaign, framed};
 
 const PAGE: &str = "https://dash.example";
 const CAMPAIGN: &str = "/grpc.election_agent.v1.Election/Campaign";
@@ -39,15 +39,11 @@ fn exposes(answer: &Answer, name: &str) -> bool {
 
 /// A gRPC-Web call as a page makes it; the status is that of the trailers, or of the headers of a refusal.
 async fn grpc_web(agent: &Agent, path: &str, message: &CampaignRequest) -> (Answer, String) {
-    let message = message.encode_to_vec();
-    let mut frame = vec![0];
-    frame.extend(u32::try_from(message.len()).expect("short").to_be_bytes());
-    frame.extend(message);
     let request = agent
         .request(Method::POST, path)
         .header(header::ORIGIN, PAGE)
         .header(header::CONTENT_TYPE, "application/grpc-web+proto")
-        .body(frame);
+        .body(framed(&message.encode_to_vec()));
     let response = request.send().await.expect("an answer");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let body = response.bytes().await.expect("a body");

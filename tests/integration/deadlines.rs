@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::harness::{Agent, Ask, Protocol, Redis, campaign, eventually, owned};
+use crate::harness::{Agent, Ask, Protocol, Redis, campaign, eventually, framed, owned};
 
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -105,7 +105,6 @@ async fn the_callers_deadline_is_kept() {
         election: "e".to_owned(),
         kind: String::new(),
     });
-    let length = u32::try_from(election.len()).expect("short").to_be_bytes();
     let answer = client
         .post(format!(
             "http://{}/grpc.election_agent.v1.Election/GetLeader",
@@ -113,7 +112,7 @@ async fn the_callers_deadline_is_kept() {
         ))
         .header("content-type", "application/grpc")
         .header("grpc-timeout", "150m")
-        .body([&[0][..], &length, &election].concat())
+        .body(framed(&election))
         .send()
         .await
         .expect("an answer");

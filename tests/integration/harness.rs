@@ -19,7 +19,7 @@ pub(crate) use agent::{
     Agent, Answer, bare_command, command, command_after, new_token, output as command_output,
     owned, signal,
 };
-pub(crate) use ask::{Ask, CAMPAIGN, Protocol};
+pub(crate) use ask::{Ask, CAMPAIGN, Protocol, framed};
 pub(crate) use authority::Authority;
 pub(crate) use clock::{Clock, preload};
 pub(crate) use cluster::Cluster;

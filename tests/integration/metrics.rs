@@ -8,8 +8,8 @@ use std::{
 };
 
 use election_agent::{
+    endpoint::Action,
     telemetry::metrics::{Answer, Format, Metrics, table::TABLE},
-    transport::Action,
 };
 use reqwest::{Method, header};
 use serde_json::{Value, json};

@@ -14,7 +14,7 @@ use tonic::transport::Endpoint;
 
 use crate::{
     clients::tool,
-    harness::{Agent, Redis, campaign, eventually, free_port},
+    harness::{Agent, Redis, campaign, eventually, framed, free_port},
 };
 
 /// A proxy; killed when dropped.
@@ -182,13 +182,10 @@ async fn rest(proxied: &Proxied, election: &str) -> Option<Value> {
 }
 
 async fn grpc_web(proxied: &Proxied, request: &CampaignRequest) -> CampaignResult {
-    let message = request.encode_to_vec();
-    let length = u32::try_from(message.len()).expect("short");
-    let framed = [&[0][..], &length.to_be_bytes(), &message].concat();
     let answer = reqwest::Client::new()
         .post(proxied.url("/grpc.election_agent.v1.Election/Campaign"))
         .header("content-type", "application/grpc-web+proto")
-        .body(framed)
+        .body(framed(&request.encode_to_vec()))
         .send()
         .await
         .expect("an answer");

@@ -15,7 +15,7 @@ use election_agent::{
     },
     peer::TrustedProxies,
     stack,
-    transport::status::{Code, Problem},
+    status::{Code, Problem},
     workers::Workers,
 };
 use http::{Method, Request};
@@ -351,7 +351,7 @@ async fn what_a_layer_refuses_is_told_in_every_protocol() {
     drop(under_way);
 
     let broken = Agent::that_panics().await;
-    seen.refuses("catch_panic", &broken, Code::Internal, |ask| ask)
+    seen.refuses("respond", &broken, Code::Internal, |ask| ask)
         .await;
 
     for layer in that_refuse() {

@@ -25,7 +25,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest,
 };
 
-use crate::harness::{Agent, Fixture, Redis, Store, campaign, eventually, free_port};
+use crate::harness::{Agent, Fixture, Redis, Store, campaign, eventually, framed, free_port};
 
 async fn agent(settings: &[(&str, &str)]) -> Agent {
     Fixture::with(Store::Memory, settings).await.agent
@@ -81,11 +81,10 @@ async fn both_ports_serve_the_same() {
 async fn grpc_web_works_over_http_1() {
     let agent = agent(&[]).await;
     let request = campaign("e", "a", 30_000).encode_to_vec();
-    let length = u32::try_from(request.len()).expect("short").to_be_bytes();
     let answer = agent
         .request(Method::POST, "/grpc.election_agent.v1.Election/Campaign")
         .header("content-type", "application/grpc-web+proto")
-        .body([&[0][..], &length, &request].concat())
+        .body(framed(&request))
         .send()
         .await
         .expect("an answer");
@@ -111,8 +110,7 @@ async fn grpc_web_is_answered_as_it_asks_and_else_as_it_has_asked() {
 
     let agent = agent(&[]).await;
     let message = campaign("e", "a", 30_000).encode_to_vec();
-    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
-    let frame = [&[0][..], &length, &message].concat();
+    let frame = framed(&message);
     let text = BASE64_STANDARD.encode(&frame).into_bytes();
     const BINARY: &str = "application/grpc-web+proto";
     const TEXT: &str = "application/grpc-web-text+proto";

@@ -250,7 +250,12 @@ impl Elections {
         let outcome = match result {
             Ok(answer) => entry(ledger, answer),
             Err(Error::StoreFull) => ledger::Outcome::StoreFull,
-            Err(_) => ledger::Outcome::Unavailable,
+            Err(Error::Denied(Denial::NoTerm)) => ledger::Outcome::Vacant,
+            Err(Error::Denied(Denial::HeldByOther)) => ledger::Outcome::Held,
+            Err(Error::Denied(Denial::StaleToken)) => ledger::Outcome::Stale,
+            Err(Error::Unavailable { .. } | Error::DeadlineExceeded | Error::Internal(_)) => {
+                ledger::Outcome::Unavailable
+            }
         };
         ledger.came_of(request, outcome);
     }
@@ -260,33 +265,29 @@ impl Elections {
         &self,
         request: Request,
         election: &ElectionId,
-        result: &Result<Result<(), Denial>, Error>,
+        result: &Result<(), Error>,
         done: impl FnOnce(&Ledger),
     ) {
-        self.enter(request, result, |ledger, answer| match answer {
-            Ok(()) => {
-                done(ledger);
-                ledger::Outcome::Done
-            }
-            Err(Denial::NoTerm) => {
-                ledger.vacant(election);
-                ledger::Outcome::Vacant
-            }
-            Err(Denial::HeldByOther) => ledger::Outcome::Held,
-            Err(Denial::StaleToken) => ledger::Outcome::Stale,
+        if let (Some(ledger), Err(Error::Denied(Denial::NoTerm))) = (&self.ledger, result) {
+            ledger.vacant(election);
+        }
+        self.enter(request, result, |ledger, ()| {
+            done(ledger);
+            ledger::Outcome::Done
         });
     }
 
-    /// Extends a term that has not lapsed; `Ok(Err(_))` says why the caller does not lead.
+    /// Extends a term that has not lapsed.
     ///
     /// # Errors
-    /// [`Error`]: it may or may not have been extended, also after all retries.
+    /// [`Error::Denied`]: the caller does not lead. Any other [`Error`]: it may or may not have been extended, also after
+    /// all retries.
     pub async fn extend(
         &self,
         extend: Extend,
         retry: Retry,
         deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
+    ) -> Result<(), Error> {
         let mut left = retry.times;
         let extended = loop {
             match self.quorum.extend(extend.clone(), deadline).await {
@@ -306,15 +307,11 @@ impl Elections {
         extended
     }
 
-    /// Gives a leadership up; `Ok(Err(_))` says why the caller does not lead.
+    /// Gives a leadership up.
     ///
     /// # Errors
-    /// [`Error`]: the election may or may not be vacant now.
-    pub async fn resign(
-        &self,
-        resign: Resign,
-        deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
+    /// [`Error::Denied`]: the caller does not lead. Any other [`Error`]: the election may or may not be vacant now.
+    pub async fn resign(&self, resign: Resign, deadline: Instant) -> Result<(), Error> {
         let resigned = self.quorum.resign(resign.clone(), deadline).await;
         self.enter_leaders(Request::Resign, &resign.election, &resigned, |ledger| {
             ledger.resigned(&resign.election, &resign.leader, resign.token);
@@ -322,17 +319,16 @@ impl Elections {
         resigned
     }
 
-    /// Moves a leadership to another candidate in one step; `Ok(Err(_))` says why it was refused. When it
-    /// is `forced`, whoever leads is replaced.
+    /// Moves a leadership to another candidate in one step. When it is `forced`, whoever leads is replaced.
     ///
     /// # Errors
-    /// [`Error`]: the old or the new leader may lead.
+    /// [`Error::Denied`]: why it was refused. Any other [`Error`]: the old or the new leader may lead.
     pub async fn handover(
         &self,
         handover: Handover,
         forced: bool,
         deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
+    ) -> Result<(), Error> {
         let names = handover.current_leader.is_some() || handover.token.is_some();
         let replaces = match handover.current_leader {
             // What names a leader may be a late duplicate, and elects nobody where there is none.
@@ -356,10 +352,10 @@ impl Elections {
             _ => None,
         };
         let moved = claimed.and_then(|claimed| match claimed {
-            Claimed::Won { .. } => Ok(Ok(())),
-            Claimed::Lost(_) => Ok(Err(Denial::HeldByOther)),
-            Claimed::TokenMismatch => Ok(Err(Denial::StaleToken)),
-            Claimed::Vacant => Ok(Err(Denial::NoTerm)),
+            Claimed::Won { .. } => Ok(()),
+            Claimed::Lost(_) => Err(Denial::HeldByOther.into()),
+            Claimed::TokenMismatch => Err(Denial::StaleToken.into()),
+            Claimed::Vacant => Err(Denial::NoTerm.into()),
             // A handover has no request id.
             Claimed::Used => Err(contradiction()),
         });

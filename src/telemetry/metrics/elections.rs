@@ -19,7 +19,7 @@ use super::{
     Registrar,
     table::{self, ELECTIONS_PER_KIND},
 };
-use crate::transport::Action;
+use crate::endpoint::Action;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Came {

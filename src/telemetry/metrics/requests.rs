@@ -19,7 +19,7 @@ use super::{
     Metrics, Registrar,
     table::{self, REFUSALS, status_name},
 };
-use crate::transport::{Action, status::Code};
+use crate::{endpoint::Action, status::Code};
 
 /// How many statuses gRPC has.
 const STATUSES: usize = 17;

@@ -9,7 +9,7 @@ use election_core::{
     lease::quorum::observer::Operation,
 };
 
-use crate::transport::Action;
+use crate::endpoint::Action;
 
 /// What all names begin with, before an underscore.
 pub const PREFIX: &str = "election_agent";

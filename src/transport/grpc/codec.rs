@@ -9,7 +9,7 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstEncoder};
 
-use crate::transport::status::{Code, Problem};
+use crate::status::{Code, Problem};
 
 /// What a message is encoded into at first, and how much is encoded before it is sent, in bytes. Most answers
 /// are far below the first; tonic's own 8 KiB would be the most that a small request takes up.

@@ -2,7 +2,7 @@
 
 use election_core::{
     election::{
-        Campaign, Denial, Handover, Leaders, List, Outcome, Retry,
+        self, Campaign, Handover, Leaders, List, Outcome, Retry,
         types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
     lease::{Extend, Lease, Resign},
@@ -10,11 +10,10 @@ use election_core::{
 use election_proto as proto;
 
 use crate::{
+    auth::gate,
     kube::{Pod, Pods, Wanted},
-    transport::{
-        status::{Problem, reason},
-        term::term,
-    },
+    status::Problem,
+    transport::{reason, term::term},
 };
 use std::time::Duration;
 
@@ -122,14 +121,17 @@ fn leader(election: &ElectionId, lease: &Lease) -> proto::Leader {
     }
 }
 
-pub(super) fn verdict(done: Result<(), Denial>) -> proto::BoolValue {
-    proto::BoolValue {
-        value: done.is_ok(),
-        reason: done
-            .err()
-            .map(|denial| reason(denial).to_owned())
-            .unwrap_or_default(),
-    }
+/// What a leader is told. That it does not lead is an answer over gRPC, and no error.
+pub(super) fn verdict(done: Result<(), gate::Error>) -> Result<proto::BoolValue, Problem> {
+    let reason = match done {
+        Ok(()) => None,
+        Err(gate::Error::Election(election::Error::Denied(denial))) => Some(reason(denial)),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(proto::BoolValue {
+        value: reason.is_none(),
+        reason: reason.unwrap_or_default().to_owned(),
+    })
 }
 
 pub(super) fn wanted(request: &proto::GetPodsRequest) -> Result<Wanted, Invalid> {

@@ -17,10 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{null, whole};
-use crate::{
-    telemetry::log::LogFilter,
-    transport::{status::Problem, term::term},
-};
+use crate::{status::Problem, telemetry::log::LogFilter, transport::term::term};
 
 /// Names an election in a path.
 #[derive(Debug, Deserialize, IntoParams)]

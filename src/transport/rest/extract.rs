@@ -1,6 +1,6 @@
 //! Reads requests, and says what is wrong with them in the words of the error table.
 
-use std::{convert::Infallible, fmt};
+use std::fmt;
 
 use axum::{
     extract::{FromRequest, FromRequestParts, OptionalFromRequest, Path, Query, Request},
@@ -12,14 +12,7 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::dto::ElectionPath;
-use crate::{
-    auth::Identity,
-    layers::deadline::Deadline,
-    transport::{
-        identity,
-        status::{Code, Problem},
-    },
-};
+use crate::status::{Code, Problem};
 
 /// A JSON body; it must be announced as `application/json`.
 pub(super) struct Json<T>(pub(super) T);
@@ -179,20 +172,4 @@ fn check_encoding(part: &str, text: &str) -> Result<(), Problem> {
             "the {part} cannot be read: percent-encode names as UTF-8, and \"%\" itself as %25"
         ),
     ))
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Deadline {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self::of(&parts.extensions))
-    }
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Identity {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        identity(&parts.extensions).cloned()
-    }
 }

@@ -14,7 +14,10 @@ use utoipa::{
 };
 
 use super::{dto, routes};
-use crate::transport::status::Code;
+use crate::{
+    endpoint::{ELECTION, ELECTION_OF_DEFAULT_KIND},
+    status::Code,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -24,12 +27,7 @@ use crate::transport::status::Code;
             term has time left; every grant carries a fencing token that only rises."
     ),
     servers((url = "/")),
-    paths(
-        routes::leader, routes::campaign, routes::extend, routes::handover, routes::resign,
-        routes::leaders, routes::pods, routes::siblings, routes::log, routes::livez, routes::readyz, routes::metrics,
-    ),
     components(schemas(ProblemDocument, dto::Leader)),
-    modifiers(&Errors, &Credentials, &DefaultKind),
     tags(
         (name = "elections", description = "Who leads, and how to become it"),
         (name = "pods", description = "Which pods of a Kubernetes Deployment are newer"),
@@ -42,7 +40,11 @@ struct Document;
 /// The document.
 #[must_use]
 pub fn document() -> utoipa::openapi::OpenApi {
-    Document::openapi()
+    let mut document = Document::openapi().merge_from(routes::described());
+    Errors.modify(&mut document);
+    Credentials.modify(&mut document);
+    DefaultKind.modify(&mut document);
+    document
 }
 
 /// The document as YAML, as `openapi/openapi_v3.yaml` has it.
@@ -60,7 +62,7 @@ pub fn yaml(document: &utoipa::openapi::OpenApi) -> String {
 #[schema(as = Problem)]
 #[expect(
     dead_code,
-    reason = "only its schema is used; crate::transport::status::Problem writes it"
+    reason = "only its schema is used; crate::status::Problem writes it"
 )]
 pub(super) struct ProblemDocument {
     /// Always about:blank: the title says what the status means.
@@ -86,7 +88,7 @@ struct DefaultKind;
 
 impl Modify for DefaultKind {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
-        let Some(with_kind) = openapi.paths.paths.get(routes::ELECTION) else {
+        let Some(with_kind) = openapi.paths.paths.get(ELECTION) else {
             return;
         };
         let mut without = with_kind.clone();
@@ -102,7 +104,7 @@ impl Modify for DefaultKind {
         openapi
             .paths
             .paths
-            .insert(routes::ELECTION_OF_DEFAULT_KIND.to_owned(), without);
+            .insert(ELECTION_OF_DEFAULT_KIND.to_owned(), without);
     }
 }
 

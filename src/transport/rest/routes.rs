@@ -6,12 +6,13 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri, header},
     middleware::{Next, from_fn},
     response::{IntoResponse, Redirect, Response},
-    routing::{get, put},
+    routing::get,
 };
 use election_core::election::types::Invalid;
 use serde_json::json;
 use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
@@ -25,60 +26,22 @@ use super::{
 };
 use crate::{
     auth::{Identity, gate::Gate},
+    endpoint::{
+        ELECTION, ELECTION_OF_DEFAULT_KIND, ELECTIONS, LIVEZ, LOG, METRICS, OPENAPI_JSON,
+        OPENAPI_YAML, PODS, READYZ, ROOT, SIBLINGS, USER_INTERFACE,
+    },
     kube::{Lookup, Wanted},
-    layers::deadline::Deadline,
     readiness::Report,
+    status::{Code, Problem},
     telemetry::{
         self,
         metrics::{Format, Metrics},
     },
-    transport::{
-        CACHE_AGE, cache_age,
-        status::{Code, Problem},
-    },
+    transport::{CACHE_AGE, cache_age, request::Deadline},
 };
 
-pub(super) const ELECTION: &str = "/election/{kind}/{name}";
-pub(super) const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
-
-/// Where people and programs begin.
-const ROOT: &str = "/";
-/// Where people go on.
-const USER_INTERFACE: &str = "/swagger-ui/";
-
-/// Whether the process works, and what says so.
-pub(crate) const LIVEZ: &str = "/livez";
+/// What says that the process works.
 pub(crate) const ALIVE: &str = "ok\n";
-
-/// Every path, for what tells of requests without the names in them.
-const PATHS: [&str; 13] = [
-    ROOT,
-    ELECTION,
-    ELECTION_OF_DEFAULT_KIND,
-    "/elections",
-    "/log",
-    "/kube/{namespace}/{deployment}/pods",
-    "/kube/{namespace}/pods/{pod}/siblings",
-    LIVEZ,
-    "/readyz",
-    "/metrics",
-    "/openapi.json",
-    "/openapi_v3.yaml",
-    USER_INTERFACE,
-];
-
-/// The route that a path takes, if there is one.
-#[must_use]
-pub fn route(path: &str) -> Option<&'static str> {
-    let segments = |path: &str| path.split('/').count();
-    let same = |(wanted, given): (&str, &str)| match wanted.starts_with('{') {
-        true => !given.is_empty(),
-        false => wanted == given,
-    };
-    PATHS.into_iter().find(|route| {
-        segments(route) == segments(path) && route.split('/').zip(path.split('/')).all(same)
-    })
-}
 
 /// What the routes answer from.
 #[derive(Debug, Clone)]
@@ -93,41 +56,54 @@ pub struct Sources {
     pub metrics: Option<Metrics>,
 }
 
+/// The paths of the API, with what the OpenAPI document says of them.
+fn api() -> OpenApiRouter<Gate> {
+    let (schemas, paths, election) = routes!(leader, campaign, extend, handover, resign);
+    OpenApiRouter::new()
+        .route(ELECTION_OF_DEFAULT_KIND, election.clone())
+        .routes((schemas, paths, election))
+        .routes(routes!(leaders))
+        .routes(routes!(log))
+        .routes(routes!(pods))
+        .routes(routes!(siblings))
+}
+
+fn probes() -> OpenApiRouter<(watch::Receiver<Report>, Lookup)> {
+    OpenApiRouter::new()
+        .routes(routes!(livez))
+        .routes(routes!(readyz))
+}
+
+fn measures() -> OpenApiRouter<Metrics> {
+    OpenApiRouter::new().routes(routes!(metrics))
+}
+
+/// What all handlers say of themselves.
+pub(super) fn described() -> OpenApi {
+    let described = api().into_openapi();
+    let described = described.merge_from(probes().into_openapi());
+    described.merge_from(measures().into_openapi())
+}
+
 /// All routes. Probes and metrics stay when the elections' routes are switched off.
 pub fn router(sources: Sources) -> Router {
-    let mut router = Router::new().route(LIVEZ, get(livez)).route(
-        "/readyz",
-        get(readyz).with_state((sources.readiness, sources.lookup)),
-    );
+    let mut router = Router::from(probes()).with_state((sources.readiness, sources.lookup));
     if let Some(metrics) = sources.metrics {
-        router = router.route("/metrics", get(self::metrics).with_state(metrics));
+        router = router.merge(Router::from(measures()).with_state(metrics));
     }
     let hint = match sources.gate {
         Some(_) => "/openapi.json lists the paths",
         None => "this agent does not serve elections over REST (EA_HTTP_ENABLE=false)",
     };
     if let Some(gate) = sources.gate {
-        let election = get(leader)
-            .post(campaign)
-            .patch(extend)
-            .put(handover)
-            .delete(resign);
-        let api = Router::new()
-            .route(ELECTION, election.clone())
-            .route(ELECTION_OF_DEFAULT_KIND, election)
-            .route("/elections", get(leaders))
-            .route("/log", put(log))
-            .route("/kube/{namespace}/{deployment}/pods", get(pods))
-            .route("/kube/{namespace}/pods/{pod}/siblings", get(siblings))
-            .with_state(gate);
         let document = openapi::document();
         let yaml = (
             [(header::CONTENT_TYPE, "application/yaml")],
             openapi::yaml(&document),
         );
         router = router
-            .merge(api)
-            .route("/openapi_v3.yaml", get(async || yaml))
+            .merge(Router::from(api()).with_state(gate))
+            .route(OPENAPI_YAML, get(async || yaml))
             .route(ROOT, get(root))
             .merge(swagger_ui(document, hint));
     }
@@ -147,7 +123,7 @@ fn swagger_ui(document: OpenApi, hint: &'static str) -> Router {
             _ => answer,
         }
     };
-    Router::from(SwaggerUi::new("/swagger-ui").url("/openapi.json", document))
+    Router::from(SwaggerUi::new(USER_INTERFACE.trim_end_matches('/')).url(OPENAPI_JSON, document))
         .route_layer(from_fn(found))
 }
 
@@ -160,12 +136,12 @@ async fn root(headers: HeaderMap) -> Response {
         return (vary, Redirect::temporary(USER_INTERFACE)).into_response();
     }
     let links = json!({
-        "elections": "/elections",
-        "openapi": "/openapi.json",
+        "elections": ELECTIONS,
+        "openapi": OPENAPI_JSON,
         "user_interface": USER_INTERFACE,
         "live": LIVEZ,
-        "ready": "/readyz",
-        "metrics": "/metrics",
+        "ready": READYZ,
+        "metrics": METRICS,
     });
     (vary, Answer(links)).into_response()
 }
@@ -190,7 +166,7 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
 
 /// Tells who leads the election.
 #[utoipa::path(
-    get, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
+    get, path = ELECTION, tag = "elections", params(ElectionPath),
     responses((status = 200, description = "The election is held", body = Leader), (status = 404))
 )]
 pub(super) async fn leader(
@@ -206,7 +182,7 @@ pub(super) async fn leader(
 
 /// Asks to become the leader; never waits for the election to become vacant.
 #[utoipa::path(
-    post, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
+    post, path = ELECTION, tag = "elections", params(ElectionPath),
     request_body = CampaignRequest,
     responses((status = 200, description = "The caller leads, or another does", body = CampaignResult),
         (status = 409))
@@ -227,7 +203,7 @@ pub(super) async fn campaign(
 
 /// Extends the leader's term, counted from now; never revives one that has lapsed.
 #[utoipa::path(
-    patch, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
+    patch, path = ELECTION, tag = "elections", params(ElectionPath),
     request_body = ExtendRequest,
     responses((status = 200, description = "The term is extended", body = Done),
         (status = 404), (status = 409))
@@ -241,13 +217,13 @@ pub(super) async fn extend(
 ) -> Result<Answer<Done>, Problem> {
     let (extend, retry) = request.extend(election, gate.max_term())?;
     gate.extend(&caller, extend, retry, deadline.instant())
-        .await??;
+        .await?;
     Ok(Answer(Done::YES))
 }
 
 /// Moves the leadership to another candidate in one step, with a new token.
 #[utoipa::path(
-    put, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath),
+    put, path = ELECTION, tag = "elections", params(ElectionPath),
     request_body = HandoverRequest,
     responses((status = 200, description = "The new leader leads", body = Done), (status = 404),
         (status = 409))
@@ -260,14 +236,13 @@ pub(super) async fn handover(
     Json(request): Json<HandoverRequest>,
 ) -> Result<Answer<Done>, Problem> {
     let handover = request.handover(election, gate.max_term())?;
-    gate.handover(&caller, handover, deadline.instant())
-        .await??;
+    gate.handover(&caller, handover, deadline.instant()).await?;
     Ok(Answer(Done::YES))
 }
 
 /// Gives the leadership up. The leader is named in the query or in a JSON body.
 #[utoipa::path(
-    delete, path = "/election/{kind}/{name}", tag = "elections", params(ElectionPath, ResignRequest),
+    delete, path = ELECTION, tag = "elections", params(ElectionPath, ResignRequest),
     request_body = ResignRequest,
     responses((status = 200, description = "The election is vacant", body = Done),
         (status = 404), (status = 409))
@@ -308,13 +283,13 @@ pub(super) async fn resign(
         }
     };
     gate.resign(&caller, request.resign(election)?, deadline.instant())
-        .await??;
+        .await?;
     Ok(Answer(Done::YES))
 }
 
 /// Lists the leaders of a kind's elections, page by page.
 #[utoipa::path(
-    get, path = "/elections", tag = "elections", params(ListQuery),
+    get, path = ELECTIONS, tag = "elections", params(ListQuery),
     responses((status = 200, description = "A page of leaders", body = Leaders))
 )]
 pub(super) async fn leaders(
@@ -331,7 +306,7 @@ pub(super) async fn leaders(
 
 /// Lists the pods of a Deployment with the revision each belongs to, the newest first.
 #[utoipa::path(
-    get, path = "/kube/{namespace}/{deployment}/pods", tag = "pods", params(DeploymentPath),
+    get, path = PODS, tag = "pods", params(DeploymentPath),
     responses((status = 200, description = "The pods", body = Pods,
         headers(("x-election-agent-cache-age" = u64, description = "How old this is at the most, in ms"))),
         (status = 404), (status = 501))
@@ -347,7 +322,7 @@ pub(super) async fn pods(
 
 /// Lists a pod's siblings: the pods of its Deployment, itself among them.
 #[utoipa::path(
-    get, path = "/kube/{namespace}/pods/{pod}/siblings", tag = "pods", params(PodPath),
+    get, path = SIBLINGS, tag = "pods", params(PodPath),
     responses((status = 200, description = "The pods", body = Pods,
         headers(("x-election-agent-cache-age" = u64, description = "How old this is at the most, in ms"))),
         (status = 404), (status = 501))
@@ -375,7 +350,7 @@ async fn tell_pods(
 
 /// Changes what this agent logs, until it is changed again or the agent ends. Policies must permit the action admin.
 #[utoipa::path(
-    put, path = "/log", tag = "administration", request_body = LogLevel,
+    put, path = LOG, tag = "administration", request_body = LogLevel,
     responses((status = 200, description = "It is logged so from now on", body = LogLevel), (status = 501))
 )]
 pub(super) async fn log(
@@ -397,7 +372,7 @@ pub(super) async fn log(
 
 /// Answers as long as the process works.
 #[utoipa::path(
-    get, path = "/livez", tag = "operations",
+    get, path = LIVEZ, tag = "operations",
     responses((status = 200, description = "The process works", body = String, content_type = "text/plain"))
 )]
 pub(super) async fn livez() -> &'static str {
@@ -406,7 +381,7 @@ pub(super) async fn livez() -> &'static str {
 
 /// Tells whether a quorum of lease nodes answers, and which node does not.
 #[utoipa::path(
-    get, path = "/readyz", tag = "operations",
+    get, path = READYZ, tag = "operations",
     responses((status = 200, description = "The agent can answer", body = Readiness),
         (status = 503, description = "Too few lease nodes answer, or the agent is shutting down",
             body = NotReady, content_type = "application/problem+json"))
@@ -438,7 +413,7 @@ pub(super) async fn readyz(
 
 /// The agent's metrics: as OpenMetrics to who accepts that, else as Prometheus text.
 #[utoipa::path(
-    get, path = "/metrics", tag = "operations",
+    get, path = METRICS, tag = "operations",
     responses((status = 200, description = "The metrics, which docs/METRICS.md lists", content(
         (String = "text/plain; version=0.0.4; charset=utf-8"),
         (String = "application/openmetrics-text; version=1.0.0; charset=utf-8")
@@ -459,6 +434,13 @@ pub(super) async fn metrics(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::endpoint::Endpoint;
+
+    fn route(path: &str) -> Option<&'static str> {
+        let mut request = Request::new(());
+        *request.uri_mut() = Uri::builder().path_and_query(path).build().expect("a path");
+        Endpoint::of(&request).route
+    }
 
     #[test]
     fn every_documented_path_has_its_route_without_names() {

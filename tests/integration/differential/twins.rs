@@ -314,7 +314,7 @@ fn campaign(guard: u64, n: u64) -> Grant {
         election: election(),
         candidate: candidate(),
         token: token(n),
-        attempt: n,
+        grant_id: n,
         term: term(),
         value: Value::default(),
         request_id: RequestId::new("").expect("valid"),

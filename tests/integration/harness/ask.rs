@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use election_agent::transport::status;
+use election_agent::status;
 use http::{HeaderMap, Method, Version};
 use prost::Message as _;
 use serde_json::json;
@@ -11,6 +11,12 @@ use tonic::Code;
 use super::campaign;
 
 pub(crate) const CAMPAIGN: &str = "/grpc.election_agent.v1.Election/Campaign";
+
+/// A gRPC message with its length before it, as gRPC-Web has it, too.
+pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).expect("short");
+    [&[0][..], &length.to_be_bytes(), message].concat()
+}
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Protocol {
@@ -48,9 +54,7 @@ impl Ask {
                     _ => "application/grpc-web+proto",
                 };
                 let message = campaign(election, candidate, term).encode_to_vec();
-                let length = u32::try_from(message.len()).expect("short").to_be_bytes();
-                let frame = [&[0][..], &length, &message].concat();
-                (CAMPAIGN.to_owned(), content_type, frame)
+                (CAMPAIGN.to_owned(), content_type, framed(&message))
             }
             Protocol::Rest => {
                 let body = json!({"candidate": candidate, "term": term});

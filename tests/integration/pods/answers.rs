@@ -9,7 +9,8 @@ use tonic::Code;
 
 use super::{LONG, agent, eventually_web, filled, get_pods, names, server, web};
 use crate::harness::{
-    ApiServer, Ask, Protocol, Right, eventually, eventually_within, fixtures, rollout::Rollout,
+    ApiServer, Ask, Protocol, Right, eventually, eventually_within, fixtures, framed,
+    rollout::Rollout,
 };
 
 const GET_PODS: &str = "/grpc.election_agent.v1.Election/GetPods";
@@ -209,8 +210,7 @@ async fn an_answer_says_how_old_it_is_in_its_headers_and_over_grpc_in_its_traile
         pod_name: String::new(),
     }
     .encode_to_vec();
-    let length = u32::try_from(message.len()).expect("short").to_be_bytes();
-    let frame = [&[0][..], &length, &message].concat();
+    let frame = framed(&message);
     let age = |headers: &http::HeaderMap| {
         let age = headers.get("x-election-agent-cache-age");
         let age: Option<u64> = age.and_then(|age| age.to_str().ok()?.parse().ok());

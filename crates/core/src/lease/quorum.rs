@@ -83,9 +83,13 @@ impl Options {
     }
 }
 
-/// Why there is no answer.
+/// Why a request came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
+    /// A quorum refused a leader's request: the caller does not lead, and nothing was changed. Every other error but
+    /// [`StoreFull`](Self::StoreFull) leaves the outcome unknown.
+    #[error(transparent)]
+    Denied(#[from] Denial),
     /// No quorum agreed: the outcome is not known.
     #[error("{reason}")]
     Unavailable {
@@ -283,28 +287,20 @@ impl Quorum {
         drive.finish().await;
     }
 
-    /// Extends a leader's term; `Ok(Err(_))` says why not.
+    /// Extends a leader's term.
     ///
     /// # Errors
-    /// [`Error`]: not known; the term may or may not have been extended.
-    pub async fn extend(
-        &self,
-        extend: Extend,
-        deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
+    /// [`Error::Denied`]: not extended. Any other [`Error`]: not known; the term may or may not have been extended.
+    pub async fn extend(&self, extend: Extend, deadline: Instant) -> Result<(), Error> {
         let machine = Extending::new(extend, Instant::now(), deadline, &*self.inner);
         self.decide(Drive::begin(self, machine, deadline)).await
     }
 
-    /// Gives a leadership up; `Ok(Err(_))` says why not.
+    /// Gives a leadership up.
     ///
     /// # Errors
-    /// [`Error`]: not known; the leader may or may not have resigned.
-    pub async fn resign(
-        &self,
-        resign: Resign,
-        deadline: Instant,
-    ) -> Result<Result<(), Denial>, Error> {
+    /// [`Error::Denied`]: there is none. Any other [`Error`]: not known; the leader may or may not have resigned.
+    pub async fn resign(&self, resign: Resign, deadline: Instant) -> Result<(), Error> {
         let machine = Resigning::new(resign, Instant::now(), deadline);
         self.decide(Drive::begin(self, machine, deadline)).await
     }

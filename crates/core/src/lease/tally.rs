@@ -284,13 +284,20 @@ pub(super) enum Done {
 }
 
 /// Why a leader's request was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
     /// The election is vacant.
+    #[error(
+        "the election is vacant: the term has lapsed, was given up, or never was; campaign again"
+    )]
     NoTerm,
     /// Another candidate leads.
+    #[error("another candidate leads the election")]
     HeldByOther,
     /// The candidate leads, but with another token.
+    #[error(
+        "the token is not the leader's current one: another process has campaigned under this name since"
+    )]
     StaleToken,
 }
 

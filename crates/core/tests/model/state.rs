@@ -130,7 +130,7 @@ impl Request {
                 _ => Wanted::Answered,
             }),
             Self::Extend(extending) => wanted(extending, event, now, view, |answer| match answer {
-                Ok(Ok(())) => Wanted::Extended,
+                Ok(()) => Wanted::Extended,
                 _ => Wanted::Answered,
             }),
             Self::Resign(resigning) => wanted(resigning, event, now, view, |_| Wanted::Answered),

@@ -221,14 +221,14 @@ impl Candidate {
         let retry = Retry::new(self.rng.i64(0..3), 50).expect("in range");
         let answer = agent.elections.extend(request, retry, asked + DEADLINE);
         match self.or_gives_up(answer).await {
-            Some(Ok(Ok(()))) => {
+            Some(Ok(())) => {
                 let until = asked + term.duration() - term.drift();
                 if until > Instant::now() {
                     self.record.extended(&self.name, until);
                 }
                 Some(Ok(until))
             }
-            Some(Ok(Err(denial))) => {
+            Some(Err(Error::Denied(denial))) => {
                 self.record.refused(&self.name, denied(denial));
                 Some(Err(()))
             }
@@ -251,7 +251,7 @@ impl Candidate {
         let agent = self.agent();
         let answer = agent.elections.resign(request, Instant::now() + DEADLINE);
         match self.or_gives_up(answer).await {
-            Some(Ok(_)) => {}
+            Some(Ok(()) | Err(Error::Denied(_))) => {}
             Some(Err(_)) | None => self.record.unknown(&self.name, "resignation"),
         }
     }
@@ -274,12 +274,12 @@ impl Candidate {
             .handover(request, false, Instant::now() + DEADLINE);
         let answer = self.or_gives_up(answer).await;
         let lasts = Instant::now() + agent.vote + slowly(term);
-        if agent.is_dead() || matches!(answer, Some(Ok(Ok(())))) {
+        if agent.is_dead() || matches!(answer, Some(Ok(()))) {
             self.record.may_lead(&to, lasts);
         }
         agent.asked(&to, lasts);
         match answer {
-            Some(Ok(_)) => {}
+            Some(Ok(()) | Err(Error::Denied(_))) => {}
             Some(Err(_)) | None => self.record.unknown(&self.name, "handover"),
         }
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use election_core::{
     election::{
-        Campaign, Denial, Error, Outcome,
+        Campaign, Error, Outcome,
         types::{Candidate as Name, RequestId, Term, Token, Value},
     },
     lease::{Extend, Resign},
@@ -147,7 +147,7 @@ impl Scene {
         token: Option<Token>,
         term: i64,
         patience: Duration,
-    ) -> Result<Result<(), Denial>, Error> {
+    ) -> Result<(), Error> {
         let asked = Instant::now();
         let term = Term::from_millis(term, agent.longest).expect("in range");
         let request = Extend {
@@ -158,7 +158,7 @@ impl Scene {
         };
         let answer = agent.quorum.extend(request, asked + patience).await;
         let until = asked + term.duration() - term.drift();
-        if answer == Ok(Ok(())) && until > Instant::now() {
+        if answer == Ok(()) && until > Instant::now() {
             self.record.extended(name, until);
         }
         answer
@@ -173,7 +173,7 @@ impl Scene {
         };
         let deadline = Instant::now() + PATIENCE;
         let resigned = agent.elections.resign(request, deadline).await;
-        assert_eq!(resigned, Ok(Ok(())), "{name} resigns");
+        assert_eq!(resigned, Ok(()), "{name} resigns");
     }
 
     /// Nobody is said to lead.

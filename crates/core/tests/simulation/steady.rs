@@ -127,7 +127,7 @@ impl Steady {
         };
         let deadline = Instant::now() + Duration::from_secs(3);
         let resigned = self.agent.elections.resign(resign, deadline).await;
-        assert_eq!(resigned, Ok(Ok(())), "{}", self.record.history());
+        assert_eq!(resigned, Ok(()), "{}", self.record.history());
         sleep_until(deadline).await;
     }
 
@@ -187,7 +187,7 @@ impl Steady {
         };
         let deadline = asked + Duration::from_secs(3);
         let extended = self.agent.quorum.extend(request, deadline).await;
-        if extended != Ok(Ok(())) {
+        if extended != Ok(()) {
             let status = self.agent.quorum.status().await;
             for (server, status) in self.servers.iter().zip(status) {
                 let held = server.memory().read(&election()).await;
@@ -197,7 +197,7 @@ impl Steady {
         }
         assert_eq!(
             extended,
-            Ok(Ok(())),
+            Ok(()),
             "the leader loses its lease although one server alone hangs:\n{}",
             self.record.history()
         );

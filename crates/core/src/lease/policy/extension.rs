@@ -11,7 +11,7 @@ use crate::{
         Extend, ExtendReply, Incarnation, Lease, Onto, Reading, Repair,
         quorum::{Error, too_slow, undecided},
         rules::{Rule, holds},
-        tally::{Denial, Done, Extensions, Verdict},
+        tally::{Done, Extensions, Verdict},
     },
 };
 
@@ -58,7 +58,7 @@ enum Mend {
     Join,
 }
 
-type Answer = Result<Result<(), Denial>, Error>;
+type Answer = Result<(), Error>;
 type Steps = Vec<Step<Answer>>;
 
 const EXTEND: u32 = 0;
@@ -112,7 +112,7 @@ impl Extending {
     /// The extension is made, and is worth something if it is still in force.
     fn extended(&mut self, now: Instant, steps: &mut Steps) {
         let answer = match now < self.lapses() {
-            true => Ok(Ok(())),
+            true => Ok(()),
             false => Err(too_slow()),
         };
         self.answer(answer, steps);
@@ -136,7 +136,7 @@ impl Extending {
                 }
                 Verdict::Decided(Done::No(denial)) => {
                     self.phase = Phase::Done;
-                    return self.answer(Ok(Err(denial)), steps);
+                    return self.answer(Err(denial.into()), steps);
                 }
                 Verdict::NoQuorumPossible if self.votes.is_unrecorded() && self.tag == EXTEND => {
                     self.phase = Phase::CheckingHealth;

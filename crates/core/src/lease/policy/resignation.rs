@@ -26,7 +26,7 @@ pub struct Resigning {
     answered: bool,
 }
 
-type Answer = Result<Result<(), Denial>, Error>;
+type Answer = Result<(), Error>;
 type Steps = Vec<Step<Answer>>;
 
 const READ: u32 = 0;
@@ -99,8 +99,8 @@ impl Resigning {
                 self.resign.token = Some(lease.token);
                 return self.ask(view, steps);
             }
-            Verdict::Decided(Some(_)) => Ok(Err(Denial::HeldByOther)),
-            Verdict::Decided(None) => Ok(Err(Denial::NoTerm)),
+            Verdict::Decided(Some(_)) => Err(Denial::HeldByOther.into()),
+            Verdict::Decided(None) => Err(Denial::NoTerm.into()),
             Verdict::Open | Verdict::NoQuorumPossible => {
                 Err(undecided(view.electorate(), self.deadline, now))
             }
@@ -118,8 +118,8 @@ impl Resigning {
         }
         let answer = match votes.verdict() {
             Verdict::Open => return,
-            Verdict::Decided(Done::No(denial)) => Ok(Err(denial)),
-            Verdict::Decided(_) => Ok(Ok(())),
+            Verdict::Decided(Done::No(denial)) => Err(denial.into()),
+            Verdict::Decided(_) => Ok(()),
             Verdict::NoQuorumPossible => Err(undecided(view.electorate(), self.deadline, now)),
         };
         self.answer(answer, steps);

@@ -42,7 +42,7 @@ pub(crate) async fn shorter_extension() {
     let agent = scene.agent_of(LONGEST, SECOND).await;
     let token = scene.wins_without(&agent, "c1", 6_000, &[]).await;
     let extended = scene.extend(&agent, "c1", Some(token), 1_050, SECOND).await;
-    assert_eq!(extended, Ok(Ok(())));
+    assert_eq!(extended, Ok(()));
     scene.campaigns_while_leads(&agent, "c2", "c1").await;
 }
 

@@ -201,7 +201,7 @@ pub(crate) async fn repair_after_the_resignation() {
     let token = scene.wins_without(&agent, "c1", 6_000, &[2]).await;
     agent.handles[2].plan(To::Repair, Fate::Late(ms(500), Duration::ZERO));
     let extended = scene.extend(&agent, "c1", Some(token), 6_000, SECOND).await;
-    assert_eq!(extended, Ok(Ok(())));
+    assert_eq!(extended, Ok(()));
     sleep(ms(100)).await;
     agent.handles[0].plan(To::Resign, Fate::Lost);
     scene.resign(&agent, "c1", token).await;
@@ -216,7 +216,7 @@ pub(crate) async fn server_lacks_the_lease() {
     let token = scene.wins_without(&agent, "c1", 6_000, &[2]).await;
     for _ in 0..2 {
         let extended = scene.extend(&agent, "c1", Some(token), 6_000, SECOND).await;
-        assert_eq!(extended, Ok(Ok(())));
+        assert_eq!(extended, Ok(()));
         sleep(ms(100)).await;
     }
     let leader = leader_at(&scene.servers[2]).await;

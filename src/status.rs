@@ -1,4 +1,5 @@
-//! The one error table: every layer and every transport answers from it.
+//! The one error table: every layer and every transport answers from it. Which rows the errors of elections, policies
+//! and pods are, [`crate::transport`] says.
 
 use std::time::Duration;
 
@@ -6,13 +7,11 @@ use axum::{
     body::Body,
     response::{IntoResponse, Response},
 };
-use election_core::election::{self, Denial, types::Invalid};
 use http::{HeaderValue, StatusCode, header};
 use serde_json::{Map, Value, json};
 use tonic::{Status, metadata::MetadataValue};
 
-use super::Protocol;
-use crate::{auth::gate, kube};
+use crate::endpoint::Protocol;
 
 macro_rules! table {
     ($($(#[doc = $doc:literal])+ $code:ident => $grpc:ident, $http:ident;)+) => {
@@ -221,104 +220,4 @@ impl From<Problem> for Status {
 /// 429 always tells when to come back.
 fn default_retry(code: Code) -> Option<Duration> {
     (code.http() == StatusCode::TOO_MANY_REQUESTS).then_some(Duration::from_secs(1))
-}
-
-impl From<Invalid> for Problem {
-    fn from(invalid: Invalid) -> Self {
-        Self::new(Code::InvalidArgument, invalid.0)
-    }
-}
-
-impl From<election::Error> for Problem {
-    fn from(error: election::Error) -> Self {
-        match error {
-            election::Error::DeadlineExceeded => {
-                Self::new(Code::DeadlineExceeded, error.to_string())
-            }
-            election::Error::StoreFull => Self::new(Code::StoreFull, error.to_string()),
-            election::Error::Internal(reason) => {
-                tracing::error!(
-                    reason,
-                    "a request failed, and will however often it is retried"
-                );
-                Self::new(Code::Internal, reason)
-            }
-            election::Error::Unavailable {
-                reason,
-                retry_after,
-            } => Self {
-                retry_after,
-                ..Self::new(Code::Unavailable, reason)
-            },
-        }
-    }
-}
-
-impl From<gate::Error> for Problem {
-    fn from(error: gate::Error) -> Self {
-        match error {
-            gate::Error::Denied(what) => Self::new(Code::PermissionDenied, what),
-            gate::Error::OverQuota {
-                message,
-                setting,
-                limit,
-            } => Self::new(Code::OverQuota, message)
-                .with("setting", setting)
-                .with("limit", limit),
-            gate::Error::Election(error) => error.into(),
-            gate::Error::Pods(error) => error.into(),
-        }
-    }
-}
-
-impl Problem {
-    /// A campaign that repeats one that was granted, and is over.
-    #[must_use]
-    pub fn request_id_used() -> Self {
-        Self::new(
-            Code::Conflict,
-            "`request_id` is that of a campaign that was granted before, and whose term is over: give every attempt \
-             to get elected an id of its own",
-        )
-    }
-}
-
-impl From<kube::Error> for Problem {
-    fn from(error: kube::Error) -> Self {
-        let code = match error {
-            kube::Error::Disabled(_) => Code::Disabled,
-            kube::Error::NotFound(_) => Code::NotFound,
-            kube::Error::Unavailable(_) => Code::Unavailable,
-            kube::Error::DeadlineExceeded => Code::DeadlineExceeded,
-        };
-        Self::new(code, error.to_string())
-    }
-}
-
-/// The word of a refusal that both transports give: `reason` of BoolValue and of the problem document.
-#[must_use]
-pub fn reason(denial: Denial) -> &'static str {
-    match denial {
-        Denial::NoTerm => "NO_TERM",
-        Denial::HeldByOther => "HELD_BY_OTHER",
-        Denial::StaleToken => "STALE_TOKEN",
-    }
-}
-
-impl From<Denial> for Problem {
-    fn from(denial: Denial) -> Self {
-        let (code, message) = match denial {
-            Denial::NoTerm => (
-                Code::NotFound,
-                "the election is vacant: the term has lapsed, was given up, or never was; campaign again",
-            ),
-            Denial::HeldByOther => (Code::Conflict, "another candidate leads the election"),
-            Denial::StaleToken => (
-                Code::Conflict,
-                "the token is not the leader's current one: another process has campaigned under this \
-                 name since",
-            ),
-        };
-        Self::new(code, message).with("reason", reason(denial))
-    }
 }

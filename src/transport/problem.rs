@@ -1,0 +1,102 @@
+//! Which row of the error table an error of the domain is.
+
+use election_core::election::{self, Denial, types::Invalid};
+
+use crate::{
+    auth::gate,
+    kube,
+    status::{Code, Problem},
+};
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        Self::new(Code::InvalidArgument, invalid.0)
+    }
+}
+
+impl From<election::Error> for Problem {
+    fn from(error: election::Error) -> Self {
+        match error {
+            election::Error::Denied(denial) => denial.into(),
+            election::Error::DeadlineExceeded => {
+                Self::new(Code::DeadlineExceeded, error.to_string())
+            }
+            election::Error::StoreFull => Self::new(Code::StoreFull, error.to_string()),
+            election::Error::Internal(reason) => {
+                tracing::error!(
+                    reason,
+                    "a request failed, and will however often it is retried"
+                );
+                Self::new(Code::Internal, reason)
+            }
+            election::Error::Unavailable {
+                reason,
+                retry_after,
+            } => Self {
+                retry_after,
+                ..Self::new(Code::Unavailable, reason)
+            },
+        }
+    }
+}
+
+impl From<gate::Error> for Problem {
+    fn from(error: gate::Error) -> Self {
+        match error {
+            gate::Error::Denied(what) => Self::new(Code::PermissionDenied, what),
+            gate::Error::OverQuota {
+                message,
+                setting,
+                limit,
+            } => Self::new(Code::OverQuota, message)
+                .with("setting", setting)
+                .with("limit", limit),
+            gate::Error::Election(error) => error.into(),
+            gate::Error::Pods(error) => error.into(),
+        }
+    }
+}
+
+impl Problem {
+    /// A campaign that repeats one that was granted, and is over.
+    #[must_use]
+    pub fn request_id_used() -> Self {
+        Self::new(
+            Code::Conflict,
+            "`request_id` is that of a campaign that was granted before, and whose term is over: give every attempt \
+             to get elected an id of its own",
+        )
+    }
+}
+
+impl From<kube::Error> for Problem {
+    fn from(error: kube::Error) -> Self {
+        let code = match error {
+            kube::Error::Disabled(_) => Code::Disabled,
+            kube::Error::NotFound(_) => Code::NotFound,
+            kube::Error::Unavailable(_) => Code::Unavailable,
+            kube::Error::DeadlineExceeded => Code::DeadlineExceeded,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+/// The word of a refusal that both transports give: `reason` of BoolValue and of the problem document.
+#[must_use]
+pub fn reason(denial: Denial) -> &'static str {
+    match denial {
+        Denial::NoTerm => "NO_TERM",
+        Denial::HeldByOther => "HELD_BY_OTHER",
+        Denial::StaleToken => "STALE_TOKEN",
+    }
+}
+
+impl From<Denial> for Problem {
+    fn from(denial: Denial) -> Self {
+        let code = match denial {
+            Denial::NoTerm => Code::NotFound,
+            Denial::HeldByOther | Denial::StaleToken => Code::Conflict,
+        };
+        Self::new(code, denial.to_string()).with("reason", reason(denial))
+    }
+}
