@@ -108,7 +108,7 @@ fn found_at_random(rule: Rule, seeds: u64) -> Option<u64> {
     })
 }
 
-const SAFETY: &str = include_str!("../../docs/SAFETY.md");
+const SAFETY: &str = include_str!("../../../../docs/SAFETY.md");
 
 /// `SIM_RULE_SEEDS` says how many random runs are tried for each rule, beside its scenario.
 #[test]
