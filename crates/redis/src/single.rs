@@ -1,6 +1,6 @@
 //! Connections to one Redis server that mend themselves.
 //!
-//! Each of the [`Askers`] has a connection of its own, which it alone uses and drives. A supervisor task owns them: it opens them together, sees whether all lead to
+//! Each of the [`Askers`](super::Askers) has a connection of its own, which it alone uses and drives. A supervisor task owns them: it opens them together, sees whether all lead to
 //! one server that is what it must be and has the scripts, publishes the connections, and pings them. When one
 //! breaks (a request saw an I/O error, or a ping did) the server is gone or was replaced: all are withdrawn and
 //! opened anew, at once and then with growing, jittered pauses. When some say nothing while others are answered,
