@@ -4,8 +4,9 @@ mod dto;
 mod extract;
 mod null;
 pub mod openapi;
+mod router;
 mod routes;
 mod whole;
 
+pub use router::{Sources, router};
 pub(crate) use routes::ALIVE;
-pub use routes::{Sources, router};

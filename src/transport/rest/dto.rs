@@ -426,13 +426,39 @@ pub(super) struct Readiness {
 pub(super) struct NotReady {
     #[schema(inline)]
     #[serde(flatten)]
-    problem: super::openapi::ProblemDocument,
+    problem: ProblemDocument,
     /// How many lease nodes have to answer.
     needed: usize,
     /// The lease nodes.
     nodes: Vec<Node>,
     /// The lookup of pods.
     pods: PodLookup,
+}
+
+/// An [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem document.
+#[derive(ToSchema)]
+#[schema(as = Problem)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used; crate::status::Problem writes it"
+)]
+pub(super) struct ProblemDocument {
+    /// Always about:blank: the title says what the status means.
+    r#type: String,
+    /// The HTTP status in words.
+    title: String,
+    /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
+    status: u16,
+    /// What is wrong and what to change.
+    detail: String,
+    /// The same as detail.
+    message: String,
+    /// The row of the error table.
+    code: String,
+    /// Why a leader's request was refused: NO_TERM, HELD_BY_OTHER or STALE_TOKEN.
+    #[schema(nullable = false)]
+    reason: Option<String>,
 }
 
 /// A lease node as the agent sees it.

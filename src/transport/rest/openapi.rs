@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 use utoipa::{
-    Modify, OpenApi, ToSchema,
+    Modify, OpenApi,
     openapi::{
         ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder,
         path::{Operation, PathItem},
@@ -27,7 +27,7 @@ use crate::{
             term has time left; every grant carries a fencing token that only rises."
     ),
     servers((url = "/")),
-    components(schemas(ProblemDocument, dto::Leader)),
+    components(schemas(dto::ProblemDocument, dto::Leader)),
     tags(
         (name = "elections", description = "Who leads, and how to become it"),
         (name = "pods", description = "Which pods of a Kubernetes Deployment are newer"),
@@ -55,32 +55,6 @@ pub fn yaml(document: &utoipa::openapi::OpenApi) -> String {
         reason = "a tree of strings and numbers always serializes"
     )]
     document.to_yaml().expect("the document serializes")
-}
-
-/// An [RFC 9457](https://www.rfc-editor.org/rfc/rfc9457) problem document.
-#[derive(ToSchema)]
-#[schema(as = Problem)]
-#[expect(
-    dead_code,
-    reason = "only its schema is used; crate::status::Problem writes it"
-)]
-pub(super) struct ProblemDocument {
-    /// Always about:blank: the title says what the status means.
-    r#type: String,
-    /// The HTTP status in words.
-    title: String,
-    /// The HTTP status.
-    #[schema(minimum = 400, maximum = 599)]
-    status: u16,
-    /// What is wrong and what to change.
-    detail: String,
-    /// The same as detail.
-    message: String,
-    /// The row of the error table.
-    code: String,
-    /// Why a leader's request was refused: NO_TERM, HELD_BY_OTHER or STALE_TOKEN.
-    #[schema(nullable = false)]
-    reason: Option<String>,
 }
 
 /// The election routes exist without the kind, too.

@@ -1,0 +1,153 @@
+//! All HTTP routes, with the OpenAPI document and its user interface.
+
+use axum::{
+    Json as Answer, Router,
+    extract::Request,
+    http::{HeaderMap, Method, StatusCode, Uri, header},
+    middleware::{Next, from_fn},
+    response::{IntoResponse, Redirect, Response},
+    routing::get,
+};
+use serde_json::json;
+use tokio::sync::watch;
+use utoipa::openapi::OpenApi;
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::{openapi, routes};
+use crate::{
+    auth::gate::Gate,
+    endpoint::{
+        ELECTIONS, LIVEZ, METRICS, OPENAPI_JSON, OPENAPI_YAML, READYZ, ROOT, USER_INTERFACE,
+    },
+    kube::Lookup,
+    readiness::Report,
+    status::{Code, Problem},
+    telemetry::metrics::Metrics,
+};
+
+/// What the routes answer from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// The door to the elections; `None` when their routes are switched off.
+    pub gate: Option<Gate>,
+    /// Whether the agent is ready.
+    pub readiness: watch::Receiver<Report>,
+    /// How the lookup of pods does.
+    pub lookup: Lookup,
+    /// The metrics; `None` when they are switched off.
+    pub metrics: Option<Metrics>,
+}
+
+/// All routes. Probes and metrics stay when the elections' routes are switched off.
+pub fn router(sources: Sources) -> Router {
+    let mut router = Router::from(routes::probes()).with_state((sources.readiness, sources.lookup));
+    if let Some(metrics) = sources.metrics {
+        router = router.merge(Router::from(routes::measures()).with_state(metrics));
+    }
+    let hint = match sources.gate {
+        Some(_) => "/openapi.json lists the paths",
+        None => "this agent does not serve elections over REST (EA_HTTP_ENABLE=false)",
+    };
+    if let Some(gate) = sources.gate {
+        let document = openapi::document();
+        let yaml = (
+            [(header::CONTENT_TYPE, "application/yaml")],
+            openapi::yaml(&document),
+        );
+        router = router
+            .merge(Router::from(routes::api()).with_state(gate))
+            .route(OPENAPI_YAML, get(async || yaml))
+            .route(ROOT, get(root))
+            .merge(swagger_ui(document, hint));
+    }
+    router
+        .fallback(move |uri: Uri| async move { not_found(&uri, hint) })
+        .method_not_allowed_fallback(method_not_allowed)
+}
+
+/// Swagger UI and the document it shows. What it does not have is told as elsewhere: its own answer has no
+/// body.
+fn swagger_ui(document: OpenApi, hint: &'static str) -> Router {
+    let found = move |request: Request, next: Next| async move {
+        let uri = request.uri().clone();
+        let answer = next.run(request).await;
+        match answer.status() {
+            StatusCode::NOT_FOUND => not_found(&uri, hint).into_response(),
+            _ => answer,
+        }
+    };
+    Router::from(SwaggerUi::new(USER_INTERFACE.trim_end_matches('/')).url(OPENAPI_JSON, document))
+        .route_layer(from_fn(found))
+}
+
+/// Leads browsers to the user interface, and tells programs where things are.
+async fn root(headers: HeaderMap) -> Response {
+    let accepts = headers.get(header::ACCEPT);
+    let accepts = accepts.and_then(|accepts| accepts.to_str().ok());
+    let vary = [(header::VARY, "accept")];
+    if accepts.is_some_and(|accepts| accepts.contains("text/html")) {
+        return (vary, Redirect::temporary(USER_INTERFACE)).into_response();
+    }
+    let links = json!({
+        "elections": ELECTIONS,
+        "openapi": OPENAPI_JSON,
+        "user_interface": USER_INTERFACE,
+        "live": LIVEZ,
+        "ready": READYZ,
+        "metrics": METRICS,
+    });
+    (vary, Answer(links)).into_response()
+}
+
+fn not_found(uri: &Uri, hint: &str) -> Problem {
+    let path = uri.path();
+    Problem::new(
+        Code::NotFound,
+        format!("there is nothing at {path}: {hint}"),
+    )
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    Problem::new(
+        Code::MethodNotAllowed,
+        format!(
+            "{} has no {method}: the Allow header lists its methods",
+            uri.path()
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Endpoint;
+
+    fn route(path: &str) -> Option<&'static str> {
+        let mut request = Request::new(());
+        *request.uri_mut() = Uri::builder().path_and_query(path).build().expect("a path");
+        Endpoint::of(&request).route
+    }
+
+    #[test]
+    fn every_documented_path_has_its_route_without_names() {
+        let document = openapi::document();
+        assert!(!document.paths.paths.is_empty());
+        for template in document.paths.paths.keys() {
+            let path = template.replace(['{', '}'], "");
+            assert_eq!(route(&path), Some(template.as_str()));
+        }
+        assert_eq!(route("/election/a"), Some(ELECTION_OF_DEFAULT_KIND));
+        assert_eq!(route("/"), Some(ROOT));
+        for path in [
+            "",
+            "/election",
+            "/election/",
+            "/election/a/",
+            "/election/a/b/c",
+            "//election/a",
+            "/x",
+        ] {
+            assert_eq!(route(path), None, "{path}");
+        }
+    }
+}
