@@ -241,7 +241,7 @@ impl Inner {
     fn learn(&self, reply: &Reply) {
         match reply {
             Reply::Grant(GrantReply::Granted(_) | GrantReply::Guarded(_)) => {
-                self.incarnation_records.note()
+                self.incarnation_records.note();
             }
             Reply::Grant(GrantReply::Stale(high_water_mark)) => {
                 self.incarnation_records.note();
