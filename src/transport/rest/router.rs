@@ -120,7 +120,7 @@ async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::Endpoint;
+    use crate::endpoint::{ELECTION_OF_DEFAULT_KIND, Endpoint};
 
     fn route(path: &str) -> Option<&'static str> {
         let mut request = Request::new(());
