@@ -256,13 +256,13 @@ mod larger {
     worlds! {
         agents_that_differ: election(differing(false), campaigns(2));
         agents_that_differ_and_one_is_late: election(differing(true), campaigns(2).looks(1));
-        three_campaigns: election(world().votes(1).ticks(3), campaigns(3));
-        two_campaigns_and_a_fault: election(world().votes(1).ticks(3), campaigns(2).faults(1));
+        three_campaigns: election(world().votes(1).ticks(1), campaigns(3));
+        two_campaigns_and_a_fault: election(world().votes(1).ticks(2), campaigns(2).faults(1));
         two_votes_each: election(world().ticks(2), campaigns(2));
-        two_retries_and_a_fault: election(request_ids().votes(1).ticks(2), campaigns(2).faults(1));
-        two_campaigns_and_a_restart: election(world().votes(1).ticks(3), campaigns(2).restarts(1));
+        two_retries_and_a_fault: election(request_ids().votes(1).ticks(1), campaigns(2).faults(1));
+        two_campaigns_and_a_restart: election(world().votes(1).ticks(2), campaigns(2).restarts(1));
         two_extensions_and_a_restart: election(
-            world().led().votes(1).ticks(4),
+            world().led().votes(1).ticks(3),
             campaigns(1).extensions(2).restarts(1),
         );
         two_campaigns_and_a_resignation: election(
@@ -270,7 +270,7 @@ mod larger {
             campaigns(2).resignations(1),
         );
         a_handover_and_an_extension: election(
-            world().led().votes(1).ticks(3),
+            world().led().votes(1).ticks(2),
             campaigns(1).handovers(1).extensions(1),
         );
         campaigns_while_the_list_changes: election(passing().votes(1).ticks(4), campaigns(2));
