@@ -110,7 +110,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// The node accepts a repair (`true`) until [`Repair::not_after`] and only in the incarnation that [`Repair::run`]
     /// names, also while it is in quarantine. Every vote that an earlier incarnation may have forgotten must no longer
     /// count: the incarnation must be older than the longest vote lifetime that the agent or the record knows. The
-    /// token must not be below the highest acknowledged token nor, after a resignation, below the token that was given
+    /// token must be at least the highest acknowledged token and, after a resignation, above the token that was given
     /// up. The node must hold a lease of the same leader with no larger token, or what [`Repair::onto`] permits
     /// besides. Under an unacknowledged lease, the repaired lease becomes the one that a rollback restores.
     ///
@@ -280,7 +280,7 @@ pub struct Grant {
     pub replaces: Replaces,
     /// The longest guard that the agent knows of, and its own vote lifetime.
     pub bounds: Bounds,
-    /// When the vote stops to count: a node that processes the grant later refuses it.
+    /// When the vote stops counting: a node that processes the grant later refuses it.
     pub not_after: Instant,
 }
 
@@ -491,8 +491,8 @@ pub struct Probe {
     /// A list of nodes with which other agents use this one, and whose majorities need not intersect those of this
     /// agent's list.
     pub other_list: Option<String>,
-    /// Whether the node closes the old list, from which agents move to another list: it has not seen an agent with only
-    /// the old list for long enough, and admits no more of them.
+    /// Whether the node closes the old list, from which agents move to another list: it has seen no agent with only the
+    /// old list for the longest guard, and admits no more of them.
     pub closing: bool,
     /// What identifies the place behind the node, when the node can report it. Two nodes with the same identity are one
     /// place, which would vote twice.

@@ -245,7 +245,7 @@ impl Redis {
         let last = self
             .look_at(shard.partitions[next % shard.partitions.len()], look, true)
             .await?;
-        // Counted from before the call to the server: the server's clock is a little later by then, never earlier.
+        // Counted from before the call: an instant converted to the server's clock may be a little late, never early.
         let ours = asked.saturating_duration_since(self.started).as_millis();
         let ahead = last.clock - i64::try_from(ours).unwrap_or_default();
         for partition in &shard.partitions {

@@ -280,7 +280,7 @@ pub enum Step<A> {
     /// Reports when this time has come; only the last such step counts.
     Wake(Instant),
     /// Probes the nodes because a vote that began at this instant found them unprepared. With true, a grant is wanted,
-    /// and nodes without an incarnation record count as the worst that they may be.
+    /// and nodes without an incarnation record that are not known to be new count as having lost their memory.
     CheckHealth(Instant, bool),
     /// Reports an event to the observer.
     Note(Note),

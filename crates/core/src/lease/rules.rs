@@ -80,7 +80,7 @@ pub enum Rule {
     RetriesGetTheirToken,
     /// A node that may have forgotten a leader does not report a vacancy.
     ForgettingIsNotVacancy,
-    /// An agent that finds another list of nodes on any node stops.
+    /// An agent that finds another, incompatible list of nodes on any node stops using all nodes.
     OtherListsStopTheAgent,
     /// Agents that move from one list of nodes to another need majorities of both.
     JointMajorities,

@@ -12,8 +12,8 @@
 --
 -- Majorities of two lists need not intersect, so a list counts until all that was granted under it is over. Agents
 -- that need majorities of both lists, the old and the new, are compatible with those that have either. Agents that
--- have only the new list are compatible with them once the old one is closed: a majority of its nodes has not seen an
--- agent with only the old list for so long, and admits no more of them.
+-- have only the new list are compatible with them once the old one is closed: a majority of its nodes has seen no
+-- agent with only the old list for the longest guard, and admits no more of them.
 
 local now = now_ms()
 local record = redis.call('HMGET', KEYS[3], 'guard', 'ready_at', 'run')

@@ -37,7 +37,7 @@ const FORMAT: u64 = 1;
 /// How much later than its content says the file may have been changed: time in which the agent may not have run
 /// between reading the clock and writing.
 const TOLERANCE: Duration = Duration::from_millis(20);
-/// How often the agent repeats a write when it did not run in between.
+/// How often the agent repeats a write when it did not run between reading the clock and writing.
 const TRIES: usize = 3;
 
 /// What the side file holds.

@@ -173,7 +173,7 @@ impl Opening {
     /// How long a stored lease still counts.
     ///
     /// Only the first extension after an opening is written. The leader may therefore have had a reply with a full term
-    /// until the end of the agent that last granted or extended the lease. That was before the opening that followed.
+    /// until the process that last granted or extended the lease ended. That was before the opening that followed.
     pub(super) fn left(&self, lease: &LeaseRecord) -> Duration {
         let term = Duration::from_millis(lease.term_ms);
         match self.openings.get(&lease.opening.saturating_add(1)) {

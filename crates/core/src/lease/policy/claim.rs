@@ -83,7 +83,7 @@ struct Vote {
     rolled_back: usize,
     /// Nodes that did not reply to the rollback.
     failed: Nodes,
-    /// When the failed rollbacks repeat; the next field is the pause before the time after that.
+    /// When to repeat the failed rollbacks; `pause` is the pause before the repetition after that.
     again: Option<Instant>,
     pause: Duration,
 }

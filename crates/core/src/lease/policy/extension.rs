@@ -17,7 +17,7 @@ use crate::{
 
 /// An extension. It answers when a quorum has decided, and then repairs the nodes that lack the lease.
 ///
-/// A restarted node is not repaired before every vote that it may have forgotten is counted. Otherwise both a candidate
+/// A restarted node is not repaired while a vote that it may have forgotten can still count. Otherwise both a candidate
 /// that won by its vote and the leader that is repaired there would count on the node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Extending {
@@ -100,7 +100,7 @@ impl Extending {
         }
     }
 
-    /// When the extension stops to be in force.
+    /// When the extension ceases to be in force.
     fn lapses(&self) -> Instant {
         let term = self.extend.term;
         let drift = match holds(Rule::Drift) {

@@ -54,8 +54,8 @@ impl Quorum {
         matches!(timeout_at(deadline, checking_health).await, Ok(Ok(true)))
     }
 
-    /// Like [`Self::status`]. When a grant is `wanted`, nodes without an incarnation record count as the worst that
-    /// they may be.
+    /// Like [`Self::status`]. When a grant is `wanted`, nodes without an incarnation record that are not known to be
+    /// new count as having lost their memory.
     async fn check_health(&self, wanted: bool) -> Vec<NodeStatus> {
         let mut status = self.look().await;
         let mut new = self.inner.incarnation_records.may_be_new() && none_is_recorded(&status);

@@ -198,7 +198,7 @@ async fn failing(host: &Host, disk: &Disk, fault: Fault, neighbours: usize) -> E
 
 #[tokio::test]
 async fn what_could_not_be_written_is_on_disk_when_writing_works_again() {
-    // With some of these numbers the commit that fails divides a page, and the next one writes only one part of it again.
+    // With some of these numbers, the commit that fails divides a page, and the next commit rewrites only one part.
     for (fault, neighbours) in [
         (Fault::Write, 0),
         (Fault::Sync, 0),
