@@ -80,9 +80,9 @@ impl Keys {
     /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`, and until the first extension
     /// `attempt`, `before` and `low`; expires with the term.
     ///
-    /// The scripts make two more keys of it: `past:` and the path, a hash of what outlives leases (`acknowledged`,
-    /// the least token that a repair may write, and `used`, the last request ids), which expires after the retention;
-    /// and `rolled-back:`, a grant id and the path, which expires when no copy of that grant can be on its way any more.
+    /// The scripts derive two more keys from it. `past:` and the path is a hash of what outlives leases
+    /// (`acknowledged`, the least token that a repair may write, and `used`, the last request ids); it expires after
+    /// the retention. `rolled-back:`, a grant id and the path expires when no copy of that grant can arrive any more.
     pub(super) fn lease<'a>(&'a self, election: &'a ElectionId) -> Key<'a> {
         Key {
             prefix: &self.lease,
