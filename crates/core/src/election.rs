@@ -1,8 +1,7 @@
 //! The domain: who leads an election.
 //!
-//! [`Elections`] is what every transport calls. It takes validated names and numbers
-//! ([`types`]), asks the [quorum](crate::lease::quorum) of lease nodes, and answers; it knows neither
-//! gRPC nor HTTP nor Redis.
+//! Every transport calls [`Elections`]. It takes validated names and numbers ([`types`]), calls the
+//! [quorum](crate::lease::quorum) of lease nodes, and replies. It knows neither gRPC nor HTTP nor Redis.
 
 pub mod ledger;
 pub mod quota;
@@ -26,38 +25,38 @@ pub const DEFAULT_PAGE: usize = 100;
 /// The most leaders a page holds.
 pub const MAX_PAGE: usize = 1000;
 
-/// Asks to become the leader.
+/// A request to become the leader.
 #[derive(Debug, Clone)]
 pub struct Campaign {
     /// The election.
     pub election: ElectionId,
-    /// Who campaigns.
+    /// The candidate.
     pub candidate: Candidate,
-    /// For how long.
+    /// The length of the term.
     pub term: Term,
-    /// What others see of the leader.
+    /// The leader's public data.
     pub value: Value,
     /// Makes a retry safe.
     pub request_id: Option<RequestId>,
 }
 
-/// What came of a [`Campaign`].
+/// The outcome of a [`Campaign`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The candidate leads.
     Elected {
         /// Its fencing token.
         token: Token,
-        /// How long it may act as leader, counted from before it asked.
+        /// How long the candidate may act as leader, counted from before its request.
         valid_for: Duration,
     },
-    /// Another leads.
+    /// Another candidate leads.
     NotElected(Lease),
-    /// The request id is that of a campaign that was granted before, and is over.
+    /// The request id belongs to a campaign that was granted before, and is over.
     Used,
 }
 
-/// How often, and how far apart, an extension is tried again when the nodes gave no answer.
+/// How often, and how far apart, an extension is retried when no quorum of nodes replied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
     times: u32,
@@ -85,22 +84,22 @@ impl Retry {
     }
 }
 
-/// Asks to hand a leadership over.
+/// A request to hand a leadership over.
 #[derive(Debug, Clone)]
 pub struct Handover {
     /// The election.
     pub election: ElectionId,
-    /// Who is to lead.
+    /// The candidate that is to lead.
     pub leader: Candidate,
-    /// For how long.
+    /// The length of the term.
     pub term: Term,
-    /// The leader that hands over; without it only a vacant election changes hands.
+    /// The leader that hands over. Without it, only a vacant election changes hands.
     pub current_leader: Option<Candidate>,
     /// The token of `current_leader`.
     pub token: Option<Token>,
 }
 
-/// Asks for a page of leaders.
+/// A request for a page of leaders.
 #[derive(Debug, Clone)]
 pub struct List {
     kind: Kind,
@@ -115,11 +114,11 @@ impl List {
         &self.kind
     }
 
-    /// Validates a request for up to `page_size` leaders (0 means [`DEFAULT_PAGE`]) of `kind`, from
-    /// where the page that gave `page_token` ended.
+    /// Validates a request for up to `page_size` leaders (0 means [`DEFAULT_PAGE`]) of `kind`, from where the page that
+    /// returned `page_token` ended.
     ///
     /// # Errors
-    /// [`Invalid`]: a kind or page size out of range, or a page token that was not given for the kind.
+    /// [`Invalid`]: a kind or page size out of range, or a page token that belongs to another kind.
     pub fn new(kind: &str, page_size: i64, page_token: &str) -> Result<Self, Invalid> {
         let kind = Kind::new(kind)?;
         let limit = match usize::try_from(page_size) {
@@ -159,7 +158,7 @@ pub struct Leaders {
     pub leaders: Vec<(ElectionId, Lease)>,
     /// Where the next page starts; empty on the last.
     pub next_page_token: String,
-    /// Whether elections that are held may be missing: parts of the lease nodes gave no answer.
+    /// Whether held elections may be missing because parts of the lease nodes did not reply.
     pub incomplete: bool,
 }
 
@@ -168,7 +167,7 @@ pub struct Leaders {
 pub struct Elections {
     quorum: Quorum,
     max_term: Duration,
-    /// [`None`]: nobody is told what becomes of them.
+    /// [`None`]: changes are not reported.
     ledger: Option<Ledger>,
 }
 
@@ -183,7 +182,7 @@ impl Elections {
         }
     }
 
-    /// The same elections, entered into this ledger.
+    /// The same elections, reported to this ledger.
     #[must_use]
     pub fn entered_into(self, ledger: Ledger) -> Self {
         Self {
@@ -198,10 +197,10 @@ impl Elections {
         self.max_term
     }
 
-    /// Asks for the leadership; never waits for it.
+    /// Campaigns for the leadership; never waits for it.
     ///
     /// # Errors
-    /// [`Error`]: it may or may not have been granted for a moment; it is taken back.
+    /// [`Error`]: a node may have granted the lease for a moment; the grant is rolled back.
     pub async fn campaign(&self, campaign: Campaign, deadline: Instant) -> Result<Outcome, Error> {
         let (election, candidate) = (campaign.election.clone(), campaign.candidate.clone());
         let term = campaign.term.duration();
@@ -239,7 +238,7 @@ impl Elections {
         outcome
     }
 
-    /// Enters what came of a request.
+    /// Enters the outcome of a request.
     fn enter<T>(
         &self,
         request: Request,
@@ -260,7 +259,7 @@ impl Elections {
         ledger.came_of(request, outcome);
     }
 
-    /// Enters what came of a leader's request.
+    /// Enters the outcome of a leader's request.
     fn enter_leaders(
         &self,
         request: Request,
@@ -277,11 +276,11 @@ impl Elections {
         });
     }
 
-    /// Extends a term that has not lapsed.
+    /// Extends a term that has not expired.
     ///
     /// # Errors
-    /// [`Error::Denied`]: the caller does not lead. Any other [`Error`]: it may or may not have been extended, also after
-    /// all retries.
+    /// [`Error::Denied`]: the caller does not lead. Any other [`Error`]: the term may or may not have been extended,
+    /// also after all retries.
     pub async fn extend(
         &self,
         extend: Extend,
@@ -307,7 +306,7 @@ impl Elections {
         extended
     }
 
-    /// Gives a leadership up.
+    /// Resigns a leadership.
     ///
     /// # Errors
     /// [`Error::Denied`]: the caller does not lead. Any other [`Error`]: the election may or may not be vacant now.
@@ -319,7 +318,7 @@ impl Elections {
         resigned
     }
 
-    /// Moves a leadership to another candidate in one step. When it is `forced`, whoever leads is replaced.
+    /// Moves a leadership to another candidate in one step. A `forced` handover replaces any leader.
     ///
     /// # Errors
     /// [`Error::Denied`]: why it was refused. Any other [`Error`]: the old or the new leader may lead.
@@ -331,7 +330,7 @@ impl Elections {
     ) -> Result<(), Error> {
         let names = handover.current_leader.is_some() || handover.token.is_some();
         let replaces = match handover.current_leader {
-            // What names a leader may be a late duplicate, and elects nobody where there is none.
+            // A request that names a leader may be a late duplicate. It must not elect a leader in a vacant election.
             _ if forced && names => Replaces::AnyLeader,
             _ if forced => Replaces::Anything,
             Some(leader) => Replaces::Of(leader, handover.token),
@@ -368,7 +367,7 @@ impl Elections {
         moved
     }
 
-    /// Who leads; `None` when the election is vacant.
+    /// The leader of an election; `None` when the election is vacant.
     ///
     /// # Errors
     /// [`Error`]: no quorum of nodes agreed.

@@ -1,8 +1,8 @@
-//! Leases on N nodes: what a node does, and how a quorum of them decides.
+//! Leases on N nodes: what a node does, and how a quorum of nodes decides.
 //!
-//! A *node* is one independent place that stores leases. [`LeaseNode`] is the whole contract between a
-//! node and the [quorum]: to add a kind of node, implement it so that the operation sequences
-//! of the contract suite give the replies that the [in-process node](embedded) gives.
+//! A *node* is one independent place that stores leases. [`LeaseNode`] is the whole contract between a node and the
+//! [quorum]. To add a kind of node, implement the trait so that the operation sequences of the contract suite give the
+//! replies that the [in-process node](embedded) gives.
 
 pub mod embedded;
 pub mod guard;
@@ -26,113 +26,118 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 /// An independent place that stores leases.
 ///
 /// # What a node keeps
-/// Per election a **lease** (leader, token, value, request id, elected-at, expiry), which vanishes at
-/// its expiry, and three things that outlive it by [`Settings::retention`]: the **token high-water mark** (the
-/// *floor*), the highest token of a grant that may have counted; the highest token that was **acknowledged**; and the
-/// **request ids** of the last few grants. Until it is acknowledged, a lease has the **attempt**, which names the
-/// grant that last wrote or renewed it, and what is restored if that grant is withdrawn: the lease that it replaced,
-/// with its own attempt if it has one, and the high-water mark before it.
+/// Per election, a node keeps a **lease** (leader, token, value, request id, elected-at, expiry). The lease vanishes at
+/// its expiry. Three things outlive it by [`Settings::retention`]:
 ///
-/// Once per partition (most nodes have one, a cluster has many) an **incarnation record**, the *marker*: which
-/// incarnation of the server it is of, since when that remembers, from when on it may grant, and the longest
-/// [`Bounds`] that agents have registered. An *incarnation* is a time in which the server has not
-/// lost memory: it ends with a restart and with a promotion.
+/// - the **token high-water mark**: the highest token of a grant that may have counted;
+/// - the highest token that was **acknowledged**;
+/// - the **request ids** of the last few grants.
 ///
-/// # What every operation promises
-/// - *Atomic*: it takes effect wholly at one instant or not at all, whatever else runs.
-/// - *Honest*: an `Ok` reply means that it took effect and, for a durable node, is on disk. An
-///   [`Err`](NodeError) means that it may or may not have taken effect, now or later, unless it says otherwise: the
-///   caller must treat it as unknown.
-/// - *Expiry counts from the operation*: a lease written or renewed for a term is held for at least
-///   that long, by a clock whose rate is right within the drift allowance.
-/// - *Never shorter*: no operation but [`resign`](Self::resign), [`roll_back`](Self::withdraw) and a
-///   grant to another candidate brings a lease's expiry forward, unless the lease lasts longer than any agent
-///   grants: then the node's clock has been set back since.
-/// - *Not after*: a [`grant`](Self::grant) and a [`repair`](Self::heal) take no effect after their
-///   `not_after`, by the node's own clock.
-/// - *Full is no silence*: a node whose memory is full refuses grants of vacant elections and repairs that would take
-///   more of it ([`NodeError::Full`]). It goes on to extend, to resign, to withdraw and to read, and says whose an
-///   election is.
+/// An unacknowledged lease also carries a **grant id** and what a rollback restores. The grant id names the grant that
+/// last wrote or renewed the lease. A rollback restores the lease that this grant replaced, with its own grant id if it
+/// has one, and the high-water mark before the grant.
+///
+/// Per partition, a node keeps an **incarnation record**. Most nodes have one partition; a cluster has many. The record
+/// says which incarnation of the server it belongs to, since when that incarnation remembers, when it may begin to
+/// grant, and the longest [`Bounds`] that agents have registered. An *incarnation* is a period in which the server has
+/// not lost memory: it ends with a restart and with a promotion.
+///
+/// # What every operation guarantees
+/// - *Atomic*: an operation takes effect wholly at one instant or not at all, whatever runs concurrently.
+/// - *Honest*: an `Ok` reply means that the operation took effect and, for a durable node, is on disk. An
+///   [`Err`](NodeError) means that it may or may not have taken effect, now or later, unless the error says otherwise.
+///   The caller must treat the outcome as unknown.
+/// - *Expiry counts from the operation*: a node holds a lease that it wrote or renewed for a term at least that long,
+///   by a clock whose rate is right within the drift allowance.
+/// - *Never shorter*: only [`resign`](Self::resign), [`roll_back`](Self::roll_back) and a grant to another candidate
+///   bring a lease's expiry forward. The exception is a lease that lasts longer than any agent grants: the node's clock
+///   has been set back since it was written.
+/// - *Not after*: a [`grant`](Self::grant) and a [`repair`](Self::repair) take no effect after their `not_after`, by
+///   the node's own clock.
+/// - *A full node still replies*: a node whose memory is full refuses grants of vacant elections and repairs that would
+///   take more memory ([`NodeError::Full`]). It still extends, resigns, rolls back and reads, and still reports who
+///   holds an election.
 /// - *Cancel-safe*: dropping the future has the same effect as an `Err`.
 ///
-/// A node does not bound the time an operation takes; the quorum does.
+/// A node does not bound the time that an operation takes; the quorum does.
 #[async_trait]
 pub trait LeaseNode: Send + Sync + 'static {
-    /// What logs and `/readyz` call the node: its address, without credentials.
+    /// The node's name in logs and in `/readyz`: its address, without credentials.
     fn name(&self) -> &str;
 
-    /// What keeps the leases, as spans name it.
+    /// The system that keeps the leases, as spans name it.
     fn system(&self) -> System {
         System::InProcess
     }
 
-    /// Writes a lease if the election allows it. In this order:
+    /// Writes a lease if the election allows it. Checks in this order:
     ///
-    /// 1. The lease is another's and [`Grant::over`] does not allow to replace it:
+    /// 1. Another candidate holds the lease and [`Grant::replaces`] does not allow the grant to replace it:
     ///    [`GrantReply::Held`], or [`GrantReply::TokenMismatch`] when only the token is wrong.
-    /// 2. With a guard ([`Bounds::guard`]): no record: [`GrantReply::Unrecorded`]; the agent's bounds are longer than
-    ///    the record's: [`GrantReply::Unregistered`]. The record is of another incarnation: it is rewritten for this
-    ///    one, which may grant after the longest guard that the agent or the record knows, and the reply is
-    ///    [`GrantReply::Guarded`]; so it is until then. (This holds for
-    ///    the candidate's own lease too: a server rolled back to an old snapshot may hold a lease that
-    ///    the candidate has since given up.) Without a guard the wait counts all the same where other agents have
-    ///    one.
-    /// 3. It is after [`Grant::not_after`], or the grant was withdrawn: [`GrantReply::Late`]. There is no lease, and
-    ///    [`Grant::over`] needs a leader: [`GrantReply::Vacant`].
-    /// 4. [`Grant::repeat`], and the lease is the candidate's with the same request id: it is renewed, and the reply is
-    ///    [`GrantReply::Granted`] with the token it has. The request id is that of an earlier grant whose lease is
-    ///    over: [`GrantReply::Used`].
+    /// 2. With a guard ([`Bounds::guard`]): without an incarnation record, [`GrantReply::Unrecorded`]; if the agent's
+    ///    bounds are longer than the record's, [`GrantReply::Unregistered`]. If the record belongs to another
+    ///    incarnation, the node rewrites it for its current incarnation. That incarnation may grant after the longest
+    ///    guard that the agent or the record knows; until then the reply is [`GrantReply::Guarded`]. (This holds for
+    ///    the candidate's own lease too: a server rolled back to an old snapshot may hold a lease that the candidate
+    ///    has since given up.) A grant without a guard has to wait, too, where other agents have a guard.
+    /// 3. It is after [`Grant::not_after`], or the grant was rolled back: [`GrantReply::Late`]. There is no lease, and
+    ///    [`Grant::replaces`] needs a leader: [`GrantReply::Vacant`].
+    /// 4. [`Grant::repeat`] is set, and the candidate holds the lease with the same request id: the node renews the
+    ///    lease and replies [`GrantReply::Granted`] with the lease's token. The request id belongs to an earlier grant
+    ///    whose lease is over: [`GrantReply::Used`].
     /// 5. The token is not above the high-water mark: [`GrantReply::Stale`].
-    /// 6. Otherwise lease and high-water mark are written: [`GrantReply::Granted`].
+    /// 6. Otherwise the node writes the lease and the high-water mark: [`GrantReply::Granted`].
     ///
-    /// In 4 and 6 [`Grant::attempt`] becomes the lease's attempt, and the lease as it was, if there was
-    /// one, is kept to go back to.
+    /// In 4 and 6, [`Grant::grant_id`] becomes the lease's grant id. The node keeps the previous lease, if there was
+    /// one, for a rollback.
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError>;
 
     /// Renews the leader's lease.
     ///
-    /// No lease: [`ExtendReply::Missing`], or [`ExtendReply::NotKnown`] from a node that may have forgotten it and [`ExtendReply::Unrecorded`] from one without a
-    /// marker;
-    /// another's: [`ExtendReply::Held`]. A token was given and the
-    /// lease has a larger one: [`ExtendReply::Stale`]; a smaller one: [`ExtendReply::Behind`], and
-    /// nothing is changed (only a token that a quorum confirms may be raised, by [`repair`](Self::heal)).
-    /// Otherwise the lease is renewed: [`ExtendReply::Renewed`]. It is acknowledged: its attempt and what to go back
-    /// to are forgotten, and no grant of it may be withdrawn any more. The high-water mark is at least the
-    /// lease's token, and outlives the new term by [`Settings::retention`].
+    /// Without a lease, the reply is [`ExtendReply::Missing`]. A node that may have forgotten the lease replies
+    /// [`ExtendReply::NotKnown`], and one without an incarnation record replies [`ExtendReply::Unrecorded`]. If another
+    /// candidate holds the lease, the reply is [`ExtendReply::Held`]. If a token is given and the lease has a larger
+    /// one, the reply is [`ExtendReply::Stale`]; if the lease has a smaller one, it is [`ExtendReply::Behind`]. Then
+    /// nothing changes: only [`repair`](Self::repair) writes a larger token, one that a quorum confirms.
+    ///
+    /// Otherwise the node renews the lease and replies [`ExtendReply::Renewed`]. This acknowledges the lease: the node
+    /// forgets its grant id and what a rollback would restore, and no grant of the lease can be rolled back any more.
+    /// The high-water mark is at least the lease's token, and outlives the new term by [`Settings::retention`].
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError>;
 
-    /// Writes a lease that a quorum is known to hold, so that the node holds it too.
+    /// Writes a lease that a quorum is known to hold to a node that lacks it.
     ///
-    /// Allowed (`true`) until [`Repair::not_after`], in the incarnation that [`Repair::run`] names, also while it
-    /// abstains from grants, but only when every vote that an earlier incarnation may have forgotten no longer
-    /// counts: when it is older than the longest vote lifetime that the agent or the record knows. The token must not
-    /// be below the highest that was acknowledged, nor, after a resignation, the one that was given up. The lease has
-    /// to be the same leader's with no larger token, or what [`Repair::onto`] permits besides; under a lease that is not
-    /// acknowledged, the repaired one becomes what a withdrawal goes back to. The lease is acknowledged then; its
-    /// request id is kept if the token is the same, else it has none. The token is then at most the high-water mark,
-    /// which outlives the term by [`Settings::retention`].
+    /// The node accepts a repair (`true`) until [`Repair::not_after`] and only in the incarnation that [`Repair::run`]
+    /// names, also while it is in quarantine. Every vote that an earlier incarnation may have forgotten must no longer
+    /// count: the incarnation must be older than the longest vote lifetime that the agent or the record knows. The
+    /// token must be at least the highest acknowledged token and, after a resignation, above the token that was given
+    /// up. The node must hold a lease of the same leader with no larger token, or what [`Repair::onto`] permits
+    /// besides. Under an unacknowledged lease, the repaired lease becomes the one that a rollback restores.
+    ///
+    /// The repaired lease is acknowledged. It keeps its request id if the token is the same; otherwise it has none.
+    /// Afterwards the token is at most the high-water mark, which outlives the term by [`Settings::retention`].
     async fn repair(&self, repair: &Repair) -> Result<bool, NodeError>;
 
-    /// Deletes the leader's lease, also where it is what a withdrawal would go back to; the replies are those of
+    /// Deletes the leader's lease, also where a rollback would restore it. The replies are those of
     /// [`extend`](Self::extend). No repair writes a lease with this token afterwards.
     async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError>;
 
-    /// Takes a grant back that was not answered: if the lease is not acknowledged, the grant's part of it goes,
-    /// wherever it is among those that were replaced. What is left is the lease, for what is left of its time;
-    /// without any there is none. The high-water mark goes back with the grant that raised it, its request id may be
-    /// used again, and a copy of it that arrives only now is refused by its name.
+    /// Rolls back an unacknowledged grant: if the lease is unacknowledged, removes this grant's part of it, wherever
+    /// that is in the chain of replaced leases. The lease that is left stays for its remaining time; if none is left,
+    /// the election is vacant. The high-water mark returns to its value before the grant that raised it. The request id
+    /// of the grant may be used again. A copy of the grant that arrives later is refused by its grant id.
     ///
-    /// What it goes back to has been promised: to the same candidate by an earlier answer, or to a
-    /// leader that does not know whether its handover took place.
+    /// The restored lease was promised: to the same candidate by an earlier reply, or to a leader that does not know
+    /// whether its handover took place.
     async fn roll_back(&self, grant: &Grant) -> Result<(), NodeError>;
 
-    /// The election's lease.
+    /// Returns the election's lease.
     async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError>;
 
-    /// Up to `limit` leases of a kind whose elections come after `after`, ordered by the bytes of their
-    /// names. A node looks at no more than [`LIST_EXAMINES`] entries of its index, so that a listing
-    /// never holds other requests up: a page may be short, or even empty, and still have a next. Elections
-    /// that cannot be looked up are left out and do not keep others from being listed: [`Page::incomplete`].
+    /// Lists up to `limit` leases of a kind whose elections come after `after`, ordered by the bytes of their names. A
+    /// node examines at most [`LIST_EXAMINES`] entries of its index, so that a listing never delays other requests. A
+    /// page may therefore be short, or even empty, and still have a next one. Elections that cannot be looked up are
+    /// left out and do not prevent the listing of others: [`Page::incomplete`].
     async fn list(
         &self,
         kind: &Kind,
@@ -140,9 +145,9 @@ pub trait LeaseNode: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Page, NodeError>;
 
-    /// Writes incarnation records, ready to grant after `wait` (zero: the node is new, and has nothing to
-    /// forget); tells how many were written. None is where there is one
-    /// already, or in another incarnation than the one that was found without a record.
+    /// Writes incarnation records that permit grants after `wait` (zero: the node is new, and has nothing to forget).
+    /// Returns how many records were written. A partition that already has a record, or whose incarnation is not the
+    /// one that was found without a record, gets none.
     async fn mark(
         &self,
         unrecorded: &[Unrecorded],
@@ -150,17 +155,17 @@ pub trait LeaseNode: Send + Sync + 'static {
         bounds: Bounds,
     ) -> Result<usize, NodeError>;
 
-    /// Answers if the node works, and what its records say. Unless it is only to [`read`](Look::write) them, a record
-    /// of another incarnation is rewritten for this one, as [`grant`](Self::grant) does, so that the guard begins
-    /// with the restart and not with the first campaign after it; and the agent's bounds are registered. A longer
-    /// guard makes the wait of the present incarnation longer.
+    /// Checks that the node works and reports what its records say. With [`Look::write`], the node rewrites a record of
+    /// another incarnation for the current one, as [`grant`](Self::grant) does, so that the quarantine begins with the
+    /// restart and not with the first campaign after it. It also registers the agent's bounds. A longer guard makes the
+    /// wait of the present incarnation longer.
     async fn probe(&self, look: Look) -> Result<Probe, NodeError>;
 
-    /// The incarnation that served the election when the node was last probed, with a record.
+    /// The incarnation, with a record, that served the election when the node was last probed.
     fn incarnation(&self, election: &ElectionId) -> Option<Incarnation>;
 }
 
-/// How many entries of its index a node looks at to make a [`Page`].
+/// How many entries of its index a node examines to make a [`Page`].
 pub const LIST_EXAMINES: usize = 1000;
 
 /// A page of held elections.
@@ -168,7 +173,7 @@ pub const LIST_EXAMINES: usize = 1000;
 pub struct Page {
     /// The elections and their leases, in order.
     pub leases: Vec<(ElectionId, Lease)>,
-    /// The last election that was looked at, when there may be more after it.
+    /// The last election that was examined, when there may be more after it.
     pub next: Option<ElectionId>,
     /// Why elections may be missing, when some could not be looked up. The text is for operators; it holds no
     /// credentials.
@@ -178,36 +183,36 @@ pub struct Page {
 /// What every node is built with.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// How long a floor outlives the last term.
+    /// How long the token high-water mark outlives the last term.
     pub retention: Duration,
-    /// How long a node abstains from grants after it may have lost memory; `None` turns the guard off.
+    /// How long a node is in quarantine after it may have lost memory; `None` turns the restart guard off.
     pub guard: Option<Duration>,
-    /// How long a vote counts after it was asked for.
+    /// How long a vote counts after the request for it.
     pub vote: Duration,
 }
 
-/// How long the waits are on which the agents' safety from each other rests. Agents may be configured differently:
-/// each registers its own with every node, and the longest that are known count.
+/// The waits on which the agents' safety from each other rests. Agents may be configured differently: each registers
+/// its own bounds with every node, and the longest known bounds count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Bounds {
-    /// How long a node abstains from grants after it may have lost memory: no shorter than anything that was granted
-    /// lasts. `None` for an agent that wants no guard.
+    /// How long a node is in quarantine after it may have lost memory: no shorter than any granted term. `None` for an
+    /// agent that wants no guard.
     pub guard: Option<Duration>,
-    /// How long a vote counts after it was asked for.
+    /// How long a vote counts after the request for it.
     pub vote: Duration,
 }
 
-/// A bound that some agent has registered, and how long ago one last did.
+/// A bound that some agent has registered, and the time since an agent last registered it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Registered {
     /// The bound; zero when there is none.
     pub bound: Duration,
-    /// How long ago.
+    /// The time since the last registration.
     pub age: Duration,
 }
 
-/// How long what an agent has registered counts after the last time that one did, or as long as it is itself, if that
-/// is longer. A partition of a large cluster is looked at only now and then.
+/// How long a registered bound counts after its last registration, unless the bound itself is longer: then that long.
+/// An agent probes a partition of a large cluster only now and then.
 pub const REMEMBER: Duration = Duration::from_secs(3600);
 
 /// How a node is to be probed.
@@ -215,17 +220,17 @@ pub const REMEMBER: Duration = Duration::from_secs(3600);
 pub struct Look {
     /// The agent's own bounds.
     pub own: Bounds,
-    /// The longest guard that any node has told the agent: it is passed on to all.
+    /// The longest guard that any node has reported to the agent. The agent passes it on to all nodes.
     pub guard: Registered,
     /// The longest vote lifetime, likewise.
     pub vote: Registered,
-    /// Whether records may be written. An agent reads first what others have registered, everywhere.
+    /// Whether the node may write records. An agent first reads, on all nodes, what others have registered.
     pub write: bool,
-    /// Whether a majority of the nodes of the list from which agents pass to another is closing it.
+    /// Whether a majority of the nodes of the old list, from which agents move to another list, is closing it.
     pub closed: bool,
 }
 
-/// A time in which a node has not lost memory.
+/// A period in which a node has not lost memory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Incarnation {
     /// Its name.
@@ -249,50 +254,50 @@ pub struct Lease {
     pub remaining: Duration,
 }
 
-/// Asks for a lease.
+/// A request for a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Grant {
     /// The election.
     pub election: ElectionId,
-    /// Who is to lead.
+    /// The candidate that is to lead.
     pub candidate: Candidate,
     /// The token that the agent proposes.
     pub token: Token,
-    /// Names this grant among all: a random number.
+    /// The random number that identifies this grant among all grants.
     pub grant_id: u64,
     /// How long the lease is held.
     pub term: Term,
     /// The new leader's public data.
     pub value: Value,
-    /// Makes a repeated grant find the first one's lease.
+    /// Lets a repeated grant find the lease of the first one.
     pub request_id: Option<RequestId>,
-    /// Whether a lease with the same request id is to be found; else it is replaced as any other of the
-    /// candidate's.
+    /// Whether the grant finds a lease with the same request id. Otherwise it replaces such a lease like any other of
+    /// the candidate's.
     pub repeat: bool,
     /// Now, in ms since the Unix epoch.
     pub elected_at: u64,
-    /// Whose lease may be replaced.
+    /// What lease the grant may replace.
     pub replaces: Replaces,
     /// The longest guard that the agent knows of, and its own vote lifetime.
     pub bounds: Bounds,
-    /// When the vote no longer counts: a node that gets to the grant only then refuses it.
+    /// When the vote stops counting: a node that processes the grant later refuses it.
     pub not_after: Instant,
 }
 
-/// Whose lease a [`Grant`] may replace; a vacant election may always be granted.
+/// What lease a [`Grant`] may replace. A vacant election may always be granted, unless the variant needs a leader.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Replaces {
     /// No lease: a handover that names no leader.
     Nothing,
     /// The candidate's own: a campaign.
     Own,
-    /// This leader's, if the token is its token or not given: a handover.
+    /// This leader's lease, if the token matches or is not given: a handover.
     Of(Candidate, Option<Token>),
-    /// Anybody's: a forced handover.
+    /// Any lease: a forced handover.
     Anything,
-    /// Anybody's, but there has to be one: a forced handover that names a leader or a token.
+    /// Any lease, but there must be one: a forced handover that names a leader or a token.
     AnyLeader,
-    /// No lease, and there has to be a leader: a handover that gives a token but names no leader.
+    /// No lease, and there must be a leader: a handover that gives a token but names no leader.
     NothingHeld,
 }
 
@@ -304,32 +309,32 @@ impl Replaces {
     }
 }
 
-/// What came of a [`Grant`].
+/// The reply to a [`Grant`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum GrantReply {
-    /// The lease is the candidate's, with this token.
+    /// The candidate holds the lease, with this token.
     Granted(Token),
-    /// The lease is this one and stays.
+    /// This lease stands and was not replaced.
     Held(Lease),
-    /// The lease is of the leader that hands over, but the token it gave is not the lease's.
+    /// The leader that hands over holds the lease, but with another token than the one given.
     TokenMismatch,
-    /// There is no leader that could hand over.
+    /// There is no leader to hand over.
     Vacant,
-    /// The proposed token is not above this floor.
+    /// The proposed token is not above this token high-water mark.
     Stale(Token),
-    /// The request id is that of a grant whose lease is over.
+    /// The request id belongs to a grant whose lease is over.
     Used,
-    /// The grant arrived too late to count, or after it was withdrawn.
+    /// The grant arrived too late to count, or after it was rolled back.
     Late,
-    /// There is no marker: the node is new, or has lost its memory.
+    /// There is no incarnation record: the node is new, or has lost its memory.
     Unrecorded,
-    /// The agent's bounds are longer than those that were registered in this incarnation.
+    /// The agent's bounds are longer than those registered in this incarnation.
     Unregistered,
-    /// The node abstains from grants for this long.
+    /// The node is in quarantine for this long.
     Guarded(Duration),
 }
 
-/// Asks to renew a lease.
+/// A request to renew a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Extend {
     /// The election.
@@ -338,11 +343,11 @@ pub struct Extend {
     pub leader: Candidate,
     /// The token that the lease must have, when given.
     pub token: Option<Token>,
-    /// How long the lease is held from now on, at the least.
+    /// How long the lease lasts from now on, at the least.
     pub term: Term,
 }
 
-/// What came of an [`Extend`].
+/// The reply to an [`Extend`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExtendReply {
     /// The lease, with this token, is renewed.
@@ -351,9 +356,9 @@ pub enum ExtendReply {
     Missing,
     /// There is no lease, but the node may have forgotten one.
     NotKnown,
-    /// There is no lease, and no marker that tells whether the node may have forgotten one.
+    /// There is no lease, and no incarnation record that says whether the node may have forgotten one.
     Unrecorded,
-    /// The lease is another's.
+    /// Another candidate holds the lease.
     Held,
     /// The lease has a larger token.
     Stale,
@@ -361,38 +366,38 @@ pub enum ExtendReply {
     Behind,
 }
 
-/// Asks to write a lease that a quorum holds.
+/// A request to write a lease that a quorum holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Repair {
     /// The election.
     pub election: ElectionId,
     /// The lease as a node of the quorum has it.
     pub lease: Lease,
-    /// How long the lease is held from now on, at the least.
+    /// How long the lease lasts from now on, at the least.
     pub term: Term,
-    /// The run in which the node is known to lack the lease.
+    /// The incarnation in which the node is known to lack the lease.
     pub run: String,
     /// What the node may have in its place.
     pub onto: Onto,
     /// The longest guard and the longest vote lifetime that the agent knows of.
     pub bounds: Bounds,
-    /// Until when the extension that this is part of is in force.
+    /// Until when the extension that this repair is part of is in force.
     pub not_after: Instant,
 }
 
-/// What a node may have in the place of a lease that is written to it.
+/// What a node may hold in the place of a lease that a repair writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Onto {
     /// A lease of the same leader with no larger token.
     Own,
-    /// That, or none: the node then has the lease as if it had extended it.
+    /// That, or no lease: the node then holds the lease as if it had extended it.
     Vacant,
-    /// Those, or a lease that is not acknowledged, in whose place the written one comes when it is withdrawn. Until
-    /// then the node does not count as one that has it: its candidate may win the election there.
+    /// Those, or an unacknowledged lease. A rollback of that lease restores the repaired one. Until then the node does
+    /// not count as one that has the repaired lease: the other candidate may win the election there.
     Unacknowledged,
 }
 
-/// What keeps the leases of a node, in the words of OpenTelemetry's conventions for database clients.
+/// The system that keeps a node's leases, in the terms of OpenTelemetry's conventions for database clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum System {
     /// This process.
@@ -403,21 +408,21 @@ pub enum System {
         database: &'static str,
         /// The command that calls a procedure.
         command: &'static str,
-        /// What the name of an operation ends with to be that of its procedure.
+        /// The suffix that turns the name of an operation into that of its procedure.
         suffix: &'static str,
     },
 }
 
-/// A partition that has no marker, and the run of the server that it is on.
+/// A partition without an incarnation record, and the incarnation of the server that it is on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unrecorded {
     /// The partition's number; 0 where there is only one.
     pub partition: u16,
-    /// The run.
+    /// The incarnation.
     pub run: String,
 }
 
-/// Asks to delete a lease.
+/// A request to delete a lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resign {
     /// The election.
@@ -428,75 +433,76 @@ pub struct Resign {
     pub token: Option<Token>,
 }
 
-/// What came of a [`Resign`].
+/// The reply to a [`Resign`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResignReply {
     /// The lease is deleted.
     Resigned,
-    /// There was none.
+    /// There is no lease.
     Missing,
-    /// There was none, but the node may have forgotten one.
+    /// There is no lease, but the node may have forgotten one.
     NotKnown,
-    /// There was none, and no marker that tells whether the node may have forgotten one.
+    /// There is no lease, and no incarnation record that says whether the node may have forgotten one.
     Unrecorded,
-    /// It is another's.
+    /// Another candidate holds the lease.
     Held,
-    /// It has another token.
+    /// The lease has another token.
     Stale,
 }
 
-/// What a node says of an election.
+/// What a node reports of an election.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reading {
     /// The lease.
     Held(Lease),
-    /// There is none.
+    /// There is no lease.
     Vacant,
-    /// There is none, but the node may have forgotten one.
+    /// There is no lease, but the node may have forgotten one.
     NotKnown,
-    /// There is none, and no marker that tells whether the node may have forgotten one.
+    /// There is no lease, and no incarnation record that says whether the node may have forgotten one.
     Unrecorded,
 }
 
-/// Whether a node that finds no lease would know of one.
+/// Whether a node without a lease would know of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Absence {
-    /// It would: there is none.
+    /// The node would know: there is no lease.
     Known,
-    /// It may have forgotten it.
+    /// The node may have forgotten a lease.
     NotKnown,
-    /// It may have forgotten it, and has no marker.
+    /// The node may have forgotten a lease, and has no incarnation record.
     Unrecorded,
 }
 
-/// What a node says of itself.
+/// What a node reports of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// How long the node abstains from grants, in the partition that does so longest; `None` when it has
-    /// no marker at all, zero when it grants everywhere.
+    /// How long the node is in quarantine, in the partition where it lasts longest. `None` when the node has no
+    /// incarnation record at all, zero when it grants everywhere.
     pub guard: Option<Duration>,
-    /// The partitions without a marker.
+    /// The partitions without an incarnation record.
     pub unrecorded: Vec<Unrecorded>,
     /// The longest guard that any agent has registered, as far as the node knows.
     pub longest_guard: Registered,
     /// The longest vote lifetime, likewise.
     pub longest_vote: Registered,
-    /// What the node's clock says, in ms since the Unix epoch, when it has one of its own.
+    /// The node's clock in ms since the Unix epoch, when it has one of its own.
     pub clock: Option<u64>,
-    /// A list of nodes with which other agents use this one, and whose majorities need not meet those of this
+    /// A list of nodes with which other agents use this one, and whose majorities need not intersect those of this
     /// agent's list.
     pub other_list: Option<String>,
-    /// Whether the node has not seen an agent for so long that has only the list from which agents pass to another, and
-    /// lets none come any more.
+    /// Whether the node closes the old list, from which agents move to another list: it has seen no agent with only the
+    /// old list for the longest guard, and admits no more of them.
     pub closing: bool,
-    /// What identifies the place behind the node, when it can tell: two nodes with the same identity are
-    /// one place, which would vote twice.
+    /// What identifies the place behind the node, when the node can report it. Two nodes with the same identity are one
+    /// place, which would vote twice.
     pub identity: Option<String>,
-    /// Why the node must not vote although it answers, such as that it may drop leases.
+    /// Why the node must not vote although it replies, such as that it may drop leases.
     pub unfit: Option<String>,
     /// What does not work although the node can be used.
     pub degraded: Option<String>,
-    /// How much memory the node's servers use; of several, the fullest one. [`None`] of a node in the agent's process.
+    /// How much memory the node's servers use; of several servers, the fullest one. [`None`] for a node in the agent's
+    /// process.
     pub memory: Option<Memory>,
 }
 
@@ -505,7 +511,7 @@ pub struct Probe {
 pub struct Memory {
     /// The server.
     pub server: String,
-    /// What counts against the limit, in bytes.
+    /// The memory that counts against the limit, in bytes.
     pub used: u64,
     /// The limit in bytes; 0 without one.
     pub max: u64,
@@ -521,7 +527,7 @@ impl Memory {
         (self.max > 0).then(|| self.used as f64 / self.max as f64)
     }
 
-    /// What to tell operators of a server that is full, or nearly so.
+    /// The warning for operators about a server that is full or nearly full.
     #[must_use]
     pub fn warning(&self) -> Option<String> {
         let share = self.share().filter(|share| *share > NEARLY_FULL)?;
@@ -535,22 +541,22 @@ impl Memory {
     }
 }
 
-/// A node gave no answer. The text is for operators; it holds no credentials.
+/// An operation of a node failed. The text is for operators; it holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NodeError {
-    /// What was asked did not reach the node, and never will.
+    /// The request did not reach the node, and never will.
     #[error("{0}")]
     NotSent(String),
-    /// The node's memory is full: it refused what was asked before it had changed anything.
+    /// The node's memory is full: it refused the request before it had changed anything.
     #[error("{0}")]
     Full(String),
-    /// What was asked may or may not have happened, or may happen yet.
+    /// The request may or may not have taken effect, or may take effect later.
     #[error("{0}")]
     Unknown(String),
 }
 
 impl NodeError {
-    /// An error after which it is not known what the node did.
+    /// An error after which the effect on the node is unknown.
     pub fn unknown(reason: impl fmt::Display) -> Self {
         Self::Unknown(reason.to_string())
     }

@@ -1,8 +1,8 @@
 //! Elections with leases on a quorum of nodes: the domain, which knows no transport and no kind of server.
 //!
-//! 1. [`election`] is what callers ask for: campaign, extend, resign, hand over, read, list.
-//! 2. [`lease::quorum`] puts every operation to all lease nodes and decides by a majority.
-//! 3. [`lease::LeaseNode`] is what a node does; [`lease::embedded`] is one in this process.
+//! 1. [`election`] is the interface for callers: campaign, extend, resign, hand over, read, list.
+//! 2. [`lease::quorum`] sends every operation to all lease nodes and decides by a majority.
+//! 3. [`lease::LeaseNode`] is the contract of a node; [`lease::embedded`] is one in this process.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};

@@ -1,24 +1,23 @@
-//! The runtimes that ask lease nodes.
+//! The runtimes that call lease nodes.
 
 use std::{iter::once, sync::Arc};
 
 use tokio::runtime::Handle;
 
-/// The runtimes that ask lease nodes: each has connections of its own, which it alone uses and drives. Cheap to
-/// clone.
+/// The runtimes that call lease nodes. Each has connections of its own, which it alone uses and drives. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Askers {
-    /// Those that serve requests, in the order of their numbers.
+    /// The runtimes that serve requests, in the order of their numbers.
     pub serving: Arc<[Handle]>,
-    /// The one for whatever goes on beside requests: it also keeps all connections up.
+    /// The background runtime: it runs the work beside requests, and maintains all connections.
     pub beside: Handle,
-    /// Tells the number, from 0, of the runtime in [`serving`](Self::serving) that calls it; `None` on any other.
-    /// Called for every script that is run.
+    /// Returns the number, from 0, of the runtime in [`serving`](Self::serving) that calls it; `None` on any other
+    /// runtime. Every run of a script calls it.
     pub number: fn() -> Option<usize>,
 }
 
 impl Askers {
-    /// The runtime that this is called in, for all.
+    /// Uses the current runtime for everything.
     #[must_use]
     pub fn here() -> Self {
         Self {
@@ -28,7 +27,7 @@ impl Askers {
         }
     }
 
-    /// All of them, [`beside`](Self::beside) last.
+    /// Iterates over all runtimes, [`beside`](Self::beside) last.
     pub fn all(&self) -> impl Iterator<Item = &Handle> {
         self.serving.iter().chain(once(&self.beside))
     }

@@ -1,17 +1,17 @@
 //! One Redis Cluster: which of its members serves a partition, and how a script gets there.
 //!
-//! A supervisor asks all known members once a second, and when a request has failed or was redirected,
-//! which member serves which slots. A partition is served by whom a **majority** of the primaries has
-//! named within the last [`CONFIRMED_FOR`]; without such a one nothing is sent. So an old primary that is
-//! cut off, or wakes up, is not used for longer than that, by which the guard of a promoted replica is
-//! prolonged.
+//! A supervisor queries all known members, once a second and when a request has failed or was redirected, for the
+//! member that serves each slot. The serving primary of a partition is the one that a **majority** of the primaries has
+//! named within the last [`CONFIRMED_FOR`]; without such a majority, nothing is sent. An old primary that is cut off,
+//! or resumes, is therefore not used for longer than that. The guard of a promoted replica is longer by the same time.
 //!
-//! The client that comes with the redis crate is not used, because a vote must come from a primary that is
-//! known to be one: that client takes the word of the first member that answers, does not notice a member
-//! that has stopped, sends the permission to go to an importing member apart from the command that needs
-//! it, and repeats commands whose outcome is not known.
+//! The redis crate's cluster client is not used, because a vote must come from a primary that is known to be one. That
+//! client relies on the first member that replies and does not notice a member that has stopped. It sends the ASKING
+//! command for an importing member apart from the command that needs it, and it repeats commands whose outcome is
+//! unknown.
 //!
-//! The protocol: [Redis Cluster specification](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/).
+//! The protocol: [Redis Cluster
+//! specification](https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/).
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -41,9 +41,9 @@ use super::{
 
 const CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_XMODEM);
 const SLOTS: u16 = 16_384;
-/// How long members may take to answer that; what others say must not wait for one that has stopped.
+/// How long members may take to reply to such a query: the replies of others must not wait for a stopped member.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
-/// How often a script is redirected or put off, and the pause when it is put off.
+/// How often a script is redirected or deferred, and the pause when it is deferred.
 const REDIRECTIONS: usize = 8;
 const PUT_OFF: Duration = Duration::from_millis(25);
 
@@ -58,30 +58,30 @@ pub(super) fn partition(path: &str, partitions: u16) -> u16 {
     slot(path) % partitions
 }
 
-/// Connections to a cluster's members, kept up by a task that ends with this value.
+/// Connections to a cluster's members. A task maintains them, and ends with this value.
 #[derive(Debug)]
 pub(super) struct Cluster {
     shared: Arc<Shared>,
     map: watch::Receiver<Map>,
-    /// Is told of partitions whose keys are on the move.
+    /// Receives the partitions whose keys are moving.
     index: Arc<Index>,
     supervisor: AbortHandle,
 }
 
 #[derive(Debug)]
 struct Shared {
-    /// The members that are configured, to be asked when no other is known.
+    /// The configured members, queried when no other is known.
     seeds: Vec<Server>,
     reach: Reach,
     links: Mutex<HashMap<Address, Arc<Link>>>,
     nudge: Notify,
 }
 
-/// Who serves which partition.
+/// The member that serves each partition.
 #[derive(Debug, Clone)]
 struct Map {
     owners: Vec<Option<Owner>>,
-    /// What the members said that does not make up a majority.
+    /// The replies of the members when they do not form a majority.
     reason: String,
 }
 
@@ -89,15 +89,15 @@ struct Map {
 struct Owner {
     address: Address,
     link: Arc<Link>,
-    /// Until when the majority's word counts.
+    /// Until when the majority's report counts.
     until: Instant,
 }
 
-/// What a member says of all slots: from, to, and who serves them.
+/// A member's view of all slots: from, to, and the member that serves them.
 type View = Vec<(u16, u16, Address)>;
 
 impl Cluster {
-    /// Starts connecting to the members and asking them.
+    /// Starts connecting to the members and querying them.
     pub(super) fn start(
         seeds: Vec<Server>,
         partitions: u16,
@@ -123,7 +123,8 @@ impl Cluster {
         }
     }
 
-    /// Waits until the members were asked for the first time, and were tried to be reached, well or not.
+    /// Waits until the members were queried once, and an attempt to connect to the primaries has ended, successfully or
+    /// not.
     pub(super) async fn attempted(&self) {
         let mut map = self.map.clone();
         // An error means that the supervisor is gone, so nothing is left to wait for.
@@ -134,7 +135,7 @@ impl Cluster {
         }
     }
 
-    /// The primaries with the partitions that they serve, and why some partitions are not served.
+    /// Returns the primaries with the partitions that they serve, and why some partitions are not served.
     pub(super) fn shards(&self) -> (Vec<Shard>, Option<String>) {
         let map = self.map.borrow();
         let now = Instant::now();
@@ -169,7 +170,7 @@ impl Cluster {
         Some(owner.address.to_string())
     }
 
-    /// Runs a script on the primary that serves the partition; goes where that redirects it to.
+    /// Runs a script on the primary that serves the partition, and follows its redirections.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         partition: u16,
@@ -190,7 +191,7 @@ impl Cluster {
             };
             self.shared.nudge.notify_one();
             match &failed {
-                // Redirected and put off: the script was not run.
+                // Redirected and deferred: the script did not run.
                 Failed::Error(error) if let Some((to, asks)) = redirection(error, &address) => {
                     self.index.doubt([partition]);
                     link = self.shared.link(&to).map_err(NodeError::NotSent)?;
@@ -234,14 +235,14 @@ impl Drop for Cluster {
     }
 }
 
-/// Where a member sends a script instead, and whether it has to ask there for the permission.
+/// The member to which a member redirects a script, and whether the script needs ASKING there.
 fn redirection(error: &RedisError, by: &Address) -> Option<(Address, bool)> {
     let (to, _) = error.redirect_node()?;
     let asks = error.kind() == ErrorKind::Server(ServerErrorKind::Ask);
     Some((Address::parse(to, by)?, asks))
 }
 
-/// Whether some keys of the slot are still on their way to another member.
+/// Whether some keys of the slot are still moving to another member.
 fn put_off(error: &RedisError) -> bool {
     error.kind() == ErrorKind::Server(ServerErrorKind::TryAgain)
 }
@@ -251,7 +252,7 @@ impl Shared {
         self.links.lock()
     }
 
-    /// The connection to a member, made if there is none.
+    /// Returns the connection to a member, creating it if there is none.
     fn link(&self, address: &Address) -> Result<Arc<Link>, String> {
         let mut links = self.links();
         if let Some(link) = links.get(address) {
@@ -263,7 +264,7 @@ impl Shared {
         Ok(link)
     }
 
-    /// Asks members for their views, all at once.
+    /// Queries members for their views, all at once.
     async fn ask(&self, members: BTreeSet<Address>) -> Vec<(Address, Result<View, String>)> {
         let asking = members.into_iter().map(|address| async move {
             let view = match self.link(&address) {
@@ -307,9 +308,9 @@ fn view(slots: Vec<Vec<Value>>, asked: &Address) -> Option<View> {
         let host: Option<String> = redis::from_redis_value_ref(host).ok()?;
         let port = redis::from_redis_value_ref(port).ok()?;
         let host = match host.as_deref() {
-            // The member does not know how it is reached: as it was just now.
+            // The member does not know its own address: it is the one that was just used.
             None | Some("") => &asked.host,
-            // It does not know how that one is reached.
+            // The member does not know the address of that member.
             Some("?") => continue,
             Some(host) => host,
         };
@@ -322,8 +323,8 @@ fn view(slots: Vec<Vec<Value>>, asked: &Address) -> Option<View> {
     Some(view)
 }
 
-/// Whom a majority of the primaries names for each slot that is asked for. A member's view counts if it
-/// serves slots itself by its own view; how many there are says the view that has the most.
+/// The member that a majority of the primaries names for each of the given slots. A member's view counts if the member
+/// serves slots by its own view. The view with the most primaries determines how many there are.
 fn agreed(views: &[(Address, View)], slots: &[u16]) -> Vec<Option<Address>> {
     let serving = |view: &View| -> BTreeSet<Address> {
         view.iter().map(|(_, _, server)| server.clone()).collect()
@@ -356,7 +357,7 @@ fn agreed(views: &[(Address, View)], slots: &[u16]) -> Vec<Option<Address>> {
         .collect()
 }
 
-/// Keeps the map up to date, for ever.
+/// Keeps the map up to date; never returns.
 async fn supervise(shared: Arc<Shared>, publish: watch::Sender<Map>) {
     let slots: Vec<_> = (0..publish.borrow().owners.len())
         .map(|partition| slot(&partition.to_string()))
@@ -371,7 +372,7 @@ async fn supervise(shared: Arc<Shared>, publish: watch::Sender<Map>) {
     loop {
         let asked = Instant::now();
         let mut heard = shared.ask(members.clone()).await;
-        // Members that the first ones name have a say, too.
+        // The views of members that the first ones name count, too.
         let named: BTreeSet<_> = heard
             .iter()
             .filter_map(|(_, view)| view.as_ref().ok())
@@ -467,7 +468,7 @@ mod tests {
         assert_eq!(owner(&everyone[1..], 5).as_deref(), Some("a"));
         let replicas = [says("a", &all), says("x", &all), says("y", &all)];
         assert_eq!(owner(&replicas, 5), None, "replicas have no say");
-        // The old primary wakes up and knows nothing of its replica's promotion.
+        // The old primary resumes and knows nothing of its replica's promotion.
         let promoted = [
             says("a", &all),
             says("a2", &new),

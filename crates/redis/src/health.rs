@@ -1,4 +1,4 @@
-//! What servers say of themselves: markers, runs, and whether they are fit to keep leases.
+//! Health checks of servers: incarnation records, incarnations, and whether a server is fit to keep leases.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -19,57 +19,57 @@ use super::{
     script::{Call, SCRIPTS},
 };
 
-/// How long a look at all partitions of a server may take; what is left is looked at the next time.
+/// How long a look at all partitions of a server may take; the next look covers the rest.
 const SWEEP: Duration = Duration::from_secs(2);
 
-/// What is known of a server's markers.
+/// What is known of a server's incarnation records.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Swept {
     run: String,
     /// When this incarnation first replied.
     seen: Option<Instant>,
     partitions: Vec<u16>,
-    /// The partitions that are still to be looked at in this run.
+    /// The partitions of this incarnation that have not been looked at yet.
     left: BTreeSet<u16>,
-    /// Those without a marker, and the run that they are on.
+    /// The partitions without an incarnation record, and their incarnations.
     unrecorded: BTreeMap<u16, String>,
-    /// When the last of its partitions is ready to grant; `None` if none has a marker.
+    /// When the last of the server's partitions is ready to grant; `None` if none has an incarnation record.
     ready_at: Option<Instant>,
-    /// Which partition is looked at next, when nothing has changed.
+    /// The next partition to look at when nothing has changed.
     next: usize,
 }
 
-/// What was last heard of the node as a whole. While that cannot be asked, it counts.
+/// The last report of the node as a whole. It counts while the node cannot be reached.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
-    /// With what list of nodes agents use it.
+    /// The list of nodes with which agents use the node.
     lists: Option<Lists>,
-    /// The run of the server with the first partition: nobody else's.
+    /// The incarnation of the server with the first partition, which no other server shares.
     identity: Option<String>,
 }
 
-/// With what lists of nodes agents use a node.
+/// The lists of nodes with which agents use a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Lists {
-    /// With this agent's, or one that goes with it.
+    /// This agent's list, or one that is compatible with it.
     Same {
-        /// Whether it lets no agent come any more that has only the list from which agents pass to another.
+        /// Whether the node admits no more agents that have only the old list, from which agents move to another.
         closing: bool,
     },
     Other(String),
 }
 
-/// What a server says of one partition.
+/// A server's report of one partition.
 struct Looked {
     guard: Registered,
     vote: Registered,
     /// Its clock, in ms since the epoch.
     clock: i64,
     partition: u16,
-    /// How long it abstains; `None` if it has no marker.
+    /// How long the server is in quarantine; `None` if it has no incarnation record.
     wait: Option<Duration>,
     run: String,
-    /// The commands that the agent's user lacks the right to.
+    /// The commands for which the agent's user lacks permission.
     lacks: String,
     policy: String,
     /// The memory that counts against the limit, and the limit (0: none), in bytes.
@@ -77,8 +77,8 @@ struct Looked {
 }
 
 impl Swept {
-    /// Takes note of a partition; what was known is forgotten if the server or its partitions have changed.
-    /// Gives the partitions that have another server now, or one that may have forgotten.
+    /// Notes the report of a partition. Forgets what was known if the server or its partitions have changed. Returns
+    /// the partitions that have another server now, or one that may have forgotten.
     fn note(&mut self, looked: &Looked, partitions: &[u16]) -> Vec<u16> {
         let mut changed = Vec::new();
         if self.run != looked.run || self.partitions != partitions {
@@ -111,15 +111,15 @@ impl Swept {
         changed
     }
 
-    /// Has all partitions looked at the next time.
+    /// Makes the next look cover all partitions.
     pub(super) fn doubt(&mut self) {
         self.left = self.partitions.iter().copied().collect();
     }
 }
 
 impl Redis {
-    /// Looks at every server. One with many partitions is looked at as a whole only when something has
-    /// changed; else at one partition after the other, so that a cluster is not busy with being watched.
+    /// Looks at every server. A server with many partitions is looked at as a whole only when something has changed.
+    /// Otherwise each look covers one partition after the other, so that health checks do not load a cluster.
     pub(super) async fn look_after(&self, look: Look) -> Result<Probe, NodeError> {
         let (shards, unserved) = self.connections.shards();
         self.swept()
@@ -198,7 +198,7 @@ impl Redis {
                 probe.unfit = Some(evicting(&shard.server, &last.policy, self.usage.names));
             }
         }
-        // What is compared later must not depend on who answered first.
+        // The result, which is compared later, must not depend on the order of the replies.
         probe.unrecorded.sort_unstable_by_key(|part| part.partition);
         match registered {
             Ok(lists) => known.lists = Some(lists),
@@ -230,8 +230,8 @@ impl Redis {
         Ok(probe)
     }
 
-    /// Looks at one partition of a server, and at those that have no marker or were not looked at in this
-    /// run.
+    /// Looks at one partition of a server, and at those that have no incarnation record or were not looked at in this
+    /// incarnation.
     async fn look_at_server(
         &self,
         shard: &Shard,
@@ -245,7 +245,7 @@ impl Redis {
         let last = self
             .look_at(shard.partitions[next % shard.partitions.len()], look, true)
             .await?;
-        // Counted from before the server was asked: a little later than it is there, never earlier.
+        // Counted from before the call: an instant converted to the server's clock may be a little late, never early.
         let ours = asked.saturating_duration_since(self.started).as_millis();
         let ahead = last.clock - i64::try_from(ours).unwrap_or_default();
         for partition in &shard.partitions {
@@ -257,13 +257,13 @@ impl Redis {
         });
         self.index.doubt(changed);
         if self.settings.guard.is_none() {
-            // There are no markers to look for.
+            // There are no incarnation records to look for.
             swept.left.clear();
             swept.unrecorded.clear();
             return Ok((swept, last));
         }
         if !look.write {
-            // Each partition is looked at when its record may be written.
+            // A later look, which may write records, covers each partition.
             return Ok((swept, last));
         }
         let unrecorded = swept.unrecorded.keys().copied();
@@ -277,7 +277,7 @@ impl Redis {
                 self.index.doubt(changed);
                 Ok(())
             });
-        // What is cut off here is in `left`, and said.
+        // Partitions that the timeout cuts off stay in `left`, and the probe reports them.
         match timeout(SWEEP, at_once(looking.collect())).await {
             Ok(Ok(_)) | Err(_) => {}
             Ok(Err(error)) => return Err(error),
@@ -285,7 +285,7 @@ impl Redis {
         Ok((self.swept_at(shard, |swept| swept.clone()), last))
     }
 
-    /// What is known of a server's markers, to be read or changed.
+    /// Accesses what is known of a server's incarnation records, to read or change it.
     fn swept_at<T>(&self, shard: &Shard, then: impl FnOnce(&mut Swept) -> T) -> T {
         then(self.swept().entry(shard.server.clone()).or_default())
     }
@@ -333,7 +333,7 @@ impl Redis {
         looked().ok_or_else(|| self.unexpected("probe", &reply))
     }
 
-    /// Registers with which list of nodes this agent uses this one, unless other lists do not go with that.
+    /// Registers the list of nodes with which this agent uses the node, unless incompatible lists are registered.
     async fn register(&self, look: Look) -> Result<Lists, NodeError> {
         let keys = &self.keys[0];
         let of_lists = [
@@ -387,7 +387,7 @@ impl Redis {
         Ok(at_once(marking.collect()).await?.into_iter().sum())
     }
 
-    /// Notes that a partition has a marker now, so that it need not be looked at again for that.
+    /// Notes that a partition has an incarnation record now, so that it needs no further look for one.
     fn marked(&self, partition: u16, wait: Duration) {
         if let Some(server) = self.connections.server(partition)
             && let Some(swept) = self.swept().get_mut(&server)
@@ -397,7 +397,7 @@ impl Redis {
         }
     }
 
-    /// As [`LeaseNode::incarnation`](election_core::lease::LeaseNode::incarnation), of a partition.
+    /// See [`LeaseNode::incarnation`](election_core::lease::LeaseNode::incarnation); for one partition.
     pub(super) fn incarnation_of(&self, partition: u16) -> Option<Incarnation> {
         let server = self.connections.server(partition)?;
         let swept = self.swept();
@@ -411,7 +411,7 @@ impl Redis {
         })
     }
 
-    /// As [`reply`](Redis::reply); a server that takes too long is named.
+    /// Like [`reply`](Redis::reply), with an error that names a server that takes too long.
     async fn reply_in_time(&self, partition: u16, call: &Call) -> Result<String, NodeError> {
         let Ok(reply) = timeout(self.limit, self.reply(partition, call)).await else {
             let server = self.connections.server(partition);
@@ -434,7 +434,8 @@ impl Redis {
         noted.clone_from(known);
     }
 
-    /// A grant has found a partition without a marker: the next look is at all of its server's.
+    /// Notes that a grant found a partition without an incarnation record: the next look covers all of its server's
+    /// partitions.
     pub(super) fn doubt(&self, partition: u16) {
         if let Some(server) = self.connections.server(partition)
             && let Some(swept) = self.swept().get_mut(&server)
@@ -463,7 +464,7 @@ fn by_share(memory: &Memory) -> f64 {
     memory.share().unwrap_or(-1.0)
 }
 
-/// The longer of two bounds; of the same, the one that was registered later.
+/// The longer of two bounds; of equal ones, the one with the later registration.
 fn longest(one: Registered, other: Registered) -> Registered {
     match (one.bound, other.age) < (other.bound, one.age) {
         true => other,

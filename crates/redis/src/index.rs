@@ -1,15 +1,15 @@
-//! Keeps the index of held elections, from which listings are made, whole.
+//! Keeps the index of held elections complete. Listings are made from this index.
 //!
-//! Grants and repairs write it; extensions do not, as they are what a node is mostly asked for. So an entry that
-//! was lost would stay lost for as long as its leader extends. The probe, once a second, looks up elections that
-//! were extended since the last one, and puts back what is missing:
+//! Grants and repairs write the index. Extensions do not, as they are the most frequent requests to a node. A lost
+//! entry would therefore stay lost for as long as its leader extends. The probe, once a second, looks up elections that
+//! were extended since the last one, and restores missing entries:
 //!
-//! - all elections of partitions that are in **doubt**, each until it has been found or put back: when a server
-//!   is used for the first time, or in another incarnation, when a partition moves, and when a script was
-//!   redirected or put off;
+//! - all elections of partitions that are in **doubt**, each until it has been found or restored. A partition is in
+//!   doubt when a server is used for the first time, or in another incarnation, when the partition moves, and when a
+//!   script was redirected or deferred;
 //! - of all others a few, as **spot checks**. When one was missing, all partitions are in doubt.
 //!
-//! It also tidies partitions in which listings have met entries without a lease.
+//! The probe also tidies partitions in which listings have met entries without a lease.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::RandomState},
@@ -31,30 +31,30 @@ use super::{
     script::{Call, SCRIPTS},
 };
 
-/// How many elections are looked up each time without a reason.
+/// How many elections each probe looks up as spot checks.
 const SPOT_CHECKS: usize = 8;
-/// How many elections are noted at the most until the next time. What does not fit is noted when it is extended
-/// again.
+/// How many elections are noted at most until the next probe. One that does not fit is noted when it is extended again.
 const NOTED: usize = 10_000;
 /// How many elections of a partition in doubt are remembered as settled; others are looked up again.
 const SETTLED: usize = 100_000;
-/// How many elections one script looks up: others wait for it.
+/// How many elections one script looks up: other commands wait for it.
 const BATCH: usize = 100;
-/// How long all of it may take: the probe waits for it. What is cut off is looked up when it is extended again.
+/// How long all lookups may take: the probe waits for them. An election that is left out is looked up when it is
+/// extended again.
 const WITHIN: Duration = Duration::from_secs(1);
-/// How often operators are told that an index cannot be kept.
+/// How often the log repeats that an index cannot be maintained.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 
-/// What is to be looked up in the index.
+/// The elections to be looked up in the index.
 #[derive(Debug)]
 pub(super) struct Index {
-    /// Whether extensions are noted at all: most look at nothing else.
+    /// Whether extensions are noted at all: most extensions read nothing else.
     notes_extensions: AtomicBool,
     notes: Mutex<Notes>,
     hasher: RandomState,
-    /// Whoever leads has extended once within it.
+    /// Every leader extends at least once within this time.
     longest_term: Duration,
-    /// How many there are.
+    /// The number of partitions.
     partitions: u16,
 }
 
@@ -63,9 +63,9 @@ struct Notes {
     /// How many elections are still wanted for spot checks.
     wanted: usize,
     doubts: HashMap<u16, Doubt>,
-    /// Partitions in which entries were found to be missing, and until when others may be.
+    /// Partitions in which entries were missing, and until when others may be.
     lacking: HashMap<u16, Instant>,
-    /// Elections that were extended, by partition, and how many.
+    /// Elections that were extended, by partition, and their number.
     extended: BTreeMap<u16, HashSet<Box<str>>>,
     noted: usize,
     /// Partitions with entries that have no lease.
@@ -76,8 +76,7 @@ struct Notes {
 #[derive(Debug)]
 struct Doubt {
     until: Instant,
-    /// Hashes of the paths that the index has. Two that collide are a lost entry at the worst, which a spot check
-    /// finds.
+    /// Hashes of the paths that the index has. A collision costs at worst a lost entry, which a spot check finds.
     settled: HashSet<u64>,
 }
 
@@ -102,7 +101,7 @@ impl Index {
         let notes = &mut *notes;
         let doubt = notes.doubts.get(&partition);
         let doubted = doubt.is_some_and(|doubt| !doubt.settled.contains(&self.hash(path)));
-        // By chance, so that leaders which extend in step with the probe are all looked up some time.
+        // By chance, so that leaders which extend in step with the probe are all looked up eventually.
         let spot_check = !doubted && notes.wanted > 0 && fastrand::bool();
         if !(doubted || spot_check) || notes.noted == NOTED {
             return;
@@ -116,14 +115,14 @@ impl Index {
         self.watch(notes);
     }
 
-    /// Doubts that the index of these partitions is whole.
+    /// Puts the index of these partitions in doubt.
     pub(super) fn doubt(&self, partitions: impl IntoIterator<Item = u16>) {
         let mut partitions = partitions.into_iter().peekable();
         if partitions.peek().is_none() {
             return;
         }
         let mut notes = self.notes();
-        // Twice, so that what could not be looked up the first time is.
+        // Twice, so that an election whose first lookup failed gets another one.
         let until = Instant::now() + 2 * self.longest_term;
         for partition in partitions {
             let settled = HashSet::new();
@@ -132,19 +131,19 @@ impl Index {
         self.watch(&notes);
     }
 
-    /// Whether elections that are held may be missing: some were, and not all leaders have extended since.
+    /// Whether held elections may be missing: some were, and not all leaders have extended since.
     pub(super) fn lacks(&self, partition: u16) -> bool {
         let notes = self.notes();
         let until = notes.lacking.get(&partition);
         until.is_some_and(|until| Instant::now() < *until)
     }
 
-    /// Has the index of a partition tidied: it has entries without a lease.
+    /// Requests that the index of a partition is tidied: it has entries without a lease.
     pub(super) fn untidy(&self, partition: u16) {
         self.notes().untidy.insert(partition);
     }
 
-    /// What is to be looked up now: for each partition the elections, and whether it is to be tidied.
+    /// Takes the lookups to do now: for each partition the elections, and whether it must be tidied.
     fn take(&self) -> BTreeMap<u16, (Vec<Box<str>>, bool)> {
         let mut notes = self.notes();
         let now = Instant::now();
@@ -166,10 +165,10 @@ impl Index {
         work
     }
 
-    /// Takes note of what the index script replied for these elections.
+    /// Notes the index script's reply for these elections.
     fn looked_up(&self, partition: u16, paths: &[Box<str>], reply: &str) {
         if reply.contains('2') {
-            // For no reason that is known: others may be lost, in other partitions, too.
+            // The cause is unknown: other entries may be lost, in other partitions, too.
             let doubted = self.notes().doubts.contains_key(&partition);
             if !doubted {
                 self.doubt(0..self.partitions);
@@ -188,7 +187,7 @@ impl Index {
         }
     }
 
-    /// Whether operators are to be told that an index cannot be kept.
+    /// Whether it is time to log again that an index cannot be maintained.
     fn complains(&self) -> bool {
         let mut notes = self.notes();
         let lately = notes.complained;
@@ -214,9 +213,9 @@ impl Index {
 }
 
 impl Redis {
-    /// Looks up in the index what was extended lately, and puts back what is missing.
+    /// Looks up recently extended elections in the index, and restores missing entries.
     pub(super) async fn keep_index(&self) {
-        // An error means that a server does not answer, which the probe says.
+        // An error means that a server does not reply, which the probe reports.
         let _ = timeout(WITHIN, self.look_up_extended()).await;
     }
 
@@ -241,7 +240,7 @@ impl Redis {
         while let Some((partition, paths, reply)) = replies.next().await {
             match reply {
                 Ok(reply) => self.index.looked_up(partition, &paths, &reply),
-                // So it must be while a slot is on the move: those in doubt are looked up again.
+                // This is expected while a slot is moving: elections in doubt are looked up again.
                 Err(NodeError::NotSent(_)) => {}
                 Err(error) => {
                     if self.index.complains() {
@@ -309,7 +308,7 @@ mod tests {
         let all = ["k/a", "k/b", "k/c"];
         assert_eq!(looks_up(&index, 1), all);
         index.looked_up(1, &all.map(Into::into), "120");
-        // No spot checks: the index has been asked for enough.
+        // No spot checks: the index has had enough lookups.
         index.notes().wanted = 0;
         extend();
         assert_eq!(looks_up(&index, 1), ["k/c"], "it was not there");

@@ -7,7 +7,7 @@ use std::{fmt, io::Write as _};
 use election_core::election::types::ElectionId;
 use redis::{RedisWrite, ToRedisArgs, ToSingleRedisArg};
 
-/// A key: what a partition's keys of a sort begin with, and an election's path.
+/// A key: the prefix of a partition's keys of one sort, and an election's path.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Key<'a> {
     prefix: &'a str,
@@ -29,11 +29,11 @@ impl fmt::Display for Key<'_> {
     }
 }
 
-/// Written straight into the command: every request has several.
+/// Written straight into the command: every request has several keys.
 impl ToRedisArgs for Key<'_> {
     fn write_redis_args<W: ?Sized + RedisWrite>(&self, out: &mut W) {
         let mut argument = out.writer_for_next_arg();
-        // A command in memory takes all that is written.
+        // Writing to a command in memory cannot fail.
         let _ = argument.write_all(self.prefix.as_bytes());
         let _ = argument.write_all(self.path.as_bytes());
     }
@@ -41,24 +41,25 @@ impl ToRedisArgs for Key<'_> {
 
 impl ToSingleRedisArg for Key<'_> {}
 
-/// Makes the keys of one partition under a prefix.
+/// The keys of one partition under a prefix.
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     lease: String,
     high_water_mark: String,
-    /// Hash, the incarnation record: the `run` that may grant, `of`, the same unless version 0.1.0 wrote the record,
-    /// `since` when it remembers and from when on it may grant, `ready_at`, in ms since the epoch (0: always, of a
-    /// new server); the longest `guard` and `vote` lifetime in ms that agents have registered, and `guard_at` and
-    /// `vote_at`, when one last did.
+    /// Hash, the incarnation record: the incarnation that may grant (`run`), `of`, the same unless version 0.1.0 wrote
+    /// the record, `since` when it remembers and from when on it may grant, `ready_at`, in ms since the epoch (0:
+    /// always, of a new server); the longest `guard` and `vote` lifetime in ms that agents have registered, and
+    /// `guard_at` and `vote_at`, the time of their last registration.
     pub(super) incarnation_record: String,
-    /// String, in partition 0 only: the lists of nodes that agents use this one with, and when one with each last came.
+    /// String, in partition 0 only: the lists of nodes with which agents use this one, and when an agent with each last
+    /// registered.
     pub(super) lists: String,
     /// Hash, in partition 0 only, for version 0.1.0: the list of `nodes`, `guard`, and `guard_at`, which is `told_at`
-    /// where this version wrote the guard; expires when none comes any more.
+    /// where this version wrote the guard; expires when no agent registers any more.
     pub(super) agents: String,
-    /// Sorted set of `kind/name` by name: what listings walk.
+    /// Sorted set of `kind/name` by name: the source of listings.
     pub(super) index: String,
-    /// Sorted set of `kind/name` by the ms at which its lease may be over: what grants tidy.
+    /// Sorted set of `kind/name` by the ms at which its lease may be over: the source of entries for grants to tidy.
     pub(super) expiry: String,
 }
 
@@ -79,9 +80,9 @@ impl Keys {
     /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`, and until the first extension
     /// `attempt`, `before` and `low`; expires with the term.
     ///
-    /// The scripts make two more keys of it: `past:` and the path, a hash of what outlives leases (`acknowledged`,
-    /// the least token that a repair may write, and `used`, the last request ids), which expires after the retention;
-    /// and `rolled-back:`, a grant id and the path, which expires when no copy of that grant can be on its way any more.
+    /// The scripts derive two more keys from it. `past:` and the path is a hash of what outlives leases
+    /// (`acknowledged`, the least token that a repair may write, and `used`, the last request ids); it expires after
+    /// the retention. `rolled-back:`, a grant id and the path expires when no copy of that grant can arrive any more.
     pub(super) fn lease<'a>(&'a self, election: &'a ElectionId) -> Key<'a> {
         Key {
             prefix: &self.lease,
@@ -97,7 +98,7 @@ impl Keys {
         }
     }
 
-    /// What all lease keys begin with.
+    /// The prefix of all lease keys.
     pub(super) fn lease_prefix(&self) -> &str {
         &self.lease
     }

@@ -51,28 +51,28 @@ pub use sentinel::Sentinels;
 pub use server::Server;
 use single::{Expect, Link};
 
-/// How long the word of a majority counts, of Sentinels or of a cluster's primaries, on who serves.
+/// How long the report of a majority, of Sentinels or of a cluster's primaries, counts about the serving primary.
 const CONFIRMED_FOR: Duration = Duration::from_secs(5);
-/// How often they are asked, and the least time between two questions.
+/// How often Sentinels or members are queried, and the least time between two queries.
 const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));
-/// Stands for a clock of which nothing is known.
+/// Stands for an unknown clock.
 const NO_CLOCK: i64 = i64::MIN;
-/// How many partitions are asked at once when all have to be.
+/// How many partitions are called at once when all have to be.
 const AT_ONCE: usize = 64;
 
 /// How many members the smallest Redis Cluster with replicas has.
 const SMALLEST_CLUSTER: usize = 6;
 
-/// What makes up one node.
+/// The servers that make up one node.
 #[derive(Debug, Clone)]
 pub enum Deployment {
-    /// A server of its own.
+    /// A standalone server.
     Server(Server),
     /// A primary with replicas that Sentinels fail over.
     Failover(Sentinels),
     /// A Redis Cluster.
     Cluster {
-        /// Members to ask for the others; at least one.
+        /// Members to query for the others; at least one.
         members: Vec<Server>,
         /// How many partitions elections are spread over (1 to 16384); the same for every agent.
         partitions: u16,
@@ -80,7 +80,7 @@ pub enum Deployment {
 }
 
 impl Deployment {
-    /// What logs and `/readyz` call it.
+    /// The node's name in logs and in `/readyz`.
     #[must_use]
     pub fn name(&self) -> &str {
         match self {
@@ -90,7 +90,7 @@ impl Deployment {
         }
     }
 
-    /// What all agents have to agree on about this node.
+    /// The properties of this node on which all agents must agree.
     #[must_use]
     pub fn identity(&self) -> String {
         match self {
@@ -102,8 +102,8 @@ impl Deployment {
         }
     }
 
-    /// How much longer than the longest term a node abstains that may have lost its memory: an agent may
-    /// have used the server before for so long.
+    /// How much longer than the longest term a node is in quarantine after it may have lost its memory: an agent may
+    /// have used the previous server for this long.
     #[must_use]
     pub fn overlap(&self) -> Duration {
         match self {
@@ -112,13 +112,14 @@ impl Deployment {
         }
     }
 
-    /// How many connections it takes, if so many runtimes ask it. How many members a cluster has is not known before
-    /// they are asked: no fewer than named, nor than the smallest cluster with replicas.
+    /// The number of connections to the node from this many runtimes. The number of members of a cluster is unknown
+    /// before the first query: it is at least the number of configured members, and of members of the smallest cluster
+    /// with replicas.
     #[must_use]
     pub fn connections(&self, askers: usize) -> usize {
         match self {
             Self::Server(_) => askers,
-            // Each Sentinel is asked over one and announces over another.
+            // A Sentinel takes one connection for queries and another for its announcements.
             Self::Failover(sentinels) => askers + 2 * sentinels.sentinels.len(),
             Self::Cluster { members, .. } => askers * members.len().max(SMALLEST_CLUSTER),
         }
@@ -132,19 +133,19 @@ impl Deployment {
     }
 }
 
-/// What a node is used for, and with which others.
+/// The purpose of a node, and the nodes that it is used with.
 #[derive(Debug, Clone)]
 pub struct Use {
-    /// What all keys begin with.
+    /// The prefix of all keys.
     pub prefix: String,
-    /// What all agents must agree on: the names of all nodes that vote, in order; while agents pass from one list to
-    /// another, both, with ` > ` between them.
+    /// The list on which all agents must agree: the names of all voting nodes, in order. While agents move from one
+    /// list to another, both lists, with ` > ` between them.
     pub nodes: String,
     /// The longest term that is granted.
     pub max_term: Duration,
     /// Whether a server may drop leases when its memory is full.
     pub allow_eviction: bool,
-    /// What errors call the settings.
+    /// The names that errors use for the settings.
     pub names: Names,
 }
 
@@ -158,19 +159,19 @@ pub struct Redis {
     keys: Vec<Keys>,
     settings: Settings,
     known: Mutex<Known>,
-    /// By how many ms the clock of each partition's server is ahead of [`Self::started`], at the most;
-    /// [`NO_CLOCK`] before it was probed.
+    /// The upper bound of how many ms the clock of each partition's server is ahead of [`Self::started`]; [`NO_CLOCK`]
+    /// before the first probe.
     clocks: Vec<AtomicI64>,
     started: Instant,
-    /// How long a server may take to say how it does.
+    /// How long a server may take to reply to a probe.
     limit: Duration,
-    /// What is known of each server's markers.
+    /// What is known of each server's incarnation records.
     swept: Mutex<HashMap<String, Swept>>,
-    /// What may be missing in the index that listings are made from.
+    /// What may be missing in the index from which listings are made.
     index: Arc<Index>,
 }
 
-/// The ways to a partition's server.
+/// The connections to a partition's server.
 #[derive(Debug)]
 enum Connections {
     Server(Link),
@@ -194,7 +195,7 @@ impl Connections {
         }
     }
 
-    /// The servers with their partitions, and why some partitions have none.
+    /// Returns the servers with their partitions, and why some partitions have none.
     fn shards(&self) -> (Vec<Shard>, Option<String>) {
         let one = |server: String| {
             let shard = Shard {
@@ -205,7 +206,7 @@ impl Connections {
         };
         match self {
             Self::Server(link) => one(link.name().to_owned()),
-            // Without a primary the script that is run there says why.
+            // Without a primary, a script that runs there returns the reason.
             Self::Failover(failover) => one(failover.primary().unwrap_or_default()),
             Self::Cluster(cluster) => cluster.shards(),
         }
@@ -221,8 +222,8 @@ impl Connections {
 }
 
 impl Redis {
-    /// Starts connecting and returns when the first attempt has ended, well or not; `limit` bounds
-    /// attempts to connect and pings. Each of the askers has connections of its own.
+    /// Starts connecting, and returns when the first attempt has ended, successfully or not. `limit` bounds attempts to
+    /// connect and pings. Each of the askers has connections of its own.
     pub async fn start(
         deployment: Deployment,
         usage: Use,
@@ -288,8 +289,8 @@ impl Redis {
         (partition, &self.keys[usize::from(partition)])
     }
 
-    /// An instant by the clock of the partition's server, in ms since the epoch, or later by as much as the probe
-    /// took that told its clock; [`None`] before there was one.
+    /// Converts an instant to the clock of the partition's server, in ms since the epoch. The result is late by at most
+    /// the duration of the probe that read the clock. Returns [`None`] before the first probe.
     fn by_its_clock(&self, partition: u16, instant: Instant) -> Option<i64> {
         let ahead = self.clocks[usize::from(partition)].load(Ordering::Relaxed);
         let ms = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX / 4);
@@ -298,11 +299,11 @@ impl Redis {
         (ahead != NO_CLOCK).then(|| ahead + ms(after) - ms(before))
     }
 
-    /// Whether a server that found no lease would know of one; [`None`] if it said something else.
+    /// Whether a server without a lease would know of one; [`None`] if the reply is something else.
     fn absence(&self, partition: u16, word: &str) -> Option<Absence> {
         match word {
             "missing" => Some(Absence::Known),
-            // Where no agent wants a guard there are no records.
+            // Where no agent wants a guard, there are no records.
             "unmarked" if self.settings.guard.is_none() => Some(Absence::Known),
             "unmarked" => {
                 self.doubt(partition);
@@ -317,10 +318,10 @@ impl Redis {
         millis(self.settings.retention)
     }
 
-    /// Runs a script and gives its reply.
+    /// Runs a script and returns its reply.
     async fn reply(&self, partition: u16, call: &Call) -> Result<String, NodeError> {
         let reply: Value = self.connections.run(partition, call).await?;
-        // What a hand has written need not be text: that is no fault of the connection.
+        // Data that was written by hand need not be text: the connection is not at fault.
         let text = match reply {
             Value::BulkString(bytes) => String::from_utf8(bytes).ok(),
             reply => redis::from_redis_value::<Option<String>>(reply)
@@ -338,7 +339,7 @@ impl Redis {
     }
 }
 
-/// An argument that may be missing: an empty one then.
+/// An optional argument: empty when it is missing.
 struct OrEmpty<T>(Option<T>);
 
 impl<T: ToSingleRedisArg> ToRedisArgs for OrEmpty<T> {
@@ -350,7 +351,7 @@ impl<T: ToSingleRedisArg> ToRedisArgs for OrEmpty<T> {
     }
 }
 
-/// Waits for all, of which not too many are under way at once; fails with the first that fails.
+/// Waits for all futures, of which only a limited number run at once. Fails with the first that fails.
 async fn at_once<T>(
     all: Vec<impl Future<Output = Result<T, NodeError>>>,
 ) -> Result<Vec<T>, NodeError> {
@@ -360,7 +361,7 @@ async fn at_once<T>(
         .await
 }
 
-/// What only unusual grants need.
+/// Adds the arguments that only unusual grants need.
 fn more_of_grant(call: Call, grant: &Grant, replaces: &Replaces) -> Call {
     let (replaces, leader, token) = match replaces {
         Replaces::Nothing => ("vacant", "", None),
@@ -382,7 +383,7 @@ fn optional(token: Option<Token>) -> u64 {
     token.map_or(0, Token::get)
 }
 
-/// A lease from the lines that the scripts' `lines` gives.
+/// Parses a lease from the lines that the scripts' `lines` function returns.
 fn lease(lines: &str) -> Option<Lease> {
     let mut rest = lines;
     let mut line = || {
@@ -399,14 +400,14 @@ fn lease(lines: &str) -> Option<Lease> {
     })
 }
 
-/// A reply's first line, and what follows it.
+/// Returns a reply's first line, and the rest.
 fn word(reply: &str) -> (&str, &str) {
     let (word, rest) = split_line(reply);
     (word, rest.unwrap_or_default())
 }
 
-/// The first line, and what follows its end, if it has one. Lines are short: searching them byte by byte takes fewer
-/// instructions than [`str::split_once`], which is made for long ones.
+/// Returns the first line, and the rest after its end, if it has one. Lines are short: a search byte by byte takes
+/// fewer instructions than [`str::split_once`], which is made for long ones.
 fn split_line(text: &str) -> (&str, Option<&str>) {
     match text.bytes().position(|byte| byte == b'\n') {
         Some(end) => (&text[..end], Some(&text[end + 1..])),

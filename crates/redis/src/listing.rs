@@ -1,6 +1,7 @@
-//! Listings, put together from all partitions.
+//! Listings, combined from all partitions.
 //!
-//! A partition in trouble costs no other: what could not be looked up is left out, and the page says so.
+//! A partition in trouble does not affect the others: a listing omits what could not be looked up, and the page reports
+//! this.
 
 use std::collections::BTreeMap;
 
@@ -20,14 +21,14 @@ use super::{
     script::{Call, SCRIPTS},
 };
 
-/// How many times [`LIST_EXAMINES`] entries in a row may be no elections' before a partition is given up.
+/// How many times [`LIST_EXAMINES`] entries in a row may belong to no election before a partition is given up.
 const STRANGE: usize = 16;
-/// How many leases that the index script could not give are read at once.
+/// How many leases that the index script could not return are read at once.
 const READS: usize = 8;
-/// How many causes operators are told.
+/// How many causes the log reports.
 const CAUSES: usize = 3;
 
-/// What came of some partitions.
+/// The results of some partitions.
 #[derive(Default)]
 struct Listed {
     pages: Vec<Page>,
@@ -36,16 +37,16 @@ struct Listed {
 
 /// What the list script replies.
 struct Reply {
-    /// The last path that was looked at, if there may be more after it.
+    /// The last examined path, if there may be more after it.
     last: Option<Vec<u8>>,
     /// How many entries had no lease.
     skipped: usize,
-    /// Elections with their leases; those without one may have theirs elsewhere, or one that cannot be read.
+    /// Elections with their leases. An election without one may have its lease elsewhere, or one that cannot be read.
     elections: Vec<(ElectionId, Option<Lease>)>,
 }
 
 impl Redis {
-    /// As [`LeaseNode::list`](election_core::lease::LeaseNode::list).
+    /// See [`LeaseNode::list`](election_core::lease::LeaseNode::list).
     pub(super) async fn list_partitions(
         &self,
         kind: &Kind,
@@ -60,7 +61,7 @@ impl Redis {
             let server = self.connections.server(partition);
             servers.entry(server).or_default().push(partition);
         }
-        // Each server has its share, so that one which has stopped takes none of the others'.
+        // Each server has its share, so that a stopped one takes none of the others' share.
         let at_once = (AT_ONCE / servers.len()).max(4);
         let listing = servers.into_iter().map(|(server, partitions)| {
             self.list_server(server, partitions, at_once, kind, after, few)
@@ -82,7 +83,7 @@ impl Redis {
         Ok(page)
     }
 
-    /// Lists the partitions of one server. When it says nothing for too long, it is not waited for any more.
+    /// Lists the partitions of one server. Stops waiting for a server that does not reply for too long.
     async fn list_server(
         &self,
         server: Option<String>,
@@ -92,8 +93,8 @@ impl Redis {
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Listed {
-        // What the others have must be on its way before the node's time is over; where there is only one
-        // partition, nothing else waits.
+        // The other servers' partitions must be under way before the node's time is over. With only one partition,
+        // nothing else waits.
         let within = match self.keys.len() {
             1 => self.limit,
             _ => self.limit / 2,
@@ -147,7 +148,7 @@ impl Redis {
             let Some(last) = reply.last else {
                 return Ok(self.page(partition, reply.elections, None).await);
             };
-            // Entries that are no election's cannot be where the next page starts.
+            // An entry that belongs to no election cannot be the start of the next page.
             let next = election(&last);
             let next = next.or_else(|| Some(reply.elections.last()?.0.clone()));
             if next.is_some() {
@@ -167,7 +168,7 @@ impl Redis {
         })
     }
 
-    /// Reads the leases that the list script could not give.
+    /// Reads the leases that the list script could not return.
     async fn page(
         &self,
         partition: u16,
@@ -193,7 +194,7 @@ impl Redis {
             .map(|(election, lease)| async {
                 let lease = match lease {
                     Some(lease) => Ok(Reading::Held(lease)),
-                    // Where the key is on the move, this is sent to where it has gone.
+                    // Where the key is moving, the read is sent to its new server.
                     None => self.read(&election).await,
                 };
                 (election, lease)
@@ -224,7 +225,7 @@ impl Reply {
         };
         let elections = elections.iter().filter_map(|entry| {
             let line = entry.iter().position(|byte| *byte == b'\n')?;
-            // Whatever else has got into the index names no election.
+            // Other entries in the index name no election.
             let election = election(&entry[..line])?;
             let held = str::from_utf8(&entry[line + 1..]).ok();
             Some((election, held.and_then(lease)))
@@ -241,7 +242,7 @@ fn election(path: &[u8]) -> Option<ElectionId> {
     ElectionId::from_path(str::from_utf8(path).ok()?).ok()
 }
 
-/// Why elections may be missing, if so.
+/// Why elections may be missing, if any may.
 fn incomplete(listed: &Listed, partitions: usize) -> Option<String> {
     let lacking = partitions - listed.pages.len();
     let in_pages = listed

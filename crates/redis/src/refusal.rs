@@ -1,9 +1,9 @@
-//! What a server says before it closes a connection.
+//! The error that a server sends before it closes a connection.
 //!
-//! A server that has as many clients as it may, or that serves strangers on its own host only, answers a new connection
-//! with an error and closes it. Commands that are on their way then get a reset or an end of the stream: `redis` reports
-//! that, and the error, which says what to do, is lost. So where a connection was closed before it was ever used, the
-//! server is asked once more, over a connection that is there for its reply only.
+//! A server at its maximum of clients, or one in protected mode, replies to a new connection with an error and closes
+//! it. Commands in flight then get a reset or an end of the stream. `redis` reports that, and the error, which says
+//! what to do, is lost. Where a connection was closed before its first use, this module therefore opens one more
+//! connection to the server, only for its reply.
 
 use std::time::Duration;
 
@@ -16,14 +16,14 @@ use tokio::{
 
 use super::server::Server;
 
-/// How long a server is listened to before it is asked anything: a command that reaches a closed socket resets it, and
-/// what the server said may go with it.
+/// How long to listen to a server before sending anything: a command that reaches a closed socket resets it, and the
+/// server's message may be lost with it.
 const UNASKED: Duration = Duration::from_millis(100);
 
 /// The most that is read.
 const LENGTH: u64 = 4096;
 
-/// The error itself, or what the server says where that closed a connection. `limit` bounds all that began at `began`.
+/// The error itself, or the server's message where that closed a connection. `limit` bounds everything since `began`.
 pub(super) async fn explained(
     server: &Server,
     began: Instant,
@@ -33,15 +33,15 @@ pub(super) async fn explained(
     if !error.is_connection_dropped() || error.is_connection_refusal() {
         return error;
     }
-    // Some of the time stays for what waits for the answer.
+    // The rest of the time remains for the caller of this function.
     let left = limit.saturating_sub(began.elapsed()) / 2;
     let refusal = timeout(left, refusal(server)).await;
     refusal.ok().flatten().unwrap_or(error)
 }
 
-/// The error that the server answers before it closes a connection; [`None`] if it does not close it, or says nothing.
+/// The error that the server sends before it closes a connection; [`None`] if it does not close it, or sends nothing.
 async fn refusal(server: &Server) -> Option<RedisError> {
-    // Before a handshake, servers say nothing over TLS.
+    // Over TLS, servers send nothing before a handshake.
     let ConnectionAddr::Tcp(host, port) = server.info().addr() else {
         return None;
     };
@@ -64,10 +64,10 @@ async fn refusal(server: &Server) -> Option<RedisError> {
     first_error(&said)
 }
 
-/// Reads all that comes.
+/// Reads everything that arrives.
 async fn until_closed(stream: &mut TcpStream, said: &mut Vec<u8>) {
     let mut limited = stream.take(LENGTH);
-    // A reset is an end, too: what came before it has been read.
+    // A reset is an end, too: everything before it has been read.
     while limited.read_buf(said).await.is_ok_and(|read| read > 0) {}
 }
 
@@ -76,7 +76,7 @@ fn first_error(replies: &[u8]) -> Option<RedisError> {
     let mut lines = replies.split_inclusive(|byte| *byte == b'\n');
     let line = lines.find(|line| line.starts_with(b"-"))?;
     let reply: RedisResult<_> = parse_redis_value(line).and_then(redis::Value::extract_error);
-    // A line that breaks off is no reply.
+    // An incomplete line is no reply.
     reply.err().filter(|error| error.code().is_some())
 }
 

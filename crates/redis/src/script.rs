@@ -1,4 +1,4 @@
-//! The Lua scripts, one per operation of a node, and how one is called.
+//! The Lua scripts, one per operation of a node, and how to call one.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ use super::keys::Key;
 
 macro_rules! scripts {
     ($($name:ident: $($file:literal)+;)+) => {
-        /// One script per operation; the header of each file says what it takes and gives.
+        /// One script per operation; the header of each file describes its arguments and result.
         pub(super) struct Scripts { $(pub(super) $name: Script,)+ }
 
         /// The scripts, hashed once.
@@ -52,7 +52,7 @@ pub(super) struct Call {
     command: Cmd,
 }
 
-/// What a call has room for before it has to grow: more than a usual grant.
+/// The capacity of a call before it has to grow: more than a usual grant.
 const ARGUMENTS: usize = 20;
 const BYTES: usize = 384;
 
@@ -71,7 +71,7 @@ impl Call {
         self
     }
 
-    /// Runs the script; a server that does not know it is given it.
+    /// Runs the script; loads it first into a server that does not know it.
     pub(super) async fn run<T: FromRedisValue>(
         &self,
         connection: &mut MultiplexedConnection,
@@ -91,9 +91,9 @@ impl Call {
         sent.await?.extract_error()
     }
 
-    /// Runs the script on the server that is about to take the keys' slot over. The permission to do so is
-    /// for the very next command of the connection, which others use as well: both go out as one. One argument
-    /// more tells the script that keys may still be on the other server.
+    /// Runs the script on the server that is importing the keys' slot. ASKING applies to the very next command of the
+    /// connection only, and others use the connection as well: both commands go out as one pipeline. One more argument
+    /// informs the script that keys may still be on the other server.
     pub(super) async fn run_asking<T: FromRedisValue>(
         &self,
         connection: &mut impl ConnectionLike,
@@ -104,7 +104,7 @@ impl Call {
         both.cmd("ASKING").ignore().add_command(command);
         match both.query_async(connection).await {
             Ok((reply,)) => Ok(reply),
-            // As if it had been sent alone.
+            // As if the script had been sent alone.
             Err(error) => Err(match error.clone().into_server_errors().as_deref() {
                 Some([(_, error), ..]) => error.clone().into(),
                 _ => error,

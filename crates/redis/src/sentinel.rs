@@ -1,11 +1,11 @@
 //! One deployment of a primary and its replicas, which Sentinels watch and fail over.
 //!
-//! A task per Sentinel asks it who the primary is: once a second, when it announces a switch, and when a
-//! request has failed. A director takes the answers together: the primary is whom a **majority** of all
-//! Sentinels has named within the last [`CONFIRMED_FOR`], of all that are configured or that any of them
-//! knows of; without such a one nothing is sent. So an agent that is cut off with an old primary stops
-//! using it, and two agents do not use two primaries for longer than that, by which the guard of a
-//! promoted replica is prolonged.
+//! A task per Sentinel queries it for the primary: once a second, when the Sentinel announces a switch, and when a
+//! request has failed. A director combines the replies. The primary is the server that a **majority** of all Sentinels
+//! has named within the last [`CONFIRMED_FOR`]. All Sentinels are those that are configured or that any of them knows
+//! of. Without such a majority, nothing is sent. An agent that is cut off with an old primary therefore stops using it,
+//! and two agents do not use two primaries for longer than that time. The guard of a promoted replica is longer by the
+//! same time.
 //!
 //! Sentinel's side of it: [Sentinel client spec](https://redis.io/docs/latest/develop/reference/sentinel-clients/).
 
@@ -33,28 +33,28 @@ use super::{
     single::{Expect, Link, denied, jittered, open},
 };
 
-/// The pause after a Sentinel was not reached.
+/// The pause after a failure to reach a Sentinel.
 const PAUSE: Duration = Duration::from_millis(500);
-/// What Sentinels announce a new primary on.
+/// The channel on which Sentinels announce a new primary.
 const SWITCHES: &str = "+switch-master";
 
-/// What is configured of a deployment.
+/// The configuration of a deployment.
 #[derive(Debug, Clone)]
 pub struct Sentinels {
-    /// The Sentinels, with the credentials that they want.
+    /// The Sentinels, with the credentials that they require.
     pub sentinels: Vec<Server>,
-    /// Any server with the credentials that the primary wants.
+    /// Any server with the credentials that the primary requires.
     pub access: Server,
     /// The name under which the Sentinels watch the primary.
     pub master: String,
 }
 
-/// The deployment's primary, whoever that is at the time.
+/// The deployment's current primary.
 #[derive(Debug)]
 pub(super) struct Failover {
     state: watch::Receiver<State>,
     nudge: Arc<Notify>,
-    /// Ends the tasks with this value.
+    /// The tasks end with this value.
     _tasks: JoinSet<()>,
 }
 
@@ -69,12 +69,12 @@ struct State {
 struct Primary {
     address: Address,
     link: Arc<Link>,
-    /// Until when the majority's word counts.
+    /// Until when the majority's report counts.
     until: Instant,
 }
 
 impl Failover {
-    /// Starts asking.
+    /// Starts querying.
     pub(super) fn start(watched: Sentinels, reach: Reach) -> Self {
         let nudge = Arc::new(Notify::new());
         let (said, hear) = mpsc::channel(watched.sentinels.len());
@@ -103,8 +103,8 @@ impl Failover {
         }
     }
 
-    /// Waits until the primary is known and was tried to be reached, or until every Sentinel was asked in
-    /// vain.
+    /// Waits until the primary is known and a first attempt to connect to it has ended, or until a query of every
+    /// Sentinel has failed.
     pub(super) async fn attempted(&self) {
         let mut state = self.state.clone();
         if state.changed().await.is_ok() {
@@ -138,25 +138,25 @@ impl Failover {
     }
 }
 
-/// What one Sentinel said.
+/// The reply of one Sentinel.
 #[derive(Debug, Clone)]
 struct Said {
     primary: Result<Named, String>,
-    /// When it was asked: it may have changed its mind since.
+    /// When the Sentinel was queried: its view may have changed since.
     asked: Instant,
 }
 
-/// A primary, by a Sentinel.
+/// A primary, as a Sentinel names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Named {
     address: Address,
-    /// What identifies the Sentinel: one that is configured under two names has one say.
+    /// The identity of the Sentinel: one that is configured under two names has one vote.
     id: String,
-    /// How many Sentinels it knows of, with itself.
+    /// How many Sentinels this one knows of, including itself.
     sentinels: usize,
 }
 
-/// Publishes whom a majority names, and connects to it.
+/// Publishes the primary that a majority names, and connects to it.
 async fn direct(
     watched: Sentinels,
     reach: Reach,
@@ -195,7 +195,7 @@ async fn direct(
             },
             (None, known) => known,
         };
-        // The first word that is published should not be that nobody has been heard yet.
+        // The first published state should not be that no Sentinel has replied yet.
         if primary.is_none() && all.iter().any(Option::is_none) {
             continue;
         }
@@ -204,7 +204,7 @@ async fn direct(
     }
 }
 
-/// How many Sentinels there are: that are configured, or that one of them knows of.
+/// The number of Sentinels that are configured, or that one of them knows of.
 fn sentinels(all: &[Option<Said>]) -> usize {
     let named = all
         .iter()
@@ -217,10 +217,10 @@ fn sentinels(all: &[Option<Said>]) -> usize {
         .max(all.len())
 }
 
-/// Whom a majority of all Sentinels names, and when the least recent of that majority was asked.
+/// The primary that a majority of all Sentinels names, and when the least recent of that majority was queried.
 fn agreed(all: &[Option<Said>]) -> Option<(Address, Instant)> {
     let majority = quorum(sentinels(all));
-    // The last word of each.
+    // The last reply of each Sentinel.
     let mut last: BTreeMap<&str, (&Address, Instant)> = BTreeMap::new();
     for said in all.iter().flatten() {
         if let Ok(named) = &said.primary {
@@ -243,7 +243,7 @@ fn agreed(all: &[Option<Said>]) -> Option<(Address, Instant)> {
     })
 }
 
-/// What an operator needs to know when no majority names a primary.
+/// The text for operators when no majority names a primary.
 fn disagreement(watched: &Sentinels, all: &[Option<Said>], names: Names) -> String {
     let said: Vec<_> = watched
         .sentinels
@@ -277,7 +277,7 @@ fn disagreement(watched: &Sentinels, all: &[Option<Said>], names: Names) -> Stri
     )
 }
 
-/// What a Sentinel says of a primary that it watches.
+/// A Sentinel's report of a primary that it watches.
 fn named(primary: &HashMap<String, String>, id: &str) -> Option<Named> {
     let others: usize = primary.get("num-other-sentinels")?.parse().ok()?;
     Some(Named {
@@ -287,7 +287,7 @@ fn named(primary: &HashMap<String, String>, id: &str) -> Option<Named> {
     })
 }
 
-/// Asks one Sentinel, for ever.
+/// Queries one Sentinel; never ends.
 struct Asking {
     number: usize,
     sentinel: Server,
@@ -317,7 +317,7 @@ impl Asking {
         }
     }
 
-    /// Returns `Ok(Ok(()))` when nobody listens any more.
+    /// Returns `Ok(Ok(()))` when the receiver is gone.
     async fn ask_until_it_fails(
         &self,
         told: &mut Option<String>,
@@ -384,7 +384,7 @@ impl Asking {
         }
     }
 
-    /// Tells the director, and the log what is new; `false` when nobody listens any more.
+    /// Reports to the director, and logs what is new. Returns `false` when the receiver is gone.
     async fn say(
         &self,
         told: &mut Option<String>,
@@ -421,7 +421,7 @@ impl Asking {
 mod tests {
     use super::*;
 
-    /// What Sentinels say, each by its place in the list.
+    /// The replies of Sentinels, each by its place in the list.
     fn said(answers: &[Option<(&str, u64)>], now: Instant) -> Vec<Option<Said>> {
         answers
             .iter()

@@ -1,4 +1,4 @@
-//! What URLs say: where servers are and how to talk to them.
+//! The contents of URLs: the addresses of servers and how to connect to them.
 
 use std::{fmt, sync::Arc};
 
@@ -34,8 +34,7 @@ impl Address {
         Some(Self::new(&host, url.port().unwrap_or(DEFAULT_PORT)))
     }
 
-    /// Reads `host:port`, as servers write it in a redirection: IPv6 without brackets; no host means the
-    /// server's own.
+    /// Reads `host:port`, as servers write it in a redirection: IPv6 without brackets; no host means the server's own.
     pub(super) fn parse(text: &str, own: &Self) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let host = match host {
@@ -55,7 +54,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Where a Redis server is and how to talk to it; validated, but nothing is connected.
+/// The address of a Redis server and how to connect to it. The value is validated, but not connected.
 #[derive(Clone)]
 pub struct Server {
     name: String,
@@ -77,11 +76,11 @@ impl Server {
         }
     }
 
-    /// Reads a cluster's URL, `redis[s]://[[user]:password@]host[:port][?addr=host:port…]`: the members to
-    /// ask for all others, at least one. They share credentials and TLS.
+    /// Reads a cluster's URL, `redis[s]://[[user]:password@]host[:port][?addr=host:port…]`: the members to query for
+    /// all others, at least one. They share credentials and TLS.
     ///
     /// # Errors
-    /// As [`from_url`](Self::from_url).
+    /// See [`from_url`](Self::from_url).
     pub fn members_from_url(url: &str, ca: Option<&[u8]>) -> Result<Vec<Self>, String> {
         let mut url = parse(url)?;
         let others: Vec<_> = url
@@ -100,7 +99,7 @@ impl Server {
             if name != "addr" {
                 return Err("it has another query than addr=host:port".to_owned());
             }
-            // As part of a URL, so that brackets and the default port are what they are there.
+            // Parsed as part of a URL, so that brackets and the default port have the meaning that they have there.
             let address = Url::parse(&format!("redis://{value}"))
                 .ok()
                 .filter(|url| url.username().is_empty() && url.password().is_none())
@@ -136,7 +135,7 @@ impl Server {
         let info = url
             .into_connection_info()
             .map_err(|_| format!("it is no Redis URL: {EXPECTED}"))?;
-        // Without it every small reply waits for the acknowledgement of the one before.
+        // Without `TCP_NODELAY`, every small reply waits for the acknowledgement of the one before.
         let tcp = info.tcp_settings().clone().set_nodelay(true);
         let info = info.set_tcp_settings(tcp);
         let client = match ca.filter(|_| tls) {
@@ -163,13 +162,13 @@ impl Server {
         &self.name
     }
 
-    /// Whether both are the same server, be it with different databases.
+    /// Whether both are the same server, even with different databases.
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         self.address == other.address
     }
 
-    /// Whether both are talked to in the same way: user, password, database and TLS.
+    /// Whether both are reached in the same way: user, password, database and TLS.
     #[must_use]
     pub fn has_same_access(&self, other: &Self) -> bool {
         let access = |server: &Self| {
@@ -186,7 +185,7 @@ impl Server {
         access(self) == access(other)
     }
 
-    /// The same server, talked to with other credentials, without a database.
+    /// The same server with other credentials, without a database.
     ///
     /// # Errors
     /// When there is no such client, which should not happen.
@@ -210,7 +209,7 @@ impl Server {
         })
     }
 
-    /// Another server that is talked to in the same way.
+    /// Another server that is reached in the same way.
     pub(super) fn at(&self, address: &Address) -> Result<Self, String> {
         let (host, port) = (address.host.to_string(), address.port);
         let info = self.info().clone();
@@ -259,7 +258,7 @@ impl fmt::Debug for Server {
     }
 }
 
-// Nothing of a URL is quoted: wherever it is malformed, it may hold a password.
+// Errors quote nothing of a URL: wherever it is malformed, it may hold a password.
 const EXPECTED: &str = "write redis[s]://user:password@host:port/db, with reserved characters in user \
                         and password percent-encoded";
 

@@ -1,13 +1,14 @@
-//! Connections to one Redis server that mend themselves.
+//! Self-repairing connections to one Redis server.
 //!
-//! Each of the [`Askers`](super::Askers) has a connection of its own, which it alone uses and drives. A supervisor task owns them: it opens them together, sees whether all lead to
-//! one server that is what it must be and has the scripts, publishes the connections, and pings them. When one
-//! breaks (a request saw an I/O error, or a ping did) the server is gone or was replaced: all are withdrawn and
-//! opened anew, at once and then with growing, jittered pauses. When some say nothing while others are answered,
-//! their askers are stalled, or their packets are lost: those alone are replaced, and the others do not wait.
+//! Each of the [`Askers`](super::Askers) has a connection of its own, which it alone uses and drives. A supervisor task
+//! owns them. It opens them together, checks that all lead to one server of the expected kind that has the scripts,
+//! publishes the connections, and pings them. When one breaks (a request or a ping saw an I/O error), the server is
+//! gone or was replaced: the supervisor removes all connections and opens them anew, at once and then with growing,
+//! jittered pauses. When some connections are silent while others reply, their askers are stalled, or their packets are
+//! lost. The supervisor replaces only those, and the others do not wait.
 //!
-//! Requests only ever take the published connection; while there is none they fail at once with the reason,
-//! so that a quorum of other nodes can decide without waiting.
+//! Requests only ever use the published connection. While there is none, they fail at once with the reason, so that a
+//! quorum of other nodes can decide without waiting.
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
@@ -37,33 +38,33 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 /// The first pause after a failed attempt to connect, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// How long the other connections may take when the first one is open, before that is used without them: whether
-/// all lead to one server should be known by then.
+/// How long the other connections may take after the first one is open, before that one is used without them. By then
+/// it should be known whether all lead to one server.
 const TOGETHER: Duration = Duration::from_millis(100);
 
-/// How many commands wait for a connection before requests wait for them, and how many bytes are written at once.
+/// How many commands a connection queues before requests wait for it, and how many bytes are written at once.
 const PIPELINE: (usize, usize) = (1024, 128 * 1024);
 
-/// What a server must be.
+/// The kind of server that is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expect {
-    /// A server of its own, which takes writes.
+    /// A standalone server, which accepts writes.
     Server,
     /// The primary that Sentinels have named.
     Primary,
-    /// A member of a Redis Cluster; one that is a replica redirects.
+    /// A member of a Redis Cluster; a replica redirects.
     Member,
 }
 
-/// Connections to one server, kept up by a task that ends with this value.
+/// Connections to one server. A task maintains them, and ends with this value.
 #[derive(Debug)]
 pub(super) struct Link {
     name: String,
     expect: Expect,
     names: Names,
-    /// For each asker, in their order.
+    /// One state for each asker, in their order.
     states: Vec<watch::Receiver<State>>,
-    /// The number of the asker that calls.
+    /// Returns the number of the calling asker.
     number: fn() -> Option<usize>,
     supervisor: AbortHandle,
 }
@@ -74,17 +75,17 @@ type State = Result<Live, String>;
 #[derive(Debug, Clone)]
 struct Live {
     connection: MultiplexedConnection,
-    /// Which of all connections of this asker it is.
+    /// The number of this connection among all connections of its asker.
     serial: u64,
-    /// Tells the supervisor that a request found the connection broken.
+    /// Notifies the supervisor that a request found the connection broken.
     broken: Arc<Notify>,
 }
 
-/// Why a command gave no answer.
+/// Why a command got no reply.
 pub(super) enum Failed {
     /// There is no connection; the command was not sent.
     Absent(String),
-    /// The connection broke, or the server answered with an error.
+    /// The connection broke, or the server replied with an error.
     Error(RedisError),
 }
 
@@ -146,7 +147,7 @@ impl Link {
     ) -> Result<T, Failed> {
         let mut live = self.state().borrow().clone().map_err(Failed::Absent)?;
         command(&mut live.connection).await.map_err(|error| {
-            // One that was replaced while the request waited says nothing of those that there are.
+            // A replaced connection says nothing of its successors.
             let current = |state: &State| state.as_ref().is_ok_and(|now| now.serial == live.serial);
             if lost(&error) && current(&self.state().borrow()) {
                 live.broken.notify_one();
@@ -155,7 +156,7 @@ impl Link {
         })
     }
 
-    /// This asker's connection, or why there is none.
+    /// Returns this asker's connection, or why there is none.
     fn state(&self) -> &watch::Receiver<State> {
         let last = self.states.len() - 1;
         &self.states[(self.number)().map_or(last, |number| number.min(last))]
@@ -174,7 +175,7 @@ impl Link {
         }
     }
 
-    /// Waits until the first attempt to connect has ended, well or not.
+    /// Waits until the first attempt to connect has ended, successfully or not.
     pub(super) async fn attempted(&self) {
         for state in &self.states {
             // An error means that the supervisor is gone, so nothing is left to wait for.
@@ -196,7 +197,7 @@ struct Supervisor {
     limit: Duration,
     names: Names,
     slots: Vec<Slot>,
-    /// Whether they led to more than one server when they were opened last: then none is used before all are
+    /// Whether the connections led to more than one server when they were opened last. Then none is used before all are
     /// open and lead to one.
     more_than_one: bool,
     /// Notified by requests that find a connection broken.
@@ -205,29 +206,29 @@ struct Supervisor {
 
 /// An asker's connection.
 struct Slot {
-    /// The asker's, which is to drive the connection.
+    /// The runtime of the asker, which drives the connection.
     runtime: Handle,
     open: Option<Open>,
-    /// How many it has had.
+    /// The number of connections that the slot has had.
     serial: u64,
     publish: watch::Sender<State>,
 }
 
 struct Open {
     connection: MultiplexedConnection,
-    /// The run id of the server that it leads to.
+    /// The run id of the connected server.
     run: String,
 }
 
-/// How a connection does.
+/// The result of a connection's health check.
 enum Tended {
-    /// It was open, and is.
+    /// The connection was open, and still is.
     Well,
-    /// It is new.
+    /// The connection is new.
     Opened(Open),
-    /// It is new, and the server is not what it must be.
+    /// The connection is new, and the server is not of the expected kind.
     Otherwise(Otherwise),
-    /// Nothing was said in time.
+    /// There was no reply in time.
     Silent,
 }
 
@@ -251,7 +252,7 @@ impl Supervisor {
                     if !was_connected {
                         tracing::info!(node = self.name, "connected to Redis");
                     }
-                    // Connections that have lasted are opened anew at once.
+                    // Connections that have lasted are reopened at once.
                     let lasted = was_connected && lacking.is_none();
                     pause = if lasted { Duration::ZERO } else { longer };
                     if lacking.is_some() && told != lacking {
@@ -288,20 +289,19 @@ impl Supervisor {
         format!("{}: a request found it broken", self.name)
     }
 
-    /// Gives up all connections.
+    /// Removes all connections.
     fn withdraw(&mut self, why: &str) {
-        // What was found broken until now is among them.
+        // Earlier notifications of breaks concern these connections.
         self.broken = Arc::default();
         for slot in &mut self.slots {
             slot.withdraw(why);
         }
     }
 
-    /// Pings the connections that are open and opens the others; publishes what is new. Gives why some
-    /// are not open, if so.
+    /// Pings the open connections and opens the others, and publishes new ones. Returns why some are not open, if any.
     ///
     /// # Errors
-    /// Why all connections are to be given up.
+    /// Why all connections must be removed.
     async fn tend(&mut self) -> Result<Option<String>, String> {
         let was_connected = self.is_connected();
         let slots = self.slots.iter().enumerate();
@@ -316,7 +316,7 @@ impl Supervisor {
         let mut together = None;
         loop {
             let (number, tended) = tokio::select! {
-                // Those of one moment are looked at before it is over.
+                // Processes results of the same moment before the timer of that moment.
                 biased;
                 next = tending.next() => match next {
                     Some(next) => next,
@@ -352,7 +352,7 @@ impl Supervisor {
                 }
                 Err(error) => {
                     let error = describe(&self.name, self.expect, self.names, &error);
-                    // One more connection may not be had; those that there are serve.
+                    // A further connection may be unavailable; the existing ones serve.
                     if slot.open.is_some() || !was_connected {
                         return Err(error);
                     }
@@ -375,7 +375,7 @@ impl Supervisor {
         }
     }
 
-    /// Lets the askers have the connections that they do not have yet, if all lead to one server.
+    /// Publishes to the askers the connections that they do not have yet, if all lead to one server.
     fn publish(&mut self) -> Result<(), String> {
         let open = self.slots.iter().filter_map(|slot| slot.open.as_ref());
         let runs: BTreeSet<_> = open.map(|open| &open.run).collect();
@@ -399,7 +399,7 @@ impl Supervisor {
     }
 }
 
-/// Waits for an instant; for ever if there is none.
+/// Waits for an instant, or for ever if there is none.
 async fn until(instant: Option<Instant>) {
     match instant {
         Some(instant) => sleep_until(instant).await,
@@ -447,7 +447,7 @@ impl Slot {
     }
 }
 
-/// Connects on a runtime, which then drives the connection; asks what the server is, and gives it the scripts.
+/// Connects on a runtime, which then drives the connection. Queries what the server is, and loads the scripts.
 async fn connect(
     runtime: &Handle,
     server: Server,
@@ -475,14 +475,14 @@ async fn connect(
     connecting.unwrap_or_else(|ended| Err(io::Error::other(ended).into()))
 }
 
-/// What else a server is than what it must be.
+/// How a server differs from what is expected.
 #[derive(Debug, Clone, Copy)]
 enum Otherwise {
     Sentinel,
     InCluster,
     InNoCluster,
     Replica,
-    /// Of a primary that Sentinels have named.
+    /// The server is no primary although Sentinels have named it as one.
     NotPromoted,
 }
 
@@ -509,7 +509,7 @@ impl Otherwise {
     }
 }
 
-/// What else the server is than what it must be, if so.
+/// How the server differs from what is expected, if it does.
 fn otherwise(expect: Expect, info: &InfoDict) -> Option<Otherwise> {
     let mode: String = info.get("redis_mode").unwrap_or_default();
     let role: String = info.get("role").unwrap_or_default();
@@ -527,7 +527,7 @@ fn otherwise(expect: Expect, info: &InfoDict) -> Option<Otherwise> {
 async fn ping(connection: &mut MultiplexedConnection) -> RedisResult<()> {
     match redis::cmd("PING").query_async::<()>(connection).await {
         Err(error) if lost(&error) => Err(error),
-        // A server that answers with an error (loading, busy) is reached.
+        // A server that replies with an error (loading, busy) is reachable.
         _ => Ok(()),
     }
 }
@@ -536,9 +536,9 @@ async fn ping(connection: &mut MultiplexedConnection) -> RedisResult<()> {
 pub(super) async fn open(server: &Server, limit: Duration) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(limit))
-        // Whoever asks bounds every call; a second timer here would only cost.
+        // The caller bounds every call; a second timer here would only cost.
         .set_response_timeout(None)
-        // What many requests ask in one moment is to go out in few writes.
+        // The commands of many concurrent requests go out in few writes.
         .set_pipeline_buffer_size(PIPELINE.0)
         .set_write_backpressure_boundary(PIPELINE.1);
     server
@@ -547,8 +547,7 @@ pub(super) async fn open(server: &Server, limit: Duration) -> RedisResult<Multip
         .await
 }
 
-/// Whether the connection, rather than the command, is at fault; a server that has become a replica is
-/// looked at anew.
+/// Whether the connection, rather than the command, is at fault. A server that has become a replica is checked anew.
 fn lost(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_unrecoverable_error()
@@ -569,14 +568,14 @@ fn describe(name: &str, expect: Expect, names: Names, error: &RedisError) -> Str
     format!("{name}: {error}{advice}")
 }
 
-/// Whether the server's memory is full. It refuses a script at its first write that may need more, never later, so
-/// that nothing was changed. Version 6.2 has the words in the text of an error of the script.
+/// Whether the server's memory is full. The server refuses a script at its first write that may need more memory, never
+/// later, so nothing was changed. Version 6.2 has the words in the text of a script error.
 fn is_full(error: &RedisError) -> bool {
     let detail = error.detail().unwrap_or_default();
     error.code() == Some("OOM") || detail.contains("-OOM command not allowed")
 }
 
-/// Whether the server wants other credentials.
+/// Whether the server requires other credentials.
 pub(super) fn denied(error: &RedisError) -> bool {
     error.kind() == ErrorKind::AuthenticationFailed
         || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))

@@ -1,8 +1,8 @@
-//! What this agent knows of who leads, to tell when that changes.
+//! What this agent knows of leaders, to report when they change.
 //!
-//! An agent knows what it was asked itself. A change that another agent makes is that one's to tell; of it this
-//! agent learns, when it is asked next, and then knows better. What it knows is bounded: of elections that it was
-//! not asked for lately it has forgotten who led.
+//! An agent knows the requests that it served itself. An agent that makes a change reports it; other agents learn of it
+//! from the next request and report nothing. The ledger is bounded: it forgets the leaders of elections that had no
+//! request lately.
 
 use std::{
     fmt,
@@ -19,57 +19,57 @@ use tokio::time::Instant;
 use super::types::{Candidate, ElectionId, Token};
 use crate::lease::Lease;
 
-/// Of how many elections it is known who leads.
+/// The number of elections whose leaders the ledger remembers.
 const REMEMBERED: usize = 100_000;
 
-/// How much earlier than it is known here a term may be over: what is left of it when a node is asked is less when
-/// the answer comes.
+/// Tolerance for the round trip when comparing a remote expiry with a local clock: the remaining time of a lease is
+/// shorter when the reply arrives than when the node sent it.
 const PRECISION: Duration = Duration::from_millis(250);
 
-/// Is told what becomes of elections.
+/// Receives what becomes of elections.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
-    /// Another leads now, or nobody.
+    /// The leader of an election changed, or the election became vacant.
     fn changed(&self, change: &Change<'_>);
 
-    /// What came of a request.
+    /// A request had this outcome.
     fn came_of(&self, request: Request, outcome: Outcome);
 }
 
-/// What was asked.
+/// The kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Request {
-    /// To become the leader.
+    /// Become the leader.
     Campaign,
-    /// To stay the leader.
+    /// Stay the leader.
     Extend,
-    /// To give the leadership up.
+    /// Give up the leadership.
     Resign,
-    /// To let another lead.
+    /// Hand the leadership over to another candidate.
     Handover,
-    /// Who leads.
+    /// Return the leader.
     Leader,
-    /// Who leads the elections of a kind.
+    /// Return the leaders of the elections of a kind.
     List,
 }
 
-/// What came of a request.
+/// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The candidate leads.
     Elected,
-    /// Somebody leads: of a campaign, an extension, a resignation or a handover, somebody else.
+    /// The election has a leader. For a campaign, an extension, a resignation or a handover: another leader.
     Held,
-    /// The campaign's request id is that of an earlier one, which is over.
+    /// The campaign's request id belongs to an earlier one, which is over.
     Used,
-    /// Nobody leads.
+    /// The election is vacant.
     Vacant,
     /// The candidate leads, but with another token.
     Stale,
-    /// The lease nodes have no memory for it.
+    /// The lease nodes have no memory for the grant.
     StoreFull,
-    /// It is not known.
+    /// The outcome is unknown.
     Unavailable,
-    /// What was asked for was done or told.
+    /// The request was served.
     Done,
 }
 
@@ -86,7 +86,7 @@ impl Outcome {
         Self::Done,
     ];
 
-    /// The word for it.
+    /// The name of the outcome in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -102,31 +102,31 @@ impl Outcome {
     }
 }
 
-/// Another leads, or nobody.
+/// A change of leader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change<'a> {
     /// The election.
     pub election: &'a ElectionId,
-    /// Who led, as far as this agent knows.
+    /// The previous leader, as far as this agent knows.
     pub old: Option<&'a Candidate>,
-    /// Who leads.
+    /// The new leader; `None` when the election is vacant.
     pub new: Option<&'a Candidate>,
-    /// The new leader's token; without one, the old leader's if it is known.
+    /// The new leader's token; without a new leader, the previous leader's token if it is known.
     pub token: Option<Token>,
-    /// Why.
+    /// The cause of the change.
     pub cause: Cause,
 }
 
-/// Why another leads, or nobody.
+/// Why the leader of an election changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// It has campaigned.
+    /// The new leader campaigned.
     Campaign,
-    /// The leader gave the leadership up.
+    /// The leader resigned.
     Resign,
-    /// The leader handed it over, or somebody did.
+    /// The leader or another caller handed the leadership over.
     Handover,
-    /// The leader has let its term lapse, and this was seen now.
+    /// The leader let its term lapse, and this agent noticed it now.
     Expiry,
 }
 
@@ -134,7 +134,7 @@ impl Cause {
     /// Every cause, in the order of their numbers.
     pub const ALL: [Self; 4] = [Self::Campaign, Self::Resign, Self::Handover, Self::Expiry];
 
-    /// The word for it.
+    /// The name of the cause in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -146,27 +146,27 @@ impl Cause {
     }
 }
 
-/// Who leads, as far as it is known. Cheap to clone.
+/// The known leaders of elections. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Ledger(Arc<Inner>);
 
 struct Inner {
     known: Cache<ElectionId, Arc<Known>>,
-    /// When [`Known::until`] counts from.
+    /// The instant that [`Known::until`] counts from.
     since: Instant,
     observer: Arc<dyn Observer>,
 }
 
-/// A leader.
+/// The leader of an election.
 struct Known {
     leader: Candidate,
     token: Option<Token>,
-    /// When the term is over unless it is extended, in ms.
+    /// When the term ends unless it is extended, in ms.
     until: AtomicU64,
 }
 
 impl Ledger {
-    /// An empty one, that tells this observer.
+    /// An empty ledger that reports to this observer.
     #[must_use]
     pub fn new(observer: Arc<dyn Observer>) -> Self {
         Self(Arc::new(Inner {
@@ -176,7 +176,7 @@ impl Ledger {
         }))
     }
 
-    /// How many elections are held, of those that are remembered.
+    /// The number of remembered elections that are held.
     #[must_use]
     pub fn held(&self) -> usize {
         let now = self.0.millis(Instant::now());
@@ -189,7 +189,7 @@ impl Ledger {
         self.0.observer.came_of(request, outcome);
     }
 
-    /// The candidate has been granted the election.
+    /// Enters that the candidate was granted the election.
     pub(super) fn won(
         &self,
         election: &ElectionId,
@@ -203,12 +203,12 @@ impl Ledger {
         if let Some(known) = &old
             && known.is(candidate, token)
         {
-            // A request that is repeated finds the lease of the first.
+            // A repeated request finds the lease of the first one.
             return known.extend(self.0.millis(until));
         }
         let old = self.still_leads(election, old);
-        // A campaign replaces nobody but another process of the candidate's name. Whoever else led has resigned
-        // elsewhere, where that was told.
+        // A campaign replaces only another process of the candidate's name. Any other previous leader has resigned
+        // through another agent, which reported it.
         let replaces = |known: &Arc<Known>| cause != Cause::Campaign || known.leader == *candidate;
         let old = old.filter(replaces);
         self.put(election, candidate, Some(token), until);
@@ -221,19 +221,19 @@ impl Ledger {
         });
     }
 
-    /// A node has told the election's lease.
+    /// Enters the election's lease, as a node reported it.
     pub(super) fn seen(&self, election: &ElectionId, lease: &Lease) {
         let until = Instant::now() + lease.remaining;
         match self.0.known.get(election) {
             Some(known) if known.is(&lease.leader, lease.token) => {
                 known.extend(self.0.millis(until));
             }
-            // Whoever granted that has told it.
+            // The agent that granted the lease has reported it.
             _ => self.put(election, &lease.leader, Some(lease.token), until),
         }
     }
 
-    /// The leader's term has been extended.
+    /// Enters that the leader's term was extended.
     pub(super) fn extended(
         &self,
         election: &ElectionId,
@@ -250,7 +250,7 @@ impl Ledger {
         }
     }
 
-    /// The leader has given the election up.
+    /// Enters that the leader resigned.
     pub(super) fn resigned(&self, election: &ElectionId, leader: &Candidate, token: Option<Token>) {
         let known = self.0.known.remove(election).map(|(_, known)| known);
         let known = known.filter(|known| known.leader == *leader);
@@ -263,16 +263,16 @@ impl Ledger {
         });
     }
 
-    /// Nobody leads the election.
+    /// Enters that the election is vacant.
     pub(super) fn vacant(&self, election: &ElectionId) {
         let known = self.0.known.get(election);
         if self.still_leads(election, known).is_some() {
-            // It has resigned elsewhere, where that was told.
+            // The leader has resigned through another agent, which reported it.
             self.0.known.remove(election);
         }
     }
 
-    /// The known leader, unless its term is over, as far as that is known to the moment: then that is told, once.
+    /// The known leader, unless its term is over within [`PRECISION`]. Reports an expired term once.
     fn still_leads(&self, election: &ElectionId, known: Option<Arc<Known>>) -> Option<Arc<Known>> {
         let known = known?;
         if known.until.load(Ordering::Relaxed) > self.0.millis(Instant::now() + PRECISION) {
@@ -318,7 +318,7 @@ impl Known {
         self.leader == *leader && self.token == Some(token)
     }
 
-    /// Terms are never shortened.
+    /// Extends the term; never shortens it.
     fn extend(&self, until: u64) {
         self.until.fetch_max(until, Ordering::Relaxed);
     }

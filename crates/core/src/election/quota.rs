@@ -1,12 +1,13 @@
-//! How many elections callers hold at the same time, as far as this agent knows, and how many they may.
+//! How many elections callers hold at the same time, as far as this agent knows, and how many they may hold.
 //!
-//! An agent knows what it was asked itself: it counts an election for the holder that got it, or extended it, through
-//! this agent last. What other agents grant is theirs to count, and an agent that has just started has counted nothing;
-//! it learns as leaders extend.
+//! An agent knows the requests that it served itself. It counts an election for the holder that got it, or extended it,
+//! through this agent last. Other agents count what they grant. An agent that has just started has counted nothing; it
+//! learns as leaders extend.
 //!
-//! A holder takes a *place* when it asks for an election, before the nodes are asked, so that many requests at once get
-//! no more than one after the other. A place is kept until the term is over by the clock of this agent, which counts
-//! from the nodes' answer and so never ends before the lease does; a campaign that is lost gives it back at once.
+//! A holder takes a *place* when it requests an election, before any call to the nodes, so that many concurrent
+//! requests get no more than sequential ones. A place is kept until the term is over by the clock of this agent. That
+//! term counts from the nodes' reply, and so never ends before the lease does. A lost campaign releases its place at
+//! once.
 
 use std::{
     borrow::Borrow,
@@ -31,16 +32,17 @@ pub struct Limits {
     pub per_kind: usize,
 }
 
-/// How many elections are held besides the one in question.
+/// How many elections are held besides the requested one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Held {
-    /// By the holder that asks.
+    /// By the requesting holder.
     pub by_holder: usize,
-    /// Of the election's kind, by anybody.
+    /// Of the election's kind, by all holders.
     pub of_kind: usize,
 }
 
-/// A limit that does not let a holder have another election; how many are held is as many as may be.
+/// A limit that prevents a holder from another election. The number is the limit, which the held elections have
+/// reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exceeded {
     /// [`Limits::per_holder`].
@@ -49,7 +51,7 @@ pub enum Exceeded {
     Kind(usize),
 }
 
-/// Who holds which elections, and how many each may. Cheap to clone.
+/// The elections of each holder, and the limits. Cheap to clone.
 #[derive(Clone)]
 pub struct Quotas(Arc<Inner>);
 
@@ -65,7 +67,7 @@ struct Places {
     by_holder: HashMap<Arc<str>, usize>,
     /// How many elections of a kind have places.
     of_kind: HashMap<Box<str>, usize>,
-    /// When to look whether places are over. A place is here once, for as long as it is held.
+    /// When to check whether places are over. Each place is in the queue once, for as long as it is held.
     queue: BTreeMap<(Instant, u64), (ElectionId, Arc<str>)>,
     /// How many entries the queue has had.
     queued: u64,
@@ -73,18 +75,18 @@ struct Places {
 
 struct Place {
     holder: Arc<str>,
-    /// By what name the holder leads.
+    /// The name under which the holder leads.
     leader: Candidate,
     /// Until when it may lead.
     until: Option<Instant>,
-    /// How many of its requests for the election are under way.
+    /// The number of the holder's pending requests for the election.
     under_way: usize,
-    /// Where it is in the queue.
+    /// The place's position in the queue.
     queued: Option<(Instant, u64)>,
 }
 
 impl Quotas {
-    /// With nothing held yet.
+    /// Creates a quota with nothing held yet.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self(Arc::new(Inner {
@@ -93,7 +95,7 @@ impl Quotas {
         }))
     }
 
-    /// What is held besides the election.
+    /// Returns what is held besides the election.
     #[must_use]
     pub fn besides(&self, holder: &str, election: &ElectionId) -> Held {
         let mut places = self.places();
@@ -101,8 +103,8 @@ impl Quotas {
         places.besides(holder, election)
     }
 
-    /// Takes a place for a holder that asks for an election for so long. One that has a place for it, or is asking for
-    /// it already, is never refused.
+    /// Takes a place for a holder that requests an election for this term. A holder that has a place for it, or a
+    /// pending request for it, is never refused.
     ///
     /// # Errors
     /// The limit that is reached.
@@ -141,8 +143,8 @@ impl Quotas {
         })
     }
 
-    /// The leader's term was extended at the holder's request, or, unless that is `known`, may have been. Counts whether
-    /// the holder has a place or not: leaders go on.
+    /// Notes that the leader's term was extended at the holder's request, or, unless that is `known`, may have been.
+    /// Counts whether the holder has a place or not: leaders continue.
     pub fn extended(
         &self,
         holder: &str,
@@ -158,7 +160,7 @@ impl Quotas {
         }
     }
 
-    /// The leader leads no longer.
+    /// Notes that the leader leads no longer.
     pub fn over(&self, election: &ElectionId, leader: &Candidate) {
         self.places().end(election, |place| place.leader == *leader);
     }
@@ -190,7 +192,7 @@ impl Places {
         }
     }
 
-    /// The holder's place for the election, a new one if there is none.
+    /// Returns the holder's place for the election, a new one if there is none.
     fn take(&mut self, holder: &str, election: &ElectionId, leader: &Candidate) -> &mut Place {
         let places = self.elections.entry(election.clone()).or_default();
         if places.is_empty() {
@@ -215,7 +217,7 @@ impl Places {
         &mut places[at]
     }
 
-    /// The holder leads until then at the latest; if that is `known`, nobody else does.
+    /// Notes that the holder leads until then at the latest; if that is `known`, no other holder does.
     fn hold(
         &mut self,
         holder: &str,
@@ -232,7 +234,7 @@ impl Places {
             place.leader.clone_from(leader);
         }
         place.until = place.until.max(Some(until));
-        // One that is in the queue is looked at when its turn comes, and stays if it was extended.
+        // A queued place is checked when its turn comes, and stays if it was extended.
         if place.queued.is_none() {
             let holder = Arc::clone(&place.holder);
             let key = (until, next);
@@ -245,7 +247,7 @@ impl Places {
         }
     }
 
-    /// These places are no longer held.
+    /// Ends these places: they are no longer held.
     fn end(&mut self, election: &ElectionId, ended: impl Fn(&Place) -> bool) {
         if let Some(places) = self.elections.get_mut(election) {
             for place in places.iter_mut().filter(|place| ended(place)) {
@@ -255,7 +257,7 @@ impl Places {
         }
     }
 
-    /// Gives back the places of the election that are neither held nor asked for.
+    /// Releases the places of the election that are neither held nor requested.
     fn tidy(&mut self, election: &ElectionId) {
         let Some(places) = self.elections.get_mut(election) else {
             return;
@@ -274,7 +276,7 @@ impl Places {
         }
     }
 
-    /// Gives back the places whose terms are over.
+    /// Releases the places whose terms are over.
     fn lapse(&mut self, now: Instant) {
         while let Some(first) = self.queue.first_entry()
             && first.key().0 <= now
@@ -284,7 +286,7 @@ impl Places {
                 continue;
             };
             match place.until {
-                // It was extended meanwhile.
+                // The place was extended meanwhile.
                 Some(until) if until > now => {
                     let key = (until, key.1);
                     place.queued = Some(key);
@@ -299,7 +301,7 @@ impl Places {
     }
 }
 
-/// Counts one less; what comes to nothing is forgotten.
+/// Decrements a count; removes it at zero.
 fn one_less<K: Hash + Eq + Borrow<str>>(counts: &mut HashMap<K, usize>, key: &str) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
@@ -309,8 +311,8 @@ fn one_less<K: Hash + Eq + Borrow<str>>(counts: &mut HashMap<K, usize>, key: &st
     }
 }
 
-/// A request for an election, and its place. One that is dropped without an outcome counts as held until its term is
-/// over: it is not known what came of it.
+/// A request for an election, and its place. A request that is dropped without an outcome counts as held until its term
+/// is over: its outcome is unknown.
 #[derive(Debug)]
 pub struct Entry {
     quotas: Quotas,
@@ -322,26 +324,26 @@ pub struct Entry {
     outcome: Option<Outcome>,
 }
 
-/// What came of a request for an election.
+/// The outcome of a request for an election.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The holder leads.
     Won,
-    /// This leader does, for so long.
+    /// This leader leads, for this long.
     Lost(Candidate, Duration),
     /// Nothing was granted.
     Refused,
 }
 
 impl Entry {
-    /// What was held besides the election when this was entered. Of requests that come together, each counts those that
-    /// were entered before it.
+    /// What was held besides the election when the request entered. Of concurrent requests, each counts those that
+    /// entered before it.
     #[must_use]
     pub fn besides(&self) -> Held {
         self.besides
     }
 
-    /// Notes what came of it.
+    /// Notes the outcome.
     pub fn came_to(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
     }
@@ -443,7 +445,7 @@ mod tests {
             }
         );
         assert_eq!(enters(&it, "c", "3").err(), Some(Exceeded::Kind(2)));
-        // Whoever wins it, it is one election.
+        // Whichever holder wins it, it is one election.
         let rival = enters(&it, "c", "1").expect("it has a place");
         rival.came_to(Outcome::Lost(name("a"), TERM));
         let other = ElectionId::new("other", "3").expect("valid");
@@ -462,13 +464,13 @@ mod tests {
         assert!(enters(&it, "a", "3").is_err(), "not known");
         advance(TERM).await;
         wins(&it, "a", "3");
-        // A second process of the holder's finds the first leading.
+        // A second process of the holder finds the first leading.
         let second = it.enter("a", &election("3"), &name("a/2"), TERM);
         second
             .expect("its own")
             .came_to(Outcome::Lost(name("a"), TERM));
         assert!(enters(&it, "a", "4").is_err());
-        // Another leads now: it was lost before its time, through another agent.
+        // Another candidate leads now: the election was lost before its time, through another agent.
         let second = it.enter("a", &election("3"), &name("a/2"), TERM);
         second
             .expect("its own")

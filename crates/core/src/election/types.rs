@@ -117,7 +117,7 @@ impl Kind {
 pub struct Candidate(Box<str>);
 
 impl Candidate {
-    /// Validates a candidate's name; `field` is what the request calls it.
+    /// Validates a candidate's name; `field` is its name in the request.
     ///
     /// # Errors
     /// [`Invalid`] when it is empty, too long or holds a control character.
@@ -126,7 +126,7 @@ impl Candidate {
         Ok(Self(name.into()))
     }
 
-    /// As [`Candidate::new`]; empty means that the caller named none.
+    /// Like [`Candidate::new`]; empty means that the caller named none.
     ///
     /// # Errors
     /// [`Invalid`] when it is too long or holds a control character.
@@ -176,7 +176,7 @@ impl Value {
     }
 }
 
-/// Identifies one attempt to get elected, so that a retry finds what the first try was granted.
+/// Identifies one request to get elected, so that a retry finds what the first try was granted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Box<str>);
 
@@ -200,7 +200,7 @@ impl RequestId {
     }
 }
 
-/// How long an election lasts unless extended: [`MIN_TERM`] to the agent's maximum.
+/// How long a leadership lasts unless extended: [`MIN_TERM`] to the agent's maximum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Term(Duration);
 

@@ -30,10 +30,10 @@ use crate::election::types::{ElectionId, Kind};
 use clock::Clock;
 use log::{Change, Log, Record};
 
-/// Tells the node's time; tests give their own.
+/// Returns the node's time; tests supply their own clock.
 pub type NodeClock = Arc<dyn Fn() -> Instant + Send + Sync>;
 
-/// What errors and logs call the settings that they name.
+/// The names that errors and logs use for settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
     /// The path of the database.
@@ -45,7 +45,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// What is wrong with the database, beside the setting's name.
+    /// An error text about the database that starts with the setting's name.
     fn wrong(self, what: impl fmt::Display) -> String {
         format!("{}: {what}", self.path)
     }
@@ -69,7 +69,7 @@ struct State {
     sequence: u64,
     /// The last change to each election: replies that saw it wait until it is on disk.
     changed: HashMap<Box<str>, u64>,
-    /// Until when the node abstains by the log, when that has an incarnation record.
+    /// Until when the node is in quarantine according to the log, when the log has an incarnation record.
     logged: Option<Option<Instant>>,
 }
 
@@ -104,8 +104,8 @@ impl Embedded {
         }
     }
 
-    /// A node in memory with what this one has now, as a server has it that was restarted from a copy of its
-    /// data: in another incarnation, so it abstains from grants.
+    /// A node in memory with this one's present content, like a server that was restarted from a copy of its data: in
+    /// another incarnation, and so in quarantine.
     #[must_use]
     pub fn restored(&self) -> Self {
         let mut memory = self.lock().memory.clone();
@@ -119,22 +119,22 @@ impl Embedded {
         }
     }
 
-    /// A node that keeps grants and resignations in the database file at `path`, made if missing.
+    /// A node that keeps grants and resignations in the database file at `path`, which it creates if missing.
     ///
-    /// Only the first renewal of a lease after an opening is written, so a stored lease counts as renewed
-    /// for its full term at the opening that followed: its leader may have been told so before the process
-    /// died. Further restarts do not renew it again.
+    /// Only the first renewal of a lease after an opening is written. A stored lease therefore counts as renewed for
+    /// its full term at the opening that followed: its leader may have had that reply before the process died. Further
+    /// restarts do not renew it again.
     ///
-    /// Beside the file is another, `<path>.generation`, which shows whether the database is older than what
-    /// was promised. If it may be, the node abstains from grants for the longest guard or term that was
-    /// ever used on it and may still count; see [`rollback`].
+    /// The file `<path>.generation` beside it shows whether the database is older than what was promised. If it may be,
+    /// the node is in quarantine for the longest guard or term that was ever used on it and may still count; see
+    /// [`rollback`].
     ///
-    /// While the file cannot be written, as on a full disk, the node refuses grants and probes, fails at what needs
-    /// something written, and does the rest; it goes on by itself when writing works again.
+    /// While the file cannot be written, as on a full disk, the node refuses grants and probes, fails operations that
+    /// must write, and serves the rest. It recovers by itself when writing works again.
     ///
     /// # Errors
-    /// Says what is wrong with the file: another agent has it open, it is no database of this kind, or
-    /// it or the one beside it cannot be read or written.
+    /// Describes what is wrong with the file: another agent has it open, it is no database of this kind, or it or the
+    /// file beside it cannot be read or written.
     pub fn open(path: &Path, settings: Settings, names: Names) -> Result<Self, NodeError> {
         Self::open_at(path, settings, names, Clock::system(), |file| {
             Box::new(file)
@@ -184,8 +184,8 @@ impl Embedded {
         self.state.lock()
     }
 
-    /// Runs an operation, hands what it changed to the log, and waits until all that its reply may have seen is on
-    /// disk: the last change to the election, or without one the last of all.
+    /// Runs an operation, hands its changes to the log, and waits until everything that its reply may have seen is on
+    /// disk: the last change to the election, or without one the last change of all.
     async fn run<T>(
         &self,
         election: Option<&ElectionId>,
@@ -207,7 +207,7 @@ impl Embedded {
         Ok(reply)
     }
 
-    /// Whether what needs to be written can be, as far as is known.
+    /// Whether writes succeed, as far as is known.
     fn writable(&self) -> Result<(), NodeError> {
         self.log.as_ref().map_or(Ok(()), Log::writable)
     }
@@ -265,7 +265,7 @@ impl LeaseNode for Embedded {
         let retention = self.settings.retention;
         if let Err(unwritable) = self.writable() {
             let now = (self.clock)();
-            // Whoever is refused for another's lease needs nothing written.
+            // A refusal because of another candidate's lease needs no write.
             if self.lock().memory.in_the_way(grant, now).is_none() {
                 return Err(unwritable);
             }
@@ -343,8 +343,8 @@ impl LeaseNode for Embedded {
     }
 
     async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
-        // A log that cannot be written shows here, before a request meets it. Requests that need nothing written are
-        // carried out all the same: a node that fails at probes is still asked.
+        // A log that cannot be written shows here, before a request meets it. Requests that need no write are served
+        // anyway: the quorum still calls a node that fails probes.
         self.writable()?;
         let ((guard, longest_guard, longest_vote), run) = self
             .run(None, |memory, now| {

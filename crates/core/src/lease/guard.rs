@@ -1,9 +1,9 @@
-//! When nodes that have no marker may be marked ready.
+//! When nodes without an incarnation record may get one that permits grants.
 //!
-//! A node that lost its memory could vote twice in one term, so it must not grant until every term that
-//! it may have forgotten is over. Its scripts see that from the marker: it names the run of the server
-//! that wrote it. What they cannot see is whether a node *without* a marker is new or has lost
-//! everything; that is decided here.
+//! A node that lost its memory could vote twice in one term. It must not grant until every term that it may have
+//! forgotten is over. Its operations see the loss in the incarnation record, which names the incarnation of the server
+//! that wrote it. They cannot see whether a node *without* a record is new or has lost everything; this module decides
+//! that.
 
 use std::{
     str::FromStr,
@@ -22,22 +22,22 @@ use super::{
 /// How nodes that may have lost their memory are treated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestartGuard {
-    /// A node that has restarted abstains from grants for the longest term. A node without a marker is
-    /// taken for new only when all nodes answer, none has one, and this agent has never seen one.
+    /// A restarted node is in quarantine for the longest term. A node without an incarnation record counts as new only
+    /// when all nodes reply, none has a record, and this agent has never seen one.
     ///
-    /// Costs nothing on a first start; after a restart of so many nodes that no quorum of others is
-    /// left, vacant elections stay vacant for the longest term.
+    /// This costs nothing on a first start. After a restart of so many nodes that no quorum of others is left, vacant
+    /// elections stay vacant for the longest term.
     On,
-    /// As `On`, but a node without a marker always abstains: for deployments in which every node and
-    /// every agent may restart together. Costs the longest term on a first start, too.
+    /// As `On`, but a node without an incarnation record is always in quarantine: for deployments in which every node
+    /// and every agent may restart together. A first start costs the longest term, too.
     Strict,
-    /// Restarted nodes grant at once. Costs the promise: two leaders may have time left after a
-    /// restart of nodes that did not keep their data.
+    /// Restarted nodes grant at once. This gives up the guarantee: two leaders may have time left after a restart of
+    /// nodes that did not keep their data.
     Off,
 }
 
 impl RestartGuard {
-    /// How long a node abstains when terms last up to `max_term`; `None` when it does not.
+    /// How long a node is in quarantine when terms last up to `max_term`; `None` when it is not.
     #[must_use]
     pub fn duration(self, max_term: Duration) -> Option<Duration> {
         (self != Self::Off).then_some(max_term)
@@ -57,7 +57,7 @@ impl FromStr for RestartGuard {
     }
 }
 
-/// What this agent knows of markers, and of the bounds that agents have registered.
+/// What this agent knows of incarnation records, and of the bounds that agents have registered.
 #[derive(Debug)]
 pub(super) struct IncarnationRecords {
     guard: RestartGuard,
@@ -82,12 +82,12 @@ impl IncarnationRecords {
         }
     }
 
-    /// Notes that some node has a marker, so that none is ever taken for new again.
+    /// Notes that some node has an incarnation record, so that no node counts as new again.
     pub(super) fn note(&self) {
         self.seen.store(true, Ordering::Relaxed);
     }
 
-    /// Notes the longest bounds that a node knows of now.
+    /// Notes the longest bounds that a node reports now.
     pub(super) fn note_bounds(&self, guard: Registered, vote: Registered) {
         if holds(Rule::BoundsArePassedOn) {
             self.longest_guard.note(guard);
@@ -106,8 +106,8 @@ impl IncarnationRecords {
         }
     }
 
-    /// The longest guard that is known, and this agent's vote lifetime. An agent that wants no guard has one where
-    /// others do.
+    /// The longest known guard, and this agent's vote lifetime. An agent without a guard of its own uses the guard of
+    /// the other agents.
     pub(super) fn bounds(&self) -> Bounds {
         let others = self.longest_guard.get().bound;
         Bounds {
@@ -116,7 +116,7 @@ impl IncarnationRecords {
         }
     }
 
-    /// The longest guard and vote lifetime that are known.
+    /// The longest known guard and vote lifetime.
     pub(super) fn longest(&self) -> Bounds {
         Bounds {
             vote: self.own.vote.max(self.longest_vote.get().bound),
@@ -124,7 +124,7 @@ impl IncarnationRecords {
         }
     }
 
-    /// Whether nodes without a marker may be new, as far as this agent has seen.
+    /// Whether nodes without an incarnation record may be new, as far as this agent has seen.
     pub(super) fn may_be_new(&self) -> bool {
         self.guard == RestartGuard::On && (!self.seen() || !holds(Rule::NewOnlyIfNoneIsRecorded))
     }
@@ -133,10 +133,10 @@ impl IncarnationRecords {
         self.seen.load(Ordering::Relaxed)
     }
 
-    /// How long nodes without a marker have to wait before they grant; `None` while that is not known.
+    /// How long nodes without an incarnation record have to wait before they grant; `None` while that is unknown.
     ///
-    /// They are `new`, and need not wait, only if there was an instant at which no node had a marker, and
-    /// none was ever seen. They have lost their memory if one was seen, or are taken to have when a grant
+    /// The nodes are `new`, and need not wait, only if there was an instant at which no node had a record, and this
+    /// agent never saw one. They have lost their memory if this agent saw one, and count as having lost it when a grant
     /// is `wanted`.
     pub(super) fn wait(&self, new: bool, wanted: bool) -> Option<Duration> {
         let longest = self.bounds().guard?;
@@ -149,7 +149,7 @@ impl IncarnationRecords {
     }
 }
 
-/// The longest bound that any agent has registered, and when one last did.
+/// The longest bound that any agent has registered, and the time of its last registration.
 #[derive(Debug, Default)]
 struct Longest(Mutex<Option<(Duration, Instant)>>);
 
@@ -176,7 +176,7 @@ impl Longest {
     }
 }
 
-/// Whether nobody has registered a bound for so long that it no longer counts.
+/// Whether the last registration of a bound is so old that the bound no longer counts.
 fn is_over((bound, at): (Duration, Instant)) -> bool {
     at.elapsed() > bound.max(REMEMBER)
 }
@@ -226,7 +226,7 @@ mod tests {
         assert_eq!(incarnation_records.bounds().vote, secs(1));
         tokio::time::advance(REMEMBER - secs(51)).await;
         assert_eq!(guard(), Some(secs(60)));
-        // What is passed on does not become younger.
+        // Passing a registration on does not make it younger.
         assert_eq!(
             incarnation_records.look(true, false).guard.age,
             REMEMBER - secs(1)

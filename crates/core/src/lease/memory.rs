@@ -1,5 +1,5 @@
-//! What the in-process node remembers, and what each operation does to it: the executable specification of
-//! [`LeaseNode`](super::LeaseNode). Pure: the time is given, and nothing is written anywhere else.
+//! The memory of the in-process node, and the effect of each operation on it: the executable specification of
+//! [`LeaseNode`](super::LeaseNode). Pure: the caller passes the time, and nothing is written anywhere else.
 
 use std::{collections::BTreeMap, ops::Bound, time::Duration};
 
@@ -15,32 +15,32 @@ use crate::{
     lease::rules::{Rule, holds},
 };
 
-/// How many leases and floors a grant looks at to drop those that are over. More than one, so that
-/// what is over goes faster than what is new comes.
+/// How many leases and high-water marks a grant examines to drop expired ones. More than one, so that expired entries
+/// go faster than new ones come.
 const SWEEP: usize = 4;
 /// How many replaced leases a lease keeps. A candidate that campaigns again and again, and never extends, leaves one
-/// each time; the oldest one beyond that counts as acknowledged.
+/// each time; the oldest one beyond this limit counts as acknowledged.
 const DEEPEST: usize = 8;
-/// Of how many requests an election remembers the ids.
+/// The number of requests whose ids an election remembers.
 const REQUESTS: usize = 8;
 
 /// The memory of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Memory {
-    /// Names this incarnation. Not part of what a copy brings back.
+    /// Names this incarnation. A restored copy does not keep it.
     pub(super) run: u64,
     pub(super) leases: BTreeMap<Box<str>, Held>,
     pub(super) high_water_marks: BTreeMap<Box<str>, Retained>,
     pub(super) record: Option<Record>,
-    /// Grants that were withdrawn, and until when a copy of each may arrive.
+    /// Grants that were rolled back, and until when a copy of each may arrive.
     rolled_back: BTreeMap<(u64, Box<str>), Instant>,
     swept_lease: Option<Box<str>>,
     swept_high_water_mark: Option<Box<str>>,
-    /// Elections whose lease or floor has changed, for whoever makes that durable.
+    /// Elections whose lease or high-water mark has changed, for the code that makes changes durable.
     pub(super) changed: Vec<Box<str>>,
 }
 
-/// A lease as it is kept.
+/// A stored lease.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Held {
     pub(super) leader: Candidate,
@@ -49,12 +49,13 @@ pub(super) struct Held {
     pub(super) request_id: Option<RequestId>,
     pub(super) elected_at: u64,
     pub(super) expires: Instant,
-    /// The longest term it was written for: what it counts for after a restart.
+    /// The longest term that the lease was written for: the time that it counts for after a restart.
     pub(super) longest_term: Duration,
-    /// The opening of the database that the lease is of, until this process grants or extends it: what it counts for
-    /// after another restart does not begin again before that. Always `None` without a database.
+    /// The opening of the database from which the lease was restored, until this process grants or extends the lease.
+    /// Until then, another restart does not begin the time that the lease counts for again. Always `None` without a
+    /// database.
     pub(super) restored: Option<u64>,
-    /// The grant that may still be withdrawn.
+    /// The grant that may still be rolled back.
     pub(super) unacknowledged: Option<Unacknowledged>,
 }
 
@@ -81,13 +82,13 @@ pub(super) struct Retained {
     pub(super) expires: Instant,
 }
 
-/// Since when the node remembers, and what agents have registered.
+/// Since when the node remembers, and the bounds that agents have registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Record {
     pub(super) run: u64,
     /// Since when this incarnation remembers; `None` for a new node, which has nothing to forget.
     pub(super) since: Option<Instant>,
-    /// How long after `since` it may grant.
+    /// How long after `since` the incarnation may grant.
     pub(super) wait: Duration,
     pub(super) guard: Duration,
     guard_at: Instant,
@@ -96,7 +97,7 @@ pub(super) struct Record {
 }
 
 impl Memory {
-    /// A memory without anything, of the incarnation with this name.
+    /// An empty memory of the incarnation with this name.
     #[must_use]
     pub fn new(run: u64) -> Self {
         Self {
@@ -111,7 +112,7 @@ impl Memory {
         }
     }
 
-    /// What a restart from a copy of this memory brings back: in another incarnation.
+    /// The memory that a restart from a copy of this one restores, in another incarnation.
     #[must_use]
     pub fn restored(&self, run: u64) -> Self {
         Self {
@@ -126,7 +127,7 @@ impl Memory {
         self.run
     }
 
-    /// Does what a quorum asks for, as a node that makes nothing durable.
+    /// Executes a quorum's call, as a node that makes nothing durable.
     pub fn reply(&mut self, call: &Call, settings: Settings, now: Instant) -> Reply {
         let (retention, guarded) = (settings.retention, settings.guard.is_some());
         let reply = match call {
@@ -159,7 +160,7 @@ impl Memory {
         high_water_mark.filter(|high_water_mark| high_water_mark.expires > now)
     }
 
-    /// What outlives the leases, made if there is nothing, and kept for the retention after the term.
+    /// The retained data of the election, created if there is none, and kept for the retention after the term.
     fn kept_high_water_mark(
         &mut self,
         election: &ElectionId,
@@ -183,9 +184,10 @@ impl Memory {
         self.changed.push(election.path().into());
     }
 
-    /// The incarnation record as it must be now. A record of another incarnation is rewritten for this one, which
-    /// abstains for the longest guard that is known, however long ago: nobody can tell how old the memory is. A clock
-    /// that was set back behind the record's beginning makes no wait longer than it was.
+    /// The incarnation record as it must be now. A record of another incarnation is rewritten for this one. This
+    /// incarnation is in quarantine for the longest known guard, however long ago that was registered: the age of the
+    /// restored memory is unknown. A clock that was set back behind the record's beginning makes no wait longer than it
+    /// was.
     fn incarnation(&mut self, guard: Duration, now: Instant) -> Option<Record> {
         let record = self.record.as_mut()?;
         if record.run != self.run {
@@ -209,7 +211,7 @@ impl Memory {
         Some(*record)
     }
 
-    /// How long the node abstains from grants, and whether an agent with these bounds may count on its votes.
+    /// Whether the node may grant to an agent with these bounds, and otherwise why not.
     fn may_grant(&mut self, bounds: Bounds, now: Instant) -> Result<(), GrantReply> {
         let record = self.incarnation(bounds.guard.unwrap_or_default(), now);
         match (record, bounds.guard) {
@@ -229,7 +231,7 @@ impl Memory {
         }
     }
 
-    /// Whether the node, which finds no lease, would know of one.
+    /// Whether the node, which has no lease, would know of one.
     fn absence(&self, guarded: bool, now: Instant) -> Absence {
         match self.record {
             _ if !holds(Rule::ForgettingIsNotVacancy) => Absence::Known,
@@ -295,7 +297,7 @@ impl Memory {
                 return GrantReply::Late;
             };
             let token = lease.token;
-            // A grant that comes twice goes back to what there was before its first coming.
+            // A rollback of a grant that arrived twice restores what the first arrival replaced.
             if lease
                 .unacknowledged
                 .as_ref()
@@ -350,7 +352,7 @@ impl Memory {
         GrantReply::Granted(grant.token)
     }
 
-    /// The reply to a grant that the election's lease stands in the way of; it changes nothing that has to be durable.
+    /// The reply to a grant that the election's lease prevents. It makes no change that must be durable.
     pub(super) fn in_the_way(&mut self, grant: &Grant, now: Instant) -> Option<GrantReply> {
         let held = self.held(&grant.election, now)?;
         match &grant.replaces {
@@ -364,8 +366,8 @@ impl Memory {
         }
     }
 
-    /// The lease that stands in a grant's way. One that lasts longer than any agent grants is of a clock that has been
-    /// set back since.
+    /// The lease that prevents a grant. A lease that lasts longer than any agent grants comes from a clock that has
+    /// been set back since; it is cut.
     fn capped(&mut self, grant: &Grant, now: Instant) -> Lease {
         let known = self.record.map_or(Duration::ZERO, |record| record.guard);
         let longest = grant.bounds.guard.map(|guard| guard.max(known));
@@ -464,7 +466,8 @@ impl Memory {
             None if repair.onto == Onto::Own && holds(Rule::RaisingMakesNothing) => return false,
             None => repaired(None),
             Some(held) if mine(held) => repaired(Some(held)),
-            // What a grant that is not acknowledged has replaced, or would have: it comes back when that is withdrawn.
+            // The repaired lease goes below the unacknowledged grants, which replaced it or would have: a rollback
+            // restores it.
             Some(held)
                 if held.unacknowledged.is_some()
                     && (repair.onto == Onto::Unacknowledged
@@ -529,7 +532,7 @@ impl Memory {
         reply
     }
 
-    /// Copies of the grant may arrive as long as votes of agents with this vote lifetime count.
+    /// Rolls back a grant. Copies of the grant may arrive as long as votes of agents with this vote lifetime count.
     pub(super) fn roll_back(&mut self, grant: &Grant, vote: Duration, now: Instant) {
         let until = grant.not_after.max(now) + vote;
         let election = &grant.election;
@@ -555,7 +558,8 @@ impl Memory {
         if !held.chain().any(of_grant) {
             return;
         }
-        // The floor goes back with the grant that raised it, and so does what a later grant would go back to.
+        // The high-water mark returns with the grant that raised it, and so does the mark that the rollback of a later
+        // grant would restore.
         let mut held = held;
         let removed: Vec<_> = held
             .chain()
@@ -599,7 +603,7 @@ impl Memory {
         }
     }
 
-    /// As [`LeaseNode::list`](super::LeaseNode::list).
+    /// See [`LeaseNode::list`](super::LeaseNode::list).
     pub(super) fn list(
         &self,
         kind: &Kind,
@@ -615,7 +619,7 @@ impl Memory {
             .range::<str, _>((Bound::Excluded(from), Bound::Unbounded))
             .take_while(|(path, _)| path.starts_with(&prefix));
         for (examined, (path, held)) in leases.enumerate() {
-            // Every path was an election's.
+            // Every path comes from an election.
             let Ok(election) = ElectionId::from_path(path) else {
                 continue;
             };
@@ -647,7 +651,7 @@ impl Memory {
         written
     }
 
-    /// How long the node abstains, if it has a record, and the longest guard and vote lifetime that are registered.
+    /// How long the node is in quarantine, if it has a record, and the longest registered guard and vote lifetime.
     pub fn probe(
         &mut self,
         look: Look,
@@ -725,7 +729,8 @@ impl Held {
         }
     }
 
-    /// Whether whoever makes that durable must learn of it: the lease would count for too little after a restart.
+    /// Renews the lease. Returns whether the change must become durable: otherwise the lease would count for too short
+    /// a time after a restart.
     fn renew(&mut self, now: Instant, term: Duration) -> bool {
         let outgrown = term > self.longest_term || self.restored.is_some();
         self.expires = self.expires.max(now + term);
@@ -734,16 +739,16 @@ impl Held {
         outgrown
     }
 
-    /// The lease, and those that it replaced, the newest first.
+    /// The lease and those that it replaced, the newest first.
     fn chain(&self) -> impl Iterator<Item = &Self> {
         std::iter::successors(Some(self), |held| {
             held.unacknowledged.as_ref()?.before.as_deref()
         })
     }
 
-    /// Where the oldest lease is, or would be, that is not a grant which may be withdrawn.
+    /// The slot, possibly empty, of the lease below all unacknowledged grants: no rollback removes that lease.
     fn last(&mut self) -> &mut Option<Box<Self>> {
-        // Every lease on the way has an unacknowledged grant; the first is the caller's to see to.
+        // Every lease on the way has an unacknowledged grant; the caller ensures this for the first one.
         let unacknowledged = self.unacknowledged.get_or_insert(Unacknowledged {
             grant_id: 0,
             raised_from: None,
@@ -759,7 +764,7 @@ impl Held {
         }
     }
 
-    /// Keeps no more replaced leases than [`DEEPEST`].
+    /// Keeps at most [`DEEPEST`] replaced leases.
     fn flatten(&mut self) {
         let mut held = self;
         for _ in 0..DEEPEST {
@@ -775,7 +780,8 @@ impl Held {
         held.unacknowledged = None;
     }
 
-    /// Has the grant that would go back to this token go back to the one before it; false if there is none.
+    /// Makes the grant whose rollback would restore this token as the high-water mark restore the one before it.
+    /// Returns false if there is no such grant.
     fn lower(
         &mut self,
         token: Token,
@@ -794,8 +800,8 @@ impl Held {
         before.is_some_and(|before| before.lower(token, from, removed))
     }
 
-    /// Whether a lease with this token is left that an earlier grant wrote and a later one has renewed: the floor goes
-    /// back with the later one then.
+    /// Whether a lease with this token remains that an earlier grant wrote and a later one renewed. The rollback of the
+    /// later one then restores the high-water mark.
     fn keeps(
         &mut self,
         token: Token,
@@ -816,7 +822,7 @@ impl Held {
         }
     }
 
-    /// What is left of a lease and those it replaced without these; the first has not lapsed.
+    /// The rest of a lease and its replaced leases without `these`; the first of the rest has not expired.
     fn without(
         held: Option<Box<Self>>,
         these: &impl Fn(&Self) -> bool,
@@ -847,7 +853,7 @@ impl Retained {
 }
 
 impl Record {
-    /// Takes the wait for what is left of a longest guard, which began before the process did.
+    /// Treats the wait as the rest of the longest guard, which began before this process did.
     pub(super) fn began_before(&mut self, now: Instant) {
         let passed = self.guard.saturating_sub(self.wait);
         if let Some(since) = now.checked_sub(passed).filter(|_| self.since.is_some()) {
@@ -856,28 +862,28 @@ impl Record {
         }
     }
 
-    /// When the incarnation may grant, if it had to wait.
+    /// When the incarnation may grant, if it has to wait.
     pub(super) fn ready_at(&self) -> Option<Instant> {
         self.since.map(|since| since + self.wait)
     }
 
-    /// How long the incarnation abstains from grants.
+    /// How long the incarnation is still in quarantine.
     pub(super) fn left(&self, now: Instant) -> Duration {
         let ready_at = self.ready_at();
         ready_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
-    /// Whether agents that want a guard have used the node lately.
+    /// Whether an agent that wants a guard has used the node lately.
     fn is_guarded(&self, now: Instant) -> bool {
         let heard = now.saturating_duration_since(self.guard_at);
         !self.guard.is_zero() && heard <= self.guard.max(REMEMBER)
     }
 
-    /// The longest counts: it makes this incarnation's wait longer, if it has one. It is forgotten when nobody has
-    /// asked for it in so long that what was granted under it is over.
+    /// Registers an agent's bounds. The longest bound counts: it lengthens this incarnation's wait, if it has one. The
+    /// record forgets a bound when no agent has registered it for so long that everything granted under it is over.
     fn register(&mut self, look: Look, now: Instant) {
         let longest = |bound: &mut Duration, at: &mut Instant, own: Duration, told: Registered| {
-            // A clock that was set back.
+            // The clock was set back.
             *at = (*at).min(now);
             if now - *at > REMEMBER.max(*bound) {
                 *bound = Duration::ZERO;

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// What pages come to.
+/// The result of merging pages.
 #[derive(Debug)]
 pub struct Merged {
     /// The leases on which a quorum of pages agrees.
@@ -51,7 +51,7 @@ pub fn merge(pages: &[(usize, Page)], electorate: Electorate, limit: usize) -> M
         next: upto.cloned(),
         ..Page::default()
     };
-    // Those that no page has.
+    // The elections that no page has.
     let mut undecided = electorate.any(silent);
     for (election, leases) in found {
         if let Some(lease) = agreed(&leases, electorate) {
@@ -175,7 +175,7 @@ mod tests {
             !undecided(&[full.clone(), other, lacking.clone()]),
             "a split vote"
         );
-        // Two complete pages have whatever a quorum holds, if they agree.
+        // Two complete pages together have everything that a quorum holds, if they agree.
         assert!(!undecided(&[
             full.clone(),
             full.clone(),

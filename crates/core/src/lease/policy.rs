@@ -1,8 +1,8 @@
 //! How a quorum decides, as state machines without I/O: events in, steps out.
 //!
-//! A [`Machine`] is one request to the nodes. Whoever drives it sends what its [`Step`]s ask for, and reports what
-//! comes of that as [`Event`]s: the [quorum](super::quorum) does so over real nodes, and the simulation through it;
-//! the model checker does so in every order.
+//! A [`Machine`] is one request to the nodes. Its driver sends what the [`Step`]s request and reports the results as
+//! [`Event`]s. The [quorum](super::quorum) drives machines over real nodes, and the simulation does so through the
+//! quorum. The model checker drives them in every order.
 
 pub mod claim;
 pub mod extension;
@@ -18,12 +18,12 @@ use super::{
 };
 use crate::election::types::{ElectionId, Token};
 
-/// Some of the nodes, by their numbers.
+/// A set of nodes, by their numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Nodes(u32);
 
 impl Nodes {
-    /// The most nodes that there may be.
+    /// The maximum number of nodes.
     pub const MOST: usize = 32;
     /// No node.
     pub const NONE: Self = Self(0);
@@ -40,37 +40,37 @@ impl Nodes {
         Self(1 << node)
     }
 
-    /// Whether the node is among them.
+    /// Whether the node is in the set.
     #[must_use]
     pub fn has(self, node: usize) -> bool {
         self.0 & (1 << node) != 0
     }
 
-    /// How many they are.
+    /// The number of nodes in the set.
     #[must_use]
     pub fn count(self) -> usize {
         self.0.count_ones() as usize
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }
 
-    /// These and others.
+    /// The union of two sets.
     #[must_use]
     pub fn and(self, others: Self) -> Self {
         Self(self.0 | others.0)
     }
 
-    /// Those of these that are among the others.
+    /// The intersection of two sets.
     #[must_use]
     pub fn within(self, others: Self) -> Self {
         Self(self.0 & others.0)
     }
 
-    /// These without others.
+    /// The set without the others.
     #[must_use]
     pub fn without(self, others: Self) -> Self {
         Self(self.0 & !others.0)
@@ -81,17 +81,17 @@ impl Nodes {
         self.0 |= 1 << node;
     }
 
-    /// Takes a node out.
+    /// Removes a node.
     pub fn remove(&mut self, node: usize) {
         self.0 &= !(1 << node);
     }
 
-    /// Their numbers, in order.
+    /// The numbers of the nodes, in order.
     pub fn iter(self) -> impl Iterator<Item = usize> {
         let mut left = self.0;
         std::iter::from_fn(move || {
             let node = left.trailing_zeros();
-            // Clears the lowest bit that is set.
+            // Clears the lowest set bit.
             left &= left.checked_sub(1)?;
             Some(node as usize)
         })
@@ -107,7 +107,7 @@ impl FromIterator<usize> for Nodes {
     }
 }
 
-/// The nodes of which majorities decide: of one list, or, while agents pass from one list to another, of both (as in
+/// The nodes whose majorities decide: of one list, or, while agents move from one list to another, of both (as in
 /// [Raft's joint consensus](https://raft.github.io/raft.pdf)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Electorate {
@@ -116,7 +116,7 @@ pub struct Electorate {
 }
 
 impl Electorate {
-    /// Nodes of one list.
+    /// The nodes of one list.
     #[must_use]
     pub fn of(nodes: Nodes) -> Self {
         Self {
@@ -125,7 +125,7 @@ impl Electorate {
         }
     }
 
-    /// Nodes of two lists.
+    /// The nodes of two lists.
     #[must_use]
     pub fn joint(now: Nodes, next: Nodes) -> Self {
         Self {
@@ -140,7 +140,7 @@ impl Electorate {
         self.now.and(self.next.unwrap_or_default())
     }
 
-    /// The nodes of the list from which agents pass to another.
+    /// The nodes of the old list, from which agents move to another.
     #[must_use]
     pub fn old(self) -> Nodes {
         self.now
@@ -152,7 +152,7 @@ impl Electorate {
         self.next.is_some()
     }
 
-    /// Whether these are a majority of every list: what a grant needs.
+    /// Whether these nodes are a majority of every list: what a grant needs.
     #[must_use]
     pub fn all(self, nodes: Nodes) -> bool {
         let next = self
@@ -161,13 +161,13 @@ impl Electorate {
         is_majority(nodes, self.now) && next.is_none_or(|next| is_majority(nodes, next))
     }
 
-    /// Whether these are a majority of some list: with them a leader may have been elected.
+    /// Whether these nodes are a majority of some list: with them a leader may have been elected.
     #[must_use]
     pub fn any(self, nodes: Nodes) -> bool {
         is_majority(nodes, self.now) || self.next.is_some_and(|next| is_majority(nodes, next))
     }
 
-    /// How many nodes of the first list are a majority.
+    /// The number of nodes of the first list that are a majority.
     #[must_use]
     pub fn needed(self) -> usize {
         super::tally::quorum(self.now.count())
@@ -186,7 +186,7 @@ pub trait View {
     fn bounds(&self) -> Bounds;
     /// The longest guard and vote lifetime that any agent is known to have.
     fn longest(&self) -> Bounds;
-    /// A token above every one that this agent has proposed, and above this one; [`None`] when there is none left.
+    /// A token above every one that this agent has proposed, and above this one; [`None`] when none is left.
     fn token(&self, above: Option<Token>) -> Option<Token>;
     /// Now, in ms since the Unix epoch.
     fn unix_millis(&self) -> u64;
@@ -194,24 +194,24 @@ pub trait View {
     fn random(&self) -> u64;
     /// The incarnation in which the node was probed last.
     fn incarnation(&self, node: usize, election: &ElectionId) -> Option<Incarnation>;
-    /// Whether the node has answered a probe that began after this instant.
+    /// Whether the node has replied to a probe that began after this instant.
     fn probed_since(&self, node: usize, instant: Instant) -> bool;
 }
 
 /// A request to a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Call {
-    /// To grant.
+    /// Grant a lease.
     Grant(Arc<Grant>),
-    /// To withdraw a grant.
+    /// Roll back a grant.
     RollBack(Arc<Grant>),
-    /// To extend.
+    /// Extend a lease.
     Extend(Arc<Extend>),
-    /// To repair, each node in its incarnation.
+    /// Repair the lease, on each node in its incarnation.
     Repair(Arc<Repair>),
-    /// To resign.
+    /// Resign a lease.
     Resign(Arc<Resign>),
-    /// To read.
+    /// Read a lease.
     Read(Arc<ElectionId>),
 }
 
@@ -233,38 +233,38 @@ pub enum Reply {
 }
 
 impl Reply {
-    /// The error that stands for a reply to another call than was made.
+    /// The error that replaces a reply which does not match its call.
     fn unexpected(self) -> NodeError {
         NodeError::unknown(format!("unexpected: {self:?}"))
     }
 }
 
-/// What happens to a machine.
+/// An event for a machine.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// It begins.
+    /// The machine begins.
     Begin,
     /// A node has replied, or its time is over.
     Replied {
-        /// The number that the step gave the call.
+        /// The tag that the step gave the call.
         tag: u32,
         /// The node.
         node: usize,
         /// The reply.
         reply: Result<Reply, NodeError>,
     },
-    /// The time has come that [`Step::Wake`] named.
+    /// The time that [`Step::Wake`] named has come.
     Woken,
-    /// What [`Step::CheckHealth`] asked for is done; whether any node answered.
+    /// The check that [`Step::CheckHealth`] requested is complete; true if any node replied.
     HealthChecked(bool),
-    /// Nobody waits for the answer any more.
+    /// The caller is gone, and no longer waits for the answer.
     Abandoned,
 }
 
-/// What a machine wants done.
+/// A request of a machine to its driver.
 #[derive(Debug, Clone)]
 pub enum Step<A> {
-    /// Send a call to nodes at once, and report each one's reply, or an error when there is none in time.
+    /// Sends a call to nodes at once, and reports each one's reply, or an error when there is none in time.
     Ask {
         /// Identifies the call among those of the machine.
         tag: u32,
@@ -272,43 +272,43 @@ pub enum Step<A> {
         nodes: Nodes,
         /// The call.
         call: Call,
-        /// Until when replies are waited for; no longer than the operation timeout.
+        /// Until when to wait for replies; no longer than the operation timeout.
         until: Instant,
     },
-    /// Answer the caller. A machine goes on after that, to tidy up.
+    /// Answers the caller. A machine continues after that, to roll back and to repair.
     Answer(A),
-    /// Report when this time has come; only the last such step counts.
+    /// Reports when this time has come; only the last such step counts.
     Wake(Instant),
-    /// Probe the nodes because a vote that began at this instant found them unprepared; with true, nodes without a
-    /// marker are taken for what they must be at the worst, as a grant is wanted.
+    /// Probes the nodes because a vote that began at this instant found them unprepared. With true, a grant is wanted,
+    /// and nodes without an incarnation record that are not known to be new count as having lost their memory.
     CheckHealth(Instant, bool),
-    /// Something to be observed.
+    /// Reports an event to the observer.
     Note(Note),
 }
 
-/// What is of interest to whoever observes a machine.
+/// An event for the observer of a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
-    /// A vote did not decide, and is held again.
+    /// A vote did not decide, and is repeated.
     Retried(super::quorum::observer::Retry),
-    /// What so many nodes have granted, or may have, is to be withdrawn.
+    /// The grants of this many nodes, certain and possible, are to be rolled back.
     RollingBack(usize),
-    /// So many nodes have withdrawn a grant.
+    /// This many nodes have rolled back a grant.
     RolledBack(usize),
-    /// Nodes abstain for this long.
+    /// Nodes are in quarantine for this long.
     Guarded(Duration),
-    /// So many nodes lack a lease that a quorum has.
+    /// This many nodes lack a lease that a quorum has.
     Repairing(usize),
-    /// So many have been given it.
+    /// This many nodes were repaired.
     Repaired(usize),
 }
 
 /// A request to the nodes.
 pub trait Machine {
-    /// What the caller gets.
+    /// The result for the caller.
     type Answer;
 
-    /// Takes an event, at this instant of the agent's clock, and adds what is to be done.
+    /// Processes an event, at this instant of the agent's clock, and adds the steps to take.
     fn on(
         &mut self,
         event: Event,
@@ -317,7 +317,7 @@ pub trait Machine {
         steps: &mut Vec<Step<Self::Answer>>,
     );
 
-    /// Whether nothing more is to be done whatever the nodes reply.
+    /// Whether nothing is left to do, whatever the nodes reply.
     fn is_done(&self) -> bool;
 }
 

@@ -1,12 +1,12 @@
-//! A quorum of N ≥ 1 nodes decides; the only way leases are read or written.
+//! A quorum of N ≥ 1 nodes decides; the only way to read or write leases.
 //!
-//! The algorithm is [Redlock](https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/)
-//! with fencing tokens that every node checks against its floor, a guard for nodes that lost their
-//! memory, and withdrawal of what a lost vote left behind.
+//! The algorithm is [Redlock](https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/) with three
+//! additions: fencing tokens that every node checks against its token high-water mark, a restart guard for nodes that
+//! lost their memory, and rollback of the grants of a lost vote.
 //!
-//! Every operation asks all nodes at once and answers as soon as a quorum has decided. An answer that
-//! did not come is never counted as a vote. Grants are owned by a task, not by the caller's future: when
-//! the caller goes away, its grant is withdrawn.
+//! Every operation calls all nodes at once and returns as soon as a quorum has decided. A missing reply never counts as
+//! a vote. A task owns each grant, not the caller's future: when the caller drops the future, the task rolls the grant
+//! back.
 
 mod drive;
 mod health;
@@ -43,28 +43,27 @@ use observer::{Called, Nobody, Observer, Operation};
 use round::Round;
 use span::About;
 
-/// How a quorum works.
+/// The options of a quorum.
 #[derive(Clone)]
 pub struct Options {
-    /// How long a node may take to answer, and so how long a vote counts.
+    /// How long a node may take to reply, and so how long a vote counts.
     pub operation_timeout: Duration,
-    /// What is done about nodes without a marker.
+    /// How nodes without an incarnation record are treated.
     pub restart_guard: RestartGuard,
-    /// How long nodes abstain that may have lost their memory: at least as long as anything that was
-    /// granted may last.
+    /// How long nodes that may have lost their memory are in quarantine: at least as long as the longest granted term.
     pub longest_guard: Duration,
-    /// The clock that tokens are taken from; [`SystemTime::now`] outside of tests.
+    /// The clock from which tokens are taken; [`SystemTime::now`] outside of tests.
     pub clock: WallClock,
-    /// Is told what the quorum does.
+    /// Observes what the quorum does.
     pub observer: Arc<dyn Observer>,
     /// Whether spans name elections and candidates.
     pub names_in_spans: bool,
-    /// What errors call the setting that lists the nodes.
+    /// The name that errors use for the setting that lists the nodes.
     pub list: &'static str,
 }
 
 impl Options {
-    /// Options that use the system's clock, and tell nobody.
+    /// Options that use the system's clock and no observer.
     #[must_use]
     pub fn new(
         operation_timeout: Duration,
@@ -83,33 +82,33 @@ impl Options {
     }
 }
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A quorum refused a leader's request: the caller does not lead, and nothing was changed. Every other error but
+    /// A quorum refused a leader's request: the caller does not lead, and nothing changed. Every other error but
     /// [`StoreFull`](Self::StoreFull) leaves the outcome unknown.
     #[error(transparent)]
     Denied(#[from] Denial),
-    /// No quorum agreed: the outcome is not known.
+    /// No quorum agreed: the outcome is unknown.
     #[error("{reason}")]
     Unavailable {
         /// What an operator needs to know.
         reason: String,
-        /// When trying again may help, if known.
+        /// When a retry may help, if known.
         retry_after: Option<Duration>,
     },
-    /// The memory of so many nodes is full that no majority can store one more grant. This one was not granted; what
-    /// some nodes have stored of it is being taken back. Leaders extend and resign as ever.
+    /// The memory of so many nodes is full that no majority can store one more grant. This grant was not made; what
+    /// some nodes stored of it is rolled back. Leaders still extend and resign.
     #[error(
         "store full: the memory of the lease nodes has no room for another election: give up elections that are no \
          longer needed, or try again when others have been given up; /readyz and the agent's log name the nodes"
     )]
     StoreFull,
-    /// The caller's deadline came first: the outcome is not known.
+    /// The caller's deadline passed first: the outcome is unknown.
     #[error("the deadline passed before a quorum of lease nodes answered")]
     DeadlineExceeded,
-    /// What no retry mends: the nodes say what cannot be, or this agent is at fault. The outcome is not known. Whoever
-    /// tells the caller logs it.
+    /// A failure that no retry repairs: the nodes reported an impossible state, or this agent is at fault. The outcome
+    /// is unknown. The code that replies to the caller logs the error.
     #[error("{0}")]
     Internal(String),
 }
@@ -123,56 +122,56 @@ impl Error {
     }
 }
 
-/// Asks for a leadership; the quorum adds the token.
+/// A request for a leadership; the quorum adds the token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Claim {
     /// The election.
     pub election: ElectionId,
-    /// Who is to lead.
+    /// The candidate that is to lead.
     pub candidate: Candidate,
-    /// How long.
+    /// The length of the term.
     pub term: Term,
     /// The new leader's public data.
     pub value: Value,
-    /// Makes a retry find the first try's grant.
+    /// Lets a retry find the grant of the first try.
     pub request_id: Option<RequestId>,
-    /// Whose leadership may be replaced.
+    /// What leadership may be replaced.
     pub replaces: Replaces,
 }
 
-/// What came of a [`Claim`].
+/// The outcome of a [`Claim`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Claimed {
     /// The candidate leads.
     Won {
         /// Its fencing token.
         token: Token,
-        /// How long it may act as leader, counted from before the claim was made.
+        /// How long the candidate may act as leader, counted from before the claim was made.
         valid_for: Duration,
     },
-    /// Another leads.
+    /// Another candidate leads.
     Lost(Lease),
     /// The leader that hands over leads, but with another token.
     TokenMismatch,
-    /// There is no leader that could hand over.
+    /// There is no leader to hand over.
     Vacant,
-    /// The request id is that of a grant whose lease is over.
+    /// The request id belongs to a grant whose lease is over.
     Used,
 }
 
-/// How a node does.
+/// The state of a node.
 #[derive(Debug, Clone)]
 pub struct NodeStatus {
     /// The node's name.
     pub name: String,
-    /// What it says of itself, or why it says nothing.
+    /// What the node reports of itself, or why it reports nothing.
     pub probe: Result<Probe, NodeError>,
-    /// Whether it refused something lately as its memory was full.
+    /// Whether the node lately refused something because its memory was full.
     pub was_full: bool,
 }
 
 impl NodeStatus {
-    /// What does not work, or soon will not, although the node can be used; for operators.
+    /// What does not work, or soon will not, although the node can be used. The text is for operators.
     #[must_use]
     pub fn degraded(&self) -> Option<String> {
         let probe = self.probe.as_ref().ok()?;
@@ -189,7 +188,7 @@ impl NodeStatus {
     }
 }
 
-/// The nodes, and what is needed to decide with them. Cheap to clone.
+/// The nodes and everything needed to decide with them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Quorum {
     inner: Arc<Inner>,
@@ -201,29 +200,29 @@ struct Inner {
     electorate: Electorate,
     limit: Duration,
     incarnation_records: IncarnationRecords,
-    /// When the nodes were last tended because a grant was wanted: one claim does so for all.
+    /// When the last health check for a claim took place: one check serves all claims that wait for it.
     health_checked: tokio::sync::Mutex<Option<Instant>>,
     /// Why no node is used, and when that was last seen.
     stopped: parking_lot::Mutex<Option<(String, Instant)>>,
-    /// The nodes of the list from which agents pass to another that let none come any more which has it alone.
+    /// The nodes of the old list that admit no more agents with only that list.
     closing: parking_lot::Mutex<Nodes>,
     tokens: TokenSource,
     tasks: TaskTracker,
     observer: Arc<dyn Observer>,
     names_in_spans: bool,
-    /// What errors call the setting that lists the nodes.
+    /// The name that errors use for the setting that lists the nodes.
     list: &'static str,
 }
 
 impl Quorum {
-    /// A quorum of `nodes`, 1 to [`Nodes::MOST`], which must be independent of each other.
+    /// Creates a quorum of `nodes`, 1 to [`Nodes::MOST`], which must be independent of each other.
     #[must_use]
     pub fn new(nodes: Vec<Arc<dyn LeaseNode>>, options: Options) -> Self {
         let electorate = Electorate::of(Nodes::first(nodes.len()));
         Self::of(nodes, electorate, options)
     }
 
-    /// As [`Self::new`], of the nodes of one or of two lists.
+    /// Like [`Self::new`], with the nodes of one or of two lists.
     #[must_use]
     pub fn of(nodes: Vec<Arc<dyn LeaseNode>>, electorate: Electorate, options: Options) -> Self {
         let (guard, longest) = (options.restart_guard, options.longest_guard);
@@ -249,18 +248,18 @@ impl Quorum {
         }
     }
 
-    /// Asks for a leadership. The operation goes on when the returned future is dropped, and what it was
-    /// granted then is withdrawn.
+    /// Claims a leadership. The operation continues when the returned future is dropped; what it was granted is then
+    /// rolled back.
     ///
     /// # Errors
-    /// [`Error`]: not known, and being cleaned up.
+    /// [`Error`]: the outcome is unknown, and any grants are being rolled back.
     pub async fn claim(&self, claim: Claim, deadline: Instant) -> Result<Claimed, Error> {
         let (answer, claimed) = oneshot::channel();
         let quorum = self.clone();
         let claiming = async move { quorum.run_claim(claim, deadline, answer).await };
         self.inner.tasks.spawn(claiming.in_current_span());
         claimed.await.unwrap_or_else(|_| {
-            // The task panicked, or the process is ending.
+            // The task panicked, or the process is shutting down.
             Err(Error::unavailable(
                 "the agent failed while it asked; its log has the cause",
             ))
@@ -290,22 +289,23 @@ impl Quorum {
     /// Extends a leader's term.
     ///
     /// # Errors
-    /// [`Error::Denied`]: not extended. Any other [`Error`]: not known; the term may or may not have been extended.
+    /// [`Error::Denied`]: not extended. Any other [`Error`]: unknown; the term may or may not have been extended.
     pub async fn extend(&self, extend: Extend, deadline: Instant) -> Result<(), Error> {
         let machine = Extending::new(extend, Instant::now(), deadline, &*self.inner);
         self.decide(Drive::begin(self, machine, deadline)).await
     }
 
-    /// Gives a leadership up.
+    /// Resigns a leadership.
     ///
     /// # Errors
-    /// [`Error::Denied`]: there is none. Any other [`Error`]: not known; the leader may or may not have resigned.
+    /// [`Error::Denied`]: the caller does not lead. Any other [`Error`]: unknown; the leader may or may not have
+    /// resigned.
     pub async fn resign(&self, resign: Resign, deadline: Instant) -> Result<(), Error> {
         let machine = Resigning::new(resign, Instant::now(), deadline);
         self.decide(Drive::begin(self, machine, deadline)).await
     }
 
-    /// A machine's answer; what is left to do goes on without the caller.
+    /// Returns a machine's answer; a background task does the rest of its work.
     async fn decide<M, T>(&self, mut drive: Box<Drive<M>>) -> Result<T, Error>
     where
         M: super::policy::Machine<Answer = Result<T, Error>> + Send + 'static,
@@ -323,10 +323,10 @@ impl Quorum {
         })
     }
 
-    /// The lease that a quorum holds.
+    /// Returns the lease that a quorum holds.
     ///
     /// # Errors
-    /// [`Error`]: not known.
+    /// [`Error`]: unknown.
     pub async fn read(
         &self,
         election: &ElectionId,
@@ -375,11 +375,11 @@ impl Quorum {
         })
     }
 
-    /// The leases of a kind that a quorum is known to hold, after `after`, in order of their names; short
-    /// pages may have a next, and [`Page::incomplete`] says whether a quorum may hold more.
+    /// Lists the leases of a kind that a quorum is known to hold, after `after`, in order of their names. A short page
+    /// may have a next one, and [`Page::incomplete`] says whether a quorum may hold more.
     ///
     /// # Errors
-    /// [`Error`]: fewer nodes than a quorum answered.
+    /// [`Error`]: fewer nodes than a quorum replied.
     pub async fn list(
         &self,
         kind: &Kind,
@@ -432,20 +432,20 @@ impl Quorum {
         undecided(self.inner.electorate, deadline, Instant::now())
     }
 
-    /// How many nodes of the first list have to answer.
+    /// How many nodes of the first list have to reply.
     #[must_use]
     pub fn needed(&self) -> usize {
         self.inner.electorate.needed()
     }
 
-    /// Waits until every claim has been answered and every withdrawal is through.
+    /// Waits until every claim has an answer and every rollback is complete.
     pub async fn drain(&self) {
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
     }
 }
 
-/// Why a quorum gave no answer. The cause is in the log: whoever asks may be anybody.
+/// Why a quorum reached no decision. The cause is in the log only, as any caller may see this text.
 pub(super) fn undecided(electorate: Electorate, deadline: Instant, now: Instant) -> Error {
     if now >= deadline {
         return Error::DeadlineExceeded;
@@ -498,7 +498,7 @@ mod tests {
         }
     }
 
-    /// A grant for a campaign, which nobody has acknowledged.
+    /// An unacknowledged grant for a campaign.
     fn grant_of(claim: &Claim) -> Grant {
         Grant {
             election: claim.election.clone(),
@@ -519,7 +519,7 @@ mod tests {
         }
     }
 
-    /// Notes what it is told, but not how long calls took.
+    /// Records what it observes, but not how long calls took.
     #[derive(Debug, Default)]
     struct Notes(Mutex<Vec<String>>);
 
@@ -550,7 +550,8 @@ mod tests {
         }
     }
 
-    /// A request's first try reached one node, and its agent died; another node is down.
+    /// The first try of a request reached one node, and its agent died. The quorum needs both nodes, as with three
+    /// nodes and one of them down.
     #[tokio::test(start_paused = true)]
     async fn what_an_agent_that_died_left_behind_does_not_split_every_retry() {
         let nodes: Vec<_> = (0..2)
@@ -587,7 +588,7 @@ mod tests {
         assert_eq!(notes.count(("withdrawn", 2)), 1, "{notes:?}");
     }
 
-    /// A node that counts as one that has the lease must not let another candidate go on from a grant of its own.
+    /// A node that counts towards the quorum of a lease must not let another candidate continue from its own grant.
     #[tokio::test(start_paused = true)]
     async fn what_counts_is_written_under_no_other_lease() {
         let node = Embedded::in_memory(SETTINGS);
@@ -650,7 +651,7 @@ mod tests {
         assert_eq!(notes.count(Retry::StaleToken), 1, "{notes:?}");
     }
 
-    /// Answers nothing.
+    /// Never replies.
     struct Silent;
 
     #[async_trait::async_trait]
@@ -700,7 +701,7 @@ mod tests {
         }
     }
 
-    /// Wraps an in-process node, and does not answer grants and withdrawals as one does.
+    /// Wraps an in-process node with faulty replies to grants and rollbacks.
     struct Faulty {
         node: Embedded,
         reachable: bool,
@@ -790,13 +791,13 @@ mod tests {
         assert_eq!(started.elapsed(), Duration::ZERO);
         quorum.drain().await;
         for node in &nodes {
-            // After 250 ms, 500 ms and so on to 2 s, until what was granted is over.
+            // Rollbacks repeat after 250 ms, 500 ms and so on up to 2 s, until the granted term is over.
             let rollbacks = node.rollbacks.load(std::sync::atomic::Ordering::Relaxed);
             assert!((15..40).contains(&rollbacks), "{rollbacks}");
         }
     }
 
-    /// Is done before it has an answer.
+    /// Reports that it is done before it has an answer.
     struct Undecided;
 
     impl Machine for Undecided {

@@ -1,88 +1,88 @@
-//! The rules on which the safety of elections rests, so that tests can take each of them away and show that its
-//! absence is found.
+//! The rules on which the safety of elections rests. Tests remove each rule and show that they find its absence.
 //!
-//! A production build has every rule: [`holds`] is a constant there. A build with the feature `weaken`, which only
-//! tests use, asks what `weaken` was told last.
+//! A production build has every rule: [`holds`] is a constant there. In a build with the feature `weaken`, which only
+//! tests use, [`holds`] depends on the last call of `weaken`.
 
-/// A rule that a test can take away.
+/// A rule that a test can remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Rule {
-    /// What clocks may drift apart is taken off a term.
+    /// The possible drift of clocks is subtracted from a term.
     Drift,
     /// A token must be above the election's high-water mark.
     HighWaterMark,
-    /// The candidate's own lease is guarded, too.
+    /// The restart guard also applies to a candidate's own lease.
     OwnLeaseGuarded,
-    /// A node that lost its memory abstains for the longest guard that it remembers, whatever the caller asks for.
+    /// A node that lost its memory is in quarantine for the longest guard that it remembers, whatever the caller
+    /// requests.
     NodeDecidesGuard,
-    /// A longer guard that is registered later makes the wait of a node longer that abstains, or did.
+    /// A longer guard that an agent registers later lengthens the wait of a node that is or was in quarantine.
     WaitsAreLengthened,
     /// A clock that was set back makes no wait longer than it was.
     WaitsAreBounded,
     /// A node grants only to agents whose bounds are registered in its incarnation.
     BoundsAreRegistered,
-    /// An agent passes on to every node the longest guard that any other has told it.
+    /// An agent passes on to every node the longest guard that any other node reported to it.
     BoundsArePassedOn,
     /// A node that an agent has not probed yet does not vote.
     ProbedBeforeVoting,
-    /// A node that an agent has not probed yet is not asked to extend or to repair a lease.
+    /// An agent sends no extension and no repair to a node that it has not probed yet.
     ProbedBeforeExtending,
     /// An agent reads what is registered on all nodes before it writes a record on any.
     ReadBeforeWriting,
     /// Votes count for the vote lifetime only.
     VotesAreBounded,
-    /// A grant that arrives late is refused.
+    /// A node refuses a grant that arrives late.
     GrantsNotAfter,
-    /// A repair is for the incarnation that it was decided for.
+    /// A repair applies only to the incarnation for which it was decided.
     RepairInTheSameIncarnation,
-    /// A node that has restarted is repaired only when every vote that it may have forgotten no longer counts.
+    /// A restarted node is repaired only when every vote that it may have forgotten no longer counts.
     RepairWhenSettled,
-    /// A node is repaired on the word of nodes alone that were asked for their bounds since it restarted.
+    /// A repair relies only on nodes that reported their bounds since the repaired node restarted.
     RepairKnowsBounds,
     /// A repair takes effect only while the extension is in force.
     RepairInForce,
-    /// Raising writes a larger token to leases that are there, and makes none.
+    /// A repair that writes a larger token updates existing leases, and creates none.
     RaisingMakesNothing,
     /// A repair that counts as an extension is written under no other lease.
     CountedRepairsOnTop,
-    /// A repair does not bring back what was given up or followed by a later leader.
+    /// A repair does not restore a leadership that was given up or followed by a later leader.
     RepairNothingOver,
-    /// A repair is made at all.
+    /// Repairs are made at all.
     Repair,
-    /// Nodes are taken for new only when they were found so twice.
+    /// Nodes count as new only when two looks in a row found them so.
     NewNodesAreLookedAtTwice,
-    /// New nodes vote only when all of them have been marked.
+    /// New nodes vote only when all of them have incarnation records.
     AllNewNodesAreRecorded,
-    /// Nodes are taken for new only when none has a record, and none was ever seen.
+    /// Nodes count as new only when none has an incarnation record, and this agent never saw one.
     NewOnlyIfNoneIsRecorded,
-    /// What a lost vote was granted is withdrawn.
+    /// What a lost vote was granted is rolled back.
     Rollbacks,
-    /// A withdrawal takes back what its own grant wrote, and nothing else.
+    /// A rollback undoes what its own grant wrote, and nothing else.
     RollbacksName,
-    /// A copy of a withdrawn grant is refused.
+    /// A node refuses a copy of a grant that it rolled back.
     RolledBackByName,
-    /// A withdrawal restores what its grant replaced.
+    /// A rollback restores what its grant replaced.
     RestoresWhatWasBefore,
-    /// A withdrawal lowers the high-water mark to what it was.
+    /// A rollback restores the previous high-water mark.
     HighWaterMarkGoesBack,
     /// No operation makes a lease shorter.
     NeverShorter,
-    /// A resignation is for the token that it was meant for.
+    /// A resignation applies only to the token that it names.
     ResignationsToken,
-    /// A handover is by the leader with this token.
+    /// A handover requires that the leader has the named token.
     HandoversToken,
-    /// A handover that names a leader needs one.
+    /// A handover that names a leader requires an election with a leader.
     HandoversNeedALeader,
-    /// A request id that was granted is not granted again when its lease is over.
+    /// A request id that was granted is not granted again after its lease is over.
     RequestIdsOutliveLeases,
     /// A retry gets the token that a majority may hold for its request id.
     RetriesGetTheirToken,
-    /// A node that may have forgotten a leader does not say that there is none.
+    /// A node that may have forgotten a leader does not report a vacancy.
     ForgettingIsNotVacancy,
-    /// Another list of nodes, seen on any node, stops the agent.
+    /// An agent that finds another, incompatible list of nodes on any node stops using all nodes.
     OtherListsStopTheAgent,
-    /// Agents that pass from one list of nodes to another need majorities of both.
+    /// Agents that move from one list of nodes to another need majorities of both.
     JointMajorities,
     /// The old list is closed before agents use the new one alone.
     OldListIsClosed,
@@ -133,7 +133,7 @@ impl Rule {
     ];
 }
 
-/// Whether the rule holds: always, but in a build that tests weaken.
+/// Whether the rule holds: always, except in a build that tests weaken.
 #[cfg(not(feature = "weaken"))]
 #[inline(always)]
 pub(crate) const fn holds(_rule: Rule) -> bool {
@@ -156,7 +156,7 @@ mod weakened {
         static WITHOUT: Cell<Option<Rule>> = const { Cell::new(None) };
     }
 
-    /// Takes a rule away from what runs on this thread, or gives it back.
+    /// Removes a rule for this thread, or restores all rules.
     pub fn weaken(rule: Option<Rule>) {
         WITHOUT.set(rule);
     }

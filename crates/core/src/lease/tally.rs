@@ -1,4 +1,4 @@
-//! Counting votes: what the replies of some of the nodes decide. Pure; no clock, no I/O.
+//! Counts votes: what the replies of some of the nodes decide. Pure; no clock, no I/O.
 
 use std::time::Duration;
 
@@ -8,24 +8,24 @@ use super::{
 };
 use crate::election::types::{Candidate, Token};
 
-/// How many of so many are more than half.
+/// The size of a majority of this many nodes.
 #[must_use]
 pub fn quorum(count: usize) -> usize {
     count / 2 + 1
 }
 
-/// What a set of replies to one round of requests has decided.
+/// What a set of replies to one round of calls has decided.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict<T> {
-    /// Whatever the other nodes answer, this stands.
+    /// The decision stands, whatever the other nodes reply.
     Decided(T),
-    /// More answers are needed.
+    /// More replies are needed.
     Open,
-    /// Whatever the other nodes answer, no quorum agrees.
+    /// No quorum agrees, whatever the other nodes reply.
     NoQuorumPossible,
 }
 
-/// Which nodes are still to answer, and which gave no answer.
+/// Which nodes have not replied yet, and which failed to reply.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Roll {
     electorate: Electorate,
@@ -42,7 +42,7 @@ impl Roll {
         }
     }
 
-    /// Notes an answer, and gives its content if there is one.
+    /// Notes a reply, and returns its content if there is one.
     fn note<T>(&mut self, node: usize, reply: Result<T, NodeError>) -> Option<T> {
         self.outstanding.remove(node);
         if reply.is_err() {
@@ -51,12 +51,12 @@ impl Roll {
         reply.ok()
     }
 
-    /// The nodes that may yet turn out to have done anything.
+    /// The nodes on which the call may have taken effect, or may yet.
     fn unknown(&self) -> Nodes {
         self.outstanding.and(self.errors)
     }
 
-    /// Whether so many nodes gave no answer that no majority of the others is left.
+    /// Whether so many nodes failed to reply that no majority of the others is left.
     fn unreachable(&self) -> bool {
         let others = self.electorate.nodes().without(self.errors);
         !self.electorate.all(others)
@@ -73,44 +73,44 @@ pub(super) struct Grants {
     vacant: Nodes,
     used: Nodes,
     stale: Option<Token>,
-    /// Nodes that have no memory for one more lease. They have answered: none of them has granted.
+    /// Nodes that have no memory for one more lease. They replied: none of them has granted.
     full: Nodes,
     unrecorded: bool,
     unprepared: bool,
     guarded: Vec<(Duration, usize)>,
 }
 
-/// What a quorum said to a grant.
+/// The decision of a quorum about a grant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Granted {
     /// The candidate has the lease with this token.
     Won(Token),
-    /// Another has it.
+    /// Another candidate has the lease.
     Lost(Lease),
-    /// The token of the leader that hands over is not the lease's.
+    /// The token of the leader that hands over is not the lease's token.
     TokenMismatch,
-    /// There is no leader that could hand over.
+    /// There is no leader to hand over.
     Vacant,
-    /// The request was granted before, and that is over.
+    /// The request was granted before, and its lease is over.
     Used,
 }
 
-/// Why no quorum agreed on a grant, and so what to do about it.
+/// Why no quorum agreed on a grant. This determines what the claim does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// Some node has no marker.
+    /// Some node has no incarnation record.
     Unrecorded,
-    /// Some node has not been probed by this agent as it must be: in this incarnation, or since its clock was set.
+    /// This agent has not probed some node as required: in its present incarnation, or since its clock was set.
     Unprepared,
     /// Some node has accepted this token, or a larger one than was proposed.
     Stale(Token),
-    /// Too few nodes answered.
+    /// Too few nodes replied.
     Unreachable,
     /// Without those whose memory is full, no majority is left.
     Full,
-    /// Too many nodes abstain; after this long enough of them no longer do.
+    /// Too many nodes are in quarantine; after this time enough of them grant again.
     Guarded(Duration),
-    /// The candidates got in each other's way.
+    /// The votes are split between candidates.
     Split,
 }
 
@@ -170,7 +170,7 @@ impl Grants {
         }
     }
 
-    /// The nodes that have not answered yet.
+    /// The nodes that have not replied yet.
     pub(super) fn outstanding(&self) -> Nodes {
         self.roll.outstanding
     }
@@ -209,8 +209,8 @@ impl Grants {
         }
     }
 
-    /// Whether a quorum has answered for candidates of whom none has a quorum: the others may decide, but
-    /// asking again may be faster than waiting for them.
+    /// Whether a quorum has replied and no candidate has a quorum. The other nodes may decide, but a new vote may be
+    /// faster than waiting for them.
     pub(super) fn is_split(&self) -> bool {
         let granted = self.granted.iter().map(|(_, votes)| *votes);
         let held = self.held.iter().map(|(_, votes)| *votes);
@@ -218,7 +218,7 @@ impl Grants {
         self.roll.electorate.all(answered) && self.verdict() == Verdict::Open
     }
 
-    /// The tokens that nodes have, other than this one, and whether a majority may have each.
+    /// The tokens that nodes hold, other than this one, and whether a majority may hold each.
     pub(super) fn other_tokens(&self, token: Token) -> impl Iterator<Item = (Token, bool)> {
         let others = self
             .granted
@@ -230,7 +230,7 @@ impl Grants {
         })
     }
 
-    /// Why no quorum agreed, once it cannot or the time for it is over.
+    /// Why no quorum agreed, when none can or the time for the vote is over.
     pub(super) fn failure(&self) -> Failure {
         let electorate = self.roll.electorate;
         let abstaining: Nodes = self.guarded.iter().map(|(_, node)| *node).collect();
@@ -270,14 +270,14 @@ pub(super) struct Extensions {
     stale: Nodes,
 }
 
-/// What the nodes said to an extension or a resignation.
+/// The decision of the nodes about an extension or a resignation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
     /// A quorum did it.
     Yes,
-    /// A quorum would have, had not some nodes an older token of the same leader.
+    /// A quorum would have done it, but some nodes have an older token of the same leader.
     AfterRaising,
-    /// A quorum of one of two lists did; it has to be written to the other's nodes.
+    /// A quorum of one of two lists did it; the lease must be written to the other list's nodes.
     AfterWriting,
     /// A quorum does not hold the leader's lease.
     No(Denial),
@@ -315,7 +315,7 @@ impl Extensions {
         }
     }
 
-    /// Whether some node has no marker yet, so that asking again may help when it has.
+    /// Whether some node has no incarnation record yet: a retry may help when it has one.
     pub(super) fn is_unrecorded(&self) -> bool {
         self.unrecorded
     }
@@ -341,7 +341,7 @@ impl Extensions {
         self.behind
     }
 
-    /// The nodes that have another's lease: a grant that may not be acknowledged, and be withdrawn.
+    /// The nodes that hold another candidate's lease: a grant that may be unacknowledged and be rolled back.
     pub(super) fn held(&self) -> Nodes {
         self.held
     }
@@ -369,7 +369,7 @@ impl Extensions {
                 false => Verdict::Open,
             };
         }
-        // A node that has the token proves that it was granted, so nodes behind may be raised.
+        // A node that has the token proves that it was granted, so nodes with an older token may be repaired to it.
         if !self.renewed.is_empty() && electorate.all(self.renewed.and(self.behind)) {
             return Verdict::Decided(Done::AfterRaising);
         }
@@ -385,7 +385,7 @@ impl Extensions {
     }
 }
 
-/// The reason most nodes give; of equal numbers, the one that says most.
+/// The reason that most nodes report; of equal numbers, the most specific one.
 fn denial(stale: Nodes, held: Nodes, missing: Nodes) -> Denial {
     let (stale, held, missing) = (stale.count(), held.count(), missing.count());
     if stale >= held && stale >= missing {
@@ -422,7 +422,7 @@ impl Resignations {
         }
     }
 
-    /// As [`Extensions::is_unrecorded`].
+    /// See [`Extensions::is_unrecorded`].
     pub(super) fn is_unrecorded(&self) -> bool {
         self.unrecorded
     }
@@ -480,7 +480,7 @@ impl Reads {
         }
     }
 
-    /// As [`Extensions::is_unrecorded`].
+    /// See [`Extensions::is_unrecorded`].
     pub(super) fn is_unrecorded(&self) -> bool {
         self.unrecorded
     }
@@ -494,7 +494,7 @@ impl Reads {
         }
     }
 
-    /// Whether a majority would have answered, if so many nodes had not forgotten.
+    /// Whether a majority would have replied, if some nodes had not forgotten.
     pub(super) fn is_forgotten(&self) -> bool {
         !self.not_known.is_empty() && !self.roll.unreachable()
     }
@@ -525,7 +525,7 @@ pub(super) fn votes(leases: &[(usize, Lease)], leader: &Candidate) -> Nodes {
     of_leader.map(|(node, _)| *node).collect()
 }
 
-/// The lease that a quorum holds: it lasts as long as a quorum of them does.
+/// The lease that a quorum holds; it lasts as long as a quorum holds it.
 pub(super) fn agreed(leases: &[(usize, Lease)], electorate: Electorate) -> Option<Lease> {
     let leader = leases
         .iter()

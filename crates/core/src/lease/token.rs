@@ -1,4 +1,4 @@
-//! Where proposed fencing tokens come from.
+//! The source of proposed fencing tokens.
 
 use std::{
     fmt,
@@ -12,22 +12,22 @@ use std::{
 
 use crate::election::types::{Token, millis};
 
-/// Tells the wall clock's time; tests give their own.
+/// Returns the wall clock's time; tests supply their own.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;
 
-/// 2020 to 2200 in µs since the epoch. Outside of it the clock is not to be believed, and a token taken
-/// from it could leave the range that is exact in Lua and JSON.
+/// 2020 to 2200 in µs since the epoch. A clock outside of this range is implausible, and a token taken from it could
+/// leave the range that is exact in Lua and JSON.
 const PLAUSIBLE: RangeInclusive<u64> = 1_577_836_800_000_000..=7_258_118_400_000_000;
 
-/// How far this agent's clock may be from the nodes' to be believed, and a token ahead of it to be taken for one that
-/// a clock gave.
+/// How far this agent's clock may differ from the nodes' clocks and still count as right, and how far a token may be
+/// ahead of it and still count as one that a clock gave.
 const OFF: Duration = Duration::from_secs(3600);
 
-/// Proposes tokens that rise whatever the clock does; the clock only makes them survive lost floors.
+/// Proposes tokens that rise whatever the clock does; the clock only makes them survive lost high-water marks.
 pub(super) struct TokenSource {
     last: AtomicU64,
     clock: WallClock,
-    /// What is added to the clock, in ms: where it is far from the nodes' clocks, these are right.
+    /// The correction of the clock, in ms: where the clock is far from the nodes' clocks, those are right.
     correction: AtomicI64,
 }
 
@@ -40,8 +40,8 @@ impl TokenSource {
         }
     }
 
-    /// Judges the clock by those of the nodes, in ms since the epoch: an agent whose clock is far ahead would lift
-    /// everybody's tokens for ever.
+    /// Compares the clock with those of the nodes, in ms since the epoch: an agent whose clock is far ahead would raise
+    /// every agent's tokens for ever.
     pub(super) fn judge(&self, mut nodes: Vec<u64>) {
         nodes.sort_unstable();
         let Some(median) = nodes.get(nodes.len().saturating_sub(1) / 2) else {
@@ -54,8 +54,8 @@ impl TokenSource {
         };
         let was = self.correction.swap(correction, Ordering::Relaxed);
         if was == 0 && correction != 0 {
-            // What was proposed by the wrong clock, such as before the first probe, is not for later tokens to follow:
-            // where a node has accepted it, that node says so.
+            // Later tokens need not follow a token that the wrong clock gave, such as before the first probe: a node
+            // that has accepted it reports that.
             let latest = self.latest_of_a_clock();
             let forgotten = |last| (last > latest).then_some(0);
             let _ = self
@@ -73,8 +73,8 @@ impl TokenSource {
         }
     }
 
-    /// A token above every one this agent has proposed, those that it has seen and a clock may have given, and this
-    /// one, if there is any left.
+    /// Returns a token above every one that this agent has proposed, above those that it has seen and a clock may have
+    /// given, and above `least`, if any is left.
     pub(super) fn next(&self, least: Option<Token>) -> Option<Token> {
         let now = self
             .micros()
@@ -91,8 +91,8 @@ impl TokenSource {
         Token::new(above(last).max(least))
     }
 
-    /// Notes a token that some node has accepted. One that is far ahead of the clock is not for other elections to
-    /// follow: its own election's nodes tell it when it matters.
+    /// Notes a token that some node has accepted. Tokens of other elections need not follow one that is far ahead of
+    /// the clock: its own election's nodes report it when it matters.
     pub(super) fn seen(&self, token: Token) {
         if token.get() <= self.last.load(Ordering::Relaxed) {
             return;
@@ -102,7 +102,7 @@ impl TokenSource {
         }
     }
 
-    /// The largest token that is taken for one that a clock gave.
+    /// The largest token that counts as one that a clock gave.
     fn latest_of_a_clock(&self) -> u64 {
         let ahead = u64::try_from(OFF.as_micros()).unwrap_or(u64::MAX);
         self.micros().unwrap_or(0).saturating_add(ahead)
@@ -191,7 +191,7 @@ mod tests {
         source.judge(nodes());
         assert_eq!(source.next(None).map(Token::get), Some(token + 1));
 
-        // Nor are those that another agent's clock has given to one election.
+        // Nor do tokens that another agent's clock has given to one election.
         let ahead = Token::new(7_000_000_000_000_000).expect("in range");
         source.seen(ahead);
         assert_eq!(source.next(None).map(Token::get), Some(token + 2));

@@ -1,17 +1,17 @@
--- Shared by the scripts that change what a roll-back restores; prepended to them when the agent is built.
+-- Shared by the scripts that change what a rollback restores; prepended to them when the agent is built.
 --
--- A lease whose grant is not acknowledged has the field `attempt`, the grant id, `low`, the token high-water mark
--- before that grant ('0': none; '' if the grant found its own lease and raised nothing), and `before`, what the
--- grant replaced: entries, the newest first, each of the fields leader, token, value, request id, elected at, the ms
--- at which it lapses, grant id, low. An entry that is acknowledged has no grant id, and is the last.
+-- A lease whose grant is not acknowledged has the field `attempt`, the grant id; `low`, the token high-water mark
+-- before that grant ('0': none; '' if the grant found its own lease and raised nothing); and `before`, the replaced
+-- entries, the newest first. Each entry has the fields leader, token, value, request id, elected at, the ms at which
+-- it expires, grant id, low. An acknowledged entry has no grant id, and is the last.
 --
 -- All fields are in one list: version 0.1.0 writes one entry without the last two, and where a grant of its own
 -- comes first, it restores the entry that it finds at the list's beginning.
 
--- How many entries a lease keeps: a candidate that campaigns again and again, and never extends, leaves one each
--- time. The oldest one beyond that counts as acknowledged.
+-- How many entries a lease keeps. A candidate that campaigns again and again, and never extends, leaves one each time.
+-- The oldest one beyond that counts as acknowledged.
 local DEEPEST = 8
--- How many fields an entry has.
+-- The number of fields of an entry.
 local FIELDS = 8
 
 local function entry_of(key, until_ms)
@@ -23,7 +23,7 @@ local function entry_of(key, until_ms)
   return entry
 end
 
--- What the lease replaced.
+-- The entries that the lease replaced.
 local function entries_below(key)
   local packed = redis.call('HGET', key, 'before')
   if not packed or packed == '' then return {} end
@@ -49,8 +49,8 @@ local function pack(entries)
   return cmsgpack.pack(fields)
 end
 
--- Makes these the lease and what it replaced; those at the front that have lapsed are left out. Gives false when
--- there is none.
+-- Writes these entries as the lease and what it replaced, without expired ones at the front. Returns false when none is
+-- left.
 local function write_entries(key, entries, now)
   while entries[1] and entries[1][6] - now <= 0 do table.remove(entries, 1) end
   local lease = table.remove(entries, 1)
@@ -73,7 +73,7 @@ end
 -- Notes that leases with smaller tokens are over for good.
 local function acknowledge(key, token, keep)
   local known = redis.pcall('HGET', key, 'acknowledged')
-  -- While the slot moves to another server, a key that is not among KEYS cannot be had.
+  -- While the slot moves to another server, a key that is not among KEYS is not available.
   if type(known) == 'table' then return end
   if not known or tonumber(known) < token then redis.call('HSET', key, 'acknowledged', digits(token)) end
   expire(key, keep, true)

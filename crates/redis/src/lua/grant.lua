@@ -20,8 +20,7 @@
 local record = incarnation(KEYS[3], tonumber(ARGV[7]) or 0)
 if ARGV[7] ~= '' then
   if not record then return 'unmarked' end
-  -- What another agent waits for before it repairs a lease here, or a server for before it grants, has to cover
-  -- this grant.
+  -- The waits of other agents before they repair a lease here, and of a server before it grants, must cover this grant.
   if tonumber(ARGV[7]) > record.guard or tonumber(ARGV[9]) > record.vote then return 'unregistered' end
   if record.wait > 0 then return 'guarded\n' .. digits(record.wait) end
 elseif record and is_guarded(record) and record.wait > 0 then
@@ -29,12 +28,12 @@ elseif record and is_guarded(record) and record.wait > 0 then
 end
 local now = record and record.now or now_ms()
 if now > tonumber(ARGV[10]) then return 'late' end
--- Only a leader hands over, and there is none.
+-- A handover needs a leader, and there is none.
 if not lease and (over == 'leader' or over == 'any leader' or over == 'nobody') then return 'vacant' end
 
 local leases = string.sub(KEYS[1], 1, -#ARGV[1] - 1)
 local base = string.sub(leases, 1, -7)
--- While the slot moves to another server, keys that are not among KEYS cannot be had: errors, and nothing is known.
+-- While the slot moves to another server, keys that are not among KEYS are not available: errors, and nothing is known.
 if redis.pcall('EXISTS', base .. 'rolled-back:' .. ARGV[8] .. ':' .. ARGV[1]) == 1 then return 'late' end
 
 -- The value, unless 'asking' stands in its place.
@@ -54,7 +53,7 @@ if request_id ~= '' and not repeated then
 end
 
 if repeated and ARGV[13] == '1' then
-  -- A grant that comes twice goes back to what there was before its first coming.
+  -- A rollback of a grant that arrived twice restores what the first arrival replaced.
   if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[8] then
     local below = entries_below(KEYS[1])
     table.insert(below, 1, entry_of(KEYS[1], now + lease[5]))
@@ -91,7 +90,7 @@ end
 redis.pcall('ZADD', KEYS[4], 0, ARGV[1])
 redis.pcall('ZADD', KEYS[5], now + term, ARGV[1])
 
--- Every grant looks at a few entries that may be over, more than the one it adds, so the index stays as large as
--- what is held: tidy.lua.
+-- Every grant examines a few entries that may be over, more than the one it adds, so that the index stays as large as
+-- the number of held elections: tidy.lua.
 local index, expiry, most = KEYS[4], KEYS[5], 4
 local result = 'granted\n' .. ARGV[3]

@@ -14,23 +14,23 @@ local record = incarnation(KEYS[5], tonumber(ARGV[10]) or 0)
 if ARGV[10] ~= '' and not record then return 0 end
 if (record and record.run or run()) ~= ARGV[8] then return 0 end
 local now = record and record.now or now_ms()
--- The extension that the repair is part of has to be in force.
+-- The extension that the repair is part of must be in force.
 if now > tonumber(ARGV[12]) then return 0 end
 -- Votes that this incarnation may have forgotten no longer count.
 if record and record.since > 0 and now < record.since + math.max(tonumber(ARGV[11]), record.vote) then return 0 end
 local token, term = tonumber(ARGV[3]), tonumber(ARGV[4])
 local past = string.sub(KEYS[1], 1, -#ARGV[1] - 7) .. 'past:' .. ARGV[1]
 local acknowledged = redis.pcall('HGET', past, 'acknowledged')
--- While the slot moves to another server, it cannot be had: the next extension repairs.
+-- While the slot moves to another server, the key is not available: the next extension repairs.
 if type(acknowledged) == 'table' or acknowledged and token < tonumber(acknowledged) then return 0 end
 
 local head = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
--- Only where there is a lease: one that is missing takes memory, as a grant does.
+-- Only where there is a lease: writing a missing one takes memory, as a grant does.
 if head[1] then go_on_when_full(KEYS[1]) end
 local left = redis.call('PTTL', KEYS[1])
 local mine = {ARGV[2], ARGV[3], ARGV[5], '', ARGV[6], digits(now + term), '', ''}
 local function raised(entry)
-  -- The request that the token was granted to keeps its id.
+  -- The request that was granted the token keeps its id.
   if entry[2] == ARGV[3] then mine[4] = entry[4] end
   mine[6] = digits(math.max(now + term, tonumber(entry[6])))
 end
@@ -41,7 +41,7 @@ elseif head[1] == ARGV[2] and tonumber(head[2]) <= token then
   raised(entry_of(KEYS[1], now + left))
   write_entries(KEYS[1], {mine}, now)
 else
-  -- What a grant that is not acknowledged has replaced, or would have: it comes back when that is rolled back.
+  -- The repaired lease goes below the unacknowledged grants, which replaced it or would have: a rollback restores it.
   if not head[3] or ARGV[9] ~= 'unacknowledged' then return 0 end
   local entries = entries_below(KEYS[1])
   local last = entries[#entries]

@@ -1,5 +1,5 @@
--- The first half of grant.lua, which see: refuses a grant where the election is another's. Most campaigns end
--- here, so that it needs nothing of what the other half does.
+-- The first half of grant.lua, which documents both: refuses a grant where another candidate holds the election. Most
+-- campaigns end here, so it needs nothing of what the other half does.
 
 local over = ARGV[14] or 'own'
 local lease = read_lease(KEYS[1])
@@ -8,11 +8,11 @@ if lease and over ~= 'anyone' and over ~= 'any leader' then
   if over == 'leader' and lease[1] == ARGV[15] then
     if ARGV[16] ~= '0' and ARGV[16] ~= lease[2] then return 'mismatch' end
   elseif over ~= 'own' or not own then
-    -- A lease that lasts longer than any agent grants is one of a clock that has been set back since.
+    -- A lease that lasts longer than any agent grants comes from a clock that has been set back since.
     local longest = tonumber(ARGV[7]) or 0
     if longest > 0 and lease[5] > longest then
       longest = math.max(longest, tonumber(redis.call('HGET', KEYS[3], 'guard') or 0))
-      -- Version 0.1.0 registers its terms elsewhere, from where the probe takes them over.
+      -- Version 0.1.0 registers its terms elsewhere, from where the probe copies them.
       local legacy = redis.pcall('HGET', string.match(KEYS[3], '^[^}]*}:') .. 'agents', 'guard')
       longest = math.max(longest, tonumber(legacy) or 0)
       if lease[5] > longest then

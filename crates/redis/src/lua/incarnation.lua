@@ -1,7 +1,7 @@
 -- Shared by the scripts that depend on what the server remembers; prepended to them when the agent is built.
 
--- What agents have registered counts for this long after it was last asked for, or for as long as itself if that
--- is longer, in ms. A partition of a large cluster is looked at only now and then.
+-- How long registered bounds count after their last registration, in ms, unless the bound itself is longer: then that
+-- long. An agent probes a partition of a large cluster only now and then.
 local REMEMBER = 3600000
 
 -- The server's time in ms.
@@ -15,14 +15,14 @@ local function digits(number)
   return string.format('%.0f', number)
 end
 
--- Has the script go on where the server's memory is full: a server refuses what may need more only as the first write
--- of a script. For scripts that free memory, or write what is bounded by what is held already. Changes nothing: no
--- hash has the field.
+-- Lets the script continue where the server's memory is full: a server refuses a command that may need more only as the
+-- first write of a script. For scripts that free memory, or write a bounded amount for existing leases. Changes
+-- nothing: no hash has the field.
 local function go_on_when_full(hash)
   redis.pcall('HDEL', hash, '')
 end
 
--- Lets a key lapse that may just have been made. A user that may not must leave none that never does.
+-- Sets the expiry of a key that may be new. A user without permission for this must leave no key that never expires.
 local function expire(key, ms, made)
   local reply = redis.pcall('PEXPIRE', key, ms)
   if type(reply) == 'table' and reply.err then
@@ -39,19 +39,19 @@ local function run()
     .. string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)')
 end
 
--- Writes since when the present incarnation has been remembering, and when it may grant.
+-- Writes since when the present incarnation remembers, and when it may grant.
 local function write_incarnation(key, record)
   redis.call('HSET', key, 'run', record.run, 'of', record.run, 'since', digits(record.since),
     'ready_at', digits(record.ready_at))
 end
 
--- The partition's incarnation record as it must be now, or nil without one. `guard` is the longest restart guard
--- that the caller knows of, in ms.
+-- Returns the partition's incarnation record as it must be now, or nil without one. `guard` is the longest restart
+-- guard that the caller knows of, in ms.
 --
--- A record of another incarnation is rewritten: this one abstains for the longest guard that the caller or the
--- record knows, however old that is, as nobody can tell how old the server's memory is. A clock that was set
--- back behind the record's beginning makes no wait longer than it was. Version 0.1.0 writes records without
--- `since`; what is left of their wait is capped likewise.
+-- A record of another incarnation is rewritten. The present incarnation is in quarantine for the longest guard that the
+-- caller or the record knows, however old that is: the age of the server's memory is unknown. A clock that was set back
+-- behind the record's beginning makes no wait longer than it was. Version 0.1.0 writes records without `since`; the
+-- rest of their wait is capped likewise.
 local function incarnation(key, guard)
   local fields = redis.call('HMGET', key, 'run', 'ready_at', 'since', 'of', 'guard', 'guard_at', 'vote', 'vote_at')
   if not fields[2] then return nil end
@@ -79,7 +79,7 @@ local function incarnation(key, guard)
   return record
 end
 
--- Whether agents that want a restart guard have used the partition lately.
+-- Whether an agent that wants a restart guard has used the partition lately.
 local function is_guarded(record)
   return record.guard > 0 and record.now - record.guard_at <= math.max(record.guard, REMEMBER)
 end

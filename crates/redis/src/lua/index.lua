@@ -11,8 +11,8 @@
 
 local index, expiry, leases, most = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
 local now, result = now_ms(), ''
--- Has the script go on where the server's memory is full (go_on_when_full, of a sorted set): what it drops frees more
--- than it puts back.
+-- Lets the script continue where the server's memory is full (go_on_when_full, for a sorted set): what it drops frees
+-- more than what it restores.
 redis.pcall('ZREM', index, '')
 for at = 3, #ARGV - (ARGV[#ARGV] == 'asking' and 1 or 0) do
   local path = ARGV[at]

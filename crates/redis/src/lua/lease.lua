@@ -1,7 +1,7 @@
 -- Shared by the scripts that report a lease; prepended to the script's text when the agent is built.
 --
--- A script answers with one string, its fields on a line each: one string costs the agent a fraction of what a
--- list of them does. No name has line breaks, and what may have some, a value, comes last.
+-- A script replies with one string, one field a line: one string costs the agent a fraction of what a list of fields
+-- does. No name has line breaks, and the value, which may have some, comes last.
 
 -- The lease as {leader, token, value, elected_at, remaining ms}, or nil; lines() makes it a reply's lines:
 -- token, elected_at, remaining ms, leader, value.

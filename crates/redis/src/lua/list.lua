@@ -1,10 +1,10 @@
--- Lists held elections of a kind from the index. Writes nothing: also a server that takes no writes lists.
+-- Lists held elections of a kind from the index. Writes nothing: it works on a server that takes no writes, too.
 --
 -- KEYS  1 index
 -- ARGV  1 least path, as ZRANGEBYLEX wants it  2 greatest path, likewise  3 most elections
---       4 most entries to look at  5 prefix of all lease keys
+--       4 most entries to examine  5 prefix of all lease keys
 --       last 'asking' on a server that imports the slot
--- Result {last path looked at or '' at the end, how many entries had no lease, election…}: a list, as there may
+-- Result {last path examined or '' at the end, how many entries had no lease, election…}: a list, as there may
 --       be a thousand. An election is its path and on the lines below its lease, or '?' when the lease may be
 --       on another server of the cluster or cannot be read.
 --
@@ -14,10 +14,10 @@
 local most, examine, asking = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[#ARGV] == 'asking'
 local page, skipped, from = {'', '0'}, 0, ARGV[1]
 
--- What stands below the path, or nil when there is no lease.
+-- Returns the lines below the path, or nil when there is no lease.
 local function held(key)
   local lease = redis.pcall('HMGET', key, 'leader', 'token', 'value', 'elected_at')
-  -- It has moved to another server of the cluster, or is no hash.
+  -- The key has moved to another server of the cluster, or is no hash.
   if lease.err then return '?' end
   if not lease[1] then return asking and '?' or nil end
   if not (lease[2] and lease[3] and lease[4]) then return '?' end

@@ -5,7 +5,7 @@
 --       3 longest restart guard ms  4 longest vote lifetime ms
 -- Result 1 when it was written, else 0
 --
--- Atomic because of two agents that find no record, the first one's wait counts.
+-- Atomic because the first agent's wait must count when two agents find no record.
 
 if redis.call('EXISTS', KEYS[1]) == 1 or run() ~= ARGV[2] then return 0 end
 local now, wait = now_ms(), tonumber(ARGV[1])

@@ -1,20 +1,20 @@
--- Tells what the server says of a partition, has it begin to abstain from grants when it may have lost memory, and
--- registers how long votes and terms of the agent last.
+-- Reports the state of a partition, starts the quarantine when the server may have lost memory, and registers how
+-- long votes and terms of the agent last.
 --
 -- KEYS  1 incarnation record
 -- ARGV  1 the agent's own restart guard ms ('' turns it off)  2 its vote lifetime ms  3 the longest guard ms that
---       any server has told it  4 ms since an agent last registered that  5 and 6 likewise of vote lifetimes
---       7 '1' if the record may be written  8 '1' if the user's rights are to be tried
--- Result ms that the server abstains, or '' when there is no record; incarnation; the server's ms; the longest
---       guard ms that counts, and how long ago an agent registered it; likewise of vote lifetimes; the commands that
---       the user lacks the right to, or ''; the maxmemory-policy; the memory that counts against maxmemory, in bytes;
---       maxmemory in bytes, 0 without a limit
+--       any server has reported to it  4 ms since an agent last registered that  5 and 6 likewise of vote lifetimes
+--       7 '1' if the record may be written  8 '1' if the user's permissions are to be tested
+-- Result ms of quarantine, or '' when there is no record; incarnation; the server's ms; the longest guard ms that
+--       counts, and how long ago an agent registered it; likewise of vote lifetimes; the commands for which the user
+--       lacks permission, or ''; the maxmemory-policy; the memory that counts against maxmemory, in bytes; maxmemory
+--       in bytes, 0 without a limit
 --
--- Atomic because the record must not change between the look and what is written.
+-- Atomic because the record must not change between the read and the write.
 -- Reads the key in which version 0.1.0 registers; it shares the hash tag of KEYS[1].
 
--- Tries what the other scripts need, in ways that change nothing: a grant that is refused half way would leave a
--- lease that never lapses.
+-- Tests the commands of the other scripts, in ways that change nothing: a grant that is refused half way would leave a
+-- lease that never expires.
 local nothing = string.match(KEYS[1], '^[^}]*}:') .. 'nothing'
 local lacks = {}
 for _, command in ipairs(ARGV[8] == '1' and {
@@ -24,7 +24,7 @@ for _, command in ipairs(ARGV[8] == '1' and {
 } or {}) do
   local reply = redis.pcall(unpack(command))
   local why = type(reply) == 'table' and reply.err or ''
-  -- As versions from 6.2 to 7 put it. Other errors are not about rights: the slot moves, the disk is full.
+  -- The texts of versions from 6.2 to 7. Other errors are not about permissions: the slot moves, the disk is full.
   if string.find(why, 'NOPERM') or string.find(why, 'ACL failure') or string.find(why, 'user executing the script') then
     lacks[#lacks + 1] = command[1]
   end
@@ -38,8 +38,8 @@ local policy = of_memory('maxmemory_policy') or ''
 -- Buffers for replicas and the log do not count.
 local used = (of_memory('used_memory') or 0) - (of_memory('mem_not_counted_for_evict') or 0)
 local now = now_ms()
--- Agents of version 0.1.0 register their restart guard beside their list of nodes. What newer ones write there for
--- them has `told_at`: it says nothing that the record does not.
+-- Agents of version 0.1.0 register their restart guard with their list of nodes. What newer ones write there for them
+-- has `told_at`: it contains nothing that the record does not.
 local legacy = redis.pcall('HMGET', string.match(KEYS[1], '^[^}]*}:') .. 'agents', 'guard', 'guard_at', 'told_at')
 local legacy_guard, legacy_at = 0, now
 if legacy[1] and legacy[2] and legacy[2] ~= legacy[3] then
@@ -61,8 +61,8 @@ end
 go_on_when_full(KEYS[1])
 local record = incarnation(KEYS[1], math.max(tonumber(ARGV[1]) or 0, tonumber(ARGV[3]), legacy_guard))
 if not record then return told('', run(), legacy_guard, legacy_at, 0, now) end
--- The longest counts: it makes this incarnation's wait longer, if it has one. It is forgotten when nobody has asked
--- for it in so long that what was granted under it is over.
+-- The longest bound counts: it lengthens this incarnation's wait, if it has one. The record forgets a bound when no
+-- agent has registered it for so long that everything granted under it is over.
 local function register(name, own, other, age)
   local bound, at = record[name], math.min(record[name .. '_at'], now)
   if now - at > math.max(bound, REMEMBER) then bound = 0 end

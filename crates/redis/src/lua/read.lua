@@ -1,7 +1,7 @@
 -- Reads the election's lease.
 --
 -- KEYS  1 lease
--- Result the lease; or what vacancy.lua says
+-- Result the lease; or the result of vacancy.lua
 --
 -- Atomic because the lease and its remaining time must be of the same instant.
 

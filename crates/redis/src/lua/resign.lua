@@ -1,16 +1,16 @@
--- Deletes the leader's lease, also where a grant that is not acknowledged has replaced it.
+-- Deletes the leader's lease, also where an unacknowledged grant has replaced it.
 --
 -- KEYS  1 lease  2 index  3 expiry
 -- ARGV  1 path  2 leader  3 token (0: not given)  4 retention ms
--- Result 'resigned', 'held' or 'stale'; or what vacancy.lua says
+-- Result 'resigned', 'held' or 'stale'; or the result of vacancy.lua
 --
--- Atomic because the lease could pass to another leader between the look and the deletion.
+-- Atomic because the lease could pass to another leader between the check and the deletion.
 -- Touches the key of what is over; it shares the hash tag of KEYS[1].
 
 local lease = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
--- To delete a lease frees more than it takes to note what is over.
+-- Deleting a lease frees more than the note of what is over takes.
 if lease[1] then go_on_when_full(KEYS[1]) end
--- A repair that is on its way must not bring the lease back.
+-- A repair in flight must not restore the lease.
 if ARGV[3] ~= '0' then
   local past = string.sub(KEYS[1], 1, -#ARGV[1] - 7) .. 'past:' .. ARGV[1]
   acknowledge(past, ARGV[3] + 1, ARGV[4])
@@ -18,7 +18,7 @@ end
 if lease[1] then
   local named = lease[1] == ARGV[2] and (ARGV[3] == '0' or ARGV[3] == lease[2])
   if not named and not lease[3] then return lease[1] ~= ARGV[2] and 'held' or 'stale' end
-  -- Of a lease that is not acknowledged, what a roll-back goes back to is given up, too.
+  -- Below an unacknowledged grant, the lease that a rollback would restore is given up, too.
   local now = now_ms()
   local entries = lease[3] and entries_below(KEYS[1]) or {}
   table.insert(entries, 1, entry_of(KEYS[1], now + redis.call('PTTL', KEYS[1])))

@@ -1,4 +1,4 @@
--- The end of the scripts that found no lease: says whether the server would know of one.
+-- The end of the scripts that found no lease: reports whether the server would know of one.
 --
 -- Result 'missing'; 'unmarked' without an incarnation record; 'quarantined' while this incarnation may have
 -- forgotten a leader that still has time left

@@ -1,7 +1,7 @@
--- Rolls back a grant that no reply was built on.
+-- Rolls back an unacknowledged grant.
 --
 -- KEYS  1 lease  2 high-water mark  3 index  4 expiry
--- ARGV  1 path  2 grant id  3 token  4 ms for which the grant may still be on its way  5 request id ('' for none)
+-- ARGV  1 path  2 grant id  3 token  4 ms for which the grant may still arrive  5 request id ('' for none)
 -- Result nothing
 --
 -- Atomic because only what this very grant wrote may change: a repeated request or an extension may have come in
@@ -11,15 +11,15 @@
 
 go_on_when_full(KEYS[1])
 local base = string.sub(KEYS[1], 1, -#ARGV[1] - 7)
--- A copy of the grant that arrives only now is refused by its name.
+-- A copy of the grant that arrives later is refused by its grant id.
 redis.pcall('SET', base .. 'rolled-back:' .. ARGV[2] .. ':' .. ARGV[1], '', 'PX', ARGV[4])
 
 if not redis.call('HGET', KEYS[1], 'attempt') then return '' end
 local now = now_ms()
 local entries = entries_below(KEYS[1])
 table.insert(entries, 1, entry_of(KEYS[1], now + redis.call('PTTL', KEYS[1])))
--- The high-water mark goes back with the grant that raised it, and so does what a later grant would go back to.
--- Where a later grant has renewed what it wrote, the mark goes back with that one.
+-- The high-water mark returns with the grant that raised it, and so does the mark that the rollback of a later grant
+-- would restore. Where a later grant has renewed this grant's lease, the mark returns with the later grant.
 local mark, kept, later, undone = redis.call('GET', KEYS[2]), {}, nil, false
 local renewed = {}
 for _, entry in ipairs(entries) do

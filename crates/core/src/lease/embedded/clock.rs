@@ -1,8 +1,8 @@
 //! Points in time that outlive the process, and how much time has passed since.
 //!
-//! [`Instant`](tokio::time::Instant) means nothing to the next process. What is stored is a reading of
-//! two clocks instead: the time since the system started, which no one sets and which goes on while
-//! the system is suspended, with the id of that start; and the wall clock, for after the next one.
+//! [`Instant`](tokio::time::Instant) means nothing to the next process. The stored form is instead a reading of two
+//! clocks. The first is the time since the system started, with the id of that start: nothing sets it, and it continues
+//! while the system is suspended. The second is the wall clock, for readings after the next start.
 
 use std::{
     fmt, fs,
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::election::types::millis;
 
-/// Where readings come from: the system, except in tests.
+/// The source of readings: the system, except in tests.
 #[derive(Clone)]
 pub(super) struct Clock(Arc<dyn Fn() -> Reading + Send + Sync>);
 
@@ -40,10 +40,10 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// What the clocks showed at one instant.
+/// The state of the clocks at one instant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Reading {
-    /// Names the start of the system; empty where it is not known, as in a sandbox without `/proc/sys`.
+    /// Names the start of the system; empty where it is unknown, as in a sandbox without `/proc/sys`.
     pub(super) boot: String,
     /// In ms; negative in a reading that was [carried](Self::carried) over a start of the system.
     pub(super) since_boot_ms: i64,
@@ -67,11 +67,11 @@ impl Reading {
         !self.boot.is_empty() && self.boot == now.boot && self.since_boot_ms <= now.since_boot_ms
     }
 
-    /// How much time has passed since, at the least; `None` where the clocks do not show it, because
-    /// the system was started anew and its wall clock is earlier than before.
+    /// How much time has passed since, at the least; `None` where the clocks do not show it, because the system was
+    /// restarted and its wall clock is earlier than before.
     ///
-    /// Without an id of the start, either clock may mislead: the wall clock may have been set forward, or
-    /// the time since the start may be of another one. The smaller passage is right or too small.
+    /// Without an id of the start, either clock may mislead: the wall clock may have been set forward, or the time
+    /// since the start may belong to another start. The smaller of the two results is right or too small.
     fn elapsed(&self, now: &Self) -> Option<Duration> {
         let since_boot = now.since_boot_ms - self.since_boot_ms;
         let wall = now.unix_ms - self.unix_ms;
@@ -85,8 +85,8 @@ impl Reading {
         u64::try_from(elapsed).ok().map(Duration::from_millis)
     }
 
-    /// The reading as the clocks of the present start of the system would have shown it, so that the
-    /// wall clock decides once only. Where it cannot, the reading is that of now.
+    /// The reading as the clocks of the present start of the system would have shown it, so that the wall clock decides
+    /// only once. Where it cannot, the reading is the present one.
     pub(super) fn carried(&self, now: &Self) -> Self {
         if self.same_boot(now) {
             return self.clone();
@@ -118,7 +118,7 @@ fn signed_millis(duration: Duration) -> i64 {
     i64::try_from(millis(duration)).unwrap_or(i64::MAX)
 }
 
-/// The end of a wait that goes on over restarts.
+/// The end of a wait that continues across restarts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Deadline {
     pub(super) since: Reading,
@@ -167,7 +167,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Seconds that are left of a minute.
+    /// The remaining seconds of a minute.
     fn left(since: &Reading, now: &Reading) -> u64 {
         Deadline::new(since.clone(), MINUTE).left(now).as_secs()
     }

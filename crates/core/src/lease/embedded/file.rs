@@ -1,7 +1,7 @@
 //! The database's file, which stays open and locked when redb closes the database.
 //!
-//! After an input or output error redb refuses all further work until the database is opened anew. The lock has
-//! to outlast that: another process could use the file in between.
+//! After an input or output error, redb refuses all further work until the database is reopened. The lock must last
+//! until then: another process could use the file in between.
 
 use std::{
     io,
@@ -14,17 +14,17 @@ use std::{
 
 use redb::{BackendError, StorageBackend};
 
-/// How much is read and written at once where the whole file is.
+/// The size of a read or write of the whole file.
 const CHUNK: usize = 64 * 1024;
 
-/// An open file; clones are the same. Its locks end with the last clone.
+/// An open file; clones share it. Its locks end with the last clone.
 #[derive(Debug, Clone)]
 pub(super) struct OpenFile(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     backend: Box<dyn StorageBackend>,
-    /// Whether a sync failed, so that it is not known what of the file is on disk.
+    /// Whether a sync failed, so that it is unknown how much of the file is on disk.
     unsynced: AtomicBool,
 }
 
@@ -36,11 +36,11 @@ impl OpenFile {
         }))
     }
 
-    /// Makes sure that what is read from the file is on disk, before a database is opened in it again.
+    /// Ensures that everything read from the file is on disk, before a database is reopened in it.
     ///
-    /// The kernel may take pages for written whose sync failed, and no later sync writes them. So the whole file
-    /// is written again. What has only zeros is left out, as it may be a hole that needs no space, and no page of
-    /// the database is like that.
+    /// The kernel may treat pages whose sync failed as written, and no later sync writes them. So the whole file is
+    /// written again. Blocks of zeros are left out: they may be holes that need no space, and no page of the database
+    /// consists of zeros.
     pub(super) fn settle(&self) -> io::Result<()> {
         if !self.0.unsynced.load(Ordering::Acquire) {
             return Ok(());
@@ -92,7 +92,7 @@ impl StorageBackend for OpenFile {
         Ok(())
     }
 
-    // A lock that this file has already is granted to it again.
+    // The system grants a lock that this file already has again.
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
         self.0.backend.try_lock_range(start, end)

@@ -1,15 +1,15 @@
-//! The side file `<database>.generation`: what the database held last, so that an older copy of the
-//! database in its place is noticed.
+//! The side file `<database>.generation`: records what the database held last, so that the agent notices an older copy
+//! of the database in its place.
 //!
-//! After each commit, and before a reply is built on it, the sequence number of the commit goes into
-//! this file. A database with a smaller number than its side file is older than what was promised. The
-//! file is not synced with each commit: what the kernel has survives the process, and after a power
-//! failure the file may be behind, which is no mismatch. It is synced within [`SYNC_WITHIN`], so that
-//! only the last moment before a power failure is without this protection.
+//! After each commit, and before a reply is built on it, the sequence number of the commit goes into this file. A
+//! database with a smaller number than its side file is older than what was promised. The file is not synced with each
+//! commit. What the kernel has survives the process; after a power failure the file may be behind, which is no
+//! mismatch. It is synced within [`SYNC_WITHIN`], so that only the last moment before a power failure is without this
+//! protection.
 //!
-//! An older pair of database and side file agrees with itself. What gives it away is the time of the
-//! side file's last change of any kind, which the kernel sets and which no copying tool can: it is later
-//! than the time at which the agent wrote what the file holds.
+//! An older pair of database and side file is consistent with itself. It is detected by the time of the side file's
+//! last change of any kind, which the kernel sets and no copying tool can set: it is later than the time at which the
+//! agent wrote the file's content.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::{Deadline, Reading};
 
-/// After how long, at the latest, the file is synced.
+/// The file is synced after this time at the latest.
 pub(super) const SYNC_WITHIN: Duration = Duration::from_secs(1);
 
 /// One sector, so that a power failure leaves the old content or the new.
@@ -34,10 +34,10 @@ const TRAILER: usize = 9;
 const CHECKSUM: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 const FORMAT: u64 = 1;
 
-/// How much later than its content says the file may have been changed: time in which the agent may
-/// not have run between looking at the clock and writing.
+/// How much later than its content says the file may have been changed: time in which the agent may not have run
+/// between reading the clock and writing.
 const TOLERANCE: Duration = Duration::from_millis(20);
-/// How often the agent writes anew when it did not run in between.
+/// How often the agent repeats a write when it did not run between reading the clock and writing.
 const TRIES: usize = 3;
 
 /// What the side file holds.
@@ -103,14 +103,14 @@ impl Generation {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Longest {
     pub(super) wait_ms: u64,
-    /// That of the agent that opened the database last.
+    /// The guard or term of the agent that opened the database last.
     pub(super) last_ms: u64,
-    /// Runs since terms for the longest wait are not granted any more: at its end they are over.
+    /// Runs since terms for the longest wait are no longer granted: at its end they are over.
     pub(super) lowered: Option<Deadline>,
 }
 
 impl Longest {
-    /// What a node that may have forgotten leaders has to wait for.
+    /// How long a node that may have forgotten leaders has to wait.
     pub(super) fn wait(&self, now: &Reading) -> Duration {
         let counts = match &self.lowered {
             Some(lowered) if lowered.left(now).is_zero() => self.last_ms,
@@ -120,20 +120,20 @@ impl Longest {
     }
 }
 
-/// What is found of the side file.
+/// The state of the side file.
 #[derive(Debug)]
 pub(super) enum Found {
     Missing,
-    /// And why.
+    /// The reason.
     Unusable(String),
     Generation {
         generation: Generation,
-        /// Whether the file was changed by something else than the agent, or is a copy.
+        /// Whether something other than the agent changed the file, or it is a copy.
         touched: bool,
     },
 }
 
-/// The side file's path for a database at this one.
+/// The path of the side file for this database path.
 pub(super) fn path_for(database: &Path) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push(".generation");
@@ -143,7 +143,7 @@ pub(super) fn path_for(database: &Path) -> PathBuf {
 /// Reads the side file.
 ///
 /// # Errors
-/// It is there and cannot be read, so that it could not be written either.
+/// The file exists and cannot be read, so it could not be written either.
 pub(super) fn read(path: &Path) -> Result<Found, String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| {
@@ -242,7 +242,7 @@ impl Side {
                 return Ok(());
             }
         }
-        // Another host keeps the times, or this one's clock is being set.
+        // Another host sets the file's times, or this host's clock is being set.
         self.timed = false;
         self.put(&generation)
     }

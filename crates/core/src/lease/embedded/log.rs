@@ -1,14 +1,13 @@
 //! What the durable in-process node keeps on disk, and how replies wait for it.
 //!
-//! One thread owns the database ([redb](https://docs.rs/redb)). Changes come over a channel in the
-//! order in which they were made; the thread writes all that have come in one transaction, synced to
-//! disk, notes its number in the [side file](super::generation), and then lets everything that waited for
-//! one of them go on. So the cost of a sync is shared by all requests that arrive while the one before
-//! runs (group commit).
+//! One thread owns the database ([redb](https://docs.rs/redb)). Changes arrive over a channel in the order in which
+//! they were made. The thread writes all that have arrived in one transaction, synced to disk, notes its number in the
+//! [side file](super::generation), and then releases everything that waited for one of them. All requests that arrive
+//! during one sync share the cost of the next (group commit).
 //!
-//! A write that fails, as on a full disk, fails everything that waits for it or for a later one. The thread keeps
-//! what it could not write, the last record of each election, and tries again until it succeeds; see
-//! [`Writer::run`]. Meanwhile whatever needs nothing that is not on disk goes on.
+//! A failed write, as on a full disk, fails everything that waits for it or for a later one. The thread keeps what it
+//! could not write, the last record of each election, and retries until it succeeds; see [`Writer::run`]. Meanwhile,
+//! operations that need nothing but what is on disk continue.
 
 use std::{
     collections::HashMap,
@@ -38,7 +37,7 @@ use crate::{
     },
 };
 
-/// What the file holds of an election.
+/// The file's record of an election.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     /// The highest token of a grant that may have counted; 0 for none.
@@ -54,7 +53,7 @@ pub(super) struct Record {
     pub(super) lease: Option<LeaseRecord>,
 }
 
-/// What the file holds of a lease.
+/// The file's record of a lease.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct LeaseRecord {
     leader: String,
@@ -70,7 +69,7 @@ pub(super) struct LeaseRecord {
 }
 
 impl Record {
-    /// What is to be stored in this opening.
+    /// The record to be stored in this opening.
     pub(super) fn new(high_water_mark: &Retained, held: Option<&Held>, opening: u64) -> Self {
         let used = high_water_mark.used.iter();
         Self {
@@ -94,13 +93,13 @@ impl Record {
         }
     }
 
-    /// Whether an agent can begin with it.
+    /// Whether an agent can start with this record.
     pub(super) fn check(&self) -> Result<(), NodeError> {
         self.restore(Instant::now(), Duration::ZERO, |_| Duration::ZERO)?;
         Ok(())
     }
 
-    /// The lease, which has so much time left, and what outlives it by the retention.
+    /// Returns the lease, which has this much time left, and what outlives it by the retention.
     fn restore(
         &self,
         now: Instant,
@@ -161,7 +160,7 @@ fn stored(invalid: &Invalid) -> NodeError {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) elections: Vec<(Box<str>, Record)>,
-    /// How long the node abstains from grants, when it has a marker.
+    /// How long the node is in quarantine, when it has an incarnation record.
     pub(super) marker_wait: Option<Duration>,
     opening: Opening,
 }
@@ -183,28 +182,29 @@ impl Stored {
 pub(super) enum Change {
     /// The election now has this record, or none.
     Election(Box<str>, Option<Record>),
-    /// The marker is written, ready after this wait.
+    /// The incarnation record is written, ready after this wait.
     IncarnationRecord(Deadline),
 }
 
-/// What is to be written: the last record of each election, so that it needs no more room than the elections do.
+/// The changes to be written: only the last record of each election, so that they need no more room than the elections
+/// do.
 pub(super) type Pending = HashMap<Box<str>, Option<Record>>;
 
 /// How far the log is on disk.
 #[derive(Debug, Clone, Default)]
 struct Written {
-    /// All changes up to this number are.
+    /// All changes up to this number are on disk.
     upto: u64,
-    /// Why no more can be written just now.
+    /// Why no more can be written at the moment.
     failure: Option<Failure>,
 }
 
 /// Why the files cannot be written. The text is for operators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Failure {
-    /// The next attempt may succeed.
+    /// The next try may succeed.
     ForNow(String),
-    /// The file is not what was written, so nothing is written to it any more.
+    /// The file does not have what was written, so nothing is written to it any more.
     ForGood(String),
 }
 
@@ -220,11 +220,10 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Opens the file for a node that abstains for `guard` after it may have lost memory, and starts the
-    /// thread that writes the file; dropping the log ends the thread, and waits for it.
+    /// Opens the file for a node that is in quarantine for `guard` after it may have lost memory, and starts the thread
+    /// that writes the file. Dropping the log ends the thread, and waits for it.
     ///
-    /// A database that may be older than what was promised is put into quarantine, on disk, before this
-    /// returns.
+    /// A database that may be older than what was promised enters quarantine, on disk, before this returns.
     pub(super) fn open(
         path: &Path,
         guard: Option<Duration>,
@@ -280,7 +279,7 @@ impl Log {
             elections: content.elections,
             marker_wait: match guard {
                 Some(_) => opening.marker_wait(),
-                // What is left of a quarantine stays in the file, for an agent that heeds it.
+                // The rest of a quarantine stays in the file, for an agent that respects it.
                 None => opening.marker_wait().map(|_| Duration::ZERO),
             },
             opening,
@@ -293,7 +292,7 @@ impl Log {
         self.opening
     }
 
-    /// The change that writes a marker which is ready after this wait from now on.
+    /// The change that writes an incarnation record which is ready after this wait from now on.
     pub(super) fn incarnation_record(&self, wait: Duration) -> Change {
         Change::IncarnationRecord(Deadline::new(self.clock.now(), wait))
     }
@@ -309,7 +308,7 @@ impl Log {
     /// Whether changes can be written, as far as is known.
     ///
     /// # Errors
-    /// The last attempt failed: the text says why and what to do. Nothing was done of what was asked.
+    /// The last try failed: the text says why and what to do. The refused request had no effect.
     pub(super) fn writable(&self) -> Result<(), NodeError> {
         match &self.written.borrow().failure {
             None => Ok(()),
@@ -320,12 +319,12 @@ impl Log {
     /// Waits until the change with this number, and all before it, are on disk.
     ///
     /// # Errors
-    /// When the file cannot be written, and so whether the change will ever be on disk is not known. A change that is on
-    /// disk already fails only when the file is not what was written, so that nothing this process could still answer
+    /// When the file cannot be written: whether the change will ever be on disk is then unknown. A change that is
+    /// already on disk fails only when the file does not have what was written: then no further reply of this process
     /// would survive it.
     pub(super) async fn settled(&self, sequence: u64) -> Result<(), NodeError> {
         let mut written = self.written.clone();
-        // The thread is gone: what it wrote last does not say that it can write more.
+        // The thread is gone: its last report does not mean that it can write more.
         let thread_ended = written.has_changed().is_err();
         let state = match thread_ended {
             true => written.borrow().clone(),
@@ -343,7 +342,7 @@ impl Log {
         }
     }
 
-    /// Waits until the file can be written, or never again: says whether it can.
+    /// Waits until the file can be written, or never can be again. Returns whether it can.
     #[cfg(test)]
     pub(super) async fn mended(&self) -> bool {
         let mut written = self.written.clone();
@@ -369,7 +368,7 @@ impl Drop for Log {
     fn drop(&mut self) {
         drop(self.changes.take());
         if let Some(thread) = self.thread.take() {
-            // It has reported why, should it have failed.
+            // The thread has reported the cause of any failure.
             let _ = thread.join();
         }
     }
@@ -379,7 +378,7 @@ fn ended() -> NodeError {
     NodeError::unknown("the lease log's thread has ended: restart the agent")
 }
 
-/// Reports what is unusual about an opening.
+/// Logs what is unusual about an opening.
 fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>, names: Names) {
     if opening.clocks_went_back {
         tracing::warn!(
@@ -409,24 +408,24 @@ fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>, names: N
     }
 }
 
-/// How long the thread waits before it tries again, at first and at the most.
+/// How long the thread waits before it retries, at first and at most.
 const RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 /// Owns the files.
 struct Writer {
-    /// `None` after a failure, until it is opened again.
+    /// `None` after a failure, until it is reopened.
     database: Option<Database>,
     file: DatabaseFile,
     /// The last commit that is known to be on disk.
     committed: u64,
-    /// With the number of the last commit that was tried.
+    /// Includes the number of the last commit that was tried.
     node: Node,
-    /// `None` after a failure, until it is opened again.
+    /// `None` after a failure, until it is reopened.
     side: Option<Side>,
     /// Since when the side file has content that is not synced.
     unsynced: Option<std::time::Instant>,
-    /// What is not on disk yet.
+    /// The changes that are not on disk yet.
     pending: Pending,
     /// The number of the last change that is in `pending` or on disk.
     last: u64,
@@ -437,8 +436,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// Writes until nothing more can come. What cannot be written is tried again, less and less often; new changes do
-    /// not hasten that.
+    /// Writes until no more changes can come. Retries failed writes at growing intervals; new changes do not shorten
+    /// them.
     fn run(mut self, incoming: &Receiver<(u64, Change)>, report: &watch::Sender<Written>) {
         let mut retry: Option<Duration> = None;
         loop {
@@ -479,8 +478,8 @@ impl Writer {
         }
     }
 
-    /// Waits for a change and takes all that have come, or until the side file has to be synced; false when there will be
-    /// none any more.
+    /// Waits for a change and takes all that have arrived, or until the side file has to be synced. Returns false when
+    /// no more changes can come.
     fn next(&mut self, incoming: &Receiver<(u64, Change)>) -> bool {
         let first = match self.unsynced {
             Some(since) => incoming.recv_timeout(SYNC_WITHIN.saturating_sub(since.elapsed())),
@@ -497,7 +496,7 @@ impl Writer {
         true
     }
 
-    /// Takes what comes within the pause; false when there will be nothing any more, at once.
+    /// Takes changes that arrive within the pause. Returns false, at once, when no more can come.
     fn pause(&mut self, pause: Duration, incoming: &Receiver<(u64, Change)>) -> bool {
         let began = std::time::Instant::now();
         while let Some(left) = pause.checked_sub(began.elapsed()) {
@@ -529,7 +528,7 @@ impl Writer {
         }
     }
 
-    /// Writes what has changed, and syncs the side file when its time has come or this is the `end`.
+    /// Writes what has changed, and syncs the side file when it is due or this is the `end`.
     fn write(&mut self, end: bool) -> Result<(), Failure> {
         if self.changed {
             self.commit()?;
@@ -541,8 +540,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes what is pending to the database, and then the commit's number to the side file. After a failure each is
-    /// opened again first.
+    /// Writes pending changes to the database, and then the commit's number to the side file. After a failure, reopens
+    /// each first.
     fn commit(&mut self) -> Result<(), Failure> {
         let database = match self.database.take() {
             Some(database) => database,
@@ -588,7 +587,7 @@ impl Writer {
             return Ok(());
         };
         if let Err(error) = side.sync() {
-            // It is not known what of it is on disk: it is made again, with another commit.
+            // How much of it is on disk is unknown: it is created again, with another commit.
             self.side = None;
             self.changed = true;
             return Err(Failure::ForNow(self.names.wrong(error)));

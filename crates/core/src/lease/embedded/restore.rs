@@ -1,10 +1,10 @@
 //! Puts a copy of the lease database in its place (`election-agent restore`).
 //!
-//! Every step leaves either the database that was there or the copy whole under its name:
+//! Every step leaves either the previous database or the copy whole under the database's name:
 //!
 //! 1. The present database is locked, so that no agent uses it, or begins to.
-//! 2. The copy is copied once more, to a file beside the database, checked there, and marked: the agent
-//!    that opens it first abstains from grants, whatever its side file shows.
+//! 2. The copy is copied once more, to a file beside the database, checked there, and marked as restored: the agent
+//!    that opens it first is in quarantine, whatever its side file shows.
 //! 3. The present database gets a second name.
 //! 4. The new file takes the first name, which is one step of the file system.
 //!
@@ -36,13 +36,13 @@ pub struct Restored {
     pub from: PathBuf,
     /// The database, which has the copy's content now.
     pub database: PathBuf,
-    /// Where the database is that was there before, if there was one.
+    /// The new path of the previous database, if there was one.
     pub replaced: Option<PathBuf>,
-    /// How many elections have leaders in the copy.
+    /// The number of elections with leaders in the copy.
     pub leases: usize,
-    /// How long the agent abstains from grants after its next start; `None`: its restart guard is off.
+    /// How long the agent is in quarantine after its next start; `None`: its restart guard is off.
     pub wait: Option<Duration>,
-    /// What the settings are called.
+    /// The names of the settings.
     pub names: Names,
 }
 
@@ -74,12 +74,12 @@ impl fmt::Display for Restored {
     }
 }
 
-/// Puts the content of the file `from`, a copy of a lease database, in the place of `database`, for an
-/// agent whose nodes abstain for `guard` after they may have lost memory. Keeps the replaced database
-/// beside it, as `<database>.replaced-<Unix time>`, and its owner and permissions.
+/// Puts the content of the file `from`, a copy of a lease database, in the place of `database`, for an agent whose
+/// nodes are in quarantine for `guard` after they may have lost memory. Keeps the replaced database beside it, as
+/// `<database>.replaced-<Unix time>`, with its owner and permissions.
 ///
 /// # Errors
-/// Says what is wrong and what to change. The database is what it was.
+/// Says what is wrong and what to change. The database is unchanged.
 pub fn restore(
     from: &Path,
     database: &Path,
@@ -117,7 +117,7 @@ pub fn restore(
     place.give_to(&new.path)?;
     let replaced = place.keep()?;
     place.replace_by(new)?;
-    // Until here, so that no agent has begun with what was replaced.
+    // Held until here, so that no agent has started with the replaced database.
     drop(present);
     let elections = content.elections.iter();
     Ok(Restored {
@@ -154,8 +154,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
-/// What the copy, the present database and its side file know of how long leaders may have to be
-/// waited for.
+/// The longest waits for leaders that the copy, the present database and its side file know of.
 fn longest(content: &Content, present: Option<&Content>, found: &Found, now: &Reading) -> Duration {
     let of = |content: &Content| {
         let node = content.node.as_ref();
@@ -171,10 +170,10 @@ fn longest(content: &Content, present: Option<&Content>, found: &Found, now: &Re
         .max(aside)
 }
 
-/// Where the database is, or is to be.
+/// The path of the database, present or future.
 struct Place {
     path: PathBuf,
-    /// Of the database that is there.
+    /// The metadata of the present database.
     file: Option<Metadata>,
     names: Names,
 }
@@ -297,14 +296,14 @@ struct New {
 
 impl New {
     fn copy(from: &Path, path: PathBuf) -> Result<Self, String> {
-        // A database that is being written is not copied whole. One that was not closed cannot be opened
-        // for reading alone, but nobody writes it.
+        // A copy of a database during a write would be incomplete. A database that was not closed cannot be opened for
+        // reading only, but nothing writes it.
         let unused = ReadOnlyDatabase::open(from);
         if matches!(unused, Err(DatabaseError::DatabaseAlreadyOpen)) {
             return Err(wrong(from, &"an agent has it open: give a copy of it"));
         }
         let mut source = File::open(from).map_err(|error| wrong(from, &error))?;
-        // What an earlier attempt left behind.
+        // Left behind by an earlier try.
         let _ = fs::remove_file(&path);
         let target = File::options()
             .write(true)
@@ -325,7 +324,7 @@ impl New {
         store::lock(file)
     }
 
-    /// Reads all of it, as the agent will.
+    /// Reads the whole database, as the agent will.
     fn check(&self) -> Result<Content, Box<dyn std::error::Error>> {
         if fs::metadata(&self.path)?.len() == 0 {
             return Err("it is empty: give a copy of the database file".into());
@@ -340,7 +339,7 @@ impl New {
         Ok(content)
     }
 
-    /// Writes that the content was restored, and for how long leaders may have to be waited for.
+    /// Records that the content was restored, and how long leaders may have to be waited for.
     fn mark(
         &self,
         node: Option<&Node>,
@@ -369,7 +368,7 @@ impl New {
 impl Drop for New {
     fn drop(&mut self) {
         if !self.is_in_place {
-            // It is replaced by the next attempt if it cannot be removed.
+            // If it cannot be removed, the next try replaces it.
             let _ = fs::remove_file(&self.path);
         }
     }

@@ -1,4 +1,4 @@
-//! Whether the database may be older than what was promised, and how an opening begins.
+//! Decides whether the database may be older than what was promised, and how an opening begins.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -13,11 +13,11 @@ use crate::election::types::millis;
 /// Why a database may be older than what was promised.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Doubt {
-    /// Its last commit, and the one that its side file knows.
+    /// The number of its last commit, and the one that its side file has.
     Older(u64, u64),
     /// The side file is of another lineage.
     Other,
-    /// The side file was changed by something else than the agent, or is a copy.
+    /// Something other than the agent changed the side file, or it is a copy.
     Touched,
     /// There is no side file.
     Missing,
@@ -98,7 +98,7 @@ fn doubt(content: &Content, found: &Found) -> Option<Doubt> {
 pub(super) struct Opening {
     pub(super) number: u64,
     pub(super) node: Node,
-    /// When this and earlier openings were, as far as they matter.
+    /// The times of this and earlier openings, as far as they matter.
     pub(super) openings: BTreeMap<u64, Reading>,
     pub(super) doubt: Option<Doubt>,
     /// Whether the clocks cannot show how long ago earlier openings were.
@@ -107,8 +107,8 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// Decides at `now`, when no other process can use the database any more, for an agent whose nodes
-    /// abstain for `guard` after they may have lost memory.
+    /// Decides at `now`, when no other process can use the database any more, for an agent whose nodes are in
+    /// quarantine for `guard` after they may have lost memory.
     pub(super) fn new(
         content: &Content,
         found: &Found,
@@ -172,20 +172,19 @@ impl Opening {
 
     /// How long a stored lease still counts.
     ///
-    /// Extensions are not written but for the first one after an opening, so its leader may have been told
-    /// of a full term until the agent ended that last granted or extended it. That was before the opening
-    /// that followed.
+    /// Only the first extension after an opening is written. The leader may therefore have had a reply with a full term
+    /// until the process that last granted or extended the lease ended. That was before the opening that followed.
     pub(super) fn left(&self, lease: &LeaseRecord) -> Duration {
         let term = Duration::from_millis(lease.term_ms);
         match self.openings.get(&lease.opening.saturating_add(1)) {
             Some(opened) => opened.left(term, &self.now),
-            // It was so long ago that it is not kept any more.
+            // The opening was so long ago that its record is gone.
             None if lease.opening < self.number => Duration::ZERO,
             None => term,
         }
     }
 
-    /// How long the node abstains from grants; `None`: it has no marker yet.
+    /// How long the node is in quarantine; `None`: it has no incarnation record yet.
     pub(super) fn marker_wait(&self) -> Option<Duration> {
         let left = self.node.quarantine.as_ref();
         let left = left.map_or(Duration::ZERO, |quarantine| quarantine.left(&self.now));
@@ -201,8 +200,8 @@ pub(super) fn generation(node: &Node) -> Generation {
     Generation::new(&node.lineage, node.sequence, &node.longest)
 }
 
-/// The longest wait that leaders may need: the agent's own, or what earlier agents used, until the
-/// last of their terms are over.
+/// The longest wait that leaders may need: the agent's own, or that of earlier agents, until the last of their terms
+/// are over.
 fn longest(
     content: &Content,
     generation: Option<&Generation>,
@@ -213,12 +212,12 @@ fn longest(
     let stored = content.node.as_ref().map(|node| &node.longest);
     let remembered = match stored {
         Some(stored) => stored.wait(now),
-        // Format 1 does not say; no guard was shorter than a term that was granted.
+        // Format 1 does not record it; no guard was shorter than a granted term.
         None => content.longest_term(),
     };
     let aside = generation.map_or(Duration::ZERO, |generation| generation.longest.wait(now));
     let remembered = remembered.max(aside);
-    // Without a guard it is not known how long terms may be until they are granted.
+    // Without a guard, the length of terms is unknown until they are granted.
     let own = guard.unwrap_or(remembered);
     let longest = own.max(remembered);
     let running = stored

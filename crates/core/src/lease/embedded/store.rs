@@ -26,7 +26,7 @@ use super::{
 
 /// `kind/name` to a [`Record`] as JSON.
 const ELECTIONS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("elections");
-/// Names to numbers: the format's version. In format 1, the marker's wait in ms, too.
+/// Names to numbers: the format's version. In format 1, also the incarnation record's wait in ms.
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 /// One [`Node`] as JSON.
 const NODE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("node");
@@ -35,19 +35,19 @@ const OPENINGS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("openings
 
 const FORMAT_KEY: &str = "format";
 const NODE_KEY: &str = "node";
-/// Format 1 has neither `node` nor `openings`. An agent that reads it only would not notice that the
-/// database is in quarantine, so the number tells it to refuse.
+/// Format 1 has neither `node` nor `openings`. An agent that reads only format 1 would not notice that the database is
+/// in quarantine, so the number makes it refuse.
 const FORMAT: u64 = 2;
-/// What format 1 has of a marker.
+/// The incarnation record of format 1.
 const MARKER_WAIT: &str = "marker_wait_ms";
 
 type Failure = Box<dyn std::error::Error>;
 
-/// What the database holds once.
+/// The single record of the node in the database.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Node {
-    /// Names this succession of commits: random, and another one wherever a database may not go on
-    /// from where its predecessor ended.
+    /// Names this succession of commits: random, and a new one wherever a database may not continue from where its
+    /// predecessor ended.
     pub(super) lineage: String,
     /// Counts commits.
     pub(super) sequence: u64,
@@ -77,14 +77,14 @@ pub(super) fn new_lineage() -> String {
     format!("{:016x}", fastrand::u64(..))
 }
 
-/// All that a database holds.
+/// The whole content of a database.
 #[derive(Debug, Default)]
 pub(super) struct Content {
     /// `None`: the database is new or of format 1.
     pub(super) node: Option<Node>,
-    /// Whether the database was made just now.
+    /// Whether the database was just created.
     pub(super) is_new: bool,
-    /// Whether a database of format 1 has a marker.
+    /// Whether a database of format 1 has an incarnation record.
     marked: bool,
     pub(super) elections: Vec<(Box<str>, Record)>,
     pub(super) openings: BTreeMap<u64, Reading>,
@@ -107,7 +107,7 @@ impl Content {
     }
 }
 
-/// How a database's file is read and written; other than by the system in tests only.
+/// How a database's file is read and written; by anything but the system in tests only.
 pub(super) type Backend = Box<dyn StorageBackend>;
 
 /// A database that is open for this process alone.
@@ -158,7 +158,7 @@ pub(super) fn open(
         real: fs::canonicalize(path).map_err(|error| cannot("open", &error))?,
         id: (opened.dev(), opened.ino()),
     };
-    // It may have been replaced between being opened and being locked: whoever replaced it held the lock.
+    // The file may have been replaced between opening and locking: the replacing process held the lock.
     if !file.is_there().map_err(|error| cannot("open", &error))? {
         return Err(format!(
             "{at} was replaced while it was opened: start the agent again"
@@ -177,8 +177,8 @@ impl DatabaseFile {
         }
     }
 
-    /// Opens the database again after redb has closed it for an error. No other process could use it meanwhile, as
-    /// the file was open and locked all the time. Its last commit has to be one of these of the node's.
+    /// Reopens the database after redb has closed it because of an error. No other process could use it meanwhile, as
+    /// the file was open and locked all the time. Its last commit has to be one of these commits of the node.
     pub(super) fn reopen(
         &self,
         node: &Node,
@@ -202,10 +202,10 @@ impl DatabaseFile {
     }
 }
 
-/// Why a database was not opened again.
+/// Why a database was not reopened.
 #[derive(Debug)]
 pub(super) enum Unopened {
-    /// The system failed to; it may succeed later.
+    /// The system reported an error; a later try may succeed.
     Failed(String),
     /// The file does not have what the agent wrote.
     Other(String),

@@ -38,8 +38,8 @@ fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// A database in a directory of its own, on a host whose clocks the test sets. Its time since the start of
-/// the system goes on with tokio's paused clock.
+/// A database in a directory of its own, on a host whose clocks the test sets. Its time since the start of the system
+/// follows tokio's paused clock.
 struct Host {
     directory: TempDir,
     began: Instant,
@@ -64,7 +64,7 @@ impl Host {
         generation::path_for(&self.path())
     }
 
-    /// Starts the system anew, or sets its wall clock by so many seconds, or both.
+    /// Restarts the system, or sets its wall clock by this many seconds, or both.
     fn set(&self, boot: &'static str, wall: i64) {
         *self.system.lock().expect("whole") = (boot, wall);
     }
@@ -96,7 +96,7 @@ impl Host {
         Embedded::open_at(&self.path(), settings, NAMES, clock, backend).expect("opened")
     }
 
-    /// A node that is marked ready if it is new.
+    /// A node that has an incarnation record, and is ready if it is new.
     async fn ready(&self) -> Embedded {
         let node = self.open(Some(MINUTE));
         make_ready(&node).await;
@@ -153,7 +153,7 @@ async fn extended(node: &Embedded, leader: &str, lasts: i64) {
     assert!(matches!(reply, Ok(ExtendReply::Renewed(_))), "{reply:?}");
 }
 
-/// For how many seconds the lease lasts.
+/// How many seconds the lease lasts.
 async fn left(node: &Embedded) -> u64 {
     match node.read(&election()).await.expect("a reply") {
         Reading::Held(lease) => rounded(lease.remaining),
@@ -161,7 +161,7 @@ async fn left(node: &Embedded) -> u64 {
     }
 }
 
-/// For how many seconds the node abstains from grants.
+/// How many seconds the node is in quarantine.
 async fn guard(node: &Embedded) -> u64 {
     let mut look = LOOK;
     look.own.guard = node.settings.guard;
@@ -169,7 +169,7 @@ async fn guard(node: &Embedded) -> u64 {
     rounded(guard.unwrap_or_default())
 }
 
-/// What is stored is in whole ms.
+/// Stored times are in whole ms.
 fn rounded(duration: Duration) -> u64 {
     (duration + Duration::from_millis(500)).as_secs()
 }
@@ -262,7 +262,7 @@ async fn what_clocks_show_after_another_start_of_the_system_makes_no_lease_longe
     host.set("c", -5_000);
     pass(1).await;
     assert_eq!(left(&host.open(Some(MINUTE))).await, 10, "it is not known");
-    // The wall clock is still wrong, but the system was not started anew.
+    // The wall clock is still wrong, but the system was not restarted.
     pass(4).await;
     assert_eq!(left(&host.open(Some(MINUTE))).await, 6);
     pass(7).await;
@@ -375,7 +375,7 @@ async fn an_older_lineage_is_noticed_however_many_commits_it_has() {
     let (here, there) = (Host::new(), Host::new());
     granted(&here.ready().await, "a", 1, 10).await;
     std::fs::copy(here.path(), there.path()).expect("copied");
-    // Elsewhere the copy goes on, and makes more commits than the original.
+    // Elsewhere the copy continues, and makes more commits than the original.
     let node = there.open(Some(MINUTE));
     pass(61).await;
     for token in 2..20 {

@@ -1,4 +1,4 @@
-//! Campaigns and handovers: votes, and the tidying up after those that did not win.
+//! Campaigns and handovers: votes, and the rollback of those that did not win.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,27 +15,27 @@ use crate::{
     },
 };
 
-/// The longest pause before a split vote is tried again; the first ones are shorter.
+/// The longest pause before the next vote after a split one; the first pauses are shorter.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
-/// How long a split vote waits for the nodes that have not answered yet, and by how much longer with every attempt:
-/// nodes that are merely slow get to decide, while a node that is down leaves time for many attempts.
+/// How long a split vote waits for the nodes that have not replied yet. The wait grows by this much with every vote:
+/// nodes that are merely slow get to decide, while a node that is down leaves time for many votes.
 const SPLIT_WAITS: Duration = Duration::from_millis(100);
-/// The first and the longest pause before a withdrawal that a node did not answer is repeated.
+/// The first and the longest pause before repeating a rollback that a node did not reply to.
 const ROLL_BACK_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
-/// A claim: votes are held until one decides or the deadline comes.
+/// A claim: holds votes until one decides or the deadline passes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Claiming {
     claim: Claim,
     began: Instant,
     deadline: Instant,
-    /// How many votes were held before this one.
+    /// The number of votes held before this one.
     attempt: u32,
-    /// Whether leases that earlier tries of the request were granted are to be found.
+    /// Whether a grant finds leases that earlier tries of the request were granted.
     repeat: bool,
-    /// The token that an earlier try may have been granted by a majority.
+    /// The token that a majority may have granted to an earlier try.
     resumes: Option<Token>,
-    /// A token that some node has accepted: the next is to be above it.
+    /// A token that some node has accepted: the next token must be above it.
     above: Option<Token>,
     phase: Phase,
     votes: Vec<Vote>,
@@ -44,19 +44,19 @@ pub struct Claiming {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Phase {
-    /// The last vote is open; a split one is given up at this time.
+    /// The last vote is open; if it is split, it ends at this time.
     Voting { patience: Option<Instant> },
-    /// What the last vote was granted is withdrawn, so that what the next replaces is what there was before it.
+    /// The last vote's grants are being rolled back, so that the next vote replaces what the election held before it.
     RollingBack { failure: Next },
-    /// The nodes are probed.
+    /// The nodes are being probed.
     CheckingHealth,
-    /// Until the next vote.
+    /// The claim waits until the next vote.
     Pausing { until: Instant },
-    /// What is left to do is to tidy up.
+    /// The outcome is decided; only rollbacks remain.
     Decided,
 }
 
-/// What follows when a vote that failed is withdrawn.
+/// What follows the rollback of a failed vote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Next {
     Pause,
@@ -64,42 +64,42 @@ enum Next {
     CheckHealth,
 }
 
-/// One round of grants, and where the grant is stored.
+/// One round of grants, and the nodes that store the grant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Vote {
     grant: Arc<Grant>,
     started: Instant,
     tally: Grants,
-    /// Nodes that wrote a lease for it, or renewed the lease which an earlier try was granted.
+    /// Nodes that wrote a lease for this grant, or renewed the lease that an earlier try was granted.
     granted: Nodes,
-    /// Of these, those that have another token than the proposed one.
+    /// Of the `granted` nodes, those that have another token than the proposed one.
     repeated: Nodes,
     /// Nodes that may have done either.
     unknown: Nodes,
     fate: Fate,
-    /// Nodes from which it is being withdrawn.
+    /// Nodes on which a rollback is in progress.
     rolling_back: Nodes,
-    /// Nodes that have withdrawn it since that was last noted.
+    /// The number of nodes that completed a rollback since the last note.
     rolled_back: usize,
-    /// Nodes that did not answer its withdrawal.
+    /// Nodes that did not reply to the rollback.
     failed: Nodes,
-    /// When their withdrawals are repeated, and the pause before the next.
+    /// When to repeat the failed rollbacks; `pause` is the pause before the repetition after that.
     again: Option<Instant>,
     pause: Duration,
 }
 
-/// What becomes of what a vote was granted.
+/// What happens to the grants of a vote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Fate {
     Open,
-    /// It stays where the token is this one.
+    /// The grant stays where the token is this one.
     Stays(Token),
-    /// It is withdrawn everywhere.
+    /// The grant is rolled back everywhere.
     Goes,
 }
 
 impl Claiming {
-    /// A claim that has until the deadline.
+    /// Creates a claim with this deadline.
     #[must_use]
     pub fn new(claim: Claim, now: Instant, deadline: Instant) -> Self {
         Self {
@@ -173,7 +173,7 @@ impl Claiming {
         self.phase = Phase::Voting { patience: None };
     }
 
-    /// Numbers the grants of a vote, and its withdrawals.
+    /// The tag of the grants of a vote, or of its rollbacks.
     fn tag(&self, vote: usize, rollback: bool) -> u32 {
         2 * vote as u32 + u32::from(rollback)
     }
@@ -233,9 +233,9 @@ impl Claiming {
         if let Failure::Stale(known) = failure {
             self.above = self.above.max(Some(known));
         }
-        // Some nodes have what an earlier try left behind, others have not: one token for all, and that of the
-        // earlier try, as long as a majority may have it. It was proposed already if it is this vote's: then a node
-        // has accepted a later one.
+        // Some nodes have what an earlier try left behind, and others have not. All nodes need one token: the earlier
+        // try's token, as long as a majority may have it. If an earlier vote of this claim has already proposed that
+        // token, a node has accepted a later one since.
         if self.repeat && holds(Rule::RetriesGetTheirToken) {
             let tried = |token| self.votes.iter().any(|vote| vote.grant.token == token);
             let untried = others.iter().filter(|(other, _)| !tried(*other));
@@ -260,7 +260,7 @@ impl Claiming {
         let next = match failure {
             Failure::Unrecorded | Failure::Unprepared => Next::CheckHealth,
             Failure::Split => Next::Pause,
-            // The cause is mended: the very next vote should decide.
+            // The cause is repaired: the very next vote should decide.
             _ => Next::AtOnce,
         };
         self.phase = Phase::RollingBack { failure: next };
@@ -278,9 +278,10 @@ impl Claiming {
         };
         let took = now - vote.started;
         let valid_for = term.duration().saturating_sub(took + drift);
-        // It counts from before the caller asked: what has passed since the claim began is over.
+        // `valid_for` counts from before the caller's request: subtract the time since the claim began.
         let left = valid_for.saturating_sub(now - self.began);
-        // Votes no longer count when those wait for that who repair a node which may have forgotten one.
+        // Rejects a vote that outlived the vote lifetime: a repair of a node that may have forgotten a vote assumes
+        // that older votes no longer count.
         let counts = took <= view.bounds().vote || !holds(Rule::VotesAreBounded);
         if left.is_zero() || !counts {
             vote.fate = Fate::Goes;
@@ -291,7 +292,8 @@ impl Claiming {
         self.answer(Ok(Claimed::Won { token, valid_for }), steps);
     }
 
-    /// Goes on when what the last vote was granted is withdrawn, or a node that should have said so did not in time.
+    /// Continues when the last vote's grants are rolled back, or the deadline passed before every node confirmed its
+    /// rollback.
     fn rolled_back(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
         let Phase::RollingBack { failure } = self.phase else {
             return;
@@ -310,7 +312,7 @@ impl Claiming {
         self.pause(failure == Next::Pause, now, view, steps);
     }
 
-    /// Waits before the next vote, unless the deadline comes before.
+    /// Waits before the next vote, unless the deadline comes first.
     fn pause(&mut self, split: bool, now: Instant, view: &impl View, steps: &mut Steps) {
         let pause = match split || self.attempt > 0 {
             true => pause(self.attempt, view.random()),
@@ -333,11 +335,11 @@ impl Claiming {
         }
     }
 
-    /// Withdraws what is to go, wherever it may be and is not being withdrawn.
+    /// Rolls back the grants that must go, on every node that may have them and has no rollback in progress.
     fn roll_back(&mut self, now: Instant, view: &impl View, steps: &mut Steps) {
         for number in 0..self.votes.len() {
             let vote = &self.votes[number];
-            // Most have nothing to withdraw, and this is asked with every event.
+            // Most votes have nothing to roll back, and this check runs on every event.
             if vote.again.is_none() && vote.to_roll_back().is_empty() {
                 continue;
             }
@@ -345,13 +347,13 @@ impl Claiming {
             let tag = self.tag(number, true);
             let deadline = match self.phase {
                 Phase::RollingBack { .. } => self.deadline,
-                // No longer than a node may take.
+                // At most as long as a node may take.
                 _ => now + 2 * limit,
             };
             let vote = &mut self.votes[number];
             let lapsed = vote.started + limit + vote.grant.term.duration();
             if now >= lapsed {
-                // Whatever it wrote is over.
+                // Every lease that this vote wrote is over.
                 if vote.tally.outstanding().is_empty() {
                     (vote.granted, vote.unknown, vote.again) = (Nodes::NONE, Nodes::NONE, None);
                 }
@@ -388,10 +390,10 @@ impl Claiming {
             }
             Err(_) if tag % 2 == 1 => {
                 vote.rolling_back.remove(node);
-                // Once it has an answer, its withdrawal is repeated until that has one, too.
+                // The rollback repeats until the node replies to it.
                 vote.granted.remove(node);
                 vote.unknown.add(node);
-                // Not at once: a node that cannot be reached fails again and again before another answers.
+                // Not at once: a node that cannot be reached fails again and again before another node replies.
                 vote.failed.add(node);
                 if vote.again.is_none() {
                     vote.again = Some(now + vote.pause);
@@ -418,7 +420,7 @@ impl Claiming {
         }
     }
 
-    /// When there is something to do although nothing happens.
+    /// When the machine must act although no event arrives.
     fn wake(&self) -> Option<Instant> {
         let phase = match self.phase {
             Phase::Voting { patience } => patience,
@@ -432,13 +434,13 @@ impl Claiming {
 }
 
 impl Vote {
-    /// The nodes from which it is to be withdrawn, as far as they have answered.
+    /// The nodes on which the grant must be rolled back, among those whose call is over.
     fn to_roll_back(&self) -> Nodes {
         match self.fate {
             Fate::Open => Nodes::NONE,
             _ if !holds(Rule::Rollbacks) => Nodes::NONE,
             Fate::Goes => self.granted.and(self.unknown),
-            // The request has its old token; some nodes wrote a new lease for it, or may have.
+            // The request keeps its earlier token; some nodes wrote a new lease for it, or may have.
             Fate::Stays(token) if token != self.grant.token => {
                 self.granted.without(self.repeated).and(self.unknown)
             }
@@ -446,7 +448,7 @@ impl Vote {
         }
     }
 
-    /// Notes that what it was granted, or may have been, is withdrawn.
+    /// Notes that the grants of this vote, certain and possible, are being rolled back.
     fn note(&self, steps: &mut Steps) {
         let nodes = self.granted.and(self.unknown).count();
         if nodes > 0 {
@@ -478,7 +480,7 @@ impl Machine for Claiming {
                 }
             }
             Event::Abandoned => {
-                // Nobody will use what was granted.
+                // The caller is gone: no grant will be acknowledged.
                 self.answered = true;
                 self.phase = Phase::Decided;
                 for vote in &mut self.votes {
@@ -527,8 +529,7 @@ fn guarded(wait: Duration) -> Error {
     }
 }
 
-/// Uniform between zero and a limit that doubles with every attempt, so that candidates that got in
-/// each other's way come apart.
+/// A pause, uniform between zero and a limit that doubles with every vote, so that conflicting candidates drift apart.
 fn pause(attempt: u32, random: u64) -> Duration {
     let limit = Duration::from_millis(5 << attempt.min(10)).min(LONGEST_PAUSE);
     limit.mul_f64(random as f64 / u64::MAX as f64)

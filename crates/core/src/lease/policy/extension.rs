@@ -1,4 +1,4 @@
-//! Extensions, and the repair of nodes that lack the lease which a quorum has.
+//! Extensions, and the repair of nodes that lack a lease which a quorum has.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,8 +17,8 @@ use crate::{
 
 /// An extension. It answers when a quorum has decided, and then repairs the nodes that lack the lease.
 ///
-/// A node that has restarted is not repaired before every vote is counted that it may have forgotten: a
-/// candidate that won by its vote, and the leader that is repaired there, would both count on it.
+/// A restarted node is not repaired while a vote that it may have forgotten can still count. Otherwise both a candidate
+/// that won by its vote and the leader that is repaired there would count on the node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Extending {
     extend: Arc<Extend>,
@@ -27,7 +27,7 @@ pub struct Extending {
     votes: Extensions,
     renewed: Option<(usize, Token)>,
     phase: Phase,
-    /// The number of the present vote.
+    /// The tag of the present vote.
     tag: u32,
     answered: bool,
 }
@@ -35,26 +35,27 @@ pub struct Extending {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Phase {
     Voting,
-    /// Nodes that have no marker yet are given one.
+    /// Nodes without an incarnation record get one.
     CheckingHealth,
-    /// A quorum has extended: the others are heard out, and those that lack the lease are repaired.
+    /// A quorum has extended. The machine waits for the other replies and repairs the nodes that lack the lease.
     HearingOut,
-    /// The lease is read from a node that has it, to be written to others.
+    /// The machine reads the lease from a node that has it, to write it to others.
     Reading(Mend, Vec<(usize, Incarnation)>),
-    /// It is written to these, as one repair for each incarnation.
+    /// The machine writes the lease to these nodes, as one repair for each incarnation.
     Writing(Mend, Nodes, Nodes),
     Done,
 }
 
-/// What is done to nodes that lack a lease.
+/// How nodes that lack a lease are repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Mend {
-    /// A quorum has it: it is written anew.
+    /// A quorum has the lease: it is written again.
     Repair,
-    /// No quorum has the token: leases of the same leader are raised to it, but none is made. A node that
-    /// has lost the lease since it was asked may have voted for another.
+    /// No quorum has the token. Repairs write it over older leases of the same leader, but create none: a node that
+    /// lost the lease since its reply may have voted for another candidate.
     Raise,
-    /// A quorum of one list has it: it is written to the nodes of the other, and answered when a quorum of both has.
+    /// A quorum of one list has the lease. It is written to the nodes of the other list; the answer follows when
+    /// quorums of both have it.
     Join,
 }
 
@@ -68,7 +69,7 @@ const HEAL: u32 = 2;
 const EXTEND_AGAIN: u32 = 3;
 
 impl Extending {
-    /// An extension that has until the deadline.
+    /// Creates an extension with this deadline.
     #[must_use]
     pub fn new(extend: Extend, now: Instant, deadline: Instant, view: &impl View) -> Self {
         Self {
@@ -99,7 +100,7 @@ impl Extending {
         }
     }
 
-    /// When the extension is no longer in force.
+    /// When the extension ceases to be in force.
     fn lapses(&self) -> Instant {
         let term = self.extend.term;
         let drift = match holds(Rule::Drift) {
@@ -109,7 +110,7 @@ impl Extending {
         self.started + term.duration().saturating_sub(drift)
     }
 
-    /// The extension is made, and is worth something if it is still in force.
+    /// A quorum has extended: answers success if the extension is still in force.
     fn extended(&mut self, now: Instant, steps: &mut Steps) {
         let answer = match now < self.lapses() {
             true => Ok(()),
@@ -149,8 +150,8 @@ impl Extending {
             _ => return,
         }
         if self.votes.outstanding().is_empty() {
-            // Under a grant of another's that is not acknowledged: candidates that campaign again and again would keep
-            // the node from being repaired otherwise.
+            // Also below an unacknowledged grant to another candidate. Otherwise candidates that campaign again and
+            // again would prevent the repair of the node.
             let lacking = self.votes.lacking().and(self.votes.held());
             self.mend(Mend::Repair, lacking, now, view, steps);
         }
@@ -161,7 +162,7 @@ impl Extending {
         self.answer(Err(undecided(view.electorate(), self.deadline, now)), steps);
     }
 
-    /// Reads the lease to write it to nodes that lack it and may be given it.
+    /// Reads the lease, to write it to nodes that lack it and may be repaired.
     fn mend(
         &mut self,
         mend: Mend,
@@ -174,13 +175,13 @@ impl Extending {
             return self.mended(mend, Nodes::NONE, now, view, steps);
         }
         steps.push(Step::Note(Note::Repairing(lacking.count())));
-        // Before the lease is read: what it has held since then, a node has not forgotten in this incarnation.
+        // Read before the lease: a node has not forgotten in this incarnation what it has held since then.
         let incarnations: Vec<_> = lacking
             .iter()
             .filter_map(|node| {
                 let incarnation = view.incarnation(node, &self.extend.election)?;
-                // Those that renewed have to know of every agent that may still count a vote which an earlier
-                // incarnation gave: it registers before it asks for votes.
+                // The nodes that renewed must know of every agent that may still count a vote of an earlier
+                // incarnation: an agent registers before it requests votes.
                 let mut renewed = self.votes.renewed().iter();
                 let known = renewed.all(|from| view.probed_since(from, incarnation.seen));
                 (known || !holds(Rule::RepairKnowsBounds)).then_some((node, incarnation))
@@ -198,10 +199,10 @@ impl Extending {
         });
     }
 
-    /// Until when replies are waited for: a repair is nothing that the caller waits for.
+    /// Until when to wait for replies: the caller does not wait for a repair.
     fn until(&self, mend: Mend, now: Instant, view: &impl View) -> Instant {
         match mend {
-            // No longer than a node may take.
+            // At most as long as a node may take.
             Mend::Repair => now + 2 * view.bounds().vote,
             Mend::Raise | Mend::Join => self.deadline,
         }
@@ -214,7 +215,7 @@ impl Extending {
         };
         let lapses = self.lapses();
         let in_force = now < lapses || !holds(Rule::RepairInForce);
-        // A later grant to the same candidate may yet be withdrawn.
+        // A later grant to the same candidate may yet be rolled back.
         let extended = |lease: &Lease| {
             let token = self.renewed.map(|(_, token)| token);
             lease.leader == self.extend.leader && Some(lease.token) == token
@@ -233,7 +234,8 @@ impl Extending {
                 run: incarnation.run,
                 onto: match mend {
                     Mend::Raise => Onto::Own,
-                    // It counts as held there: whoever has an unacknowledged lease before it might win there.
+                    // The lease counts as held there: a candidate with an unacknowledged lease on top of it might win
+                    // there.
                     Mend::Join => Onto::Vacant,
                     Mend::Repair => Onto::Unacknowledged,
                 },
@@ -250,7 +252,7 @@ impl Extending {
         self.phase = Phase::Writing(mend, nodes, Nodes::NONE);
     }
 
-    /// The nodes that could be mended are.
+    /// All nodes that could be repaired are.
     fn mended(
         &mut self,
         mend: Mend,

@@ -11,7 +11,7 @@ use crate::lease::{
     tally::{Denial, Done, Reads, Resignations, Verdict},
 };
 
-/// A resignation. One without a token reads first whose term it is: a node that is late must not take it for a
+/// A resignation. One without a token first reads whose term it is: a node that is late must not take it for a
 /// resignation from a later term of the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resigning {
@@ -20,7 +20,7 @@ pub struct Resigning {
     deadline: Instant,
     reads: Option<Reads>,
     votes: Option<Resignations>,
-    /// Whether nodes that had no marker yet were given one; then all are asked again.
+    /// Whether nodes without an incarnation record got one. Then all nodes are called again.
     health_checked: bool,
     checking_health: bool,
     answered: bool,
@@ -31,11 +31,11 @@ type Steps = Vec<Step<Answer>>;
 
 const READ: u32 = 0;
 const RESIGN: u32 = 1;
-/// Added to these when they are asked for the second time.
+/// The offset of the tags of the second round of calls.
 const AGAIN: u32 = 2;
 
 impl Resigning {
-    /// A resignation that has until the deadline.
+    /// Creates a resignation with this deadline.
     #[must_use]
     pub fn new(resign: Resign, now: Instant, deadline: Instant) -> Self {
         Self {

@@ -41,7 +41,7 @@ pub(super) struct Drive<M: Machine> {
 }
 
 impl<M: Machine> Drive<M> {
-    /// Begins. In a box, as it is large, and passes through several futures.
+    /// Begins. The drive is boxed because it is large and passes through several futures.
     pub(super) fn begin(quorum: &Quorum, machine: M, deadline: Instant) -> Box<Self> {
         let mut drive = Box::new(Self {
             quorum: quorum.clone(),
@@ -57,7 +57,7 @@ impl<M: Machine> Drive<M> {
         drive
     }
 
-    /// The answer, once the machine has one.
+    /// Returns the machine's answer, or `None` if it has none when it is done.
     pub(super) async fn answer(&mut self) -> Option<M::Answer> {
         while self.answer.is_none() && !self.machine.is_done() {
             let event = self.next().await;
@@ -66,7 +66,7 @@ impl<M: Machine> Drive<M> {
         self.answer.take()
     }
 
-    /// Takes what has been replied already, without waiting; whether the machine is done then.
+    /// Processes the replies that have arrived already, without waiting. Returns whether the machine is done then.
     pub(super) async fn is_done(&mut self) -> bool {
         while let Some(event) = poll_fn(|cx| match self.round.poll_next(cx) {
             Poll::Ready(given) => Poll::Ready(given.map(replied)),
@@ -79,7 +79,7 @@ impl<M: Machine> Drive<M> {
         self.machine.is_done()
     }
 
-    /// Goes on until nothing is left to do.
+    /// Runs until nothing is left to do.
     pub(super) async fn finish(mut self: Box<Self>) {
         while !self.machine.is_done() {
             let event = self.next().await;
@@ -87,9 +87,9 @@ impl<M: Machine> Drive<M> {
         }
     }
 
-    /// What happens next.
+    /// Waits for the next event.
     pub(super) async fn next(&mut self) -> Event {
-        // Nodes that fail at once must not keep the thread from others.
+        // Nodes that fail at once must not keep the thread from other tasks.
         tokio::task::consume_budget().await;
         let wake = self.wake;
         let woken = async {
@@ -209,8 +209,8 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
     }
 }
 
-/// What stands for the reply of a node at which this agent has not registered its bounds: others would take a lease
-/// that is written there for one of a clock that was set back, and cut it.
+/// The substitute reply of a node on which this agent has not registered its bounds. Other agents would mistake a lease
+/// written there for one of a clock that was set back, and cut it.
 fn unprobed(inner: &Inner, call: &Call, number: usize) -> Option<Result<Reply, NodeError>> {
     let (rule, unprepared) = match call {
         Call::Grant(_) => (
@@ -237,7 +237,7 @@ fn unprobed(inner: &Inner, call: &Call, number: usize) -> Option<Result<Reply, N
 }
 
 impl Inner {
-    /// Notes what a reply tells of markers and tokens.
+    /// Notes what a reply reports of incarnation records and tokens.
     fn learn(&self, reply: &Reply) {
         match reply {
             Reply::Grant(GrantReply::Granted(_) | GrantReply::Guarded(_)) => {
@@ -247,7 +247,7 @@ impl Inner {
                 self.incarnation_records.note();
                 self.tokens.seen(*high_water_mark);
             }
-            // Should the nodes forget it, this agent does not.
+            // If the nodes forget the token, this agent does not.
             Reply::Grant(GrantReply::Held(lease)) => self.tokens.seen(lease.token),
             Reply::Extend(ExtendReply::Renewed(token)) => self.tokens.seen(*token),
             _ => {}

@@ -1,4 +1,4 @@
-//! What is done about nodes that have no marker, are not fit, or are the same as another.
+//! Health checks: the treatment of nodes that have no incarnation record, are unfit, or are the same place as another.
 
 use std::time::Duration;
 
@@ -18,18 +18,18 @@ use crate::{
     },
 };
 
-/// How long a node may take to look at all its partitions, or to mark them, if that is more than the
+/// How long a node may take to look at all its partitions, or to record incarnations in them, if that is more than the
 /// operation timeout.
 const CHECKING_HEALTH: Duration = Duration::from_secs(3);
 
 impl Quorum {
-    /// Asks every node how it does, and marks those without a marker if it is known what they are.
+    /// Probes every node, and writes incarnation records to the nodes without one if it is known whether they are new.
     pub async fn status(&self) -> Vec<NodeStatus> {
         self.check_health(false).await
     }
 
-    /// Tends the nodes because a vote that began at `asked` found one without a marker, unless another claim
-    /// has done so since; `false` when no node answers.
+    /// Checks the health of the nodes because a vote that began at `asked` found one without an incarnation record,
+    /// unless another claim has done so since. Returns `false` when no node replies.
     pub(super) async fn check_health_for(
         self,
         asked: Instant,
@@ -50,19 +50,19 @@ impl Quorum {
             status.iter().any(|node| node.probe.is_ok())
         };
         let checking_health = self.inner.tasks.spawn(checking_health.in_current_span());
-        // It goes on for others when this one's time is over.
+        // The check continues for other claims when this claim's deadline passes.
         matches!(timeout_at(deadline, checking_health).await, Ok(Ok(true)))
     }
 
-    /// As [`Self::status`]; when a grant is `wanted`, nodes without a marker are taken for what they must
-    /// be at the worst.
+    /// Like [`Self::status`]. When a grant is `wanted`, nodes without an incarnation record that are not known to be
+    /// new count as having lost their memory.
     async fn check_health(&self, wanted: bool) -> Vec<NodeStatus> {
         let mut status = self.look().await;
         let mut new = self.inner.incarnation_records.may_be_new() && none_is_recorded(&status);
         if new {
-            // Each had no marker when it was asked, but by the time the last one answered, the first may
-            // have been marked, voted in a quorum with the last, and that forgotten it. If all still have
-            // none in the same runs, there was an instant at which none had one.
+            // Each node had no record when it was probed. By the time the last one replied, the first may have got a
+            // record and voted in a quorum with the last, and the last may have forgotten that. If all nodes still have
+            // no record in the same incarnations, there was an instant at which none had one.
             let again = self.look().await;
             if holds(Rule::NewNodesAreLookedAtTwice) {
                 new = none_is_recorded(&again) && same_runs(&status, &again);
@@ -71,7 +71,7 @@ impl Quorum {
         }
         let all_recorded = self.mark(&status, new, wanted).await;
         if new && holds(Rule::AllNewNodesAreRecorded) {
-            // What has been marked may vote, and forget it: then neither it nor the others must look new.
+            // A node with a record may vote, and forget it. Then neither this node nor the others must look new.
             self.inner.incarnation_records.note();
             if !all_recorded {
                 status = self.look().await;
@@ -89,7 +89,7 @@ impl Quorum {
         status
     }
 
-    /// Asks every node how it does, and lets those that are not fit no longer vote.
+    /// Probes every node, and excludes those that are unfit from votes.
     ///
     /// Before an agent writes anything for the first time, it reads what others have registered on all nodes.
     async fn look(&self) -> Vec<NodeStatus> {
@@ -159,7 +159,7 @@ impl Quorum {
         let closing: Nodes = self.inner.electorate.old().iter().filter(closing).collect();
         *self.closing() = closing;
         self.inner.tokens.judge(clocks);
-        // Only now is known what has to be passed on to all of them.
+        // Only now it is known what must be passed on to all nodes.
         if write && incarnation_records.longest() == bounds && !self.is_stopped() {
             for (node, status) in self.inner.nodes.iter().zip(&status) {
                 if status.probe.is_ok() {
@@ -170,8 +170,7 @@ impl Quorum {
         status
     }
 
-    /// Whether a majority of the nodes of the list from which agents pass to another lets no agent come any more that
-    /// has it alone.
+    /// Whether a majority of the nodes of the old list admits no more agents with only that list.
     fn old_list_is_closed(&self) -> bool {
         let electorate = self.inner.electorate;
         let closed = Electorate::of(electorate.old()).all(*self.closing());
@@ -182,14 +181,15 @@ impl Quorum {
         self.inner.closing.lock()
     }
 
-    /// Uses no node any more: agents with another list of nodes are about, and majorities of two lists need not meet.
+    /// Stops the use of all nodes: agents with another list of nodes are active, and majorities of two lists need not
+    /// intersect.
     fn stop(&self, why: String) {
         if holds(Rule::OtherListsStopTheAgent) {
             *self.stopped() = Some((why, Instant::now()));
         }
     }
 
-    /// Whether another list was seen so lately that what was granted under it may not be over.
+    /// Whether another list was seen so lately that a term granted under it may not be over.
     fn is_stopped(&self) -> bool {
         let mut stopped = self.stopped();
         let longest = self
@@ -211,8 +211,8 @@ impl Quorum {
         self.inner.stopped.lock()
     }
 
-    /// Lets nodes that are unfit not vote, and of nodes that are one place only the first; one that gives
-    /// no answer is what it was.
+    /// Excludes unfit nodes from votes, and all but the first of several nodes that are one place. A node that does not
+    /// reply keeps its state.
     fn exclude_unfit(&self, status: &mut [NodeStatus]) {
         let stopped = self.stopped().clone();
         for later in 0..status.len() {
@@ -249,10 +249,10 @@ impl Quorum {
         }
     }
 
-    /// Marks the nodes that have no marker, if it is known whether they are new or have lost their memory;
-    /// tells whether all of those were.
+    /// Writes incarnation records to the nodes without one, if it is known whether they are new or have lost their
+    /// memory. Returns whether all of them got one.
     async fn mark(&self, status: &[NodeStatus], new: bool, wanted: bool) -> bool {
-        // Nodes that must not vote are not among them.
+        // `probes` omits the nodes that must not vote.
         let probes: Vec<_> = status.iter().map(|node| node.probe.as_ref().ok()).collect();
         let Some(wait) = self.inner.incarnation_records.wait(new, wanted) else {
             return false;
@@ -265,7 +265,8 @@ impl Quorum {
         let unrecorded: Nodes = (0..probes.len()).filter(is_unrecorded).collect();
         let bounds = self.inner.incarnation_records.longest();
         let mut round = self.round();
-        // A cluster's many partitions are marked once: what is not then has to wait as if it had forgotten.
+        // A cluster's many partitions get records once. A partition that got none by then has to wait as if it had
+        // forgotten.
         let until = Instant::now() + 5 * RECORDING.max(self.inner.limit);
         round.ask_even_excluded(Operation::Mark, unrecorded, until, |number, node| {
             let parts = probes[number].map_or_else(Vec::new, |probe| probe.unrecorded.clone());
@@ -291,13 +292,13 @@ impl Quorum {
         all_recorded
     }
 
-    /// Until when nodes that are tended may take to answer.
+    /// Until when nodes may reply to a health check.
     fn checking_health(&self) -> Instant {
         Instant::now() + self.inner.limit.max(CHECKING_HEALTH)
     }
 }
 
-/// Whether all nodes answer wholly, and none has a marker.
+/// Whether all nodes reply completely, and none has an incarnation record.
 fn none_is_recorded(status: &[NodeStatus]) -> bool {
     if !holds(Rule::NewOnlyIfNoneIsRecorded) {
         return true;
@@ -308,7 +309,7 @@ fn none_is_recorded(status: &[NodeStatus]) -> bool {
     })
 }
 
-/// Whether the nodes lack the same markers in the same runs.
+/// Whether the nodes lack the same incarnation records in the same incarnations.
 fn same_runs(first: &[NodeStatus], again: &[NodeStatus]) -> bool {
     let unrecorded = |node: &NodeStatus| Some(node.probe.as_ref().ok()?.unrecorded.clone());
     first

@@ -21,20 +21,20 @@ use crate::{
 /// A node, and what this agent knows of it.
 pub(super) struct Node {
     pub(super) node: Arc<dyn LeaseNode>,
-    /// Where it is.
+    /// The node's address.
     pub(super) place: Place,
-    /// What was logged of it lately, and when.
+    /// The complaints that were logged lately, and when.
     complaints: Mutex<Vec<(NodeError, Instant)>>,
-    /// Why it must not vote, if so.
+    /// Why the node must not vote, if it must not.
     excluded: Mutex<Option<String>>,
-    /// Whether there is a reason; asked on every call.
+    /// Whether `excluded` has a reason; read on every call.
     is_excluded: AtomicBool,
-    /// Since when some of its partitions have markers and others none.
+    /// Since when some of the node's partitions have incarnation records and others none.
     mixed_since: Mutex<Option<Instant>>,
-    /// Whether it abstained from grants when it was last asked.
+    /// Whether the node was in quarantine at its last probe.
     abstains: AtomicBool,
     probed: Mutex<Probed>,
-    /// When it last refused something as its memory was full.
+    /// When the node last refused something because its memory was full.
     full: Mutex<Option<Instant>>,
 }
 
@@ -42,18 +42,18 @@ pub(super) struct Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Probed {
     Never,
-    /// It was, and never answered.
+    /// Probed, without any reply.
     InVain,
-    /// It last answered a probe that began then.
+    /// The last probe with a reply began at this instant.
     At(Instant),
 }
 
 /// How often the same complaint about a node is logged, and how many different ones in that time.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(30);
 const COMPLAINTS: usize = 8;
-/// For how long a node that refused something for want of memory is said to have done so.
+/// How long a refusal for lack of memory stays in the node's status.
 const FULL_LATELY: Duration = Duration::from_secs(60);
-/// How long an agent may take to mark all partitions of a new node.
+/// How long an agent may take to record incarnations in all partitions of a new node.
 pub(super) const RECORDING: Duration = Duration::from_secs(2);
 impl Node {
     pub(super) fn new(node: Arc<dyn LeaseNode>) -> Self {
@@ -70,7 +70,7 @@ impl Node {
         }
     }
 
-    /// Whether it refused something lately as its memory was full.
+    /// Whether the node lately refused something because its memory was full.
     pub(super) fn was_full(&self) -> bool {
         let full = self.full.lock();
         full.is_some_and(|at| at.elapsed() < FULL_LATELY)
@@ -80,7 +80,7 @@ impl Node {
         *self.probed.lock()
     }
 
-    /// Notes that a probe which began at this instant was answered, or was not.
+    /// Notes whether the node replied to a probe that began at this instant.
     pub(super) fn note_probe(&self, began: Instant, answered: bool) {
         let mut probed = self.probed.lock();
         *probed = match (*probed, answered) {
@@ -103,14 +103,14 @@ impl Node {
         *self.excluded.lock() = why;
     }
 
-    /// Why the node is not asked for anything that counts.
+    /// Why the node gets no calls that count.
     pub(super) fn excluded(&self) -> Option<NodeError> {
         let why = self.excluded.lock();
         why.clone().map(NodeError::NotSent)
     }
 
-    /// Whether another agent may be marking the node's partitions just now: then those without a marker are
-    /// as new as the others.
+    /// Whether another agent may be recording incarnations in the node's partitions at this time. Then the partitions
+    /// without a record are as new as the others.
     pub(super) fn is_being_recorded(&self, probe: &Probe) -> bool {
         let mut since = self.mixed_since.lock();
         if probe.guard.is_none() || probe.unrecorded.is_empty() {
@@ -120,7 +120,7 @@ impl Node {
         since.get_or_insert_with(Instant::now).elapsed() < RECORDING
     }
 
-    /// Logs when the node begins to abstain from grants, and when it grants again.
+    /// Logs when the node's quarantine begins and when it ends.
     pub(super) fn tell_guard(&self, probe: &Probe) {
         let Some(left) = probe.guard else { return };
         let abstains = !left.is_zero();
@@ -139,14 +139,14 @@ impl Node {
         }
     }
 
-    /// Logs why the node did not do what it was asked: what is new, and now and then. Callers are not
-    /// told, as they may be anybody.
+    /// Logs why the node did not do what was requested: new errors at once, repeated ones now and then. Callers do not
+    /// see the reason, as any caller may be unauthenticated.
     pub(super) fn complain(&self, error: &NodeError) {
         if let NodeError::Full(_) = error {
             *self.full.lock() = Some(Instant::now());
         }
         let mut told = self.complaints.lock();
-        // A node that has stopped fails in more than one way in turn.
+        // A stopped node fails in several ways in turn.
         told.retain(|(_, at)| at.elapsed() < COMPLAIN_EVERY);
         if told.iter().any(|(known, _)| known == error) || told.len() == COMPLAINTS {
             return;

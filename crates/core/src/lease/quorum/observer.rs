@@ -1,29 +1,29 @@
-//! What may be told to whoever measures a quorum.
+//! The events of a quorum for an observer that measures it.
 
 use std::{fmt, time::Duration};
 
 use crate::lease::NodeError;
 
-/// What a node is asked for.
+/// An operation of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// To grant.
+    /// Grant a lease.
     Grant,
-    /// To extend.
+    /// Extend a lease.
     Extend,
-    /// To take a lease that a quorum has.
+    /// Write a lease that a quorum has.
     Repair,
-    /// To resign.
+    /// Resign a lease.
     Resign,
-    /// To take a grant back.
+    /// Roll back a grant.
     RollBack,
-    /// To tell a lease.
+    /// Read a lease.
     Read,
     /// To list leases.
     List,
-    /// To write markers.
+    /// Write incarnation records.
     Mark,
-    /// To tell how it does.
+    /// Report the node's state.
     Probe,
 }
 
@@ -41,7 +41,7 @@ impl Operation {
         Self::Probe,
     ];
 
-    /// What telemetry calls it.
+    /// The name of the operation in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -58,25 +58,25 @@ impl Operation {
     }
 }
 
-/// What came of a call to a node.
+/// The outcome of a call to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Called {
-    /// The node answered.
+    /// The node replied.
     Ok,
-    /// It did not answer in the time that a node has ([`operation_timeout`](super::Options::operation_timeout)).
+    /// The node did not reply within a node's time ([`operation_timeout`](super::Options::operation_timeout)).
     Timeout,
-    /// The caller's deadline came before that time was over: the node may be well.
+    /// The caller's deadline came before the end of that time: the node may be well.
     GivenUp,
-    /// Its memory is full, and it did nothing.
+    /// The node's memory is full, and it did nothing.
     Full,
-    /// It is not known what the node did.
+    /// The effect on the node is unknown.
     Failed,
     /// The call did not reach the node.
     NotSent,
 }
 
 impl Called {
-    /// What a reply comes to.
+    /// The outcome that a reply stands for.
     pub(super) fn of<T>(reply: &Result<T, NodeError>) -> Self {
         match reply {
             Ok(_) => Self::Ok,
@@ -87,33 +87,33 @@ impl Called {
     }
 }
 
-/// Why a vote did not decide, and has to be held again.
+/// Why a vote did not decide, and has to be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Retry {
     /// A node has accepted a larger token than the one proposed.
     StaleToken,
     /// No candidate got a quorum.
     SplitVote,
-    /// Nodes have no marker yet.
+    /// Nodes have no incarnation record yet.
     Unrecorded,
 }
 
-/// Is told what a quorum does. It is called in the middle of requests: it must not wait, and should take no
+/// Receives the events of a quorum. The quorum calls it in the middle of requests: it must not wait, and should take no
 /// longer than counting does.
 ///
-/// Calls that nobody waits for any more are not told: a read is decided by the first nodes that agree.
+/// Calls whose replies are no longer awaited are not reported: the first nodes that agree decide a read.
 pub trait Observer: fmt::Debug + Send + Sync + 'static {
-    /// A node, by its number in the list that the quorum was made of, was called, and this came of it in this
-    /// time.
+    /// A call to a node had this outcome after this time. `node` is its number in the list from which the quorum was
+    /// made.
     fn called(&self, node: usize, operation: Operation, outcome: Called, took: Duration);
 
     /// A vote did not decide.
     fn retried(&self, why: Retry);
 
-    /// A grant was taken back at so many nodes.
+    /// A grant was rolled back on this many nodes.
     fn rolled_back(&self, nodes: usize);
 
-    /// A lease was written to so many nodes that lacked it or had an older token.
+    /// A lease was written to this many nodes that lacked it or had an older token.
     fn repaired(&self, nodes: usize);
 }
 

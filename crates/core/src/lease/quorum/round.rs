@@ -1,4 +1,4 @@
-//! Calls to several nodes at once, and their answers as they come in.
+//! Calls to several nodes at once, and their replies as they arrive.
 
 use std::{
     future::poll_fn,
@@ -15,12 +15,12 @@ use super::{
 };
 use crate::lease::{LeaseNode, NodeError, policy::Nodes};
 
-/// What a node is to answer.
+/// The pending reply of a node.
 type Answer<T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send>>;
 
 impl Quorum {
-    /// Calls all nodes at once, and no longer waits for them than for the operation timeout or until the deadline.
-    /// Those that must not vote are not called, and given as errors.
+    /// Calls all nodes at once, and waits for each until the operation timeout or the deadline. Nodes that must not
+    /// vote are not called, and yield errors.
     pub(super) fn ask<T>(
         &self,
         operation: Operation,
@@ -54,29 +54,29 @@ struct Call<T> {
     node: usize,
     started: Instant,
     until: Instant,
-    /// What comes of it when there is no answer when the time is over.
+    /// The outcome if there is no reply in time.
     overdue: Called,
     answer: Option<Answer<T>>,
     span: CallSpan,
 }
 
-/// Calls, and the answers to them as they come in.
+/// Calls, and the replies to them as they arrive.
 pub(super) struct Round<T> {
-    /// Few, so that all that wait are looked at whenever one has an answer.
+    /// Few, so that polling all open calls for each reply is cheap.
     calls: Vec<Call<T>>,
-    /// Made when there is something to wait for.
+    /// Created when there is something to wait for.
     timer: Option<Pin<Box<Sleep>>>,
-    /// When the last answer was given.
+    /// When the last reply was returned.
     given_at: Option<Instant>,
     inner: Arc<Inner>,
 }
 
-/// The answer to a call: its tag, the node, and what it said.
+/// The reply to a call: its tag, the node, and the result.
 type Given<T> = (u32, usize, Result<T, NodeError>);
 
 impl<T: Outcome> Round<T> {
-    /// Calls these nodes at once; each has the operation timeout, but not longer than the deadline. Those that must
-    /// not vote are not called, and given as errors.
+    /// Calls these nodes at once. Each has the operation timeout, but not longer than the deadline. Nodes that must not
+    /// vote are not called, and yield errors.
     pub(super) fn ask(
         &mut self,
         operation: Operation,
@@ -114,7 +114,7 @@ impl<T: Outcome> Round<T> {
         }
     }
 
-    /// Calls these nodes, also those that must not vote; each has until the deadline.
+    /// Calls these nodes, including those that must not vote. Each has until the deadline.
     pub(super) fn ask_even_excluded(
         &mut self,
         operation: Operation,
@@ -141,8 +141,8 @@ impl<T: Outcome> Round<T> {
         CallSpan::begin(node, operation, about, self.inner.names_in_spans)
     }
 
-    /// The next answer. When the time of a call is over, its node is given as an error, and what it answers later is
-    /// not heard; `None` when every call has been given.
+    /// Returns the next reply. When the time of a call is over, its node yields an error, and a later reply is ignored.
+    /// Returns `None` when every call has yielded a result.
     pub(super) async fn next(&mut self) -> Option<Given<T>> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
@@ -186,7 +186,7 @@ impl<T: Outcome> Round<T> {
         Poll::Ready(Some(self.given(number, Err(error), overdue)))
     }
 
-    /// Tells what came of a call.
+    /// Reports the outcome of a call.
     fn given(&mut self, number: usize, reply: Result<T, NodeError>, outcome: Called) -> Given<T> {
         let call = self.calls.swap_remove(number);
         let now = Instant::now();
@@ -202,12 +202,12 @@ impl<T: Outcome> Round<T> {
         (call.tag, call.node, reply)
     }
 
-    /// When the last answer was given: spares its reader a look at the clock.
+    /// When the last reply was returned: saves its reader a clock reading.
     pub(super) fn given_at(&self) -> Instant {
         self.given_at.unwrap_or_else(Instant::now)
     }
 
-    /// Whether there are calls that were not given.
+    /// Whether some calls have not yielded a result yet.
     pub(super) fn is_open(&self) -> bool {
         !self.calls.is_empty()
     }
@@ -235,7 +235,7 @@ mod tests {
         Quorum::new(nodes, Options::new(LIMIT, RestartGuard::Off, LIMIT))
     }
 
-    /// A call that each node answers with what it is given here.
+    /// A call whose reply from each node the test sends.
     fn asked(quorum: &Quorum, deadline: Instant) -> (Vec<oneshot::Sender<usize>>, Round<usize>) {
         let nodes = quorum.inner.nodes.len();
         let (answers, answered): (Vec<_>, Vec<_>) = (0..nodes).map(|_| oneshot::channel()).unzip();
@@ -297,7 +297,7 @@ mod tests {
                 (until..=until + Duration::from_millis(1)).contains(&took),
                 "{took:?}"
             );
-            // Nobody hears what comes now.
+            // Replies that arrive from here on have no receiver.
             drop(round);
             for answer in answers {
                 assert_eq!(answer.send(9), Err(9));

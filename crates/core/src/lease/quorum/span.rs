@@ -14,10 +14,10 @@ use crate::{
     },
 };
 
-/// The target of spans and of events that are for traces alone: logs leave it out.
+/// The target of spans and of events that only traces contain: logs omit it.
 pub const SPANS: &str = "election_agent::span";
 
-/// Where a node is, as spans name it.
+/// The address of a node, as spans name it.
 #[derive(Debug)]
 pub(super) struct Place {
     host: Option<String>,
@@ -25,7 +25,7 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Of a node's name: `host:port`, with the database if it is not 0. A node with another name has no place.
+    /// Parses a node's name: `host:port`, with the database if it is not 0. A node with another name has no address.
     pub(super) fn of(name: &str) -> Self {
         let address = name.split('/').next().unwrap_or_default();
         let parsed = address.rsplit_once(':').and_then(|(host, port)| {
@@ -37,7 +37,7 @@ impl Place {
     }
 }
 
-/// What a call is about. Spans name it only if [`Options::names_in_spans`](super::Options::names_in_spans) is set.
+/// The subject of a call. Spans name it only if [`Options::names_in_spans`](super::Options::names_in_spans) is set.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct About<'a> {
     pub(super) kind: Option<&'a Kind>,
@@ -66,7 +66,7 @@ impl<'a> About<'a> {
 #[derive(Debug)]
 pub(super) struct CallSpan {
     span: Span,
-    /// Without a reply by then, the other nodes had decided, or the caller's time was over.
+    /// Without a reply by then, the other nodes had decided, or the caller's deadline had passed.
     outcome: &'static str,
 }
 
@@ -78,7 +78,7 @@ impl CallSpan {
         about: About<'_>,
         with_names: bool,
     ) -> Self {
-        // Cheaper than to ask every layer of the subscriber whether it wants a span.
+        // Cheaper than a query of every layer of the subscriber.
         if Span::current().is_none() {
             return Self::none();
         }
@@ -154,7 +154,7 @@ impl CallSpan {
         };
         self.outcome = outcome.unwrap_or("unknown");
         if let Some(error) = error {
-            // Without the error's text, which may contain what the node was sent; the log has it.
+            // The error's text is omitted: it may contain what the node was sent. The log has it.
             self.span.record("error.type", error);
             self.span.record("otel.status_code", "error");
         }
@@ -167,7 +167,7 @@ impl Drop for CallSpan {
     }
 }
 
-/// What spans call a reply.
+/// The name of a reply in spans.
 pub(super) trait Outcome {
     fn outcome(&self) -> &'static str;
 }
@@ -235,7 +235,7 @@ impl Outcome for Probe {
     }
 }
 
-/// How many partitions were marked.
+/// How many partitions got incarnation records.
 impl Outcome for usize {
     fn outcome(&self) -> &'static str {
         "marked"

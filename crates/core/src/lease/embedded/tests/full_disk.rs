@@ -18,11 +18,11 @@ use super::*;
 enum Fault {
     Write,
     Sync,
-    /// Writes fail, and so does every attempt to open the database again, before any of it is read.
+    /// Writes fail, and so does every try to reopen the database, before any of it is read.
     Open,
 }
 
-/// What is below the file: fails on command, and knows what would outlast a power failure.
+/// The storage below the file: fails on command, and tracks what would outlast a power failure.
 #[derive(Debug, Clone)]
 struct Disk(Arc<Shared>);
 
@@ -100,7 +100,7 @@ impl StorageBackend for OnDisk {
 
     fn sync_data(&self) -> io::Result<()> {
         if let Err(error) = self.disk.fails(&[Fault::Sync]) {
-            // As Linux does: what could not be written counts as written.
+            // As on Linux: data that could not be written counts as written.
             self.disk.content().unsynced.clear();
             return Err(error);
         }
@@ -177,7 +177,7 @@ async fn leader(node: &Embedded, election: &str) -> Result<Option<String>, NodeE
     })
 }
 
-/// A node with a leader of `e` and of so many others, and of `f` one that could not be written.
+/// A node with a leader of `e` and of this many other elections, and of `f` one that could not be written.
 async fn failing(host: &Host, disk: &Disk, fault: Fault, neighbours: usize) -> Embedded {
     let node = ready_on(host, disk).await;
     granted(&node, "a", 1, 60).await;
@@ -198,7 +198,7 @@ async fn failing(host: &Host, disk: &Disk, fault: Fault, neighbours: usize) -> E
 
 #[tokio::test]
 async fn what_could_not_be_written_is_on_disk_when_writing_works_again() {
-    // With some of these numbers the commit that fails divides a page, and the next one writes only one part of it again.
+    // With some of these numbers, the commit that fails divides a page, and the next commit rewrites only one part.
     for (fault, neighbours) in [
         (Fault::Write, 0),
         (Fault::Sync, 0),
@@ -268,7 +268,7 @@ async fn no_other_process_takes_a_file_that_cannot_be_written() {
     }
 }
 
-/// What somebody does to the file, who has an older copy of it.
+/// A change to the file by a person who has an older copy of it.
 type Alteration = fn(&Path, &[u8], &Disk);
 
 #[tokio::test]
@@ -301,7 +301,7 @@ async fn a_file_that_is_not_what_was_written_is_left_alone_for_good() {
         let node = failing(&host, &disk, Fault::Open, 0).await;
         change(&host.path(), &older, &disk);
         assert!(!node.log.as_ref().expect("durable").mended().await);
-        // Nothing that this process says would outlast it, not even what was on disk.
+        // Nothing that this process reports would outlast it, not even what was on disk.
         let read = leader(&node, "e").await.expect_err("no reply").to_string();
         assert!(read.contains(told) && read.contains("restart"), "{read}");
         assert!(node.probe(LOOK).await.is_err());
