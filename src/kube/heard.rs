@@ -130,7 +130,7 @@ impl Heard {
     }
 }
 
-/// Wraps the client of one watch: observes the responses and spaces the requests.
+/// Wraps the client of one watch: observes the replies and spaces the requests.
 impl<S> Layer<S> for Heard {
     type Service = Listening<S>;
 

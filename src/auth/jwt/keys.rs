@@ -33,7 +33,7 @@ use crate::{
 const VARIABLE: &str = "EA_AUTH_JWT_JWKS_FILE";
 /// Timeout of a request to the issuer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum size of a response body, in bytes.
+/// Maximum size of a reply body, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
 /// Minimum delay between fetches once keys are known, regardless of the tokens that arrive.
 const NOT_SOONER: Duration = Duration::from_secs(10);
