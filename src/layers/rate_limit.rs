@@ -46,9 +46,9 @@ const CELLS: usize = 1 << 20;
 /// The rate of one caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Requests at once after a pause.
+    /// Requests per second in the long run.
     pub per_second: NonZeroU32,
-    /// How many at once, after a pause.
+    /// Requests at once after a pause.
     pub burst: NonZeroU32,
 }
 
