@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf};
 use crate::config::{Mistakes, SETTINGS, Setting, Values, settings};
 use probe::Probe;
 
-/// What the command line asks for.
+/// A command, as parsed from the command line.
 #[derive(Debug)]
 pub enum Command {
     /// Serve.
@@ -23,7 +23,7 @@ pub enum Command {
     PrintMetrics,
     /// Probe an agent.
     Probe(Probe),
-    /// Make a bearer token for this name and these groups.
+    /// Create a bearer token for this name and these groups.
     NewToken(String, Vec<String>),
     /// Put this copy of the lease database into its place.
     Restore(PathBuf),

@@ -35,7 +35,7 @@ use values::{Reader, Source};
 pub struct Setting {
     /// The environment variable: `EA_GRPC_PORT`. The flag is `--grpc-port`, the file's key `grpc_port`.
     pub variable: &'static str,
-    /// Another variable for the same setting.
+    /// An alternative variable for the same setting.
     pub alias: Option<&'static str>,
     /// The default value; empty if the setting is off by default.
     pub default: &'static str,

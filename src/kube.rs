@@ -52,9 +52,9 @@ const ASK_FOR_RIGHTS_AGAIN: Duration = Duration::from_secs(60);
 pub enum Wanted {
     /// The pods of a Deployment.
     Deployment {
-        /// Its namespace.
+        /// The Deployment's namespace.
         namespace: String,
-        /// Its name.
+        /// The Deployment's name.
         name: String,
     },
     /// The pods of the Deployment that a pod belongs to.

@@ -234,7 +234,7 @@ mod tests {
             let (key, jwk) = match algorithm {
                 Algorithm::ES256 => {
                     let (private, point) = made(&PKCS_ECDSA_P256_SHA256);
-                    // An uncompressed point: 4, x, y.
+                    // The encoding of an uncompressed point: the byte 4, then x and y.
                     let (x, y) = (base64(&point[1..33]), base64(&point[33..]));
                     let jwk = json!({"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": kid});
                     (EncodingKey::from_ec_der(&private), jwk)

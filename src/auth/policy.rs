@@ -41,7 +41,7 @@ static PARSED_SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     schema
 });
 
-/// The answer to a [`Question`]. Cheap to clone.
+/// The decision on a [`Question`]. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision(Arc<Answer>);
 

@@ -170,8 +170,9 @@ impl Values {
         }
     }
 
-    /// Trims white space around values, which files and templates leave behind. Passwords are kept as given. A value of
-    /// white space only is kept, so that it is a mistake rather than an unset value.
+    /// Trims white space around values, which files and templates leave behind. Passwords may begin or end with white
+    /// space and stay unchanged. A value of white space only also stays, so that it is a mistake rather than an unset
+    /// value.
     fn trim(&mut self) {
         for setting in settings().filter(|setting| setting.secret != Secret::Hidden) {
             if let Some((value, _)) = self.given.get_mut(setting.variable)

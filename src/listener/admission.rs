@@ -2,8 +2,8 @@
 //!
 //! Both ports share one count. A connection over a limit is closed before any byte is read: no reply is understood by
 //! clients of every protocol, and closing costs least. When all places are taken, a few [spare places](SPARE) remain,
-//! in which health checks and metrics scrapers are served briefly. Clients that take all places thus cannot cause a
-//! restart of the agent.
+//! which serve probes and metrics for a short time. Clients that take all places thus cannot cause a restart of the
+//! agent.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 

@@ -62,7 +62,7 @@ pub(super) struct Watched<S> {
     timer: Option<(Awaited, Pin<Box<Sleep>>)>,
     /// Whether the peer currently accepts no more bytes.
     blocked: bool,
-    /// Whether the peer was told that the connection ends.
+    /// Whether the end of the connection was announced to the peer.
     ended: bool,
 }
 

@@ -14,7 +14,7 @@ use crate::auth::Identity;
 pub enum Action {
     /// Become the leader.
     Campaign,
-    /// Stay the leader.
+    /// Extend a term.
     Extend,
     /// Resign.
     Resign,
@@ -84,16 +84,16 @@ pub enum Resource<'a> {
     Kind(&'a Kind),
     /// A Kubernetes deployment.
     Deployment {
-        /// Its namespace.
+        /// The Deployment's namespace.
         namespace: &'a str,
-        /// Its name.
+        /// The Deployment's name.
         name: &'a str,
     },
     /// A Kubernetes pod.
     Pod {
-        /// Its namespace.
+        /// The pod's namespace.
         namespace: &'a str,
-        /// Its name.
+        /// The pod's name.
         name: &'a str,
     },
     /// The agent itself.
