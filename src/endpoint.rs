@@ -14,7 +14,7 @@ pub const ELECTION: &str = "/election/{kind}/{name}";
 pub const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
 /// Lists the leaders of a kind.
 pub const ELECTIONS: &str = "/elections";
-/// Reads and changes the log filter.
+/// Changes the log level.
 pub const LOG: &str = "/log";
 /// Lists the pods of a Deployment.
 pub const PODS: &str = "/kube/{namespace}/{deployment}/pods";

@@ -81,12 +81,13 @@ impl Tables {
 
     /// Returns the wanted pods, newest revision first, then by name.
     ///
-    /// `sets_as_of` is the time at which the table of ReplicaSets was up to date. If a pod was seen with a missing
+    /// `sets_as_of` is the time at which the table of ReplicaSets was up to date. If a pod first referred to a missing
     /// ReplicaSet after that time, the ReplicaSet may still arrive; the pod is left out until the ReplicaSet is known
     /// or known to be deleted.
     ///
     /// # Errors
-    /// The Deployment or pod does not exist, or the tables are not filled yet.
+    /// The Deployment or pod does not exist, the tables are not filled yet, or the ReplicaSet of the wanted pod is not
+    /// known yet.
     pub(super) fn pods(&self, wanted: &Wanted, sets_as_of: Instant) -> Result<Vec<Pod>, Error> {
         let view = self.view(sets_as_of)?;
         match wanted {
