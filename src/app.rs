@@ -27,49 +27,49 @@ use crate::{
     workers::Workers,
 };
 
-/// How long the end waits for withdrawals, which lapse by themselves if they are not made.
+/// How long the shutdown waits for roll-backs. An unacknowledged grant that is not rolled back expires by itself.
 const CLEAN_UP: Duration = Duration::from_secs(1);
 
-/// How long the end waits for spans to be sent.
+/// How long the shutdown waits for spans to be exported.
 const SEND_SPANS: Duration = Duration::from_secs(3);
 
-/// How many connections wait to be accepted, if the system (`net.core.somaxconn`) permits. Where there is no
-/// place left, a client's first packet is dropped, and it tries again after a second: a burst from one peer
-/// should not do that to others.
+/// Maximum number of connections that wait to be accepted, if the system (`net.core.somaxconn`) permits. When this
+/// queue is full, a client's first packet is dropped and sent again after a second. A burst from one peer should not
+/// cause that for others.
 const BACKLOG: u32 = 4096;
 
-/// Why the agent cannot start; the text names the setting to change.
+/// Why the agent cannot start. The text names the setting to change.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Ports cannot be had; a line each.
+    /// Ports cannot be opened; one line each.
     #[error("{0}")]
     Bind(String),
     /// The threads that serve connections cannot be started.
     #[error("cannot start {count} threads to serve connections: {why}: set EA_WORKERS to fewer")]
     Workers {
-        /// How many.
+        /// The number of threads.
         count: usize,
-        /// What the system says.
+        /// The system's error.
         why: io::Error,
     },
-    /// Files have become unusable since the configuration was read; a line each.
+    /// Files have become unusable since the configuration was read; one line each.
     #[error("{0}")]
     Files(String),
-    /// The place where leases are kept cannot be opened.
+    /// The lease store cannot be opened.
     #[error(transparent)]
     Store(#[from] NodeError),
-    /// Kubernetes is to be asked, and there is no way to.
+    /// The configuration requires Kubernetes, which is unusable.
     #[error("{0}")]
     Kubernetes(String),
-    /// Requests are to be traced, and cannot be.
+    /// The configuration requires tracing, which cannot start.
     #[error(transparent)]
     Traces(#[from] trace::StartError),
-    /// The build is broken.
+    /// The build is broken: the embedded descriptors are invalid.
     #[error("the built-in protobuf descriptors do not parse: {0}")]
     Descriptors(#[from] tonic_reflection::server::Error),
 }
 
-/// An agent that serves.
+/// A running agent.
 pub struct App {
     addresses: Vec<SocketAddr>,
     accepting: Vec<JoinHandle<()>>,
@@ -77,18 +77,17 @@ pub struct App {
     tree: Tree,
     shutdown_grace: Duration,
     stop: Stop,
-    /// Ends the workers.
+    /// Stops the workers when dropped.
     _work: DropGuard,
 }
 
 impl App {
-    /// Opens the ports, where `/livez` is answered from then on, and the lease nodes; serves until it is to stop.
+    /// Opens the ports, which answer `/livez` from then on, then the lease nodes, and serves until the shutdown.
     ///
-    /// A Redis server that does not answer is no error: the agent starts, is not ready, and keeps
-    /// trying.
+    /// An unreachable Redis server is not an error: the agent starts, is not ready, and keeps trying to connect.
     ///
     /// # Errors
-    /// A port or file that cannot be opened.
+    /// A port or file cannot be opened.
     pub async fn start(
         config: &Config,
         traces: Option<trace::Pipeline>,
@@ -143,14 +142,15 @@ impl App {
         })
     }
 
-    /// Where the agent listens: gRPC's port first.
+    /// Returns the addresses that the agent listens on, gRPC first.
     #[must_use]
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// Goes on until the agent is to stop, then says so to probes, stops accepting, and answers what is under way,
-    /// for as long as the grace lasts. Streams that would last as long as their clients like end at once.
+    /// Serves until a shutdown is requested. Then reports that to probes, stops accepting connections, and answers the
+    /// requests in progress for at most the grace period. Streams that last as long as their clients keep them open end
+    /// at once.
     pub async fn run(self) {
         let stop = &self.stop;
         tokio::select! {
@@ -163,7 +163,7 @@ impl App {
             self.tree.closing.cancel();
             self.tree.monitor.drain().await;
             for accept_loop in self.accepting {
-                // A loop that panicked accepts no more either.
+                // A panicked accept loop has stopped accepting, too.
                 let _ = accept_loop.await;
             }
             self.connections.close();
@@ -190,8 +190,7 @@ impl App {
     }
 }
 
-/// Waits for answers as long as the grace lasts, and then for withdrawals of what was granted to callers that
-/// have gone.
+/// Waits for replies for at most the grace period, then for roll-backs of grants to callers that have disconnected.
 async fn end(
     answered: impl Future,
     grace: Duration,
@@ -205,7 +204,7 @@ async fn end(
             "EA_SHUTDOWN_GRACE is over, and requests are still under way"
         ),
     }
-    // A node that is down must not hold the end up.
+    // An unavailable node must not delay the shutdown.
     let _ = timeout(CLEAN_UP, withdrawn).await;
 }
 
@@ -239,7 +238,7 @@ fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // A port is free again at once when the agent before has ended.
+    // Makes the port available at once after the previous agent has ended.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

@@ -1,8 +1,8 @@
-//! Who asks, and what they may do.
+//! Authentication and authorization.
 //!
-//! [`Identity`] is what authentication found out, whatever proved it, and [`Caller`] whether anybody was asked;
-//! [`policy`] says what an identity may do. Neither knows a transport: `crate::layers::authenticate` reads credentials from requests, and
-//! `crate::status` says how a refusal is told.
+//! [`Identity`] is the result of authentication in every mode, and [`Caller`] also covers public requests without one;
+//! [`policy`] decides what an identity may do. Neither depends on a transport: `crate::layers::authenticate` reads
+//! credentials from requests, and `crate::status` maps a refusal to the transport's error.
 
 pub mod audit;
 pub mod authenticator;
@@ -15,26 +15,26 @@ pub mod tokens;
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-/// The longest name of an identity or group, in bytes.
+/// Maximum length of the name of an identity or group, in bytes.
 const MAX_NAME: usize = 256;
-/// How many groups an identity may belong to.
+/// Maximum number of groups of an identity.
 const MAX_GROUPS: usize = 1000;
 
-/// The name of those who prove none.
+/// The name of an unauthenticated identity.
 pub const ANONYMOUS: &str = "anonymous";
 
 /// How an identity was proved (`EA_AUTH_MODES`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mode {
-    /// Not at all: whoever shows no credential is [`ANONYMOUS`].
+    /// No proof: a caller without a credential is [`ANONYMOUS`].
     None,
-    /// By a bearer token that a file lists.
+    /// A bearer token that a file lists.
     Token,
-    /// By a JSON Web Token that an issuer has signed.
+    /// A JSON Web Token that an issuer has signed.
     Jwt,
-    /// By a client certificate.
+    /// A client certificate.
     Mtls,
-    /// By a token that a Kubernetes API server has reviewed.
+    /// A token that a Kubernetes API server has reviewed.
     Kubernetes,
 }
 
@@ -48,7 +48,7 @@ impl Mode {
         Self::Kubernetes,
     ];
 
-    /// The mode as configurations and policies write it.
+    /// Returns the mode's name in configurations and policies.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -73,18 +73,18 @@ impl FromStr for Mode {
     }
 }
 
-/// Why somebody who shows a credential is not let in. Texts do not repeat the credential.
+/// Why a credential is rejected. Texts do not repeat the credential.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The credential is not accepted, or there is none.
+    /// The credential is invalid or missing.
     #[error("{0}")]
     Unauthenticated(String),
-    /// It cannot be told now whether the credential is good.
+    /// The credential cannot be verified at present.
     #[error("{0}")]
     Unavailable(String),
 }
 
-/// Who asks. Cheap to clone.
+/// An authenticated or anonymous identity. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Identity(Arc<Inner>);
 
@@ -95,18 +95,18 @@ struct Inner {
     mode: Mode,
 }
 
-/// On whose behalf a request goes on, as authentication has found out; in the extensions of every request that it
-/// passes on. One without it is refused: nobody knows who asks. Cheap to clone.
+/// The caller of a request, as authentication determined it. Authentication puts it into the extensions of every
+/// request that it passes on. Code below refuses a request without one. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Caller {
-    /// Anybody: what is asked for is public (`EA_AUTH_PUBLIC`), and nobody is asked who they are.
+    /// An unauthenticated caller of a public path (`EA_AUTH_PUBLIC`). Public paths carry no identity.
     Public,
-    /// This identity, [`ANONYMOUS`] among them where that is allowed.
+    /// This identity, which may be [`ANONYMOUS`] if that is allowed.
     Known(Identity),
 }
 
 impl Caller {
-    /// Who asks, if that was found out.
+    /// Returns the caller's identity, if it is known.
     #[must_use]
     pub fn identity(&self) -> Option<&Identity> {
         match self {
@@ -117,10 +117,11 @@ impl Caller {
 }
 
 impl Identity {
-    /// An identity of this name that belongs to these groups, proved by this mode.
+    /// Creates an identity with this name and these groups, proved by this mode.
     ///
     /// # Errors
-    /// A name or group that is empty, over 256 bytes or holds a control character, or more than 1000 groups; the text does not repeat them.
+    /// A name or group is empty, longer than 256 bytes or contains a control character, or there are more than 1000
+    /// groups. The text does not repeat the names.
     pub fn new(
         mode: Mode,
         name: impl Into<String>,
@@ -134,13 +135,13 @@ impl Identity {
         if groups.len() > MAX_GROUPS {
             return Err(format!("there are more than {MAX_GROUPS} groups"));
         }
-        // In one order, so that equal identities are equal.
+        // Sorted, so that equal sets of groups compare equal.
         groups.sort_unstable();
         groups.dedup();
         Ok(Self(Arc::new(Inner { name, groups, mode })))
     }
 
-    /// Somebody who showed no credential.
+    /// Returns the identity of a caller without a credential.
     #[must_use]
     pub fn anonymous() -> Self {
         Self(Arc::new(Inner {
@@ -150,19 +151,19 @@ impl Identity {
         }))
     }
 
-    /// The name.
+    /// Returns the name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
     }
 
-    /// The groups, sorted.
+    /// Returns the groups, sorted.
     #[must_use]
     pub fn groups(&self) -> &[String] {
         &self.0.groups
     }
 
-    /// How it was proved.
+    /// Returns how the identity was proved.
     #[must_use]
     pub fn mode(&self) -> Mode {
         self.0.mode

@@ -1,4 +1,4 @@
-//! Bodies that hold something for as long as they are being sent, and bodies that are given back unread.
+//! Bodies that hold a value until they have been sent, and bodies that return their unread rest.
 
 use std::{
     pin::Pin,
@@ -17,21 +17,21 @@ use parking_lot::Mutex;
 use pin_project_lite::pin_project;
 use tokio::time::timeout;
 
-/// How much of a body that nobody wants is read, in bytes, for how long, and with which pauses.
+/// Limits on discarding an unwanted body: maximum size in bytes, maximum time, and maximum pause between parts.
 const MAX_DISCARDED: usize = 32 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(10);
 const DISCARD_PAUSE: Duration = Duration::from_secs(1);
 
-/// What is left of a request's body when whoever it was lent to is done with it.
+/// The unread rest of a request's body after its reader has finished.
 #[derive(Debug, Default)]
 pub(crate) struct Rest(Arc<Mutex<Option<Incoming>>>);
 
 impl Rest {
-    /// Lends a body, and the means to get back what is not read of it.
+    /// Wraps a body so that its unread rest is returned when the wrapper is dropped.
     ///
-    /// Many clients of HTTP/1.1 send the whole body before they look for an answer: where the connection is closed
-    /// meanwhile, they find it reset, and never see why they were refused. [`None`] if the client waits to be asked for
-    /// its body, or has none.
+    /// Many HTTP/1.1 clients send the whole body before they read the reply. If the connection is closed meanwhile,
+    /// they see a reset and never the reason of the refusal. Returns [`None`] as the rest if the client waits for
+    /// permission to send the body, or if there is no body.
     pub(crate) fn lend(headers: &HeaderMap, body: Incoming) -> (Body, Option<Self>) {
         if body.is_end_stream() || headers.contains_key(header::EXPECT) {
             return (Body::new(body), None);
@@ -44,7 +44,7 @@ impl Rest {
         (Body::new(lent), Some(rest))
     }
 
-    /// Reads what is left, within bounds, and throws it away.
+    /// Reads and discards the rest, within the limits.
     pub(crate) async fn discard(self) {
         let rest = self.0.lock().take();
         let Some(mut body) = rest else {
@@ -58,12 +58,12 @@ impl Rest {
                 seen += frame.data_ref().map_or(0, Bytes::remaining);
             }
         };
-        // However that ends, the answer is the same.
+        // The reply is the same whether discarding succeeds or not.
         let _ = timeout(DISCARD_TIME, reading).await;
     }
 }
 
-/// A body that is given back when it is dropped before its end.
+/// A body that is returned when dropped before its end.
 struct Lent {
     body: Option<Incoming>,
     rest: Arc<Mutex<Option<Incoming>>>,
@@ -101,7 +101,7 @@ impl HttpBody for Lent {
 }
 
 pin_project! {
-    /// A body, and what is dropped with it: when it has been sent, or its reader is gone.
+    /// A body and a value that is dropped with it: when the body has been sent, or its reader is gone.
     pub(crate) struct Holding<T> {
         #[pin]
         body: Body,

@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf};
 use crate::config::{Mistakes, SETTINGS, Setting, Values, settings};
 use probe::Probe;
 
-/// What the command line asks for.
+/// A command, as parsed from the command line.
 #[derive(Debug)]
 pub enum Command {
     /// Serve.
@@ -21,22 +21,23 @@ pub enum Command {
     PrintSettings,
     /// Print docs/METRICS.md.
     PrintMetrics,
-    /// Ask an agent whether it is well.
+    /// Probe an agent.
     Probe(Probe),
-    /// Make a bearer token for this name and these groups.
+    /// Create a bearer token for this name and these groups.
     NewToken(String, Vec<String>),
-    /// Put this copy of the lease database in its place.
+    /// Put this copy of the lease database into its place.
     Restore(PathBuf),
-    /// Tell what the policies say.
+    /// Report on the policies.
     Authz(authz::Command),
 }
 
-/// Reads the command line, the environment and the file.
+/// Parses the command line, the environment and the file.
 ///
-/// What is wrong with the environment or the file comes beside the command, as not all commands need them.
+/// Errors in the environment or the file are returned separately from the command, because some commands do not need
+/// these values.
 ///
 /// # Errors
-/// What to answer to `--help`, `--version` and malformed command lines.
+/// The output for `--help`, `--version` and malformed command lines.
 pub fn parse(
     args: impl IntoIterator<Item = OsString>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
@@ -95,7 +96,8 @@ file, and --grpc-port. Flags win over variables, variables over the file. To beg
 
 `election-agent help settings` lists all of them, `election-agent config` prints those in force.";
 
-/// Every setting as a flag of every command. Help would be very long with them: they are told by `help settings`.
+/// Returns a flag for every setting, accepted by every command. The help omits them, because it would become very long;
+/// `help settings` lists them.
 fn flags() -> impl Iterator<Item = clap::Arg> {
     let groups = SETTINGS.into_iter();
     groups.flat_map(|(about, group)| group.iter().map(move |setting| flag(setting, about)))

@@ -1,8 +1,8 @@
 //! Configuration: defaults < YAML file (`EA_CONFIG_FILE`) < environment < command-line flags.
 //!
-//! Every setting is declared once, in the table of its group ([`SETTINGS`] has them all): its variable,
-//! default and meaning. Flags, file keys, `election-agent help settings`, `election-agent config` and the table in
-//! docs/CONFIGURATION.md are made from it. All mistakes are reported together, each naming its variable.
+//! Every setting is declared once, in the table of its group ([`SETTINGS`] lists all groups): its variable, default and
+//! meaning. Flags, file keys, `election-agent help settings`, `election-agent config` and the table in
+//! docs/CONFIGURATION.md are generated from it. All mistakes are reported together, each with its variable.
 
 mod auth;
 mod credentials;
@@ -30,29 +30,29 @@ pub use tls::Tls;
 pub use values::{Ignored, Mistakes, Values};
 use values::{Reader, Source};
 
-/// A setting, declared once.
+/// The declaration of a setting.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
     /// The environment variable: `EA_GRPC_PORT`. The flag is `--grpc-port`, the file's key `grpc_port`.
     pub variable: &'static str,
-    /// Another variable for the same setting.
+    /// An alternative variable for the same setting.
     pub alias: Option<&'static str>,
-    /// The value when none is given; empty when the setting is off by default.
+    /// The default value; empty if the setting is off by default.
     pub default: &'static str,
-    /// What it does, its range and its unit.
+    /// The setting's effect, range and unit.
     pub meaning: &'static str,
     /// Whether the value holds credentials, and in what form.
     pub secret: Secret,
-    /// Whether the value is a list that is comma separated, which the file may also write as a list of YAML's.
+    /// Whether the value is a comma-separated list. The file may also write it as a YAML list.
     pub is_list: bool,
 }
 
 /// How a setting's value is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Secret {
-    /// As it is.
+    /// Unchanged.
     No,
-    /// URLs, without the passwords in them.
+    /// As URLs without their passwords.
     Urls,
     /// Not at all.
     Hidden,
@@ -69,7 +69,7 @@ const fn setting(variable: Variable, default: &'static str, meaning: &'static st
     }
 }
 
-/// A list whose entries are comma separated.
+/// Declares a setting that is a comma-separated list.
 const fn list_setting(variable: Variable, default: &'static str, meaning: &'static str) -> Setting {
     Setting {
         is_list: true,
@@ -77,19 +77,19 @@ const fn list_setting(variable: Variable, default: &'static str, meaning: &'stat
     }
 }
 
-/// The file's key for a variable: without its prefix, in lower case.
+/// Returns the file's key for a variable: without its prefix, in lower case.
 fn key(variable: &str) -> String {
     variable.trim_start_matches("EA_").to_ascii_lowercase()
 }
 
 impl Setting {
-    /// The variable without its prefix, in lower case: the file's key.
+    /// Returns the file's key: the variable without its prefix, in lower case.
     #[must_use]
     pub fn key(&self) -> String {
         key(self.variable)
     }
 
-    /// A value of it as it is printed, without credentials.
+    /// Returns a value as it is printed, without credentials.
     fn shown(&self, value: &str) -> String {
         match self.secret {
             Secret::No => value.to_owned(),
@@ -99,14 +99,14 @@ impl Setting {
         }
     }
 
-    /// The command-line flag, without its dashes.
+    /// Returns the command-line flag, without its dashes.
     #[must_use]
     pub fn flag(&self) -> String {
         self.key().replace('_', "-")
     }
 }
 
-/// Every setting, by group, and what the group is about.
+/// All settings by group, with the titles of the groups.
 pub const SETTINGS: [(&str, &[Setting]); 7] = [
     ("Ports and connections", listen::SETTINGS),
     ("TLS", tls::SETTINGS),
@@ -117,7 +117,7 @@ pub const SETTINGS: [(&str, &[Setting]); 7] = [
     ("Logs, metrics and traces", telemetry::SETTINGS),
 ];
 
-/// Every setting.
+/// Returns all settings.
 pub fn settings() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.into_iter().flat_map(|(_, group)| group)
 }
@@ -125,36 +125,37 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
 /// The effective configuration, validated.
 #[derive(Debug)]
 pub struct Config {
-    /// Where and what to serve.
+    /// Addresses, ports and protocols.
     pub listen: Listen,
-    /// TLS on both ports, if they speak it.
+    /// TLS on both ports; `None` for plain text.
     pub tls: Option<Tls>,
-    /// Who may ask.
+    /// Authentication and authorization.
     pub auth: Auth,
-    /// Where leases are kept.
+    /// The lease store.
     pub store: Store,
-    /// Bounds on requests.
+    /// Limits on requests.
     pub limits: Limits,
-    /// Kubernetes.
+    /// The lookup of Kubernetes pods.
     pub kube: crate::kube::Settings,
-    /// Logs and metrics.
+    /// Logs, metrics and traces.
     pub telemetry: Telemetry,
     values: Values,
 }
 
 impl Config {
-    /// Validates the values, for an agent that serves.
+    /// Validates the values for a serving agent.
     ///
     /// # Errors
-    /// Every mistake, each with its variable and what to change.
+    /// All mistakes, each with its variable and what to change.
     pub fn new(values: Values) -> Result<Self, Mistakes> {
         Self::read(values, redis::check_store)
     }
 
-    /// Validates the values for a command that keeps no leases: production, too, may leave out where they are kept.
+    /// Validates the values for a command that keeps no leases. Such a command does not need the lease store, even in
+    /// production.
     ///
     /// # Errors
-    /// As [`Config::new`].
+    /// See [`Config::new`].
     pub fn of_command(values: Values) -> Result<Self, Mistakes> {
         Self::read(values, |_| {})
     }
@@ -193,14 +194,15 @@ impl Config {
         }
     }
 
-    /// What tells configurations apart: the beginning of a SHA-256 over all settings as they are printed, wherever
-    /// each value is from. Secrets are hidden before, so that it says nothing about them.
+    /// Returns a fingerprint that distinguishes configurations: the beginning of a SHA-256 over all settings as they
+    /// are printed, regardless of the source of each value. Secrets are hidden first, so the fingerprint reveals
+    /// nothing about them.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         for setting in settings() {
             let shown = setting.shown(self.values.get(setting.variable).0);
-            // A value may hold whatever separates it from the next: its length stands before it.
+            // A value may contain any separator, so each part is preceded by its length.
             for part in [setting.variable, &shown] {
                 hash.update(part.len().to_be_bytes());
                 hash.update(part);
@@ -213,14 +215,14 @@ impl Config {
         })
     }
 
-    /// Variables that look like settings and were not read.
+    /// Returns the variables that look like settings but were not read.
     #[must_use]
     pub fn ignored(&self) -> &[Ignored] {
         self.values.ignored()
     }
 }
 
-/// A configuration file that gives the same configuration, with where each value is from. Defaults and the
+/// Formats a configuration file that yields the same configuration, with the source of each value. Defaults and the
 /// [fingerprint](Config::fingerprint) are comments, and secrets are hidden.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -241,7 +243,7 @@ impl fmt::Display for Config {
     }
 }
 
-/// The settings as the Markdown table of docs/CONFIGURATION.md.
+/// Returns the settings as the Markdown table of docs/CONFIGURATION.md.
 #[must_use]
 pub fn markdown() -> String {
     let mut table = "| variable | default | meaning |\n|---|---|---|\n".to_owned();
@@ -440,7 +442,7 @@ mod tests {
         assert_eq!(values.get("EA_METRICS_PER_ELECTION").0, "a,1,true");
         let config = Config::new(values).expect("valid");
         assert_eq!(config.store.deployments.len(), 2);
-        // Whatever is printed with a default of several entries is one.
+        // A setting whose default has several entries is a list.
         for setting in settings().filter(|setting| setting.default.contains(',')) {
             assert!(setting.is_list, "{}", setting.variable);
         }

@@ -1,7 +1,7 @@
-//! Open files: how many the process may have, and how many of them connections of clients may take.
+//! Open file descriptors: the limit of the process, and the share that client connections may use.
 //!
-//! A process that has as many files open as it may accepts no connection, but opens none either: to lease nodes, which
-//! have to come back after a restart, and to files that are read anew. So clients get what is left beside a reserve.
+//! A process at its limit accepts no connection, but also opens none to lease nodes, which must reconnect after a
+//! restart, and cannot reload files. Clients therefore get the limit minus a reserve.
 
 use std::fs;
 
@@ -13,17 +13,17 @@ use crate::{
     workers::Workers,
 };
 
-/// For what comes and goes: files that are read anew, the embedded store's, name lookups, servers of keys and traces,
-/// connections that are accepted to be closed.
+/// Reserve for short-lived files: reloaded files, the embedded store's files, name lookups, servers of keys and traces,
+/// and connections that are accepted only to be closed.
 const ROOM: usize = 16;
-/// For watches and reads of a Kubernetes API server.
+/// Reserve for watches and reads of a Kubernetes API server.
 const KUBERNETES: usize = 8;
-/// How much of the limit is left to clients at the least: with less the agent would do nothing for anybody, and the
-/// reserve is an estimate.
+/// Divisor of the limit: clients get at least one eighth of it. With less the agent would be useless, and the reserve
+/// is only an estimate.
 const LEAST: usize = 8;
 
-/// Raises the limit as far as the process may. Many systems start processes with a low one for the sake of `select`,
-/// which nothing here uses.
+/// Raises the soft limit to the hard limit. Many systems start processes with a low soft limit for the sake of
+/// `select`, which the agent does not use.
 pub fn raise() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -37,7 +37,7 @@ pub fn raise() {
     }
 }
 
-/// Bounds connections by what is left beside the reserve; logs if that is less than the configuration says.
+/// Limits connections to the descriptors that the reserve leaves. Logs a warning if the configuration asks for more.
 #[must_use]
 pub fn bound(config: &Config, workers: &Workers) -> Limits {
     let limits = config.limits.connections;
@@ -72,20 +72,20 @@ fn left(limit: usize, reserve: usize) -> usize {
     limit.saturating_sub(reserve).max(limit / LEAST).max(1)
 }
 
-/// How many files are open: the ports', the log's, the threads'.
+/// Returns the number of open descriptors: those of ports, log and threads.
 fn open(askers: usize) -> usize {
     match fs::read_dir("/proc/self/fd") {
         Ok(files) => files.count(),
-        // As measured: three a runtime, and the process's own.
+        // Measured: three per runtime, plus those of the process.
         Err(_) => 12 + 3 * askers,
     }
 }
 
-/// How many files will be needed for other things than connections of clients.
+/// Returns the number of descriptors reserved for other uses than client connections.
 fn reserve(config: &Config, askers: usize) -> usize {
     let deployments = config.store.deployments.iter().chain(&config.store.next);
     let nodes: usize = deployments
-        // One that is replaced is closed when its last request is done with it.
+        // A replaced connection closes only after its last request has ended, so each may exist twice.
         .map(|deployment| 2 * deployment.connections(askers))
         .sum();
     let kubernetes = if config.kube.enable { KUBERNETES } else { 0 };

@@ -1,43 +1,43 @@
-//! What a request asks for, told once from its head: how its caller speaks, what it is for, and its path without the
-//! names in it. Every path that the agent serves is here.
+//! Classifies a request by its head: the protocol, the purpose, and the path without the names in it. All paths that
+//! the agent serves are listed here.
 //!
-//! [`classified`] stands outermost in [`crate::stack`]; whatever is below reads the [`Endpoint`] among the request's
+//! [`classified`] is the outermost step of [`crate::stack`]; the layers below read the [`Endpoint`] from the request's
 //! extensions.
 
 use std::borrow::Cow;
 
 use http::{Extensions, HeaderMap, Method, Request, header};
 
-/// Who leads an election, and how to become it.
+/// Reads the leader of an election; campaigns, extends, resigns and hands over.
 pub const ELECTION: &str = "/election/{kind}/{name}";
 /// The same for elections of the kind "default".
 pub const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
-/// The leaders of a kind's elections.
+/// Lists the leaders of a kind.
 pub const ELECTIONS: &str = "/elections";
-/// What is logged.
+/// Changes the log level.
 pub const LOG: &str = "/log";
-/// The pods of a Deployment.
+/// Lists the pods of a Deployment.
 pub const PODS: &str = "/kube/{namespace}/{deployment}/pods";
-/// The pods of the Deployment that a pod is of.
+/// Lists the pods of the Deployment that a pod belongs to.
 pub const SIBLINGS: &str = "/kube/{namespace}/pods/{pod}/siblings";
-/// Whether the process works.
+/// Reports whether the process is alive.
 pub const LIVEZ: &str = "/livez";
-/// Whether the agent can answer.
+/// Reports whether the agent is ready.
 pub const READYZ: &str = "/readyz";
-/// The metrics.
+/// Serves the metrics.
 pub const METRICS: &str = "/metrics";
-/// Where people and programs begin.
+/// Entry point for people and programs.
 pub const ROOT: &str = "/";
-/// The OpenAPI document for programs.
+/// The OpenAPI document in JSON.
 pub const OPENAPI_JSON: &str = "/openapi.json";
-/// The OpenAPI document for people.
+/// The OpenAPI document in YAML.
 pub const OPENAPI_YAML: &str = "/openapi_v3.yaml";
-/// Where people go on; has further paths below it.
+/// The Swagger UI; further paths lie below it.
 pub const USER_INTERFACE: &str = "/swagger-ui/";
 
-/// What the paths of the election service's methods begin with.
+/// Path prefix of the election service's methods.
 pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
-/// What the paths of the health service's methods begin with.
+/// Path prefix of the health service's methods.
 pub const HEALTH_PATH: &str = "/grpc.health.v1.Health/";
 /// The full names of the reflection services.
 pub const REFLECTION: [&str; 2] = [
@@ -45,23 +45,24 @@ pub const REFLECTION: [&str; 2] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// What is known of a request by its head. Outermost, it is put among the request's extensions.
+/// The classification of a request by its head. The outermost step puts it into the request's extensions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Endpoint {
-    /// How the caller speaks.
+    /// The caller's protocol.
     pub protocol: Protocol,
-    /// What the path is for, as far as it matters who may ask.
+    /// What the path is for, as far as access depends on it.
     pub area: Area,
-    /// What the request is for.
+    /// The requested action.
     pub action: Action,
-    /// How limits count it.
+    /// How limits count the request.
     pub counted: Counted,
-    /// The path as it is served: with `{names}` over REST. [`None`] where there is none over this protocol.
+    /// The served path, over REST with `{names}` in place of names. [`None`] if the path is not served over this
+    /// protocol.
     pub route: Option<&'static str>,
 }
 
 impl Endpoint {
-    /// What a request asks for.
+    /// Classifies a request.
     #[must_use]
     pub fn of<B>(request: &Request<B>) -> Self {
         let protocol = Protocol::of(request.headers());
@@ -77,14 +78,14 @@ impl Endpoint {
         }
     }
 
-    /// The endpoint of the request with these extensions, if that has been told.
+    /// Returns the endpoint in these extensions, if the request has been classified.
     #[must_use]
     pub fn among(extensions: &Extensions) -> Option<Self> {
         extensions.get().copied()
     }
 }
 
-/// The request with its [`Endpoint`] among its extensions.
+/// Returns the request with its [`Endpoint`] in its extensions.
 #[must_use]
 pub fn classified<B>(mut request: Request<B>) -> Request<B> {
     let endpoint = Endpoint::of(&request);
@@ -92,31 +93,31 @@ pub fn classified<B>(mut request: Request<B>) -> Request<B> {
     request
 }
 
-/// How requests are counted by what limits them.
+/// How limits count a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Counted {
     /// As a request.
     Request,
-    /// As a stream that is none of the API, of the health service or of reflection: it lasts as long as its client
-    /// likes.
+    /// As a stream outside the API, of the health service or of reflection. Such a stream lasts as long as its client
+    /// keeps it open.
     Stream,
-    /// Not at all: it is for those who watch the agent, and answered at once.
+    /// Not counted: probes and metrics that are answered at once.
     Never,
 }
 
-/// How a caller speaks, and so how it is answered.
+/// The protocol of a request and its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// gRPC over HTTP/2.
     Grpc,
-    /// gRPC-Web over HTTP/1.1 or HTTP/2, with the content type of its answers.
+    /// gRPC-Web over HTTP/1.1 or HTTP/2, with the content type of replies.
     GrpcWeb(&'static str),
-    /// REST, and everything else that is not gRPC.
+    /// REST, and all other requests that are not gRPC.
     Rest,
 }
 
 impl Protocol {
-    /// Tells the protocol from a request's content type.
+    /// Determines the protocol from a request's content type.
     #[must_use]
     fn of(headers: &HeaderMap) -> Self {
         let media_type = media_type(headers);
@@ -132,7 +133,7 @@ impl Protocol {
     }
 }
 
-/// The content type without its parameters, in lower case.
+/// Returns the media type of the content in lower case, without parameters.
 pub(crate) fn media_type(headers: &HeaderMap) -> Cow<'_, str> {
     let content_type = headers
         .get(header::CONTENT_TYPE)
@@ -145,21 +146,21 @@ pub(crate) fn media_type(headers: &HeaderMap) -> Cow<'_, str> {
     }
 }
 
-/// What a path is for, as far as it matters who may ask.
+/// What a path is for, as far as access depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Area {
-    /// Whether the agent works: `/livez`, `/readyz`, gRPC health.
+    /// Probes: `/livez`, `/readyz`, gRPC health.
     Probes,
     /// `/metrics`.
     Metrics,
-    /// How to ask: `/`, the OpenAPI document, Swagger UI, gRPC reflection.
+    /// Documentation: `/`, the OpenAPI document, Swagger UI, gRPC reflection.
     Documents,
     /// Everything else.
     Api,
 }
 
 impl Area {
-    /// The areas that may be public, and how `EA_AUTH_PUBLIC` calls them.
+    /// The areas that may be public, with their names in `EA_AUTH_PUBLIC`.
     pub const NAMED: [(&'static str, Self); 3] = [
         ("probes", Self::Probes),
         ("metrics", Self::Metrics),
@@ -167,7 +168,7 @@ impl Area {
     ];
 }
 
-/// What a request is for: few and fixed, whatever paths callers make up.
+/// The action of a request, from a small fixed set regardless of the paths that callers send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// To campaign.
@@ -178,13 +179,13 @@ pub enum Action {
     Resign,
     /// To hand over.
     Handover,
-    /// To learn who leads.
+    /// To read the leader.
     Leader,
     /// To list leaders.
     List,
     /// To list pods.
     Pods,
-    /// To learn whether the agent works.
+    /// To probe the agent.
     Probe,
     /// Everything else.
     Other,
@@ -204,7 +205,7 @@ impl Action {
         Self::Other,
     ];
 
-    /// The label's value.
+    /// Returns the value of the metrics label.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -221,10 +222,10 @@ impl Action {
     }
 }
 
-/// What is known of a path.
+/// The classification of a path.
 #[derive(Clone, Copy)]
 struct Served {
-    /// [`None`] of what is below a path and is not served.
+    /// [`None`] for a path that is not served.
     path: Option<&'static str>,
     over_grpc: bool,
     area: Area,
@@ -232,7 +233,7 @@ struct Served {
     counted: Counted,
 }
 
-/// Paths that are one text.
+/// Paths without names.
 const PLAIN: [Served; 21] = [
     rpc("/grpc.election_agent.v1.Election/Campaign", |_| {
         Action::Campaign
@@ -277,7 +278,7 @@ const PLAIN: [Served; 21] = [
     rest(USER_INTERFACE, other).of(Area::Documents, Counted::Request),
 ];
 
-/// Paths with names in them.
+/// Paths that contain names.
 const NAMED: [Served; 4] = [
     rest(ELECTION, lead),
     rest(ELECTION_OF_DEFAULT_KIND, lead),
@@ -321,7 +322,7 @@ fn lead(method: &Method) -> Action {
     }
 }
 
-/// The first segment of a path.
+/// Returns the first segment of a path.
 fn first(path: &str) -> Option<&str> {
     path.split('/').nth(1)
 }
@@ -335,14 +336,14 @@ impl Served {
         }
     }
 
-    /// What is known of a path that callers may have made up.
+    /// Classifies a path, which may be unknown.
     fn at(path: &str) -> Self {
         let plain = PLAIN.iter().find(|served| served.path == Some(path));
         let found = plain.or_else(|| NAMED.iter().find(|served| served.takes(path)));
         found.copied().unwrap_or_else(|| Self::near(path))
     }
 
-    /// Whether a path is this one with names in it.
+    /// Returns whether this path with its names filled in matches the given one.
     fn takes(&self, path: &str) -> bool {
         let mut given = path.split('/');
         let mut wanted = self.path.unwrap_or_default().split('/');
@@ -352,7 +353,7 @@ impl Served {
         }) && given.next().is_none()
     }
 
-    /// What is known of a path that is not served: it is for what its neighbours are for.
+    /// Classifies a path that is not served in the area of its neighbours.
     fn near(path: &str) -> Self {
         let unknown = Self {
             path: None,
@@ -385,7 +386,7 @@ mod tests {
 
     use super::*;
 
-    /// What is known of a request to this path, over the protocol of its content type.
+    /// Classifies a request to this path with this content type.
     fn endpoint(method: Method, path: &str, content_type: &'static str) -> Endpoint {
         let request = Request::builder().method(method).uri(path);
         let request = request.header(header::CONTENT_TYPE, content_type).body(());

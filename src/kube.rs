@@ -1,9 +1,9 @@
-//! Which pods belong to a Deployment, and which of them are newer.
+//! Looks up the pods of a Deployment and orders them by revision.
 //!
-//! [`Lookup`] is what the transports ask, through the [gate](crate::auth::gate). With the rights to list and
-//! watch it answers from a [cache] that [watches](watched) keep, and the API server is asked nothing for
-//! a request; with less it [reads on demand](on_demand), once for all who ask in `EA_KUBE_CACHE_TTL`. Elections
-//! depend on none of this.
+//! The transports use [`Lookup`] through the [gate](crate::auth::gate). If the agent may list and watch, the lookup
+//! answers from a [cache] that [watches](watched) keep up to date; a request then causes no call to the API server.
+//! With fewer rights it [reads on demand](on_demand), at most once per `EA_KUBE_CACHE_TTL` for all callers. Elections
+//! do not depend on this module.
 
 mod cache;
 pub mod client;
@@ -38,26 +38,26 @@ use client::Access;
 use scope::Scope;
 use trouble::Trouble;
 
-/// How long it may take to make a client, for which a kubeconfig may have a program run.
+/// Timeout for building a client. A kubeconfig may run a program to obtain credentials.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of how many namespaces the API server is asked at once what the agent may do.
+/// Maximum number of namespaces whose rights are reviewed concurrently.
 const NAMESPACES_AT_ONCE: usize = 8;
-/// How soon it is asked again.
+/// Delay before the next attempt when the API server is unreachable.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// How soon it is asked again when it has said that the agent may not look.
+/// Delay before the next attempt when the API server has denied a required right.
 const ASK_FOR_RIGHTS_AGAIN: Duration = Duration::from_secs(60);
 
-/// Whose pods are asked for.
+/// Selects the pods to look up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Wanted {
-    /// Those of a Deployment.
+    /// The pods of a Deployment.
     Deployment {
-        /// Its namespace.
+        /// The Deployment's namespace.
         namespace: String,
-        /// Its name.
+        /// The Deployment's name.
         name: String,
     },
-    /// Those of a pod's Deployment.
+    /// The pods of the Deployment that a pod belongs to.
     Siblings {
         /// The pod's namespace.
         namespace: String,
@@ -70,7 +70,7 @@ impl Wanted {
     /// Validates a Deployment's namespace and name.
     ///
     /// # Errors
-    /// [`Invalid`] names the field that is no name in Kubernetes.
+    /// [`Invalid`] names the field that is not a valid Kubernetes name.
     pub fn deployment(namespace: &str, name: &str) -> Result<Self, Invalid> {
         names::namespace(namespace)?;
         names::object("deployment", name)?;
@@ -80,10 +80,10 @@ impl Wanted {
         })
     }
 
-    /// Validates a pod's namespace and name, which a request calls `field`.
+    /// Validates a pod's namespace and name. `field` is the request's name for the pod field.
     ///
     /// # Errors
-    /// [`Invalid`] names the field that is no name in Kubernetes.
+    /// [`Invalid`] names the field that is not a valid Kubernetes name.
     pub fn siblings(namespace: &str, field: &str, pod: &str) -> Result<Self, Invalid> {
         names::namespace(namespace)?;
         names::object(field, pod)?;
@@ -103,37 +103,37 @@ impl Wanted {
 /// A pod of a Deployment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
-    /// Its name.
+    /// The pod's name.
     pub name: String,
     /// The Deployment's name.
     pub deployment: String,
-    /// Its address; empty while it has none.
+    /// The pod's IP address; empty until Kubernetes assigns one.
     pub ip: String,
-    /// How it is.
+    /// The pod's phase and conditions.
     pub status: PodStatus,
-    /// The name and the counts of its ReplicaSet; empty when that has gone.
+    /// The name and counts of the pod's ReplicaSet; empty if the ReplicaSet no longer exists.
     pub replica_set: (String, Counts),
 }
 
-/// Pods, and how old what is said of them is at the most.
+/// Pods and the staleness of the data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pods {
-    /// Those of the newest revision first, then in the order of their names.
+    /// The pods, newest revision first, then by name.
     pub pods: Vec<Pod>,
-    /// For how long the API server has not been heard to agree.
+    /// Time since the API server last confirmed the data.
     pub age: Duration,
 }
 
-/// Why there are no pods to tell.
+/// Why the lookup returns no pods.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The lookup is off; the text says why.
+    /// The lookup is off; the text states the reason.
     #[error("this agent does not look up pods: {0}")]
     Disabled(String),
-    /// There is no such Deployment or pod, as far as is known.
+    /// The Deployment or pod does not exist, as far as the known data shows.
     #[error("{0}")]
     NotFound(String),
-    /// What is known is too old, or nothing is known yet.
+    /// The known data is too stale, or there is none yet.
     #[error("{0}")]
     Unavailable(String),
     /// The caller's deadline has passed.
@@ -141,37 +141,37 @@ pub enum Error {
     DeadlineExceeded,
 }
 
-/// What the lookup of pods is made with.
+/// Configuration of the pod lookup.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Whether pods are to be looked up.
+    /// Whether the lookup is enabled.
     pub enable: bool,
-    /// Whether somebody asked for that, so that the agent must not start without.
+    /// Whether the configuration enables the lookup explicitly. If so, the agent does not start without it.
     pub required: bool,
     /// How to reach the API server.
     pub access: Access,
-    /// Whose pods are looked up; none: those of all namespaces.
+    /// The namespaces to look up pods in; empty for all namespaces.
     pub namespaces: Vec<String>,
-    /// How long pods are kept that were read on demand: 100 ms to a minute.
+    /// How long pods that were read on demand stay cached: 100 ms to 1 minute.
     pub cache_ttl: Duration,
-    /// How old pods may be that are told: 5 seconds to an hour.
+    /// The maximum staleness of returned pods: 5 seconds to 1 hour.
     pub max_staleness: Duration,
 }
 
-/// How the lookup does.
+/// State of the lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
-    /// It cannot answer.
+    /// The lookup cannot answer.
     Off {
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// It answers for these namespaces; a name that is empty stands for all.
+    /// The lookup serves these namespaces; an empty name stands for all namespaces.
     On(BTreeMap<String, Status>),
 }
 
 impl Report {
-    /// What metrics tell of each namespace.
+    /// The state that the metrics report for each namespace.
     #[must_use]
     pub fn looked(&self) -> Vec<Looked<'_>> {
         let Self::On(namespaces) = self else {
@@ -186,7 +186,7 @@ impl Report {
     }
 }
 
-/// Looks pods up. Cheap to clone.
+/// The pod lookup. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Lookup(Arc<Inner>);
 
@@ -197,7 +197,7 @@ struct Inner {
     without: Mutex<Error>,
 }
 
-/// Namespaces that are looked at.
+/// The namespaces in scope.
 #[derive(Debug)]
 enum Scopes {
     All(Scope),
@@ -205,7 +205,7 @@ enum Scopes {
 }
 
 impl Lookup {
-    /// A lookup that answers nothing, for this reason.
+    /// Creates a lookup that is off, for this reason.
     #[must_use]
     pub fn off(reason: impl Into<String>) -> Self {
         Self(Arc::new(Inner {
@@ -214,11 +214,11 @@ impl Lookup {
         }))
     }
 
-    /// Looks up what the configuration says. If nobody said so, it goes on without: where there is no
-    /// Kubernetes it is off, and where the API server gives no answer or no rights it asks again.
+    /// Starts the lookup. If the configuration does not enable it explicitly, a missing Kubernetes turns the lookup
+    /// off, and an unreachable API server or missing rights are retried in the background.
     ///
     /// # Errors
-    /// If somebody did: Kubernetes cannot be reached, or a right is missing.
+    /// If the configuration enables the lookup explicitly: Kubernetes is unreachable, or a right is missing.
     pub async fn start(settings: &Settings) -> Result<Self, String> {
         if !settings.enable {
             return Ok(Self::off("EA_KUBE_ENABLE=false"));
@@ -241,7 +241,7 @@ impl Lookup {
         Ok(lookup)
     }
 
-    /// Whether it may ever answer.
+    /// Checks that the lookup is not permanently off.
     ///
     /// # Errors
     /// [`Error::Disabled`], with the reason.
@@ -255,10 +255,10 @@ impl Lookup {
         }
     }
 
-    /// The pods, and how old what is said of them is.
+    /// Returns the pods and their staleness.
     ///
     /// # Errors
-    /// [`Error`]: also when it is too old.
+    /// See [`Error`]. Data older than the maximum staleness is an error.
     pub async fn pods(&self, wanted: &Wanted, deadline: Instant) -> Result<Pods, Error> {
         let Some(scopes) = self.0.scopes.get() else {
             return Err(self.without());
@@ -266,7 +266,7 @@ impl Lookup {
         scopes.of(wanted.namespace())?.pods(wanted, deadline).await
     }
 
-    /// How it does.
+    /// Returns the state of the lookup.
     #[must_use]
     pub fn report(&self) -> Report {
         match self.0.scopes.get() {
@@ -283,7 +283,7 @@ impl Lookup {
         }
     }
 
-    /// Asks for rights until they are there.
+    /// Retries until the agent has the rights, then opens the scopes.
     async fn open(self, settings: Settings) {
         let mut trouble = Trouble::default();
         loop {
@@ -301,7 +301,7 @@ impl Lookup {
     }
 
     fn set(&self, scopes: Scopes) {
-        // Nobody else sets it.
+        // This task is the only one that sets the scopes.
         let _ = self.0.scopes.set(scopes);
     }
 
@@ -319,11 +319,11 @@ impl Lookup {
 /// Why pods cannot be looked up yet.
 #[derive(Debug)]
 struct Without {
-    /// For the operator.
+    /// The text for the operator.
     what: String,
-    /// For callers.
+    /// The error for callers.
     error: Error,
-    /// When to try again.
+    /// Delay before the next attempt.
     again: Duration,
 }
 
@@ -348,7 +348,7 @@ impl Without {
 }
 
 impl Scopes {
-    /// Asks what the agent may do, and starts to do it.
+    /// Reviews the agent's rights and opens the scopes that they permit.
     async fn open(settings: &Settings) -> Result<Self, Without> {
         let connecting = timeout(CONNECT_TIMEOUT, settings.access.connect()).await;
         let connected = connecting.unwrap_or_else(|_| Err("it takes too long".to_owned()));
@@ -357,7 +357,7 @@ impl Scopes {
             let mode = rights::mode(client, None).await?;
             return Ok(Self::All(Scope::start(settings, client, &mode, None)));
         }
-        // None is started before all may be.
+        // All namespaces must pass before any scope starts.
         let asked = settings.namespaces.iter();
         let asked: Vec<_> = asked
             .map(|namespace| rights::mode(client, Some(namespace)))

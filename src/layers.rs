@@ -1,4 +1,4 @@
-//! The layers around the mux, one a file; `crate::stack` has their order.
+//! The layers around the mux, one per file; `crate::stack` defines their order.
 
 pub mod authenticate;
 pub mod authorize;
@@ -28,7 +28,7 @@ mod tests {
         status::{Code, Problem},
     };
 
-    /// What a layer does with a request that has all that it should, but has not been classified.
+    /// Returns how a layer treats a complete request that has not been classified.
     async fn told<L>(layer: L) -> Result<(), Code>
     where
         L: Layer<tower::util::BoxCloneSyncService<Request<Body>, Response, Problem>>,

@@ -1,11 +1,11 @@
-//! The accept loop: HTTP/1.1 and HTTP/2 on the same port, with TLS if that is configured, connections that
-//! do not live for ever, and a shutdown that loses no request.
+//! The accept loop: HTTP/1.1 and HTTP/2 on the same port, optional TLS, bounded connection lifetimes, and a shutdown
+//! that loses no request.
 //!
-//! [`admission`] says whether there is a place for a connection, [`watch`] cuts it when the client is too
-//! slow or pings too much, [`limits`] bounds what it may take up. Else it ends when it has been without
-//! [`requests`] for [`Lifetime::idle`], when it is [`Lifetime::age`] old, or when the agent shuts down: over HTTP/2
-//! with GOAWAY; over HTTP/1.1, when it is old, after an answer with `Connection: close`. Requests under way are
-//! answered first.
+//! [`admission`] decides whether there is a place for a connection, [`watch`] closes a connection whose client is too
+//! slow or pings too often, and [`limits`] bounds the resources of a connection. Otherwise a connection ends when it
+//! has had no [`requests`] for [`Lifetime::idle`], when it reaches [`Lifetime::age`], or when the agent shuts down.
+//! Over HTTP/2 the end is announced with GOAWAY. Over HTTP/1.1, a connection that reached its age ends after a reply
+//! with `Connection: close`. Requests in progress are answered first.
 
 mod addresses;
 pub mod admission;
@@ -49,47 +49,47 @@ use requests::Requests;
 pub use watch::Conduct;
 use watch::Watched;
 
-/// How long a connection that was told to end may stay without a request under way.
+/// How long a connection that must end may stay open without a request in progress.
 const LINGER: Duration = Duration::from_secs(1);
-/// How long the loop rests when the system cannot accept, as without free file descriptors.
+/// Pause of the loop when the system cannot accept a connection, for example without free file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a connection in a spare place is asked to end after, and how long it lasts at the most.
+/// For a connection in a spare place: the age after which it is asked to end, and the maximum lifetime.
 const SPARE_LIFE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
 
-/// In the extensions of requests over connections that are [in a spare place](Place::is_spare).
+/// Extension of requests over connections that are [in a spare place](Place::is_spare).
 #[derive(Debug, Clone, Copy)]
 pub struct Spare;
 
-/// How long connections live.
+/// Lifetimes of connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Lifetime {
-    /// How long a connection may be without requests; `None` for ever.
+    /// How long a connection may have no requests; `None` for no limit.
     pub idle: Option<Duration>,
-    /// How old it may get, ±10 %; `None` for ever.
+    /// Maximum age of a connection, ±10 %; `None` for no limit.
     pub age: Option<Duration>,
-    /// How long the requests of a connection past its age may take.
+    /// How long requests in progress may take on a connection past its maximum age.
     pub age_grace: Duration,
 }
 
-/// What connections are served with. Cheap to clone.
+/// The configuration and state that connections are served with. Cheap to clone.
 #[derive(Clone)]
 pub struct Server<S> {
-    /// TLS, if it is spoken.
+    /// The TLS acceptor; `None` for plain text.
     pub tls: Option<Acceptor>,
-    /// How many connections are taken.
+    /// Limits the number of connections.
     pub admission: Admission,
-    /// What answers requests. In their extensions is the [`Peer`].
+    /// The service that answers requests. It finds the [`Peer`] in their extensions.
     pub service: S,
-    /// How long connections live.
+    /// Lifetimes of connections.
     pub lifetime: Lifetime,
-    /// What is asked of clients.
+    /// The limits that clients must keep.
     pub conduct: Conduct,
-    /// Who serves them.
+    /// The threads that serve connections.
     pub workers: Workers,
-    /// Where connections go on until their requests are answered.
+    /// Tracks connections until their last requests are answered.
     pub connections: TaskTracker,
-    /// Says when to stop.
+    /// Signals the shutdown.
     pub shutdown: CancellationToken,
 }
 
@@ -101,7 +101,7 @@ where
         + Sync
         + 'static,
 {
-    /// Accepts connections until the shutdown, then closes the listener and returns; the connections go on.
+    /// Accepts connections until the shutdown, then closes the listener and returns. Open connections continue.
     pub async fn accept(self, listener: TcpListener) {
         let server = Arc::new(self);
         let mut failing = false;
@@ -129,12 +129,12 @@ where
         }
     }
 
-    /// Serves a connection beside the others.
+    /// Hands a connection to a worker.
     fn take(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, place: Place) {
-        // Answers are small: none should wait for the acknowledgement of the one before. A socket that
-        // cannot be set is closed already, which serving it will find.
+        // Responses are small and must not wait for the acknowledgement of the previous one (Nagle's algorithm). An
+        // error means that the socket is closed, which serving it will report.
         let _ = stream.set_nodelay(true);
-        // From now on it is its worker's, and no longer this loop's.
+        // Detach the socket from this loop's runtime; the worker's runtime takes it over.
         let Ok(stream) = stream.into_std() else {
             return;
         };
@@ -146,13 +146,13 @@ where
                 return;
             };
             if is_spare {
-                // In a box: there are few of them, and others should not have room for it.
+                // Boxed: spare connections are few, and the future of the others must not reserve space for this one.
                 return Box::pin(server.serve_probe(stream, peer)).await;
             }
             let Some(tls) = server.tls.clone() else {
                 return server.serve(stream, Peer::new(peer.ip(), None)).await;
             };
-            // Needed once only: it should not take up memory for as long as the connection lasts.
+            // Boxed: the handshake must not use memory for the lifetime of the connection.
             let shaking = Box::pin(shake(tls, stream, peer, server.shutdown.clone()));
             if let Some((stream, peer)) = shaking.await {
                 server.serve(stream, peer).await;
@@ -160,7 +160,7 @@ where
         });
     }
 
-    /// Serves a connection in a spare place, for a moment.
+    /// Serves a connection in a spare place for a short time.
     async fn serve_probe(&self, stream: TcpStream, peer: SocketAddr) {
         let (age, most) = SPARE_LIFE;
         let lifetime = Lifetime {
@@ -181,13 +181,13 @@ where
                 }
             }
         };
-        // Whoever has not asked by then leaves the place to others.
+        // After that time the place becomes free, even if the client has sent no request.
         let _ = timeout(most, served).await;
     }
 
-    /// Serves a connection to its end: HTTP/1.1 or HTTP/2, whichever the client begins with.
+    /// Serves a connection until it ends, over HTTP/1.1 or HTTP/2 as the client chooses.
     ///
-    /// There are as many of the future as there are connections: it holds no more than it needs until the end.
+    /// There is one such future per connection, so it must hold only what the connection needs to the end.
     pub fn serve<I>(&self, stream: I, peer: Peer) -> impl Future<Output = ()> + Send + use<S, I>
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -216,7 +216,7 @@ where
                 head.extensions.insert(Spare);
             }
             let is_last = is_spare && head.version < Version::HTTP_2;
-            // HTTP/2 has a way to say that no more of a body is wanted.
+            // HTTP/2 can signal that the rest of a body is not wanted.
             let (body, rest) = match head.version {
                 Version::HTTP_2 => (Body::new(body), None),
                 _ => Rest::lend(&head.headers, body),
@@ -239,12 +239,12 @@ where
         let server = limits::server(heads);
         let served = server.serve_connection(TokioIo::new(stream), service);
         let served = Box::pin(served.into_owned());
-        // In a box, as it is awaited in more than one place, each of which would have room for it.
+        // Boxed: callers await this future in several places, each of which would reserve space for it.
         Box::pin(last(served, requests, lifetime, self.shutdown.clone()))
     }
 }
 
-/// Shakes hands, unless the agent is to stop first.
+/// Performs the TLS handshake, unless the agent shuts down first.
 async fn shake(
     tls: Acceptor,
     stream: TcpStream,
@@ -261,14 +261,14 @@ async fn shake(
             Some((stream, peer))
         }
         Err(error) => {
-            // The client's affair, and anybody can cause as many as they like.
+            // A client error, which any client can cause any number of times.
             tracing::debug!(%peer, %error, "a TLS handshake failed");
             None
         }
     }
 }
 
-/// Lets a connection last as long as it may.
+/// Drives a connection until its lifetime ends.
 async fn last(
     mut served: Pin<Box<impl GracefulConnection>>,
     requests: Requests,
@@ -288,7 +288,7 @@ async fn last(
         }
     });
     let retired = tokio::select! {
-        // How a connection ends is the client's affair; requests have been answered or are gone.
+        // A connection error concerns only the client: its requests are answered or cancelled.
         _ = served.as_mut() => return,
         retired = retired => retired,
     };
@@ -308,13 +308,13 @@ async fn last(
     served.as_mut().graceful_shutdown();
     tokio::select! {
         _ = served => {}
-        // The peer may be gone, or have sent half a request, and never answer.
+        // The peer may be gone, or may never complete a partial request.
         () = requests.none_for(LINGER) => {}
         () = at(cut) => {}
     }
 }
 
-/// Why a connection is to end.
+/// Why a connection must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Retired {
     Shutdown,
@@ -322,7 +322,7 @@ enum Retired {
     Idle,
 }
 
-/// Whether the client went away before it was accepted.
+/// Returns whether the client disconnected before the connection was accepted.
 fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -332,12 +332,12 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-/// This age, ±10 %: connections that were made together should not all be made again together.
+/// Returns this age ±10 %, so that connections opened together are not all reopened together.
 fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + fastrand::f64() * 0.2)
 }
 
-/// Waits until then; for ever without a time.
+/// Waits until this time, or forever if it is `None`.
 async fn at(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time).await,
@@ -345,7 +345,7 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Waits this long; for ever without a time.
+/// Waits for this duration, or forever if it is `None`.
 async fn after(time: Option<Duration>) {
     match time {
         Some(time) => sleep(time).await,

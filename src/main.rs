@@ -25,15 +25,15 @@ use tokio::{
     time::sleep,
 };
 
-/// Most of what a request allocates is small and gone with it. The system's allocator takes longer for that, musl's by
-/// far the longest. `.cargo/config.toml` has its options.
+/// Most allocations of a request are small and short-lived. The system's allocator is slower for these, musl's by far
+/// the slowest. `.cargo/config.toml` sets the options of jemalloc.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// The configuration is wrong or the agent cannot start with it.
+/// Exit code: the configuration is invalid, or the agent cannot start with it.
 const UNUSABLE: u8 = 2;
 
-/// How long the end may take that was asked for at once.
+/// Time limit of an immediate shutdown.
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
@@ -76,7 +76,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints what the command line is answered with: help, the version, or what is wrong with it.
+/// Prints the command-line parser's output: help, the version, or an error.
 fn say(answer: &clap::Error) -> ExitCode {
     let code = u8::try_from(answer.exit_code()).unwrap_or(UNUSABLE);
     let written = answer.print().and_then(|()| io::stdout().flush());
@@ -86,7 +86,7 @@ fn say(answer: &clap::Error) -> ExitCode {
     }
 }
 
-/// The line goes first: a token whose line is lost would be used in vain.
+/// Prints the line before the token: without its line in the file, a token is useless.
 fn new_token(name: &str, groups: &[String]) -> ExitCode {
     let new = match tokens::New::make(name, groups) {
         Ok(new) => new,
@@ -103,7 +103,7 @@ fn new_token(name: &str, groups: &[String]) -> ExitCode {
     }
     match writeln!(io::stderr().lock(), "{}", new.usage()) {
         Ok(()) => ExitCode::SUCCESS,
-        // Its line is of no use: nobody knows the token.
+        // The line alone is useless, because the token is lost.
         Err(_) => ExitCode::FAILURE,
     }
 }
@@ -132,7 +132,7 @@ fn put_back(from: &Path, config: &Config) -> ExitCode {
     match restore::restore(from, database, guard, config::EMBEDDED_NAMES) {
         Ok(restored) => match output::write(&restored) {
             Ok(()) => ExitCode::SUCCESS,
-            // It has to be known that the copy is in place, and for how long the agent will abstain.
+            // The operator must learn that the copy is in place, and how long the agent's quarantine lasts.
             Err(error) => {
                 output::complain(format_args!("{restored}"));
                 output::ended(Err(error), ExitCode::SUCCESS)
@@ -153,12 +153,12 @@ fn refuse(mistakes: &config::Mistakes) -> ExitCode {
 }
 
 fn serve(config: &Config) -> ExitCode {
-    // Dropped last: what the end says is written, too.
+    // Declared first and so dropped last: the log still receives the lines of the shutdown.
     let traces = config.telemetry.traces.clone().map(Pipeline::new);
     let log = &config.telemetry.log;
     let _flush =
         telemetry::log::start(config.telemetry.environment.readers(), log, traces.as_ref());
-    // Of the audit trail, so that it is there whatever the level.
+    // Logged to the audit trail, so that the line appears at every log level.
     tracing::info!(
         target: telemetry::log::AUDIT,
         version = env!("CARGO_PKG_VERSION"),
@@ -167,8 +167,8 @@ fn serve(config: &Config) -> ExitCode {
         "election-agent starts"
     );
     descriptors::raise();
-    // Two threads are for what goes on beside requests: connecting, watching, exporting. None of it should wait for
-    // another, such as a ping of a lease node for a long list of pods.
+    // The background runtime: connecting, watching, exporting. Two threads, so that a long task, such as reading a long
+    // list of pods, does not delay another, such as a ping of a lease node.
     let runtime = Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -181,7 +181,7 @@ fn serve(config: &Config) -> ExitCode {
         }
     };
     let code = runtime.block_on(run(config, traces));
-    // Whatever still blocks, such as a name lookup that gets no answer, must not hold the end up.
+    // A blocked task, such as a name lookup without an answer, must not delay the exit.
     runtime.shutdown_background();
     code
 }
@@ -201,7 +201,7 @@ async fn run(config: &Config, traces: Option<Pipeline>) -> ExitCode {
     let at_once = stop.at_once.clone();
     tokio::spawn(async move {
         at_once.cancelled().await;
-        // Whatever has not ended by then is stuck.
+        // Tasks still running after this time are stuck.
         sleep(AT_ONCE).await;
         process::exit(0);
     });
@@ -227,12 +227,12 @@ async fn run(config: &Config, traces: Option<Pipeline>) -> ExitCode {
     }
 }
 
-/// Reads at every SIGHUP what is to be logged: from the same file, variables and flags.
+/// Reloads the log filter on every SIGHUP, from the same file, variables and flags.
 fn on_hangup() -> io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            // The command line has not changed since it was read.
+            // The command line was valid at the start and has not changed.
             let Ok((_, values)) = cli::parse(std::env::args_os(), std::env::vars_os()) else {
                 continue;
             };

@@ -1,8 +1,8 @@
-//! What answers while the agent starts, and while it has no place for more connections.
+//! Answers requests while the agent starts, and over spare connections.
 //!
-//! Lease nodes, key servers and Kubernetes may take as long as their timeouts to answer. Meanwhile the ports are open:
-//! `/livez` says that the process is well, so that nobody restarts it for what others do, and all else is UNAVAILABLE.
-//! Over connections in [spare places](crate::listener::admission::SPARE) only probes and metrics are answered.
+//! Lease nodes, key servers and Kubernetes may take until their timeouts to respond. The ports are open meanwhile:
+//! `/livez` succeeds, so that an unavailable dependency does not cause restarts, and all other requests get
+//! UNAVAILABLE. Connections in [spare places](crate::listener::admission::SPARE) serve only probes and metrics.
 
 use std::{
     convert::Infallible,
@@ -26,10 +26,10 @@ use crate::{
     transport::rest::ALIVE,
 };
 
-/// When to try again.
+/// The retry delay reported to callers.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
-/// Answers by a service from the moment that there is one. Clones share it.
+/// Forwards requests to a service once there is one. Clones share it.
 #[derive(Debug)]
 pub(super) struct Starting<S>(Arc<OnceLock<S>>);
 
@@ -38,7 +38,7 @@ impl<S> Starting<S> {
         Self(Arc::default())
     }
 
-    /// Answers by this service from now on; one that comes second is not used.
+    /// Sets the service. A second call has no effect.
     pub(super) fn started(&self, service: S) {
         let _ = self.0.set(service);
     }

@@ -1,4 +1,4 @@
-//! What answers requests, built from the configuration.
+//! Builds the service tree from the configuration.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -57,25 +57,25 @@ use crate::{
     workers::Workers,
 };
 
-/// What answers requests, without the ports that they come in by.
+/// The services that answer requests, independent of the ports.
 pub struct Tree {
     mux: Mux,
     pub(super) metrics: Metrics,
-    /// Whether requests are counted.
+    /// Whether metrics of requests are recorded.
     counts: bool,
     pub(super) monitor: Monitor,
     pub(super) quorum: Quorum,
     pub(super) traces: Option<Traces>,
-    /// Cancelled to end streams that would last as long as their clients like.
+    /// Cancelled to end streams that last as long as their clients keep them open.
     pub(super) closing: CancellationToken,
     layers: stack::Settings,
 }
 
 impl Tree {
-    /// Opens the lease nodes, with connections for each worker, and puts the services and the HTTP routes over them.
+    /// Opens the lease nodes, with connections for each worker, and builds the services and the HTTP routes on them.
     ///
     /// # Errors
-    /// A file that cannot be opened or used, or Kubernetes that is to be asked and cannot be.
+    /// A file cannot be opened or is unusable, or the configuration requires Kubernetes and it is unusable.
     pub async fn build(
         config: &Config,
         traces: Option<Pipeline>,
@@ -162,7 +162,7 @@ impl Tree {
         })
     }
 
-    /// The service that every connection gets.
+    /// Returns the service for a connection.
     pub fn service(
         &self,
     ) -> impl Service<Request<Body>, Response = Response, Error = Infallible, Future: Send>
@@ -175,15 +175,15 @@ impl Tree {
     }
 }
 
-/// How long a node abstains that may have lost its memory: until nothing is left of what any agent was
-/// granted before.
+/// The length of the quarantine of a node that may have lost memory: until every grant that any agent received before
+/// has expired.
 fn guard(store: &Store, max_term: Duration) -> Duration {
     let deployments = store.deployments.iter().chain(&store.next);
     let overlap = deployments.map(Deployment::overlap).max();
     max_term + overlap.unwrap_or_default()
 }
 
-/// The one place that knows the kinds of nodes.
+/// Starts the lease nodes. The kinds of nodes are distinguished only here.
 async fn nodes(
     store: &Store,
     max_term: Duration,
@@ -206,7 +206,7 @@ async fn nodes(
             }
         }
         let mut lists = list(&store.deployments);
-        // A node of both lists is one node.
+        // A node in both lists is started once.
         let mut deployments = store.deployments.clone();
         let mut next = Nodes::NONE;
         for deployment in &store.next {
@@ -261,7 +261,7 @@ async fn nodes(
     Ok((vec![Arc::new(node)], Electorate::of(Nodes::one(0))))
 }
 
-/// Whoever knows who callers are.
+/// Builds the authenticator.
 async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
     let auth = &config.auth;
     let beyond_this_host = !config.listen.address.is_loopback();
@@ -305,16 +305,16 @@ async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
     })
 }
 
-/// Counts who holds how many elections, where that is limited or policies may ask.
+/// Builds the count of held elections per identity and kind, if limits or policies use it.
 fn quotas(config: &Config) -> Option<Quotas> {
     let limits = config.limits.held;
     let asked = limits != quota::Limits::default() || config.auth.policies.is_some();
     asked.then(|| Quotas::new(limits))
 }
 
-/// What callers may do; `None`: anything.
+/// Builds the policies; `None` permits everything.
 fn policies(auth: &Auth) -> Result<Option<reload::Current<Policies>>, StartError> {
-    // Without any of both nobody is told from anybody else.
+    // Without authentication and without policies of the operator, all callers are alike.
     let on = auth.is_on() || auth.policies.is_some();
     let policies = on.then(|| policy::start(auth.policies.clone()));
     policies.transpose().map_err(|mistakes| unusable(&mistakes))

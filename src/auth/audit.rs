@@ -1,8 +1,8 @@
-//! The audit trail: one log line for every leadership that changes, and lines for requests that policies deny.
+//! The audit trail: one log line per change of leadership, and lines for requests that policies deny.
 //!
-//! Lines say where the request came from ([`Origin`]). [`layers::origin`](crate::layers::origin) sets that around
-//! the rest of the stack, as a variable of the task: the elections, which report changes from the request's own task,
-//! know nothing of callers and transports.
+//! Each line names the [`Origin`] of the request. [`layers::origin`](crate::layers::origin) sets it as a task-local
+//! variable around the rest of the stack. The elections report changes from the request's own task and so do not depend
+//! on callers and transports.
 
 use std::{
     fmt,
@@ -29,10 +29,10 @@ use super::{
 };
 use crate::telemetry::log::AUDIT;
 
-/// How many denied requests the process logs a second: more are only counted.
+/// Maximum number of denied requests that the process logs per second; further ones are only counted.
 const DENIALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).unwrap();
 
-/// How much of a request's id is logged, in bytes: callers choose it, up to the limit of a header.
+/// Maximum logged length of a request id, in bytes. Callers choose the id, up to the limit of a header.
 const ID_LENGTH: usize = 128;
 
 tokio::task_local! {
@@ -42,11 +42,11 @@ tokio::task_local! {
 /// Where a request came from. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Origin {
-    /// Who sent it; [`None`] where nobody is asked who they are.
+    /// The caller's identity; [`None`] for public paths.
     pub caller: Option<Identity>,
-    /// The client's address, as rate limiting counts it: behind trusted proxies, whose request they pass on.
+    /// The client's address, as rate limiting determines it: behind trusted proxies, the address that they report.
     pub address: Option<IpAddr>,
-    /// The request's id, as its `x-request-id` header has it.
+    /// The request id from the `x-request-id` header.
     pub request_id: Option<HeaderValue>,
 }
 
@@ -60,7 +60,7 @@ impl Origin {
         ORIGIN.scope(self, future)
     }
 
-    /// The origin of the request that this task serves; an empty one outside of requests.
+    /// Returns the origin of the request that this task serves; empty outside of requests.
     fn current() -> Self {
         ORIGIN.try_with(Self::clone).unwrap_or_default()
     }
@@ -77,21 +77,21 @@ impl Origin {
         self.address.map(tracing::field::display)
     }
 
-    /// The request's id, bounded.
+    /// Returns the request id, truncated to [`ID_LENGTH`].
     fn id(&self) -> Option<&str> {
         let id = self.request_id.as_ref()?.to_str().ok()?;
-        // Header values that are text are ASCII.
+        // A header value that converts to a string is ASCII, so any byte is a boundary.
         Some(id.get(..ID_LENGTH).unwrap_or(id))
     }
 }
 
-/// Logs that a leadership has changed. Members that are not known are left out.
+/// Logs a change of leadership. Omits unknown fields.
 pub(crate) fn changed(change: &Change<'_>, agent: &str) {
     let text = |value: Option<&dyn fmt::Display>| value.map(ToString::to_string);
     let old = text(change.old.map(|old| old as _));
     let new = text(change.new.map(|new| new as _));
     let origin = match change.cause {
-        // Nobody's request made the leader let its term lapse; the current one only came after that.
+        // An expiry has no originating request: the current request arrived after the term had expired.
         Cause::Expiry => Origin::default(),
         Cause::Campaign | Cause::Resign | Cause::Handover => Origin::current(),
     };
@@ -114,7 +114,7 @@ pub(crate) fn changed(change: &Change<'_>, agent: &str) {
 type Throttle =
     RateLimiter<NotKeyed, InMemoryState, MonotonicClock, NoOpMiddleware<std::time::Instant>>;
 
-/// Bounds what callers can make the process log by asking for what they may not do.
+/// Limits how much the process logs for denied requests.
 struct Denials {
     throttle: Throttle,
     suppressed: AtomicU64,
@@ -129,7 +129,7 @@ impl Denials {
         }
     }
 
-    /// Whether one is to be logged, and then how many were not since the last that was.
+    /// Returns [`None`] if the line must be suppressed, otherwise the number of lines suppressed since the last one.
     fn next(&self) -> Option<u64> {
         match self.throttle.check() {
             Ok(()) => Some(self.suppressed.swap(0, Relaxed)),
@@ -143,8 +143,8 @@ impl Denials {
 
 static DENIALS: LazyLock<Denials> = LazyLock::new(Denials::new);
 
-/// Logs that a request was denied, by policies or by the limit of this setting, unless too many were this second. The
-/// count of refused requests has them all.
+/// Logs a request that policies or the limit of this setting denied, unless too many were logged this second. The
+/// metric of refused requests counts all of them.
 pub(crate) fn denied(question: &Question<'_>, limit: Option<&'static str>) {
     let Some(suppressed) = DENIALS.next() else {
         return;
@@ -181,7 +181,7 @@ mod tests {
     fn denials_beyond_the_throttle_are_counted_and_the_next_line_has_the_count() {
         let denials = Denials::new();
         let logged = (0..1_000).filter(|_| denials.next().is_some()).count();
-        // A slow machine lets some more by while the loop runs.
+        // On a slow machine, the loop takes long enough for more lines.
         assert!((10..500).contains(&logged), "{logged}");
         std::thread::sleep(std::time::Duration::from_millis(200));
         let suppressed = denials.suppressed.load(Relaxed);

@@ -1,8 +1,9 @@
-//! Finds out who asks, by every mode that is switched on (`EA_AUTH_MODES`).
+//! Authenticates callers by all enabled modes (`EA_AUTH_MODES`).
 //!
-//! A bearer token counts before a client certificate, and a wrong one is refused even if the certificate is
-//! good: whoever shows a credential means it. Tokens are looked for in the file first, then verified as JSON
-//! Web Tokens of our issuer, then reviewed by Kubernetes. Who shows nothing is anonymous, if that is allowed.
+//! A bearer token takes precedence over a client certificate: an invalid token is refused even if the certificate is
+//! valid, because the caller presented it deliberately. Tokens are first looked up in the file, then verified as JSON
+//! Web Tokens of our issuer, then reviewed by Kubernetes. A caller without a credential is anonymous, if that is
+//! allowed.
 
 use super::{
     Identity, Refusal, certificates,
@@ -12,10 +13,10 @@ use super::{
 };
 use crate::{reload::Current, tls::Chain};
 
-/// Finds out who asks. Cheap to clone.
+/// Authenticates callers. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Authenticator {
-    /// `none`: whoever shows nothing is let in, as this.
+    /// `none`: the identity of callers without a credential.
     pub anonymous: Option<Identity>,
     /// `token`.
     pub tokens: Option<Current<Tokens>>,
@@ -27,16 +28,16 @@ pub struct Authenticator {
     pub mtls: bool,
 }
 
-/// Who somebody is, as far as that is known without asking anybody.
+/// The result of authentication without requests to other servers.
 pub enum Known {
-    /// This is who, or why not.
+    /// The identity, or the refusal.
     Yes(Result<Identity, Refusal>),
-    /// This bearer token must be verified: by [`Authenticator::verify`].
+    /// The bearer token needs verification by [`Authenticator::verify`].
     NotYet(Hash),
 }
 
 impl Authenticator {
-    /// Who shows this bearer token (if [`Authenticator::takes_bearers`]), or this chain of certificates.
+    /// Identifies the caller by this bearer token (if [`Authenticator::takes_bearers`]) or this chain of certificates.
     pub fn identify(&self, bearer: Option<&str>, chain: Option<&Chain>) -> Known {
         if let Some(token) = bearer {
             return self.remembered(token);
@@ -52,7 +53,7 @@ impl Authenticator {
     fn remembered(&self, token: &str) -> Known {
         let hash = tokens::hash(token);
         if let Some(tokens) = &self.tokens {
-            // Cloned, as the lock must not be held while the request goes on.
+            // Cloned so that the lock is released before the request continues.
             let listed = tokens.borrow().find(&hash).cloned();
             if let Some(identity) = listed {
                 return Known::Yes(Ok(identity));
@@ -72,10 +73,10 @@ impl Authenticator {
         }
     }
 
-    /// Whose token this is, if the file does not list it.
+    /// Returns the identity of a token that the file does not list.
     ///
     /// # Errors
-    /// Nobody's, or whoever knows does not answer.
+    /// The token is invalid, or the verifying server does not respond.
     pub async fn verify(&self, token: &str, hash: Hash) -> Result<Identity, Refusal> {
         match (&self.jwt, &self.kubernetes) {
             // Kubernetes has an issuer of its own.
@@ -86,7 +87,7 @@ impl Authenticator {
         }
     }
 
-    /// Whether any mode takes bearer tokens; otherwise they may be meant for a proxy on the way.
+    /// Returns whether any mode accepts bearer tokens. If none does, a token may be intended for a proxy in between.
     pub fn takes_bearers(&self) -> bool {
         self.tokens.is_some() || self.jwt.is_some() || self.kubernetes.is_some()
     }

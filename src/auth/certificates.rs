@@ -1,17 +1,17 @@
-//! Who a client's certificate is for.
+//! Derives an identity from a client certificate.
 //!
-//! The TLS handshake has proved that the client has the certificate's key and that an authority in
-//! `EA_TLS_CLIENT_CA_FILE` vouches for it. The identity is its first URI (as in
-//! [SPIFFE](https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md)), else its first DNS name, else
-//! its subject's common name. It has no groups.
+//! The TLS handshake has proved that the client holds the certificate's key and that an authority in
+//! `EA_TLS_CLIENT_CA_FILE` signed the certificate. The identity's name is the certificate's first URI (as in
+//! [SPIFFE](https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md)), else its first DNS name, else its
+//! subject's common name. The identity has no groups.
 
 use super::{Identity, Mode, Refusal};
 use crate::tls::Chain;
 
-/// Whom the client's certificate is for.
+/// Returns the identity that a client certificate names.
 ///
 /// # Errors
-/// It has no name that an identity can have, or has expired since the connection began.
+/// The certificate has no name that is valid for an identity, or has expired since the connection began.
 pub(super) fn identity(chain: &Chain) -> Result<Identity, Refusal> {
     let name = chain.name().map_err(refused)?;
     Identity::new(Mode::Mtls, name, Vec::new()).map_err(|what| refused(&what))
@@ -30,7 +30,7 @@ mod tests {
 
     fn of(uris: &[&str], dns: &[&str], common: Option<&str>) -> Result<Identity, Refusal> {
         let mut params = CertificateParams::default();
-        // DNS names come first, so that their order is not what decides.
+        // DNS names are added first, so that the order does not decide.
         for name in dns {
             let name = SanType::DnsName((*name).try_into().expect("ASCII"));
             params.subject_alt_names.push(name);

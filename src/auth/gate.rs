@@ -1,7 +1,7 @@
-//! The door to the elections and to the pods: whoever asks may do there what policies permit.
+//! Authorizes access to elections and pods by policy.
 //!
-//! Transports have no other way to them, so that none can forget to ask. A request is denied before
-//! anything is done for it.
+//! Transports reach elections and pods only through this gate, so no transport can skip authorization. The gate denies
+//! a request before it does any work for it.
 
 use std::sync::Arc;
 
@@ -25,45 +25,46 @@ use crate::{
     reload::Current,
 };
 
-/// Why somebody got no answer.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Policies do not permit it; nothing was changed. The text says what was asked.
+    /// Policies deny the request; nothing was changed. The text names what was requested.
     #[error("{0}")]
     Denied(String),
-    /// The caller holds as many elections as it may, or all callers do of the kind; nothing was changed.
+    /// The caller holds as many elections as it may, or all callers together hold as many of the kind; nothing was
+    /// changed.
     #[error("{message}")]
     OverQuota {
-        /// What is held, and what to do.
+        /// What is held and how to proceed.
         message: String,
-        /// The setting that limits it.
+        /// The setting that defines the limit.
         setting: &'static str,
-        /// How many may be held.
+        /// The maximum number of held elections.
         limit: usize,
     },
-    /// The elections refused it, or gave no answer.
+    /// The election service refused the request or failed.
     #[error(transparent)]
     Election(#[from] election::Error),
-    /// The lookup of pods gave none.
+    /// The pod lookup failed.
     #[error(transparent)]
     Pods(#[from] kube::Error),
 }
 
-/// Elections and pods, and who may do what there. Cheap to clone.
+/// Elections and pods behind authorization. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Gate {
     elections: Elections,
     lookup: Lookup,
-    /// `None`: everybody may do everything, as nobody is asked who they are.
+    /// `None` if authentication is off: every caller may do everything.
     policies: Option<Current<Policies>>,
-    /// `None`: everybody may hold any number of elections.
+    /// `None`: the number of elections that a caller may hold is unlimited.
     quotas: Option<Quotas>,
     allow_forced_handover: bool,
 }
 
 impl Gate {
-    /// A door to these elections and pods, where these policies and quotas hold. With `allow_forced_handover` a handover
-    /// may replace a leader that did not ask for it, if policies permit that, too.
+    /// Creates a gate to these elections and pods with these policies and quotas. With `allow_forced_handover`, a
+    /// handover may replace a leader that did not request it, if policies also permit it.
     #[must_use]
     pub fn new(
         elections: Elections,
@@ -81,7 +82,7 @@ impl Gate {
         }
     }
 
-    /// The longest term that a request may ask for.
+    /// Returns the longest term that a request may ask for.
     #[must_use]
     pub fn max_term(&self) -> std::time::Duration {
         self.elections.max_term()
@@ -90,7 +91,7 @@ impl Gate {
     /// [`Elections::campaign`].
     ///
     /// # Errors
-    /// [`Error`]: denied, or not known.
+    /// [`Error`]: the request is denied, or the elections fail.
     pub async fn campaign(
         &self,
         caller: &Identity,
@@ -121,7 +122,7 @@ impl Gate {
     /// [`Elections::extend`].
     ///
     /// # Errors
-    /// [`Error`]: denied, or not known.
+    /// [`Error`]: the request is denied, or the elections fail.
     pub async fn extend(
         &self,
         caller: &Identity,
@@ -147,7 +148,7 @@ impl Gate {
     /// [`Elections::resign`].
     ///
     /// # Errors
-    /// [`Error`]: denied, or not known.
+    /// [`Error`]: the request is denied, or the elections fail.
     pub async fn resign(
         &self,
         caller: &Identity,
@@ -168,10 +169,10 @@ impl Gate {
         Ok(resigned?)
     }
 
-    /// [`Elections::handover`]; forced, if that is allowed and the caller may.
+    /// [`Elections::handover`]; forced if the configuration allows it and policies permit it to the caller.
     ///
     /// # Errors
-    /// [`Error`]: denied, or not known.
+    /// [`Error`]: the request is denied, or the elections fail.
     pub async fn handover(
         &self,
         caller: &Identity,
@@ -192,7 +193,7 @@ impl Gate {
             false => Action::Handover,
         });
         let (election, leader, term) = (&handover.election, &handover.leader, handover.term);
-        // One that names a leader elects somebody in its place, and nobody where there is none.
+        // A handover that names the current leader replaces it. If there is none, the handover elects no leader.
         if handover.current_leader.is_none() {
             let entry = self.enter(question, election, leader, term)?;
             let moved = self.elections.handover(handover, forced, deadline).await;
@@ -214,7 +215,7 @@ impl Gate {
     /// [`Elections::leader`].
     ///
     /// # Errors
-    /// [`Error`]: denied, or not known.
+    /// [`Error`]: the request is denied, or the elections fail.
     pub async fn leader(
         &self,
         caller: &Identity,
@@ -228,7 +229,7 @@ impl Gate {
     /// [`Elections::leaders`].
     ///
     /// # Errors
-    /// [`Error`]: denied, or not known.
+    /// [`Error`]: the request is denied, or the elections fail.
     pub async fn leaders(
         &self,
         caller: &Identity,
@@ -239,10 +240,10 @@ impl Gate {
         Ok(self.elections.leaders(list, deadline).await?)
     }
 
-    /// Whether pods are looked up here at all: told before what is wrong with a request for them.
+    /// Checks that the pod lookup is on. Transports check this before they validate a request for pods.
     ///
     /// # Errors
-    /// They are not.
+    /// The lookup is off.
     pub fn looks_up_pods(&self) -> Result<(), Error> {
         Ok(self.lookup.is_on()?)
     }
@@ -250,7 +251,7 @@ impl Gate {
     /// [`Lookup::pods`].
     ///
     /// # Errors
-    /// [`Error`]: denied, or not known.
+    /// [`Error`]: the request is denied, or the lookup fails.
     pub async fn pods(
         &self,
         caller: &Identity,
@@ -268,8 +269,7 @@ impl Gate {
         Ok(self.lookup.pods(wanted, deadline).await?)
     }
 
-    /// Whether the caller may do what is for those who run the agent. Nobody may where nobody is asked who they
-    /// are.
+    /// Checks that the caller may administer the agent. Without authentication, no caller may.
     ///
     /// # Errors
     /// [`Error::Denied`].
@@ -285,7 +285,7 @@ impl Gate {
         self.ask(&of_the_agent(caller))
     }
 
-    /// Asks policies, and takes a place among the elections that the caller holds; [`None`] where nobody counts them.
+    /// Asks policies and reserves a place in the caller's quota. Returns [`None`] if quotas are off.
     fn enter(
         &self,
         question: Question<'_>,
@@ -295,7 +295,7 @@ impl Gate {
     ) -> Result<Option<Entry>, Error> {
         let held = self.besides(question.identity, election);
         let question = Question { held, ..question };
-        // First: who may not have the election takes no place, not even for a moment.
+        // Policies come first: a caller that may not have the election must not take a place, even briefly.
         self.ask(&question)?;
         let Some(quotas) = &self.quotas else {
             return Ok(None);
@@ -303,7 +303,7 @@ impl Gate {
         let holder = question.identity.name();
         let entry = quotas.enter(holder, election, candidate, term.duration());
         let entry = entry.map_err(|exceeded| over_quota(&question, election, exceeded))?;
-        // Others may have been entered since policies were asked.
+        // Other entries may have been made since the policies decided.
         let held = entry.besides();
         if self.counts_held() && held != question.held {
             let asked = self.ask(&Question { held, ..question });
@@ -315,7 +315,7 @@ impl Gate {
         Ok(Some(entry))
     }
 
-    /// What is held besides the election, where policies ask for that.
+    /// Returns how many elections are held besides this one, if policies use that number.
     fn besides(&self, caller: &Identity, election: &ElectionId) -> Held {
         match &self.quotas {
             Some(quotas) if self.counts_held() => quotas.besides(caller.name(), election),
@@ -368,7 +368,7 @@ impl Gate {
     }
 }
 
-/// Notes in an entry what came of it, unless that is not known.
+/// Updates a quota entry with the result, unless the result is unknown.
 fn note<T>(
     entry: Option<Entry>,
     result: &Result<T, election::Error>,
@@ -384,16 +384,16 @@ fn note<T>(
     }
 }
 
-/// Notes what a denial tells of a leader.
+/// Updates the quotas with what a denial implies about a leader.
 fn over(quotas: &Quotas, election: &ElectionId, leader: &Candidate, denial: Denial) {
     match denial {
         Denial::NoTerm | Denial::HeldByOther => quotas.over(election, leader),
-        // It leads, by another process.
+        // The candidate leads through another process.
         Denial::StaleToken => {}
     }
 }
 
-/// What is told to whom a quota does not let have another election. The audit trail has it, too.
+/// Returns the error for a caller over its quota and writes it to the audit trail.
 fn over_quota(question: &Question<'_>, election: &ElectionId, exceeded: Exceeded) -> Error {
     let (setting, limit, held) = match exceeded {
         Exceeded::Holder(limit) => (
@@ -418,7 +418,7 @@ fn over_quota(question: &Question<'_>, election: &ElectionId, exceeded: Exceeded
     }
 }
 
-/// Whether the caller may administer the agent.
+/// Returns the question whether the caller may administer the agent.
 fn of_the_agent(caller: &Identity) -> Question<'_> {
     Question {
         identity: caller,
@@ -430,16 +430,16 @@ fn of_the_agent(caller: &Identity) -> Question<'_> {
     }
 }
 
-/// Whether policies permit it; without any, everything is.
+/// Returns whether policies permit it. Without policies, everything is permitted.
 pub(crate) fn permits(policies: Option<&Current<Policies>>, question: &Question<'_>) -> bool {
     policies.is_none_or(|policies| {
-        // Not under the lock: a decision may take long.
+        // The lock is not held during the decision, which may take long.
         let policies = Arc::clone(&policies.borrow());
         policies.decide(question).allowed()
     })
 }
 
-/// What is told to whom policies do not permit what they ask. The audit trail has it, too.
+/// Returns the error for a caller that policies deny and writes it to the audit trail.
 pub(crate) fn denied(question: &Question<'_>) -> Error {
     audit::denied(question, None);
     Error::Denied(format!(

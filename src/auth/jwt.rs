@@ -1,9 +1,8 @@
-//! JSON Web Tokens that an issuer has signed ([RFC 7519](https://www.rfc-editor.org/rfc/rfc7519)).
+//! Verifies JSON Web Tokens of an issuer ([RFC 7519](https://www.rfc-editor.org/rfc/rfc7519)).
 //!
-//! A token must be signed by one of the issuer's keys ([`keys`]) with RS256, ES256 or EdDSA, and have `iss`,
-//! `aud` and `exp` that fit; `nbf` counts if it is there. What a key may be used for is taken from the key
-//! alone: the token's `alg` chooses nothing
-//! ([RFC 8725](https://www.rfc-editor.org/rfc/rfc8725#section-3.1)).
+//! A token must be signed by one of the issuer's keys ([`keys`]) with RS256, ES256 or EdDSA, and its `iss`, `aud` and
+//! `exp` must match; `nbf` is checked if present. The key alone determines the algorithm: the token's `alg` selects
+//! nothing ([RFC 8725](https://www.rfc-editor.org/rfc/rfc8725#section-3.1)).
 
 pub mod keys;
 
@@ -16,22 +15,21 @@ use serde_json::{Map, Value};
 use super::{Identity, Mode, Refusal, tokens::Hash};
 use keys::{Key, Keys};
 
-/// How many tokens are remembered that were found good: checking a signature costs as much as the whole
-/// rest of a request.
+/// Capacity of the cache of verified tokens. Verifying a signature costs as much as the rest of a request.
 const REMEMBERED: usize = 10_000;
 
-/// What tokens must say.
+/// The claims that tokens must have.
 #[derive(Debug, Clone)]
 pub struct Expected {
-    /// Who must have issued them: `iss`.
+    /// The required issuer: `iss`.
     pub issuer: String,
-    /// For whom they may be: `aud` must have one of these.
+    /// The accepted audiences: `aud` must contain one of these.
     pub audiences: Vec<String>,
-    /// How far the issuer's clock may be from ours.
+    /// Tolerance for the difference between the issuer's clock and the local clock.
     pub leeway: Duration,
-    /// The claim that has the identity's name.
+    /// The claim that holds the identity's name.
     pub name_claim: String,
-    /// The claim that has the identity's groups: an array, or a text with spaces between.
+    /// The claim that holds the identity's groups: an array, or a string separated by spaces.
     pub groups_claim: String,
 }
 
@@ -42,7 +40,7 @@ pub struct Verifier {
     keys: keys::Following,
 }
 
-/// Tokens that were found good under one set of keys, and for how long they are.
+/// Tokens verified with one set of keys, and when they expire.
 #[derive(Debug)]
 pub(super) struct Verified(Cache<Hash, (Identity, u64)>);
 
@@ -53,20 +51,20 @@ impl Default for Verified {
 }
 
 impl Verifier {
-    /// Verifies with these keys.
+    /// Creates a verifier with these keys.
     #[must_use]
     pub fn new(expected: Expected, keys: keys::Following) -> Self {
         Self { expected, keys }
     }
 
-    /// The identity of a token that was verified before, and is still good.
+    /// Returns the identity of a token that was verified before and has not expired.
     pub(super) fn remembered(&self, hash: &Hash) -> Option<Identity> {
         let (identity, expires) = self.keys.current().verified.0.get(hash)?;
         (get_current_timestamp() <= expires.saturating_add(self.expected.leeway.as_secs()))
             .then_some(identity)
     }
 
-    /// Whether the token says that our issuer has issued it; anybody can write that.
+    /// Returns whether the token names our issuer. This is unverified: anybody can write such a token.
     pub(super) fn claims_our_issuer(&self, token: &str) -> bool {
         let claims = jsonwebtoken::dangerous::insecure_decode::<Map<String, Value>>(token);
         claims.is_ok_and(|token| {
@@ -74,13 +72,13 @@ impl Verifier {
         })
     }
 
-    /// Whose token this is. Waits for keys that the issuer may have added, but not for long.
+    /// Returns the identity of a token. Waits briefly for keys that the issuer may have added.
     ///
     /// # Errors
-    /// The token is not good, or it may be good by a key of the issuer's that cannot be had now.
+    /// The token is invalid, or its key is unknown and the issuer's keys are unavailable.
     pub(super) async fn verify(&self, token: &str, hash: &Hash) -> Result<Identity, Refusal> {
         let header = decode_header(token).map_err(|_| refused("it is not a JSON Web Token"))?;
-        // Nobody is asked for keys for a token that they would not make good.
+        // A token of another issuer must not cause a fetch of keys.
         if !self.claims_our_issuer(token) {
             return Err(refused(why(&ErrorKind::InvalidIssuer)));
         }
@@ -137,7 +135,7 @@ impl Verifier {
                     _ => Wrong::Content(refused(why)),
                 }
             })?;
-        // An extension that must be understood is one that we do not.
+        // `crit` lists extensions that the recipient must understand. This one understands none.
         if token.header.crit.is_some() {
             let refusal = refused("its header has `crit`, which is not supported");
             return Err(Wrong::Content(refusal));
@@ -174,11 +172,11 @@ impl Verifier {
     }
 }
 
-/// What is wrong with a token.
+/// Why a token is invalid.
 enum Wrong {
-    /// A key has not signed it; another may have.
+    /// This key has not signed the token; another one may have.
     Signature(&'static str),
-    /// A key has, and it is not good all the same.
+    /// This key has signed the token, but its content is invalid.
     Content(Refusal),
 }
 
@@ -191,7 +189,7 @@ impl Wrong {
     }
 }
 
-/// What is wrong with the token, never what is in it.
+/// The text states what is wrong with the token without repeating its content.
 fn refused(why: &str) -> Refusal {
     Refusal::Unauthenticated(format!("the JSON Web Token is not accepted: {why}"))
 }
@@ -236,7 +234,7 @@ mod tests {
             let (key, jwk) = match algorithm {
                 Algorithm::ES256 => {
                     let (private, point) = made(&PKCS_ECDSA_P256_SHA256);
-                    // An uncompressed point: 4, x, y.
+                    // The encoding of an uncompressed point: the byte 4, then x and y.
                     let (x, y) = (base64(&point[1..33]), base64(&point[33..]));
                     let jwk = json!({"kty": "EC", "crv": "P-256", "x": x, "y": y, "kid": kid});
                     (EncodingKey::from_ec_der(&private), jwk)
@@ -401,7 +399,7 @@ mod tests {
                 .await
                 .expect("good");
         }
-        // Signed with HMAC, whose secret is the public key.
+        // Signed with HMAC, with the public key as the secret.
         let public = issuer.jwk()["x"].as_str().expect("a key").to_owned();
         let mut header = Header::new(Algorithm::HS256);
         header.kid = Some("one".to_owned());
@@ -413,13 +411,13 @@ mod tests {
         .expect("made");
         let refused = verify(&verifier, &forged).await.expect_err("forged");
         assert!(refused.contains("algorithm"), "{refused}");
-        // Not signed at all.
+        // Unsigned.
         let none = format!(
             "eyJhbGciOiJub25lIn0.{}.",
             forged.split('.').nth(1).expect("claims")
         );
         verify(&verifier, &none).await.expect_err("not signed");
-        // A key's name is the issuer's to give.
+        // Another key under the name of the issuer's key.
         let impostor = Issuer {
             kid: "two",
             ..issuer
@@ -457,7 +455,7 @@ mod tests {
                 matches!(refusal, Err(Refusal::Unavailable(_))),
                 "{refusal:?}"
             );
-            // Whatever the keys are, this one would not be let in.
+            // No key can make this token valid.
             let others = new.token(&with("iss", "https://evil.example"));
             let refusal = verifier.verify(&others, &[0; 32]).await;
             assert!(

@@ -1,11 +1,11 @@
-//! What an identity may do: policies in the [Cedar](https://docs.cedarpolicy.com) language.
+//! Authorization by policies in the [Cedar](https://docs.cedarpolicy.com) language.
 //!
-//! A [`Question`] (who wants to do what with what) is put to [`Policies`], which answer with a
-//! [`Decision`]. It is Cedar's: denied unless a `permit` holds and no `forbid` does. A policy whose
-//! evaluation fails is skipped, and told in the log.
+//! [`Policies`] answer a [`Question`] (which identity requests which action on which resource) with a [`Decision`].
+//! Cedar's rule applies: a request is denied unless a `permit` applies and no `forbid` does. A policy whose evaluation
+//! fails is skipped and logged.
 //!
-//! [`SCHEMA`] declares the words of policies, [`facts`] fills them in for a [`question`], [`load`] reads
-//! policies, [`directory`] those that an operator has written. Decisions are [`kept`].
+//! [`SCHEMA`] declares the vocabulary of policies, [`facts`] supplies its values for a [`question`], [`load`] parses
+//! policies, and [`directory`] reads those of the operator. Decisions are [cached](kept).
 
 mod directory;
 mod facts;
@@ -26,13 +26,13 @@ pub use directory::{Directory, start};
 pub use load::Origin;
 pub use question::{Action, Question, Resource};
 
-/// The words of policies, as a Cedar schema.
+/// The vocabulary of policies, as a Cedar schema.
 pub const SCHEMA: &str = include_str!("policy/schema.cedarschema");
 
-/// The policies that hold without an operator's.
+/// The policies that apply if the operator provides none.
 pub const DEFAULT: &str = include_str!("policy/default.cedar");
 
-/// The words of the schema that say how many elections are held.
+/// The attributes of the schema that state how many elections are held.
 const HELD: [&str; 2] = ["heldByIdentity", "heldOfKind"];
 
 static PARSED_SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
@@ -41,7 +41,7 @@ static PARSED_SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     schema
 });
 
-/// The answer to a [`Question`]. Cheap to clone.
+/// The decision on a [`Question`]. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision(Arc<Answer>);
 
@@ -53,30 +53,29 @@ struct Answer {
 }
 
 impl Decision {
-    /// Whether it may be done.
+    /// Returns whether the request is allowed.
     #[must_use]
     pub fn allowed(&self) -> bool {
         self.0.allowed
     }
 
-    /// The ids of the policies that decided, sorted: those that permit it, or those that forbid it. None
-    /// when it is denied because none permits it.
+    /// Returns the sorted ids of the policies that determined the decision: those that permit it, or those that forbid
+    /// it. Empty if the request is denied because no policy permits it.
     #[must_use]
     pub fn policies(&self) -> &[String] {
         &self.0.policies
     }
 
-    /// What went wrong with policies that were skipped.
+    /// Returns the evaluation errors of policies that were skipped.
     #[must_use]
     pub fn errors(&self) -> &[String] {
         &self.0.errors
     }
 }
 
-/// A set of policies that are valid by the schema, and what they decided lately.
+/// A set of policies that are valid by the schema, with a cache of their decisions.
 ///
-/// The decisions are the set's own: they go with it when other policies take its place, so that none is
-/// ever taken from former ones.
+/// The cache belongs to the set and is dropped with it, so a decision never comes from earlier policies.
 pub struct Policies {
     authorizer: Authorizer,
     set: PolicySet,
@@ -84,15 +83,15 @@ pub struct Policies {
     warnings: Vec<String>,
     decisions: kept::Decisions,
     counts_held: bool,
-    /// Those whose evaluation has failed and that the log knows of.
+    /// The policies whose evaluation has failed and been logged.
     failed: Mutex<HashSet<PolicyId>>,
 }
 
 impl Policies {
-    /// Policies from files: their paths, and what they hold.
+    /// Parses policies from files, given as paths and contents.
     ///
     /// # Errors
-    /// Everything that is wrong with them, each with its file and line.
+    /// All mistakes, each with its file and line.
     pub fn new<'a>(
         files: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> Result<Self, Vec<String>> {
@@ -110,7 +109,7 @@ impl Policies {
         })
     }
 
-    /// Decides.
+    /// Decides whether the request is allowed.
     #[must_use]
     pub fn decide(&self, question: &Question<'_>) -> Decision {
         if let Some(decision) = self.decisions.get(question) {
@@ -161,31 +160,32 @@ impl Policies {
         }))
     }
 
-    /// Whether decisions may depend on [how many elections are held](Question::held). Where they do not, none has to be
-    /// kept for every number.
+    /// Returns whether decisions may depend on [how many elections are held](Question::held). If not, the cache needs
+    /// no separate entry for every number.
     #[must_use]
     pub fn counts_held(&self) -> bool {
         self.counts_held
     }
 
-    /// Where the policy of this id is from.
+    /// Returns the file and line of the policy with this id.
     #[must_use]
     pub fn origin(&self, id: &str) -> Option<&Origin> {
         self.origins.get(id)
     }
 
-    /// The ids of all policies, sorted.
+    /// Returns the ids of all policies, sorted.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.origins.keys().map(String::as_str)
     }
 
-    /// Whether there is no policy at all.
+    /// Returns whether the set has no policies.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.set.is_empty()
     }
 
-    /// What is valid but perhaps not meant, such as a policy that never holds; each with its file and line.
+    /// Returns warnings about valid but suspicious policies, such as one that never applies; each with its file and
+    /// line.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         &self.warnings

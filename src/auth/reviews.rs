@@ -1,9 +1,9 @@
-//! Tokens that a Kubernetes API server reviews
+//! Verifies tokens by asking a Kubernetes API server
 //! ([TokenReview](https://kubernetes.io/docs/reference/kubernetes-api/authentication-resources/token-review-v1/)).
 //!
-//! Verdicts are remembered (`EA_AUTH_KUBERNETES_CACHE_TTL`, and never past the token's own end), so that the
-//! API server is asked once in that time for each token, however many requests come with it, and a token that
-//! is revoked is let in no longer than that.
+//! Verdicts are cached for `EA_AUTH_KUBERNETES_CACHE_TTL`, and never past the token's own expiry. The API server thus
+//! reviews each token once in that time, regardless of the number of requests, and a revoked token stays valid for no
+//! longer than that.
 
 use std::{
     sync::{
@@ -26,40 +26,40 @@ use tracing::Instrument as _;
 use super::{Identity, Mode, Refusal, tokens::Hash};
 use crate::{causes, telemetry::trace};
 
-/// How many verdicts are remembered.
+/// Capacity of the cache of verdicts.
 const REMEMBERED: usize = 10_000;
-/// How long it is remembered that a token is not good.
+/// How long a negative verdict is cached.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
-/// How many reviews may be under way: strangers' tokens must not be a burden for the API server.
+/// Maximum number of concurrent reviews: tokens of strangers must not load the API server.
 const AT_ONCE: usize = 16;
-/// How long a review may take, waiting included.
+/// Timeout of a review, including the wait for a place.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Asks the API server whose tokens are. Cheap to clone.
+/// Verifies tokens by asking the API server. Cheap to clone.
 #[derive(Clone)]
 pub struct Reviewer(Arc<Inner>);
 
 struct Inner {
     reviews: Api<TokenReview>,
-    /// For whom tokens must be; none: for the API server.
+    /// The accepted audiences of tokens; empty for the API server's own.
     audiences: Vec<String>,
     remember: Duration,
     verdicts: Cache<Hash, Verdict>,
     under_way: Semaphore,
-    /// Whether the last review came to nothing.
+    /// Whether the latest review failed to give a verdict.
     failing: AtomicBool,
 }
 
 #[derive(Clone)]
 struct Verdict {
-    /// Whose the token is, or why it is nobody's.
+    /// The token's identity, or why the token is invalid.
     identity: Result<Identity, String>,
     until: Instant,
 }
 
 impl Reviewer {
-    /// Asks this API server about tokens for one of `audiences` (none: for the API server itself), and
-    /// remembers for this long whose they are.
+    /// Creates a reviewer that asks this API server about tokens for one of `audiences` (empty for the API server's
+    /// own) and caches positive verdicts for `remember`.
     #[must_use]
     pub fn new(client: Client, audiences: Vec<String>, remember: Duration) -> Self {
         Self(Arc::new(Inner {
@@ -72,17 +72,17 @@ impl Reviewer {
         }))
     }
 
-    /// What is remembered of the token.
+    /// Returns the cached verdict on the token.
     pub(super) fn remembered(&self, hash: &Hash) -> Option<Result<Identity, Refusal>> {
         let verdict = self.0.verdicts.get(hash)?;
         (Instant::now() < verdict.until).then(|| verdict.told())
     }
 
-    /// Whose token this is. Requests with one token wait for one review, which goes on when they do not: the
-    /// next one finds its verdict.
+    /// Returns the identity of a token. Concurrent requests with one token share one review. The review completes even
+    /// if they are cancelled, and the next request finds its verdict.
     ///
     /// # Errors
-    /// The token is not good, or the API server did not say.
+    /// The token is invalid, or the API server gave no verdict.
     pub(super) async fn review(&self, token: &str, hash: &Hash) -> Result<Identity, Refusal> {
         let (inner, token, hash) = (Arc::clone(&self.0), token.to_owned(), *hash);
         let reviewing = async move {
@@ -114,8 +114,8 @@ impl Inner {
         let status = match answer {
             Ok(status) => status,
             Err(what) => {
-                // Rights that are missing, or a server that is down: both are the operator's to mend. Told once,
-                // as anybody can cause it as often as they like.
+                // The operator has to fix missing rights or an unavailable server. Logged once, because any caller can
+                // cause it any number of times.
                 if !was_failing {
                     tracing::error!("the Kubernetes API server does not review tokens: {what}");
                 }
@@ -176,7 +176,7 @@ fn unavailable(why: &str) -> Refusal {
     Refusal::Unavailable(format!("{why}; the agent's log says more"))
 }
 
-/// How long a token that was found good is good by its own word, if it says so.
+/// Returns the time until the `exp` of a verified token, if it has one.
 fn time_left(token: &str) -> Option<Duration> {
     let token = jsonwebtoken::dangerous::insecure_decode::<Map<String, Value>>(token).ok()?;
     let expires = Duration::try_from_secs_f64(token.claims.get("exp")?.as_f64()?).ok()?;

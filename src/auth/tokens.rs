@@ -1,15 +1,15 @@
 //! Bearer tokens that a file lists by their hashes (`EA_AUTH_TOKEN_FILE`).
 //!
-//! The file has one token a line: a name, `sha256:` with the token's hash in hex, and, if it has any, the
-//! groups, comma separated. What follows a `#` at a line's beginning is a comment.
+//! The file has one token per line: a name, `sha256:` followed by the token's hash in hex, and optionally a
+//! comma-separated list of groups. A line that begins with `#` is a comment.
 //!
 //! ```text
 //! # report workers
 //! worker-1 sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 workers,batch
 //! ```
 //!
-//! Tokens are 256 random bits, so that a plain hash keeps them as secret as a slow one would: there is
-//! nothing to guess. A name may have several tokens, which is how they are replaced.
+//! A token is 256 random bits. It cannot be guessed, so a plain hash protects it as well as a slow one. A name may have
+//! several tokens, which allows rotation.
 
 use std::{collections::HashMap, fmt::Write as _, path::PathBuf};
 
@@ -22,31 +22,31 @@ use crate::reload::{Mistake, Source, read_file};
 
 /// The setting that names the file.
 const VARIABLE: &str = "EA_AUTH_TOKEN_FILE";
-/// What tokens begin with, so that scanners for leaked secrets can tell them.
+/// Prefix of tokens, by which scanners for leaked secrets recognize them.
 const TOKEN_PREFIX: &str = "ea_";
-/// What a hash in the file begins with.
+/// Prefix of a hash in the file.
 const HASH_PREFIX: &str = "sha256:";
-/// The length of a token without its prefix, in bytes.
+/// Length of a token without its prefix, in bytes.
 const SECRET_LENGTH: usize = 32;
 
 /// The SHA-256 of a credential.
 pub type Hash = [u8; 32];
 
-/// The hash of a credential, by which it is looked up.
+/// Returns the hash of a credential, the key of all look-ups.
 pub(super) fn hash(credential: &str) -> Hash {
     Sha256::digest(credential.as_bytes()).into()
 }
 
-/// A token for a client, and the line of the file that knows it.
+/// A new token for a client, and the line for the token file.
 pub struct New {
-    /// The token, which is kept nowhere.
+    /// The token. It is not stored.
     pub token: String,
     /// The line for the file.
     pub line: String,
 }
 
 impl New {
-    /// The token, as a shell takes it, and how it is used.
+    /// Returns the token as a shell assignment, with instructions.
     #[must_use]
     pub fn usage(&self) -> String {
         format!(
@@ -58,10 +58,10 @@ impl New {
         )
     }
 
-    /// Makes a token for this name and these groups.
+    /// Creates a token for this name and these groups.
     ///
     /// # Errors
-    /// A name or group that the file cannot hold, or a system without randomness.
+    /// The file format cannot represent the name or a group, or the system provides no randomness.
     pub fn make(name: &str, groups: &[String]) -> Result<Self, String> {
         let apart = |c: char| c.is_whitespace() || c == ',';
         if name.starts_with('#') || groups.iter().any(String::is_empty) {
@@ -83,7 +83,7 @@ impl New {
         if !groups.is_empty() {
             let _ = write!(line, " {}", groups.join(","));
         }
-        // As the file's reader will.
+        // The reader of the file applies the same checks.
         Identity::new(Mode::Token, name, groups.to_vec())?;
         Ok(Self { token, line })
     }
@@ -96,13 +96,13 @@ pub struct File(pub PathBuf);
 /// The tokens that the file lists.
 #[derive(Debug, Default)]
 pub struct Tokens {
-    /// By the first eight bytes of the hash. That a look-up takes longer when these are right tells nobody
-    /// anything of a token: who could choose the hash of a guess could find the token without us.
+    /// Keyed by the first eight bytes of the hash. The timing of a look-up reveals only whether these bytes match. That
+    /// discloses nothing about a token: an attacker who can choose the hash of a guess could find the token offline.
     by_prefix: HashMap<[u8; 8], Vec<(Hash, Identity)>>,
 }
 
 impl Tokens {
-    /// Whose token this is. What is compared is compared in constant time.
+    /// Returns the identity of a token. The comparison of hashes takes constant time.
     #[must_use]
     pub(super) fn find(&self, hash: &Hash) -> Option<&Identity> {
         let listed = self.by_prefix.get(&prefix(hash))?;
@@ -131,7 +131,7 @@ impl Source for File {
         let path = self.0.display();
         let text = std::str::from_utf8(content)
             .map_err(|_| vec![Mistake::new(VARIABLE, format!("{path} is not UTF-8"))])?;
-        // As some editors begin a file.
+        // Some editors write a byte order mark at the start of a file.
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let (mut tokens, mut mistakes) = (Tokens::default(), Vec::new());
         for (number, line) in (1..).zip(text.lines()) {
@@ -154,7 +154,7 @@ impl Source for File {
             return Err(mistakes);
         }
         if tokens.by_prefix.is_empty() {
-            // Taking the last one off must take effect.
+            // An empty list is valid, so that the removal of the last token takes effect.
             tracing::warn!(
                 variable = VARIABLE,
                 "{path} lists no token, so none lets anybody in"
@@ -164,7 +164,7 @@ impl Source for File {
     }
 }
 
-/// What a line says; a mistake does not repeat it, as it may hold a token where a hash should be.
+/// Parses a line. The error does not repeat the line, which may hold a token in place of a hash.
 fn parse_line(line: &str) -> Result<(Hash, Identity), String> {
     let mut words = line.split_whitespace();
     let (name, hash, groups, more) = (words.next(), words.next(), words.next(), words.next());

@@ -1,4 +1,4 @@
-//! `election-agent authz`: tells operators what policies may say, whether theirs are valid, and what they
+//! `election-agent authz`: reports the vocabulary of policies, whether the operator's policies are valid, and what they
 //! decide and why.
 
 use std::process::ExitCode;
@@ -19,23 +19,23 @@ use crate::{
     reload::{Mistake, Source as _},
 };
 
-/// What is wrong on the command line, or with the policies.
+/// Exit code for an invalid command line or invalid policies.
 const UNUSABLE: u8 = 2;
 
-/// What to do.
+/// The subcommand.
 #[derive(Debug)]
 pub enum Command {
     /// Print the schema.
     Schema,
     /// Print the default policies.
     Default,
-    /// Say whether the policies are valid.
+    /// Report whether the policies are valid.
     Check,
-    /// Say what the policies decide, and why.
+    /// Report the decision of the policies and the reason.
     Explain(Box<Asked>),
 }
 
-/// What `explain` is given; by the names of its options.
+/// The arguments of `explain`, named like its options.
 #[derive(Debug, Default)]
 pub struct Asked {
     identity: Option<String>,
@@ -54,7 +54,7 @@ pub struct Asked {
     agent: bool,
 }
 
-/// The subcommand for the command line.
+/// Defines the subcommand for the command line.
 pub(super) fn definition() -> clap::Command {
     let text = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
@@ -115,7 +115,7 @@ pub(super) fn definition() -> clap::Command {
 }
 
 impl Command {
-    /// Reads what [`definition`] has matched.
+    /// Reads the matches of [`definition`].
     pub(crate) fn from_matches(mut matches: ArgMatches) -> Self {
         let Some((name, mut given)) = matches.remove_subcommand() else {
             return Self::Check;
@@ -150,10 +150,10 @@ impl Command {
         }
     }
 
-    /// Does it, and says so on the standard output; what is wrong, on the standard error.
+    /// Runs the command and prints its result to standard output, errors to standard error.
     ///
     /// # Errors
-    /// Those of `auth`, which is asked only when the policies matter.
+    /// Those of `auth`, which is called only if the command needs the policies.
     pub fn run<E>(&self, auth: impl FnOnce() -> Result<Auth, E>) -> Result<ExitCode, E> {
         let then: &dyn Fn(&Policies) -> ExitCode = match self {
             Self::Schema => {
@@ -219,7 +219,7 @@ impl Asked {
         output::print(told(policies, &question, &decision), code)
     }
 
-    /// Who asks for what, and of what; or everything that is wrong with it.
+    /// Returns the identity, action and subject of the request, or all mistakes in the arguments.
     fn check(&self) -> Result<(Identity, Action, Subject), Vec<String>> {
         let mut wrong = Vec::new();
         let identity = self.identity(&mut wrong);
@@ -271,7 +271,7 @@ impl Asked {
         }
     }
 
-    /// What the action is to be done with.
+    /// Returns the object of the action.
     fn subject(&self, action: Action, wrong: &mut Vec<String>) -> Option<Subject> {
         let name = action.name();
         let takes: &[&str] = match action {

@@ -1,4 +1,4 @@
-//! Asks an agent whether it is well: for containers, whose engine has nothing but the agent's binary to ask with.
+//! Probes an agent over HTTP, for containers whose engine can run nothing but the agent's binary.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -10,22 +10,22 @@ use url::Url;
 
 use crate::{causes, config::Config};
 
-/// How long an answer may take.
+/// Timeout of a probe.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What to ask.
+/// A probe of an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// What to ask; [`None`]: the agent of this host that has the same configuration.
+    /// The URL to request; [`None`] for the agent on this host with the same configuration.
     pub url: Option<Url>,
-    /// Whether it is enough that it works.
+    /// Whether to probe for liveness instead of readiness.
     pub live: bool,
 }
 
-/// The URL that `--url` is given.
+/// Parses the argument of `--url`.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The text states what is wrong with it.
 pub fn parse_url(text: &str) -> Result<Url, String> {
     const EXAMPLE: &str = "give one such as http://10.0.0.7:8080/readyz";
     let wrong = |what: &str| format!("{what}: {EXAMPLE}");
@@ -35,7 +35,7 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
             "the agent is asked over http or https, not {}",
             url.scheme()
         ))),
-        // `localhost:8080` has the scheme `localhost`.
+        // `localhost:8080` parses as the scheme `localhost`.
         Ok(_) | Err(url::ParseError::RelativeUrlWithoutBase) => {
             Err(wrong("it begins neither with http:// nor with https://"))
         }
@@ -44,10 +44,10 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
 }
 
 impl Probe {
-    /// Asks.
+    /// Sends the probe.
     ///
     /// # Errors
-    /// Says what the agent said, or why it said nothing.
+    /// The text states the agent's reply, or why there was none.
     pub async fn ask(&self, config: &Config) -> Result<(), String> {
         let url = match &self.url {
             Some(url) => url.clone(),
@@ -55,9 +55,10 @@ impl Probe {
         };
         let client = Client::builder()
             .timeout(TIMEOUT)
-            // A proxy answers for itself, and would be asked for this host in its own network.
+            // A proxy would answer for itself, or look for this host in its own network.
             .no_proxy()
-            // Nothing is told to it, and whoever answers in its place on this host could have stopped it as well.
+            // The probe discloses nothing, and an attacker able to impersonate the agent on this host could also stop
+            // it.
             .tls_danger_accept_invalid_certs(self.url.is_none())
             .build()
             .map_err(|error| causes(&error))?;

@@ -1,4 +1,4 @@
-//! Who may ask, how they prove who they are, and what they may do.
+//! Authentication and authorization.
 
 use std::time::Duration;
 
@@ -100,36 +100,36 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// Who may ask, and how they prove who they are.
+/// Configuration of authentication and authorization.
 #[derive(Debug, Clone)]
 pub struct Auth {
-    /// Whether callers may prove nothing.
+    /// Whether callers without a credential are admitted as anonymous.
     pub anonymous: bool,
-    /// Whether client certificates prove who callers are.
+    /// Whether client certificates authenticate callers.
     pub mtls: bool,
-    /// What is served to everybody.
+    /// The public areas.
     pub public: Vec<Area>,
-    /// Bearer tokens.
+    /// The file of bearer tokens.
     pub tokens: Option<tokens::File>,
-    /// JSON Web Tokens: what they must say, and whose keys they are signed by.
+    /// JSON Web Tokens: the required claims, and the source of the keys.
     pub jwt: Option<(Expected, Origin)>,
-    /// Tokens that Kubernetes reviews.
+    /// Reviews of tokens by Kubernetes.
     pub kubernetes: Option<Reviews>,
-    /// Policies in place of the default ones; valid when the configuration was read.
+    /// The operator's policies, which replace the default ones; valid when the configuration was read.
     pub policies: Option<Directory>,
 }
 
-/// How tokens are reviewed by Kubernetes.
+/// Configuration of token reviews by Kubernetes.
 #[derive(Debug, Clone)]
 pub struct Reviews {
-    /// For whom tokens must be made; none: for the API server.
+    /// The accepted audiences of tokens; empty for the API server's own.
     pub audiences: Vec<String>,
-    /// How long a verdict is remembered.
+    /// How long a verdict is cached.
     pub remember: Duration,
 }
 
 impl Auth {
-    /// Whether callers have to prove who they are.
+    /// Returns whether callers must authenticate.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.mtls || self.tokens.is_some() || self.jwt.is_some() || self.kubernetes.is_some()
@@ -139,7 +139,7 @@ impl Auth {
         let modes = reader.with(EA_AUTH_MODES, modes);
         let public = reader.with(EA_AUTH_PUBLIC, public);
         let on = |mode| modes.as_ref().is_some_and(|modes| modes.contains(&mode));
-        // Not when the modes are not known: what is not used then is no mistake.
+        // If the modes are invalid, it is unknown which settings are unused, so none is a mistake.
         let unused = |mode| modes.is_some() && !on(mode);
         let (token, jwt, kubernetes) = (on(Mode::Token), on(Mode::Jwt), on(Mode::Kubernetes));
         for (mode, variables) in [
@@ -227,7 +227,7 @@ fn read_tokens(reader: &mut Reader<'_>) -> Option<tokens::File> {
     Some(file)
 }
 
-/// What is wrong is told also when it is not used.
+/// Reads the JWT settings. Reports mistakes even if the mode is off.
 fn read_jwt(reader: &mut Reader<'_>, used: bool) -> Option<(Expected, Origin)> {
     let minute = Duration::from_secs(60);
     let refresh = reader.duration(EA_AUTH_JWT_REFRESH, minute / 6, 24 * 60 * minute);

@@ -1,9 +1,9 @@
-//! Values without the credentials in them.
+//! Hides credentials in values.
 
 use election_redis::Server;
 use url::Url;
 
-/// The URLs without the passwords in them; what is no URL of a server is hidden whole.
+/// Returns the URLs without their passwords. An entry that is not the URL of a server is hidden completely.
 pub(super) fn hide_credentials(urls: &str) -> String {
     let hidden: Vec<_> = urls
         .split(',')

@@ -1,4 +1,4 @@
-//! Kubernetes.
+//! The lookup of Kubernetes pods.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Bounds on what requests may ask.
+//! Limits on requests.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -70,24 +70,24 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// Bounds on what requests may ask.
+/// Limits on requests.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    /// The longest term.
+    /// The maximum term.
     pub max_term: Duration,
-    /// The longest time an answer takes.
+    /// The maximum time to a reply.
     pub request_timeout: Duration,
-    /// How many requests may be under way at once.
+    /// Maximum number of requests in progress at once.
     pub max_in_flight: usize,
-    /// How many connections are taken.
+    /// Limits on connections.
     pub connections: admission::Limits,
-    /// How often one caller may ask; `None` for as often as it likes.
+    /// Rate limit per caller; `None` for no limit.
     pub rate: Option<Rate>,
-    /// Whose word on clients' addresses is taken.
+    /// The proxies whose reported client addresses are trusted.
     pub trusted_proxies: TrustedProxies,
-    /// How many elections may be held at the same time.
+    /// Limits on the number of elections held at once.
     pub held: quota::Limits,
-    /// Whether a handover may replace a leader that did not ask for it.
+    /// Whether a handover may replace a leader that did not request it.
     pub allow_forced_handover: bool,
 }
 

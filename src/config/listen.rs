@@ -1,4 +1,4 @@
-//! Where the agent listens, and how long connections live.
+//! Addresses and ports, and lifetimes of connections.
 
 use std::{net::IpAddr, num::NonZeroUsize, thread::available_parallelism, time::Duration};
 
@@ -83,39 +83,39 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// Where the agent listens, and how long connections live.
+/// Addresses and ports, and lifetimes of connections.
 #[derive(Debug, Clone)]
 pub struct Listen {
-    /// The address of both ports.
+    /// The IP address of both ports.
     pub address: IpAddr,
     /// Whether elections are served over gRPC.
     pub grpc: bool,
-    /// The port named for gRPC.
+    /// The port named for gRPC. Both ports serve the same service.
     pub grpc_port: u16,
     /// Whether elections are served over REST.
     pub http: bool,
-    /// The port named for HTTP.
+    /// The port named for HTTP. Both ports serve the same service.
     pub http_port: u16,
-    /// How long connections live.
+    /// Lifetimes of connections.
     pub lifetime: Lifetime,
-    /// What is asked of clients.
+    /// The limits that clients must keep.
     pub conduct: Conduct,
-    /// How many threads serve connections.
+    /// Number of threads that serve connections.
     pub workers: NonZeroUsize,
-    /// Whose pages may ask the agent.
+    /// The origins whose pages may call the agent.
     pub cors: Origins,
     /// How long requests may take after a signal to stop.
     pub shutdown_grace: Duration,
 }
 
-/// How many cores the process may use: of a container, its quota.
+/// Returns the number of cores that the process may use; in a container, its quota.
 fn cores() -> NonZeroUsize {
     available_parallelism().unwrap_or(NonZeroUsize::MIN)
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
 const MINUTE: Duration = Duration::from_secs(60);
-/// The least that slow networks need.
+/// Minimum time limit for clients; slow networks need at least this.
 const MIN_PATIENCE: Duration = Duration::from_millis(100);
 
 impl Listen {

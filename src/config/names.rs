@@ -1,4 +1,5 @@
-//! Variables and keys that are no setting: which setting each was perhaps meant for, and which come from Kubernetes.
+//! Resolves variables and keys that are not settings: suggests the intended setting, and recognizes variables of
+//! Kubernetes Services.
 
 use std::fmt;
 
@@ -6,7 +7,7 @@ use strsim::osa_distance;
 
 use super::settings;
 
-/// The variable of a setting: one of those below, which are the only ones, so that a typo does not compile.
+/// The variable of a setting. Only the constants below exist, so a typo does not compile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Variable(&'static str);
 
@@ -53,10 +54,10 @@ variables! {
     EA_TRACE_KEYS
 }
 
-/// The variable that names the YAML file. It is no setting, as the file cannot name itself.
+/// The variable that names the YAML file. It is not a setting, because the file cannot name itself.
 pub(super) const CONFIG_FILE: &str = "EA_CONFIG_FILE";
 
-/// Every variable that the agent reads, but for OpenTelemetry's.
+/// Returns all variables that the agent reads, except OpenTelemetry's.
 fn variables() -> impl Iterator<Item = &'static str> {
     settings()
         .flat_map(|setting| [Some(setting.variable), setting.alias])
@@ -64,8 +65,8 @@ fn variables() -> impl Iterator<Item = &'static str> {
         .chain([CONFIG_FILE])
 }
 
-/// Whether a variable may have been meant for the agent: it begins as settings do, in upper or lower case, or is a
-/// setting but for case and separators.
+/// Returns whether a variable may be intended for the agent: it begins with the prefix of settings in any case, or
+/// equals a setting except for case and separators.
 pub(super) fn is_near(variable: &str) -> bool {
     let begins = variable.get(..2).map(|prefix| prefix.to_ascii_uppercase());
     let goes_on = variable.get(2..).unwrap_or_default();
@@ -74,10 +75,10 @@ pub(super) fn is_near(variable: &str) -> bool {
             || variables().any(|known| letters(known) == letters(variable)))
 }
 
-/// The variable that this one was perhaps meant to be.
+/// Returns the variable that this one was probably intended to be.
 ///
-/// Some letters may be wrong, missing, doubled or exchanged. Words may be in another order, and one missing; of a
-/// single word it is enough to be the last: `EA_URLS`.
+/// Tolerates some wrong, missing, doubled or transposed letters. Words may be in another order, and one may be missing.
+/// A single word matches if it is the last word of a setting: `EA_URLS`.
 pub(super) fn meant(variable: &str) -> Option<&'static str> {
     let given = letters(variable);
     let distance = |known: &str| osa_distance(&given, &letters(known));
@@ -89,7 +90,7 @@ pub(super) fn meant(variable: &str) -> Option<&'static str> {
         .min_by_key(|known| distance(known))
 }
 
-/// The key of the file that this one was perhaps meant to be.
+/// Returns the key of the file that this one was probably intended to be.
 pub(super) fn meant_key(key: &str) -> Option<String> {
     let plain = key.to_ascii_uppercase();
     let plain = plain.strip_prefix("EA_").unwrap_or(&plain);
@@ -102,7 +103,7 @@ fn letters(name: &str) -> String {
     plain.map(|c| c.to_ascii_uppercase()).collect()
 }
 
-/// The words after the prefix.
+/// Returns the words after the prefix.
 fn words(name: &str) -> Vec<String> {
     let words = name.split(|c: char| !c.is_ascii_alphanumeric());
     let words = words.filter(|word| !word.is_empty()).skip(1);
@@ -129,11 +130,11 @@ fn is_same(word: &str, known: &str) -> bool {
         || is_long && osa_distance(word, known) <= 1
 }
 
-/// Whether Kubernetes, or Docker in its manner, made a variable of a Service: of one called `ea-web` it makes
-/// `EA_WEB_SERVICE_HOST`, `EA_WEB_PORT=tcp://10.0.0.1:80`, `EA_WEB_PORT_80_TCP_ADDR` and the like.
+/// Returns whether a variable was created for a Service by Kubernetes, or by Docker in the same format: a Service
+/// `ea-web` yields `EA_WEB_SERVICE_HOST`, `EA_WEB_PORT=tcp://10.0.0.1:80`, `EA_WEB_PORT_80_TCP_ADDR` and more.
 ///
-/// A Service called `ea-http` so makes an `EA_HTTP_PORT`, which is taken for its only beside an
-/// `EA_HTTP_SERVICE_HOST`.
+/// A Service `ea-http` yields an `EA_HTTP_PORT`. That variable counts as the Service's only if `EA_HTTP_SERVICE_HOST`
+/// exists.
 pub(super) fn is_service_link(variable: &str, value: &str, exists: impl Fn(&str) -> bool) -> bool {
     let is_address = ["tcp://", "udp://", "sctp://"]
         .iter()
@@ -150,7 +151,7 @@ pub(super) fn is_service_link(variable: &str, value: &str, exists: impl Fn(&str)
         || names_a_port(variable)
 }
 
-/// Whether it ends as in `_PORT_80_TCP`, or in `_PORT_80_TCP_ADDR`.
+/// Returns whether the name ends like `_PORT_80_TCP` or `_PORT_80_TCP_ADDR`.
 fn names_a_port(variable: &str) -> bool {
     let mut words: Vec<_> = variable.split('_').collect();
     if matches!(words.last(), Some(&("PROTO" | "PORT" | "ADDR"))) {

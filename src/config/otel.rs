@@ -1,7 +1,6 @@
-//! Tracing, by the variables that OpenTelemetry gives every SDK (`OTEL_*`); docs/TRACES.md has their table.
+//! Tracing, configured by the standard variables of OpenTelemetry SDKs (`OTEL_*`); docs/TRACES.md lists them.
 //!
-//! They are no settings of the agent's own: they have neither flags nor keys in the file. An empty variable
-//! is one that is not set.
+//! These are not settings of the agent and have neither flags nor keys in the file. An empty variable counts as unset.
 
 use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, time::Duration};
 
@@ -18,16 +17,16 @@ use crate::{
     tls,
 };
 
-/// What a service is called that nobody has named.
+/// Default service name.
 const SERVICE: &str = "election-agent";
-/// What is sent over HTTP goes to this path below `OTEL_EXPORTER_OTLP_ENDPOINT`.
+/// Path of traces below `OTEL_EXPORTER_OTLP_ENDPOINT` over HTTP.
 const PATH: &str = "v1/traces";
 
-/// Reads the variables; `Some(None)` when requests are not traced, `None` when there are mistakes.
+/// Reads the variables. Returns `Some(None)` if tracing is off, `None` if there are mistakes.
 pub(super) fn read(reader: &mut Reader<'_>, keys: Option<bool>) -> Option<Option<Settings>> {
     let disabled = boolean(reader, "OTEL_SDK_DISABLED");
     let exports = exports(reader);
-    // Everything is read, also what is not needed, so that all mistakes are told.
+    // All variables are read, including those not needed, so that all mistakes are reported.
     let destination = destination(reader);
     let resource = resource(reader);
     let sampler = sampler(reader);
@@ -44,7 +43,7 @@ pub(super) fn read(reader: &mut Reader<'_>, keys: Option<bool>) -> Option<Option
     Some((exports? && !disabled?).then_some(settings))
 }
 
-/// A variable of the exporter: the one for traces alone, else the one for all signals. With its name.
+/// Returns a variable of the exporter with its name: the one for traces if it is set, else the one for all signals.
 fn exporter<'a>(reader: &Reader<'a>, what: &str) -> Option<(String, &'a str)> {
     [
         format!("OTEL_EXPORTER_OTLP_TRACES_{what}"),
@@ -54,7 +53,7 @@ fn exporter<'a>(reader: &Reader<'a>, what: &str) -> Option<(String, &'a str)> {
     .find_map(|name| reader.otel(&name).map(|value| (name, value)))
 }
 
-/// Whether traces are exported: when that is said, and when it is said where to.
+/// Returns whether traces are exported: if the exporter is named, or if an endpoint is given.
 fn exports(reader: &mut Reader<'_>) -> Option<bool> {
     let endpoint = exporter(reader, "ENDPOINT").is_some();
     match reader.otel("OTEL_TRACES_EXPORTER") {
@@ -82,7 +81,7 @@ fn destination(reader: &mut Reader<'_>) -> Option<Destination> {
     let endpoint = endpoint(reader, protocol.unwrap_or(Protocol::Http));
     let headers = match exporter(reader, "HEADERS") {
         None => Some(BTreeMap::new()),
-        // The values may be credentials: they are not shown.
+        // The values may be credentials and are not shown.
         Some((name, value)) => match pairs(value).and_then(|pairs| headers(&pairs)) {
             Some(headers) => Some(headers),
             None => {
@@ -130,7 +129,7 @@ fn destination(reader: &mut Reader<'_>) -> Option<Destination> {
     })
 }
 
-/// Where spans are sent: the one for traces as it is, the one for all signals with the path of traces below.
+/// Returns the endpoint: the variable for traces unchanged, or the one for all signals followed by the path of traces.
 fn endpoint(reader: &mut Reader<'_>, protocol: Protocol) -> Option<Url> {
     let default = match protocol {
         Protocol::Grpc => "http://localhost:4317",
@@ -249,7 +248,7 @@ fn batches(reader: &mut Reader<'_>) -> Option<Batches> {
     })
 }
 
-/// Whether traces of callers are continued. Baggage is let through and not looked at.
+/// Returns whether traces of callers are continued. Accepts baggage and ignores it.
 fn propagators(reader: &mut Reader<'_>) -> Option<bool> {
     let raw = reader
         .otel("OTEL_PROPAGATORS")
@@ -314,7 +313,7 @@ fn number(
     number
 }
 
-/// `key=value,other=value`, the values percent-encoded.
+/// Parses `key=value,other=value` with percent-encoded values.
 fn pairs(text: &str) -> Option<BTreeMap<String, String>> {
     let entries = text.split(',').map(str::trim);
     let entries = entries.filter(|entry| !entry.is_empty());
@@ -328,7 +327,7 @@ fn pairs(text: &str) -> Option<BTreeMap<String, String>> {
         .collect()
 }
 
-/// Those pairs, if they can be headers.
+/// Converts pairs to headers, if they are valid headers.
 fn headers(pairs: &BTreeMap<String, String>) -> Option<BTreeMap<String, String>> {
     pairs
         .iter()

@@ -1,4 +1,4 @@
-//! Where leases are kept.
+//! The lease store.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ use super::names::{
 use super::{Environment, Secret, Setting, list_setting, setting, values::Reader};
 use crate::tls;
 
-/// What errors of Redis nodes call their settings.
+/// Names of the Redis settings in errors of the nodes.
 pub const REDIS_NAMES: election_redis::Names = election_redis::Names {
     urls: "EA_REDIS_URLS",
     mode: "EA_REDIS_MODE",
@@ -29,7 +29,7 @@ pub const REDIS_NAMES: election_redis::Names = election_redis::Names {
     allow_eviction: "EA_ALLOW_EVICTION",
 };
 
-/// What errors of the node in this process call its settings.
+/// Names of the settings in errors of the embedded node.
 pub const EMBEDDED_NAMES: embedded::Names = embedded::Names {
     path: "EA_EMBEDDED_PATH",
     restart_guard: "EA_RESTART_GUARD",
@@ -126,27 +126,27 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// How many URLs a list may have: every decision waits for a majority.
+/// Maximum number of URLs in a list: every decision waits for a majority.
 const MOST_NODES: usize = 16;
 
-/// Where leases are kept.
+/// Configuration of the lease store.
 #[derive(Debug, Clone)]
 pub struct Store {
-    /// What is run of Redis, each an independent node; none: the agent itself keeps leases.
+    /// The Redis deployments, each an independent node; empty if the agent itself keeps the leases.
     pub deployments: Vec<Deployment>,
-    /// The list that is to take its place, if any.
+    /// The deployments that are to replace this list; empty if there is no such change.
     pub next: Vec<Deployment>,
-    /// What all Redis keys begin with.
+    /// Prefix of all Redis keys.
     pub prefix: String,
-    /// How long a node may take to answer.
+    /// Timeout of an operation on a node.
     pub operation_timeout: Duration,
-    /// The file of the in-process node.
+    /// The file of the embedded node.
     pub embedded_path: Option<PathBuf>,
-    /// What is done about nodes that may have lost their memory.
+    /// The restart guard: the quarantine of nodes that may have lost their memory.
     pub restart_guard: RestartGuard,
-    /// Whether servers may be used that drop keys when their memory is full.
+    /// Whether to accept servers that evict keys when their memory is full.
     pub allow_eviction: bool,
-    /// How long a floor outlives the last term.
+    /// How long a token high-water mark outlives the last term.
     pub token_retention: Duration,
 }
 
@@ -157,7 +157,7 @@ impl Store {
         let ca = read_ca(reader);
         let deployments = match mode {
             Some(mode) => read_deployments(reader, mode, ca.as_deref()),
-            // Its mistakes are told all the same.
+            // Its mistakes are reported nevertheless.
             None => {
                 read_urls(reader, EA_REDIS_URLS, Mode::Single, ca.as_deref()).map(|_| Vec::new())
             }
@@ -203,7 +203,7 @@ impl Store {
     }
 }
 
-/// What keeps leases (`EA_STORE`).
+/// The kind of lease store (`EA_STORE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Memory,
@@ -224,14 +224,14 @@ impl FromStr for Kind {
     }
 }
 
-/// Sees to it that production does not keep leases in memory because a setting was forgotten or misspelt: two agents
-/// would then elect a leader each.
+/// Reports a mistake if production keeps leases in memory because a setting is missing or misspelled: two agents would
+/// then each elect a leader.
 pub(super) fn check_store(reader: &mut Reader<'_>) {
     let is_production = reader.raw(EA_ENV).parse() == Ok(Environment::Production);
     let is_said = [EA_STORE, EA_REDIS_URLS, EA_EMBEDDED_PATH]
         .into_iter()
         .any(|variable| reader.is_given(variable));
-    // Other modes say themselves that EA_REDIS_URLS is missing.
+    // Other modes report a missing EA_REDIS_URLS themselves.
     let is_single = reader.raw(EA_REDIS_MODE) == "single";
     if is_production && !is_said && is_single {
         reader.mistake(
@@ -242,7 +242,7 @@ pub(super) fn check_store(reader: &mut Reader<'_>) {
     }
 }
 
-/// Sees to it that `EA_STORE` says what the other settings say.
+/// Checks that `EA_STORE` agrees with the other settings.
 fn read_store(reader: &mut Reader<'_>) {
     let kind = match reader.raw(EA_STORE) {
         "" => None,
@@ -278,7 +278,7 @@ fn read_ca(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
         .ok()
 }
 
-/// How Redis is run (`EA_REDIS_MODE`).
+/// The Redis topology (`EA_REDIS_MODE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     Single,
@@ -299,7 +299,7 @@ impl FromStr for Mode {
     }
 }
 
-/// The settings that only one mode has.
+/// The settings that apply to only one mode.
 const OF_ONE_MODE: [(Variable, Mode); 4] = [
     (EA_REDIS_MASTER, Mode::Failover),
     (EA_REDIS_SENTINEL_USERNAME, Mode::Failover),
@@ -359,7 +359,7 @@ fn read_deployments(
     }
 }
 
-/// The list that is to take the place of `now`.
+/// Reads the list that is to replace `now`.
 fn read_next(
     reader: &mut Reader<'_>,
     mode: Mode,
@@ -399,7 +399,7 @@ fn read_next(
     Some(next)
 }
 
-/// What all agents have to agree on about a list of nodes.
+/// Returns the canonical text of a list of nodes. All agents must agree on it.
 #[must_use]
 pub fn list(deployments: &[Deployment]) -> String {
     let mut sorted: Vec<_> = deployments.iter().map(Deployment::identity).collect();
@@ -440,8 +440,7 @@ fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> 
     }
 }
 
-/// The servers that each URL names. Mistakes never quote a URL: it may hold a password wherever it is
-/// malformed.
+/// Reads the servers in each URL. Mistakes never quote a URL: a malformed one may contain a password anywhere.
 fn read_urls(
     reader: &mut Reader<'_>,
     variable: Variable,
@@ -484,7 +483,7 @@ fn read_urls(
     valid.then_some(servers)
 }
 
-/// The URL that names one of these servers already, and which.
+/// Returns an earlier URL that names one of these servers, and that server.
 fn same_place<'a>(known: &[(usize, Vec<Server>)], own: &'a [Server]) -> Option<(usize, &'a str)> {
     known.iter().find_map(|(nth, servers)| {
         let again = own

@@ -48,10 +48,10 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// What the agent runs for.
+/// The environment that the agent runs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Environment {
-    /// Real use: logs are for machines.
+    /// Production: logs are for machines.
     Production,
     /// A developer's machine.
     Development,
@@ -60,7 +60,7 @@ pub enum Environment {
 }
 
 impl Environment {
-    /// Whom log lines are for.
+    /// Returns the readers that log lines are formatted for.
     #[must_use]
     pub fn readers(self) -> Readers {
         match self {
@@ -86,17 +86,17 @@ impl FromStr for Environment {
 /// Logs, metrics and traces.
 #[derive(Debug, Clone)]
 pub struct Telemetry {
-    /// What the agent runs for.
+    /// The environment that the agent runs in.
     pub environment: Environment,
-    /// What is logged.
+    /// The log filter.
     pub log: LogFilter,
     /// Whether `/metrics` is served.
     pub metrics: bool,
     /// Upper bounds of the request duration's buckets, in seconds.
     pub buckets: Vec<f64>,
-    /// Kinds whose elections have series of their own.
+    /// Kinds whose elections have their own metric series.
     pub per_election: Vec<Kind>,
-    /// How requests are traced, if they are.
+    /// Configuration of tracing; `None` if it is off.
     pub traces: Option<trace::Settings>,
 }
 

@@ -40,14 +40,14 @@ pub(super) const SETTINGS: &[Setting] = &[
 /// TLS on both ports.
 #[derive(Debug, Clone)]
 pub struct Tls {
-    /// What it is made of; valid when the configuration was read.
+    /// The certificate and key files; valid when the configuration was read.
     pub files: Files,
-    /// How long a handshake may take.
+    /// Timeout of a handshake.
     pub handshake_timeout: Duration,
 }
 
 impl Tls {
-    /// `Some(None)`: without TLS.
+    /// Returns `Some(None)` for plain text.
     #[expect(
         clippy::option_option,
         reason = "as all groups, None says that there were mistakes"
@@ -101,7 +101,7 @@ impl Tls {
             key,
             client_ca: client_ca.map(|path| (path, client_auth.unwrap_or(ClientAuth::Required))),
         };
-        // What is wrong with the files should be told with all other mistakes.
+        // Mistakes in the files are reported with all others.
         reader.files(&files);
         Some(Some(Self {
             files,

@@ -1,4 +1,4 @@
-//! Where values come from, before they are validated.
+//! Collects raw values from all sources, before validation.
 
 use std::{
     collections::BTreeMap, ffi::OsString, fmt, ops::RangeInclusive, path::PathBuf, str::FromStr,
@@ -15,12 +15,12 @@ use super::{
 };
 use crate::reload;
 
-/// What is wrong with a configuration: one line a mistake.
+/// The mistakes in a configuration, one per line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Mistakes(Vec<String>);
 
 impl Mistakes {
-    /// Whether there is none.
+    /// Returns whether there are no mistakes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -35,10 +35,10 @@ impl fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
-/// Where a value is from.
+/// The source of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// Nobody gave one.
+    /// The setting's default.
     Default,
     /// The YAML file.
     File,
@@ -59,25 +59,25 @@ impl fmt::Display for Source {
     }
 }
 
-/// The raw value of every setting that somebody gave.
+/// The raw values that were given, by variable.
 #[derive(Default)]
 pub struct Values {
     given: BTreeMap<&'static str, (String, Source)>,
-    /// The variables that OpenTelemetry gives every SDK.
+    /// The standard variables of OpenTelemetry SDKs.
     otel: BTreeMap<String, String>,
     ignored: Vec<Ignored>,
 }
 
-/// A variable that looks like a setting and was not read.
+/// A variable that looks like a setting but was not read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ignored {
-    /// Its name.
+    /// The variable's name.
     pub variable: String,
-    /// Why it was not read.
+    /// The reason.
     pub why: &'static str,
 }
 
-/// Without the values: some are secrets.
+/// Omits the values: some are secrets.
 impl fmt::Debug for Values {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.given.keys()).finish()
@@ -85,11 +85,12 @@ impl fmt::Debug for Values {
 }
 
 impl Values {
-    /// Lays the flags over the environment over the file (named by the flag, else `EA_CONFIG_FILE`).
+    /// Merges the sources: flags override the environment, which overrides the file. The file's path is that of the
+    /// flag, else `EA_CONFIG_FILE`.
     ///
     /// # Errors
-    /// A file that cannot be read or has unknown keys; a variable that is not UTF-8, or that resembles a setting and
-    /// is none; a setting and its alias with different values.
+    /// The file is unreadable or has unknown keys; a variable is not UTF-8, or resembles a setting without being one; a
+    /// setting and its alias have different values.
     pub fn collect(
         flags: Vec<(&'static str, String)>,
         file: Option<String>,
@@ -169,8 +170,9 @@ impl Values {
         }
     }
 
-    /// Takes away the blanks around values, which files and templates leave there. A password may have some, and a value
-    /// of blanks alone is a mistake, not none.
+    /// Trims white space around values, which files and templates leave behind. Passwords may begin or end with white
+    /// space and stay unchanged. A value of white space only also stays, so that it is a mistake rather than an unset
+    /// value.
     fn trim(&mut self) {
         for setting in settings().filter(|setting| setting.secret != Secret::Hidden) {
             if let Some((value, _)) = self.given.get_mut(setting.variable)
@@ -181,7 +183,8 @@ impl Values {
         }
     }
 
-    /// Takes away the variables that Kubernetes made of Services. One in the place of a setting is told.
+    /// Removes the variables that Kubernetes created for Services. Records those whose names equal a setting's
+    /// variable.
     fn leave_out_service_links(&mut self, variables: &mut BTreeMap<String, String>) {
         let exists = |name: &str| variables.contains_key(name);
         let links = variables
@@ -219,7 +222,7 @@ impl Values {
         }
     }
 
-    /// The value in force and where it is from.
+    /// Returns the effective value and its source.
     #[must_use]
     pub fn get(&self, variable: &str) -> (&str, Source) {
         match self.given.get(variable) {
@@ -234,7 +237,7 @@ impl Values {
         }
     }
 
-    /// Variables that look like settings and were not read.
+    /// Returns the variables that look like settings but were not read.
     #[must_use]
     pub fn ignored(&self) -> &[Ignored] {
         &self.ignored
@@ -258,14 +261,14 @@ fn key_text(key: &Value) -> String {
     scalar(key).unwrap_or_else(|| format!("{key:?}"))
 }
 
-/// The setting that has this key in the file.
+/// Returns the setting with this key in the file.
 fn by_key(key: &str) -> Option<&'static Setting> {
     settings().find(|setting| {
         setting.key() == key || setting.alias.is_some_and(|alias| super::key(alias) == key)
     })
 }
 
-/// The value as a variable would hold it; [`None`] if it has not the setting's shape.
+/// Converts a YAML value to the form of a variable; [`None`] if it does not fit the setting.
 fn text(setting: &Setting, value: &Value) -> Option<String> {
     match value {
         Value::Null => Some(String::new()),
@@ -298,7 +301,7 @@ fn wrong_shape(setting: &Setting, path: &str) -> String {
     )
 }
 
-/// What is wrong with a key that is no setting.
+/// Returns the mistake for a key that is not a setting.
 fn no_setting(path: &str, key: &str, value: &Value) -> String {
     let nested = nested(key, value);
     if !nested.is_empty() {
@@ -318,7 +321,7 @@ fn no_setting(path: &str, key: &str, value: &Value) -> String {
     )
 }
 
-/// The settings that were meant by keys below others: `grpc: {port: 1}`.
+/// Returns the settings that nested keys were probably intended for: `grpc: {port: 1}`.
 fn nested(key: &str, value: &Value) -> Vec<String> {
     let Value::Mapping(below) = value else {
         return Vec::new();
@@ -333,7 +336,8 @@ fn nested(key: &str, value: &Value) -> Vec<String> {
     below.collect()
 }
 
-/// The setting that a variable was perhaps meant to be, by its name or because it holds a server's URL.
+/// Returns the setting that a variable was probably intended for, by its name or because its value is the URL of a
+/// server.
 fn meant(variable: &str, value: &str) -> Option<&'static str> {
     let holds_url = ["redis://", "rediss://"]
         .iter()
@@ -342,7 +346,7 @@ fn meant(variable: &str, value: &str) -> Option<&'static str> {
     names::meant(variable).or_else(by_value)
 }
 
-/// The key as far as keys go: a URL that was taken for one may hold a password.
+/// Returns the part of the text that can be a key. A URL mistaken for a key may contain a password.
 fn plain(key: &str) -> String {
     let in_keys = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | ' ');
     match key.find(|c| !in_keys(c)) {
@@ -351,7 +355,7 @@ fn plain(key: &str) -> String {
     }
 }
 
-/// Reads typed values and collects what is wrong with them.
+/// Parses values and collects the mistakes.
 pub(super) struct Reader<'a> {
     values: &'a Values,
     mistakes: Vec<String>,
@@ -365,28 +369,28 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The raw value; empty when the setting is off.
+    /// Returns the raw value; empty if the setting is off.
     pub(super) fn raw(&self, variable: Variable) -> &'a str {
         self.values.get(variable.name()).0
     }
 
-    /// A variable of OpenTelemetry's, if it is set.
+    /// Returns a variable of OpenTelemetry, if it is set.
     pub(super) fn otel(&self, variable: &str) -> Option<&'a str> {
         self.values.otel.get(variable).map(String::as_str)
     }
 
-    /// Whether somebody gave the value.
+    /// Returns whether the value was given, rather than the default.
     pub(super) fn is_given(&self, variable: Variable) -> bool {
         self.values.get(variable.name()).1 != Source::Default
     }
 
-    /// The path that a setting names, if it names one.
+    /// Returns the path in a setting, if it is not empty.
     pub(super) fn path(&self, variable: Variable) -> Option<PathBuf> {
         let raw = self.raw(variable);
         (!raw.is_empty()).then(|| PathBuf::from(raw))
     }
 
-    /// The entries of a list that is comma separated; none if nobody gave one.
+    /// Returns the entries of a comma-separated list; empty if the setting is empty.
     pub(super) fn list(&mut self, variable: Variable) -> Vec<String> {
         let raw = self.raw(variable);
         let entries = raw.split(',').map(str::trim);
@@ -398,19 +402,19 @@ impl<'a> Reader<'a> {
         entries
     }
 
-    /// Notes a mistake; the text says what to change.
+    /// Records a mistake. The text states what to change.
     pub(super) fn mistake(&mut self, variable: impl fmt::Display, what: impl fmt::Display) {
         self.mistakes.push(format!("{variable}: {what}"));
     }
 
-    /// Notes what is wrong with files that settings name, so that it is told with all other mistakes.
+    /// Records the mistakes in files that settings name, so that they are reported with all others.
     pub(super) fn files(&mut self, files: &impl reload::Source) {
         for reload::Mistake { variable, what } in files.mistakes() {
             self.mistake(variable, what);
         }
     }
 
-    /// A value in the form that `parse` reads.
+    /// Parses a value with `parse`.
     pub(super) fn with<T>(
         &mut self,
         variable: Variable,
@@ -419,7 +423,7 @@ impl<'a> Reader<'a> {
         let raw = self.raw(variable);
         parse(raw)
             .map_err(|what| {
-                // A URL that was meant for another setting may hold a password.
+                // A URL intended for another setting may contain a password.
                 let shown = match raw.contains("://") {
                     true => hide_credentials(raw),
                     false => raw.to_owned(),
@@ -448,7 +452,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A whole number in a range.
+    /// Parses an integer within a range.
     pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(
         &mut self,
         variable: Variable,
@@ -462,7 +466,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A duration from `least` to `most`.
+    /// Parses a duration from `least` to `most`.
     pub(super) fn duration(
         &mut self,
         variable: Variable,

@@ -1,7 +1,7 @@
-//! Deployments, ReplicaSets and pods, and what belongs to what.
+//! Caches Deployments, ReplicaSets and pods with their ownership.
 //!
-//! Who owns an object is what its `ownerReferences` say: the one that is a controller, by its uid. Names alone
-//! are not enough: an object may have gone, and another of its name have come.
+//! An object's owner is the controller in its `ownerReferences`, identified by uid. A name is not enough: another
+//! object may have reused the name of a deleted one.
 
 use tokio::time::Instant;
 
@@ -11,7 +11,7 @@ use super::{
     table::{Key, Row, Table, key},
 };
 
-/// What is known of some namespaces. A table that is [`None`] has not been filled yet.
+/// The known objects of one namespace or of all. A table is [`None`] until it is filled.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     pub(super) deployments: Option<Table<Deployment>>,
@@ -25,9 +25,9 @@ impl Row for Deployment {
     }
 }
 
-/// Of ReplicaSets and pods: by who controls them.
+/// Relation of ReplicaSets and pods: the uid of the controller.
 const BY_OWNER: usize = 0;
-/// Of pods: by the Deployment that has named their ReplicaSet.
+/// Relation of pods: the Deployment that their ReplicaSet is named after.
 const BY_NAMED_DEPLOYMENT: usize = 1;
 
 impl Row for ReplicaSet {
@@ -48,9 +48,9 @@ impl Row for objects::Pod {
     }
 }
 
-/// An object of which there is a table.
+/// An object kind that has a table.
 pub(super) trait Kept: Row {
-    /// The table of such objects.
+    /// Returns the table of this kind.
     fn table(tables: &mut Tables) -> &mut Option<Table<Self>>;
 }
 
@@ -73,18 +73,21 @@ impl Kept for objects::Pod {
 }
 
 impl Tables {
-    /// Puts a table in place of the one before, which is given back: to drop a large one takes its time.
+    /// Replaces a table and returns the previous one. Dropping a large table takes time, so the caller chooses where to
+    /// drop it.
     pub(super) fn swap<T: Kept>(&mut self, table: Table<T>) -> Option<Table<T>> {
         T::table(self).replace(table)
     }
 
-    /// The pods that are asked for: those of the newest revision first, then in the order of their names.
+    /// Returns the wanted pods, newest revision first, then by name.
     ///
-    /// `sets_as_of` says when the table of ReplicaSets was up to date: one that a pod tells of later, and that is
-    /// not there, may be yet to come. Its pods are told when it is known, or known to have gone.
+    /// `sets_as_of` is the time at which the table of ReplicaSets was up to date. If a pod first referred to a missing
+    /// ReplicaSet after that time, the ReplicaSet may still arrive; the pod is left out until the ReplicaSet is known
+    /// or known to be deleted.
     ///
     /// # Errors
-    /// There are none such, or no tables of them yet.
+    /// The Deployment or pod does not exist, the tables are not filled yet, or the ReplicaSet of the wanted pod is not
+    /// known yet.
     pub(super) fn pods(&self, wanted: &Wanted, sets_as_of: Instant) -> Result<Vec<Pod>, Error> {
         let view = self.view(sets_as_of)?;
         match wanted {
@@ -106,12 +109,12 @@ impl Tables {
     }
 }
 
-/// The error before tables are filled.
+/// The error before the tables are filled.
 pub(super) fn not_listed() -> Error {
     Error::Unavailable("the pods have not been listed yet".to_owned())
 }
 
-/// All tables.
+/// All tables, filled.
 struct View<'a> {
     deployments: &'a Table<Deployment>,
     replica_sets: &'a Table<ReplicaSet>,
@@ -123,7 +126,7 @@ struct View<'a> {
 enum SetOf<'a> {
     Known(&'a ReplicaSet),
     Gone,
-    /// It is not there, but the table may be older than it.
+    /// The ReplicaSet is missing, but the table may be older than the ReplicaSet.
     Unknown,
 }
 
@@ -200,7 +203,7 @@ impl View<'_> {
         }
     }
 
-    /// The ReplicaSet that controls a pod, if one does.
+    /// Returns the ReplicaSet that controls a pod, if there is one.
     fn set_of(&self, namespace: &str, pod: &objects::Pod) -> Option<SetOf<'_>> {
         let owner = pod.owner.as_ref()?;
         let set = self.replica_sets.get(namespace, &owner.set.name);
@@ -216,7 +219,7 @@ fn is(owner: Option<&Owner>, uid: &str) -> bool {
     owner.is_some_and(|owner| &*owner.uid == uid)
 }
 
-/// Whether a pod whose ReplicaSet has gone can have been this Deployment's, and not an earlier one's of the
+/// Returns whether a pod whose ReplicaSet is deleted can belong to this Deployment rather than to an earlier one of the
 /// same name.
 fn outlived(pod: &objects::Pod, deployment: &Deployment) -> bool {
     pod.created >= deployment.created
@@ -292,7 +295,7 @@ mod tests {
             table.put("shop", name, object.fold());
         }
 
-        /// A pod of a ReplicaSet; its hash is what stands behind the last dash of the ReplicaSet's name.
+        /// Adds a pod of a ReplicaSet. The pod template hash is the part after the last dash of the ReplicaSet's name.
         fn pod(&mut self, name: &str, created: u32, owner: Option<(&str, &str)>) {
             let hash = owner.and_then(|(name, _)| name.rsplit_once('-'));
             let owner = owner.map(|(name, uid)| ("ReplicaSet", name, uid));
@@ -309,7 +312,7 @@ mod tests {
                 .put("shop", name, object.fold());
         }
 
-        /// The pods of a deployment, each with its ReplicaSet.
+        /// Returns the pods of a deployment, each with its ReplicaSet.
         fn told(&self, deployment: &str) -> Vec<(String, String)> {
             let wanted = Wanted::deployment("shop", deployment).expect("valid");
             let pods = self.pods(&wanted, Instant::now()).expect("a deployment");
@@ -332,7 +335,7 @@ mod tests {
         owned.collect()
     }
 
-    /// `web` with one pod of revision 9 and two of revision 10.
+    /// Returns `web` with one pod of revision 9 and two of revision 10.
     fn rollout() -> Tables {
         let mut tables = tables();
         tables.deployment("web", "d", 0);
@@ -384,7 +387,7 @@ mod tests {
             tables.siblings_of("web-old-1").map(|pods| pods.len()),
             Ok(3)
         );
-        // Another of the same name does not own it.
+        // Another ReplicaSet of the same name does not own the pod.
         tables.replica_set("web-old", "again", 11, Some(("web", "d")));
         assert_eq!(tables.told("web"), pairs(&expected));
     }
@@ -395,7 +398,7 @@ mod tests {
         let second = Duration::from_secs(1);
         let sets_as_of = Instant::now();
         advance(second).await;
-        // Revision 11 begins, of which the watch of ReplicaSets has not told.
+        // Revision 11 begins; the watch of ReplicaSets has not reported it.
         tables.pod("web-next-1", 3, Some(("web-next", "next")));
         let wanted = Wanted::deployment("shop", "web").expect("valid");
         let names = |tables: &Tables, sets_as_of| {
@@ -407,7 +410,7 @@ mod tests {
         let siblings = Wanted::siblings("shop", "pod", "web-next-1").expect("valid");
         let told = tables.pods(&siblings, sets_as_of);
         assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
-        // Its state changes, and another pod comes: neither is news of the ReplicaSet.
+        // A state change and a new pod are not news of the ReplicaSet.
         let heard = Instant::now();
         advance(second).await;
         tables.pod("web-next-1", 3, Some(("web-next", "next")));
@@ -438,7 +441,7 @@ mod tests {
     #[test]
     fn ownership_is_what_the_references_say_and_not_the_names() {
         let mut tables = rollout();
-        // Adopted: the ReplicaSet by another Deployment, a bare pod by a ReplicaSet.
+        // Adoption: another Deployment adopts the ReplicaSet, and a ReplicaSet adopts a bare pod.
         tables.deployment("api", "a", 0);
         tables.replica_set("web-old", "old", 9, Some(("api", "a")));
         tables.pod("bare", 3, None);
@@ -446,7 +449,7 @@ mod tests {
         assert!(tables.siblings_of("bare").is_err());
         tables.pod("bare", 3, Some(("web-new", "new")));
         assert_eq!(tables.siblings_of("bare").map(|pods| pods.len()), Ok(3));
-        // Orphaned: nobody's any more.
+        // Orphans have no owner.
         tables.pod("bare", 3, None);
         tables.replica_set("web-old", "old", 9, None);
         assert_eq!(tables.told("api"), []);

@@ -16,24 +16,24 @@ use crate::causes;
 /// How to reach the API server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Access {
-    /// By the pod's service account, whose token is read again as it is rotated; else by the kubeconfig that
-    /// `KUBECONFIG` names (`~/.kube/config` if it is not set).
+    /// Uses the pod's service account and rereads its token when it is rotated. Otherwise uses the kubeconfig that
+    /// `KUBECONFIG` names, or `~/.kube/config` if the variable is not set.
     pub in_cluster: bool,
-    /// The kubeconfig's context, if it is not to be the current one.
+    /// The kubeconfig's context; `None` for the current context.
     pub context: Option<String>,
 }
 
 impl Access {
-    /// A client of the API server. Nothing is asked yet.
+    /// Creates a client of the API server. Sends no request.
     ///
     /// # Errors
-    /// Says which file or variable is missing or wrong.
+    /// The text names the file or variable that is missing or wrong.
     pub async fn connect(&self) -> Result<Client, String> {
         let config = self.config().await?;
         blocking(move || Client::try_from(config)).await
     }
 
-    /// A client to put layers around, whose requests fail when nothing is heard for this long.
+    /// Returns a builder for a client with additional layers. Requests fail after this long without received bytes.
     ///
     /// # Errors
     /// As [`Access::connect`].
@@ -54,14 +54,14 @@ impl Access {
     > {
         let mut config = self.config().await?;
         config.read_timeout = Some(silence);
-        // Else the time that a connection was not used would count, too.
+        // Without this, the time during which a connection was idle counts as silence.
         config.reset_reader_on_write = true;
         blocking(move || ClientBuilder::try_from(config)).await
     }
 
     async fn config(&self) -> Result<Config, String> {
         let mut config = self.inferred().await?;
-        // Else the client hides for minutes that the API server refuses. Whoever asks tries again, or tells.
+        // The default retry hides refusals by the API server for minutes. Callers retry or report the error themselves.
         config.default_retry = false;
         Ok(config)
     }
@@ -85,13 +85,13 @@ impl Access {
     }
 }
 
-/// Whether the API server did not know who asks: its token may have been replaced, and is read again only once
-/// in a minute by a client that is there already.
+/// Returns whether the API server rejected the client's credentials. The token may have been rotated; an existing
+/// client rereads it only once a minute.
 pub(super) fn is_unauthorized(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 401)
 }
 
-/// Makes a client where it may block: a kubeconfig may name a program that tells the token, and is waited for.
+/// Creates a client on a thread that may block: a kubeconfig may run a program to obtain the token.
 async fn blocking<T: Send + 'static>(
     make: impl FnOnce() -> kube::Result<T> + Send + 'static,
 ) -> Result<T, String> {

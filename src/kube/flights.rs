@@ -1,8 +1,9 @@
-//! Readings that are under way: one for all who want the same, few at once, and not too many after each other.
-//! Names that callers make up must not be a burden for the API server.
+//! Coalesces reads in progress: one read for all callers of the same pods, with a bound on concurrency and on the rate.
+//! Names that callers invent must not load the API server.
 //!
-//! `quick_cache`, by which tokens' reviews are shared, does not do: where a reading fails or has no turn, its
-//! `get_or_insert_async` lets each who waits read anew, one after the other. Here all of them are told so at once.
+//! `quick_cache`, which shares token reviews, does not fit: when a read fails or gets no turn, its
+//! `get_or_insert_async` lets each waiting caller read again, one after the other. Here a failure reaches all waiting
+//! callers at once.
 
 use std::{collections::HashMap, num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -19,16 +20,16 @@ use tracing::Instrument as _;
 
 use super::{Error, Wanted};
 
-/// How many readings go on at once, and how many more may wait for one of them to end.
+/// Maximum number of concurrent reads, and of reads that wait for a place.
 const AT_ONCE: usize = 16;
 const WAITING: usize = 64;
-/// How long they may wait.
+/// How long a read may wait for a place.
 const TURN: Duration = Duration::from_secs(1);
-/// How many readings may begin in a second, and at once after a time of quiet.
+/// Maximum number of reads that begin per second, and the burst after a quiet period.
 const PER_SECOND: NonZeroU32 = NonZeroU32::MIN.saturating_add(49);
 const BURST: NonZeroU32 = NonZeroU32::MIN.saturating_add(99);
 
-/// Readings with results of this type.
+/// Reads whose results have this type.
 pub(super) struct Flights<T> {
     under_way: Mutex<HashMap<Wanted, Sender<Option<T>>>>,
     places: Semaphore,
@@ -44,11 +45,11 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
         })
     }
 
-    /// Waits for the reading of what is wanted, which is begun unless it is under way. It goes on when those who
-    /// wait do not, but does not begin when nobody waits.
+    /// Waits for the read of `wanted` and starts it unless it is in progress. A read that has begun completes even if
+    /// all callers leave. A read that no caller waits for does not begin.
     ///
     /// # Errors
-    /// [`Error::Unavailable`]: too much is being read.
+    /// [`Error::Unavailable`]: too many reads are in progress.
     pub(super) async fn read<F>(
         self: &Arc<Self>,
         wanted: &Wanted,
@@ -93,10 +94,10 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
     }
 }
 
-/// A reading, under way until it is dropped.
+/// A read; in progress until dropped.
 struct Flight<T> {
     flights: Arc<Flights<T>>,
-    /// [`None`] when it is not under way any more.
+    /// [`None`] once the read is no longer in progress.
     wanted: Option<Wanted>,
 }
 
@@ -117,7 +118,7 @@ impl<T: Clone + Send + Sync + 'static> Flight<T> {
 }
 
 impl<T> Flight<T> {
-    /// Ends it if so; whoever comes after that begins another one.
+    /// Ends the read if the condition holds. A later caller starts a new read.
     fn land(
         &mut self,
         if_so: impl FnOnce(&Sender<Option<T>>) -> bool,
@@ -132,7 +133,7 @@ impl<T> Flight<T> {
 
 impl<T> Drop for Flight<T> {
     fn drop(&mut self) {
-        // It had no turn, or broke off: those who wait find it gone.
+        // The read got no turn or was cancelled: waiting callers see its sender closed.
         self.land(|_| true);
     }
 }
@@ -157,7 +158,7 @@ mod tests {
         Wanted::deployment("shop", name).expect("valid")
     }
 
-    /// Lets what is ready to run do so.
+    /// Lets all ready tasks run.
     async fn settle() {
         for _ in 0..100 {
             yield_now().await;

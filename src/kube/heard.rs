@@ -1,9 +1,9 @@
-//! When a watch was last heard of, and so how old what it keeps may be.
+//! Tracks when each watch was last confirmed, and so the staleness of the table that it fills.
 //!
-//! A watch that is silent may have nothing to say, or be cut off. It is therefore asked for anew every few
-//! seconds, from where it was, which costs the API server next to nothing: its beginning, and every event, tell
-//! that the table was up to date then. A beginning counts only when the watch has gone on for a second: what
-//! happened while nobody watched, or that it cannot go on from where it was, is told first.
+//! A silent watch either has no events or is cut off. The watch therefore restarts every few seconds from its last
+//! position, which costs the API server almost nothing. A start and every event confirm that the table was up to date
+//! at that time. A start counts only after the watch has lasted for a second: the server first sends the events that
+//! happened in between, or reports that the watch cannot continue from its position.
 
 use std::{
     pin::Pin,
@@ -19,12 +19,12 @@ use tower::{Layer, Service};
 
 use super::trouble::Trouble;
 
-/// After what time a watch that has begun goes well.
+/// How long a watch must last before its start counts.
 const SETTLES: Duration = Duration::from_secs(1);
-/// How long after a watch began the next one may: one that ends at once must not be asked for without end.
+/// Minimum delay between the starts of two watches: a watch that ends at once must not restart without pause.
 const NEXT: Duration = Duration::from_secs(1);
 
-/// What is known of one watch.
+/// The freshness of one watch. Cheap to clone; clones share the state.
 #[derive(Debug, Clone)]
 pub(super) struct Heard {
     /// What is watched, for the log.
@@ -34,15 +34,15 @@ pub(super) struct Heard {
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the table was known to be up to date; [`None`] before it is filled.
+    /// When the table was last known to be up to date; [`None`] before it is filled.
     last: Option<Instant>,
-    /// The same, when the watch began that goes on now.
+    /// The value of `last` when the current watch began.
     before: Option<Instant>,
-    /// When that began, as long as it does not count.
+    /// When the current watch began, until that start counts.
     begun: Option<Instant>,
-    /// When the latest watch was asked for.
+    /// When the latest watch was requested.
     asked: Option<Instant>,
-    /// Why it is not heard of.
+    /// Why the watch is not confirmed.
     trouble: Trouble,
 }
 
@@ -54,23 +54,22 @@ impl Heard {
         }
     }
 
-    /// When the table was last known to be up to date; [`None`] before it is filled.
+    /// Returns when the table was last known to be up to date; [`None`] before it is filled.
     pub(super) fn last(&self) -> Option<Instant> {
         self.state().last
     }
 
-    /// Why nothing is heard, if so.
+    /// Returns the last failure, if the watch is failing.
     pub(super) fn error(&self) -> Option<String> {
         self.state().trouble.error().map(str::to_owned)
     }
 
-    /// The table was filled with what the server had at this time or later. That the watch works is yet to be
-    /// seen.
+    /// Records that the table holds the server's state of this time or later. The watch itself is not confirmed yet.
     pub(super) fn filled(&self, at: Instant) {
         self.state().last = Some(at);
     }
 
-    /// The watch has told an event, which is in the table.
+    /// Records that the watch delivered an event, which is in the table.
     pub(super) fn told(&self) {
         let mut state = self.state();
         if state.last.is_some() {
@@ -79,7 +78,7 @@ impl Heard {
         self.works(&mut state);
     }
 
-    /// Nothing was heard but this. It is logged when it is news. Says how long to wait before the next try.
+    /// Records a failure and logs it if it is new. Returns the delay before the next attempt.
     pub(super) fn failed(&self, error: String) -> Duration {
         let mut state = self.state();
         state.begun = None;
@@ -90,15 +89,15 @@ impl Heard {
         state.trouble.pause()
     }
 
-    /// The watch had no use: what it would have told first the server does not know any more, or what it told
-    /// cannot be read.
+    /// Records that the watch was useless: the server no longer has the events that were due first, or an event cannot
+    /// be read.
     pub(super) fn was_behind(&self) {
         let mut state = self.state();
         state.begun = None;
         state.last = state.before;
     }
 
-    /// A watch is about to be asked for. Says when it may be.
+    /// Records that a watch is about to be requested. Returns when it may be.
     fn asks(&self) -> Instant {
         let mut state = self.state();
         let now = Instant::now();
@@ -107,7 +106,7 @@ impl Heard {
         at
     }
 
-    /// A watch has begun where the one before was.
+    /// Records that a watch began at the position where the previous one ended.
     fn began(&self) {
         let mut state = self.state();
         state.before = state.last;
@@ -120,7 +119,7 @@ impl Heard {
         }
     }
 
-    /// The state, in which a beginning counts if it is time.
+    /// Locks the state and counts a start that is old enough.
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock();
         if let Some(begun) = state.begun.take_if(|begun| begun.elapsed() >= SETTLES) {
@@ -131,7 +130,7 @@ impl Heard {
     }
 }
 
-/// Around a client of one watch alone: it hears the answers, and spaces the questions.
+/// Wraps the client of one watch: observes the replies and spaces the requests.
 impl<S> Layer<S> for Heard {
     type Service = Listening<S>;
 
@@ -143,7 +142,7 @@ impl<S> Layer<S> for Heard {
     }
 }
 
-/// A client whose watch is heard.
+/// A client whose watch is observed.
 pub(super) struct Listening<S> {
     inner: S,
     heard: Heard,
@@ -163,9 +162,9 @@ where
 
     fn call(&mut self, request: Request<R>) -> Self::Future {
         let query = request.uri().query().unwrap_or_default();
-        // A list that is under way says nothing of the table that it is to replace.
+        // A list in progress says nothing about the table that it is going to replace.
         let watches = query.split('&').any(|pair| pair == "watch=true");
-        // Nothing is sent before it is polled.
+        // The request is not sent until the future is polled.
         let answering = self.inner.call(request);
         if !watches {
             return Box::pin(answering);
@@ -191,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// Asks through a client that is heard.
+    /// Sends a request through an observed client.
     async fn ask(heard: &Heard, query: &str, status: u16) {
         let client = service_fn(move |_: Request<()>| async move {
             let answer = Response::builder().status(status).body(());
@@ -255,7 +254,7 @@ mod tests {
             ask(&heard, "watch=true", 200).await;
             longest = heard.failed("it broke off".to_owned()).max(longest);
         }
-        // Although lists succeed, and watches begin.
+        // Even though lists succeed and watches begin.
         assert!(longest >= Duration::from_secs(5), "{longest:?}");
         assert!(heard.error().is_some());
         ask(&heard, "watch=true", 200).await;

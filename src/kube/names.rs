@@ -1,21 +1,21 @@
-//! Names of Kubernetes objects
-//! ([Object names and IDs](https://kubernetes.io/docs/concepts/overview/working-with-objects/names/)).
+//! Validates names of Kubernetes objects ([Object names and
+//! IDs](https://kubernetes.io/docs/concepts/overview/working-with-objects/names/)).
 
 use election_core::election::types::Invalid;
 
-/// What a label is.
+/// What error texts say about the form of a label.
 pub(crate) const LABEL: &str = "give a DNS label, 1 to 63 lower-case letters, digits and dashes that neither begins nor ends with a dash";
 
 const SUBDOMAIN: &str = "give a DNS name, up to 253 lower-case letters, digits, dashes and dots, each part of \
      which neither begins nor ends with a dash";
 
-/// Whether a namespace may be called so: a DNS label of RFC 1123.
+/// Returns whether the name is a valid namespace: a DNS label of RFC 1123.
 pub(crate) fn is_label(name: &str) -> bool {
     name.len() <= 63 && is_part(name)
 }
 
-/// Whether a deployment or a pod may be called so: labels of any length with dots between them. Longer than a
-/// label most pods' names are, and a deployment's may be.
+/// Returns whether the name is a valid Deployment or pod name: labels of any length, separated by dots. Most pod names
+/// exceed the length of a label, and Deployment names may.
 fn is_subdomain(name: &str) -> bool {
     name.len() <= 253 && name.split('.').all(is_part)
 }
@@ -28,15 +28,15 @@ fn is_part(part: &str) -> bool {
 /// Validates a namespace.
 ///
 /// # Errors
-/// [`Invalid`] names the field, and says what a namespace looks like.
+/// [`Invalid`] names the field and states the form of a namespace.
 pub(super) fn namespace(name: &str) -> Result<(), Invalid> {
     valid("namespace", name, is_label, LABEL)
 }
 
-/// Validates a deployment's or a pod's name.
+/// Validates the name of a Deployment or pod.
 ///
 /// # Errors
-/// [`Invalid`] names the field, and says what such a name looks like.
+/// [`Invalid`] names the field and states the form of such a name.
 pub(super) fn object(field: &str, name: &str) -> Result<(), Invalid> {
     valid(field, name, is_subdomain, SUBDOMAIN)
 }

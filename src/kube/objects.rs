@@ -1,4 +1,4 @@
-//! What is kept of Kubernetes' objects: what answers need, and nothing else.
+//! Extracts the parts of Kubernetes objects that the lookup needs.
 
 use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData, sync::Arc};
 
@@ -10,18 +10,18 @@ use kube::Resource;
 use serde::{Deserialize, Deserializer, de::IgnoredAny};
 use tokio::time::Instant;
 
-/// Set by the Deployment controller: the rollout that a ReplicaSet is of, and how many pods the Deployment
-/// wants and allows.
+/// Annotations that the Deployment controller sets on a ReplicaSet: the revision of its rollout, and how many pods the
+/// Deployment wants and allows.
 const REVISION: &str = "deployment.kubernetes.io/revision";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 const MAX: &str = "deployment.kubernetes.io/max-replicas";
-/// Set by the Deployment controller on ReplicaSets and their pods: what it appends to the Deployment's name to
-/// name the ReplicaSet.
+/// Label that the Deployment controller sets on ReplicaSets and their pods. The ReplicaSet's name is the Deployment's
+/// name followed by this value.
 const HASH: &str = "pod-template-hash";
-/// Why the node controller deletes the pods of a node that does not answer. They may run on for ever.
+/// Reason that the node controller sets when it deletes the pods of an unreachable node. Such pods may keep running.
 const NODE_LOST: &str = "NodeLost";
 
-/// The controller that an object belongs to.
+/// The controller that owns an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Owner {
     pub(super) name: Box<str>,
@@ -38,7 +38,7 @@ pub(super) struct Deployment {
 #[derive(Debug, Clone)]
 pub(super) struct ReplicaSet {
     pub(super) uid: Box<str>,
-    /// The Deployment, if one controls it.
+    /// The Deployment that controls the ReplicaSet, if there is one.
     pub(super) owner: Option<Owner>,
     pub(super) counts: Counts,
 }
@@ -46,19 +46,19 @@ pub(super) struct ReplicaSet {
 /// A ReplicaSet's revision and counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// The rollout: larger is newer; 0 when unknown.
+    /// The revision of the rollout: higher is newer; 0 if unknown.
     pub revision: i32,
-    /// Available pods.
+    /// Number of available pods.
     pub available: i32,
-    /// Pods that have all labels of the template.
+    /// Number of pods that have all labels of the template.
     pub fully_labeled: i32,
-    /// Ready pods.
+    /// Number of ready pods.
     pub ready: i32,
-    /// Pods.
+    /// Number of pods.
     pub replicas: i32,
-    /// Pods that the Deployment wants.
+    /// Number of pods that the Deployment wants.
     pub desired: i32,
-    /// Pods that the Deployment allows during a rollout.
+    /// Number of pods that the Deployment allows during a rollout.
     pub max: i32,
 }
 
@@ -66,9 +66,10 @@ pub struct Counts {
 #[derive(Debug)]
 pub(super) struct PodOwner {
     pub(super) set: Owner,
-    /// Since when it is known that there is such a ReplicaSet, or was: it was made before its pods.
+    /// When the ReplicaSet was first known to exist or to have existed: a ReplicaSet is created before its pods.
     pub(super) seen: Instant,
-    /// How much of its name is the Deployment's, by the Deployment controller's way to name it.
+    /// Length of the Deployment's name within the ReplicaSet's name, if the ReplicaSet is named as the Deployment
+    /// controller names it.
     deployment_length: Option<u8>,
 }
 
@@ -76,20 +77,20 @@ pub(super) struct PodOwner {
 pub(super) struct Pod {
     /// In seconds since the Unix epoch.
     pub(super) created: i64,
-    /// The ReplicaSet, if one controls it.
+    /// The ReplicaSet that controls the pod, if there is one.
     pub(super) owner: Option<Arc<PodOwner>>,
     pub(super) ip: Box<str>,
     pub(super) status: PodStatus,
 }
 
-/// How a pod is.
+/// A pod's phase and conditions.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PodStatus {
     /// Pending, Running, Succeeded, Failed or Unknown.
     pub phase: Cow<'static, str>,
-    /// Why it is in this phase; mostly empty.
+    /// The reason for the phase; usually empty.
     pub reason: Cow<'static, str>,
-    /// Whether its deletion was asked for, unless because its node is lost.
+    /// Whether the pod's deletion was requested for a reason other than a lost node.
     pub terminating: bool,
     /// The condition PodScheduled.
     pub scheduled: bool,
@@ -101,8 +102,8 @@ pub struct PodStatus {
     pub containers_ready: bool,
 }
 
-/// An object of the kind `K` as it comes from the API server, without what nobody asks for: that is skipped as it
-/// is read. Most of an object is, and would leave the memory in pieces behind.
+/// An object of the kind `K` as the API server sends it, reduced to the needed fields. Deserialization skips the other
+/// fields: they make up most of an object, and storing them would fragment memory.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(bound = "S: Deserialize<'de>")]
 pub(super) struct Seen<K, S> {
@@ -143,7 +144,7 @@ struct Condition {
     status: String,
 }
 
-/// All of the metadata that is looked at.
+/// Deserializes the needed metadata fields.
 fn metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -202,7 +203,7 @@ impl<K: Resource<DynamicType = ()>, S> Resource for Seen<K, S> {
     }
 }
 
-/// Makes of an object what is kept of it.
+/// Reduces an object to the form that the tables store.
 pub(super) trait Fold {
     type Folded: Send + Sync + 'static;
 
@@ -292,7 +293,7 @@ impl Fold for SeenPod {
     }
 }
 
-/// The words that almost every pod has cost no memory of their own.
+/// Returns common words as static strings, so that they use no memory per pod.
 fn interned(word: String) -> Cow<'static, str> {
     const WORDS: [&str; 8] = [
         "",
@@ -310,7 +311,7 @@ fn interned(word: String) -> Cow<'static, str> {
     }
 }
 
-/// The controller of an object, if it is of this kind of the group `apps`.
+/// Returns the controller of an object, if it is of this kind in the group `apps`.
 fn controller(metadata: &ObjectMeta, kind: &str) -> Option<Owner> {
     let of_kind = |owner: &&OwnerReference| {
         owner.controller == Some(true)
@@ -330,13 +331,13 @@ fn created(metadata: &ObjectMeta) -> i64 {
 }
 
 impl Pod {
-    /// The Deployment that has named the pod's ReplicaSet.
+    /// Returns the Deployment that the pod's ReplicaSet is named after.
     pub(super) fn named_deployment(&self) -> Option<&str> {
         let owner = self.owner.as_ref()?;
         owner.set.name.get(..owner.deployment_length?.into())
     }
 
-    /// The ReplicaSet that controls the pod.
+    /// Returns the ReplicaSet that controls the pod.
     pub(super) fn set(&self) -> Option<&Owner> {
         Some(&self.owner.as_ref()?.set)
     }

@@ -1,8 +1,8 @@
-//! Pods that are read when they are asked for.
+//! Reads pods on demand.
 //!
-//! What was read of a Deployment is kept for a short time: the API server is asked as often as if one caller
-//! asked, however many do. A pod's siblings are its Deployment's pods, and which Deployment that is is remembered.
-//! What cannot be read, or not soon, is told by what was read before, if that is not too old.
+//! The pods of a Deployment are cached for a short time, so the API server receives as many requests as one caller
+//! would cause. A pod's siblings are the pods of its Deployment; the name of a pod's Deployment is cached too. If a
+//! read fails or is slow, callers get the previous data while it is within the maximum staleness.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -22,22 +22,22 @@ use super::{
 };
 use crate::{causes, telemetry::trace};
 
-/// How many pods are kept; a Deployment counts as one more.
+/// Capacity of the pod cache: the number of pods, plus one per Deployment.
 const PODS: usize = 50_000;
-/// How many pods' Deployments are remembered.
+/// Number of pods whose Deployment's name is cached.
 const OWNERS: usize = 50_000;
-/// How many names are remembered that nothing has, and how many that could not be read.
+/// Number of cached names of objects that do not exist, and of cached failures.
 const OTHERS: usize = 1_000;
-/// How long the API server may take to answer a question.
+/// Timeout of one read from the API server.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long callers wait for it when there is something to tell without.
+/// How long callers wait for a read when cached data is available.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How much of a caller's time is then left.
+/// How much of the caller's remaining time that wait leaves.
 const SPARE: Duration = Duration::from_millis(50);
-/// For how long what could not be read is not read again, at the most.
+/// Maximum time after a failed read before the same read is retried.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Reads pods, and keeps them for a short time.
+/// Reads pods and caches them for a short time.
 pub(super) struct OnDemand(Arc<Inner>);
 
 impl fmt::Debug for OnDemand {
@@ -50,13 +50,13 @@ struct Inner {
     reader: Reader,
     ttl: Duration,
     max_staleness: Duration,
-    /// Deployments' pods as they were last read, which only what is newer replaces.
+    /// The pods of Deployments from the latest read. Only newer data replaces an entry.
     known: Cache<Wanted, Known, ByPods>,
-    /// The names of pods' Deployments: to be believed of a pod that is one of that Deployment's.
+    /// The names of pods' Deployments. A name is valid only if the Deployment's pods include the pod.
     owners: Cache<Wanted, Arc<str>>,
-    /// What is not there. Apart, as there is no end to names that callers make up.
+    /// Objects that do not exist. Separate from `known`: the number of names that callers can invent is unlimited.
     absent: Cache<Wanted, Known>,
-    /// What could not be read, why, and until when it is not read again.
+    /// Failed reads: the error, and until when the read is not retried.
     failed: Cache<Wanted, (Error, Instant)>,
     flights: Arc<Flights<Result<Found, Error>>>,
     state: Mutex<State>,
@@ -68,7 +68,7 @@ struct State {
     trouble: Trouble,
 }
 
-/// A Deployment's pods, or that there are none such, and when the API server was asked.
+/// The pods of a Deployment, or that it does not exist, and when the API server was asked.
 #[derive(Debug, Clone)]
 struct Known {
     pods: Result<Arc<[Pod]>, Error>,
@@ -81,21 +81,21 @@ impl Known {
         pods.iter().any(|pod| pod.name == name)
     }
 
-    /// Whether it was asked for within that time.
+    /// Returns whether the API server was asked within this time.
     fn within(&self, time: Duration) -> bool {
         self.asked.elapsed() <= time
     }
 }
 
-/// What was read.
+/// The result of a read.
 #[derive(Debug, Clone)]
 enum Found {
     Pods(Known),
-    /// A pod's Deployment.
+    /// The name of a pod's Deployment.
     Owner(Arc<str>, Instant),
 }
 
-/// Large Deployments take the place of many.
+/// Weighs an entry by its number of pods, so that a large Deployment takes the space of many small ones.
 #[derive(Debug, Clone)]
 struct ByPods;
 
@@ -105,17 +105,17 @@ impl Weighter<Wanted, Known> for ByPods {
     }
 }
 
-/// Until when a caller waits.
+/// How long a caller waits.
 #[derive(Debug, Clone, Copy)]
 struct Waits {
-    /// When there is something to tell without.
+    /// The limit if cached data is available.
     otherwise: Instant,
     deadline: Instant,
 }
 
 impl OnDemand {
     pub(super) fn new(settings: &Settings, client: Client) -> Self {
-        // One shard: a Deployment must not be too large for a part.
+        // One shard: a large Deployment must not exceed the capacity of a shard.
         let kept = OptionsBuilder::new()
             .shards(1)
             .estimated_items_capacity(OTHERS)
@@ -179,7 +179,7 @@ impl OnDemand {
 }
 
 impl Inner {
-    /// The pods of a Deployment, asked for since then if that matters.
+    /// Returns the pods of a Deployment, read at `since` or later if it is given.
     async fn deployment(
         self: &Arc<Self>,
         wanted: &Wanted,
@@ -187,7 +187,7 @@ impl Inner {
         waits: Waits,
     ) -> Result<Known, Error> {
         let is_since = |known: &Known| since.is_none_or(|since| known.asked >= since);
-        // A reading that was under way may be too old: the next one is not.
+        // A read that is already in progress may have begun before `since`; the next one has not.
         for _ in 0..2 {
             let last = self.last(wanted).filter(is_since);
             let until = match last {
@@ -204,7 +204,7 @@ impl Inner {
         Err(Error::DeadlineExceeded)
     }
 
-    /// The pods of the Deployment of a pod.
+    /// Returns the pods of the Deployment that a pod belongs to.
     async fn siblings(
         self: &Arc<Self>,
         wanted: &Wanted,
@@ -230,12 +230,12 @@ impl Inner {
             Found::Owner(name, asked) => (name, asked),
             Found::Pods(none) => return Ok(none),
         };
-        // What was read before the pod came would tell its siblings without it.
+        // Data from before the pod's creation would list its siblings without it.
         let known = self.deployment(&of(&name), Some(asked), waits).await?;
         if known.has(pod) {
             return Ok(known);
         }
-        // The Deployment is another of that name.
+        // The pod belongs to an earlier Deployment of the same name.
         let none = Known {
             pods: Err(no_deployment(namespace, pod)),
             asked: known.asked,
@@ -245,7 +245,7 @@ impl Inner {
         Ok(none)
     }
 
-    /// What was read of a Deployment last.
+    /// Returns the latest cached data of a Deployment.
     fn last(&self, wanted: &Wanted) -> Option<Known> {
         let (known, absent) = (self.known.get(wanted), self.absent.get(wanted));
         known
@@ -254,7 +254,7 @@ impl Inner {
             .max_by_key(|last| last.asked)
     }
 
-    /// Reads it, with all others who want it.
+    /// Reads from the API server. Concurrent callers share one read.
     async fn read(self: &Arc<Self>, wanted: &Wanted, until: Instant) -> Result<Found, Error> {
         let failed = self.failed.get(wanted);
         if let Some((error, _)) = failed.filter(|(_, until)| Instant::now() < *until) {
@@ -268,7 +268,7 @@ impl Inner {
         read.map_err(|_| Error::DeadlineExceeded)??
     }
 
-    /// What the API server says, which is kept.
+    /// Asks the API server and caches the result.
     async fn ask(&self, wanted: Wanted) -> Result<Found, Error> {
         let asked = Instant::now();
         let read = trace::call("Kubernetes read", async {

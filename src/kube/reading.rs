@@ -1,4 +1,4 @@
-//! What is asked of the API server to answer one question.
+//! The requests to the API server that one lookup needs.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -17,29 +17,28 @@ use super::{
 };
 use crate::causes;
 
-/// How many pods a list's page has.
+/// Number of pods per page of a list.
 const PAGE: u32 = 500;
-/// How old a client is at the least that is replaced as its token is refused: a kubeconfig may have a program
-/// tell the token.
+/// Minimum age of a client before a rejected token replaces it. A kubeconfig may run a program to obtain the token.
 const RENEW_AFTER: Duration = Duration::from_secs(5);
 
-/// What was asked for, or that it is not there.
+/// The requested data, or that the object does not exist.
 pub(super) enum Answer {
     /// A Deployment's pods.
     Pods(Result<Vec<Pod>, Error>),
-    /// The name of a pod's Deployment, as far as the pod and its ReplicaSet tell.
+    /// The name of a pod's Deployment, as the pod and its ReplicaSet state it.
     Deployment(Result<String, Error>),
 }
 
-/// Reads pods.
+/// Reads pods from the API server.
 pub(super) struct Reader {
     access: Access,
-    /// The client, and when it was made.
+    /// The client and when it was created.
     client: Mutex<(Client, Instant)>,
     renewing: tokio::sync::Mutex<()>,
 }
 
-/// Why nothing could be read.
+/// Why a read failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
     #[error(transparent)]
@@ -57,24 +56,24 @@ impl Reader {
         }
     }
 
-    /// What the API server says.
+    /// Reads the wanted data.
     ///
     /// # Errors
-    /// It says nothing, or refuses.
+    /// The API server does not respond, or rejects the request.
     pub(super) async fn read(&self, wanted: &Wanted) -> Result<Answer, Failure> {
         let (client, made) = self.client();
         let read = Reading(client).answer(wanted).await;
         if !matches!(&read, Err(Failure::Refused(error)) if is_unauthorized(error)) {
             return read;
         }
-        // The token may have been replaced.
+        // The token may have been rotated.
         match self.renewed(made).await? {
             Some(client) => Reading(client).answer(wanted).await,
             None => read,
         }
     }
 
-    /// A client that was made after the one that was made then, unless that is young.
+    /// Returns a client created after `made`, unless the present client is too young to replace.
     async fn renewed(&self, made: Instant) -> Result<Option<Client>, Failure> {
         let _alone = self.renewing.lock().await;
         let (client, latest) = self.client();
@@ -96,7 +95,7 @@ impl Reader {
     }
 }
 
-/// One reading.
+/// One read.
 struct Reading(Client);
 
 impl Reading {
@@ -112,7 +111,7 @@ impl Reading {
         })
     }
 
-    /// Tables of what is needed to tell a Deployment's pods, and hardly anything else.
+    /// Reads the tables that a Deployment's pods are determined from, with few other objects.
     async fn tables(&self, namespace: &str, name: &str) -> Result<Tables, Failure> {
         let (mut deployments, mut replica_sets, mut pods) =
             (Table::default(), Table::default(), Table::default());
@@ -156,7 +155,7 @@ impl Reading {
         })
     }
 
-    /// The name of a pod's Deployment, or that it has none.
+    /// Returns the name of a pod's Deployment, or that the pod has none.
     async fn deployment_of(
         &self,
         namespace: &str,
@@ -191,7 +190,7 @@ impl Reading {
         Ok(set.map(SeenReplicaSet::fold))
     }
 
-    /// All pods that a selector matches.
+    /// Lists all pods that match a selector.
     async fn list(
         &self,
         namespace: &str,
@@ -211,7 +210,7 @@ impl Reading {
     }
 }
 
-/// The error of a pod that is there, but nobody's.
+/// The error for a pod that exists but belongs to no Deployment.
 pub(super) fn no_deployment(namespace: &str, pod: &str) -> Error {
     Error::NotFound(format!(
         "the pod {namespace}/{pod} belongs to no deployment"

@@ -1,4 +1,4 @@
-//! What the agent may ask of the API server, asked of the server itself
+//! Determines the agent's rights by asking the API server
 //! ([SelfSubjectAccessReview](https://kubernetes.io/docs/reference/kubernetes-api/authorization-resources/self-subject-access-review-v1/)).
 
 use std::{collections::BTreeSet, time::Duration};
@@ -13,13 +13,13 @@ use tokio::time::timeout;
 use super::{Mode, Without};
 use crate::causes;
 
-/// How long the API server may take to say whether the agent has a right.
+/// Timeout of one access review.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A verb on a resource of a group.
+/// A verb, a resource, and the resource's API group.
 type Right = (&'static str, &'static str, &'static str);
 
-/// What it takes to watch.
+/// The rights that watching requires.
 const TO_WATCH: [Right; 6] = [
     ("list", "pods", ""),
     ("watch", "pods", ""),
@@ -29,7 +29,7 @@ const TO_WATCH: [Right; 6] = [
     ("watch", "deployments", "apps"),
 ];
 
-/// What it takes to read on demand.
+/// The rights that reading on demand requires.
 const TO_READ: [Right; 4] = [
     ("get", "pods", ""),
     ("list", "pods", ""),
@@ -37,10 +37,10 @@ const TO_READ: [Right; 4] = [
     ("get", "deployments", "apps"),
 ];
 
-/// How pods may be looked up in a namespace, or in all, and what it would take to watch them.
+/// Returns the best mode that the agent's rights permit in a namespace, or in all, and the rights that watching lacks.
 ///
 /// # Errors
-/// The server cannot be asked, or rights are missing.
+/// The server cannot be asked, or reading on demand lacks rights.
 pub(super) async fn mode(
     client: &Client,
     namespace: Option<&str>,
@@ -77,7 +77,7 @@ pub(super) async fn mode(
     )))
 }
 
-/// Tells what it would take to watch.
+/// Logs the rights that watching lacks.
 pub(super) fn warn(namespace: Option<&str>, no_watch: &[String]) {
     tracing::warn!(
         "pods of {} are read when they are asked for, and kept for EA_KUBE_CACHE_TTL: to watch them, the agent \
@@ -94,7 +94,7 @@ fn place(namespace: Option<&str>) -> String {
     }
 }
 
-/// Those of the rights that the agent does not have, in words, and why not, if the server says so.
+/// Returns the rights that the agent lacks, as text, with the server's reason if it gives one.
 async fn missing(
     client: &Client,
     namespace: Option<&str>,
@@ -117,10 +117,10 @@ async fn missing(
     Ok((lacking, reasons))
 }
 
-/// Whether the agent has a right.
+/// The result of an access review.
 enum Answer {
     Yes,
-    /// And why not, if the server says so.
+    /// The server's reason, if it gives one.
     No(Option<String>),
 }
 
@@ -148,7 +148,7 @@ async fn has(
     let answer = asked.map_err(|_| Without::unreachable("it does not answer"))?;
     let review = answer.map_err(|error| Without::unreachable(causes(&error)))?;
     let status = review.status.unwrap_or_default();
-    // Not to know is not to refuse: an authorizer that cannot be reached may know of the right.
+    // An evaluation error is not a denial: an unreachable authorizer may grant the right.
     match status.evaluation_error.filter(|error| !error.is_empty()) {
         _ if status.allowed => Ok(Answer::Yes),
         Some(error) => Err(Without::unreachable(format!(

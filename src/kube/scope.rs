@@ -1,4 +1,4 @@
-//! A namespace that is looked at, or all of them.
+//! The lookup's scope: one namespace, or all.
 
 use std::time::Duration;
 
@@ -10,23 +10,22 @@ use super::{Error, Pods, Settings, Wanted, on_demand::OnDemand, rights, watched:
 /// How pods are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// From a cache that watches keep.
+    /// From a cache that watches keep up to date.
     Watch,
-    /// By reading them when they are asked for.
+    /// By reading them on demand.
     OnDemand,
 }
 
-/// How the lookup does in a namespace, or in all.
+/// State of the lookup in one namespace, or in all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     /// How pods are looked up.
     pub mode: Mode,
-    /// For how long the API server has not been heard to agree with what is known; [`None`] as long as nothing
-    /// is.
+    /// Time since the API server last confirmed the known data; [`None`] while there is none.
     pub age: Option<Duration>,
-    /// How many pods are known.
+    /// Number of known pods.
     pub pods: usize,
-    /// Why the API server does not answer.
+    /// Why the API server does not respond.
     pub error: Option<String>,
 }
 
@@ -37,7 +36,7 @@ pub(super) enum Scope {
 }
 
 impl Scope {
-    /// Starts to look at a namespace, or at all, as the agent may.
+    /// Starts the lookup in one namespace, or in all, in the mode that the agent's rights permit.
     pub(super) fn start(
         settings: &Settings,
         client: &Client,

@@ -1,20 +1,21 @@
-//! A table of objects by their names, and by what they belong to.
+//! A table of objects, indexed by name and by two relations.
 
 use std::{collections::HashMap, sync::Arc};
 
-/// `namespace/name`: neither part has a slash.
+/// `namespace/name`. Neither part contains a slash.
 pub(super) type Key = Arc<str>;
 
 pub(super) fn key(namespace: &str, name: &str) -> Key {
     format!("{namespace}/{name}").into()
 }
 
-/// An object that is kept in a table.
+/// An object in a table.
 pub(super) trait Row: Sized {
-    /// The objects that one asks for to find this one, if they are in the same namespace.
+    /// The keys of the two relations. An index maps each key to the objects in the same namespace that have it.
     fn relations(&self) -> [Option<&str>; 2];
 
-    /// Keeps what both have in common once, as the other has it, which is known for longer.
+    /// Replaces what this object has in common with an object known for longer by that object's copy, so that it is
+    /// stored once.
     fn share(&mut self, _with: &Self) {}
 }
 
@@ -22,7 +23,7 @@ pub(super) trait Row: Sized {
 #[derive(Debug)]
 pub(super) struct Table<T> {
     rows: HashMap<Key, T>,
-    /// Whose relation each key is.
+    /// For each relation, the keys of the objects by the related key.
     related: [HashMap<Key, Vec<Key>>; 2],
 }
 
@@ -65,7 +66,7 @@ impl<T: Row> Table<T> {
         self.rows.insert(key, row);
     }
 
-    /// Removes an object, if it is there.
+    /// Removes an object, if it is present.
     pub(super) fn remove(&mut self, namespace: &str, name: &str) {
         self.take(namespace, &key(namespace, name));
     }
@@ -87,7 +88,7 @@ impl<T: Row> Table<T> {
         }
     }
 
-    /// An object by its name.
+    /// Returns an object by its name.
     pub(super) fn get(&self, namespace: &str, name: &str) -> Option<&T> {
         self.rows.get(&key(namespace, name))
     }
@@ -96,13 +97,13 @@ impl<T: Row> Table<T> {
         self.rows.len()
     }
 
-    /// The objects of which that key is this relation.
+    /// Returns the objects that have this key in this relation.
     pub(super) fn related(&self, relation: usize, key: &str) -> impl Iterator<Item = (&Key, &T)> {
         let keys = self.related[relation].get(key).into_iter().flatten();
         keys.filter_map(|key| self.rows.get_key_value(key))
     }
 
-    /// Whether nothing is left in it.
+    /// Returns whether the table and its indexes are empty.
     #[cfg(test)]
     pub(super) fn is_blank(&self) -> bool {
         self.rows.is_empty() && self.related.iter().all(HashMap::is_empty)

@@ -1,16 +1,16 @@
-//! What goes wrong again and again: what of it is news, and how long to wait before the next try.
+//! Tracks repeated failures: decides which ones to log, and how long to wait before the next attempt.
 
 use std::time::Duration;
 
 use super::Error;
 
-/// How long to wait after the first failure, and at the most.
+/// Delay after the first failure, and the maximum.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// How many different errors are news before all is well again: some texts have numbers that always differ.
+/// How many different errors are logged before a success. The limit exists because some texts contain changing numbers.
 const MOST_NEWS: usize = 5;
 
-/// Failures since all was well.
+/// Failures since the last success.
 #[derive(Debug, Default)]
 pub(super) struct Trouble {
     in_a_row: u32,
@@ -19,7 +19,7 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    /// One more failure. Says whether the log should have it.
+    /// Records a failure. Returns whether to log it.
     pub(super) fn add(&mut self, error: String) -> bool {
         self.in_a_row = self.in_a_row.saturating_add(1);
         let news = self.told.len() < MOST_NEWS && !self.told.contains(&error);
@@ -30,17 +30,17 @@ impl Trouble {
         news
     }
 
-    /// All is well. Says whether that is news.
+    /// Records a success. Returns whether it follows a failure.
     pub(super) fn over(&mut self) -> bool {
         std::mem::take(self).error.is_some()
     }
 
-    /// The last failure.
+    /// Returns the last failure.
     pub(super) fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
 
-    /// How long to wait before the next try: longer and longer, and by chance not as long as others do.
+    /// Returns the delay before the next attempt: exponential with jitter.
     pub(super) fn pause(&self) -> Duration {
         let doublings = self.in_a_row.saturating_sub(1).min(10);
         let longest = (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE);
@@ -48,7 +48,7 @@ impl Trouble {
     }
 }
 
-/// The error of pods that are known, but too old to tell.
+/// The error when the known pods are older than the maximum staleness.
 pub(super) fn too_old(age: Duration, most: Duration) -> Error {
     Error::Unavailable(format!(
         "what is known of the pods is {} s old, more than EA_KUBE_MAX_STALENESS ({}): the Kubernetes API server \

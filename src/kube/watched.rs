@@ -1,8 +1,8 @@
-//! Pods from a cache that watches keep.
+//! Serves pods from a cache that watches keep up to date.
 //!
-//! Three watches fill three tables: pods, ReplicaSets and Deployments. A table is replaced as a whole when a
-//! list has come to its end, so that none is ever served in part; from then on it follows the events. After an
-//! error nothing is asked for a while, longer and longer until a watch goes well again.
+//! Three watches fill three tables: pods, ReplicaSets and Deployments. A complete list replaces a table as a whole, so
+//! no table is ever served in part; the events that follow update it. After an error the watch pauses, with exponential
+//! backoff until a watch succeeds.
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
@@ -27,18 +27,18 @@ use super::{
 };
 use crate::causes;
 
-/// How many objects are listed at once. More would be quicker, and leave more memory behind that nobody uses.
+/// Page size of lists. Larger pages are faster but leave more memory unused afterwards.
 const PAGE: u32 = 100;
-/// How long a connection may be silent beyond the time that a watch lasts.
+/// How long a connection may be silent beyond the duration of a watch.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How long a watch lasts before it is asked for anew, in seconds: long enough for the API server to tell how far
-/// it is, which it does two seconds before the end.
+/// Minimum and maximum duration of a watch, in seconds. The minimum leaves the API server time to send a bookmark with
+/// its position, which it does two seconds before the end.
 const SHORTEST: u64 = 3;
 const LONGEST: u64 = 15;
-/// By how much the watch of ReplicaSets may be behind that of the pods while both go well.
+/// How far the watch of ReplicaSets may lag behind the watch of pods while both are healthy.
 const BEHIND: Duration = Duration::from_secs(1);
 
-/// A cache of a namespace, or of all.
+/// A cache of one namespace, or of all.
 #[derive(Debug)]
 pub(super) struct Watched {
     tables: Arc<RwLock<Tables>>,
@@ -47,7 +47,7 @@ pub(super) struct Watched {
 }
 
 impl Watched {
-    /// Starts to watch a namespace, or all.
+    /// Starts the watches of one namespace, or of all.
     pub(super) fn start(settings: &Settings, namespace: Option<&str>) -> Self {
         let tables = Arc::new(RwLock::new(Tables::default()));
         let place = namespace.map_or_else(String::new, |namespace| format!(" of {namespace}"));
@@ -98,21 +98,21 @@ impl Watched {
         }
     }
 
-    /// When each table was up to date; [`None`] if one is not filled. To be asked under the lock of the tables: they
-    /// change together.
+    /// Returns when each table was up to date; [`None`] if one is not filled. Call this while holding the lock of the
+    /// tables, so that the times match their contents.
     fn as_of(&self) -> Option<[Instant; 3]> {
         let [pods, sets, deployments] = self.heard.each_ref().map(Heard::last);
         Some([pods?, sets?, deployments?])
     }
 }
 
-/// How long a watch lasts: it begins anew often enough to know in time that one is cut off.
+/// Returns the duration of a watch in seconds: short enough to detect in time that a watch is cut off.
 fn lasts(max_staleness: Duration) -> u32 {
     let seconds = (max_staleness / 4).as_secs().clamp(SHORTEST, LONGEST);
     u32::try_from(seconds).unwrap_or(u32::MAX)
 }
 
-/// What is watched, and where it is kept.
+/// What is watched, and the table that it fills.
 #[derive(Debug, Clone)]
 struct Watch {
     access: Access,
@@ -124,7 +124,7 @@ struct Watch {
 }
 
 impl Watch {
-    /// Keeps the table of these objects for ever.
+    /// Keeps the table of these objects up to date; never returns.
     async fn follow<K>(self)
     where
         K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
@@ -154,7 +154,7 @@ impl Watch {
         }
     }
 
-    /// Keeps the table until the watch has come to where it will not go on by itself.
+    /// Keeps the table up to date until the watch cannot continue by itself.
     async fn watch<K>(&self, api: Api<K>, config: watcher::Config)
     where
         K: Resource<DynamicType = ()>
@@ -228,18 +228,18 @@ impl Watch {
     }
 }
 
-/// An object's namespace and name: whatever comes from an API server has both.
+/// Returns an object's namespace and name. Every object from an API server has both.
 fn named(object: &impl Resource) -> Option<(String, String)> {
     let metadata = object.meta();
     metadata.namespace.clone().zip(metadata.name.clone())
 }
 
-/// Whether a watch did not tell what it had to.
+/// Returns whether a watch failed to deliver events.
 fn is_behind(error: &watcher::Error) -> bool {
     matches!(error, watcher::Error::WatchError(_)) || is_unreadable(error)
 }
 
-/// Whether a watch told what cannot be read. To skip that would be to miss it.
+/// Returns whether a watch delivered an event that cannot be read. Skipping it would lose it.
 fn is_unreadable(error: &watcher::Error) -> bool {
     matches!(
         error,
@@ -249,9 +249,9 @@ fn is_unreadable(error: &watcher::Error) -> bool {
     )
 }
 
-/// Whether a watch would make the same mistake for ever: ask in the name of somebody who is not known any more,
-/// or from where the server knows nothing any more, if it answers with that as a status (as an event the crate
-/// knows it), or go on after something that it could not read.
+/// Returns whether a watch would repeat the same error forever: its credentials are no longer valid, its position has
+/// expired and the server reports that as a status (`watcher` handles the event form itself), or it stopped at an event
+/// that cannot be read.
 fn is_stuck(watch: &watcher::Error) -> bool {
     match watch {
         watcher::Error::InitialListFailed(error) => is_unauthorized(error),

@@ -1,14 +1,12 @@
-//! Finds out who asks, and lets nobody else in (`EA_AUTH_MODES`).
+//! Authenticates callers and refuses all others (`EA_AUTH_MODES`).
 //!
-//! The credential is the `authorization` header, which gRPC calls metadata, or the connection's client
-//! certificate, the same over every protocol. What follows finds the [`Caller`] among the request's
-//! extensions, and the header no longer: nothing below can log it. On paths that are public (`EA_AUTH_PUBLIC`)
-//! nobody is asked for a credential, and what is shown is taken off unread.
+//! The credential is the `authorization` header (metadata in gRPC) or the connection's client certificate, for every
+//! protocol alike. Authentication puts the [`Caller`] into the request's extensions and removes the header, so that no
+//! code below can log it. Public paths (`EA_AUTH_PUBLIC`) require no credential; a presented one is removed unread.
 //!
-//! Refusals: Unauthenticated (UNAUTHENTICATED, 401); Unavailable (UNAVAILABLE, 503) when whoever knows does not
-//! answer; RateLimited (RESOURCE_EXHAUSTED, 429) for credentials from one address, wrong ones or ones that have to
-//! be verified, faster than the rate limit; Internal (INTERNAL, 500) of a request that does not tell its connection's
-//! peer.
+//! Refusals: Unauthenticated (UNAUTHENTICATED, 401); Unavailable (UNAVAILABLE, 503) if the verifying server does not
+//! respond; RateLimited (RESOURCE_EXHAUSTED, 429) if one address sends invalid credentials, or credentials that need
+//! verification, faster than the rate limit; Internal (INTERNAL, 500) if the request carries no peer.
 
 use std::{
     sync::Arc,
@@ -44,8 +42,8 @@ struct Shared {
 }
 
 impl AuthenticateLayer {
-    /// Lets in whom the authenticator knows, and everybody where it is public. Wrong credentials count in the
-    /// limiter.
+    /// Creates a layer that admits callers known to the authenticator, and all callers on public paths. Invalid
+    /// credentials count in the limiter.
     #[must_use]
     pub fn new(
         authenticator: Authenticator,
@@ -74,7 +72,7 @@ impl<S> Layer<S> for AuthenticateLayer {
     }
 }
 
-/// Lets in those who are known.
+/// Admits authenticated callers.
 #[derive(Clone)]
 pub struct Authenticate<S> {
     inner: S,
@@ -134,7 +132,7 @@ where
                 Either::Left(Either::Right(ready(Err(problem))))
             }
             Known::NotYet(hash) => {
-                // Before the work that it makes, for us and for others.
+                // The limit applies before the verification, which costs work here and on other servers.
                 if let Err(problem) = self.shared.count(&request) {
                     return Either::Left(Either::Right(ready(Err(problem))));
                 }
@@ -155,14 +153,14 @@ where
     }
 }
 
-/// The request with who sent it, and without what proved that.
+/// Returns the request with its caller and without the credential.
 fn introduced(mut request: Request<Body>, caller: Caller) -> Request<Body> {
     request.headers_mut().remove(header::AUTHORIZATION);
     request.extensions_mut().insert(caller);
     request
 }
 
-/// The bearer token, if there is one ([RFC 6750](https://www.rfc-editor.org/rfc/rfc6750#section-2.1)).
+/// Returns the bearer token, if there is one ([RFC 6750](https://www.rfc-editor.org/rfc/rfc6750#section-2.1)).
 fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let mut values = headers.get_all(header::AUTHORIZATION).into_iter();
     let Some(value) = values.next() else {
@@ -190,7 +188,7 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 }
 
 impl Shared {
-    /// Counts a credential that is wrong, or not known, against the address that it comes from.
+    /// Counts an invalid or unknown credential against the address that sent it.
     fn count(&self, request: &Request<Body>) -> Result<(), Problem> {
         match &self.limiter {
             Some(limiter) => limiter.check_address(request),
@@ -226,7 +224,7 @@ mod tests {
 
     type Inner = Handle<Request<Body>, ()>;
 
-    /// The layer, what is below it, and the token of `worker`.
+    /// Returns the layer, the service below it, and the token of `worker`.
     fn layer(
         limiter: Option<RateLimiter>,
     ) -> (
@@ -345,7 +343,7 @@ mod tests {
         }
         advance(Duration::from_millis(500)).await;
         assert_eq!(ask("ea_wrong").await, Err(Code::Unauthenticated));
-        // Who shows a right one from there is let in.
+        // A valid credential from the same address is admitted.
         let known = request("/election/e", &[&format!("Bearer {token}")]);
         let call = tokio::spawn(service.clone().oneshot(known).boxed());
         let (_, answer) = inner.next_request().await.expect("passed on");

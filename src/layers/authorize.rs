@@ -1,8 +1,8 @@
-//! Asks policies who may see the agent itself: metrics, documents and probes, where they are not public
-//! (`EA_AUTH_PUBLIC`). It is the action `read` on the agent. What is done with elections is asked at their door
-//! (`crate::auth::gate`), where it is known.
+//! Authorizes access to the agent itself by policy: metrics, documents and probes, where they are not public
+//! (`EA_AUTH_PUBLIC`). The action is `read` on the agent. `crate::auth::gate` authorizes requests for elections,
+//! because their details are known only there.
 //!
-//! Refusal: PermissionDenied (PERMISSION_DENIED, 403); Internal (INTERNAL, 500) of a request that has not passed
+//! Refusals: PermissionDenied (PERMISSION_DENIED, 403); Internal (INTERNAL, 500) if the request has not passed
 //! authentication.
 
 use axum::body::Body;
@@ -21,7 +21,7 @@ use crate::{
     transport::request::{caller, endpoint},
 };
 
-/// Lets those see the agent who may by these policies; without any, everybody may.
+/// Admits callers that these policies permit to read the agent; without policies, all callers.
 pub fn authorize(
     policies: Option<Current<Policies>>,
 ) -> CheckLayer<impl Fn(&Request<Body>) -> Result<(), Problem> + Clone> {
@@ -31,7 +31,7 @@ pub fn authorize(
 fn permitted(policies: Option<&Current<Policies>>, request: &Request<Body>) -> Result<(), Problem> {
     let caller = caller(request.extensions())?;
     let area = endpoint(request.extensions())?.area;
-    // Who asks for what is public has not been asked for a name.
+    // Public paths carry no identity.
     let Some(identity) = caller.identity().filter(|_| area != Area::Api) else {
         return Ok(());
     };
@@ -67,7 +67,7 @@ mod tests {
         Caller::Known(Identity::new(Mode::Token, name, Vec::new()).expect("a name"))
     }
 
-    /// What somebody is told who asks for a path.
+    /// Returns the result of a request for a path.
     async fn ask(policies: Option<&str>, caller: Option<Caller>, path: &str) -> Result<(), Code> {
         let policies = policies.map(|text| {
             let policies = Policies::new([("test.cedar", text)]).expect("valid");
@@ -97,7 +97,7 @@ mod tests {
             assert_eq!(ask(Some(operators), Caller::Public).await, Ok(()));
             assert_eq!(ask(None, named("worker")).await, Ok(()));
         }
-        // The elections' own door asks about them.
+        // The gate authorizes requests for elections.
         let passed = ask(Some(operators), Some(named("worker")), "/election/e").await;
         assert_eq!(passed, Ok(()));
     }

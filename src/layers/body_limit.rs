@@ -1,11 +1,11 @@
 //! Refuses bodies over 64 KiB.
 //!
-//! REST and gRPC-Web bodies are short, so they are read whole here, and what is over the limit is
-//! refused before anything below sees it. Compressed ones are refused: their length says little. A gRPC body is a
-//! stream of messages of any total length; tonic's decoder holds each message to the limit.
+//! REST and gRPC-Web bodies are short. They are read completely here, and a body over the limit is refused before any
+//! layer below sees it. Compressed bodies are refused, because their length says little about their content. A gRPC
+//! body is a stream of messages of any total length; tonic's decoder applies the limit to each message.
 //!
 //! Refusals: PayloadTooLarge (RESOURCE_EXHAUSTED, 413); UnsupportedMediaType (INVALID_ARGUMENT, 415) for a body with a
-//! content coding; InvalidArgument for one that breaks off.
+//! content coding; InvalidArgument for an incomplete body.
 
 use std::task::{Context, Poll};
 
@@ -23,7 +23,7 @@ use crate::{
     transport::request::{MAX_BODY, endpoint, too_large},
 };
 
-/// The largest body of a gRPC-Web request: a message of [`MAX_BODY`], its frame, and base64.
+/// Maximum size of a gRPC-Web body: a message of [`MAX_BODY`] with its frame, in base64.
 const MAX_GRPC_WEB_BODY: usize = 2 * MAX_BODY;
 
 /// Applies [`BodyLimit`].
@@ -107,7 +107,7 @@ async fn read(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
     Err(too_large())
 }
 
-/// Refuses bodies that are compressed.
+/// Refuses compressed bodies.
 fn check_coding(headers: &HeaderMap) -> Result<(), Problem> {
     let codings = headers.get_all(header::CONTENT_ENCODING);
     let plain = |coding: &[u8]| coding.trim_ascii().eq_ignore_ascii_case(b"identity");

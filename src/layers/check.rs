@@ -13,7 +13,7 @@ use crate::status::Problem;
 #[derive(Debug, Clone, Copy)]
 pub struct CheckLayer<C>(C);
 
-/// Passes on the requests that this lets pass, and refuses others with its problem.
+/// Creates a layer that passes on the requests that `check` accepts, and refuses others with its problem.
 #[must_use]
 pub fn check<C>(check: C) -> CheckLayer<C>
 where
@@ -33,7 +33,7 @@ impl<C: Clone, S> Layer<S> for CheckLayer<C> {
     }
 }
 
-/// Refuses what does not pass a check.
+/// Refuses requests that fail a check.
 #[derive(Debug, Clone)]
 pub struct Check<C, S> {
     inner: S,

@@ -1,18 +1,18 @@
-//! Lets pages of other web origins ask the agent, if they are configured (`EA_CORS_ORIGINS`).
+//! Permits web pages of other origins to call the agent, if configured (`EA_CORS_ORIGINS`).
 //!
-//! Answers preflight requests itself, and adds to every answer, also to errors, what a browser needs to
-//! hand it to the page: `grpc-status`, `grpc-message` and `grpc-status-details-bin` above all, which gRPC-Web
-//! clients read from the headers of a refusal. Refuses nothing: a browser does, when the headers are not
-//! there. No cookies are involved, so credentials are not allowed.
+//! The layer answers preflight requests. It adds the CORS headers to every reply, including errors, so that the browser
+//! gives the page access to the reply's headers: above all `grpc-status`, `grpc-message` and `grpc-status-details-bin`,
+//! which gRPC-Web clients read from the headers of a refusal. The layer refuses no request; the browser enforces the
+//! rules. The agent uses no cookies, so CORS credentials are not allowed.
 
 use http::{HeaderName, HeaderValue, Method};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 use url::Url;
 
-/// How long a browser may remember a preflight's answer.
+/// How long a browser may cache the reply to a preflight request.
 const REMEMBERED: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// What a page may read besides what it always may.
+/// Headers that a page may read besides the safelisted ones.
 const EXPOSED: [&str; 8] = [
     "grpc-status",
     "grpc-message",
@@ -24,22 +24,22 @@ const EXPOSED: [&str; 8] = [
     "x-request-id",
 ];
 
-/// Whose pages may ask.
+/// The origins whose pages may call the agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origins {
-    /// Only those of the agent's own origin.
+    /// Only the agent's own origin.
     None,
-    /// Anybody's.
+    /// Any origin.
     Any,
-    /// Those of these origins.
+    /// The listed origins.
     These(Vec<HeaderValue>),
 }
 
 impl Origins {
-    /// Reads a comma-separated list, or `*`.
+    /// Parses a comma-separated list, or `*`.
     ///
     /// # Errors
-    /// Says which entry is no origin, and what one looks like.
+    /// The text names the entry that is not an origin, and shows a valid one.
     pub fn parse(text: &str) -> Result<Self, String> {
         let entries: Vec<_> = text
             .split(',')
@@ -58,7 +58,7 @@ impl Origins {
         }
     }
 
-    /// The layer, if there are other origins to let in.
+    /// Returns the layer, if other origins are permitted.
     #[must_use]
     pub fn layer(&self) -> Option<CorsLayer> {
         let origins = match self {
@@ -75,7 +75,7 @@ impl Origins {
                 Method::PATCH,
                 Method::DELETE,
             ])
-            // Whatever the page sends: headers alone let nobody in.
+            // Any header is accepted: headers alone grant no access.
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(EXPOSED.map(HeaderName::from_static))
             .max_age(REMEMBERED);
@@ -91,7 +91,7 @@ fn origin(entry: &str) -> Result<HeaderValue, String> {
     };
     let url = Url::parse(entry).map_err(|_| wrong())?;
     let origin = url.origin().ascii_serialization();
-    // As a browser writes it, or it would never match.
+    // The entry must be spelled as a browser sends it, otherwise it never matches.
     let is_origin = matches!(url.scheme(), "http" | "https") && origin == entry;
     let value = HeaderValue::try_from(origin).map_err(|_| wrong())?;
     is_origin.then_some(value).ok_or_else(wrong)

@@ -1,9 +1,8 @@
-//! Gives every request a deadline: the server's limit or the caller's `grpc-timeout`, whichever is
-//! sooner.
+//! Sets a deadline for every request: the server's limit or the caller's `grpc-timeout`, whichever is earlier.
 //!
-//! The deadline travels with the request ([`Deadline`]), so that lease nodes are not waited for longer;
-//! and it is kept here, should anything below overlook it. It covers the time to the answer's headers: a
-//! stream that has begun goes on.
+//! The deadline travels with the request ([`Deadline`]), so that the wait for lease nodes ends with it. This layer also
+//! enforces it, in case a layer below does not. The deadline covers the time to the reply's headers; a stream that has
+//! begun continues.
 //!
 //! Refusals: DeadlineExceeded (DEADLINE_EXCEEDED, 504); InvalidArgument for a malformed `grpc-timeout`.
 
@@ -32,7 +31,7 @@ pub struct DeadlineLayer {
 }
 
 impl DeadlineLayer {
-    /// Gives requests this long at the most.
+    /// Creates a layer with this maximum time per request.
     #[must_use]
     pub fn new(limit: Duration) -> Self {
         Self { limit }
@@ -50,7 +49,7 @@ impl<S> Layer<S> for DeadlineLayer {
     }
 }
 
-/// Answers for a service that is slower than the deadline.
+/// Enforces the deadline of a service.
 #[derive(Debug, Clone)]
 pub struct Limit<S> {
     inner: S,
@@ -75,7 +74,7 @@ where
             Err(problem) => return Either::Right(ready(Err(problem))),
         };
         if limit.is_zero() {
-            // Nobody waits for the answer, so nothing should be done for it.
+            // The caller has stopped waiting, so no work is done.
             return Either::Right(ready(Err(exceeded())));
         }
         let deadline = Instant::now() + limit;
@@ -87,7 +86,7 @@ where
     }
 }
 
-/// The caller's timeout: [1 to 8 digits and a
+/// Returns the caller's timeout: [1 to 8 digits and a
 /// unit](https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#requests).
 fn grpc_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
     let Some(header) = headers.get("grpc-timeout") else {
@@ -128,7 +127,7 @@ fn exceeded() -> Problem {
 }
 
 pin_project! {
-    /// The answer, if it comes in time.
+    /// A future of the reply that fails at the deadline.
     pub struct InTime<F> {
         #[pin]
         future: F,
@@ -158,7 +157,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers with the time left, or never.
+    /// Returns the remaining time that the service sees; the service replies or hangs.
     async fn ask(timeout: Option<&str>, answers: bool) -> Result<Duration, Problem> {
         let inner = service_fn(move |request: Request<Body>| async move {
             if !answers {

@@ -1,12 +1,12 @@
-//! Refuses requests while too many are under way, so that those that are accepted are answered in time.
+//! Refuses requests while too many are in progress, so that accepted ones are answered in time.
 //!
-//! One count for all connections and ports (`EA_MAX_IN_FLIGHT`). Requests are refused at once and never
-//! wait: whoever waits for a slow lease node would only make the next one wait, too. Probes and metrics
-//! that are answered at once pass: an agent that has much to do is neither dead nor unobserved.
+//! All connections and ports share one count (`EA_MAX_IN_FLIGHT`). Requests are refused at once and never queued: a
+//! queue behind a slow lease node would delay all later requests. Probes and metrics that are answered at once are
+//! exempt, so that a busy agent is neither restarted nor unobserved.
 //!
-//! A request is under way until its answer has been sent whole, so that streams count for as long as they last.
-//! Those of the health service and of reflection, which anybody may keep open, have a count of their own of the same
-//! size: they cannot take the place of elections.
+//! A request is in progress until its reply has been sent completely, so a stream counts for its whole duration.
+//! Streams of the health service and of reflection, which any client may keep open, have a separate count of the same
+//! size and cannot displace elections.
 //!
 //! Refusal: Overloaded (RESOURCE_EXHAUSTED, 429).
 
@@ -30,7 +30,7 @@ use crate::{
     transport::request::endpoint,
 };
 
-/// Applies [`InFlight`]; its clones share one count.
+/// Applies [`InFlight`]; clones share the counts.
 #[derive(Debug, Clone)]
 pub struct InFlightLayer {
     counts: Counts,
@@ -39,12 +39,12 @@ pub struct InFlightLayer {
 #[derive(Debug, Clone)]
 struct Counts {
     requests: Arc<Semaphore>,
-    /// Of streams that last as long as their clients like.
+    /// Counts streams that last as long as their clients keep them open.
     streams: Arc<Semaphore>,
 }
 
 impl Counts {
-    /// The place of a request in the counts, unless it is not counted.
+    /// Reserves a place for a request, unless the request is exempt.
     fn place(&self, request: &Request<Body>) -> Result<Option<OwnedSemaphorePermit>, Problem> {
         let count = match endpoint(request.extensions())?.counted {
             Counted::Request => &self.requests,
@@ -62,7 +62,7 @@ impl Counts {
 }
 
 impl InFlightLayer {
-    /// Lets `most` requests be under way at once, and as many streams that are none of the API.
+    /// Creates a layer that admits `most` requests at once, and as many streams outside the API.
     #[must_use]
     pub fn new(most: usize) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl<S> Layer<S> for InFlightLayer {
     }
 }
 
-/// Refuses requests while too many are under way.
+/// Refuses requests while too many are in progress.
 #[derive(Debug, Clone)]
 pub struct InFlight<S> {
     inner: S,
@@ -116,7 +116,7 @@ where
 }
 
 pin_project! {
-    /// The answer to a request, whose body keeps the request's place.
+    /// A future of the reply, whose body keeps the request's place.
     pub struct UnderWay<F> {
         #[pin]
         future: F,
@@ -195,13 +195,13 @@ mod tests {
         drop(stream);
         assert_eq!(free(&service), 1);
 
-        // A caller that goes away is no longer counted.
+        // A cancelled request frees its place.
         second.abort();
         assert!(second.await.expect_err("aborted").is_cancelled());
         drop(answer_second);
         assert_eq!(free(&service), 2);
 
-        // Nor is what was answered with a problem.
+        // A request that failed frees its place.
         let third = tokio::spawn(call("/election/e"));
         let (_, answer_third) = handle.next_request().await.expect("passed on");
         assert_eq!(free(&service), 1);

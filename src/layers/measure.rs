@@ -1,4 +1,4 @@
-//! Measures requests: how many are under way, how long they took and what they were answered.
+//! Measures requests: the number in progress, their duration and their status.
 
 use std::{
     convert::Infallible,
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// The target of a log line for every request, which there is at the level debug.
+/// Log target of one line per request, at the level debug.
 const REQUESTS: &str = "election_agent::requests";
 
 /// Applies [`Measure`].
@@ -31,7 +31,7 @@ pub struct MeasureLayer {
 }
 
 impl MeasureLayer {
-    /// Measures into these metrics.
+    /// Creates a layer that records into these metrics.
     #[must_use]
     pub fn new(metrics: Metrics) -> Self {
         Self { metrics }
@@ -49,7 +49,7 @@ impl<S> Layer<S> for MeasureLayer {
     }
 }
 
-/// Measures a service's requests.
+/// Measures the requests of a service.
 #[derive(Debug, Clone)]
 pub struct Measure<S> {
     inner: S,
@@ -69,7 +69,7 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        // Whatever has not been classified is refused below.
+        // A request that has not been classified is refused by a layer below.
         let endpoint = Endpoint::among(request.extensions());
         let action = endpoint.map_or(Action::Other, |endpoint| endpoint.action);
         Measured {
@@ -81,7 +81,8 @@ where
 }
 
 pin_project! {
-    /// The answer, measured when it comes; a request whose caller goes away is only no longer under way.
+    /// A future of the reply, which records its duration and status. A cancelled request only leaves the number in
+    /// progress.
     pub struct Measured<F> {
         started: Instant,
         in_flight: InFlight,
@@ -117,8 +118,8 @@ where
     }
 }
 
-/// What the answer comes to as a gRPC status, whatever its protocol. The status of a gRPC stream comes
-/// after its headers; it counts as begun well.
+/// Returns the reply's gRPC status for any protocol. A gRPC stream sends its status after the headers; one that has
+/// begun counts as successful.
 pub(super) fn grpc_status(response: &Response) -> tonic::Code {
     if let Some(status) = response.headers().get("grpc-status") {
         return tonic::Code::from_bytes(status.as_bytes());

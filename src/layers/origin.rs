@@ -1,8 +1,7 @@
-//! Lets the audit trail name where a request came from: the caller, its address, the request's id.
+//! Provides the audit trail with the origin of a request: the caller, its address, and the request id.
 //!
-//! A variable of the task holds them while the rest of the stack is called and polled, which costs some counts of
-//! references and no allocation. A request that does not tell who sends it from where is refused: its lines would not,
-//! either.
+//! A task-local variable holds them while the rest of the stack is called and polled. That costs a few reference counts
+//! and no allocation. A request without a caller or a peer is refused, because its audit lines would lack them.
 
 use std::task::{Context, Poll};
 
@@ -29,7 +28,7 @@ pub struct OriginLayer {
 }
 
 impl OriginLayer {
-    /// Takes requests that these proxies pass on for their clients'.
+    /// Creates a layer that trusts the client addresses reported by these proxies.
     #[must_use]
     pub fn new(proxies: TrustedProxies) -> Self {
         Self { proxies }

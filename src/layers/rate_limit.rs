@@ -1,19 +1,19 @@
-//! Refuses those who ask too often (`EA_RATE_LIMIT_PER_SECOND`, `EA_RATE_LIMIT_BURST`).
+//! Refuses requests over a caller's rate limit (`EA_RATE_LIMIT_PER_SECOND`, `EA_RATE_LIMIT_BURST`).
 //!
-//! What counts is who asks: the identity, or the address of those who have proved none, of IPv6 the /64 network,
-//! as a host has as many addresses as it likes. Behind a proxy that is trusted (`EA_TRUSTED_PROXIES`) the
-//! address is that of the proxy's client. All connections and ports share the counts. Probes and metrics pass.
+//! Requests are counted by identity or, without a proved identity, by address. IPv6 addresses are counted by /64
+//! network, because a host has as many addresses as it likes. Behind a trusted proxy (`EA_TRUSTED_PROXIES`), the
+//! address is that of the proxy's client. All connections and ports share the counts. Probes and metrics are exempt.
 //!
-//! Counting needs the same memory for a million callers as for one: a caller has two of [`CELLS`] counters, by two
-//! hashes with keys of this process. What it has had is the lesser of both, and what it is let do is added to that
-//! and raises both to the sum. So a caller never gets more than its rate, and less only if both its counters are
-//! shared with callers that ask much. It is the sketch of Cormode and Muthukrishnan (*An Improved Data Stream
-//! Summary: The Count-Min Sketch and its Applications*, 2005) with the conservative update of Estan and Varghese
-//! (*New Directions in Traffic Measurement and Accounting*, 2002), over the arrival times of the
+//! Memory use does not depend on the number of callers: two hashes with keys of this process map a caller to two of
+//! [`CELLS`] counters. The caller's count is the lower of the two. A permitted request adds to that count and raises
+//! both counters to the sum. A caller therefore never exceeds its rate, and gets less only if busy callers share both
+//! its counters. This is the sketch of Cormode and Muthukrishnan (*An Improved Data Stream Summary: The Count-Min
+//! Sketch and its Applications*, 2005) with the conservative update of Estan and Varghese (*New Directions in Traffic
+//! Measurement and Accounting*, 2002), over the arrival times of the
 //! [GCRA](https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm).
 //!
-//! Refusal: RateLimited (RESOURCE_EXHAUSTED, 429), with when to try again; Internal (INTERNAL, 500) of a request of
-//! which it is not known whose it is.
+//! Refusals: RateLimited (RESOURCE_EXHAUSTED, 429), with the time of the next attempt; Internal (INTERNAL, 500) if the
+//! request carries no caller.
 
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
@@ -39,20 +39,20 @@ use crate::{
     transport::request::{self, caller, peer},
 };
 
-/// How many counters there are: 8 MiB of them, half for each hash. Of 10,000 busy callers one in some 2,700
-/// shares both its counters with others.
+/// Number of counters: 8 MiB, half for each hash. With 10,000 busy callers, about one in 2,700 shares both its counters
+/// with others.
 const CELLS: usize = 1 << 20;
 
-/// How often one caller may ask.
+/// The rate of one caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// How many requests a second, in the long run.
+    /// Requests per second in the long run.
     pub per_second: NonZeroU32,
-    /// How many at once, after a pause.
+    /// Requests at once after a pause.
     pub burst: NonZeroU32,
 }
 
-/// Counts requests by caller. Cheap to clone; clones share the counts.
+/// Limits the rate of requests per caller. Cheap to clone; clones share the counts.
 #[derive(Clone)]
 pub struct RateLimiter(Arc<Inner>);
 
@@ -62,15 +62,15 @@ struct Inner {
     proxies: TrustedProxies,
 }
 
-/// A fixed number of counters, each a time in nanoseconds: when whoever asks at its rate would have had what was
-/// asked for.
+/// A fixed number of counters. Each is the theoretical arrival time of the GCRA in nanoseconds: when a caller at
+/// exactly its rate would have received what it has requested.
 struct Cells(Box<[AtomicU64]>);
 
 impl StateStore for Cells {
     /// The two counters of a caller.
     type Key = [usize; 2];
 
-    /// Requests of one caller that are counted on two threads in the same instant may count as one.
+    /// Two requests of one caller counted by two threads at the same instant may count as one.
     fn measure_and_replace<T, F, E>(&self, key: &[usize; 2], measure: F) -> Result<T, E>
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
@@ -96,7 +96,7 @@ impl StateStore for Cells {
     }
 }
 
-/// Tokio's time, which tests can stop.
+/// Tokio's clock, which tests can pause.
 struct TokioClock;
 
 impl Clock for TokioClock {
@@ -107,7 +107,7 @@ impl Clock for TokioClock {
     }
 }
 
-/// Whose requests are counted together.
+/// The key by which requests are counted.
 #[derive(Hash)]
 enum Counted<'a> {
     Identity(Mode, &'a str),
@@ -115,7 +115,7 @@ enum Counted<'a> {
 }
 
 impl RateLimiter {
-    /// Lets every caller ask this often. These proxies tell whose requests they pass on.
+    /// Creates a limiter with this rate per caller. The addresses that these proxies report are trusted.
     #[must_use]
     pub fn new(rate: Rate, proxies: TrustedProxies) -> Self {
         let quota = Quota::per_second(rate.per_second).allow_burst(rate.burst);
@@ -127,7 +127,7 @@ impl RateLimiter {
         }))
     }
 
-    /// Counts a request of whoever sent it.
+    /// Counts a request of its caller.
     fn check(&self, request: &Request<Body>) -> Result<(), Problem> {
         if request::endpoint(request.extensions())?.counted == endpoint::Counted::Never {
             return Ok(());
@@ -140,10 +140,10 @@ impl RateLimiter {
         }
     }
 
-    /// Counts a request of an address, whoever it says that it is.
+    /// Counts a request by its address, regardless of its identity.
     ///
     /// # Errors
-    /// RateLimited; Internal of a request that does not tell the address.
+    /// RateLimited; Internal if the request carries no address.
     pub(super) fn check_address(&self, request: &Request<Body>) -> Result<(), Problem> {
         let peer = peer(request.extensions())?;
         let address = self
@@ -174,7 +174,7 @@ impl RateLimiter {
     }
 }
 
-/// Refuses those who ask more often than this limiter lets them.
+/// Refuses requests over the rate of this limiter.
 pub fn rate_limit(
     limiter: RateLimiter,
 ) -> CheckLayer<impl Fn(&Request<Body>) -> Result<(), Problem> + Clone> {
@@ -215,7 +215,7 @@ mod tests {
         request
     }
 
-    /// How many of so many requests pass.
+    /// Returns how many of `of` requests pass.
     fn passed(limiter: &RateLimiter, request: impl Fn() -> Request<Body>, of: usize) -> usize {
         (0..of)
             .filter(|_| limiter.check(&request()).is_ok())
@@ -241,7 +241,7 @@ mod tests {
         let different: [fn() -> Request<Body>; 6] = [
             || by(Mode::Token, "a"),
             || by(Mode::Token, "b"),
-            // The same name, proved otherwise, is another's.
+            // The same name proved by another mode is another identity.
             || by(Mode::Jwt, "a"),
             || from("10.0.0.2"),
             || from("2001:db8:0:1::1"),
@@ -257,7 +257,8 @@ mod tests {
         for request in the_same_as_above {
             assert_eq!(passed(&limiter, request, 5), 0);
         }
-        // Who proves nothing is an address: that of the requests above, whose identities counted.
+        // A caller without an identity counts by address. The requests above came from the same address, but counted by
+        // identity.
         assert_eq!(passed(&limiter, || by(Mode::None, "x"), 5), 2);
         assert_eq!(passed(&limiter, || by(Mode::None, "y"), 5), 0);
     }
@@ -301,18 +302,18 @@ mod tests {
         let mine = [1, CELLS / 2 + 1];
         let neighbours = [[1, CELLS / 2 + 2], [2, CELLS / 2 + 1]];
         let ask = |cells: &[usize; 2]| limiter.0.callers.check_key(cells).is_ok();
-        // One counter at a time is shared, out of step with me.
+        // Each neighbour shares one counter with `me`, out of phase.
         for neighbour in neighbours {
             assert!(ask(&neighbour));
             advance(Duration::from_millis(50)).await;
             let mut passed = 0;
             for _ in 0..10_000 {
                 passed += usize::from(ask(&mine));
-                // As busy as it may be.
+                // The neighbour sends at its maximum rate.
                 ask(&neighbour);
                 advance(Duration::from_millis(10)).await;
             }
-            // A hundred seconds at ten a second, and a burst.
+            // A hundred seconds at ten requests per second, plus a burst.
             assert!((1_000..=1_010).contains(&passed), "{passed}");
             advance(Duration::from_secs(60)).await;
         }
@@ -325,7 +326,7 @@ mod tests {
             let address = IpAddr::from(caller.to_be_bytes());
             let _ = limiter.count(&Counted::Address(address));
         }
-        // Each asked once, of ten: whoever comes now finds room in its counters.
+        // Each caller used one of ten requests, so newcomers find capacity in their counters.
         let newcomers = (0..1_000_u32)
             .filter(|n| {
                 let request = || by(Mode::Token, &format!("newcomer-{n}"));

@@ -1,9 +1,9 @@
-//! Answers whatever comes of a request: an error of a layer or of the mux in the caller's protocol (a trailers-only
-//! status for gRPC and gRPC-Web, problem+json for REST), and a panic, so that it costs one request and not the
-//! connection's others.
+//! Converts errors and panics into replies. An error of a layer or of the mux becomes a reply in the caller's protocol:
+//! a trailers-only status for gRPC and gRPC-Web, problem+json for REST. A panic fails one request and leaves the
+//! connection's other requests running.
 //!
-//! Refusal: Internal (INTERNAL, 500) of what panics, whose text goes to the log alone, and of a request that has not
-//! been classified.
+//! Refusal: Internal (INTERNAL, 500) for a panic, whose text is only logged, and for a request that has not been
+//! classified.
 
 use std::{
     any::Any,
@@ -34,13 +34,13 @@ impl<S> Layer<S> for RespondLayer {
     }
 }
 
-/// Answers where the inner service gives an error, or panics.
+/// Replies when the inner service fails or panics.
 #[derive(Debug, Clone)]
 pub struct Respond<S> {
     inner: S,
 }
 
-/// An answer, or what panicked.
+/// A reply or a panic's payload.
 type Caught = Result<Result<Response, Problem>, Box<dyn Any + Send>>;
 
 impl<S> Service<Request<Body>> for Respond<S>
@@ -52,7 +52,7 @@ where
     type Future = Answered<Either<CatchUnwind<AssertUnwindSafe<S::Future>>, Ready<Caught>>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // A layer below refuses when it is called, where the refusal can be told to the caller.
+        // A layer below refuses when it is called, because only then can the caller receive the refusal.
         Poll::Ready(Ok(()))
     }
 
@@ -77,7 +77,7 @@ where
 }
 
 pin_project! {
-    /// The answer; errors and panics are told in the caller's protocol.
+    /// A future of the reply, which converts errors and panics to the caller's protocol.
     pub struct Answered<F> {
         #[pin]
         future: F,
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::{endpoint::classified, status::Code};
 
-    /// What a caller gets when the inner service gives this problem, or an answer.
+    /// Returns the reply to a caller when the inner service returns this problem, or a reply.
     async fn answered(content_type: &str, problem: Option<Problem>) -> Response {
         let inner = service_fn(move |_: Request<Body>| {
             ready(problem.clone().map_or_else(|| Ok(Response::default()), Err))

@@ -1,7 +1,7 @@
-//! Records requests in spans, those that the sampler draws: as the semantic conventions for RPC and HTTP servers
-//! have it. A request that is not drawn costs a look at its headers.
+//! Records sampled requests in spans, following the OpenTelemetry semantic conventions for RPC and HTTP servers. A
+//! request that is not sampled costs only an inspection of its headers.
 //!
-//! A span lasts until the answer's body has been sent, so that gRPC's status counts, which comes after it.
+//! A span lasts until the reply's body has been sent, so that it includes the gRPC status, which follows the body.
 
 use std::{
     convert::Infallible,
@@ -30,7 +30,7 @@ use crate::{
     telemetry::trace::{REQUEST, Recorder, SPANS, sampler::Parent},
 };
 
-/// What the conventions call a method that is not known.
+/// The conventions' name for an unknown method.
 const OTHER: &str = "_OTHER";
 
 /// Applies [`Trace`].
@@ -42,7 +42,8 @@ pub struct TraceLayer {
 }
 
 impl TraceLayer {
-    /// Records requests that came with or without TLS, and those behind these proxies as their clients'.
+    /// Creates a layer that records requests received with or without TLS. For requests behind these proxies, it
+    /// records the client's address.
     #[must_use]
     pub fn new(recorder: Recorder, proxies: TrustedProxies, tls: bool) -> Self {
         Self {
@@ -52,7 +53,7 @@ impl TraceLayer {
         }
     }
 
-    /// The request's span; none if the request is not recorded.
+    /// Returns the request's span; a disabled one if the request is not recorded.
     fn record(&self, request: &Request<Body>) -> Span {
         let headers = request.headers();
         let parent = match self.recorder.continues {
@@ -62,25 +63,27 @@ impl TraceLayer {
         if !self.recorder.sampler.samples(parent.as_ref()) {
             return Span::none();
         }
-        // Whatever has not been classified is refused below.
+        // A request that has not been classified is refused by a layer below.
         let Some(endpoint) = Endpoint::among(request.extensions()) else {
             return Span::none();
         };
         let watched = matches!(endpoint.area, Area::Probes | Area::Metrics);
-        // Those who watch the agent ask all the time: only when they want to see themselves.
+        // Probes and metrics are frequent: they are recorded only if their caller samples them.
         if watched && !parent.is_some_and(|parent| parent.is_sampled()) {
             return Span::none();
         }
         let span = self.span(request, endpoint);
         if let Some(parent) = parent {
             let above = Context::new().with_remote_span_context(parent.context(headers));
-            // It has not started, and whether there is a subscriber is the same for all spans.
+            // The call fails if the span has started or has no subscriber. It has not started, and all spans share one
+            // subscriber.
             let _ = span.set_parent(above);
         }
         span
     }
 
-    /// The span of a request. Names that callers choose are in none of its attributes, unless they are wanted.
+    /// Creates the span of a request. Its attributes contain no names that callers choose, unless the configuration
+    /// includes them.
     fn span(&self, request: &Request<Body>, endpoint: Endpoint) -> Span {
         let (headers, uri) = (request.headers(), request.uri());
         let server = server(request);
@@ -117,7 +120,7 @@ impl TraceLayer {
     }
 }
 
-/// What a request is called: few names, however many callers make up.
+/// The name of a request's span, from a small fixed set.
 enum Named {
     Rpc {
         service: Option<&'static str>,
@@ -169,12 +172,12 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).and_then(|value| value.to_str().ok())
 }
 
-/// The service and the method that a route names.
+/// Returns the service and the method in a route.
 fn rpc(route: &'static str) -> Option<(&'static str, &'static str)> {
     route.strip_prefix('/')?.split_once('/')
 }
 
-/// The method, if it is one that the specifications know.
+/// Returns the method's name, if the specifications define it.
 fn known(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -198,7 +201,7 @@ fn version(version: Version) -> &'static str {
     }
 }
 
-/// What the caller takes this agent for.
+/// Returns the host and port that the caller addressed.
 fn server(request: &Request<Body>) -> Option<(&str, Option<u16>)> {
     if let Some(authority) = request.uri().authority() {
         return Some((authority.host(), authority.port_u16()));
@@ -221,7 +224,7 @@ impl<S> Layer<S> for TraceLayer {
     }
 }
 
-/// Records a service's requests.
+/// Records the requests of a service.
 #[derive(Debug, Clone)]
 pub struct Trace<S> {
     inner: S,
@@ -257,10 +260,10 @@ where
     }
 }
 
-/// The span of a request that is being answered; dropped as such, its caller has gone.
+/// The span of a request in progress. If it is dropped before the reply has been sent, the caller has disconnected.
 ///
-/// It ends when the reply has been sent, although tasks that clean up after the request hold its [`Span`] for longer:
-/// therefore it is ended by OpenTelemetry's means.
+/// The span must end when the reply has been sent, but background tasks of the request hold its [`Span`] for longer. It
+/// is therefore ended through the OpenTelemetry API.
 struct ServerSpan {
     /// Keeps the span open while the body is sent.
     _span: Span,
@@ -270,7 +273,7 @@ struct ServerSpan {
 }
 
 impl ServerSpan {
-    /// Ends it with what is known at the end.
+    /// Ends the span with the reply's status, if there is one.
     fn end(&mut self, answer: Option<Answer>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
@@ -302,14 +305,14 @@ impl Drop for ServerSpan {
     }
 }
 
-/// What a request was answered.
+/// The status of a reply.
 #[derive(Debug, Clone, Copy)]
 struct Answer {
     http: u16,
     grpc: tonic::Code,
 }
 
-/// Whether the conventions take a gRPC status for an error of the server's side.
+/// Returns whether the conventions classify a gRPC status as a server error.
 fn is_the_servers(code: tonic::Code) -> bool {
     use tonic::Code::{DataLoss, DeadlineExceeded, Internal, Unavailable, Unimplemented, Unknown};
     matches!(
@@ -319,7 +322,7 @@ fn is_the_servers(code: tonic::Code) -> bool {
 }
 
 pin_project! {
-    /// The answer, with the span that it ends.
+    /// A future of the reply, with the span that the reply ends.
     pub struct Traced<F> {
         #[pin]
         reply: Instrumented<F>,
@@ -350,7 +353,7 @@ where
 }
 
 pin_project! {
-    /// A body whose end is the end of the request's span.
+    /// A body whose end also ends the request's span.
     struct TracedBody {
         #[pin]
         body: Body,
@@ -361,7 +364,7 @@ pin_project! {
     impl PinnedDrop for TracedBody {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            // Whoever sends it need not ask whether more comes.
+            // A sender that finds the body at its end need not poll it again.
             if this.body.is_end_stream() {
                 this.span.end(Some(*this.answer));
             }
@@ -428,7 +431,7 @@ mod tests {
         },
     };
 
-    /// Keeps the spans that have ended.
+    /// Collects ended spans.
     #[derive(Debug, Clone, Default)]
     struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
@@ -450,7 +453,7 @@ mod tests {
     }
 
     impl Kept {
-        /// The span that has ended since this was last asked.
+        /// Returns the only span that ended since the last call.
         fn one(&self) -> SpanData {
             let mut spans = self.0.lock();
             assert_eq!(spans.len(), 1, "{spans:?}");
@@ -469,7 +472,7 @@ mod tests {
         found.map_or_else(String::new, |attribute| attribute.value.to_string())
     }
 
-    /// The layer, the spans that it has recorded, and what lets it do so.
+    /// Returns the layer, the spans that it records, and the guards that keep recording enabled.
     fn layer(root: Root) -> (TraceLayer, Kept, (SdkTracerProvider, DefaultGuard)) {
         let kept = Kept::default();
         let provider = SdkTracerProvider::builder()
@@ -500,7 +503,7 @@ mod tests {
             .expect("a request")
     }
 
-    /// A body of a message and then this status.
+    /// Returns a body of one message, with this status in its trailers.
     fn with_trailers(status: &'static str) -> Body {
         let trailers = HeaderMap::from_iter([(
             header::HeaderName::from_static("grpc-status"),
@@ -559,7 +562,7 @@ mod tests {
         for root in [Root::Always, Root::Never] {
             let (layer, kept, _provider) = layer(root);
             let service = service_fn(|_| async {
-                // As when it waits for something.
+                // Suspend once, as a service that waits does.
                 tokio::task::yield_now().await;
                 tracing::info!(target: SPANS, number = 7, "told");
                 let body = Body::from(current_trace_id().unwrap_or_default());

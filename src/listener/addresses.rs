@@ -1,26 +1,26 @@
-//! Changes an `:authority` that lists several addresses into one that HTTP/2 requests may have.
+//! Rewrites an `:authority` that lists several addresses into one that HTTP/2 requests may have.
 //!
-//! gRPC's C core, and so grpcio and the clients in C++, C#, PHP and Ruby, sends the list of a target such as
-//! `ipv4:10.0.0.1:443,10.0.0.2:443` whole, with or without percent-encoding. No URI may have such an authority
-//! ([RFC 3986], 3.2), so the HTTP/2 implementation would reset every request, and no client would learn why. Nothing here
-//! depends on the authority of a request, so all bytes after the first address that could be wrong become `-`.
+//! gRPC's C core, and with it grpcio and the clients in C++, C#, PHP and Ruby, sends the whole list of a target such as
+//! `ipv4:10.0.0.1:443,10.0.0.2:443`, with or without percent-encoding. A URI must not have such an authority ([RFC
+//! 3986], 3.2), so the HTTP/2 implementation would reset every request without a reason that the client could see. The
+//! agent does not use the authority, so all bytes after the first address that could be invalid become `-`.
 //!
-//! Only bytes are replaced: lengths stay, as the compression of later headers counts on them ([RFC 7541], 4.1). Header
-//! blocks are followed byte by byte, and nothing is kept of them. An authority in Huffman's code is left as it is; the C core
-//! sends none.
+//! Bytes are replaced in place: lengths must not change, because the compression of later headers depends on them ([RFC
+//! 7541], 4.1). Header blocks are parsed byte by byte without buffering. Huffman-coded authorities pass unchanged; the
+//! C core sends none.
 //!
 //! [RFC 3986]: https://www.rfc-editor.org/rfc/rfc3986
 //! [RFC 7541]: https://www.rfc-editor.org/rfc/rfc7541
 
 use super::frames::Frames;
 
-/// The name of the field, and its number in the static table.
+/// The name of the field and its index in the static table.
 const AUTHORITY: &[u8; 10] = b":authority";
 const AUTHORITY_INDEX: usize = 1;
-/// Integers that take more bytes than this are no lengths or indexes of real headers.
+/// Shift of the last accepted byte of an integer. Longer integers are not lengths or indexes of real headers.
 const LARGEST_SHIFT: u32 = 21;
 
-/// Follows what a client sends from its first frame on.
+/// Follows the frames of a client from the first one on.
 #[derive(Debug, Default)]
 pub(super) struct AddressLists {
     frames: Frames,
@@ -29,17 +29,17 @@ pub(super) struct AddressLists {
     found: bool,
 }
 
-/// A header block, as far as it has come.
+/// The parser's state within a header block.
 #[derive(Debug, Default)]
 struct Block {
-    /// How many bytes of the frame come before the block goes on.
+    /// Number of bytes in the frame before the block continues.
     before: usize,
     at: At,
-    /// Whether the present field is the authority, as far as it has come.
+    /// Whether the current field matches the authority so far.
     is_authority: bool,
-    /// Whether its first address is over.
+    /// Whether the first address of the list has ended.
     is_list: bool,
-    /// Whether there was a list.
+    /// Whether the block contained a list.
     found: bool,
 }
 
@@ -50,19 +50,19 @@ struct Block {
 enum At {
     #[default]
     Field,
-    /// The rest of an integer, with the value so far and where its next bits belong.
+    /// The rest of an integer: the value so far and the shift of its next bits.
     Number(Number, usize, u32),
     Length(Text),
-    /// A string, of which so many bytes are left.
+    /// A string with this many remaining bytes.
     Text(Text, usize),
 }
 
-/// What an integer stands for.
+/// What an integer denotes.
 #[derive(Debug, Clone, Copy)]
 enum Number {
-    /// A whole field of the table, or the table's size.
+    /// An indexed field, or a new size of the table.
     Field,
-    /// The name of a field whose value follows.
+    /// The index of a field name whose value follows.
     Name,
     Length(Text),
 }
@@ -74,8 +74,8 @@ enum Text {
 }
 
 impl AddressLists {
-    /// Goes over the next bytes, and changes those of such authorities. False when there is no more to look for: the
-    /// client's first request has none, or cannot be read.
+    /// Parses the next bytes and rewrites lists in authorities. Returns false when no more parsing is needed: the
+    /// client's first request contains no list or cannot be parsed.
     pub(super) fn change(&mut self, mut bytes: &mut [u8]) -> bool {
         while !bytes.is_empty() {
             let in_payload = self.frames.in_payload();
@@ -83,7 +83,7 @@ impl AddressLists {
             let (part, rest) = bytes.split_at_mut(taken);
             bytes = rest;
             if let Some(frame) = frame.filter(|frame| frame.is_headers()) {
-                // The C core pads nothing.
+                // The C core sends no padding.
                 let Some(before) = frame.before_block() else {
                     return false;
                 };
@@ -112,7 +112,7 @@ impl AddressLists {
 }
 
 impl Block {
-    /// `None` if this is no header block.
+    /// Parses bytes of a header block; `None` if they are invalid.
     fn change(&mut self, bytes: &mut [u8]) -> Option<()> {
         for byte in bytes {
             match self.before {
@@ -178,7 +178,7 @@ impl Block {
         }
     }
 
-    /// Reads a byte of the authority, or of what may be its name.
+    /// Processes a byte of the authority, or of a potential authority name.
     fn read(&mut self, text: Text, left: usize, byte: &mut u8) {
         match text {
             Text::Name => self.is_authority = *byte == AUTHORITY[AUTHORITY.len() - left],
@@ -193,7 +193,7 @@ impl Block {
     }
 }
 
-/// What comes after, or of, a string of which so many bytes are left.
+/// Returns the state within a string with this many remaining bytes, or after it.
 fn rest(text: Text, left: usize) -> At {
     match (text, left) {
         (Text::Name, 0) => At::Length(Text::Value),
@@ -208,7 +208,7 @@ mod tests {
 
     use super::*;
 
-    /// A literal for the dynamic table, as the C core writes it.
+    /// Encodes a literal with incremental indexing, as the C core does.
     fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
         [&[0x40], &*text(name), &text(value)].concat()
     }
@@ -226,7 +226,7 @@ mod tests {
         [&[0, 0, length, kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
-    /// What becomes of frames that come in parts of so many bytes, and whether more is looked for.
+    /// Parses frames in chunks of this size. Returns the resulting bytes and whether parsing continues.
     fn changed(frames: &[u8], parts: usize) -> (Vec<u8>, bool) {
         let (mut lists, mut bytes) = (AddressLists::default(), frames.to_vec());
         let goes_on = bytes.chunks_mut(parts).all(|part| lists.change(part));
@@ -248,7 +248,7 @@ mod tests {
             let plain = |authority: &str| {
                 let before = [
                     literal(b":path", b"/a,b%"),
-                    // An entry of the table, and the table's size.
+                    // An indexed field and a new size of the table.
                     vec![0x83, 0x3f, 0xe1, 0x1f],
                     literal(b":authoritx", b"a,b:"),
                     literal(b"long", &[b','; 130]),
@@ -282,7 +282,7 @@ mod tests {
     fn other_clients_are_followed_to_their_first_request_only() {
         let usual = literal(AUTHORITY, b"127.0.0.1:1");
         let list = literal(AUTHORITY, b"127.0.0.1:1,127.0.0.1:2");
-        // A length of more than four bytes, and an authority in Huffman's code.
+        // A length of more than four bytes, and a Huffman-coded authority.
         let broken = [0x40, 0x7f, 0xff, 0xff, 0xff, 0xff];
         let huffman = [0x41, 0x83, b',', b'%', b','];
         let padded = [&[0], &*list].concat();

@@ -1,9 +1,9 @@
-//! How many connections are taken, in all and from one peer.
+//! Limits the number of connections, in total and per peer.
 //!
-//! One count for both ports. A connection that is over a limit is closed before anything is read from it:
-//! there is no answer that a client of any protocol would understand, and none that costs less. But when all places are
-//! taken there are a few [spare ones](SPARE), in which whoever watches the agent has a moment to ask how it does:
-//! clients that take all places must not have it restarted.
+//! Both ports share one count. A connection over a limit is closed before any byte is read: no reply is understood by
+//! clients of every protocol, and closing costs least. When all places are taken, a few [spare places](SPARE) remain,
+//! which serve probes and metrics for a short time. Clients that take all places thus cannot cause a restart of the
+//! agent.
 
 use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
@@ -12,24 +12,25 @@ use tokio::time::Instant;
 
 use crate::peer::{TrustedProxies, network};
 
-/// How often the log tells that connections are refused.
+/// Minimum interval between log lines about refused connections.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// How many connections are taken beyond the limit of all, for probes alone.
+/// Number of connections accepted beyond the total limit, for probes and metrics only.
 pub const SPARE: usize = 4;
 
-/// How many connections are taken.
+/// Limits on connections.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// In all.
+    /// Maximum number in total.
     pub connections: usize,
-    /// From one address (of IPv6: from one /64 network) that is no trusted proxy's; `None` for as many as in all.
+    /// Maximum number from one address (for IPv6, one /64 network), except trusted proxies; `None` for no separate
+    /// limit.
     pub per_peer: Option<usize>,
-    /// What limits [`connections`](Self::connections), for the log.
+    /// The name of what determines [`connections`](Self::connections), for the log.
     pub bound_by: &'static str,
 }
 
-/// Counts connections. Cheap to clone; clones share the count.
+/// Counts connections. Cheap to clone; clones share the counts.
 #[derive(Debug, Clone)]
 pub struct Admission {
     limits: Limits,
@@ -39,17 +40,17 @@ pub struct Admission {
 
 #[derive(Debug, Default)]
 struct Open {
-    /// In places that are not spare.
+    /// Connections in regular places.
     all: usize,
     spare: usize,
-    /// By [`network`]. Only those with a connection are here, and no proxies.
+    /// By [`network`]. Contains only networks with open connections, and no proxies.
     by_peer: HashMap<IpAddr, usize>,
     told: Option<Instant>,
     refused: u64,
 }
 
 impl Admission {
-    /// Takes connections up to these limits. Those of proxies are many clients', and count in all only.
+    /// Creates a counter with these limits. Connections of proxies carry many clients and count only towards the total.
     #[must_use]
     pub fn new(limits: Limits, proxies: TrustedProxies) -> Self {
         Self {
@@ -59,10 +60,10 @@ impl Admission {
         }
     }
 
-    /// A place for a connection from this address, if there is one; it is free again when dropped.
+    /// Reserves a place for a connection from this address, if there is one. Dropping the place frees it.
     #[must_use]
     pub fn admit(&self, peer: IpAddr) -> Option<Place> {
-        // A proxy's must not count for the others of its network.
+        // A proxy's connection must not count against the other addresses of its network.
         let counted = (!self.proxies.contains(peer)).then(|| network(peer));
         let mut open = self.lock();
         let from_peer = counted.and_then(|counted| open.by_peer.get(&counted).copied());
@@ -96,14 +97,14 @@ impl Admission {
         })
     }
 
-    /// How many connections are open.
+    /// Returns the number of open connections.
     #[must_use]
     pub fn open(&self) -> usize {
         let open = self.lock();
         open.all + open.spare
     }
 
-    /// How many connections were refused since the start.
+    /// Returns the number of connections refused since the start.
     #[must_use]
     pub fn refused(&self) -> u64 {
         self.lock().refused
@@ -114,17 +115,17 @@ impl Admission {
     }
 }
 
-/// A connection that was taken.
+/// The place of an accepted connection.
 #[derive(Debug)]
 pub struct Place {
     admission: Admission,
-    /// As what, besides all.
+    /// The network that the connection counts against besides the total.
     counted: Option<IpAddr>,
     is_spare: bool,
 }
 
 impl Place {
-    /// Whether all others are taken, and this one is for probes.
+    /// Returns whether this is a spare place, reserved for probes and metrics.
     #[must_use]
     pub fn is_spare(&self) -> bool {
         self.is_spare

@@ -1,16 +1,16 @@
-//! Follows the frames of an HTTP/2 connection in one direction, without keeping any of them.
+//! Parses the frame boundaries of an HTTP/2 connection in one direction, without buffering.
 //!
-//! Only the nine bytes before each frame are looked at ([RFC 9113], sections 4.1 and 6); whether frames are
-//! valid is for the HTTP/2 implementation to say.
+//! Only the nine-byte header of each frame is parsed ([RFC 9113], sections 4.1 and 6). Validation is left to the HTTP/2
+//! implementation.
 //!
 //! [RFC 9113]: https://www.rfc-editor.org/rfc/rfc9113
 
-/// What a client begins an HTTP/2 connection with, before its first frame.
+/// The preface that a client sends before its first frame.
 pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How long the header of a frame is.
+/// Length of a frame header, in bytes.
 const HEADER: usize = 9;
 
-/// The kinds of frames that matter here.
+/// The types of frames that matter here.
 pub(super) mod kind {
     pub(in crate::listener) const DATA: u8 = 0;
     pub(in crate::listener) const HEADERS: u8 = 1;
@@ -24,7 +24,7 @@ const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
-/// A frame whose header has been seen whole; its payload may be yet to come.
+/// A frame whose header is complete; its payload may not have arrived yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
     pub(super) kind: u8,
@@ -32,17 +32,18 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// Whether the peer asks to be answered with a ping.
+    /// Returns whether the frame is a PING that requires an answer.
     pub(super) fn is_ping(self) -> bool {
         self.kind == kind::PING && self.flags & ACK == 0
     }
 
-    /// Whether a header block begins in this frame.
+    /// Returns whether a header block begins in this frame.
     pub(super) fn is_headers(self) -> bool {
         self.kind == kind::HEADERS
     }
 
-    /// How many bytes of the payload come before the header block that begins in it; `None` if it is padded.
+    /// Returns the number of payload bytes before the header block that begins in this frame; `None` if the frame is
+    /// padded.
     pub(super) fn before_block(self) -> Option<usize> {
         (self.flags & PADDED == 0).then_some(match self.flags & PRIORITY {
             0 => 0,
@@ -50,28 +51,28 @@ impl Frame {
         })
     }
 
-    /// Whether this is a part of a request or of an answer.
+    /// Returns whether the frame is part of a request or reply.
     pub(super) fn is_content(self) -> bool {
         matches!(self.kind, kind::DATA | kind::HEADERS)
     }
 }
 
-/// Where the bytes of one direction have got to.
+/// The parser's state for one direction.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    /// The header of the present frame, as far as it has come.
+    /// The header of the current frame, as received so far.
     header: [u8; HEADER],
     has: usize,
-    /// How much of its payload is to come.
+    /// Number of remaining bytes of the payload.
     payload: usize,
-    /// Whether a header block goes on in the next frame.
+    /// Whether a header block continues in the next frame.
     block: bool,
-    /// How many frames and header blocks have begun.
+    /// Number of frames and header blocks begun so far. A header block counts once.
     begun: u64,
 }
 
 impl Frames {
-    /// Goes over the next bytes, and tells of every frame whose header ends in them.
+    /// Parses the next bytes and reports every frame whose header ends in them.
     pub(super) fn follow(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Frame)) {
         while !bytes.is_empty() {
             let (taken, frame) = self.step(bytes);
@@ -82,7 +83,7 @@ impl Frames {
         }
     }
 
-    /// Goes over the first of these bytes, all of which are part of one header or of one payload: how many, and the frame
+    /// Parses the first of these bytes, up to the end of one header or payload. Returns how many it took, and the frame
     /// whose header ends with them.
     pub(super) fn step(&mut self, bytes: &[u8]) -> (usize, Option<Frame>) {
         if self.payload > 0 {
@@ -110,30 +111,30 @@ impl Frames {
         (taken, Some(Frame { kind, flags }))
     }
 
-    /// Whether the next byte is part of a payload.
+    /// Returns whether the next byte is part of a payload.
     pub(super) fn in_payload(&self) -> bool {
         self.payload > 0
     }
 
-    /// Whether everything that has begun is whole, so that a frame of any kind may come next.
+    /// Returns whether all frames and header blocks are complete, so that a frame of any type may follow.
     pub(super) fn at_boundary(&self) -> bool {
         self.payload == 0 && !self.block && (self.has == 0 || self.has == HEADER)
     }
 
-    /// What has begun and should be whole soon, by its number: a frame other than DATA, whose payload comes
-    /// at the pace of a request's body, or a header block.
+    /// Returns the number of an incomplete frame or header block that must be completed soon. DATA frames are excluded:
+    /// their payload arrives at the pace of a request's body.
     pub(super) fn unfinished(&self) -> Option<u64> {
         let body = self.has == HEADER && self.header[3] == kind::DATA && !self.block;
         (!body && !self.at_boundary()).then_some(self.begun)
     }
 }
 
-/// A GOAWAY that says to calm down (`ENHANCE_YOUR_CALM`), and why.
+/// Returns a GOAWAY with the error ENHANCE_YOUR_CALM and this reason.
 ///
-/// It names the last stream there can be: which ones were processed is not known here.
+/// The frame names the highest possible stream id, because the processed streams are unknown here.
 pub(super) fn calm_down(why: &'static str) -> Vec<u8> {
     const ENHANCE_YOUR_CALM: u8 = 0xb;
-    // The reasons are a few words long.
+    // The reasons are short enough for one byte of length.
     let length = 8 + why.len() as u8;
     let header = [0, 0, length, kind::GOAWAY, 0, 0, 0, 0, 0];
     let payload = [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, ENHANCE_YOUR_CALM];
@@ -150,7 +151,7 @@ mod tests {
         [&header, payload].concat()
     }
 
-    /// Frames of a client, with payloads that look like headers of frames.
+    /// Frames of a client, with payloads that resemble frame headers.
     fn conversation() -> (Vec<u8>, Vec<u8>) {
         let decoy = frame(kind::PING, 0, &[0; 8]);
         let frames = [
@@ -201,7 +202,7 @@ mod tests {
             (frames.unfinished(), frames.at_boundary())
         };
         assert_eq!(follow(&[]), (None, true));
-        // Settings of six bytes, byte by byte.
+        // SETTINGS with six bytes, byte by byte.
         let settings = frame(4, 0, &[0; 6]);
         for byte in &settings[..14] {
             assert_eq!(follow(&[*byte]), (Some(1), false));
@@ -215,12 +216,12 @@ mod tests {
         let last = frame(kind::CONTINUATION, END_HEADERS, b"c");
         assert_eq!(follow(&last[..9]), (Some(2), false));
         assert_eq!(follow(&last[9..]), (None, true));
-        // Data takes the time that a body takes; but not its header.
+        // The payload of DATA may take any time, its header may not.
         let data = frame(kind::DATA, 0, b"abc");
         assert_eq!(follow(&data[..8]), (Some(3), false));
         assert_eq!(follow(&data[8..10]), (None, false));
         assert_eq!(follow(&data[10..]), (None, true));
-        // Another that begins in the same bytes in which the one before ends has a number of its own.
+        // A frame that begins in the same bytes in which the previous one ends has its own number.
         let ping = frame(kind::PING, 0, &[0; 8]);
         assert_eq!(follow(&ping[..12]), (Some(4), false));
         let next = [&ping[12..], &ping[..12]].concat();

@@ -1,9 +1,9 @@
-//! When hyper waits for the head of an HTTP/1.1 request.
+//! Detects when hyper waits for the head of an HTTP/1.1 request.
 //!
-//! Only hyper knows where a request's body ends, and so which bytes belong to the next head. It says so in
-//! one way: it sets its timer for headers when it begins to wait for a head, and drops it when it has the
-//! head whole. The timer here never goes off, but remembers that; [`super::watch`] does the timing, because
-//! hyper's own runs between requests, too.
+//! Only hyper knows where a request's body ends, and so which bytes belong to the next head. It exposes that only
+//! through its header timer: it starts the timer when it begins to wait for a head, and drops it when the head is
+//! complete. The timer defined here never fires; it records these events. [`super::watch`] enforces the timeout,
+//! because hyper's own timer also runs between requests.
 
 use std::{
     future::Future,
@@ -20,12 +20,12 @@ use hyper::rt::{Sleep, Timer};
 
 /// Counts the heads that hyper has waited for on one connection. Cheap to clone; clones share the count.
 ///
-/// One task reads the connection, so no ordering between threads is needed.
+/// One task reads the connection, so relaxed ordering is sufficient.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Heads(Arc<AtomicU64>);
 
 impl Heads {
-    /// Twice the number of heads that are whole, and one more while the next one is awaited.
+    /// Returns twice the number of complete heads, plus one while the next head is awaited.
     pub(super) fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -46,7 +46,7 @@ impl Timer for Heads {
     }
 }
 
-/// As long as this lives, a head is awaited.
+/// Exists while a head is awaited.
 #[derive(Debug)]
 struct Awaited(Heads);
 

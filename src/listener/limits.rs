@@ -1,4 +1,4 @@
-//! What a connection may take up in HTTP/1.1 and HTTP/2. All limits of both are here.
+//! Resource limits of a connection for HTTP/1.1 and HTTP/2. All limits of both are defined here.
 
 use std::time::Duration;
 
@@ -9,42 +9,42 @@ use hyper_util::{
 
 use super::head::Heads;
 
-/// The most that a request's head may take up, in bytes; more is answered 431. Over HTTP/1.1 it is what hyper
-/// buffers (400 KiB unless it is told), over HTTP/2 what the headers are unpacked to, which also bounds the
-/// CONTINUATION frames (five, by `h2`).
+/// Maximum size of a request's head, in bytes; a larger one is answered with 431. Over HTTP/1.1 this bounds hyper's
+/// buffer (400 KiB by default). Over HTTP/2 it bounds the size of the decompressed headers, from which `h2` derives the
+/// maximum number of CONTINUATION frames (five).
 const MAX_HEAD: usize = 16 * 1024;
 
-/// How many requests may be under way on one connection. A gRPC client sends all it has over one.
+/// Maximum number of concurrent requests per connection. A gRPC client sends all its requests over one connection.
 const MAX_STREAMS: u32 = 1_000;
-/// How many requests may be cancelled before they are looked at, before the connection is closed: each costs
+/// Maximum number of requests that are cancelled before they are processed; one more closes the connection. Each costs
 /// the agent more than the client ("rapid reset", CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 20;
-/// How many requests may break the protocol, so that the agent has to reset them, before the connection is
-/// closed; the same attack by other means (CVE-2025-8671). `h2` would take 1,024.
+/// Maximum number of requests that the agent resets for protocol errors; one more closes the connection. This limits
+/// the same attack by other means (CVE-2025-8671). The default of `h2` is 1,024.
 const MAX_ERROR_RESETS: usize = 200;
-/// What a client may send of one request's body before it is read. Bodies are up to 64 KiB, and read at once.
+/// Maximum number of unread body bytes of one request. Bodies are up to 64 KiB and read at once.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// The same for all requests of the connection. It also bounds small DATA frames that are not read yet: `h2`
-/// counts what each has less than 256 bytes, and ends the connection when that comes to more than half of this
-/// window. So it lets in [`MAX_STREAMS`] requests of two small frames each.
+/// The same limit for all requests of the connection. It also bounds unread small DATA frames: `h2` adds up by how much
+/// each falls short of 256 bytes, and closes the connection when the sum exceeds half of this window. The value admits
+/// [`MAX_STREAMS`] requests with two small frames each.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// The largest frame: the least that the protocol allows, and more than most requests need.
+/// Maximum frame size: the minimum that the protocol allows, and larger than most requests.
 const MAX_FRAME: u32 = 16 * 1024;
-/// What is kept of an answer that the client does not take; hyper would keep 400 KiB.
+/// Maximum number of buffered reply bytes that the client has not accepted; hyper's default is 400 KiB.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// Has hyper set the timer that [`Heads`] is; how long it is does not matter.
+/// Makes hyper start the timer [`Heads`]. The duration has no effect.
 const HEAD_AWAITED: Duration = Duration::from_secs(1);
 
-/// How often an HTTP/2 peer is pinged, and how long it may take to answer: one that is gone without a word is
-/// found out.
+/// Interval of pings to HTTP/2 peers, and the timeout for their answers. They detect peers that disappeared without
+/// closing the connection.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 
-/// A server for one connection, which tells `heads` when it awaits a request's head over HTTP/1.1.
+/// Creates a server for one connection. It reports to `heads` when it waits for a request's head over HTTP/1.1.
 pub(super) fn server(heads: Heads) -> Builder<TokioExecutor> {
     let mut server = Builder::new(TokioExecutor::new());
-    // The number of headers stays hyper's hundred: setting it would cost an allocation for every request.
+    // The maximum number of headers stays hyper's default of 100: setting it causes an allocation per request.
     server
         .http1()
         .timer(heads)

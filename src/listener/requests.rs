@@ -1,5 +1,5 @@
-//! The requests of one connection: how many are under way, since when there is none, and whether the next answer over
-//! HTTP/1.1 is the last.
+//! Tracks the requests of one connection: how many are in progress, since when there is none, and whether the next
+//! reply over HTTP/1.1 is the last.
 
 use std::{
     sync::{
@@ -13,7 +13,7 @@ use http::Version;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// The requests of one connection.
+/// The requests of one connection. Cheap to clone; clones share the state.
 #[derive(Debug, Clone)]
 pub(super) struct Requests {
     counted: Arc<Counted>,
@@ -21,12 +21,12 @@ pub(super) struct Requests {
 
 #[derive(Debug)]
 struct Counted {
-    /// Whether requests come over HTTP/1, which has no message that announces the end of a connection.
+    /// Whether requests use HTTP/1, which has no separate message to announce the end of a connection.
     over_http_1: AtomicBool,
-    /// Whether answers announce it.
+    /// Whether replies announce the end.
     ending: AtomicBool,
     under_way: AtomicUsize,
-    /// When the last one ended.
+    /// When the last request ended.
     ended: Mutex<Instant>,
 }
 
@@ -50,7 +50,7 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// Counts a request until its answer has been sent whole.
+    /// Counts a request until its reply has been sent completely.
     pub(super) fn begin(&self, version: Version) -> UnderWay {
         if version < Version::HTTP_2 {
             self.counted.over_http_1.store(true, Ordering::Relaxed);
@@ -59,19 +59,19 @@ impl Requests {
         UnderWay(self.clone())
     }
 
-    /// Has answers announce the end of the connection from now on, if requests come over HTTP/1; says whether.
+    /// Makes replies announce the end of the connection from now on, if requests use HTTP/1. Returns whether they do.
     pub(super) fn announce_end(&self) -> bool {
         let announces = self.counted.over_http_1.load(Ordering::Relaxed);
         self.counted.ending.store(announces, Ordering::Relaxed);
         announces
     }
 
-    /// Whether an answer is to announce the end of the connection.
+    /// Returns whether replies must announce the end of the connection.
     pub(super) fn are_ending(&self) -> bool {
         self.counted.ending.load(Ordering::Relaxed)
     }
 
-    /// Returns when there has been no request for this long, now or earlier.
+    /// Returns once there has been no request for this long, which may include past time.
     pub(super) async fn idle_for(&self, limit: Option<Duration>) {
         let Some(limit) = limit else {
             return std::future::pending().await;
@@ -88,14 +88,14 @@ impl Requests {
         }
     }
 
-    /// Returns when there is no request for this long from now on.
+    /// Returns once there has been no request for this long from now on.
     pub(super) async fn none_for(&self, limit: Duration) {
         *self.counted.ended() = Instant::now();
         self.idle_for(Some(limit)).await;
     }
 }
 
-/// A request whose answer has not been sent whole.
+/// A request whose reply has not been sent completely.
 #[derive(Debug)]
 pub(super) struct UnderWay(Requests);
 

@@ -1,18 +1,18 @@
-//! Watches the bytes of a connection, and ends it when the client is too slow or pings too much.
+//! Inspects the bytes of a connection and closes it when the client is too slow or pings too often.
 //!
-//! It stands between hyper and the stream, and so knows what hyper does not tell: which bytes have come, and
-//! where frames end. No timer runs unless something has begun that is not whole.
+//! This stream wraps the socket below hyper and so observes what hyper does not report: when bytes arrive, and where
+//! frames end. A timer runs only while a request or frame is incomplete.
 //!
-//! - **Slow clients.** The first byte has [`Conduct::first_byte`]; from the first byte of a request, its head
-//!   has [`Conduct::head`]. Over HTTP/2 that is for the preface and for every frame but DATA, a header block
-//!   being one with its CONTINUATIONs. Between requests and frames there is no limit here: gRPC channels
-//!   connect long before they ask. Half a request that came together with the one before it counts from its
-//!   next byte.
-//! - **Pings.** As in [gRPC's keepalive][keepalive]: a PING that comes sooner than
-//!   [`Conduct::min_ping_interval`] after the one before is a strike. Answers wipe them all out, so that
-//!   those never count which a client sends to measure the bandwidth of what it is sent.
+//! - **Slow clients.** The first byte must arrive within [`Conduct::first_byte`], and the head of a request within
+//!   [`Conduct::head`] of its first byte. Over HTTP/2 the latter applies to the preface and to every frame except DATA;
+//!   a header block counts as one frame with its CONTINUATIONs. Between requests and frames there is no limit here,
+//!   because gRPC channels connect long before the first request. If a partial request arrives together with the
+//!   previous one, its time counts from its next byte.
+//! - **Pings.** As in [gRPC's keepalive][keepalive], a PING that arrives sooner than [`Conduct::min_ping_interval`]
+//!   after the previous one is a strike. Sending a reply clears all strikes, so pings by which a client measures the
+//!   bandwidth of a reply never count.
 //!
-//! What it lets pass is unchanged, but for authorities that list addresses ([`AddressLists`]).
+//! All bytes pass unchanged, except authorities that list addresses ([`AddressLists`]).
 //!
 //! [keepalive]: https://github.com/grpc/grpc/blob/master/doc/keepalive.md
 
@@ -34,49 +34,49 @@ use super::{
     head::Heads,
 };
 
-/// One strike more, and the client has to go.
+/// Maximum number of strikes; the next one closes the connection.
 const MAX_STRIKES: u32 = 2;
 
-/// What a client is told whose request does not come to its end.
+/// Reply to a client whose request stays incomplete.
 const REQUEST_TIMEOUT: &[u8] =
     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
 
-/// What is asked of clients.
+/// The limits that clients must keep.
 #[derive(Debug, Clone, Copy)]
 pub struct Conduct {
     /// How long the first byte may take, after the TLS handshake if there is one.
     pub first_byte: Duration,
     /// How long a request's head may take from its first byte.
     pub head: Duration,
-    /// How long to wait between HTTP/2 PINGs; zero for no limit.
+    /// Minimum interval between HTTP/2 PINGs; zero for no limit.
     pub min_ping_interval: Duration,
 }
 
-/// A stream that is watched.
+/// A stream under inspection.
 pub(super) struct Watched<S> {
     stream: S,
     conduct: Conduct,
     heads: Heads,
     protocol: Protocol,
-    /// Runs only while something is awaited.
+    /// Present only while bytes are awaited.
     timer: Option<(Awaited, Pin<Box<Sleep>>)>,
-    /// Whether the peer takes no more at present.
+    /// Whether the peer currently accepts no more bytes.
     blocked: bool,
-    /// Whether the peer was told to go.
+    /// Whether the end of the connection was announced to the peer.
     ended: bool,
 }
 
 enum Protocol {
-    /// So many bytes have come, all as HTTP/2 begins.
+    /// Number of bytes received so far, all of which match the HTTP/2 preface.
     Unknown(usize),
-    /// The last head of which bytes have come, as [`Heads`] counts.
+    /// The number of the latest head with received bytes, as [`Heads`] counts.
     Http1(u64),
     Http2(Http2),
 }
 
 #[derive(Default)]
 struct Http2 {
-    /// Until it is known that the client sends none.
+    /// `None` once the client is known to send no lists.
     addresses: Option<Box<AddressLists>>,
     incoming: Frames,
     outgoing: Frames,
@@ -84,18 +84,18 @@ struct Http2 {
     strikes: u32,
 }
 
-/// What the client owes.
+/// What the client must send next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Awaited {
     FirstByte,
-    /// The rest of what has begun, by its number.
+    /// The rest of the head or frame with this number.
     Rest(u64),
 }
 
-/// The preface and the first head are the first that begins.
+/// The number of the preface or the first head.
 const OPENING: u64 = 1;
 
-/// Why a client has to go.
+/// Why a connection is closed.
 #[derive(Debug, Clone, Copy)]
 enum Offence {
     Slow,
@@ -115,10 +115,10 @@ impl<S> Watched<S> {
         }
     }
 
-    /// Goes over what has come, and changes what could not be served ([`AddressLists`]).
+    /// Inspects received bytes and changes authorities that the HTTP implementation would reject ([`AddressLists`]).
     fn received(&mut self, bytes: &mut [u8]) -> Result<(), Offence> {
         match &mut self.protocol {
-            // The end of the stream.
+            // End of the stream.
             _ if bytes.is_empty() => Ok(()),
             Protocol::Unknown(seen) => {
                 let expected = &PREFACE[*seen..];
@@ -186,7 +186,7 @@ impl<S> Watched<S> {
         }
     }
 
-    /// Whether what the client owes is overdue; if it is not yet, the task is woken when it is.
+    /// Returns whether the client is overdue. If it is not yet, schedules a wake-up for the time when it will be.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(awaited) = self.awaited() else {
             self.timer = None;
@@ -205,7 +205,7 @@ impl<S> Watched<S> {
         timer.as_mut().poll(cx).is_ready()
     }
 
-    /// What can be told to the client now; nothing in the middle of something else.
+    /// Returns the bytes that announce the end to the client; empty if they would interrupt another message.
     fn farewell(&self, offence: Offence) -> Vec<u8> {
         match (&self.protocol, offence) {
             _ if self.blocked => Vec::new(),
@@ -213,14 +213,14 @@ impl<S> Watched<S> {
             (Protocol::Http1(_), _) => REQUEST_TIMEOUT.to_vec(),
             (Protocol::Http2(http2), _) if !http2.outgoing.at_boundary() => Vec::new(),
             (Protocol::Http2(_), Offence::Slow) => calm_down("slow_headers"),
-            // The words by which gRPC's clients know that they should ping less.
+            // gRPC clients recognize this text and ping less often.
             (Protocol::Http2(_), Offence::Pings) => calm_down("too_many_pings"),
         }
     }
 }
 
 impl Http2 {
-    /// Counts pings that have come at once.
+    /// Counts pings that arrived together. Returns whether there are too many strikes.
     fn are_too_many(&mut self, pings: u32, min_interval: Duration) -> bool {
         if min_interval.is_zero() {
             return false;
@@ -234,9 +234,9 @@ impl Http2 {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
-    /// Tells the client to go, as far as that can be done without waiting, and fails the connection.
+    /// Announces the end to the client as far as possible without waiting, and returns the connection's error.
     fn end(&mut self, cx: &mut Context<'_>, offence: Offence) -> io::Error {
-        // The client's affair, and anybody can cause as many as they like.
+        // A client error, which any client can cause any number of times.
         tracing::debug!(?offence, "a connection is cut");
         self.ended = true;
         let farewell = self.farewell(offence);
@@ -254,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         io::ErrorKind::TimedOut.into()
     }
 
-    /// Notes whether the peer takes what is sent, and does not wait for one that owes something itself.
+    /// Records whether the peer accepts bytes. Fails instead of waiting for a peer that is itself overdue.
     fn unless_stuck<T>(
         &mut self,
         cx: &mut Context<'_>,

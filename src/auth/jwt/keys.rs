@@ -1,9 +1,9 @@
-//! An issuer's public keys, as a JSON Web Key Set ([RFC 7517](https://www.rfc-editor.org/rfc/rfc7517#section-5))
-//! from a file or a URL.
+//! An issuer's public keys, as a JSON Web Key Set ([RFC 7517](https://www.rfc-editor.org/rfc/rfc7517#section-5)) from a
+//! file or a URL.
 //!
-//! A file is followed as all files are; a URL is asked again every `EA_AUTH_JWT_REFRESH`, and sooner when a
-//! token names a key that is not known. Keys stay in use while newer ones cannot be had. Whenever the set
-//! changes, what was verified by the former one is forgotten.
+//! A file is reloaded when it changes. A URL is fetched every `EA_AUTH_JWT_REFRESH`, and sooner when a token names an
+//! unknown key. The present keys stay in use while newer ones are unavailable. When the set changes, the cache of
+//! verified tokens is dropped with the previous set.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,18 +31,18 @@ use crate::{
 
 /// The setting that names the file.
 const VARIABLE: &str = "EA_AUTH_JWT_JWKS_FILE";
-/// How long the issuer may take to answer.
+/// Timeout of a request to the issuer.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest answer that is read, in bytes.
+/// Maximum size of a reply body, in bytes.
 const MAX_ANSWER: usize = 1024 * 1024;
-/// How soon keys are asked for again when there are some, whatever tokens come.
+/// Minimum delay between fetches once keys are known, regardless of the tokens that arrive.
 const NOT_SOONER: Duration = Duration::from_secs(10);
-/// How soon when there are none yet.
+/// Minimum delay between fetches while no keys are known.
 const RETRY: Duration = Duration::from_secs(2);
 /// How long a request waits for newer keys.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// A key, and what it may verify.
+/// A key and the algorithm that it may verify.
 #[derive(Debug)]
 pub(super) struct Key {
     name: Option<String>,
@@ -50,7 +50,7 @@ pub(super) struct Key {
     pub(super) decoding: DecodingKey,
 }
 
-/// A set of keys, and the tokens that they have verified.
+/// A set of keys and the tokens that they have verified.
 #[derive(Debug, Default)]
 pub struct Keys {
     keys: Vec<Key>,
@@ -63,10 +63,10 @@ struct Set {
 }
 
 impl Keys {
-    /// Reads a key set. Keys for other purposes or of other kinds are passed over.
+    /// Parses a key set. Skips keys of other types and for other purposes.
     ///
     /// # Errors
-    /// It is no key set, or none of its keys can be used; the text does not repeat it.
+    /// The input is not a key set, or none of its keys is usable; the text does not repeat the input.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
         let set: Set = serde_json::from_slice(json)
             .map_err(|error| format!("no JSON Web Key Set ({{\"keys\": […]}}): {error}"))?;
@@ -80,13 +80,13 @@ impl Keys {
         })
     }
 
-    /// Whether there is a key of this name.
+    /// Returns whether the set contains a key of this name.
     pub(super) fn has(&self, name: Option<&str>) -> bool {
         name.is_some() && self.keys.iter().any(|key| key.name.as_deref() == name)
     }
 
-    /// The keys that tokens which name this one may be signed by: that key, or those without a name. A token
-    /// that names none may be signed by any.
+    /// Returns the keys that may have signed a token that names this key: the key of that name, and keys without a
+    /// name. A token that names no key may be signed by any key.
     pub(super) fn of(&self, name: Option<&str>) -> impl Iterator<Item = &Key> {
         self.keys
             .iter()
@@ -145,14 +145,14 @@ impl Source for File {
     }
 }
 
-/// A URL that answers with a key set.
+/// A URL that serves a key set.
 #[derive(Debug, Clone)]
 pub struct Remote {
     /// The URL: `https`, or `http` on this host.
     pub url: Url,
-    /// PEM file of the authorities trusted for it, instead of the system's.
+    /// PEM file of the authorities trusted for the URL, instead of the system's.
     pub ca: Option<PathBuf>,
-    /// How often it is asked.
+    /// Interval between fetches.
     pub refresh: Duration,
 }
 
@@ -165,12 +165,12 @@ pub enum Origin {
     Remote(Remote),
 }
 
-/// What came of asking a URL.
+/// The result of the latest fetch.
 #[derive(Debug, Clone, Copy)]
 struct Asked {
-    /// Whether it has answered with keys.
+    /// Whether the issuer responded with keys.
     answered: bool,
-    /// When it may be asked again.
+    /// When the next fetch may begin.
     soonest: Instant,
 }
 
@@ -178,15 +178,16 @@ struct Asked {
 #[derive(Debug, Clone)]
 pub struct Following {
     current: reload::Current<Keys>,
-    /// Of a URL: whoever wants newer keys, and what came of asking last; the latter changes whenever it was asked.
+    /// For a URL: a notification that requests newer keys, and the result of the latest fetch. The result changes with
+    /// every fetch.
     remote: Option<(Arc<Notify>, watch::Receiver<Asked>)>,
 }
 
 impl Following {
-    /// Starts following the keys, until the last clone is dropped. A URL that does not answer is no error.
+    /// Starts to follow the keys until the last clone is dropped. A URL that does not respond is not an error.
     ///
     /// # Errors
-    /// A file that cannot be used.
+    /// The file is unusable.
     pub fn start(origin: Origin) -> Result<Self, Vec<Mistake>> {
         match origin {
             Origin::File(file) => Ok(Self {
@@ -219,7 +220,7 @@ impl Following {
         }
     }
 
-    /// Of a URL that has not answered, and may not be asked again yet.
+    /// Keys of a URL that has not responded and may not be fetched again yet.
     #[cfg(test)]
     pub(super) fn out_of_reach(keys: Keys) -> Self {
         let asked = Asked {
@@ -236,8 +237,8 @@ impl Following {
         Arc::clone(&self.current.borrow())
     }
 
-    /// The keys after the URL was asked once more; `None` when it does not answer, or was asked just now:
-    /// strangers can name any key, and must not make us ask without end. Of a file, the keys that there are.
+    /// Returns the keys after another fetch of the URL. Returns `None` if the URL does not respond or was fetched just
+    /// now: strangers can name any key, and must not cause unlimited fetches. For a file, returns the present keys.
     pub(super) async fn newer(&self) -> Option<Arc<Keys>> {
         if let Some((wanted, asked)) = &self.remote {
             let mut asked = asked.clone();
@@ -300,10 +301,10 @@ async fn follow(
 }
 
 impl Remote {
-    /// Whether keys from there can be trusted: nobody on the way may change them.
+    /// Parses a URL and checks that its transport protects the keys from modification: `https`, or `http` on this host.
     ///
     /// # Errors
-    /// Says what to write.
+    /// The text says what to write instead.
     pub fn parse(text: &str) -> Result<Url, String> {
         let instead = "give https://…, or http:// on this host";
         let url = Url::parse(text).map_err(|error| format!("{error}: {instead}"))?;
@@ -325,19 +326,19 @@ impl Remote {
         }
     }
 
-    /// What asks the URL.
+    /// Creates the HTTP client for the URL.
     ///
     /// # Errors
-    /// Authorities that cannot be used.
+    /// The file of authorities is unusable.
     pub(crate) fn client(&self) -> Result<reqwest::Client, Mistake> {
         const CA: &str = "EA_AUTH_JWT_CA_FILE";
-        // Also where only the configuration is read.
+        // Needed as well by commands that only read the configuration.
         tls::install_provider();
         let mut builder = reqwest::Client::builder()
             .timeout(FETCH_TIMEOUT)
             .redirect(Policy::none());
         if self.url.scheme() == "http" {
-            // A proxy is not this host.
+            // A request to this host must not go through a proxy.
             builder = builder.no_proxy();
         }
         if let Some(path) = &self.ca {
@@ -354,13 +355,13 @@ impl Remote {
         builder.build().map_err(wrong)
     }
 
-    /// The keys, with the text that has them; `None` when it is the text that is used already.
+    /// Fetches the keys and their text. Returns `None` if the text equals the text in use.
     async fn fetch(
         &self,
         client: &reqwest::Client,
         used: &[u8],
     ) -> Result<Option<(Vec<u8>, Keys)>, String> {
-        // The cause is what helps: "connection refused".
+        // The cause is the informative part, for example "connection refused".
         let told = |error: reqwest::Error| causes(&error);
         let response = client.get(self.url.clone()).send().await.map_err(told)?;
         if !response.status().is_success() {

@@ -1,4 +1,4 @@
-//! The policies that an operator has written: a directory of `*.cedar` files.
+//! The operator's policies: a directory of `*.cedar` files.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -9,11 +9,11 @@ use crate::reload::{self, Current, Mistake, Source, read_directory};
 
 const VARIABLE: &str = "EA_AUTH_POLICY_DIR";
 
-/// How often a directory is read anew when it changes meanwhile.
+/// Maximum number of reads of a directory that changes meanwhile.
 const READS: usize = 5;
 
-/// A directory of policies (`EA_AUTH_POLICY_DIR`): its files that end in `.cedar`, but for hidden ones and
-/// those in directories below it.
+/// A directory of policies (`EA_AUTH_POLICY_DIR`): its files that end in `.cedar`, except hidden ones. Subdirectories
+/// are ignored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Directory(pub PathBuf);
 
@@ -24,8 +24,8 @@ impl Source for Directory {
     const WHAT: &'static str = "policies";
 
     fn read(&self) -> Result<Self::Content, Vec<Mistake>> {
-        // Half of the old files and half of the new ones may permit what neither does. So they count only
-        // when they have not changed since.
+        // A mix of old and new files may permit what neither set permits. A read counts only if a second read returns
+        // the same files.
         let mut read = read_directory(VARIABLE, &self.0, "cedar")?;
         for _ in 1..READS {
             let again = read_directory(VARIABLE, &self.0, "cedar")?;
@@ -50,7 +50,7 @@ impl Source for Directory {
         }
         let made = Policies::new(files.iter().map(|(path, text)| (path.as_str(), *text)));
         let made = made.map_err(|mut more| mistakes.append(&mut more)).ok();
-        // An empty set would deny everything to everybody: more likely, something is missing.
+        // An empty set denies everything to all callers. More likely, files are missing.
         let directory = self.0.display();
         if content.is_empty() {
             mistakes.push(format!(
@@ -81,10 +81,11 @@ impl Source for Directory {
     }
 }
 
-/// The policies of a directory, followed until the last receiver is dropped; without one, the default ones.
+/// Returns the policies of a directory, followed until the last receiver is dropped; without a directory, the default
+/// ones.
 ///
 /// # Errors
-/// Everything that is wrong with the directory.
+/// All mistakes in the directory.
 pub fn start(directory: Option<Directory>) -> Result<Current<Policies>, Vec<Mistake>> {
     match directory {
         Some(directory) => reload::start(directory),

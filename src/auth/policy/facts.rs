@@ -1,4 +1,4 @@
-//! What Cedar is told of a question: the request, and the entities that policies may look at.
+//! Converts a question to Cedar's input: the request, and the entities that policies may use.
 
 use std::{collections::HashSet, sync::LazyLock};
 
@@ -17,11 +17,11 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// The facts of a question; checked against the schema if there is one, which costs more than the
-    /// evaluation, and which facts pass as long as the resource is one of the action's.
+    /// Converts a question. Validates it against the schema if one is given. Validation costs more than the evaluation,
+    /// and it always succeeds if the action applies to the resource.
     ///
     /// # Errors
-    /// What Cedar does not take.
+    /// Cedar rejects the request or an entity.
     pub(super) fn new(question: &Question<'_>, schema: Option<&Schema>) -> Result<Self, String> {
         let Question {
             identity,
@@ -102,7 +102,7 @@ fn type_name(name: &str) -> EntityTypeName {
     name.parse().expect("a type's name")
 }
 
-/// The names are taken as they are: nothing in them is Cedar's syntax.
+/// Builds an entity id without parsing: names may contain Cedar's syntax.
 fn uid(type_name: &EntityTypeName, name: &str) -> EntityUid {
     EntityUid::from_type_name_and_id(type_name.clone(), EntityId::new(name))
 }
@@ -146,10 +146,10 @@ fn candidate_entity(name: &str) -> Entity {
     Entity::new_no_attrs(uid(&CANDIDATE, name), above)
 }
 
-/// The names that a candidate's begins with when a slash follows them.
+/// Returns the prefixes of a candidate's name that end before a slash.
 ///
-/// These are all it can be below of, whatever slashes a name has of its own. None is empty: nobody's name
-/// is.
+/// These are all candidates that it can be below, regardless of slashes in their names. Empty prefixes are omitted,
+/// because no name is empty.
 pub(super) fn above(candidate: &str) -> impl Iterator<Item = &str> {
     let slashes = candidate.match_indices('/');
     slashes
@@ -161,7 +161,8 @@ fn resource_uid(resource: &Resource<'_>) -> EntityUid {
     match resource {
         Resource::Election(election) => uid(&ELECTION, election.path()),
         Resource::Kind(kind) => uid(&KIND, kind.as_str()),
-        // Kubernetes' names hold no slash. A pair that does has more than one in its id, which is nobody's.
+        // Names in Kubernetes contain no slash. A pair that does yields an id with several slashes, which matches no
+        // object.
         Resource::Deployment { namespace, name } => {
             uid(&DEPLOYMENT, &format!("{namespace}/{name}"))
         }
@@ -170,7 +171,7 @@ fn resource_uid(resource: &Resource<'_>) -> EntityUid {
     }
 }
 
-/// The resource's own entity, and those that it is in.
+/// Adds the resource's own entity and its parents.
 fn resource_entities(resource: &Resource<'_>, entities: &mut Vec<Entity>) -> Result<(), String> {
     let itself = resource_uid(resource);
     let whole =

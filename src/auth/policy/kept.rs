@@ -1,4 +1,4 @@
-//! Decisions that are kept, by their questions.
+//! Caches decisions by their questions.
 
 use std::hash::{Hash, Hasher};
 
@@ -11,23 +11,22 @@ use quick_cache::{Equivalent, Weighter, sync::Cache};
 use super::{Action, Decision, Question, Resource};
 use crate::auth::Identity;
 
-/// How much is kept of decisions, in bytes: tens of thousands of them, fewer where names are long and
-/// groups many.
+/// Capacity of the cache in bytes: tens of thousands of decisions, fewer if names are long or groups are many.
 pub(super) const KEPT_BYTES: u64 = 8 << 20;
-/// How many decisions there is room for at once; more take more when they come.
+/// Initial capacity in number of decisions; it grows with use.
 const KEPT_DECISIONS: usize = 10_000;
-/// What a decision takes without its names.
+/// Size of a decision without its names, in bytes.
 const DECISION_BYTES: usize = 256;
 
-/// Decisions by their questions, as many as [`KEPT_BYTES`] hold.
+/// A cache of decisions by question, up to [`KEPT_BYTES`].
 pub(super) type Decisions = Cache<Key, Decision, Bytes>;
 
-/// None yet.
+/// Creates an empty cache.
 pub(super) fn decisions() -> Decisions {
     Cache::with_weighter(KEPT_DECISIONS, KEPT_BYTES, Bytes)
 }
 
-/// A question that outlives its request.
+/// An owned question.
 pub(super) struct Key {
     identity: Identity,
     action: Action,
@@ -35,7 +34,7 @@ pub(super) struct Key {
     candidate: Option<Candidate>,
     current_leader: Option<Candidate>,
     held: Held,
-    /// How long its names are.
+    /// Total length of the names, in bytes.
     bytes: usize,
 }
 
@@ -109,7 +108,7 @@ impl Key {
     }
 }
 
-/// Weighs decisions. Callers choose most of what they hold, so their number alone would bound little.
+/// Weighs decisions by size. Callers choose most of the content, so a limit on the number alone would not bound memory.
 #[derive(Clone)]
 pub(super) struct Bytes;
 
@@ -125,7 +124,7 @@ fn length(texts: &[String]) -> usize {
     lengths.sum()
 }
 
-// A key is looked up by a question, which must therefore hash alike.
+// The cache is looked up by a borrowed question, which must have the same hash.
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.question().hash(state);

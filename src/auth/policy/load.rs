@@ -1,5 +1,4 @@
-//! Reads policies, and says what is wrong with them: all of it at once, each in one line that begins with
-//! the file and the line.
+//! Parses policies and reports all mistakes at once, each in one line that begins with the file and the line.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
@@ -10,14 +9,14 @@ use miette::Diagnostic;
 
 use super::PARSED_SCHEMA;
 
-/// Where a policy is from.
+/// The origin of a policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The file.
     pub path: String,
-    /// The line it begins on, counted from 1.
+    /// The first line of the policy, counted from 1.
     pub line: usize,
-    /// Its text, as it is in the file.
+    /// The policy's text in the file.
     pub text: String,
 }
 
@@ -27,12 +26,12 @@ pub(super) struct Loaded {
     pub(super) warnings: Vec<String>,
 }
 
-/// Reads and validates all policies of some files: their paths, and what they hold.
+/// Parses and validates the policies of some files, given as paths and contents.
 ///
-/// A policy's id is its `@id`, else its file's name with its number in it: `team.cedar#1`.
+/// A policy's id is its `@id`, or else the file's name with the policy's number: `team.cedar#1`.
 ///
 /// # Errors
-/// Everything that is wrong.
+/// All mistakes.
 pub(super) fn load<'a>(
     files: impl IntoIterator<Item = (&'a str, &'a str)>,
 ) -> Result<Loaded, Vec<String>> {
@@ -60,14 +59,14 @@ struct File<'a> {
 }
 
 impl File<'_> {
-    /// The line and the column of a byte, counted from 1.
+    /// Returns the line and column of a byte, counted from 1.
     fn position(self, offset: usize) -> (usize, usize) {
         let before = self.text.get(..offset).unwrap_or(self.text);
         let line = before.rsplit('\n').next().unwrap_or_default();
         (before.matches('\n').count() + 1, line.chars().count() + 1)
     }
 
-    /// What is wrong in it, and where.
+    /// Formats a mistake with its position.
     fn tell(self, wrong: &dyn Diagnostic) -> String {
         let label = wrong.labels().and_then(|mut labels| labels.next());
         let mut told = self.path.to_owned();
@@ -82,12 +81,12 @@ impl File<'_> {
         if let Some(help) = wrong.help() {
             told += &format!(" ({help})");
         }
-        // What Cedar shows of a policy may have several lines.
+        // Cedar's messages may contain several lines.
         told.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
 
-/// What is left of a text after the comments and the space that it begins with.
+/// Returns the text without leading comments and white space.
 fn without_comments(text: &str) -> &str {
     let mut left = text.trim_start();
     while left.starts_with("//") {
@@ -119,7 +118,7 @@ impl<'a> Loading<'a> {
                 return;
             }
         };
-        // Cedar numbers the policies of a text from 0, and says no more of where each is.
+        // Cedar numbers the policies of a text from 0 and does not report their positions.
         let mut end = 0;
         for number in 0..parsed.num_of_policies() + parsed.num_of_templates() {
             let id = PolicyId::new(format!("policy{number}"));
@@ -188,7 +187,7 @@ impl<'a> Loading<'a> {
         let mut warnings: Vec<_> = warnings
             .map(|warning| tell(warning.policy_id(), warning))
             .collect();
-        // Cedar tells them in any order, and one that several kinds of requests have several times.
+        // Cedar reports warnings in any order, and may repeat one for several types of requests.
         for told in [&mut mistakes, &mut warnings] {
             told.sort_unstable();
             told.dedup();

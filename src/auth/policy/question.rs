@@ -1,4 +1,4 @@
-//! What policies are asked.
+//! The questions that policies decide.
 
 use std::{fmt, str::FromStr};
 
@@ -9,26 +9,26 @@ use election_core::election::{
 
 use crate::auth::Identity;
 
-/// What somebody wants to do.
+/// What an identity requests to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Become the leader.
     Campaign,
-    /// Stay the leader.
+    /// Extend a term.
     Extend,
-    /// Give the leadership up.
+    /// Resign.
     Resign,
-    /// Let another lead.
+    /// Hand over to another candidate.
     Handover,
-    /// Let another lead, whatever the leader wants.
+    /// Hand over to another candidate without the leader's request.
     ForceHandover,
-    /// See who leads; see the agent's metrics and documents where they are not public.
+    /// Read an election's leader; read the agent's metrics and documents where they are not public.
     Read,
-    /// See all leaders of a kind.
+    /// List the leaders of a kind.
     List,
-    /// See a deployment's pods.
+    /// List a deployment's pods.
     Pods,
-    /// What is for those who run the agent.
+    /// Administer the agent.
     Admin,
 }
 
@@ -46,7 +46,7 @@ impl Action {
         Self::Admin,
     ];
 
-    /// The action as policies write it.
+    /// Returns the action's name in policies.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -75,7 +75,7 @@ impl FromStr for Action {
     }
 }
 
-/// What something is to be done with.
+/// The object of an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Resource<'a> {
     /// An election.
@@ -84,16 +84,16 @@ pub enum Resource<'a> {
     Kind(&'a Kind),
     /// A Kubernetes deployment.
     Deployment {
-        /// Its namespace.
+        /// The Deployment's namespace.
         namespace: &'a str,
-        /// Its name.
+        /// The Deployment's name.
         name: &'a str,
     },
     /// A Kubernetes pod.
     Pod {
-        /// Its namespace.
+        /// The pod's namespace.
         namespace: &'a str,
-        /// Its name.
+        /// The pod's name.
         name: &'a str,
     },
     /// The agent itself.
@@ -101,7 +101,7 @@ pub enum Resource<'a> {
 }
 
 impl Resource<'_> {
-    /// How long its names are, in bytes.
+    /// Returns the total length of the resource's names, in bytes.
     pub(super) fn length(&self) -> usize {
         match self {
             Self::Election(election) => election.path().len(),
@@ -126,21 +126,22 @@ impl fmt::Display for Resource<'_> {
     }
 }
 
-/// May somebody do something?
+/// A request for authorization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Question<'a> {
-    /// Who wants to.
+    /// The identity that makes the request.
     pub identity: &'a Identity,
-    /// What it wants to do.
+    /// The requested action.
     pub action: Action,
-    /// With what: one that the [schema](super::SCHEMA) lets the action apply to.
+    /// The resource: one that the [schema](super::SCHEMA) lets the action apply to.
     pub resource: Resource<'a>,
-    /// Who campaigns, extends or resigns, or is to lead after a handover; [`None`] for other actions.
+    /// The candidate that campaigns, extends or resigns, or that is to lead after a handover; [`None`] for other
+    /// actions.
     pub candidate: Option<&'a Candidate>,
-    /// Who hands over, if a handover says so.
+    /// The current leader that a handover names.
     pub current_leader: Option<&'a Candidate>,
-    /// How many elections are held besides: for campaigns and handovers, where [policies
-    /// ask](super::Policies::counts_held); else nought.
+    /// How many other elections are held, for campaigns and handovers if [policies use the
+    /// number](super::Policies::counts_held); otherwise zero.
     pub held: Held,
 }
 

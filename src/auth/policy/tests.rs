@@ -19,7 +19,7 @@ use crate::{
     reload::{Mistake, Source as _},
 };
 
-/// A question with all that it is about.
+/// A question that owns its parts.
 struct Asked {
     identity: Identity,
     action: Action,
@@ -29,7 +29,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// Of `kind/name`, `kind K`, `deployment N/D`, `pod N/P` or `agent`; candidates may be empty.
+    /// The resource is `kind/name`, `kind K`, `deployment N/D`, `pod N/P` or `agent`; candidates may be empty.
     fn new(
         identity: Identity,
         action: &str,
@@ -79,7 +79,7 @@ fn named(name: &str) -> Identity {
     Identity::new(Mode::Token, name, vec!["some".to_owned()]).expect("a name")
 }
 
-/// A question that the default policies allow.
+/// Returns a question that the default policies allow.
 fn own() -> Asked {
     Asked::new(named("ann"), "campaign", "default/e", "ann/1", "")
 }
@@ -96,7 +96,7 @@ fn candidates_are_below_what_they_begin_with_before_a_slash() {
     );
 }
 
-/// Names with everything that may be mistaken for syntax, and short enough for candidates.
+/// Names with characters that resemble syntax, short enough for candidates.
 const NAME: &str = "[a/*\"\\\\:é☃ ]{1,40}";
 
 fn may_campaign(policies: &Policies, identity: &str, candidate: &str) -> bool {
@@ -205,7 +205,7 @@ fn the_decisions_that_are_kept_are_bounded() {
     let mut most = 0;
     for number in 0..60_000 {
         let election = format!("default/{number}");
-        // As if every request came with a token that has many groups.
+        // Every second question comes from a token with many groups.
         let groups = (number % 2) * 20;
         let groups = (0..groups).map(|group| format!("group-{group}")).collect();
         let identity = Identity::new(Mode::Jwt, "ann", groups).expect("names");
@@ -316,7 +316,7 @@ fn policies_that_never_hold_are_warned_of() {
     );
 }
 
-/// What is logged meanwhile.
+/// Returns the log lines written during the call.
 fn logged(what: impl FnOnce()) -> String {
     #[derive(Clone, Default)]
     struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -398,7 +398,7 @@ fn directories_without_policies_are_refused() {
     one(told(directory), "c.cedar");
 }
 
-/// Mounts policies as Kubernetes mounts a volume: by links through one that is replaced.
+/// Mounts policies like a Kubernetes volume: through a symbolic link that is replaced.
 #[cfg(unix)]
 fn mount(directory: &Path, generation: &str, text: &str) {
     use std::os::unix::fs::symlink;
@@ -436,7 +436,7 @@ async fn policies_are_replaced_with_their_decisions_by_valid_ones_only() {
         (decision.allowed(), decision.policies()),
         (false, &["team.cedar#1".to_owned()][..])
     );
-    // Who still asks the former ones gets their answer, which is not the new ones'.
+    // Holders of the previous set get its own decisions, not those of the new set.
     assert!(decide(&first).allowed() && !decide(&second).allowed());
 }
 

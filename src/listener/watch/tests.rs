@@ -1,4 +1,4 @@
-//! Under a paused clock, over a stream in memory.
+//! These tests use a paused clock and an in-memory stream.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
@@ -20,7 +20,7 @@ fn watched() -> (DuplexStream, Watched<DuplexStream>, Heads) {
     (client, Watched::new(server, CONDUCT, heads.clone()), heads)
 }
 
-/// Reads until the connection is cut or at rest for an hour: how long that took, in whole seconds.
+/// Reads until the connection is closed or idle for an hour. Returns the time until it was closed, in whole seconds.
 async fn cut(watched: &mut Watched<DuplexStream>) -> Option<u64> {
     let began = Instant::now();
     let reading = async {
@@ -94,7 +94,7 @@ async fn half_a_preface_is_cut_and_a_quiet_http_2_connection_is_not() {
     let opening = [&PREFACE[..], &SETTINGS, &PING].concat();
     client.write_all(&opening).await.expect("sent");
     assert_eq!(cut(&mut quiet).await, None);
-    // The header of a request that is not whole.
+    // An incomplete header of a request.
     client.write_all(&HEADERS[..5]).await.expect("sent");
     assert_eq!(cut(&mut quiet).await, Some(5));
     drop(quiet);
@@ -109,8 +109,8 @@ async fn a_header_block_without_its_end_is_cut() {
     assert_eq!(cut(&mut watched).await, Some(5));
 }
 
-/// Sends pings this far apart until the connection is cut or there were twenty: how many were sent, and
-/// what the client was told.
+/// Sends pings at this interval until the connection is closed, at most twenty. Returns the number of pings sent and
+/// the bytes that the client received.
 async fn pings(apart: Duration, mut answer: impl FnMut(usize) -> Vec<u8>) -> (usize, Vec<u8>) {
     let (mut client, mut watched, _) = watched();
     let opening = [&PREFACE[..], &SETTINGS].concat();
@@ -137,13 +137,13 @@ async fn pings_that_come_too_soon_are_strikes_until_there_is_an_answer() {
     assert_eq!(sent, 4, "one, and three strikes");
     assert_eq!(told, calm_down("too_many_pings"));
     assert_eq!(pings(Duration::from_secs(10), nothing).await.0, 20);
-    // Answers to every third ping.
+    // A reply after every third ping.
     let answers = |sent: usize| match sent % 3 {
         0 => HEADERS.to_vec(),
         _ => Vec::new(),
     };
     assert_eq!(pings(Duration::from_millis(1), answers).await.0, 20);
-    // Settings are no answer.
+    // SETTINGS are not a reply.
     let settings = |_| SETTINGS.to_vec();
     assert_eq!(pings(Duration::from_millis(1), settings).await.0, 4);
 }

@@ -1,4 +1,4 @@
-//! Who may do what to which election: one row a case, by the default policies and by a company's.
+//! Authorization cases, one per row, for the default policies and for a company's.
 
 use super::{Asked, Policies};
 use crate::auth::{Identity, Mode};
@@ -22,7 +22,7 @@ fn who(name: &str) -> Identity {
     }
 }
 
-/// Who, what, to what, for which candidate, in place of whom: whether it is allowed, by which policies.
+/// Identity, action, resource, candidate, current leader, and the expected result with the deciding policies.
 type Case = (
     &'static str,
     &'static str,
@@ -108,7 +108,7 @@ fn the_policies_of_a_company() {
     const NEVER: Result<&str, &str> = Err("auditors-act-never");
     const CERTIFICATE: Result<&str, &str> = Err("payments-need-certificates");
     let cases = [
-        // Who is not of the company.
+        // An identity outside the company.
         ("nobody", "read", "default/e", "", "", NONE),
         ("nobody", "list", "kind default", "", "", NONE),
         ("nobody", "campaign", "default/e", "anonymous", "", NONE),
@@ -135,14 +135,14 @@ fn the_policies_of_a_company() {
         ("job", "resign", "batch/weekly", "worker-1", "", Ok("workers")),
         ("job", "handover", "batch/weekly", "worker-2", "worker-1", NONE),
         ("job", "read", "batch/weekly", "", "", NONE),
-        // What is frozen.
+        // Frozen elections.
         ("ann", "campaign", "legacy/e", "ann", "", FROZEN),
         ("ann", "extend", "legacy/e", "ann", "", OWN),
         ("ann", "resign", "legacy/e", "ann", "", OWN),
         ("team", "handover", "legacy/e", "team/b", "team/a", FROZEN),
         ("root", "forceHandover", "legacy/e", "root", "ann", FROZEN),
         ("ann", "read", "legacy/e", "", "", Ok("developers-read")),
-        // An auditor that belongs to too much.
+        // An auditor with too many groups.
         ("olga", "read", "payments/e", "", "", Ok("auditors-read")),
         ("olga", "list", "kind payments", "", "", Ok("auditors-read")),
         ("olga", "pods", "pod web/shop-1", "", "", Ok("auditors-read")),
