@@ -1,6 +1,6 @@
-# Everything a developer runs. `make run` and `make test` install nothing but what they need.
+# Tasks for developers. `make run` and `make test` install only what they need.
 
-# Where `make run` listens; ports from 1024 on need no privilege.
+# The ports of `make run`. Ports from 1024 on need no privilege.
 HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
@@ -26,7 +26,8 @@ test: ## Install what the tests need and run them all
 	cargo test --workspace --locked
 	cargo test --workspace --features election-core/weaken --locked --test model --test simulation
 
-# SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is for each rule taken away.
+# SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is the number of seeds
+# for each disabled rule.
 test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
 	SIM_SEEDS=$${SIM_SEEDS:-20000} SIM_RULE_SEEDS=$${SIM_RULE_SEEDS:-100} cargo test -p election-core --release --features weaken --locked \
 		--test simulation -- --nocapture
@@ -34,13 +35,14 @@ test-sim: ## Simulate many seeds: the quorum over a bad network and bad nodes
 test-model: ## Check the model of the algorithm in larger worlds
 	cargo test -p election-core --release --locked --features weaken,deep-model --test model -- --nocapture
 
-# SURVIVAL_SEED=… replays a schedule of faults; SURVIVAL_SECONDS is for each topology.
+# SURVIVAL_SEED=… replays a schedule of faults. SURVIVAL_SECONDS is the duration for each topology.
 test-faults: ## Let candidates contend for two minutes while real servers and agents fail
 	scripts/install-test-tools
 	SURVIVAL_SECONDS=$${SURVIVAL_SECONDS:-120} cargo test --locked --test integration survival:: -- \
 		--nocapture --test-threads=1
 
-# FUZZ_SECONDS is for each target; FUZZ_TARGET=… runs one: connection, grpc_frames, policy, rest or settings.
+# FUZZ_SECONDS is the duration for each target. FUZZ_TARGET=… runs one: connection, grpc_frames, policy, rest
+# or settings.
 fuzz: ## Fuzz what reads bytes from strangers, ten minutes for each target
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz $(FUZZ_TARGET)
 
@@ -56,17 +58,17 @@ openapi: ## Write openapi/openapi_v3.yaml from the code
 	cargo run --quiet --bin election-agent -- openapi > openapi/openapi_v3.yaml.new
 	mv openapi/openapi_v3.yaml.new openapi/openapi_v3.yaml
 
-# BENCH_FLAGS="--rounds 3 --json bench.json", say; `target/release/loadtest bench --help` tells all.
+# Example: BENCH_FLAGS="--rounds 3 --json bench.json". `target/release/loadtest bench --help` lists all flags.
 bench: ## Measure what requests cost, with real servers, and fail if it is more than the bars allow
 	cargo build --release --locked -p election-agent -p loadtest
 	target/release/loadtest bench --agent target/release/election-agent $(BENCH_FLAGS)
 
-# GROWTH_FLAGS=clients, nodes or elections measures one of them.
+# GROWTH_FLAGS=clients, nodes or elections measures only that.
 growth: ## Measure how cost grows with clients, Redis servers and elections held
 	cargo build --release --locked -p election-agent -p loadtest
 	target/release/loadtest growth --agent target/release/election-agent $(GROWTH_FLAGS)
 
-# BENCH="--bench pure -- quorum/" runs some; -- --save-baseline and -- --baseline compare.
+# BENCH="--bench pure -- quorum/" runs a part. The flags -- --save-baseline and -- --baseline compare.
 microbench: ## Measure with criterion: the pure parts, and single calls
 	cargo bench --locked $(or $(BENCH),--bench pure --bench rpc)
 

@@ -1,9 +1,9 @@
-//! Compiles the service of the protobuf contract, without `protoc`, for the agent's own codec; the messages are those
-//! of `crates/proto`. Notes the commit that is built.
+//! Compiles the service of the protobuf contract, without `protoc`, for the agent's own codec. The messages
+//! are those of `crates/proto`. Records the commit that is built.
 
 use std::{env, error::Error, path::Path, process::Command};
 
-/// The variable that names the commit, for this script and for what is built.
+/// The variable that names the commit, for this script and for the built code.
 const COMMIT: &str = "ELECTION_AGENT_COMMIT";
 const PROTO: &str = "election_agent/v1/election_agent.proto";
 
@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The commit that is built, if that is known: `ELECTION_AGENT_COMMIT`, for builds without the repository, else what
-/// is checked out. Not of debug builds: every commit would make a developer build all again.
+/// The commit that is built, if it is known: `ELECTION_AGENT_COMMIT`, for builds without the repository, else
+/// the checked-out commit. Debug builds omit it: every new commit would cause a full rebuild.
 fn commit() -> String {
     println!("cargo:rerun-if-env-changed={COMMIT}");
     let named = env::var(COMMIT).ok().filter(|commit| !commit.is_empty());
@@ -29,7 +29,8 @@ fn commit() -> String {
     }
     let is_release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
     let found = is_release.then(|| {
-        // What is written whenever another commit is checked out. A file that is missing would count as changed.
+        // Git writes these files whenever another commit is checked out. Cargo counts a missing file as
+        // changed.
         for file in ["HEAD", "logs/HEAD"] {
             let path = git(&["rev-parse", "--git-path", file])?;
             if Path::new(&path).exists() {

@@ -1,4 +1,4 @@
-//! One call on loopback, through every layer: latency as a client sees it.
+//! Measures one call on loopback, through every layer: the latency that a client observes.
 
 #![expect(
     clippy::expect_used,
@@ -18,7 +18,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-/// An agent in this process that keeps leases in memory, and a connection to it.
+/// Starts an agent in this process that keeps leases in memory, and connects to it.
 fn agent(runtime: &Runtime) -> Channel {
     let settings = [
         ("EA_BIND_ADDRESS", "127.0.0.1"),

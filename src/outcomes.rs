@@ -1,4 +1,4 @@
-//! What becomes of elections: logged and counted.
+//! Logs and counts the outcomes of elections.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use election_core::election::ledger::{Change, Ledger, Observer, Outcome, Request
 
 use crate::{auth::audit, endpoint::Action, telemetry::metrics::Metrics};
 
-/// A ledger whose changes are logged and counted.
+/// Creates a ledger that logs and counts every change.
 #[must_use]
 pub fn ledger(metrics: &Metrics) -> Ledger {
     let agent = hostname::get().map(|name| name.to_string_lossy().into_owned());
@@ -19,10 +19,10 @@ pub fn ledger(metrics: &Metrics) -> Ledger {
     ledger
 }
 
-/// Logs and counts what becomes of elections.
+/// Logs and counts the outcomes of elections.
 #[derive(Debug)]
 struct Observed {
-    /// What this agent is called: its host, which in Kubernetes is its pod.
+    /// The name of this agent: its host name, which is the pod name in Kubernetes.
     agent: String,
     metrics: Metrics,
 }
@@ -30,7 +30,7 @@ struct Observed {
 impl Observer for Observed {
     fn changed(&self, change: &Change<'_>) {
         audit::changed(change, &self.agent);
-        // A token without a new leader is the former one's.
+        // Without a new leader, the token belongs to the former one.
         let token = change.token.filter(|_| change.new.is_some());
         self.metrics.changed(change.election, change.cause, token);
     }

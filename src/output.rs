@@ -1,6 +1,7 @@
-//! What commands print.
+//! Output of commands.
 //!
-//! The macros of the standard library panic when they cannot write: a reader may have had enough, or a disk be full.
+//! The print macros of the standard library panic if a write fails, for example when the reader has closed
+//! the pipe or the disk is full. These functions do not.
 
 use std::{
     fmt::Display,
@@ -8,24 +9,24 @@ use std::{
     process::ExitCode,
 };
 
-/// Writes all of the text to the standard output.
+/// Writes the whole text to the standard output.
 ///
 /// # Errors
-/// What keeps it from being written.
+/// Returns the error of a failed write.
 pub fn write(text: impl Display) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.to_string().as_bytes())?;
     out.flush()
 }
 
-/// As [`write()`], and says so on the standard error if that fails.
+/// Writes the text as [`write()`] does, and reports a failed write on the standard error.
 pub fn print(text: impl Display, code: ExitCode) -> ExitCode {
     ended(write(text), code)
 }
 
-/// How a command ends whose output was written so.
+/// Returns the exit code of a command after its output was written.
 ///
-/// A reader that closes its end has had enough: that is no failure, and nobody is left who should hear of it.
+/// A closed pipe is not a failure: the reader has stopped reading on purpose, so it is not reported.
 pub fn ended(written: io::Result<()>, code: ExitCode) -> ExitCode {
     match written {
         Ok(()) => code,
@@ -37,7 +38,8 @@ pub fn ended(written: io::Result<()>, code: ExitCode) -> ExitCode {
     }
 }
 
-/// Says on the standard error what is wrong. If nobody can hear it, the exit status has to do.
+/// Writes an error message to the standard error. Ignores a failed write: the exit status still reports the
+/// failure.
 pub fn complain(what: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{what}");
 }

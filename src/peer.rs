@@ -1,4 +1,4 @@
-//! Who is at the other end of a connection, and whose requests a proxy passes on.
+//! The peer of a connection, and the client address that a trusted proxy forwards.
 
 use std::{
     fmt,
@@ -13,20 +13,21 @@ use rustls::pki_types::CertificateDer;
 
 use crate::tls::Chain;
 
-/// The header in which proxies tell whose request they pass on: each appends the address of who sent it.
+/// The header in which proxies name the client: each proxy appends the address that it received the request
+/// from.
 const FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Who is at the other end of a connection; in the extensions of every request. Cheap to clone.
+/// The peer of a connection, stored in the extensions of every request. Cheap to clone.
 #[derive(Clone)]
 pub struct Peer {
-    /// Its address; an IPv4 address is one, also on a socket for IPv6.
+    /// The peer's address. An IPv4 address stays one on an IPv6 socket, too.
     pub address: IpAddr,
-    /// Its certificate and those that vouch for it; `None` without TLS or without a certificate.
+    /// The peer's certificate chain; `None` without TLS or without a certificate.
     pub certificates: Option<Arc<Chain>>,
 }
 
 impl Peer {
-    /// A peer with this address and these certificates.
+    /// Creates a peer with this address and these certificates.
     #[must_use]
     pub fn new(address: IpAddr, certificates: Option<&[CertificateDer<'_>]>) -> Self {
         Self {
@@ -49,8 +50,8 @@ impl fmt::Debug for Peer {
     }
 }
 
-/// What is counted as one peer: an IPv4 address, or the /64 network of an IPv6 address, as a host has as many
-/// addresses of that as it likes.
+/// The network that counts as one peer: an IPv4 address, or the /64 network of an IPv6 address. A host can
+/// use any number of addresses of its /64 network.
 #[must_use]
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -61,14 +62,14 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The proxies whose word on their clients' addresses is taken (`EA_TRUSTED_PROXIES`). Cheap to clone.
+/// The proxies that are trusted to name client addresses (`EA_TRUSTED_PROXIES`). Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct TrustedProxies(Arc<[IpNet]>);
 
 impl FromStr for TrustedProxies {
     type Err = String;
 
-    /// Addresses and networks, separated by commas; an empty text is none.
+    /// Parses addresses and networks, separated by commas. An empty text contains none.
     fn from_str(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Ok(Self::default());
@@ -102,7 +103,7 @@ fn parse(entry: &str) -> Result<IpNet, String> {
     Ok(network)
 }
 
-/// A network of IPv4 addresses that is written as one of IPv6 is the one of IPv4.
+/// Converts an IPv4 network that is written as an IPv6 network to the IPv4 network.
 fn canonical(network: IpNet) -> IpNet {
     if let IpNet::V6(six) = network
         && let Some(address) = six.addr().to_ipv4_mapped()
@@ -115,25 +116,25 @@ fn canonical(network: IpNet) -> IpNet {
 }
 
 impl TrustedProxies {
-    /// Whether this is the address of one of them.
+    /// Returns whether this is the address of a trusted proxy.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.0.iter().any(|network| network.contains(&address))
     }
 
-    /// Whether every address of a family is one of theirs.
+    /// Returns whether all addresses of an address family are trusted.
     #[must_use]
     pub fn are_everybody(&self) -> bool {
         self.0.iter().any(|network| network.prefix_len() == 0)
     }
 
-    /// The address of who sent a request that came from `direct`.
+    /// Returns the client address of a request that came from `direct`.
     ///
-    /// Each proxy appends to `x-forwarded-for` whom it has the request from, so the header is read from its
-    /// end, for as long as who says so is trusted: the first address that is not trusted is the client.
-    /// What clients have written there themselves stands before that, and is not read. The last
-    /// trusted address counts where the header ends or is no address.
+    /// Each proxy appends the address that it received the request from to `x-forwarded-for`. This method
+    /// reads the header from its end and continues while the address is trusted. The first address that is
+    /// not trusted is the client. Entries that clients wrote themselves stand before that address and are not
+    /// read. If the header ends or an entry is not an address, the last trusted address is the client.
     #[must_use]
     pub fn client_address(&self, direct: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = direct.to_canonical();
@@ -141,7 +142,8 @@ impl TrustedProxies {
             return client;
         }
         for line in headers.get_all(FORWARDED_FOR).iter().rev() {
-            // By bytes: what a client has written must not make unreadable what a proxy has appended.
+            // Splits bytes instead of text: bytes from the client must not make the entries of proxies
+            // unreadable.
             for entry in line.as_bytes().rsplit(|byte| *byte == b',') {
                 let entry = str::from_utf8(entry).ok();
                 let Some(address) = entry.and_then(|entry| forwarded(entry.trim())) else {
@@ -157,7 +159,7 @@ impl TrustedProxies {
     }
 }
 
-/// An address in `x-forwarded-for`: `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`.
+/// Parses an address of `x-forwarded-for`: `1.2.3.4`, `1.2.3.4:5`, `::1`, `[::1]` or `[::1]:5`.
 fn forwarded(entry: &str) -> Option<IpAddr> {
     let address = entry.parse().ok();
     let address = address.or_else(|| {
@@ -227,7 +229,7 @@ mod tests {
         }
     }
 
-    /// Who is the client when `direct` sends these lines of the header.
+    /// Returns the client address when `direct` sends these header lines.
     fn client(direct: &str, lines: &[&str]) -> String {
         let mut headers = HeaderMap::new();
         for line in lines {
@@ -250,14 +252,14 @@ mod tests {
     #[test]
     fn the_first_address_from_the_end_that_is_not_trusted_is_the_client() {
         for (lines, expected) in [
-            // What the client itself has written is not believed.
+            // Entries that the client wrote itself are ignored.
             (&["9.9.9.9, 2.2.2.2"][..], "2.2.2.2"),
             (&["10.9.9.9,2.2.2.2,10.0.0.2"], "2.2.2.2"),
             (&["9.9.9.9", "2.2.2.2, 10.0.0.3", "10.0.0.2"], "2.2.2.2"),
             (&["junk, 2.2.2.2"], "2.2.2.2"),
             (&["2.2.2.2, ::ffff:10.0.0.2"], "2.2.2.2"),
             (&["::ffff:2.2.2.2"], "2.2.2.2"),
-            // All are trusted: the outermost.
+            // All addresses are trusted: the outermost one is the client.
             (&["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
             (&[], "10.0.0.1"),
         ] {

@@ -1,4 +1,4 @@
-//! The service of `proto/election_agent/v1`, read by the agent's own codec. Its messages are those of
+//! The service of `proto/election_agent/v1`, decoded by the agent's own codec. The messages are those of
 //! [`election_proto`].
 
 #[expect(

@@ -1,7 +1,7 @@
-//! Whether the agent can answer, kept up to date in the background.
+//! Readiness of the agent, updated in the background.
 //!
-//! `/readyz` and the gRPC health service answer from the last [`Report`]: a probe costs the lease nodes
-//! nothing, however often it comes.
+//! `/readyz` and the gRPC health service respond with the last [`Report`]. A probe sends no request to the
+//! lease nodes, however often it comes.
 
 use std::time::Duration;
 
@@ -12,33 +12,33 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::telemetry::metrics::Metrics;
 
-/// How often the nodes are asked.
+/// The interval between health checks of the nodes.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// The health services that follow readiness, besides those of the contract.
 const READY: [&str; 2] = ["", "readiness"];
-/// The health service that is up as long as the process is.
+/// The health service that serves as long as the process runs.
 const LIVE: &str = "liveness";
 
-/// What is known of the agent's ability to answer.
+/// The last known readiness of the agent.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// How many lease nodes have to answer.
+    /// How many lease nodes must reply.
     pub needed: usize,
-    /// The lease nodes, as last asked.
+    /// The lease nodes at the last health check.
     pub nodes: Vec<NodeStatus>,
     /// Whether the agent is shutting down.
     pub draining: bool,
 }
 
 impl Report {
-    /// Whether the agent can answer.
+    /// Returns whether the agent is ready.
     #[must_use]
     pub fn ready(&self) -> bool {
         self.why_not().is_none()
     }
 
-    /// Why the agent cannot answer.
+    /// Returns the reason why the agent is not ready.
     #[must_use]
     pub fn why_not(&self) -> Option<String> {
         if self.draining {
@@ -65,16 +65,16 @@ impl Report {
 pub struct Monitor {
     quorum: Quorum,
     health: HealthReporter,
-    /// Full names of the gRPC services that are up when the agent is ready.
+    /// Full names of the gRPC services that serve when the agent is ready.
     services: Vec<&'static str>,
     metrics: Metrics,
     report: watch::Sender<Report>,
-    /// What all gRPC services but [`LIVE`] have been set to.
+    /// The published status of all gRPC services except [`LIVE`].
     published: Mutex<Option<ServingStatus>>,
 }
 
 impl Monitor {
-    /// Asks the nodes once, so that the first probe gets a true answer.
+    /// Checks the nodes once, so that the first probe gets a correct reply.
     pub async fn start(
         quorum: Quorum,
         health: HealthReporter,
@@ -102,7 +102,7 @@ impl Monitor {
         (monitor, receiver)
     }
 
-    /// Asks the nodes for ever, until dropped.
+    /// Checks the nodes periodically. Never returns.
     pub async fn run(&self) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -113,8 +113,8 @@ impl Monitor {
         }
     }
 
-    /// Says that the agent is shutting down, and ends the health service's streams, which would
-    /// otherwise keep their connections open for ever.
+    /// Publishes that the agent shuts down, and ends the streams of the health service, which would otherwise
+    /// keep their connections open forever.
     pub async fn drain(&self) {
         self.report.send_modify(|report| report.draining = true);
         self.metrics.report(&self.report.borrow().nodes, false);
@@ -131,7 +131,7 @@ impl Monitor {
         self.report.send_modify(|report| report.nodes = nodes);
         let is = self.report.borrow().clone();
         self.metrics.report(&is.nodes, is.ready());
-        // The first report has no nodes before it, and follows the line that says so.
+        // The first report follows a report without nodes. It is logged even if the readiness is the same.
         if was.ready() != is.ready() || was.nodes.is_empty() {
             match is.why_not() {
                 None => tracing::info!("ready"),
@@ -141,7 +141,8 @@ impl Monitor {
         self.publish().await;
     }
 
-    /// Sets the gRPC services' status if it has changed: every stream that watches one is told whatever is set.
+    /// Sets the status of the gRPC services if it changed. The reporter notifies all streams on every set,
+    /// even of an equal status.
     async fn publish(&self) {
         let status = match self.report.borrow().ready() {
             true => ServingStatus::Serving,
@@ -154,7 +155,7 @@ impl Monitor {
         for service in self.services().filter(|service| *service != LIVE) {
             self.health.set_service_status(service, status).await;
         }
-        // Not before all are set: whoever runs this may stop in between.
+        // Set only after all services are: the caller may drop this future in between.
         *published() = Some(status);
     }
 

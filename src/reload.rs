@@ -1,8 +1,8 @@
 //! Files that may change while the agent runs: certificates, tokens, keys, policies.
 //!
-//! What was made of them is used until they hold something else that can be used, too, and that two looks have
-//! found there: what is being written is not used. Files that cannot be used (a key that does not match yet)
-//! change nothing, and are told in the log.
+//! The agent uses the last valid content. New content replaces it when it is valid and two consecutive reads
+//! found it unchanged, so that a partly written file is not used. Invalid files (a key that does not match
+//! yet) change nothing and are logged.
 
 use std::{
     fmt, fs,
@@ -13,16 +13,16 @@ use std::{
 
 use tokio::{sync::watch, task::spawn_blocking};
 
-/// How often files are looked at. Mounted secrets change by renaming a directory, which no watch on a file
-/// sees.
+/// The interval between reads. A mounted secret changes when its directory is renamed, which a watch on a
+/// file does not detect.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What is wrong with the file or directory that a setting names.
+/// An error in the file or directory that a setting names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     /// The setting.
     pub variable: &'static str,
-    /// What is wrong, and what to change; holds nothing of a secret file's content.
+    /// What is wrong, and what to change. Contains no content of secret files.
     pub what: String,
 }
 
@@ -41,42 +41,42 @@ impl fmt::Display for Mistake {
     }
 }
 
-/// Files, and what is made of them.
+/// A set of files, and the value that is built from them.
 pub trait Source: Send + 'static {
-    /// What the files hold, compared to see whether they have changed.
+    /// The content of the files, compared to detect changes.
     type Content: Eq + Send + Sync + 'static;
-    /// What is made of it.
+    /// The value that is built from the content.
     type Made: Send + Sync + 'static;
 
-    /// What the files are, for the log: "TLS files".
+    /// A name of the files for the log: "TLS files".
     const WHAT: &'static str;
 
     /// Reads the files.
     ///
     /// # Errors
-    /// Every file that cannot be read.
+    /// Returns a mistake for every file that cannot be read.
     fn read(&self) -> Result<Self::Content, Vec<Mistake>>;
 
-    /// Makes of them what they are for.
+    /// Builds the value from the content.
     ///
     /// # Errors
-    /// What cannot be used, and why.
+    /// Returns every mistake in the content.
     fn make(&self, content: &Self::Content) -> Result<Self::Made, Vec<Mistake>>;
 
-    /// What is wrong with the files now.
+    /// Returns the mistakes that the files contain now.
     fn mistakes(&self) -> Vec<Mistake> {
         let made = self.read().and_then(|content| self.make(&content));
         made.err().unwrap_or_default()
     }
 }
 
-/// What was last made of a source's files. Cheap to clone.
+/// The last value that was built from a source. Cheap to clone.
 pub type Current<T> = watch::Receiver<Arc<T>>;
 
-/// Reads the files, and looks at them again until the last receiver is dropped.
+/// Reads the files, and checks them for changes until the last receiver is dropped.
 ///
 /// # Errors
-/// Files that cannot be used.
+/// Returns the mistakes if the files are not valid at the start.
 pub fn start<S: Source>(source: S) -> Result<Current<S::Made>, Vec<Mistake>> {
     let content = source.read()?;
     let (publish, current) = watch::channel(Arc::new(source.make(&content)?));
@@ -96,7 +96,7 @@ async fn follow<S: Source>(
             () = publish.closed() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
         }
-        // Away from requests: a disk may be slow, and policies take long to check.
+        // Runs on a blocking thread: a disk may be slow, and policies take long to validate.
         let looking = spawn_blocking(move || {
             let made = match source.read() {
                 Ok(content) if content == seen => {
@@ -151,17 +151,17 @@ async fn follow<S: Source>(
 /// Reads a file that a setting names.
 ///
 /// # Errors
-/// The mistake, if it cannot be read.
+/// Returns a mistake if the file cannot be read.
 pub(crate) fn read_file(variable: &'static str, path: &Path) -> Result<Vec<u8>, Mistake> {
     let wrong = |error| Mistake::new(variable, format!("cannot read {}: {error}", path.display()));
     fs::read(path).map_err(wrong)
 }
 
-/// Reads all files of a directory that a setting names whose names end so, in the order of their names.
-/// Hidden ones are none: editors keep drafts in them, Kubernetes the generations of a mounted volume.
+/// Reads all files with this suffix in a directory that a setting names, sorted by name. Skips hidden files:
+/// editors keep drafts in them, and Kubernetes the generations of a mounted volume.
 ///
 /// # Errors
-/// The directory or the files that cannot be read.
+/// Returns a mistake if the directory or a file cannot be read.
 pub(crate) fn read_directory(
     variable: &'static str,
     directory: &Path,

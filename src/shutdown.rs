@@ -1,23 +1,23 @@
-//! Signals that end the agent.
+//! Signals that stop the agent.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// When the agent is to end.
+/// Tells the agent when to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
-    /// Cancelled when it is to answer what is under way, and end.
+    /// Cancelled when the agent is to drain and stop.
     pub gently: CancellationToken,
-    /// Cancelled when it is to end now.
+    /// Cancelled when the agent is to stop immediately.
     pub at_once: CancellationToken,
 }
 
-/// Stops gently at the first SIGTERM or SIGINT, and at once at the second.
+/// Cancels `gently` at the first SIGTERM or SIGINT, and `at_once` at the second.
 ///
 /// # Errors
-/// When the system does not let the process listen for signals.
+/// Returns the error of the system if the process cannot listen for signals.
 pub fn on_signal() -> io::Result<Stop> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -31,31 +31,30 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// What the layers are configured with.
+/// The configuration of the layers.
 #[derive(Clone)]
 pub struct Settings {
-    /// Whose pages may ask.
+    /// The origins whose web pages may send requests.
     pub cors: Origins,
-    /// What records requests, if any are.
+    /// The layer that records spans of requests; `None` if tracing is off.
     pub trace: Option<TraceLayer>,
-    /// How many requests may be under way at once.
+    /// How many requests may be in flight at once.
     pub max_in_flight: usize,
-    /// Who may ask.
+    /// Authenticates callers.
     pub authenticator: Authenticator,
-    /// What is served to everybody.
+    /// The areas that are public.
     pub public: Vec<Area>,
-    /// What callers may do; `None`: anything.
+    /// The policies that authorize callers; `None` permits everything.
     pub policies: Option<Current<Policies>>,
-    /// How often callers may ask, if that is limited.
+    /// The rate limiter; `None` if rates are not limited.
     pub limiter: Option<RateLimiter>,
-    /// Whose word on their clients' addresses is taken.
+    /// The proxies that are trusted to name client addresses.
     pub proxies: TrustedProxies,
-    /// The longest time an answer takes.
+    /// The maximum duration of a request.
     pub request_timeout: Duration,
 }
 
-/// Lets in whoever asks, one request at a time that takes a second at the most: for tests of what else is in the
-/// way.
+/// Settings for tests of other parts: permits every caller, one request at a time, for a second at most.
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -75,7 +74,7 @@ impl Default for Settings {
     }
 }
 
-/// Puts every layer around the mux.
+/// Wraps the mux in all layers.
 pub fn stack<S>(
     mux: S,
     settings: &Settings,
@@ -92,44 +91,45 @@ where
         + 'static,
 {
     ServiceBuilder::new()
-        // Outermost, as nearly everything below asks what a request asks for.
+        // Outermost: nearly all layers below read the endpoint of the request.
         .map_request(classified)
-        // Outside of all that answers, so that every answer carries the id.
+        // Outside of all layers that respond, so that every reply carries the id.
         .layer(SetRequestIdLayer::x_request_id(RandomId))
         .layer(PropagateRequestIdLayer::x_request_id())
-        // Outside of what refuses: pages may read refusals, too. Outside of what measures: a preflight asks
-        // about a request, and is none.
+        // Outside of the layers that refuse requests: pages may read refusals, too. Outside of the
+        // measurement: a preflight asks about a request and is not one itself.
         .option_layer(settings.cors.layer())
-        // Outside of what measures, so that measures can name the trace; inside of the id, which spans have.
+        // Outside of the measurement, so that exemplars can name the trace. Inside of the id, which spans
+        // record.
         .option_layer(settings.trace.clone())
-        // Outside of what refuses or panics, so that it is measured, too.
+        // Outside of the layers that refuse or panic, so that those requests are measured, too.
         .option_layer(metrics.map(MeasureLayer::new))
-        // Whatever is refused below is told in the caller's protocol, and a panic costs one request, not its
-        // connection.
+        // Renders refusals of the layers below in the caller's protocol. Limits a panic to its request: the
+        // connection survives.
         .layer(RespondLayer)
-        // Before anything is done for the request.
+        // Before any work for the request.
         .layer(InFlightLayer::new(settings.max_in_flight))
-        // Before anybody is asked who the caller is, and before the body is read: both use the caller's time.
+        // Before authentication and before the body is read: both use up the caller's time.
         .layer(DeadlineLayer::new(settings.request_timeout))
-        // Before anything that the caller decides.
+        // Before everything that depends on the caller.
         .layer(AuthenticateLayer::new(
             settings.authenticator.clone(),
             settings.public.clone(),
             settings.limiter.clone(),
         ))
-        // After who asks is known: it counts by that.
+        // After authentication: limits the rate per caller.
         .option_layer(settings.limiter.clone().map(rate_limit))
-        // After who asks is known, and outside of all that denies requests or changes leaderships: audit lines name
-        // it.
+        // After authentication, and outside of everything that denies requests or changes leaders: audit
+        // lines name the origin.
         .layer(OriginLayer::new(settings.proxies.clone()))
-        // After who asks is known, too.
+        // After authentication, too.
         .layer(authorize(settings.policies.clone()))
-        // Innermost: whoever reads a body below reads a bounded one.
+        // Innermost: bounds every body that the mux reads.
         .layer(BodyLimitLayer)
         .service(mux)
 }
 
-/// Names requests that came without an id: 128 random bits in hex.
+/// Generates an id for requests without one: 128 random bits in hexadecimal.
 #[derive(Debug, Clone, Copy)]
 struct RandomId;
 
@@ -137,7 +137,7 @@ impl MakeRequestId for RandomId {
     fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
         let id = format!("{:032x}", fastrand::u128(..));
         let mut id = HeaderValue::try_from(id).ok()?;
-        // HTTP/2 should not index it for answers to come: none has the same, and each would take up a place in
+        // Keeps HTTP/2 from indexing the id: no other reply has the same id, and each would occupy a place in
         // the connection's table.
         id.set_sensitive(true);
         Some(RequestId::new(id))
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::{peer::Peer, status::Code};
 
-    /// What a request of this content type gets when the mux answers with this problem.
+    /// Sends a request of this content type to a mux that fails with this problem.
     async fn refused(problem: Problem, content_type: &str) -> Response {
         let mux = service_fn(move |_: Request<Body>| {
             let problem = problem.clone();
@@ -179,7 +179,7 @@ mod tests {
             .unwrap_or_default()
     }
 
-    /// The error table as existing clients know it; a change here is a change of the contract.
+    /// The error table that existing clients rely on. A change here changes the contract.
     const TABLE: [(Code, tonic::Code, u16); 16] = [
         (Code::InvalidArgument, tonic::Code::InvalidArgument, 400),
         (Code::Unauthenticated, tonic::Code::Unauthenticated, 401),

@@ -1,5 +1,5 @@
-//! The one error table: every layer and every transport answers from it. Which rows the errors of elections, policies
-//! and pods are, [`crate::transport`] says.
+//! The error table that every layer and every transport uses. [`crate::transport`] maps the errors of
+//! elections, policies and pods to its rows.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::endpoint::Protocol;
 
 macro_rules! table {
     ($($(#[doc = $doc:literal])+ $code:ident => $grpc:ident, $http:ident;)+) => {
-        /// What went wrong, as a caller of any protocol sees it.
+        /// The kind of an error, the same for callers of every protocol.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Code { $($(#[doc = $doc])+ $code,)+ }
 
@@ -86,11 +86,12 @@ table! {
     Internal => Internal, INTERNAL_SERVER_ERROR;
 }
 
-/// The header that says when to try again.
+/// The header that reports when the caller may try again.
 const GRPC_RETRY_PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 impl Code {
-    /// The row that an answer is, whatever its protocol; [`None`] of one that is no error of the table.
+    /// The row of the table that a response represents, in any protocol; [`None`] if the response is not an
+    /// error of the table.
     #[must_use]
     pub fn of<B>(response: &http::Response<B>) -> Option<Self> {
         let named = || {
@@ -102,25 +103,25 @@ impl Code {
     }
 }
 
-/// The header that names the row to gRPC callers: several rows share a gRPC status.
+/// The header that names the row to gRPC callers, because several rows share a gRPC status.
 const GRPC_CODE: &str = "x-election-agent-code";
 
-/// An error on its way to the caller.
+/// An error that is returned to the caller.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
 pub struct Problem {
     /// The row of the table.
     pub code: Code,
-    /// What is wrong and what to change; holds no internals and no secrets.
+    /// What is wrong and what to change. Contains no internals and no secrets.
     pub message: String,
-    /// When trying again may help.
+    /// After what time another try may succeed.
     pub retry_after: Option<Duration>,
-    /// Further members of the problem document.
+    /// Additional members of the problem document.
     pub details: Map<String, Value>,
 }
 
 impl Problem {
-    /// A problem of this row.
+    /// Creates a problem of this row.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self {
             code,
@@ -130,7 +131,7 @@ impl Problem {
         }
     }
 
-    /// Something that must not happen; whoever makes it logs what it was.
+    /// Creates a problem for an internal error. The code that creates it logs the cause.
     #[must_use]
     pub fn bug() -> Self {
         Self::new(Code::Internal, "the agent failed; its log has the cause")
@@ -143,8 +144,8 @@ impl Problem {
         self
     }
 
-    /// The answer to a caller of this protocol; its extensions have the row, which a gRPC status does not tell
-    /// exactly.
+    /// Renders the response in the caller's protocol. Its extensions contain the row, which a gRPC status
+    /// alone does not identify.
     #[must_use]
     pub fn render(self, protocol: Protocol) -> Response {
         let code = self.code;
@@ -162,7 +163,7 @@ impl Problem {
     }
 }
 
-/// An RFC 9457 problem document with the members `code` and `message`.
+/// Renders an RFC 9457 problem document with the members `code` and `message`.
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = self.code.http();
@@ -194,7 +195,7 @@ impl IntoResponse for Problem {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if self.code == Code::UnsupportedMediaType {
-            // RFC 9110: a 415 may be for the content coding.
+            // RFC 9110: a 415 may refer to the content coding.
             let none = HeaderValue::from_static("identity");
             headers.insert(header::ACCEPT_ENCODING, none);
         }
@@ -209,7 +210,7 @@ impl From<Problem> for Status {
         let code = MetadataValue::from_static(problem.code.name());
         status.metadata_mut().insert(GRPC_CODE, code);
         if let Some(wait) = problem.retry_after {
-            // Rounded up: who comes back sooner is refused again.
+            // Rounds up: a caller that returns sooner is refused again.
             let ms = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
             status.metadata_mut().insert(GRPC_RETRY_PUSHBACK, ms.into());
         }
@@ -217,7 +218,7 @@ impl From<Problem> for Status {
     }
 }
 
-/// 429 always tells when to come back.
+/// Responses with status 429 always have a retry time.
 fn default_retry(code: Code) -> Option<Duration> {
     (code.http() == StatusCode::TOO_MANY_REQUESTS).then_some(Duration::from_secs(1))
 }

@@ -1,7 +1,7 @@
 //! TLS for both ports, from files that may change while the agent runs.
 //!
-//! New connections use the files' present content ([`reload`]); connections that are open keep what they
-//! began with.
+//! New connections use the current content of the files ([`reload`]). Open connections keep the configuration
+//! they started with.
 
 mod chain;
 
@@ -26,30 +26,30 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use crate::reload::{self, Mistake, Source, read_file};
 pub use chain::Chain;
 
-/// Installs what clients of this process encrypt with: those of Redis, of Kubernetes and of the issuer's keys.
-/// Once is enough, and more does no harm.
+/// Installs the cryptography provider for clients in this process: those of Redis, of Kubernetes and of the
+/// issuer's keys. Repeated calls have no effect.
 pub fn install_provider() {
-    // Both answers mean that there is one.
+    // In both cases there is a provider afterwards.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// The files that TLS is made of.
+/// The files of a TLS configuration.
 #[derive(Debug, Clone)]
 pub struct Files {
-    /// The certificate, and those that vouch for it.
+    /// The certificate chain.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// The private key of the certificate.
     pub key: PathBuf,
-    /// Who vouches for clients, and whether they must show a certificate.
+    /// The authorities for client certificates, and whether clients must present one.
     pub client_ca: Option<(PathBuf, ClientAuth)>,
 }
 
-/// Whether clients must show a certificate (`EA_TLS_CLIENT_AUTH`).
+/// Whether clients must present a certificate (`EA_TLS_CLIENT_AUTH`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// They must.
+    /// A client certificate is required.
     Required,
-    /// They may.
+    /// A client certificate is optional.
     Optional,
 }
 
@@ -65,7 +65,7 @@ impl FromStr for ClientAuth {
     }
 }
 
-/// What the files hold.
+/// The content of the files.
 #[derive(PartialEq, Eq)]
 pub struct Content {
     certificate: Vec<u8>,
@@ -73,7 +73,7 @@ pub struct Content {
     client_ca: Option<Vec<u8>>,
 }
 
-/// What connections are made with.
+/// The TLS configuration of new connections.
 pub struct Served {
     config: Arc<ServerConfig>,
     /// When the first certificate of the chain expires, in seconds since 1970.
@@ -120,7 +120,7 @@ impl Files {
     fn config(&self, content: &Content) -> Result<ServerConfig, Mistake> {
         let chain = certificates(&self.certificate, &content.certificate)
             .map_err(|what| Mistake::new("EA_TLS_CERT_FILE", what))?;
-        // What a key's file holds is not told, however wrong it is.
+        // Omits the parse error, which may contain parts of the key.
         let key = PrivateKeyDer::from_pem_slice(&content.key).map_err(|_| {
             let path = self.key.display();
             Mistake::new(
@@ -143,8 +143,8 @@ impl Files {
                 )
             })?;
         if self.client_ca.is_some() {
-            // Whoever resumes a session is not asked for its certificate again, however long ago that has
-            // expired.
+            // A resumed session would skip the verification of the client certificate, which may have expired
+            // since.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
@@ -181,10 +181,10 @@ impl Files {
     }
 }
 
-/// The certificates in a PEM file that was read from `path`; at least one.
+/// Parses the certificates in a PEM file that was read from `path`; at least one.
 ///
 /// # Errors
-/// Says what is wrong with the file.
+/// Describes what is wrong with the file.
 pub(crate) fn certificates(
     path: &Path,
     pem: &[u8],
@@ -204,7 +204,7 @@ fn expiry(certificate: &CertificateDer<'_>) -> Option<i64> {
     Some(certificate.validity().not_after.timestamp())
 }
 
-/// Makes TLS connections with what the files hold at the time. Cheap to clone.
+/// Accepts TLS connections with the current content of the files. Cheap to clone.
 #[derive(Clone)]
 pub struct Acceptor {
     served: reload::Current<Served>,
@@ -212,10 +212,10 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Reads the files, and starts watching them, until the last acceptor is dropped.
+    /// Reads the files, and follows changes until the last acceptor is dropped.
     ///
     /// # Errors
-    /// Files that cannot be used.
+    /// Returns the mistakes if the files cannot be used.
     pub fn start(files: Files, handshake_timeout: Duration) -> Result<Self, Vec<Mistake>> {
         Ok(Self {
             served: reload::start(files)?,
@@ -223,16 +223,16 @@ impl Acceptor {
         })
     }
 
-    /// When the first certificate of the chain that new connections are shown expires, in seconds since 1970.
+    /// When the first certificate of the chain for new connections expires, in seconds since 1970.
     #[must_use]
     pub fn expiry(&self) -> Option<i64> {
         self.served.borrow().expiry
     }
 
-    /// Shakes hands.
+    /// Performs the handshake.
     ///
     /// # Errors
-    /// Why there is no connection: the client speaks no TLS, shows no or a wrong certificate, or takes too
+    /// Returns an error if the client speaks no TLS, presents no certificate or an invalid one, or takes too
     /// long.
     pub async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let config = Arc::clone(&self.served.borrow().config);
@@ -256,7 +256,7 @@ mod tests {
         files: Files,
     }
 
-    /// Files with a certificate, its key, and the same certificate as the clients' authority.
+    /// Creates files with a certificate, its key, and the same certificate as the authority for clients.
     fn made(client_auth: Option<ClientAuth>) -> Made {
         let directory = TempDir::new().expect("a directory");
         let at = |name: &str| directory.path().join(name);

@@ -1,4 +1,4 @@
-//! The mux: one service that answers gRPC, gRPC-Web, REST and probes on every port.
+//! The mux: one service that handles gRPC, gRPC-Web, REST and probes on every port.
 
 pub mod grpc;
 mod problem;
@@ -23,7 +23,8 @@ use crate::{
 };
 pub use problem::reason;
 
-/// Refuses what is not HTTP/1.1 or HTTP/2 as it should be. Load balancers look after the agent's health by HTTP/1.0.
+/// Refuses requests that are not valid HTTP/1.1 or HTTP/2. Accepts health checks of load balancers over
+/// HTTP/1.0.
 fn check_http(request: &mut Request<Body>, endpoint: Endpoint) -> Result<(), Problem> {
     let version = request.version();
     if version < Version::HTTP_11 {
@@ -34,13 +35,13 @@ fn check_http(request: &mut Request<Body>, endpoint: Endpoint) -> Result<(), Pro
                  proxy_http_version 1.1)",
             ));
         }
-        // What HAProxy's `option httpchk` asks unless it is told a method.
+        // HAProxy's `option httpchk` sends this method by default.
         if request.method() == Method::OPTIONS {
             *request.method_mut() = Method::GET;
         }
     }
     let hosts = request.headers().get_all(header::HOST).iter().count();
-    // RFC 9112, 3.2: proxies that take another host for the first than servers do can be told apart from both.
+    // RFC 9112, 3.2: with several Host headers, a proxy and a server may use different ones.
     if version == Version::HTTP_11 && hosts != 1 {
         return Err(Problem::new(
             Code::InvalidArgument,
@@ -50,8 +51,8 @@ fn check_http(request: &mut Request<Body>, endpoint: Endpoint) -> Result<(), Pro
     Ok(())
 }
 
-/// Refuses gRPC requests that the services would misread, and gives the others the content type that
-/// they know.
+/// Refuses gRPC requests that the services would misread. Gives the others a content type that the services
+/// know.
 fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Problem> {
     if request.method() != Method::POST {
         return Err(Problem::new(
@@ -79,7 +80,7 @@ fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Pro
         Protocol::GrpcWeb(content_type) => {
             let content_type = HeaderValue::from_static(content_type);
             let headers = request.headers_mut();
-            // Who does not say how it wants the answer wants it as it has asked.
+            // Without `Accept`, the response uses the format of the request.
             let accepts = headers.get(header::ACCEPT);
             if !accepts.is_some_and(|media| media.as_bytes().starts_with(b"application/grpc-web")) {
                 headers.insert(header::ACCEPT, content_type.clone());
@@ -91,16 +92,16 @@ fn check_grpc(request: &mut Request<Body>, protocol: Protocol) -> Result<(), Pro
     }
 }
 
-/// The header, and over gRPC the trailer, that tells how old pods are, in ms.
+/// The header, and over gRPC also the trailer, with the age of pod data, in ms.
 pub const CACHE_AGE: HeaderName = HeaderName::from_static("x-election-agent-cache-age");
 
-/// How old pods are, as [`CACHE_AGE`] tells it: rounded up, as they are no older than that.
+/// The value of [`CACHE_AGE`], rounded up: an upper bound of the age.
 fn cache_age(age: Duration) -> HeaderValue {
     let ms = age.as_nanos().div_ceil(1_000_000);
     HeaderValue::from(u64::try_from(ms).unwrap_or(u64::MAX))
 }
 
-/// Sends each request to gRPC or to the HTTP routes by its protocol.
+/// Routes each request to gRPC or to the HTTP routes by its protocol.
 #[derive(Clone)]
 pub struct Mux {
     grpc: GrpcWebService<grpc::Services>,
@@ -108,11 +109,11 @@ pub struct Mux {
 }
 
 impl Mux {
-    /// A mux over the gRPC services and the HTTP routes.
+    /// Creates a mux of the gRPC services and the HTTP routes.
     #[must_use]
     pub fn new(grpc: grpc::Services, rest: axum::Router) -> Self {
         Self {
-            // Around gRPC alone: to plain HTTP/1 it would answer 400.
+            // Wraps gRPC alone: the layer rejects plain HTTP/1 with 400.
             grpc: GrpcWebLayer::new().layer(grpc),
             rest,
         }

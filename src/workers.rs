@@ -1,13 +1,12 @@
 //! The threads that serve connections.
 //!
-//! Each has a runtime of its own, and a connection stays with the worker that it was given to, as does all
-//! that is done for its requests: what a request waits for is on its own thread, so that an answer wakes no
-//! other, and what requests of one moment ask the same lease node goes out in one write. docs/PERFORMANCE.md
-//! has what this saves over one runtime with many threads.
+//! Each worker has its own runtime. A connection and all work for its requests stay on one worker. A reply
+//! from a lease node thus wakes no other thread, and concurrent requests to the same lease node go out in one
+//! write. docs/PERFORMANCE.md has the savings over one runtime with many threads.
 //!
-//! Connections are handed out by one accept loop rather than by the system (SO_REUSEPORT): gRPC connections
-//! are few and long-lived, so that the system's hash of addresses would leave some workers without any; and a
-//! second agent that is given the same port by mistake is still told so.
+//! A single accept loop distributes the connections, instead of the system (SO_REUSEPORT). gRPC connections
+//! are few and long-lived, so the system's hash of addresses would leave some workers without any. In
+//! addition, a second agent that is given the same port by mistake still gets an error.
 
 use std::{
     cell::Cell,
@@ -32,7 +31,7 @@ thread_local! {
     static NUMBER: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// The number of the worker whose thread this is, from 0; `None` on any other thread.
+/// The number of the worker that owns the current thread, from 0; `None` on any other thread.
 #[must_use]
 pub fn number() -> Option<usize> {
     NUMBER.get()
@@ -48,7 +47,7 @@ pub struct Workers {
 #[derive(Debug)]
 struct Worker {
     runtime: Handle,
-    /// How many connections it serves.
+    /// How many connections this worker serves.
     serves: Arc<AtomicUsize>,
 }
 
@@ -62,14 +61,14 @@ impl Worker {
 }
 
 impl Workers {
-    /// Starts so many threads, which end when the guard is dropped. The runtime that this is called in is for
-    /// what goes on beside requests.
+    /// Starts `count` threads, which end when the guard is dropped. The current runtime becomes the
+    /// background runtime.
     ///
     /// # Errors
-    /// The system lets the process have no more threads or files.
+    /// Returns the error of the system if the process can have no more threads or files.
     pub fn start(count: NonZeroUsize) -> io::Result<(Self, DropGuard)> {
         let stop = CancellationToken::new();
-        // Those that were started end, too, if another cannot be.
+        // If a thread cannot be started, dropping the guard ends those that were.
         let guard = stop.clone().drop_guard();
         let started = (0..count.get()).map(|number| start(number, stop.clone()));
         let workers = started.collect::<io::Result<_>>()?;
@@ -77,7 +76,7 @@ impl Workers {
         Ok((Self { workers, beside }, guard))
     }
 
-    /// One worker: the runtime that this is called in.
+    /// Uses the current runtime as the only worker.
     #[must_use]
     pub fn here() -> Self {
         Self {
@@ -86,13 +85,13 @@ impl Workers {
         }
     }
 
-    /// The runtime for what goes on beside requests, whoever begins it.
+    /// The background runtime, for work beside requests.
     pub fn beside(&self) -> &Handle {
         &self.beside
     }
 
-    /// The runtimes that ask lease nodes: the workers', in the order of their [`number`]s, and the one
-    /// [beside](Self::beside) them.
+    /// The runtimes that send requests to lease nodes: those of the workers, in the order of their
+    /// [`number`]s, and the [background](Self::beside) runtime.
     #[must_use]
     pub fn askers(&self) -> Askers {
         let workers = self.workers.iter();
@@ -103,7 +102,7 @@ impl Workers {
         }
     }
 
-    /// Serves a connection on the worker that has the fewest.
+    /// Serves a connection on the worker that serves the fewest.
     pub fn serve(
         &self,
         connections: &TaskTracker,
@@ -126,7 +125,7 @@ fn start(number: usize, stop: CancellationToken) -> io::Result<Worker> {
     let (runtime, started) = mpsc::channel();
     let work = move || {
         NUMBER.set(Some(number));
-        // Whoever started it waits.
+        // The starting thread waits for this result.
         match Builder::new_current_thread().enable_all().build() {
             Ok(built) => {
                 let _ = runtime.send(Ok(built.handle().clone()));
@@ -141,7 +140,7 @@ fn start(number: usize, stop: CancellationToken) -> io::Result<Worker> {
     Ok(Worker::new(runtime))
 }
 
-/// A connection's share in what a worker serves.
+/// Counts a connection of a worker until it is dropped.
 struct Share {
     serves: Arc<AtomicUsize>,
 }
@@ -194,7 +193,7 @@ mod tests {
         on.sort_unstable();
         assert_eq!(on, [0, 0, 1, 1, 2, 2]);
 
-        // One ends: its worker gets the next.
+        // After a connection ends, its worker gets the next one.
         let ends = CancellationToken::new();
         let worker = serve(ends.clone()).await;
         for _ in 0..2 {
@@ -206,7 +205,7 @@ mod tests {
         }
         assert_eq!(serve(forever.clone()).await, worker);
 
-        // What a worker still does ends with it.
+        // Dropping the guard also ends the pending work of a worker.
         workers.serve(&connections, pending());
         drop(guard);
         connections.close();

@@ -1,8 +1,8 @@
-//! One call by every way in, over one node in this process and without the layers.
+//! One call through every entrance, over one node in this process and without the layers.
 //!
-//! `domain` asks the door to the elections with the domain's own types. What the others take longer is
-//! conversion: `handler` between protobuf messages and these types; `gRPC` also reads and writes the bytes of the
-//! messages and sends the request to its method; `REST` does all of this for JSON.
+//! `domain` calls the gate to the elections with the domain's own types. The additional time of the others is
+//! conversion: `handler` converts between protobuf messages and these types. `gRPC` also decodes and encodes
+//! the messages and routes the request to its method. `REST` does the same for JSON.
 
 use std::future::ready;
 
@@ -40,7 +40,7 @@ const LEADER: &str = "worker-1";
 const OTHER: &str = "worker-2";
 const TERM: i32 = 3_600_000;
 
-/// The mux that the agent has, without metrics.
+/// The agent's mux, without metrics.
 fn mux(gate: &Gate) -> Mux {
     let health = HealthService::from_health_reporter(HealthReporter::new());
     let handler = Handler::new(gate.clone());

@@ -1,7 +1,7 @@
-//! The layers around a mux that answers at once: what each adds to every call.
+//! The layers around a mux that responds at once: how much each adds to every call.
 //!
-//! Every line has what the line before has, and one more. The request is an extension over gRPC, as clients send
-//! it; its message is not read.
+//! Every line has the layers of the line before, and one more. The request is an extension over gRPC, as
+//! clients send it. Its message is not read.
 
 use std::{
     collections::BTreeMap,
@@ -58,7 +58,7 @@ fn head(token: &str) -> Parts {
     head
 }
 
-/// The holder of a token, and the token.
+/// The accepted tokens, and one of them.
 fn tokens() -> (Tokens, String) {
     let new = tokens::New::make("worker-1", &["workers".to_owned()]).expect("a token");
     let file = tokens::File("tokens".into());
@@ -66,7 +66,7 @@ fn tokens() -> (Tokens, String) {
     (tokens, new.token)
 }
 
-/// As many requests as there can be: nobody is refused.
+/// A limit that no benchmark reaches.
 fn limiter() -> RateLimiter {
     let most = NonZeroU32::new(1_000_000_000).expect("more than none");
     let rate = Rate {
@@ -76,7 +76,7 @@ fn limiter() -> RateLimiter {
     RateLimiter::new(rate, TrustedProxies::default())
 }
 
-/// Records every hundredth request, into a queue that nobody empties: `idle` must not run.
+/// Records every hundredth request, into a queue that is never drained: `idle` must not run.
 fn traces(idle: &Runtime) -> Traces {
     let pipeline = Pipeline::new(trace::Settings {
         destination: Destination {
@@ -106,7 +106,7 @@ fn traces(idle: &Runtime) -> Traces {
         .expect("tracing starts")
 }
 
-/// The service for every request anew, as each of a connection's has it.
+/// Clones the service for every request, as a connection does.
 async fn answered<S>(service: S, request: Request<Body>) -> bool
 where
     S: Service<Request<Body>, Response = Response>,

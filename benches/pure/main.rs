@@ -1,25 +1,28 @@
-//! The parts of a call that need no server, no socket and no Redis: a change for the worse shows here before it
-//! is lost in the noise of a whole call (which `--bench rpc` measures).
+//! Benchmarks the parts of a call that need no server, no socket and no Redis. A regression shows here even
+//! if the noise of a whole call (which `--bench rpc` measures) hides it.
 //!
 //! ```text
 //! cargo bench --bench pure                                 # everything: a minute
-//! cargo bench --bench pure -- quorum/                      # what has this in its name
-//! cargo bench --bench pure -- --save-baseline before       # then change the code, and
-//! cargo bench --bench pure -- --baseline before            # see what has become of each
+//! cargo bench --bench pure -- quorum/                      # only benchmarks with this in their name
+//! cargo bench --bench pure -- --save-baseline before       # before a change of the code
+//! cargo bench --bench pure -- --baseline before            # after it: compares each benchmark
 //! ```
 //!
-//! Every figure is the time of one call on one thread, and `elem/s` how many that thread does in a second. What
-//! a call leaves to other tasks, such as healing a node, is part of its time. Compare only what was measured
-//! while the machine did nothing else. Groups build on each other:
+//! Every figure is the time of one call on one thread; `elem/s` is the number of calls that this thread
+//! completes in a second. Work that a call leaves to other tasks, such as the repair of a node, is part of
+//! its time. Compare only figures that were measured on an otherwise idle machine. Groups build on each
+//! other:
 //!
-//! - [`quorum`]: what a decision costs when the nodes answer at once.
+//! - [`quorum`]: the cost of a decision when the nodes reply at once.
 //! - [`messages`]: names, and Protocol Buffers.
-//! - [`entrances`]: the same call of the domain by every way in; what is above `domain` is conversion.
-//! - [`layers`]: the layers around a mux that answers at once; each line has one more than the line before.
-//! - [`policies`]: may somebody do something?
-//! - [`metrics`]: counting an answer, and writing `/metrics`.
+//! - [`entrances`]: the same call of the domain through every entrance; the time above `domain` is
+//!   conversion.
+//! - [`layers`]: the layers around a mux that responds at once; each line has one more than the line before.
+//! - [`policies`]: the authorization of a caller.
+//! - [`metrics`]: counting a response, and writing `/metrics`.
 //!
-//! `measuring/nothing` is what measuring adds to every figure of `quorum`, `entrances` and `layers`.
+//! `measuring/nothing` is the overhead of the measurement in every figure of `quorum`, `entrances` and
+//! `layers`.
 
 #![expect(
     clippy::expect_used,
@@ -40,7 +43,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use tikv_jemallocator::Jemalloc;
 
-/// As the agent has it.
+/// The allocator of the agent.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 

@@ -1,5 +1,5 @@
-//! How asynchronous calls are measured: on a thread with a runtime of its own, as the agent's workers have it, and
-//! in a task, as connections are served.
+//! Measures asynchronous calls on a single-threaded runtime, as the agent's workers have it, and in a task,
+//! as connections are served.
 
 use std::{
     future::{poll_fn, ready},
@@ -10,11 +10,11 @@ use std::{
 use criterion::{Bencher, BenchmarkGroup, Criterion, Throughput, measurement::WallTime};
 use tokio::runtime::{Builder, Runtime};
 
-/// How many calls are prepared at once. Few enough to stay in the processor's cache, and enough that looking
-/// at the clock before and after them is nothing to each.
+/// The number of calls that are prepared at once. Small enough for the processor's cache, and large enough
+/// that reading the clock before and after them is negligible.
 const BATCH: u64 = 100;
 
-/// A worker's runtime.
+/// Creates a runtime like a worker's.
 pub(crate) fn runtime() -> Runtime {
     Builder::new_current_thread()
         .enable_all()
@@ -22,17 +22,17 @@ pub(crate) fn runtime() -> Runtime {
         .expect("a runtime")
 }
 
-/// A group of benchmarks of one call each.
+/// Creates a group of benchmarks of one call each.
 pub(crate) fn group<'a>(criterion: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(1));
     group
 }
 
-/// Measures calls one after the other, with what they leave to other tasks.
+/// Measures consecutive calls, with the work that they leave to other tasks.
 ///
-/// What a call needs is prepared before, and not measured; `prepare` gets the call's number within its batch,
-/// below [`BATCH`]. `call` says whether it was answered as it should be.
+/// `prepare` creates the input of a call and is not measured. It gets the call's number within its batch,
+/// below [`BATCH`]. `call` returns whether the response was the expected one.
 pub(crate) fn calls<I, P, C, Preparing, Calling>(
     bencher: &mut Bencher<'_>,
     runtime: &Runtime,
@@ -79,8 +79,8 @@ where
     took
 }
 
-/// Goes to the end of the queue of tasks. Tokio's `yield_now` would also ask the system for events every time,
-/// which a worker that is busy does once in many tasks.
+/// Moves to the end of the task queue. Tokio's `yield_now` would also poll the system for events every time,
+/// which a busy worker does once in many tasks.
 async fn let_others_run() {
     let mut asked = false;
     poll_fn(|cx| {

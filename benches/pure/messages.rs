@@ -1,4 +1,4 @@
-//! Names as they are validated at the edge, and the messages of a campaign as Protocol Buffers.
+//! Validation of names at the edge, and encoding of a campaign's messages as Protocol Buffers.
 
 use std::hint::black_box;
 

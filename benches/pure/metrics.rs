@@ -1,5 +1,5 @@
-//! Counting an answer, and writing `/metrics`: without elections, and with 1,000 that have series of their own, the
-//! most that a kind may have.
+//! Counting a response, and writing `/metrics`: without elections, and with 1,000 that have series of their
+//! own, the maximum of a kind.
 
 use std::{hint::black_box, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     quorum::{HOUR, candidate, election, of, term},
 };
 
-/// Metrics of an agent that has been asked for everything once, and where so many elections were won.
+/// Metrics of an agent that has handled every request once, and on which this many elections were won.
 fn metrics(elections: usize) -> Metrics {
     let kind = Kind::new("batch").expect("a kind");
     let metrics = Metrics::with_elections(&DEFAULT_BUCKETS, &[kind]);

@@ -1,5 +1,5 @@
-//! May somebody campaign? By the policies that hold without an operator's: `kept` is a question that was decided
-//! before, as almost all are, `evaluated` one that was not.
+//! Authorization of a campaign by the built-in policies. `kept` is a decision from the cache, as almost all
+//! are; `evaluated` is one that is not cached.
 
 use std::cell::Cell;
 

@@ -1,7 +1,8 @@
-//! A decision by nodes that answer at once: what the quorum itself costs, and how that grows with the nodes.
+//! A decision by nodes that reply at once: the cost of the quorum itself, and how it grows with the number of
+//! nodes.
 //!
-//! `win` campaigns for a vacant election, `lose` for one that another leads, `extend` and `read` are of one that
-//! is held.
+//! `win` campaigns for a vacant election, and `lose` for one that another candidate leads. `extend` and
+//! `read` use a held election.
 
 use std::{future::ready, sync::Arc, time::Duration};
 
@@ -25,7 +26,7 @@ use crate::measure::{calls, group, runtime};
 /// Longer than all benchmarks together.
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
-/// A quorum of nodes in this process.
+/// Creates a quorum of nodes in this process.
 pub(crate) fn of(nodes: usize) -> Quorum {
     let settings = Settings {
         retention: HOUR,
@@ -96,7 +97,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         let asked = quorum.clone();
         group.bench_function(named("win"), |bencher| {
             let (resigned, asked) = (asked.clone(), asked.clone());
-            // Vacant again, if it was won in the batch before.
+            // Vacates the election, which the batch before may have won.
             let prepare = move |number: u64| {
                 let (resigned, vacant) = (resigned.clone(), election(&format!("e{number}")));
                 async move {

@@ -1,4 +1,4 @@
-//! Requests as the layers pass them on: who asks is known, and when the answer is late.
+//! Requests as the layers pass them on: with the caller's identity and a deadline.
 
 use std::future::ready;
 
@@ -21,7 +21,7 @@ fn anonymous() -> Caller {
     Caller::Known(Identity::anonymous())
 }
 
-/// What the layers tell of a request: when its answer is late, in an hour.
+/// A deadline in an hour, as the layers set it.
 pub(crate) async fn deadline() -> Deadline {
     let told = service_fn(|request: Request<Body>| {
         let deadline = request.extensions().get::<Deadline>().copied();
@@ -33,7 +33,7 @@ pub(crate) async fn deadline() -> Deadline {
     told.await.expect("in time").expect("a deadline")
 }
 
-/// A request as the layers pass it on, again and again.
+/// A request as the layers pass it on, for repeated use.
 #[derive(Clone)]
 pub(crate) struct Template {
     head: Parts,
@@ -72,14 +72,15 @@ impl Template {
     }
 }
 
-/// Whether a request is answered with a message or document, which is waited for: it is written when it is read.
+/// Returns whether the response has a message or document. Reads the body, because it is written only when it
+/// is read.
 pub(crate) async fn answered(mux: Mux, request: Request<Body>) -> bool {
     let Ok(response) = mux.oneshot(request).await else {
         return false;
     };
     let status = response.status();
     let body: Result<_, _> = response.into_body().collect().await;
-    // A refusal over gRPC has a status alone.
+    // A refusal over gRPC has a status only.
     status == StatusCode::OK && body.is_ok_and(|body| !body.to_bytes().is_empty())
 }
 

@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-/// Where the contract is, from here.
+/// The path of the contract, relative to this crate.
 const PROTO: &str = "../../proto";
 
 fn main() -> Result<(), Box<dyn Error>> {

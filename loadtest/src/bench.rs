@@ -1,9 +1,9 @@
-//! Measures what an agent costs beside the least that it could cost, and tells whether it meets its bars.
+//! Measures the cost of an agent relative to a minimal server, and reports whether it stays within its bars.
 //!
-//! Everything is started here: three Redis servers, the floor, and agents with every layer on. The machine may
-//! have other work, so the loads take turns in every round, each figure is compared with one of the same round,
-//! and the median of the rounds counts. Clients share the machine with what is measured; as CPU time is what is
-//! measured, they are not part of it.
+//! This program starts everything: three Redis servers, the floor (a bare tonic server), and agents with
+//! every layer on. The machine may have other work. The loads therefore alternate in every round, each figure
+//! is compared with one of the same round, and the median of the rounds counts. Clients share the machine
+//! with the measured processes. Their CPU time is not part of the figures.
 
 mod bars;
 mod http;
@@ -33,27 +33,27 @@ use processes::{Agent, Floor, Redis, until};
 use scripts::{BENCHMARK, Cost, Scripts};
 use sink::Sink;
 
-/// CPU of a gRPC health check, beside a call of the floor.
+/// The bar for the CPU time of a gRPC health check, relative to a call of the floor.
 const HEALTH: f64 = 1.25;
-/// CPU of a mixed request over gRPC, beside a health check.
+/// The bar for the CPU time of a mixed request over gRPC, relative to a health check.
 const GRPC: f64 = 1.35;
-/// CPU of a mixed request over REST, beside one over gRPC.
+/// The bar for the CPU time of a mixed request over REST, relative to one over gRPC.
 const REST: f64 = 1.0;
-/// Memory of an open gRPC connection, in KiB.
+/// The bar for the memory of an open gRPC connection, in KiB.
 const CONNECTION: f64 = 32.0;
-/// Redis' CPU of a mixed request, beside the same scripts sent by `redis-benchmark`.
+/// The bar for Redis' CPU time of a mixed request, relative to the same scripts sent by `redis-benchmark`.
 const REDIS: f64 = 1.2;
 
-/// Over how many nodes agents keep leases.
+/// The number of lease nodes of each agent.
 const NODES: u32 = 3;
-/// The longest that a load lasts to warm up what it meets.
+/// The maximum duration of a warm-up load.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// How many calls `redis-benchmark` makes in the time in which a load lasts a second.
+/// How many calls `redis-benchmark` makes for each second of a load.
 const CALLS_PER_SECOND: f64 = 40_000.0;
-/// How long traces may take to come; the agent lets them wait for others for 5 s.
+/// How long to wait for traces. The agent batches them for up to 5 s.
 const TRACED_WITHIN: Duration = Duration::from_secs(15);
 
-/// What is measured.
+/// The results of a benchmark.
 #[derive(Debug, Serialize)]
 struct Measured {
     figures: Vec<Figure>,
@@ -62,7 +62,7 @@ struct Measured {
     rounds: Vec<Round>,
 }
 
-/// One round.
+/// The results of one round.
 #[derive(Debug, Serialize)]
 struct Round {
     floor: Report,
@@ -72,28 +72,28 @@ struct Round {
     scripts: Cost,
 }
 
-/// What open connections cost.
+/// The memory of open connections.
 #[derive(Debug, Serialize)]
 struct Memory {
     connections: u32,
     idle_bytes: u64,
     peak_bytes: u64,
-    /// When all ask at once, and again as soon as they are answered.
+    /// With all clients in a closed loop: each sends its next request as soon as it has a reply.
     busy_peak_bytes: u64,
 }
 
 impl Memory {
-    /// What a connection takes up of so much, in KiB.
+    /// The memory of one connection at this peak, in KiB.
     fn each(&self, peak_bytes: u64) -> f64 {
         let over_idle = peak_bytes.saturating_sub(self.idle_bytes);
         over_idle as f64 / f64::from(self.connections) / 1024.0
     }
 }
 
-/// Measures, prints a table, and writes what is asked for.
+/// Measures, prints a table, and writes the requested files.
 ///
 /// # Errors
-/// A bar is missed, a load had errors, or what is needed is not there.
+/// Returns an error if a bar is missed, a load had errors, or a required program is missing.
 pub async fn bench(options: &Bench) -> Result<(), String> {
     allow_connections(options.open.max(options.clients))?;
     if cfg!(debug_assertions) {
@@ -138,16 +138,16 @@ pub async fn bench(options: &Bench) -> Result<(), String> {
 /// Writes figures as JSON.
 ///
 /// # Errors
-/// The file cannot be written.
+/// Returns an error if the file cannot be written.
 pub(crate) fn write(path: &Path, what: &impl Serialize) -> Result<(), String> {
     let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let text = serde_json::to_string_pretty(what).map_err(|error| failed(&error))?;
     std::fs::write(path, text + "\n").map_err(|error| failed(&error))
 }
 
-/// Opens connections to a fresh agent. Each asks once a second, as leaders with a short term do: what is measured
-/// is what open connections take up. Requests that wait take up more, which is told beside it: then all ask at once,
-/// and again as soon as they are answered.
+/// Opens connections to a fresh agent. Each sends a request once a second, as leaders with a short term do:
+/// this measures the memory of open connections. Pending requests take more memory. A second load in a closed
+/// loop measures that separately.
 async fn memory(options: &Bench, servers: &[Redis], sink: &Sink) -> Result<Memory, String> {
     eprintln!("memory of {} connections", options.open);
     let peak = async |rate| {

@@ -9,57 +9,57 @@ use std::sync::Arc;
 use crate::options::Load;
 pub use connect::Connector;
 
-/// What a client asks.
+/// A request of a client.
 #[derive(Debug, Clone, Copy)]
 pub enum Ask<'a> {
-    /// To lead the election.
+    /// Campaigns for the election.
     Campaign {
         /// The election.
         election: &'a str,
-        /// Who campaigns.
+        /// The name of the candidate.
         candidate: &'a str,
     },
-    /// To lead on.
+    /// Extends the term of the leader.
     Extend {
         /// The election.
         election: &'a str,
-        /// Who leads.
+        /// The name of the leader.
         leader: &'a str,
     },
-    /// Who leads.
+    /// Reads the leader.
     Leader {
         /// The election.
         election: &'a str,
     },
-    /// Whether the agent is well.
+    /// Checks the health of the agent.
     Health,
-    /// For pods.
+    /// Lists the pods of the deployment.
     Pods,
 }
 
-/// What the agent answers, as far as it is looked at.
+/// The reply, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// The candidate leads, or what was asked for was done.
+    /// The candidate leads, or the request was carried out.
     Yes,
-    /// Another leads, or nobody.
+    /// Another candidate leads, or the election is vacant.
     No,
 }
 
-/// Why there is no answer.
+/// An error instead of a reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}{}{message}", if message.is_empty() { "" } else { ": " })]
 pub struct Failed {
-    /// The status's name, or what became of the connection: what errors are counted by.
+    /// The name of the status or of the connection error. Errors are counted by it.
     pub code: String,
-    /// What the agent, or the system, says of it; may be empty.
+    /// The message of the agent or of the system; may be empty.
     pub message: String,
-    /// Whether the connection, rather than the agent, is at fault.
+    /// Whether the connection failed, as opposed to the agent.
     pub lost: bool,
 }
 
 impl Failed {
-    /// The agent's answer is a refusal, or not what it should be.
+    /// The agent replied with a refusal or with something unexpected.
     #[must_use]
     pub fn answered(code: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl Failed {
         }
     }
 
-    /// There is no connection, or no longer one.
+    /// The connection failed.
     #[must_use]
     pub fn lost(code: impl Into<String>, message: impl Into<String>) -> Self {
         Self {
@@ -79,7 +79,7 @@ impl Failed {
     }
 }
 
-/// How to ask.
+/// A protocol of the agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// gRPC over HTTP/2.
@@ -102,21 +102,21 @@ impl Protocol {
     }
 }
 
-/// A connection to an agent, which is made anew when the agent has closed it. Cheap to clone: clones share the
-/// connection.
+/// A connection to an agent, which is reopened when the agent has closed it. Clones share the connection and
+/// are cheap.
 #[derive(Debug, Clone)]
 pub enum Caller {
-    /// gRPC, many requests at once.
+    /// gRPC, with concurrent requests.
     Grpc(Box<grpc::Client>),
     /// HTTP/1.1, one request after another.
     Http1(Arc<http1::Client>),
 }
 
 impl Caller {
-    /// Connects.
+    /// Connects to the agent.
     ///
     /// # Errors
-    /// There is no connection.
+    /// Returns an error if the connection fails.
     pub async fn connect(
         protocol: Protocol,
         connector: &Connector,
@@ -133,10 +133,10 @@ impl Caller {
         })
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a request, and waits for the reply.
     ///
     /// # Errors
-    /// The agent refused, or the connection broke.
+    /// Returns an error if the agent refused, or the connection broke.
     pub async fn call(&mut self, ask: Ask<'_>) -> Result<Answer, Failed> {
         match self {
             Self::Grpc(client) => client.call(ask).await,

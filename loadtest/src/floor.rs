@@ -1,4 +1,4 @@
-//! A bare tonic server: what a gRPC call costs when nothing is done for it.
+//! The floor: a bare tonic server, whose calls cost as little as a gRPC call can.
 
 use std::net::SocketAddr;
 
@@ -11,10 +11,10 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
 
-/// Serves for ever.
+/// Serves forever.
 ///
 /// # Errors
-/// The address cannot be had.
+/// Returns an error if it cannot listen on the address.
 pub async fn serve(listen: SocketAddr) -> Result<(), String> {
     let listener = TcpListener::bind(listen).await;
     let listener = listener.map_err(|error| format!("cannot listen on {listen}: {error}"))?;

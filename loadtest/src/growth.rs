@@ -1,4 +1,4 @@
-//! Shows how cost grows: with clients, with nodes, and with elections that are held.
+//! Measures how the cost grows with clients, nodes and held elections.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -22,33 +22,33 @@ use crate::{
     usage,
 };
 
-/// How many clients, where something else grows.
+/// The number of clients where something else grows.
 const CLIENTS: u32 = 100;
-/// How many nodes, where something else grows.
+/// The number of nodes where something else grows.
 const NODES: u32 = 3;
-/// The longest that a load lasts to warm up what it meets.
+/// The maximum duration of a warm-up load.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// How many clients win the elections that are to be held.
+/// The number of clients that win the elections to be held.
 const FILLERS: u32 = 200;
 /// How many elections they win on the same connections, which the agent closes after some minutes.
 const FILL_AT_ONCE: u32 = 100_000;
-/// How often a document is asked for; the median is told.
+/// How often a document is requested; the median counts.
 const ASKED: usize = 9;
 
 /// A row of a table.
 #[derive(Debug, Serialize)]
 struct Row {
-    /// How many clients, nodes or elections.
+    /// The number of clients, nodes or elections.
     number: u32,
-    /// What the load came to.
+    /// The result of the load.
     report: Report,
     /// The agent's memory before the first client came, in bytes.
     idle_bytes: u64,
-    /// How long documents take that tell of all elections; where elections grow.
+    /// How long documents about all elections take; only where elections grow.
     documents: Option<Documents>,
 }
 
-/// How long documents take on connections of their own, in ms.
+/// The duration of document requests on new connections, in ms.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Documents {
     metrics: f64,
@@ -56,10 +56,10 @@ struct Documents {
     page: f64,
 }
 
-/// Measures, and prints a table for each of what grows.
+/// Measures, and prints a table for each growing quantity.
 ///
 /// # Errors
-/// A load had errors, or what is needed is not there.
+/// Returns an error if a load had errors, or a required program is missing.
 pub async fn growth(options: &Growth) -> Result<(), String> {
     let all = [Grows::Clients, Grows::Nodes, Grows::Elections];
     let grows = match options.what {
@@ -70,7 +70,7 @@ pub async fn growth(options: &Growth) -> Result<(), String> {
         true => options.clients.iter().copied().max(),
         false => None,
     };
-    // Before anything is measured for minutes.
+    // Checked before minutes of measurement.
     allow_connections(connections.unwrap_or(0).max(FILLERS))?;
     let sink = Sink::start().await?;
     let mut tables = BTreeMap::new();
@@ -110,7 +110,7 @@ async fn nodes(options: &Growth, sink: &Sink) -> Result<Vec<Row>, String> {
     Ok(rows)
 }
 
-/// The mixed load on an agent of its own.
+/// Runs the mixed load on a new agent.
 async fn mixed(
     options: &Growth,
     servers: &[Redis],
@@ -128,7 +128,7 @@ async fn mixed(
     })
 }
 
-/// The mixed load, after one that is not told.
+/// Runs the mixed load after a warm-up that is not reported.
 async fn warm(
     options: &Growth,
     agent: &Agent,
@@ -151,7 +151,7 @@ async fn warm(
     load(options.duration).await
 }
 
-/// One agent, which holds more and more.
+/// Measures one agent that holds more and more elections.
 async fn elections(options: &Growth, sink: &Sink) -> Result<Vec<Row>, String> {
     let servers = Redis::start_all(NODES).await?;
     let agent = Agent::start(&options.agent, &servers, sink).await?;
@@ -179,7 +179,7 @@ async fn elections(options: &Growth, sink: &Sink) -> Result<Vec<Row>, String> {
     Ok(rows)
 }
 
-/// Has clients win so many elections for a long term, or as many more as it takes to have each win the same number.
+/// Has clients win this many elections for a long term, rounded up so that each client wins the same number.
 async fn fill(agent: &Agent, elections: u32) -> Result<u32, String> {
     let clients = elections.min(FILLERS);
     let each = elections.div_ceil(clients);
@@ -190,7 +190,7 @@ async fn fill(agent: &Agent, elections: u32) -> Result<u32, String> {
     Ok(clients * each)
 }
 
-/// How long a document takes in the median.
+/// The median duration of a request for a document.
 async fn millis(address: SocketAddr, path: &str) -> Result<f64, String> {
     let mut took = Vec::new();
     for _ in 0..ASKED {

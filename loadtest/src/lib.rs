@@ -1,4 +1,4 @@
-//! Measures an election agent from outside, as a client: throughput, latency, and what its processes use.
+//! Measures an election agent as a client: throughput, latency, and the resources of its processes.
 
 pub mod bench;
 pub mod caller;

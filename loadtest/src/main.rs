@@ -1,4 +1,4 @@
-//! Parses the command line and runs what it says.
+//! Parses and runs the command line.
 
 use std::process::ExitCode;
 
@@ -47,7 +47,7 @@ async fn measure(protocol: Protocol, load: &Load) -> Result<(), String> {
     }
 }
 
-/// Gives up at SIGINT and SIGTERM, so that what was started ends with what it was for.
+/// Stops at SIGINT and SIGTERM, so that the started processes end with this one.
 async fn unless_stopped(what: impl Future<Output = Result<(), String>>) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("signals cannot be waited for: {error}");
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;

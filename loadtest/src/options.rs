@@ -182,7 +182,7 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// Whether each client first wins an election, which it then is to lead.
+    /// Returns whether each client first wins an election, which it then must lead.
     #[must_use]
     pub fn has_leader(self) -> bool {
         matches!(self, Self::Mixed | Self::Extend | Self::Leader)
@@ -204,7 +204,7 @@ pub enum Amount {
 }
 
 impl Load {
-    /// What the command line makes of these alone, for a run of this length without progress.
+    /// Creates options with these values and the command line's defaults, for a run without progress.
     #[must_use]
     pub fn of(host: http::Uri, scenario: Scenario, clients: u32, amount: Amount) -> Self {
         let (iterations, duration) = match amount {
@@ -232,7 +232,7 @@ impl Load {
         }
     }
 
-    /// How much to ask.
+    /// How much to request.
     #[must_use]
     pub fn amount(&self) -> Amount {
         match (self.iterations, self.duration) {
@@ -241,10 +241,10 @@ impl Load {
         }
     }
 
-    /// Looks whether the options fit together.
+    /// Checks that the options do not conflict.
     ///
     /// # Errors
-    /// Says which do not.
+    /// Names the options that conflict.
     pub fn check(&self) -> Result<(), String> {
         if self.scenario != Scenario::Failover {
             return Ok(());
@@ -262,7 +262,7 @@ impl Load {
         }
     }
 
-    /// A candidate's name.
+    /// The name of a candidate.
     #[must_use]
     pub fn candidate(&self, name: &str) -> String {
         match &self.candidate {
@@ -271,7 +271,7 @@ impl Load {
         }
     }
 
-    /// How long a term lasts at the least, by whatever clock: 1 % and 2 ms less than it is called.
+    /// The minimum duration of a term by any clock: 1 % and 2 ms less than the nominal term.
     #[must_use]
     pub fn least_term(&self) -> Duration {
         self.term

@@ -10,28 +10,28 @@ use crate::usage::Used;
 /// Latencies in microseconds: up to a minute, to three digits.
 pub type Latencies = Histogram<u64>;
 
-/// An empty histogram.
+/// Creates an empty histogram.
 #[must_use]
 pub fn latencies() -> Latencies {
     #[expect(clippy::expect_used, reason = "the bounds are constants that fit")]
     Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds that fit")
 }
 
-/// Enters a latency.
+/// Records a latency.
 pub fn enter(latencies: &mut Latencies, latency: Duration) {
     latencies.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
 }
 
-/// What clients have seen.
+/// The observations of clients.
 #[derive(Debug, Clone)]
 pub struct Seen {
-    /// How long answers took.
+    /// The latencies of replies.
     pub latencies: Latencies,
-    /// How often which error came instead of an answer.
+    /// The number of errors by their code.
     pub errors: BTreeMap<String, u64>,
-    /// What was said with the first of each, if anything was.
+    /// The message of the first error with each code, if it had one.
     pub messages: BTreeMap<String, String>,
-    /// How long after the end of a term the next leader led.
+    /// The time from the end of a term to the next leader.
     pub failovers: Latencies,
 }
 
@@ -47,9 +47,9 @@ impl Default for Seen {
 }
 
 impl Seen {
-    /// Adds what another client has seen.
+    /// Adds the observations of another client.
     pub fn add(&mut self, other: &Self) {
-        // Bounds and digits are the same.
+        // Cannot fail: both have the same bounds and precision.
         let _ = self.latencies.add(&other.latencies);
         let _ = self.failovers.add(&other.failovers);
         for (error, times) in &other.errors {
@@ -60,7 +60,7 @@ impl Seen {
         }
     }
 
-    /// Enters an error, and what was said with it.
+    /// Records an error and its message.
     pub fn error(&mut self, error: &str, message: &str) {
         *self.errors.entry(error.to_owned()).or_default() += 1;
         self.message(error, message);
@@ -76,20 +76,20 @@ impl Seen {
 /// Quantiles, in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quantiles {
-    /// Half are quicker.
+    /// The median.
     pub p50: u64,
-    /// Nine in ten are quicker.
+    /// 90 % of the values are below.
     pub p90: u64,
-    /// 99 in 100 are quicker.
+    /// 99 % of the values are below.
     pub p99: u64,
-    /// 999 in 1,000 are quicker.
+    /// 99.9 % of the values are below.
     pub p999: u64,
-    /// None is slower.
+    /// The maximum.
     pub max: u64,
 }
 
 impl Quantiles {
-    /// None if nothing was entered.
+    /// `None` without values.
     fn of(latencies: &Latencies) -> Option<Self> {
         (!latencies.is_empty()).then(|| Self {
             p50: latencies.value_at_quantile(0.5),
@@ -101,46 +101,46 @@ impl Quantiles {
     }
 }
 
-/// A result.
+/// The result of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Report {
-    /// grpc, rest or grpc-web.
+    /// The protocol: grpc, rest or grpc-web.
     pub protocol: String,
-    /// What was asked for.
+    /// The name of the scenario.
     pub scenario: String,
-    /// How many clients asked at once.
+    /// The number of concurrent clients.
     pub clients: u32,
-    /// How many connections they had.
+    /// The number of connections.
     pub connections: u32,
-    /// How many requests a second were due; none in a closed loop.
+    /// The rate of requests per second; `None` in a closed loop.
     pub rate: Option<u32>,
-    /// How many requests were made, errors included.
+    /// The number of requests, including errors.
     pub requests: u64,
-    /// How long that took.
+    /// The duration of the run, in seconds.
     pub seconds: f64,
-    /// Answers in a second, errors not included.
+    /// Replies per second, without errors.
     pub requests_per_second: f64,
-    /// How long answers took, errors not included, in µs; none if there was no other answer.
+    /// The latency of replies, without errors, in µs; `None` if all replies were errors.
     pub latency: Option<Quantiles>,
-    /// How often which error came.
+    /// The number of errors by their code.
     pub errors: BTreeMap<String, u64>,
-    /// What was said with the first of each, if anything was.
+    /// The message of the first error with each code, if it had one.
     #[serde(default)]
     pub messages: BTreeMap<String, String>,
-    /// How long after the end of its term a leader was followed by the next, in µs; only of failovers.
+    /// The time from the end of a term to the next leader, in µs; only for failovers.
     pub failover: Option<Quantiles>,
-    /// What the agent used, if its process was named.
+    /// The resources of the agent, if its process was given.
     pub agent: Option<Used>,
-    /// CPU time of the agent for each request, in µs.
+    /// CPU time of the agent per request, in µs.
     pub agent_cpu_micros: Option<f64>,
-    /// What the Redis servers used, if their processes were named.
+    /// The resources of the Redis servers, if their processes were given.
     pub redis: Vec<Used>,
-    /// CPU time of all Redis servers together for each request, in µs.
+    /// CPU time of all Redis servers together per request, in µs.
     pub redis_cpu_micros: Option<f64>,
 }
 
 impl Report {
-    /// Fills in what follows from what was seen.
+    /// Adds the results of the observations.
     #[must_use]
     pub fn with(mut self, seen: &Seen, took: Duration) -> Self {
         let failed: u64 = seen.errors.values().sum();
@@ -154,7 +154,7 @@ impl Report {
         self
     }
 
-    /// Adds what the agent, and all Redis servers, used for it.
+    /// Adds the resources that the agent and all Redis servers have used.
     pub fn charge(&mut self, agent: Option<Used>, redis: Vec<Used>) {
         let each = |cpu_seconds: f64| cpu_seconds * 1e6 / self.requests.max(1) as f64;
         let all: f64 = redis.iter().map(|used| used.cpu_seconds).sum();
@@ -164,10 +164,10 @@ impl Report {
         self.redis = redis;
     }
 
-    /// Reads what [`Report::write`] wrote.
+    /// Reads a file that [`Report::write`] wrote.
     ///
     /// # Errors
-    /// The file cannot be read, or is none.
+    /// Returns an error if the file cannot be read, or is not a report.
     pub fn read(path: &Path) -> Result<Self, String> {
         let wrong = |what: String| format!("{}: {what}", path.display());
         let text = fs::read_to_string(path).map_err(|error| wrong(error.to_string()))?;
@@ -177,13 +177,13 @@ impl Report {
     /// Writes the result as JSON.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// Returns an error if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), String> {
         let text = serde_json::to_string_pretty(self).unwrap_or_default();
         fs::write(path, text + "\n").map_err(|error| format!("{}: {error}", path.display()))
     }
 
-    /// The figures by name, with a value and a unit.
+    /// The figures: name, value and unit.
     fn figures(&self) -> Vec<(&'static str, f64, &'static str)> {
         let mut figures = vec![
             ("requests", self.requests as f64, ""),
@@ -227,7 +227,7 @@ impl Report {
 }
 
 impl Report {
-    /// What was asked for, and how.
+    /// A description of the load.
     fn title(&self) -> String {
         let Self {
             protocol,
@@ -266,7 +266,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// The figures of `b` beside those of `a`, and as ratios of them.
+/// Renders the figures of `a` and `b`, and their ratios.
 #[must_use]
 pub fn compare(a: &Report, b: &Report) -> String {
     use fmt::Write as _;

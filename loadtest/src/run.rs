@@ -1,4 +1,4 @@
-//! Clients that ask, and what they see.
+//! Clients that send requests, and their observations.
 
 use std::{
     sync::{
@@ -23,17 +23,17 @@ use crate::{
     usage,
 };
 
-/// How often a challenger asks whether the term is over.
+/// The interval between campaigns of a challenger.
 const CHALLENGE_EVERY: Duration = Duration::from_millis(5);
 /// How long a client waits after its connection was lost.
 const RECONNECT_EVERY: Duration = Duration::from_millis(100);
-/// How long a challenger asks beyond the end of the term.
+/// How long a challenger campaigns beyond the end of the term.
 const CHALLENGE_FOR: Duration = Duration::from_secs(30);
 
-/// Asks as the options say.
+/// Runs a load with these options.
 ///
 /// # Errors
-/// There are no connections, a process that is to be looked at is none, or options contradict each other.
+/// Returns an error if a connection fails, a process to be measured does not exist, or options conflict.
 pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
     load.check()?;
     let shared = load.connections.unwrap_or(load.clients).min(load.clients);
@@ -48,7 +48,7 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
         .await
         .map_err(|error| error.to_string())?;
 
-    // Other elections than those of a run before, which may still be held.
+    // Distinguishes the elections from those of an earlier run, which may still be held.
     let run = format!("{:08x}", fastrand::u32(..));
     let progress = Progress::new(load);
     let start = Arc::new(Barrier::new(load.clients as usize + 1));
@@ -69,7 +69,8 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
     }
     let mut pids = load.redis_pid.clone();
     pids.extend(load.agent_pid);
-    // What leads to the start is not measured: all wait for it twice, and processes are looked at in between.
+    // The preparation is not measured: all tasks pass this barrier twice, and the processes are sampled in
+    // between.
     start.wait().await;
     let asking = async {
         start.wait().await;
@@ -94,7 +95,7 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
     let mut report = report.with(&seen, took);
     match used.into_iter().collect::<Result<Vec<_>, _>>() {
         Ok(mut used) => report.charge(load.agent_pid.and_then(|_| used.pop()), used),
-        // What clients have seen is worth telling all the same.
+        // The observations of the clients are still reported.
         Err(error) => eprintln!("CPU and memory are not told: {error}"),
     }
     Ok(report)
@@ -106,17 +107,17 @@ struct Client {
     election: String,
     leader: String,
     rival: String,
-    /// Until when the leader certainly leads, by its last answer.
+    /// Until when the leader is certain to lead, by its last reply.
     leads_until: Instant,
     load: Load,
-    /// How many requests all clients have made.
+    /// How many requests all clients have sent.
     done: Arc<AtomicU64>,
     seen: Seen,
 }
 
 impl Client {
     async fn run(mut self, start: Arc<Barrier>) -> Seen {
-        // Not measured: it comes once.
+        // Happens once, and is not measured.
         let won = match self.load.scenario.has_leader() {
             true => self.win().await,
             false => Ok(()),
@@ -135,7 +136,7 @@ impl Client {
             let due = self.due(began, round);
             let over = match self.load.amount() {
                 Amount::Iterations(iterations) => round >= iterations,
-                // What was due before the end is asked, however late: it was to be answered by then.
+                // A request that was due before the end is sent, however late it is.
                 Amount::Duration(duration) => due.unwrap_or_else(Instant::now) >= began + duration,
             };
             if over {
@@ -144,7 +145,7 @@ impl Client {
             if let Some(due) = due {
                 sleep_until(due).await;
             }
-            // In an open loop a request that had to wait for those before it was late all that time.
+            // In an open loop, the latency includes the time that a request waited for those before it.
             let asked = due.unwrap_or_else(Instant::now);
             let answered = self.ask(round).await;
             self.note(answered, asked.elapsed()).await;
@@ -152,7 +153,7 @@ impl Client {
         self.seen
     }
 
-    /// When a request is to be made, in an open loop: those of all clients follow each other evenly.
+    /// When a request is due in an open loop. The requests of all clients are evenly spaced.
     fn due(&self, began: Instant, round: u64) -> Option<Instant> {
         let place = round * u64::from(self.load.clients) + u64::from(self.number);
         let after = place as f64 / f64::from(self.load.rate?);
@@ -199,7 +200,7 @@ impl Client {
             Scenario::Extend => (extend, Answer::Yes, "a leader that does not lead"),
             Scenario::Leader => (Ask::Leader { election }, Answer::Yes, "no leader"),
             Scenario::Health => (Ask::Health, Answer::Yes, "an agent that is not well"),
-            // The others do not come here.
+            // The other scenarios do not call this method.
             Scenario::Pods | Scenario::Failover | Scenario::Hold => {
                 (Ask::Pods, Answer::Yes, "no pods")
             }
@@ -220,7 +221,7 @@ impl Client {
         answered
     }
 
-    /// Lets a leader stop extending, and has another candidate ask until it leads.
+    /// Lets the term of a leader expire, and has another candidate campaign until it leads.
     async fn fail_over(mut self) -> Seen {
         let rounds = match self.load.amount() {
             Amount::Iterations(iterations) => iterations,
@@ -239,7 +240,7 @@ impl Client {
             if !leads {
                 continue;
             }
-            // Its term began no sooner than it asked.
+            // The term began at the request at the earliest.
             let end = asked + self.load.term;
             sleep_until(end).await;
             loop {
@@ -273,7 +274,7 @@ impl Client {
             Err(failed) => {
                 self.seen.error(&failed.code, &failed.message);
                 if failed.lost {
-                    // An agent that is gone would be asked as fast as the system can say so.
+                    // Without this pause, an unreachable agent would cause a busy loop.
                     sleep(RECONNECT_EVERY).await;
                 }
             }
@@ -288,7 +289,7 @@ fn expect(answer: Answer, expected: Answer, otherwise: &str) -> Result<(), Faile
     }
 }
 
-/// Shows how far it is.
+/// Shows the progress.
 struct Progress {
     done: Arc<AtomicU64>,
     bar: ProgressBar,

@@ -1,4 +1,4 @@
-//! What processes of this machine use: CPU by their clocks, memory by `/proc`
+//! Resources of processes on this machine: CPU time by their clocks, memory by `/proc`
 //! ([proc(5)](https://man7.org/linux/man-pages/man5/proc.5.html)).
 
 use std::{fs, time::Duration};
@@ -12,22 +12,22 @@ use nix::{
 use serde::{Deserialize, Serialize};
 use tokio::time::interval;
 
-/// How often memory is looked at.
+/// The interval between samples of memory.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What a process has used.
+/// The resources that a process has used.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Used {
-    /// CPU time in seconds, of user and system.
+    /// User and system CPU time, in seconds.
     pub cpu_seconds: f64,
-    /// The most memory that was resident at once, in bytes.
+    /// The peak of resident memory, in bytes.
     pub peak_memory: u64,
 }
 
-/// Looks at processes for as long as a future takes. One that has ended by then is given as an error.
+/// Measures processes while a future runs. Returns an error for a process that has exited by then.
 ///
 /// # Errors
-/// There is no such process, or no `/proc`.
+/// Returns an error if a process does not exist, or there is no `/proc`.
 pub async fn during<T>(
     pids: &[u32],
     what: impl Future<Output = T>,
@@ -59,13 +59,13 @@ pub async fn during<T>(
     Ok((done, used.collect()))
 }
 
-/// The CPU time of a process and its threads, also of those that have ended, in seconds.
+/// The CPU time of a process and its threads, including exited threads, in seconds.
 ///
-/// By the process' CPU-time clock
+/// Reads the process's CPU-time clock
 /// ([clock_getcpuclockid(3)](https://man7.org/linux/man-pages/man3/clock_getcpuclockid.3.html)), which counts
-/// nanoseconds; what a thread has run since the scheduler last looked, some ms at the most, may be missing. The
-/// same in `/proc/PID/stat` is cut to ticks of 10 ms, `/proc/PID/schedstat` is the first thread's alone, and a sum
-/// over `/proc/PID/task` falls whenever a thread ends.
+/// nanoseconds. The time since the scheduler's last update of a thread, some ms at most, may be missing. The
+/// alternatives are worse: `/proc/PID/stat` is truncated to ticks of 10 ms, `/proc/PID/schedstat` covers only
+/// the first thread, and a sum over `/proc/PID/task` falls whenever a thread exits.
 #[cfg(target_os = "linux")]
 fn cpu(pid: u32) -> Result<f64, String> {
     let clock = i32::try_from(pid)
@@ -83,10 +83,10 @@ fn cpu(_: u32) -> Result<f64, String> {
     Err("the CPU time of other processes is told on Linux only".to_owned())
 }
 
-/// How much of a process is resident, in bytes.
+/// The resident memory of a process, in bytes.
 ///
 /// # Errors
-/// There is no such process, or no `/proc`.
+/// Returns an error if the process does not exist, or there is no `/proc`.
 pub fn memory(pid: u32) -> Result<u64, String> {
     let status = read(pid, "status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

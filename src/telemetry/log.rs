@@ -1,10 +1,10 @@
 //! Log lines on stderr.
 //!
-//! What is logged can be changed while the agent runs. The audit trail, a line for every leadership that changes,
-//! is logged whatever the level, unless its own directive says otherwise.
+//! The filter can be changed while the agent runs. The audit trail has a line for every change of a leader.
+//! It is logged at every level, unless its own directive says otherwise.
 //!
-//! A thread of its own writes the lines. Where whoever reads them does not keep up, a bounded number waits, and further
-//! ones are lost and [counted](lost): elections go on.
+//! A separate thread writes the lines. If the reader of stderr does not keep up, a bounded number of lines
+//! waits. Further lines are lost and [counted](lost), so that elections are never blocked.
 
 use std::{
     fmt,
@@ -38,28 +38,28 @@ use tracing_subscriber::{
 
 use super::trace;
 
-/// The target of the audit trail's lines.
+/// The target of audit lines.
 pub const AUDIT: &str = "election_agent::audit";
 
-/// What holds unless a filter says otherwise. Spans are for traces alone. The clients of Kubernetes log every failed try, which the agent
-/// itself logs when it is news.
+/// The default directives, which a filter may override. Spans are only for traces. The Kubernetes clients log
+/// every failed try; the agent itself logs only changes.
 const DEFAULTS: &str =
     "election_agent::audit=info,election_agent::span=off,kube_client=off,kube_runtime=off";
 
-/// How many lines may wait to be written: some megabytes.
+/// The maximum number of lines that wait to be written: some megabytes.
 const WAITING: usize = 8_192;
 
-/// How long the end waits for lines to be written.
+/// How long the shutdown waits for lines to be written.
 const FLUSH: Duration = Duration::from_secs(1);
 
-/// The filter of the process's subscriber, of which there is one.
+/// The filter of the process's only subscriber.
 static FILTER: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
-/// How many lines found no place to wait.
+/// Counts the lines that were lost because the queue was full.
 static CROWDED_OUT: OnceLock<ErrorCounter> = OnceLock::new();
-/// How many lines the system did not take.
+/// Counts the lines that were lost because a write failed.
 static NOT_WRITTEN: AtomicU64 = AtomicU64::new(0);
 
-/// Lets lines that wait be written when it is dropped, for a second at the longest.
+/// Writes the queued lines when it is dropped. Waits for a second at most.
 #[must_use]
 #[derive(Debug)]
 pub struct Flush(Option<WorkerGuard>);
@@ -68,7 +68,7 @@ impl Drop for Flush {
     fn drop(&mut self) {
         let guard = self.0.take();
         let (written, wait) = mpsc::channel();
-        // Dropping the guard may itself write where nobody reads.
+        // Dropping the guard may itself write, which blocks if stderr is not read.
         let flush = move || {
             drop(guard);
             let _ = written.send(());
@@ -84,7 +84,7 @@ impl Drop for Flush {
 pub struct LogFilter(String);
 
 impl LogFilter {
-    /// The directives.
+    /// The filter as directives.
     #[must_use]
     pub fn directives(&self) -> &str {
         &self.0
@@ -97,13 +97,13 @@ impl FromStr for LogFilter {
     fn from_str(text: &str) -> Result<Self, String> {
         const ADVICE: &str = "give debug, info, warning, error, panic or fatal, or directives such as \
              election_agent=debug,h2=warn";
-        // The agent logs nothing above error, so panic and fatal, which existing deployments set, leave errors
-        // alone.
+        // The agent logs nothing above error. The levels panic and fatal, which existing deployments set,
+        // therefore mean error.
         let directives = match text {
             "debug" | "info" | "error" => text,
             "warning" => "warn",
             "panic" | "fatal" => "error",
-            // A word alone would be taken for a module whose everything is logged.
+            // `EnvFilter` would read an unknown word as the name of a module, and log everything of it.
             word if !word.contains('=') => return Err(ADVICE.to_owned()),
             directives => directives,
         };
@@ -114,17 +114,17 @@ impl FromStr for LogFilter {
     }
 }
 
-/// Whom log lines are for.
+/// The readers of the log, which determine the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readers {
     /// Programs: lines are JSON.
     Machines,
-    /// People.
+    /// People: lines are text.
     People,
 }
 
-/// Sends log lines, and what panics say, to stderr: JSON for machines. Does nothing when the
-/// process already has a subscriber. Spans go into the pipeline, if there is one.
+/// Sends log lines and panic messages to stderr, as JSON for machines. Does nothing if the process already
+/// has a subscriber. Sends spans to the pipeline, if there is one.
 pub fn start(readers: Readers, filter: &LogFilter, traces: Option<&trace::Pipeline>) -> Flush {
     let (filter, handle) = reload::Layer::new(env_filter(filter));
     let (writer, guard) = NonBlockingBuilder::default()
@@ -158,10 +158,10 @@ pub fn start(readers: Readers, filter: &LogFilter, traces: Option<&trace::Pipeli
         .with(lines.with_filter(filter))
         .with(traces.map(trace::Pipeline::layer));
     if subscriber.try_init().is_ok() {
-        // Nobody else sets them.
+        // Only this function sets the two cells.
         let _ = FILTER.set(handle);
         let _ = CROWDED_OUT.set(crowded_out);
-        // The default hook waits for whoever reads stderr.
+        // The default hook would block until stderr is read.
         panic::set_hook(Box::new(|panic| {
             let backtrace = std::backtrace::Backtrace::capture();
             tracing::error!(%backtrace, "{panic}");
@@ -170,15 +170,15 @@ pub fn start(readers: Readers, filter: &LogFilter, traces: Option<&trace::Pipeli
     Flush(Some(guard))
 }
 
-/// The ids of a trace and of a span.
+/// A trace id and a span id.
 type Ids = (TraceId, SpanId);
 
-/// Formats lines, with the ids of the trace and the span of the request that they are about, if it is recorded.
+/// Formats lines. If the current request is recorded, adds the ids of its trace and its span.
 struct WithTrace<F> {
     format: F,
-    /// The ids, as they end a line.
+    /// Renders the ids as the end of a line.
     members: fn(Ids) -> String,
-    /// What lines end with otherwise.
+    /// The end of a line that the ids replace.
     replaces: &'static str,
 }
 
@@ -210,16 +210,16 @@ where
     }
 }
 
-/// How many lines were lost since the start.
+/// How many lines were lost since the start of the process.
 #[must_use]
 pub fn lost() -> u64 {
     let crowded_out = CROWDED_OUT.get().map_or(0, ErrorCounter::dropped_lines);
     crowded_out as u64 + NOT_WRITTEN.load(Ordering::Relaxed)
 }
 
-/// Writes lines, and says when some were lost.
+/// Writes lines to stderr, and reports lost lines.
 struct Stderr {
-    /// How many lost lines have been told of.
+    /// How many of the lost lines were reported.
     told: u64,
 }
 
@@ -234,7 +234,7 @@ impl Write for Stderr {
             match stderr.write(line) {
                 Ok(written) => line = &line[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Whoever made the pipe may have set it so.
+                // The creator of the pipe may have made it non-blocking.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
                 }
@@ -247,7 +247,8 @@ impl Write for Stderr {
         Ok(())
     }
 
-    /// Called whenever no line waits any more, so that there is a place for one that says what is missing.
+    /// Reports lost lines. The writer calls this when the queue is empty, so that there is room for the
+    /// report.
     fn flush(&mut self) -> io::Result<()> {
         let lost = lost();
         let lines = lost - self.told;
@@ -262,7 +263,7 @@ impl Write for Stderr {
     }
 }
 
-/// Logs by this filter from now on; whether this process logs at all.
+/// Replaces the filter. Returns whether this process logs at all.
 pub fn change(filter: &LogFilter) -> bool {
     let handle = FILTER.get();
     handle.is_some_and(|handle| handle.reload(env_filter(filter)).is_ok())

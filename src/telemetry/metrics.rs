@@ -1,6 +1,6 @@
-//! Metrics: counted where things happen, in handles that are resolved once, and written for `/metrics`.
+//! Metrics. Handles are resolved once, count events where they happen, and are written for `/metrics`.
 //!
-//! [`table`] is the one place that names them.
+//! [`table`] is the only place that names them.
 
 mod elections;
 mod exposition;
@@ -43,7 +43,7 @@ pub use service::Looked;
 use service::Service;
 use table::Row;
 
-/// Upper bounds of the request duration's buckets, in seconds, unless configured otherwise.
+/// Default upper bounds of the request duration buckets, in seconds.
 pub const DEFAULT_BUCKETS: [f64; 12] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
 ];
@@ -63,7 +63,7 @@ struct Inner {
     nodes: Nodes,
     elections: ElectionMetrics,
     service: Service,
-    /// What is to be brought up to date before metrics are written.
+    /// Sources that are read before metrics are written.
     sources: Mutex<Vec<Source>>,
 }
 
@@ -76,13 +76,13 @@ impl fmt::Debug for Inner {
 }
 
 impl Metrics {
-    /// Metrics whose request durations are counted in buckets with these upper bounds, in seconds.
+    /// Creates metrics whose request duration buckets have these upper bounds, in seconds.
     #[must_use]
     pub fn new(buckets: &[f64]) -> Self {
         Self::with_elections(buckets, &[])
     }
 
-    /// As [`Metrics::new`], with series for each election of these kinds.
+    /// Creates metrics as [`Metrics::new`] does, with series for each election of these kinds.
     #[must_use]
     pub fn with_elections(buckets: &[f64], per_election: &[Kind]) -> Self {
         let mut registrar = Registrar(Registry::with_prefix(table::PREFIX));
@@ -100,50 +100,51 @@ impl Metrics {
         }))
     }
 
-    /// Counts a request as under way until the value is dropped.
+    /// Counts a request as in flight until the value is dropped.
     pub fn begin(&self, action: Action) -> InFlight {
         InFlight::begin(self, action)
     }
 
-    /// Counts what a quorum does of nodes with these names, in their order.
+    /// Creates an observer that counts the operations of a quorum of nodes with these names, in this order.
     #[must_use]
     pub fn observer(&self, nodes: &[&str]) -> Arc<dyn Observer> {
         Arc::new(self.0.nodes.observer(nodes))
     }
 
-    /// Says how the lease nodes do, and whether the agent is ready.
+    /// Publishes the health of the lease nodes, and whether the agent is ready.
     pub(crate) fn report(&self, nodes: &[NodeStatus], ready: bool) {
         self.0.nodes.report(nodes);
         self.0.service.ready.set(i64::from(ready));
     }
 
-    /// Counts what came of a request to the elections.
+    /// Counts the outcome of a request to the elections.
     pub fn outcome(&self, action: Action, outcome: Outcome) {
         self.0.elections.outcome(action, outcome);
     }
 
-    /// Counts a change of leadership; the token is the new leader's, if there is one.
+    /// Counts a change of leadership. The token is the new leader's, if there is one.
     pub fn changed(&self, election: &ElectionId, cause: Cause, token: Option<Token>) {
         self.0.elections.changed(election, cause, token);
     }
 
-    /// Calls this whenever metrics are about to be written, to tell what need not be followed all the time. It must
-    /// not wait.
+    /// Registers a source that is called before metrics are written, for values that need not be updated all
+    /// the time. The source must not block.
     pub fn on_scrape(&self, source: impl Fn(&Scrape<'_>) + Send + 'static) {
         self.sources().push(Box::new(source));
     }
 
-    /// All metrics in a format.
+    /// Renders all metrics in a format.
     #[must_use]
     pub fn text(&self, format: Format) -> String {
-        // Held until all is written: what one scrape takes away, another must not miss.
+        // Held until everything is written: concurrent scrapes would otherwise miss values that a source sets
+        // anew.
         let sources = self.sources();
         for source in sources.iter() {
             source(&Scrape(&self.0));
         }
         let mut text = String::new();
         if let Err(error) = encode(&mut text, &self.0.registry) {
-            // A String takes everything; whatever else fails must not look like a good scrape.
+            // Writing to a String does not fail. Any other error must not look like a complete scrape.
             text.clear();
             let _ = write!(text, "# {error}");
         }
@@ -158,47 +159,47 @@ impl Metrics {
     }
 }
 
-/// Takes what is told when metrics are about to be written.
+/// Accepts the values of sources before metrics are written.
 pub struct Scrape<'a>(&'a Inner);
 
 impl Scrape<'_> {
-    /// How many connections are open, and how many were refused since the start.
+    /// Sets how many connections are open, and how many were refused since the start.
     pub fn connections(&self, open: usize, refused: u64) {
         self.0.service.connections(open, refused);
     }
 
-    /// When the certificate that is shown expires, in seconds since 1970.
+    /// Sets when the served certificate expires, in seconds since 1970.
     pub fn certificate_expiry(&self, timestamp: Option<i64>) {
         self.0.service.certificate_expiry(timestamp);
     }
 
-    /// How the lookup of pods does; no namespace while it cannot answer.
+    /// Sets the state of the pod lookup; no namespace while it is not available.
     pub fn pods(&self, namespaces: &[Looked<'_>]) {
         self.0.service.pods(namespaces);
     }
 
-    /// What became of spans since the start.
+    /// Sets the counts of exported and lost spans since the start.
     pub fn spans(&self, counts: &trace::Counts) {
         self.0.service.spans(counts);
     }
 
-    /// How many log lines were lost since the start.
+    /// Sets how many log lines were lost since the start.
     pub fn log_lines_lost(&self, lines: u64) {
         self.0.service.log_lines_lost(lines);
     }
 
-    /// How many elections have a leader with time left.
+    /// Sets how many elections have a leader whose term has not ended.
     pub fn elections_held(&self, elections: usize) {
         self.0.elections.held(elections);
     }
 }
 
-/// Registers metrics by their rows.
+/// Registers metrics by the rows of the table.
 struct Registrar(Registry);
 
 impl Registrar {
     fn register(&mut self, row: &Row, metric: impl Metric) {
-        // The library adds what the format asks for.
+        // The library appends these suffixes itself.
         let name = row.name.trim_end_matches("_total");
         match name.strip_suffix("_seconds") {
             Some(name) => self

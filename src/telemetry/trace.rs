@@ -1,10 +1,10 @@
-//! Traces: spans of requests and of what is done for them, sent by OpenTelemetry's protocol.
+//! Traces: spans of requests and of the work for them, exported with the OpenTelemetry protocol.
 //!
-//! Spans are those of [`tracing`] with the target [`SPANS`], which `tracing-opentelemetry` makes OpenTelemetry's from.
-//! Whether a request is recorded is decided by its headers ([`sampler`]), in
-//! [`layers::trace`](crate::layers::trace), before a span is built for it; what is done for a request that is not
-//! recorded has no spans. While a recorded request is polled, its span is OpenTelemetry's current one: from there log
-//! lines ([`log`](super::log)) and exemplars have its ids.
+//! Spans are those of [`tracing`] with the target [`SPANS`]; `tracing-opentelemetry` converts them to
+//! OpenTelemetry spans. The [`sampler`] decides by a request's headers whether the request is recorded. That
+//! happens in [`layers::trace`](crate::layers::trace) before a span is built. The work for a request that is
+//! not recorded has no spans. While a recorded request is polled, its span is OpenTelemetry's current one:
+//! log lines ([`log`](super::log)) and exemplars read their ids from it.
 
 mod export;
 mod otlp;
@@ -38,31 +38,31 @@ pub use export::{Counts, counts};
 use export::{Exporting, Queue, Unstarted};
 use sampler::Sampler;
 
-/// The semantic conventions that names of spans and attributes are from.
+/// The version of the semantic conventions that define the names of spans and attributes.
 const CONVENTIONS: &str = "https://opentelemetry.io/schemas/1.37.0";
-/// The name of requests' spans, to the subscriber.
+/// The name of request spans in the subscriber.
 pub(crate) const REQUEST: &str = "request";
-/// The attribute by which processes of one service are told apart.
+/// The attribute that distinguishes the processes of a service.
 const INSTANCE: &str = "service.instance.id";
 
-/// How requests are traced.
+/// The configuration of tracing.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where spans are sent.
+    /// The receiver of spans.
     pub destination: Destination,
-    /// What the agent tells of itself.
+    /// The attributes of this process's resource.
     pub resource: BTreeMap<String, String>,
     /// Which requests are recorded.
     pub sampler: Sampler,
-    /// How spans are gathered.
+    /// How spans are batched.
     pub batches: Batches,
-    /// Whether traces that callers began are continued.
+    /// Whether traces of callers are continued.
     pub continues: bool,
-    /// Whether spans have the names of elections and candidates.
+    /// Whether spans contain the names of elections and candidates.
     pub keys: bool,
 }
 
-/// The protocol that spans are sent by.
+/// The transport of the OpenTelemetry protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     /// OTLP over gRPC.
@@ -71,24 +71,24 @@ pub enum Protocol {
     Http,
 }
 
-/// Where spans are sent, and how.
+/// The receiver of spans, and how to reach it.
 #[derive(Clone)]
 pub struct Destination {
     /// The protocol.
     pub protocol: Protocol,
-    /// The receiver; over HTTP with the path.
+    /// The URL of the receiver; with the path for HTTP.
     pub endpoint: Url,
-    /// What is sent with every request: may hold credentials.
+    /// Headers of every export request. They may contain credentials.
     pub headers: BTreeMap<String, String>,
-    /// How long an export may take, with its repetitions.
+    /// The time limit of an export with its retries.
     pub timeout: Duration,
     /// Whether requests are compressed.
     pub gzip: bool,
-    /// The authorities that are trusted, in PEM, instead of the system's.
+    /// The trusted certificate authorities, in PEM, instead of those of the system.
     pub authorities: Option<Vec<u8>>,
 }
 
-/// Without the headers' values.
+/// Omits the values of headers, which may contain credentials.
 impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Destination")
@@ -99,25 +99,25 @@ impl fmt::Debug for Destination {
     }
 }
 
-/// How spans are gathered before they are sent.
+/// How spans are batched before they are exported.
 #[derive(Debug, Clone, Copy)]
 pub struct Batches {
-    /// How long a span waits for others at the most.
+    /// How long a span waits for others at most.
     pub delay: Duration,
-    /// How long sending a batch may take at the most.
+    /// How long the export of a batch takes at most.
     pub timeout: Duration,
-    /// How many spans may wait; what comes then is lost.
+    /// The capacity of the queue. Further spans are lost.
     pub queue: usize,
-    /// How many are sent at once; no more than may wait.
+    /// The maximum size of a batch; not above the capacity of the queue.
     pub most: usize,
 }
 
-/// Why requests cannot be traced, naming the variable to change.
+/// An error that prevents tracing. Names the variable to change.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct StartError(String);
 
-/// Tracing that is set up, before the process has a runtime.
+/// A tracing pipeline that is set up, before the process has a runtime.
 #[derive(Debug)]
 pub struct Pipeline {
     provider: SdkTracerProvider,
@@ -136,13 +136,13 @@ pub struct Traces {
     exporting: Exporting,
 }
 
-/// Which requests are recorded, and how.
+/// Decides which requests are recorded, and how.
 #[derive(Debug, Clone)]
 pub struct Recorder {
     pub(crate) sampler: Sampler,
-    /// Whether traces that callers began are continued.
+    /// Whether traces of callers are continued.
     pub(crate) continues: bool,
-    /// Whether spans have the names of elections and candidates.
+    /// Whether spans contain the names of elections and candidates.
     pub(crate) keys: bool,
 }
 
@@ -163,7 +163,7 @@ impl Pipeline {
             .build();
         let (queue, unstarted) = Queue::new(settings.batches);
         let provider = SdkTracerProvider::builder()
-            // The decision has been made when a span is built.
+            // The decision was made before the span was built.
             .with_sampler(SdkSampler::AlwaysOn)
             .with_resource(resource.clone())
             .with_span_processor(queue)
@@ -181,7 +181,7 @@ impl Pipeline {
         }
     }
 
-    /// What the process's subscriber needs to record spans.
+    /// The layer with which the process's subscriber records spans.
     pub fn layer<S>(&self) -> impl Layer<S> + use<S>
     where
         S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
@@ -193,12 +193,12 @@ impl Pipeline {
         layer(self.provider.tracer_with_scope(scope))
     }
 
-    /// Starts a task of this runtime that sends spans; does not wait for the receiver.
+    /// Starts a task on this runtime that exports spans. Does not wait for the receiver.
     ///
     /// # Errors
-    /// A destination that cannot be used.
+    /// Returns an error if the destination cannot be used.
     pub fn start(self) -> Result<Traces, StartError> {
-        // Without the path, which may hold a key.
+        // Omits the path, which may contain a key.
         let receiver = self.destination.endpoint.origin();
         let receiver = receiver.ascii_serialization();
         tracing::info!(receiver, "requests are traced");
@@ -212,20 +212,20 @@ impl Pipeline {
 }
 
 impl Traces {
-    /// Which requests are recorded.
+    /// Returns the recorder of requests.
     #[must_use]
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()
     }
 
-    /// Sends what waits, for no longer than this. Spans that end later are lost.
+    /// Exports the queued spans within this limit. Spans that end later are lost.
     pub async fn flush(self, limit: Duration) {
         self.exporting.finish(limit).await;
     }
 }
 
-/// Makes OpenTelemetry's spans of this tracer from those of [`tracing`] with the target [`SPANS`]: of requests, and
-/// below them of what is done for recorded ones.
+/// Converts the spans of [`tracing`] with the target [`SPANS`] to spans of this tracer: requests, and below
+/// them the work for recorded ones.
 pub(crate) fn layer<S>(tracer: SdkTracer) -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
@@ -241,7 +241,7 @@ where
         .with_filter(Recorded)
 }
 
-/// Lets through what is part of a recorded request.
+/// Enables request spans, and other spans only within a recorded request.
 struct Recorded;
 
 impl<S> Filter<S> for Recorded {
@@ -261,23 +261,23 @@ impl<S> Filter<S> for Recorded {
     }
 }
 
-/// What this process is called among those of the service, until it ends.
+/// The id of this process within the service, constant until the process ends.
 ///
-/// In Kubernetes the pod, which is the host's name there, as in the audit trail. Elsewhere several agents may share a
-/// host and its name, so that it is a random number.
+/// In Kubernetes it is the host name, which equals the pod name, as in the audit trail. Elsewhere several
+/// agents may share a host and its name, so the id is a random number.
 fn instance() -> String {
     let pod = env::var_os("KUBERNETES_SERVICE_HOST").and_then(|_| hostname::get().ok());
     let pod = pod.and_then(|name| name.into_string().ok());
     pod.unwrap_or_else(|| RandomIdGenerator::default().new_trace_id().to_string())
 }
 
-/// The id of the trace that the current request is recorded in, in 32 hexadecimal digits.
+/// The id of the current request's trace, in 32 hexadecimal digits; `None` if the request is not recorded.
 #[must_use]
 pub fn current_trace_id() -> Option<String> {
     current_ids().map(|(trace, _)| trace.to_string())
 }
 
-/// The ids of the trace that the current request is recorded in, and of its span.
+/// The ids of the current request's trace and span; `None` if the request is not recorded.
 pub(super) fn current_ids() -> Option<(TraceId, SpanId)> {
     recorded(|context| {
         let span = context.span();
@@ -286,10 +286,11 @@ pub(super) fn current_ids() -> Option<(TraceId, SpanId)> {
     })
 }
 
-/// Awaits the reply of another server, in a span of this name below the current request's if that is recorded.
+/// Awaits the reply of another server. If the current request is recorded, records the call in a child span
+/// with this name.
 ///
 /// # Errors
-/// Those of the call.
+/// Returns the error of the call.
 pub async fn call<T, E>(
     name: &'static str,
     reply: impl Future<Output = Result<T, E>>,
@@ -307,14 +308,14 @@ pub async fn call<T, E>(
     );
     let reply = reply.instrument(span.clone()).await;
     if reply.is_err() {
-        // Without the error's text, which may contain names; the log has it.
+        // Omits the text of the error, which may contain names. The log has it.
         span.record("error.type", "failed");
         span.record("otel.status_code", "error");
     }
     reply
 }
 
-/// Something of the current context, if a span is recorded in it.
+/// Reads from the current context if it contains a recorded span.
 fn recorded<T>(of: impl FnOnce(&Context) -> T) -> Option<T> {
     Context::map_current(|context| context.has_active_span().then(|| of(context)))
 }

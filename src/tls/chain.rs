@@ -1,4 +1,4 @@
-//! The certificates that a client has shown.
+//! The certificate chain of a client.
 
 use std::sync::OnceLock;
 
@@ -7,16 +7,16 @@ use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _, time::ASN1Time,
 };
 
-/// A client's certificate and those that vouch for it, as the TLS handshake has verified them.
+/// A client's certificate chain, verified by the TLS handshake.
 pub struct Chain {
     certificates: Vec<CertificateDer<'static>>,
-    /// Whom it is for and when it expires, in seconds since 1970. Found out once for all requests of a connection:
-    /// reading a certificate takes longer than answering.
+    /// The name in the certificate, and when the certificate expires, in seconds since 1970. Parsed once for
+    /// all requests of a connection: parsing takes longer than a response.
     read: OnceLock<Result<(String, i64), &'static str>>,
 }
 
 impl Chain {
-    /// A chain that was verified; its first certificate is the client's.
+    /// Creates a chain from verified certificates; the first is the client's.
     #[must_use]
     pub fn new(certificates: &[CertificateDer<'_>]) -> Self {
         let certificates = certificates.iter();
@@ -32,10 +32,11 @@ impl Chain {
         &self.certificates
     }
 
-    /// Whom the client's certificate is for: its first URI, else its first DNS name, else its subject's common name.
+    /// The name in the client's certificate: its first URI, else its first DNS name, else its subject's
+    /// common name.
     ///
     /// # Errors
-    /// It has none of them, or has expired since the connection began.
+    /// Returns an error if the certificate has no name, or has expired since the connection was accepted.
     pub fn name(&self) -> Result<&str, &'static str> {
         let read = self.read.get_or_init(|| read(&self.certificates));
         let (name, expires) = read.as_ref().map_err(|why| *why)?;

@@ -34,14 +34,14 @@ use crate::{
     status::{Code, Problem},
 };
 
-/// The election service over the domain.
+/// The election service.
 #[derive(Debug, Clone)]
 pub struct Handler {
     gate: Gate,
 }
 
 impl Handler {
-    /// A handler that asks at this gate.
+    /// Creates a handler that sends requests through this gate.
     #[must_use]
     pub fn new(gate: Gate) -> Self {
         Self { gate }
@@ -157,12 +157,12 @@ impl crate::proto::election_server::Election for Handler {
     }
 }
 
-/// All gRPC services, by path. Answers UNIMPLEMENTED for the rest.
+/// All gRPC services, by path. Responds with UNIMPLEMENTED to other paths.
 #[derive(Clone)]
 pub struct Services {
     election: Option<ElectionServer<Handler>>,
     health: HealthServer<HealthService>,
-    /// Full name and service.
+    /// The full names and services of reflection.
     reflection: [(&'static str, Boxed); 2],
     closing: CancellationToken,
 }
@@ -170,11 +170,11 @@ pub struct Services {
 type Boxed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 impl Services {
-    /// The election service (unless it is switched off), health and reflection. When `closing` is cancelled,
-    /// reflection streams end.
+    /// Creates the election service (unless it is disabled), health and reflection. When `closing` is
+    /// cancelled, reflection streams end.
     ///
     /// # Errors
-    /// When the descriptors that were built in do not parse.
+    /// Returns an error if the built-in descriptors do not parse.
     pub fn new(
         election: Option<Handler>,
         health: HealthService,
@@ -251,7 +251,7 @@ impl Service<Request<Body>> for Services {
     }
 }
 
-/// Tells how old pods are in the trailers, too: clients see those that do not see headers.
+/// Repeats the age of pod data in the trailers, for clients that cannot read headers.
 fn repeat_age(response: Response<Body>) -> Response<Body> {
     let Some(age) = response.headers().get(CACHE_AGE).cloned() else {
         return response;
@@ -267,8 +267,8 @@ fn repeat_age(response: Response<Body>) -> Response<Body> {
     })
 }
 
-/// A body that ends when this does. A stream is answered until its body ends, and a client may keep that open for
-/// as long as it likes.
+/// A body that ends when `end` completes. A stream continues until its request body ends, which a client may
+/// keep open for any time.
 fn until(body: Body, end: impl Future<Output = ()> + Send + 'static) -> Body {
     Body::new(StreamBody::new(BodyStream::new(body).take_until(end)))
 }
@@ -277,9 +277,9 @@ fn refuse(problem: Problem) -> BoxFuture<'static, Result<Response<Body>, Infalli
     ready(Ok(Status::from(problem).into_http())).boxed()
 }
 
-/// Renders tonic's own refusals by the error table: a message over the limit is OUT_OF_RANGE to it, a frame
-/// that cannot be read INTERNAL, and a body that breaks off UNKNOWN. What the table has named already is no refusal of
-/// tonic's.
+/// Maps tonic's own refusals to the error table. In tonic, a message over the limit is OUT_OF_RANGE, a frame
+/// that cannot be read INTERNAL, and a body that breaks off UNKNOWN. A response that already names a row of
+/// the table is not tonic's.
 pub(super) fn blame_the_caller<B>(mut response: Response<B>) -> Response<B> {
     if Code::of(&response).is_some() {
         return response;
@@ -299,7 +299,7 @@ pub(super) fn blame_the_caller<B>(mut response: Response<B>) -> Response<B> {
         ),
         _ => return response,
     };
-    // Only headers that cannot be built fail to be added, and these are text.
+    // Adding a header fails only if it cannot be built; these are plain text.
     let _ = Status::from(problem).add_header(response.headers_mut());
     response
 }

@@ -1,4 +1,4 @@
-//! Which row of the error table an error of the domain is.
+//! Maps errors of the domain to rows of the error table.
 
 use election_core::election::{self, Denial, types::Invalid};
 
@@ -58,7 +58,7 @@ impl From<gate::Error> for Problem {
 }
 
 impl Problem {
-    /// A campaign that repeats one that was granted, and is over.
+    /// The problem of a campaign whose request id was used for a term that is over.
     #[must_use]
     pub fn request_id_used() -> Self {
         Self::new(
@@ -81,7 +81,7 @@ impl From<kube::Error> for Problem {
     }
 }
 
-/// The word of a refusal that both transports give: `reason` of BoolValue and of the problem document.
+/// The name of a denial in both transports: `reason` of BoolValue and of the problem document.
 #[must_use]
 pub fn reason(denial: Denial) -> &'static str {
     match denial {

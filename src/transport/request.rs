@@ -1,4 +1,4 @@
-//! What handlers and layers read of a request besides its message, and what holds for all requests.
+//! Data of a request besides its message, for handlers and layers, and limits of all requests.
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use http::Extensions;
@@ -12,10 +12,10 @@ use crate::{
     status::{Code, Problem},
 };
 
-/// The largest body of a REST request and the largest message of a gRPC call, in bytes.
+/// The maximum size of a REST request body and of a gRPC message, in bytes.
 pub const MAX_BODY: usize = 64 * 1024;
 
-/// What a body over the limit is answered.
+/// The problem of a body over the limit.
 pub(crate) fn too_large() -> Problem {
     Problem::new(
         Code::PayloadTooLarge,
@@ -23,12 +23,12 @@ pub(crate) fn too_large() -> Problem {
     )
 }
 
-/// When the caller stops waiting.
+/// The moment at which the caller stops waiting.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub(crate) Instant);
 
 impl Deadline {
-    /// The deadline of the request with these extensions; at once if it passed no
+    /// The deadline of the request with these extensions. Now, if the request did not pass a
     /// [`Limit`](crate::layers::deadline::Limit) layer.
     pub(crate) fn of(extensions: &Extensions) -> Self {
         extensions
@@ -37,40 +37,41 @@ impl Deadline {
             .unwrap_or_else(|| Self(Instant::now()))
     }
 
-    /// The moment.
+    /// The moment of the deadline.
     pub(crate) fn instant(self) -> Instant {
         self.0
     }
 }
 
-/// On whose behalf a request goes on, as the authentication layer has found out.
+/// The caller, as the authentication layer has determined it.
 ///
 /// # Errors
-/// Internal, which is logged: the request has not passed that layer.
+/// Returns and logs an internal error if the request did not pass that layer.
 pub fn caller(extensions: &Extensions) -> Result<&Caller, Problem> {
     extensions.get().ok_or_else(unverified)
 }
 
-/// Who asks, where everybody is asked who they are.
+/// The identity of the caller, on a path that requires one.
 ///
 /// # Errors
-/// Internal, which is logged: the request has not passed the authentication layer, or that takes its path for public.
+/// Returns and logs an internal error if the request did not pass the authentication layer, or if the layer
+/// treats the path as public.
 pub fn identity(extensions: &Extensions) -> Result<&Identity, Problem> {
     caller(extensions)?.identity().ok_or_else(unverified)
 }
 
-/// Who is at the other end of the request's connection.
+/// The peer of the request's connection.
 ///
 /// # Errors
-/// Internal, which is logged: whoever has taken the request did not tell.
+/// Returns and logs an internal error if the listener did not set the peer.
 pub fn peer(extensions: &Extensions) -> Result<&Peer, Problem> {
     extensions.get().ok_or_else(|| missing("peer"))
 }
 
-/// What the request asks for, as was told outermost ([`classified`](crate::endpoint::classified)).
+/// The endpoint of the request, as the outermost layer has [classified](crate::endpoint::classified) it.
 ///
 /// # Errors
-/// Internal, which is logged: the request has not been classified.
+/// Returns and logs an internal error if the request was not classified.
 pub fn endpoint(extensions: &Extensions) -> Result<Endpoint, Problem> {
     Endpoint::among(extensions).ok_or_else(|| missing("endpoint"))
 }

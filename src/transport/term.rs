@@ -1,4 +1,4 @@
-//! The terms that callers ask for.
+//! Validation of requested terms.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use election_core::election::types::{Invalid, Term};
 /// Validates a term in milliseconds.
 ///
 /// # Errors
-/// [`Invalid`] names both bounds, and the setting that has the upper one.
+/// Returns [`Invalid`] with both bounds, and the setting that defines the upper one.
 pub(super) fn term(ms: i64, max: Duration) -> Result<Term, Invalid> {
     let named = |Invalid(wrong)| Invalid(format!("{wrong} (EA_MAX_TERM bounds it)"));
     Term::from_millis(ms, max).map_err(named)

@@ -1,7 +1,7 @@
-//! The generated code's front door: messages, client and server of `proto/election_agent/v1`.
+//! Generated code of `proto/election_agent/v1`: messages, client and server.
 //!
-//! The server is tonic's plain one. The agent compiles its own from the same contract, which says whose mistake a
-//! malformed message is; its messages are these.
+//! The server is the one that tonic generates. The agent compiles its own server from the same contract, with
+//! a codec that treats malformed messages as the caller's error. Both use these messages.
 
 #[expect(
     missing_docs,

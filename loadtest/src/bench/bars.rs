@@ -1,13 +1,13 @@
-//! Figures beside their bars.
+//! Figures and their bars.
 
 use serde::Serialize;
 
 use super::table::Table;
 
-/// How a figure came out over the rounds.
+/// The distribution of a figure over the rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Spread {
-    /// Half of the rounds are below; of an even number of rounds, the mean of the two in the middle.
+    /// The median; of an even number of rounds, the mean of the two values in the middle.
     pub(crate) median: f64,
     /// The smallest.
     pub(crate) min: f64,
@@ -16,7 +16,7 @@ pub(crate) struct Spread {
 }
 
 impl Spread {
-    /// Of at least one value; of none, all are NaN, which meets no bar.
+    /// Summarizes the values. Without values, all fields are NaN, which exceeds every bar.
     pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<_> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -30,36 +30,36 @@ impl Spread {
     }
 }
 
-/// What a figure is compared with.
+/// The reference that a figure is compared with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Beside {
-    /// What it is.
+    /// The name of the reference.
     pub(crate) name: &'static str,
     /// In the figure's unit.
     pub(crate) value: Spread,
-    /// The figure divided by it, round by round: what disturbs a round disturbs both.
+    /// The figure divided by the reference, per round: a disturbance of a round affects both.
     pub(crate) ratio: Spread,
 }
 
 /// A figure and its bar.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Figure {
-    /// What is measured.
+    /// The name of the figure.
     pub(crate) name: &'static str,
-    /// Of `measured` and what it is beside.
+    /// The unit of `measured` and of the reference.
     pub(crate) unit: &'static str,
-    /// As it came out.
+    /// The measured values.
     pub(crate) measured: Spread,
-    /// What it is compared with, if its bar is a ratio.
+    /// The reference, if the bar is a ratio.
     pub(crate) beside: Option<Beside>,
-    /// The most that its ratio, or else the figure itself, may be in the median.
+    /// The upper limit of the median of the ratio or, without a reference, of the figure itself.
     pub(crate) bar: f64,
-    /// Whether it is no more.
+    /// Whether the median is within the bar.
     pub(crate) met: bool,
 }
 
 impl Figure {
-    /// A figure that must be no more than `bar` times another; each comes in pairs, one a round.
+    /// Creates a figure that must not exceed `bar` times its reference. `pairs` has one pair for each round.
     pub(crate) fn ratio(
         name: &'static str,
         beside: &'static str,
@@ -81,7 +81,7 @@ impl Figure {
         }
     }
 
-    /// A figure that must be no more than `bar`.
+    /// Creates a figure that must not exceed `bar`.
     pub(crate) fn plain(name: &'static str, unit: &'static str, bar: f64, measured: f64) -> Self {
         Self {
             name,
@@ -122,7 +122,7 @@ impl Figure {
     }
 }
 
-/// The figures, each beside its bar.
+/// Renders the figures with their bars.
 pub(crate) fn table(figures: &[Figure]) -> Table {
     let mut table = Table::new(&[
         "figure",
@@ -138,7 +138,7 @@ pub(crate) fn table(figures: &[Figure]) -> Table {
     table
 }
 
-/// The names of the figures that do not meet their bars, if there are any.
+/// The names of the figures that exceed their bars; `None` if all are within.
 pub(crate) fn missed(figures: &[Figure]) -> Option<String> {
     let missed = figures.iter().filter(|figure| !figure.met);
     let names: Vec<_> = missed.map(|figure| figure.name).collect();
@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn ratios_are_made_round_by_round() {
-        // The second round was disturbed throughout; the ratio of medians would be 3.
+        // A disturbance affected the whole second round. The ratio of medians would be 3.
         let rounds = [(10.0, 10.0), (90.0, 30.0), (30.0, 10.0), (11.0, 10.0)];
         let figure = Figure::ratio("a", "b", 2.0, &rounds);
         let beside = figure.beside.as_ref().expect("beside another");
@@ -180,7 +180,7 @@ mod tests {
         assert!(ratio(4.9).met);
         assert!(ratio(5.0).met);
         assert!(!ratio(5.1).met);
-        // What has used nothing was not measured.
+        // A value of zero means that nothing was measured.
         assert!(!Figure::ratio("a", "b", 1.25, &[(0.0, 0.0)]).met);
         let plain = |measured| Figure::plain("c", "KiB", 32.0, measured);
         assert!(plain(32.0).met);

@@ -1,4 +1,4 @@
-//! Single questions over HTTP.
+//! Single HTTP requests.
 
 use std::net::SocketAddr;
 
@@ -9,10 +9,10 @@ use hyper::client::conn::http1::handshake;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// Asks for a path on a connection of its own.
+/// Sends a GET request on a new connection.
 ///
 /// # Errors
-/// There is no answer.
+/// Returns an error if there is no response.
 pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<(StatusCode, Bytes), String> {
     let failed =
         |error: &dyn std::fmt::Display| format!("cannot get http://{address}{path}: {error}");
@@ -22,7 +22,7 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> Result<(StatusCode, 
     let (mut sender, connection) = handshake(TokioIo::new(stream))
         .await
         .map_err(|error| failed(&error))?;
-    // What becomes of the connection is told to whoever asks over it.
+    // The request reports errors of the connection.
     tokio::spawn(async move { drop(connection.await) });
     let request = Request::get(path)
         .header(header::HOST, address.to_string())

@@ -1,4 +1,4 @@
-//! Loads on what this program has started.
+//! Loads on agents that this program has started.
 
 use std::net::SocketAddr;
 
@@ -12,13 +12,14 @@ use crate::{
     run::run,
 };
 
-/// Files that a process has open besides its connections to clients, or this program's to it, with room to spare.
+/// A generous estimate of the files that a process has open, other than connections between clients and the
+/// agent.
 const OTHER_FILES: u64 = 200;
 
-/// Has clients ask an agent, each on its own connection, and looks at the agent and its servers.
+/// Runs clients against an agent, each on its own connection, and measures the agent and its servers.
 ///
 /// # Errors
-/// There are no connections, or an answer was an error: what is quick but wrong is no figure.
+/// Returns an error if a connection fails or a reply is an error: figures of failed requests are meaningless.
 pub(crate) async fn ask(
     agent: &Agent,
     servers: &[Redis],
@@ -35,7 +36,7 @@ pub(crate) async fn ask(
     put(agent, servers, protocol, load).await
 }
 
-/// Puts a load on an agent, and looks at the agent and its servers.
+/// Puts a load on an agent, and measures the agent and its servers.
 ///
 /// # Errors
 /// As [`ask`].
@@ -58,10 +59,10 @@ pub(crate) async fn put(
     asked.map_err(|error| format!("{error}\nthe agent's log ends:\n{}", agent.log()))
 }
 
-/// A report without errors.
+/// Returns the report if it is without errors.
 ///
 /// # Errors
-/// It has some, or nothing was answered at all.
+/// Returns an error if a request failed, or none was answered.
 pub(crate) fn sound(report: Report) -> Result<Report, String> {
     if report.requests > 0 && report.errors.is_empty() {
         return Ok(report);
@@ -80,19 +81,20 @@ pub(crate) fn sound(report: Report) -> Result<Report, String> {
     ))
 }
 
-/// The URL of an address.
+/// Returns the URL of an address.
 ///
 /// # Errors
-/// None that could come.
+/// None in practice.
 pub(crate) fn uri(address: SocketAddr) -> Result<http::Uri, String> {
     let uri = format!("http://{address}").parse();
     uri.map_err(|error: http::uri::InvalidUri| error.to_string())
 }
 
-/// Lets this program, and those that it starts, have as many connections open, as far as the system lets it.
+/// Raises the limit of open files for this program and its children to this number of connections, as far as
+/// the system permits.
 ///
 /// # Errors
-/// Tells the limit if that is lower.
+/// Returns an error with the limit if it is lower.
 pub(crate) fn allow_connections(connections: u32) -> Result<(), String> {
     let failed = |error: nix::errno::Errno| format!("the limit of open files: {error}");
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;

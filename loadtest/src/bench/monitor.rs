@@ -1,12 +1,13 @@
-//! What a server's MONITOR tells of the commands that reach it.
+//! Parses the output of Redis' MONITOR.
 
-/// A command that a client sent.
+/// The arguments of a command that a client sent.
 pub(crate) type Arguments = Vec<Vec<u8>>;
 
-/// Reads a line such as `1795454165.061432 [0 127.0.0.1:50122] "GET" "a \"name\"\x00"`; commands of scripts, whose
-/// client is `lua`, and what is no such line are none.
+/// Parses a line such as `1795454165.061432 [0 127.0.0.1:50122] "GET" "a \"name\"\x00"`. Returns `None` for
+/// commands of scripts, whose client is `lua`, and for other lines.
 ///
-/// Written by Redis' `sdscatrepr`: what is not printable comes as `\xHH`, `\n`, `\r`, `\t`, `\a` or `\b`.
+/// Redis writes arguments with `sdscatrepr`: bytes that are not printable appear as `\xHH`, `\n`, `\r`, `\t`,
+/// `\a` or `\b`.
 pub(crate) fn parse(line: &str) -> Option<Arguments> {
     let (_, rest) = line.split_once(" [")?;
     let (client, mut rest) = rest.split_once("] ")?;
@@ -22,7 +23,7 @@ pub(crate) fn parse(line: &str) -> Option<Arguments> {
     Some(arguments)
 }
 
-/// The argument that a text begins with, and what follows it.
+/// Splits the first quoted argument from the text that follows it.
 fn quoted(text: &str) -> Option<(Vec<u8>, &str)> {
     let mut argument = Vec::new();
     let mut rest = text.strip_prefix('"')?;

@@ -1,4 +1,4 @@
-//! The processes that are measured: started on free ports of 127.0.0.1, and killed when they are dropped.
+//! The measured processes: started on free ports of 127.0.0.1, and killed when they are dropped.
 
 use std::{
     ffi::OsStr,
@@ -20,17 +20,17 @@ use tokio::{
 
 use super::{http::get, sink::Sink};
 
-/// What asks a server.
+/// The client program for Redis servers.
 const CLI: &str = "redis-cli";
-/// How long a process may take until it serves.
+/// How long a process may take to start.
 const START_WITHIN: Duration = Duration::from_secs(20);
-/// How long a process may take to end that was killed.
+/// How long a killed process may take to exit.
 const END_WITHIN: Duration = Duration::from_secs(5);
-/// How often is looked whether something has come.
+/// The interval of polls.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How often a start is tried, as another process may take the port that was free.
+/// How often a start is tried, as another process may take the free port first.
 const TRIES: u32 = 5;
-/// The longest term that an agent grants: what is held must be held until it has been measured.
+/// The longest term that an agent grants. Elections must stay held until they have been measured.
 pub(crate) const LONG_TERM: Duration = Duration::from_secs(3600);
 
 /// A process with a log; killed when dropped.
@@ -42,7 +42,7 @@ struct Process {
 }
 
 impl Process {
-    /// Starts a program; what it needs is told if it is not there.
+    /// Starts a program. If the program is missing, the error contains `needs`.
     fn start(mut command: Command, log: PathBuf, needs: &str) -> Result<Self, String> {
         let program = command.as_std().get_program().to_owned();
         let failed =
@@ -58,12 +58,12 @@ impl Process {
         Ok(Self { child, pid, log })
     }
 
-    /// Whether it runs.
+    /// Returns whether the process runs.
     fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// The last lines that it has logged.
+    /// The last lines of its log.
     fn log(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
@@ -72,10 +72,10 @@ impl Process {
 }
 
 impl Drop for Process {
-    /// Ends it and waits until it has, so that it takes nothing from what is measured next.
+    /// Kills the process and waits for its exit, so that it does not disturb the next measurement.
     fn drop(&mut self) {
         let began = Instant::now();
-        // It has ended if it cannot be killed.
+        // A process that cannot be killed has already exited.
         if self.child.start_kill().is_ok() {
             while self.runs() && began.elapsed() < END_WITHIN {
                 std::thread::sleep(Duration::from_millis(1));
@@ -84,14 +84,14 @@ impl Drop for Process {
     }
 }
 
-/// Waits until there is something, or gives up.
+/// Polls until there is a result, or the time limit is over.
 pub(crate) async fn until<T>(
     limit: Duration,
     mut look: impl AsyncFnMut() -> Option<T>,
 ) -> Option<T> {
     let began = Instant::now();
     while began.elapsed() < limit {
-        // A look that hangs is none.
+        // Bounds a poll that hangs.
         if let Ok(Some(found)) = timeout(limit, look()).await {
             return Some(found);
         }
@@ -100,10 +100,10 @@ pub(crate) async fn until<T>(
     None
 }
 
-/// Looks whether one of Redis' tools is there, before anything is measured.
+/// Checks that a Redis tool is installed, before anything is measured.
 ///
 /// # Errors
-/// It is not.
+/// Returns an error if it is not.
 pub(crate) async fn look_for(tool: &str) -> Result<(), String> {
     let version = Command::new(tool)
         .arg("--version")
@@ -113,7 +113,7 @@ pub(crate) async fn look_for(tool: &str) -> Result<(), String> {
     version.map(drop).map_err(|error| missing(tool, &error))
 }
 
-/// What is wrong when one of Redis' tools cannot be started.
+/// The error text for a Redis tool that cannot be started.
 pub(crate) fn missing(tool: &str, error: &std::io::Error) -> String {
     format!("cannot start {tool}: {error}: install Redis' tools (`apt-get install redis-tools`)")
 }
@@ -130,7 +130,7 @@ impl Redis {
     /// Starts a server.
     ///
     /// # Errors
-    /// There is no `redis-server` or no `redis-cli`, or it does not serve.
+    /// Returns an error if `redis-server` or `redis-cli` is missing, or the server does not start.
     pub(crate) async fn start() -> Result<Self, String> {
         look_for(CLI).await?;
         let mut log = String::new();
@@ -153,7 +153,7 @@ impl Redis {
                 port,
                 _directory: directory,
             };
-            // Another server could have the port: this one tells its process.
+            // Another server could have taken the port. The process id identifies this one.
             let own = format!("process_id:{}\r\n", redis.pid());
             let serves = until(START_WITHIN, async || {
                 if !redis.process.runs() {
@@ -170,7 +170,7 @@ impl Redis {
         Err(format!("redis-server does not serve; its log ends:\n{log}"))
     }
 
-    /// Starts as many servers.
+    /// Starts this number of servers.
     ///
     /// # Errors
     /// As [`Redis::start`].
@@ -182,10 +182,10 @@ impl Redis {
         Ok(started)
     }
 
-    /// Sends a command, and gives what is answered as `redis-cli` writes it.
+    /// Sends a command, and returns the reply as `redis-cli` prints it.
     ///
     /// # Errors
-    /// There is no answer.
+    /// Returns an error if there is no reply.
     pub(crate) async fn ask<'a>(
         &self,
         command: impl IntoIterator<Item = &'a OsStr>,
@@ -203,10 +203,10 @@ impl Redis {
         }
     }
 
-    /// Starts to watch what clients send.
+    /// Starts to observe the commands of clients.
     ///
     /// # Errors
-    /// The server does not show it.
+    /// Returns an error if the server does not start MONITOR.
     pub(crate) async fn monitor(&self) -> Result<Monitor, String> {
         let mut child = self
             .cli([OsStr::new("MONITOR")])
@@ -220,7 +220,7 @@ impl Redis {
             lines: BufReader::new(out).lines(),
             _child: child,
         };
-        // From here on it shows all.
+        // After this reply, it reports every command.
         match monitor.next().await.as_deref() {
             Some("OK") => Ok(monitor),
             other => Err(format!("MONITOR: {}", other.unwrap_or("no answer"))),
@@ -251,7 +251,7 @@ impl Redis {
     }
 }
 
-/// Shows what clients send to a server until it is dropped.
+/// Observes the commands that clients send to a server, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     lines: Lines<BufReader<ChildStdout>>,
@@ -259,13 +259,14 @@ pub(crate) struct Monitor {
 }
 
 impl Monitor {
-    /// The next command, as MONITOR writes it; none when it has ended.
+    /// The next command, as MONITOR prints it; `None` after the end.
     pub(crate) async fn next(&mut self) -> Option<String> {
         self.lines.next_line().await.ok().flatten()
     }
 }
 
-/// An agent with every layer on: metrics, a trace of a hundred requests, and a rate limit far above the load.
+/// An agent with every layer on: metrics, a trace of one in a hundred requests, and a rate limit far above
+/// the load.
 #[derive(Debug)]
 pub(crate) struct Agent {
     process: Process,
@@ -275,11 +276,10 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Starts an agent that keeps leases on these servers and sends traces to this sink, and waits until it is
-    /// ready.
+    /// Starts an agent with these lease nodes and this receiver of traces, and waits until it is ready.
     ///
     /// # Errors
-    /// There is no such binary, or the agent is not ready within 20 s.
+    /// Returns an error if the binary is missing, or the agent is not ready within 20 s.
     pub(crate) async fn start(
         binary: &Path,
         servers: &[Redis],
@@ -294,7 +294,7 @@ impl Agent {
             let directory = directory()?;
             let mut command = Command::new(binary);
             command
-                // Whatever is set here is not meant for it.
+                // This program's environment must not configure the agent.
                 .env_clear()
                 .env("EA_BIND_ADDRESS", "127.0.0.1")
                 .env("EA_HTTP_PORT", http.port().to_string())
@@ -348,28 +348,28 @@ impl Agent {
         Err(told)
     }
 
-    /// Where it is asked over HTTP/1.1.
+    /// The address for HTTP/1.1.
     pub(crate) fn http(&self) -> SocketAddr {
         self.http
     }
 
-    /// Where it is asked over gRPC.
+    /// The address for gRPC.
     pub(crate) fn grpc(&self) -> SocketAddr {
         self.grpc
     }
 
-    /// Its process.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid
     }
 
-    /// The last lines that it has logged.
+    /// The last lines of its log.
     pub(crate) fn log(&self) -> String {
         self.process.log()
     }
 }
 
-/// The floor, served by this program as another process.
+/// The floor: a bare tonic server in another process of this program.
 #[derive(Debug)]
 pub(crate) struct Floor {
     process: Process,
@@ -378,10 +378,10 @@ pub(crate) struct Floor {
 }
 
 impl Floor {
-    /// Starts it.
+    /// Starts the floor.
     ///
     /// # Errors
-    /// It does not say where it listens.
+    /// Returns an error if it does not report its address.
     pub(crate) async fn start() -> Result<Self, String> {
         let program = std::env::current_exe().map_err(|error| error.to_string())?;
         let directory = directory()?;
@@ -413,12 +413,12 @@ impl Floor {
         }
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Its process.
+    /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.process.pid
     }

@@ -1,4 +1,4 @@
-//! What the agent's scripts cost Redis servers that are asked for nothing else, 16 at a time.
+//! The cost of the agent's scripts on Redis servers without any other load, in pipelines of 16.
 
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, process::Stdio, time::Duration};
 
@@ -17,47 +17,48 @@ use crate::{
     usage,
 };
 
-/// What sends a command many times.
+/// The program that sends a command many times.
 pub(super) const BENCHMARK: &str = "redis-benchmark";
-/// What it replaces with twelve digits, other ones in each command.
+/// The placeholder that it replaces with twelve digits, different in each command.
 const ANY: &str = "__rand_int__";
-/// How many elections are asked for in turn: of one alone, most extensions would come in the same ms as the one
-/// before, and find nothing to do.
+/// The number of elections that are used in turn. With a single election, most extensions would come within
+/// the same ms as the one before, and change nothing.
 const HELD: u32 = 1_000;
-/// How many commands are sent at once on each connection.
+/// How many commands each connection sends at once.
 const PIPELINE: &str = "16";
-/// How long a command may take until it is seen.
+/// How long a command may take to appear in MONITOR.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
 const LEADER: &str = "leader";
 
-/// The commands by which an agent extends a term and loses a campaign, for any of the elections that it holds.
+/// The commands by which an agent extends a term and loses a campaign, for any of the held elections.
 #[derive(Debug)]
 pub(super) struct Scripts {
     extension: Arguments,
     campaign: Arguments,
 }
 
-/// What a call of each costs: CPU time of all servers together, in µs.
+/// The cost of one call: CPU time of all servers together, in µs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(super) struct Cost {
     /// An extension.
     extension_micros: f64,
-    /// A campaign that is lost.
+    /// A lost campaign.
     campaign_micros: f64,
 }
 
 impl Cost {
-    /// Of a request of the mixed load, which is one or the other in turn.
+    /// The cost of a request of the mixed load, which alternates between the two.
     pub(super) fn mixed_micros(self) -> f64 {
         f64::midpoint(self.extension_micros, self.campaign_micros)
     }
 }
 
 impl Scripts {
-    /// Has an agent win elections for a long term, and notes what it sends to a server to extend and to lose one.
+    /// Has an agent win elections for a long term, and captures its commands to a server for an extension and
+    /// a lost campaign.
     ///
     /// # Errors
-    /// An answer is wrong, or nothing is seen.
+    /// Returns an error if a reply is wrong, or no command appears.
     pub(super) async fn capture(agent: &Agent, server: &Redis) -> Result<Self, String> {
         let mut load = Load::of(
             uri(agent.grpc())?,
@@ -129,10 +130,10 @@ impl Scripts {
         })
     }
 
-    /// Has `redis-benchmark` send each of the commands to all servers, so many times.
+    /// Has `redis-benchmark` send each of the commands to all servers, `calls` times.
     ///
     /// # Errors
-    /// There is no `redis-benchmark`, or a server does not answer as it answers the agent.
+    /// Returns an error if `redis-benchmark` is missing, or a server does not reply as it does to the agent.
     pub(super) async fn cost(&self, servers: &[Redis], calls: u32) -> Result<Cost, String> {
         let cost = async |command, outcome| {
             let pids: Vec<_> = servers.iter().map(Redis::pid).collect();
@@ -140,7 +141,7 @@ impl Scripts {
             let sending = servers.iter().map(|server| send(server, command, calls));
             let (sent, used) = usage::during(&pids, try_join_all(sending)).await?;
             sent?;
-            // Otherwise something else was measured.
+            // Verifies that the measured commands did what they do for the agent.
             check(servers, command, outcome).await?;
             let seconds = used.into_iter().map(|used| Ok(used?.cpu_seconds));
             let seconds = seconds.sum::<Result<f64, String>>()?;
@@ -157,7 +158,8 @@ fn name(number: &str) -> String {
     format!("bench-{number}")
 }
 
-/// The command for any election instead of this one; none if it does not name it.
+/// Replaces the election in the command by the placeholder; `None` if the command does not contain the
+/// election.
 fn of_any(command: &Arguments, election: &str) -> Option<Arguments> {
     let any = replaced(command, election, &name(ANY));
     (any != *command).then_some(any)
@@ -184,7 +186,7 @@ fn replaced(command: &Arguments, what: &str, by: &str) -> Arguments {
     command.iter().map(argument).collect()
 }
 
-/// Asks every server once, for one of the elections.
+/// Sends the command to every server once, for one of the elections.
 async fn check(servers: &[Redis], command: &Arguments, outcome: &str) -> Result<(), String> {
     let command = replaced(command, ANY, &format!("{:012}", HELD - 1));
     for server in servers {

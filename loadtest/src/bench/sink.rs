@@ -1,4 +1,4 @@
-//! Takes the traces that an agent sends, and forgets them.
+//! A receiver of traces that discards them.
 
 use std::{
     convert::Infallible,
@@ -16,7 +16,7 @@ use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// A receiver of OTLP over HTTP that answers every post with 200.
+/// A receiver of OTLP over HTTP that responds to every POST with 200.
 #[derive(Debug)]
 pub(crate) struct Sink {
     address: SocketAddr,
@@ -27,7 +27,7 @@ impl Sink {
     /// Listens on a free port until the runtime ends.
     ///
     /// # Errors
-    /// There is no port.
+    /// Returns an error if it cannot listen.
     pub(crate) async fn start() -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("the receiver of traces: {error}");
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
@@ -54,12 +54,12 @@ impl Sink {
         Ok(Self { address, posts })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// How many posts have come.
+    /// How many POST requests it has received.
     pub(crate) fn posts(&self) -> u64 {
         self.posts.load(Ordering::Relaxed)
     }

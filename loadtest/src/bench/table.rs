@@ -1,22 +1,22 @@
-//! Tables as Markdown has them, with columns that are aligned for who reads them as text.
+//! Markdown tables whose columns are also aligned in plain text.
 
 use std::fmt;
 
-/// A table.
+/// A Markdown table.
 #[derive(Debug, Clone)]
 pub(crate) struct Table {
-    /// The head, and then the rows.
+    /// The header, followed by the rows.
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table without rows.
+    /// Creates a table without rows.
     pub(crate) fn new(head: &[&str]) -> Self {
         let head = head.iter().map(|&name| name.to_owned()).collect();
         Self { rows: vec![head] }
     }
 
-    /// Adds a row; it has as many cells as the head.
+    /// Adds a row, which has as many cells as the header.
     pub(crate) fn push(&mut self, row: Vec<String>) {
         self.rows.push(row);
     }
@@ -47,7 +47,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// A whole number with a comma between thousands.
+/// Formats a whole number with a comma between thousands.
 pub(crate) fn grouped(number: f64) -> String {
     let digits = format!("{:.0}", number.max(0.0));
     let mut grouped = String::new();

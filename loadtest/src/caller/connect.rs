@@ -30,10 +30,10 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// For the agent that the options name, by this protocol of TLS' ALPN.
+    /// Creates a connector to the agent in the options, with this ALPN protocol for TLS.
     ///
     /// # Errors
-    /// Says what is wrong with the address or with the file of authorities.
+    /// Describes what is wrong with the address or with the file of authorities.
     pub fn new(load: &Load, alpn: &[u8]) -> Result<Self, String> {
         let host = load
             .host
@@ -58,7 +58,7 @@ impl Connector {
     /// Opens a connection.
     ///
     /// # Errors
-    /// There is none.
+    /// Returns an error if the connection fails.
     pub async fn open(&self) -> Result<Box<dyn Stream>, Failed> {
         let failed = |error: io::Error| {
             let advice = match error.raw_os_error().map(Errno::from_raw) {

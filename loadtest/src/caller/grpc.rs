@@ -1,4 +1,4 @@
-//! gRPC, by tonic.
+//! The gRPC client, by tonic.
 
 use std::error::Error;
 
@@ -17,7 +17,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::{Answer, Ask, Connector, Failed, answer};
 use crate::options::Load;
 
-/// A connection.
+/// A gRPC connection.
 #[derive(Debug, Clone)]
 pub struct Client {
     election: ElectionClient<Channel>,
@@ -32,7 +32,7 @@ impl Client {
     pub(super) async fn connect(connector: &Connector, load: &Load) -> Result<Self, Failed> {
         let failed =
             |error: tonic::transport::Error| Failed::lost("cannot connect", causes(&error));
-        // What is behind it is the connector's affair; this is what requests call the agent.
+        // The connector chooses the real destination. This is only the name of the agent in requests.
         let name = format!(
             "http://{}",
             load.host.authority().map_or("agent", |name| name.as_str())
@@ -148,7 +148,7 @@ fn failed(status: &Status) -> Failed {
     }
 }
 
-/// What an error comes from in the end: what it is wrapped in says no more than where.
+/// The root cause of an error. The errors around it only say where it occurred.
 fn causes(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {

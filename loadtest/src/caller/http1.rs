@@ -17,15 +17,15 @@ use tonic::Code;
 use super::{Answer, Ask, Connector, Failed, answer};
 use crate::options::Load;
 
-/// A connection, made anew when it was closed.
+/// An HTTP/1.1 connection, which is reopened after it was closed.
 #[derive(Debug)]
 pub struct Client {
     connector: Connector,
-    /// Others wait for their turn.
+    /// Concurrent requests wait for their turn.
     sender: Mutex<SendRequest<Full<Bytes>>>,
     host: HeaderValue,
     authorization: Option<HeaderValue>,
-    /// Whether it speaks gRPC-Web, and not REST.
+    /// Whether the protocol is gRPC-Web instead of REST.
     web: bool,
     load: Load,
 }
@@ -205,7 +205,7 @@ impl Client {
         let request = request.body(Full::new(body));
         let request = request.map_err(|error| Failed::answered("no request", error.to_string()))?;
         let mut sender = self.sender.lock().await;
-        // The agent may have closed it since it was last used.
+        // The agent may have closed the connection since its last use.
         if sender.ready().await.is_err() {
             *sender = open(&self.connector).await?;
         }
@@ -221,7 +221,7 @@ impl Client {
             .await
             .map_err(|error| broken(&error))?
             .to_bytes();
-        // A refusal of gRPC-Web has its status in the headers, and no body.
+        // A gRPC-Web refusal has its status in the headers, and no body.
         match told.map(|told| Code::from_bytes(told.as_bytes())) {
             Some(Code::Ok) | None => Ok((status, body)),
             Some(code) => {
@@ -238,7 +238,8 @@ impl Client {
     }
 }
 
-/// The status and the message of an answer over gRPC-Web: frames, of which the last has the trailers.
+/// Splits a gRPC-Web response into status and message. The response consists of frames; the last has the
+/// trailers.
 fn read_web(mut body: &[u8]) -> Result<(Code, &[u8]), Failed> {
     let broken_off = || Failed::answered("wrong: an answer that breaks off", "");
     let mut message: &[u8] = &[];
@@ -260,16 +261,16 @@ fn read_web(mut body: &[u8]) -> Result<(Code, &[u8]), Failed> {
     Err(broken_off())
 }
 
-/// A new connection.
+/// Opens a new connection.
 async fn open(connector: &Connector) -> Result<SendRequest<Full<Bytes>>, Failed> {
     let stream = TokioIo::new(connector.open().await?);
     let (sender, connection) = handshake(stream).await.map_err(|error| broken(&error))?;
-    // What becomes of the connection is told to whoever asks over it.
+    // The request reports errors of the connection.
     tokio::spawn(async move { drop(connection.await) });
     Ok(sender)
 }
 
-/// A refusal, with what its problem document says.
+/// Converts a refusal with its problem document.
 fn refused(status: StatusCode, body: &[u8]) -> Failed {
     let problem: Value = serde_json::from_slice(body).unwrap_or_default();
     let detail = problem["detail"].as_str().unwrap_or_default();

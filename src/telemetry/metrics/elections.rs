@@ -1,4 +1,4 @@
-//! Elections: what came of requests, and how leadership changes.
+//! Metrics of elections: outcomes of requests, and changes of leadership.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -49,7 +49,7 @@ struct Changed {
 #[derive(Debug)]
 pub(super) struct ElectionMetrics {
     outcomes: Family<Came, Counter>,
-    /// By action and outcome; made when first needed, as most pairs cannot be.
+    /// By action and outcome. Created on first use, as most pairs never occur.
     came: [[OnceLock<Counter>; Outcome::ALL.len()]; Action::ALL.len()],
     changes: [Counter; Cause::ALL.len()],
     held: Gauge,
@@ -99,7 +99,7 @@ impl ElectionMetrics {
     }
 }
 
-/// Series of elections each, for the kinds that the operator has named.
+/// Series for individual elections, for the kinds that the operator has named.
 #[derive(Debug)]
 struct Each {
     /// The elections that have series, by kind.
@@ -130,7 +130,7 @@ impl Each {
             election: election.name().to_owned(),
         };
         if let Some(token) = token {
-            // Below 2^53.
+            // Tokens are below 2^53.
             let token = i64::try_from(token.get()).unwrap_or(i64::MAX);
             self.tokens.get_or_create(&of).set(token);
         }
@@ -145,7 +145,7 @@ impl Each {
             .inc();
     }
 
-    /// Whether the election has series, or may have them from now on.
+    /// Returns whether the election has series. Gives it series if its kind has fewer than the limit.
     fn has_series(&self, election: &ElectionId) -> bool {
         let Some(known) = self.known.get(election.kind()) else {
             return false;

@@ -1,13 +1,14 @@
-//! The two formats of `/metrics`, and who gets which.
+//! The two formats of `/metrics`, and their selection.
 //!
-//! The library writes [OpenMetrics 1.0](https://prometheus.io/docs/specs/om/open_metrics_spec/); the
-//! [Prometheus text format 0.0.4](https://prometheus.io/docs/instrumenting/exposition_formats/) is made of that.
+//! The library writes [OpenMetrics 1.0](https://prometheus.io/docs/specs/om/open_metrics_spec/). This module
+//! converts that to the [Prometheus text format
+//! 0.0.4](https://prometheus.io/docs/instrumenting/exposition_formats/).
 
 use http::{HeaderMap, header};
 
 use super::table::Type;
 
-/// How metrics are written.
+/// A format of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// OpenMetrics 1.0, with exemplars.
@@ -17,7 +18,8 @@ pub enum Format {
 }
 
 impl Format {
-    /// What the caller's `Accept` headers ask for: OpenMetrics only if they name it, and no less than text.
+    /// Selects a format by the caller's `Accept` headers: OpenMetrics only if they name it with at least the
+    /// quality of text.
     #[must_use]
     pub fn accepted(headers: &HeaderMap) -> Self {
         let (mut open_metrics, mut text) = (0.0_f32, 0.0_f32);
@@ -49,7 +51,7 @@ impl Format {
         }
     }
 
-    /// The content type of an answer.
+    /// The content type of the response.
     #[must_use]
     pub fn content_type(self) -> &'static str {
         match self {
@@ -59,11 +61,11 @@ impl Format {
     }
 }
 
-/// The same metrics in text format: counters are called as their samples are, and what the format does not know
-/// is left out (units, exemplars, the mark at the end).
+/// Converts metrics to text format. Counters get the names of their samples. Omits what the format does not
+/// know: units, exemplars, the end mark.
 pub(super) fn text(open_metrics: &str) -> String {
     let mut text = String::with_capacity(open_metrics.len());
-    // The type, which changes the name in it, comes after the help.
+    // The help precedes the type, which changes the name in the help.
     let mut help = "";
     for line in open_metrics.lines() {
         let Some(comment) = line.strip_prefix("# ") else {
@@ -93,7 +95,7 @@ fn push(text: &mut String, parts: &[&str]) {
     text.push('\n');
 }
 
-/// A sample up to its exemplar, which begins with the first ` # ` that is in no label's value.
+/// Cuts the exemplar off a sample. The exemplar begins with the first ` # ` outside of a label value.
 fn without_exemplar(sample: &str) -> &str {
     let (mut quoted, mut escaped) = (false, false);
     for (at, byte) in sample.bytes().enumerate() {

@@ -1,4 +1,4 @@
-//! A histogram of durations whose observations are two additions, without a lock.
+//! A histogram of durations. An observation costs two additions and no lock.
 
 use std::{
     fmt,
@@ -14,22 +14,22 @@ use prometheus_client::{
     metrics::{MetricType, TypedMetric},
 };
 
-/// Counts durations. Cheap to clone; clones count together.
+/// Counts durations. Clones share their counts and are cheap.
 #[derive(Debug, Clone)]
 pub(super) struct Durations(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    /// Rising, in seconds.
+    /// Ascending upper bounds, in seconds.
     bounds: &'static [f64],
-    /// One more than bounds: the last has what is above all.
+    /// One more than bounds: the last counts all durations above them.
     counts: Box<[AtomicU64]>,
-    /// 584 years of it.
+    /// The sum in nanoseconds, which overflows after 584 years.
     nanos: AtomicU64,
 }
 
 impl Durations {
-    /// Counts in buckets with these upper bounds, in seconds.
+    /// Creates a histogram whose buckets have these upper bounds, in seconds.
     pub(super) fn new(bounds: &'static [f64]) -> Self {
         Self(Arc::new(Inner {
             bounds,
@@ -38,7 +38,7 @@ impl Durations {
         }))
     }
 
-    /// Counts this one.
+    /// Counts a duration.
     pub(super) fn observe(&self, took: Duration) {
         let seconds = took.as_secs_f64();
         let bucket = self.0.bounds.partition_point(|bound| *bound < seconds);
@@ -57,7 +57,8 @@ impl EncodeMetric for Durations {
         let bounds = self.0.bounds.iter().copied().chain([f64::INFINITY]);
         let counts = self.0.counts.iter().map(|count| count.load(Relaxed));
         let buckets: Vec<_> = bounds.zip(counts).collect();
-        // The count is the buckets' own, so that they agree whatever is counted meanwhile.
+        // Sums the buckets that were read, so that the count agrees with them despite concurrent
+        // observations.
         let count = buckets.iter().map(|(_, count)| count).sum();
         let sum = Duration::from_nanos(self.0.nanos.load(Relaxed)).as_secs_f64();
         encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)

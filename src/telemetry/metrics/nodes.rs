@@ -1,4 +1,4 @@
-//! Lease nodes, and what the quorum of them does.
+//! Metrics of lease nodes and of quorum operations.
 
 use std::{fmt, time::Duration};
 
@@ -17,12 +17,12 @@ use prometheus_client::{
 
 use super::{Flag, Registrar, Seconds, histogram::Durations, table};
 
-/// Upper bounds of the buckets of node calls, in seconds: nodes are closer than callers.
+/// Upper bounds of the node call buckets, in seconds. Nodes are closer than callers.
 const BUCKETS: &[f64] = &[
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0,
 ];
 
-/// What may be wrong with calls: the values of the label.
+/// Errors of calls: the values of the label.
 const ERRORS: [&str; 4] = ["timeout", "failed", "not_sent", "full"];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -97,7 +97,7 @@ impl Nodes {
         nodes
     }
 
-    /// Says how the nodes do.
+    /// Publishes the health of the nodes.
     pub(super) fn report(&self, nodes: &[NodeStatus]) {
         let down = nodes.iter().filter(|node| node.probe.is_err()).count();
         self.disconnected
@@ -109,7 +109,7 @@ impl Nodes {
             self.up
                 .get_or_create(&node)
                 .set(i64::from(status.probe.is_ok()));
-            // A number that is no longer known is worse than none.
+            // Removes a value that is no longer known: a stale one would mislead.
             let probe = status.probe.as_ref().ok();
             match probe.and_then(|probe| probe.guard) {
                 Some(left) => {
@@ -138,7 +138,7 @@ impl Nodes {
         }
     }
 
-    /// What counts calls to nodes of these names.
+    /// Creates an observer that counts calls to nodes with these names.
     pub(super) fn observer(&self, names: &[&str]) -> Counting {
         let per_node = |name: &&str| {
             let node = (*name).to_owned();
@@ -166,13 +166,13 @@ impl Nodes {
     }
 }
 
-/// Calls of an operation to a node.
+/// Metrics of the calls of one operation to one node.
 struct Calls {
     durations: Durations,
     errors: [Counter; ERRORS.len()],
 }
 
-/// Counts what a quorum does, in metrics that were resolved when it was made.
+/// Counts the operations of a quorum, in metrics that are resolved at its creation.
 pub(super) struct Counting {
     /// By node and operation.
     nodes: Vec<[Calls; Operation::ALL.len()]>,
@@ -204,7 +204,7 @@ impl Observer for Counting {
         if let Some(error) = error {
             calls.errors[error].inc();
         }
-        // A node that cannot be reached must not look quick.
+        // Excluded: an unreachable node must not appear fast.
         if outcome != Called::NotSent {
             calls.durations.observe(took);
         }
@@ -214,7 +214,7 @@ impl Observer for Counting {
         match why {
             Retry::StaleToken => self.token_retries.inc(),
             Retry::SplitVote => self.split_votes.inc(),
-            // Once in a node's life.
+            // Occurs once in a node's life.
             Retry::Unrecorded => return,
         };
     }

@@ -1,4 +1,4 @@
-//! Requests: how many are under way, how long they took, what they were answered.
+//! Metrics of requests: how many are in flight, how long they took, and which status they got.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{endpoint::Action, status::Code};
 
-/// How many statuses gRPC has.
+/// The number of gRPC status codes.
 const STATUSES: usize = 17;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -40,7 +40,7 @@ struct ByReason {
     reason: &'static str,
 }
 
-/// What an exemplar has.
+/// The labels of an exemplar.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Trace {
     trace_id: String,
@@ -57,11 +57,11 @@ impl MetricConstructor<Histogram> for Buckets {
     }
 }
 
-/// The metrics of requests, each resolved once: a request looks nothing up.
+/// The metrics of requests. Each is resolved once, so that a request needs no lookup.
 #[derive(Debug)]
 pub(super) struct Requests {
     family: Family<Answered, Histogram, Buckets>,
-    /// By action and status; made when first needed, as most never are.
+    /// By action and status. Created on first use, as most pairs never occur.
     durations: [[OnceLock<Histogram>; STATUSES]; Action::ALL.len()],
     in_flight: [Gauge; Action::ALL.len()],
     unavailable: Counter,
@@ -101,17 +101,17 @@ impl Requests {
     }
 }
 
-/// What an answer comes to, whatever its protocol.
+/// The result of a response in any protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
-    /// Its status.
+    /// The status.
     pub status: tonic::Code,
-    /// The row of the error table, if that is known.
+    /// The row of the error table, if it is known.
     pub code: Option<Code>,
 }
 
 impl Answer {
-    /// The number of the reason in [`REFUSALS`].
+    /// The index of the reason in [`REFUSALS`].
     fn refusal(self) -> Option<usize> {
         match (self.code, self.status) {
             (Some(Code::RateLimited), _) => Some(0),
@@ -124,7 +124,7 @@ impl Answer {
     }
 }
 
-/// A request under way, until it is dropped.
+/// A request in flight, until it is dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct InFlight {
@@ -139,13 +139,13 @@ impl InFlight {
         Self { metrics, action }
     }
 
-    /// What it is for.
+    /// The action of the request.
     #[must_use]
     pub fn action(&self) -> Action {
         self.action
     }
 
-    /// Counts that it was answered so, in this time; its trace, if it has one that is kept, becomes an exemplar.
+    /// Counts the response and its duration. If the request has a recorded trace, its id becomes an exemplar.
     pub fn answered(&self, answer: Answer, took: Duration, trace_id: Option<&str>) {
         let requests = &self.metrics.0.requests;
         let exemplar = trace_id.map(|id| Trace {
@@ -155,7 +155,7 @@ impl InFlight {
         requests
             .duration(self.action, answer.status)
             .observe(took.as_secs_f64(), exemplar, at);
-        // A probe that is told "not ready" asked for nothing that a quorum decides.
+        // A probe that gets "not ready" requested nothing that a quorum decides.
         if answer.status == tonic::Code::Unavailable && self.action != Action::Probe {
             requests.unavailable.inc();
         }

@@ -1,4 +1,5 @@
-//! The process and what is around it: readiness, connections, certificates, pods, traces, the build.
+//! Metrics of the process and its surroundings: readiness, connections, certificates, pods, traces, the
+//! build.
 
 use std::{
     fmt,
@@ -118,7 +119,7 @@ impl Service {
         self.kube_pods.clear();
         for looked in namespaces {
             let namespace = InNamespace {
-                // An empty label would be none.
+                // An empty label equals a missing one.
                 namespace: match looked.namespace {
                     "" => "*".to_owned(),
                     name => name.to_owned(),
@@ -135,14 +136,14 @@ impl Service {
     }
 }
 
-/// How the lookup of pods does in a namespace.
+/// The state of the pod lookup in a namespace.
 #[derive(Debug, Clone, Copy)]
 pub struct Looked<'a> {
-    /// Its name; empty for all namespaces.
+    /// The namespace; empty for all namespaces.
     pub namespace: &'a str,
     /// How many pods are known.
     pub pods: usize,
-    /// How old what is known of them is at the most, if anything is.
+    /// The maximum age of the known data; `None` if there is none yet.
     pub age: Option<Duration>,
 }
 
@@ -173,7 +174,7 @@ impl EncodeMetric for Optional {
     }
 }
 
-/// What became of spans.
+/// Counts of exported and lost spans.
 #[derive(Debug, Default)]
 struct Traces {
     exported: Counter,

@@ -1,6 +1,6 @@
 //! Every metric: its name, type, labels, unit and meaning, and when it exists.
 //!
-//! Metrics are registered by their row here, and docs/METRICS.md is printed from it.
+//! Metrics are registered by their rows here, and docs/METRICS.md is generated from them.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ use election_core::{
 
 use crate::endpoint::Action;
 
-/// What all names begin with, before an underscore.
+/// The prefix of all names, followed by an underscore.
 pub const PREFIX: &str = "election_agent";
 
 /// How many elections of a kind of `EA_METRICS_PER_ELECTION` have series of their own.
@@ -20,7 +20,7 @@ pub const ELECTIONS_PER_KIND: usize = 1_000;
 /// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Type {
-    /// Only rises, but begins at zero when the agent does.
+    /// Only rises; starts at zero with the agent.
     Counter,
     /// Rises and falls.
     Gauge,
@@ -29,7 +29,7 @@ pub enum Type {
 }
 
 impl Type {
-    /// As the exposition formats call it.
+    /// The name of the type in the exposition formats.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -47,18 +47,18 @@ pub struct Row {
     pub name: &'static str,
     /// Its type.
     pub kind: Type,
-    /// The names of its labels.
+    /// The names of the labels.
     pub labels: &'static [&'static str],
-    /// What its numbers count.
+    /// The unit of the values.
     pub unit: &'static str,
-    /// What it tells.
+    /// What the metric means.
     pub meaning: &'static str,
-    /// When it exists.
+    /// When the metric exists.
     pub exists: &'static str,
 }
 
 impl Row {
-    /// Its whole name.
+    /// The name with [`PREFIX`].
     #[must_use]
     pub fn full_name(&self) -> String {
         format!("{PREFIX}_{}", self.name)
@@ -177,7 +177,7 @@ table! {
         "with `EA_METRICS_PER_ELECTION`, from the election's first change by the cause";
 }
 
-/// docs/METRICS.md.
+/// Renders docs/METRICS.md.
 #[must_use]
 pub fn markdown() -> String {
     let mut text = format!(
@@ -224,7 +224,7 @@ pub fn markdown() -> String {
     text
 }
 
-/// The labels, and what their values are.
+/// The labels and their values.
 fn labels() -> [(&'static str, String); 13] {
     let statuses = (0..17).map(|code| status_name(code.into()));
     [
@@ -265,7 +265,7 @@ fn words(words: impl IntoIterator<Item = &'static str>) -> String {
     words.join(", ")
 }
 
-/// Why requests are refused: the values of the label.
+/// Reasons of refusals: the values of the label.
 pub(super) const REFUSALS: [&str; 5] = [
     "rate_limited",
     "overloaded",
@@ -321,7 +321,7 @@ mod tests {
                 "{}",
                 row.name
             );
-            // Neither format needs them escaped then.
+            // Without these characters, neither format needs escapes.
             assert!(
                 !row.meaning.contains(['\\', '"', '\n', '|']),
                 "{}",

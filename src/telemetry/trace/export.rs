@@ -1,4 +1,4 @@
-//! Sends spans in batches, from a bounded queue and a task of its own: a receiver that hangs or refuses costs
+//! Exports spans in batches, from a bounded queue in a separate task. A receiver that hangs or refuses costs
 //! spans, never requests.
 
 use std::{
@@ -26,14 +26,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::Batches;
 
-/// What became of spans since the process began.
+/// Counts of spans since the start of the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Spans that a receiver has taken.
+    /// Spans that the receiver accepted.
     pub exported: u64,
-    /// Spans that nobody has: the queue was full, or sending them failed.
+    /// Spans that were lost: the queue was full, or the export failed.
     pub lost: u64,
-    /// Batches that could not be sent.
+    /// Batches whose export failed.
     pub failures: u64,
 }
 
@@ -41,7 +41,7 @@ static EXPORTED: AtomicU64 = AtomicU64::new(0);
 static LOST: AtomicU64 = AtomicU64::new(0);
 static FAILURES: AtomicU64 = AtomicU64::new(0);
 
-/// What became of spans.
+/// Returns the counts of spans.
 #[must_use]
 pub fn counts() -> Counts {
     Counts {
@@ -55,23 +55,23 @@ fn lose(spans: usize) {
     LOST.fetch_add(spans as u64, Ordering::Relaxed);
 }
 
-/// Where spans go that have ended.
+/// The span processor that queues ended spans.
 #[derive(Debug)]
 pub(super) struct Queue {
     spans: mpsc::Sender<SpanData>,
-    /// Told when there is enough for a batch; each span by itself would wake the task too often.
+    /// Notified when a batch is complete. A notification for every span would wake the task too often.
     enough: Arc<Notify>,
     most: usize,
 }
 
-/// The task that sends spans.
+/// The task that exports spans.
 #[derive(Debug)]
 pub(super) struct Exporting {
     task: JoinHandle<()>,
     closing: CancellationToken,
 }
 
-/// The end of the queue that spans are taken from, before the task that sends them is started.
+/// The receiving end of the queue, before the export task is started.
 #[derive(Debug)]
 pub(super) struct Unstarted {
     batches: Batches,
@@ -99,7 +99,7 @@ impl Queue {
 }
 
 impl Unstarted {
-    /// Starts a task of this runtime that sends what is in the queue.
+    /// Starts a task on this runtime that exports the queued spans.
     pub(super) fn start(self, exporter: impl SpanExporter + 'static) -> Exporting {
         let closing = CancellationToken::new();
         let worker = Worker {
@@ -128,7 +128,7 @@ impl SpanProcessor for Queue {
     }
 
     fn force_flush(&self) -> OTelSdkResult {
-        // The task does so at its end; nobody else asks.
+        // The export task flushes when it ends. Nothing else requests a flush.
         Ok(())
     }
 
@@ -138,7 +138,7 @@ impl SpanProcessor for Queue {
 }
 
 impl Exporting {
-    /// Sends what waits, for no longer than this; what is left then is lost.
+    /// Exports the queued spans within this limit. The remaining ones are lost.
     pub(super) async fn finish(mut self, limit: Duration) {
         self.closing.cancel();
         if timeout(limit, &mut self.task).await.is_err() {
@@ -155,7 +155,7 @@ struct Worker<E> {
     batches: Batches,
     queue: mpsc::Receiver<SpanData>,
     enough: Arc<Notify>,
-    /// Whether the last batch could not be sent: told once.
+    /// Whether the last export failed, so that only the first failure is logged.
     failing: bool,
 }
 
@@ -169,7 +169,7 @@ impl<E: SpanExporter> Worker<E> {
                 () = closing.cancelled() => {}
             }
             at = Instant::now() + self.batches.delay;
-            // Before the queue is emptied: what comes after that may be lost.
+            // Read before the queue is drained: spans that arrive after the close may be lost.
             let last = closing.is_cancelled();
             while let Some(batch) = self.batch() {
                 let whole = batch.len() == self.batches.most;
@@ -184,7 +184,7 @@ impl<E: SpanExporter> Worker<E> {
         }
     }
 
-    /// As many spans as wait and may be sent at once.
+    /// Takes the queued spans, up to the size of a batch.
     fn batch(&mut self) -> Option<Vec<SpanData>> {
         let mut batch = Vec::new();
         while batch.len() < self.batches.most {
@@ -226,7 +226,7 @@ impl<E> Drop for Worker<E> {
     }
 }
 
-/// So many spans, which are lost unless they are taken.
+/// A number of spans that count as lost when this is dropped, unless the receiver took them.
 struct Sending(usize);
 
 impl Sending {
@@ -268,7 +268,7 @@ mod tests {
         most: 4,
     };
 
-    /// Notes the sizes of batches; each needs a permit, and fails while that is set.
+    /// Records the sizes of batches. Each export needs a permit, and fails while `fails` is set.
     #[derive(Debug, Clone)]
     struct Receiver {
         sizes: Arc<Mutex<Vec<usize>>>,
@@ -332,14 +332,14 @@ mod tests {
         }
     }
 
-    /// Lets the task run until it waits for something.
+    /// Yields until the export task is idle.
     async fn settle() {
         for _ in 0..100 {
             tokio::task::yield_now().await;
         }
     }
 
-    /// What is counted is counted for the process: one test at a time.
+    /// The counters are global to the process: serializes the tests.
     static COUNTED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
     fn since(before: Counts) -> (u64, u64, u64) {

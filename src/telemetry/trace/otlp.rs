@@ -1,4 +1,4 @@
-//! The exporters for both of the protocol's transports.
+//! The exporters for both transports of the OpenTelemetry protocol.
 
 use std::collections::HashMap;
 
@@ -16,7 +16,7 @@ use opentelemetry_sdk::{Resource, trace::SpanExporter as _};
 use super::{Destination, Protocol, StartError};
 use crate::{causes, tls};
 
-/// What sends spans to the destination; it connects when there is something to send.
+/// Creates an exporter to the destination. It connects on the first export.
 pub(super) fn exporter(
     destination: &Destination,
     resource: &Resource,
@@ -58,12 +58,12 @@ fn grpc(destination: &Destination) -> Result<SpanExporter, StartError> {
 }
 
 fn http(destination: &Destination) -> Result<SpanExporter, StartError> {
-    // Also where nothing else has needed one before.
+    // Nothing else may have installed a provider yet.
     tls::install_provider();
     let mut client = reqwest::Client::builder().timeout(destination.timeout);
     let authorities = match &destination.authorities {
         Some(pem) => Some(reqwest::Certificate::from_pem_bundle(pem)),
-        // Reading the system's authorities takes its time.
+        // Avoids loading the system's authorities, which takes time.
         None if destination.endpoint.scheme() == "http" => Some(Ok(Vec::new())),
         None => None,
     };

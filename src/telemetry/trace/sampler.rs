@@ -1,4 +1,4 @@
-//! Whose requests are recorded, decided by their headers before anything is built for them.
+//! Sampling: decides by a request's headers whether it is recorded, before anything is built for it.
 
 use std::str::FromStr as _;
 
@@ -7,36 +7,36 @@ use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState}
 
 const TRACE_PARENT: &str = "traceparent";
 const TRACE_STATE: &str = "tracestate";
-/// Of [`TRACE_PARENT`] in version 00: the version, the ids and the flags, with dashes between.
+/// The length of [`TRACE_PARENT`] in version 00: the version, the ids and the flags, with dashes between.
 const LENGTH: usize = 55;
 
 /// Decides whether a request is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sampler {
-    /// Whether the caller's decision is taken, if it has made one.
+    /// Whether the caller's sampling decision is used, if it has made one.
     pub parent_based: bool,
-    /// What decides otherwise.
+    /// The decision otherwise.
     pub root: Root,
 }
 
-/// Decides by itself.
+/// A decision without regard to the caller's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Root {
     /// Records everything.
     Always,
     /// Records nothing.
     Never,
-    /// Records traces whose id, in its last 63 bits, is below this: the same traces as other SDKs.
+    /// Records traces whose id, in its last 63 bits, is below this value: the same traces as other SDKs.
     Below(u64),
 }
 
 impl Root {
-    /// Records this part of all traces (0 to 1).
+    /// Records this share of all traces (0 to 1).
     #[must_use]
     pub fn ratio(ratio: f64) -> Self {
         match ratio {
             1.0.. => Self::Always,
-            // Exact enough: a double has 53 bits.
+            // Precise enough: a double has 53 bits.
             _ => Self::Below((ratio.max(0.0) * (1_u64 << 63) as f64) as u64),
         }
     }
@@ -51,8 +51,8 @@ impl Root {
 }
 
 impl Sampler {
-    /// Whether a request is recorded that has this parent. Traces that begin here are drawn by a number of
-    /// their own, as nobody else decides about them.
+    /// Returns whether a request with this parent is recorded. A trace that begins here uses a random number
+    /// instead of its id, as no other process has to make the same decision.
     #[must_use]
     pub fn samples(self, parent: Option<&Parent>) -> bool {
         match parent {
@@ -68,7 +68,7 @@ impl Sampler {
     }
 }
 
-/// The caller's span, as it has told in [W3C Trace Context](https://www.w3.org/TR/trace-context/) headers.
+/// The caller's span, parsed from [W3C Trace Context](https://www.w3.org/TR/trace-context/) headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parent {
     trace: TraceId,
@@ -77,7 +77,7 @@ pub struct Parent {
 }
 
 impl Parent {
-    /// The parent that the headers tell, if they do so once and validly.
+    /// Parses the parent from the headers; `None` if the header is missing, repeated or invalid.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let mut told = headers.get_all(TRACE_PARENT).iter();
@@ -109,13 +109,13 @@ impl Parent {
         (whole && dashes && valid).then_some(parent)
     }
 
-    /// Whether the caller records its span.
+    /// Returns whether the caller records its span.
     #[must_use]
     pub fn is_sampled(&self) -> bool {
         self.flags & 1 == 1
     }
 
-    /// The parent as spans have it, with the state that other systems passed on in these headers.
+    /// The parent as a span context, with the trace state of other systems from these headers.
     #[must_use]
     pub fn context(&self, headers: &HeaderMap) -> SpanContext {
         let state: Vec<_> = headers
@@ -123,7 +123,7 @@ impl Parent {
             .iter()
             .filter_map(|line| line.to_str().ok())
             .collect();
-        // One that cannot be read is dropped, as the specification says.
+        // The specification requires that an invalid state is dropped.
         let state = TraceState::from_str(&state.join(",")).unwrap_or_default();
         SpanContext::new(
             self.trace,
@@ -135,7 +135,7 @@ impl Parent {
     }
 }
 
-/// A number of up to 32 hexadecimal digits, in lower case only.
+/// Parses a number of up to 32 hexadecimal digits, in lower case only.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0, |number, digit| {
         let value = match digit {

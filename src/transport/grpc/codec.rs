@@ -1,4 +1,4 @@
-//! Protobuf messages whose malformed bytes are the caller's mistake, not the agent's.
+//! A Protocol Buffers codec that treats malformed bytes as the caller's error, not the agent's.
 
 use std::marker::PhantomData;
 
@@ -11,13 +11,14 @@ use tonic_prost::{ProstCodec, ProstEncoder};
 
 use crate::status::{Code, Problem};
 
-/// What a message is encoded into at first, and how much is encoded before it is sent, in bytes. Most answers
-/// are far below the first; tonic's own 8 KiB would be the most that a small request takes up.
+/// The initial size of an encoding buffer, and how much is encoded before it is sent, in bytes. Most replies
+/// are far below the first. With tonic's default of 8 KiB, the buffer would be the largest part of a small
+/// request.
 const BUFFER: usize = 512;
 const YIELD: usize = 32 * 1024;
 
-/// Prost's codec, but a message that does not decode is InvalidArgument (tonic's own says Internal), and so is a second
-/// one: no method takes a stream, and tonic would leave it unread.
+/// Prost's codec, except that a message that does not decode is InvalidArgument (in tonic, Internal), and so
+/// is a second message: no method takes a stream, and tonic would leave it unread.
 #[derive(Debug)]
 pub struct StrictCodec<T, U>(PhantomData<(T, U)>);
 
@@ -49,10 +50,10 @@ where
     }
 }
 
-/// Decodes one message.
+/// Decodes exactly one message.
 #[derive(Debug)]
 pub struct StrictDecoder<U> {
-    /// Whether that has been.
+    /// Whether the message was decoded.
     decoded: bool,
     message: PhantomData<U>,
 }

@@ -1,4 +1,4 @@
-//! Between protobuf messages and the domain's types.
+//! Conversions between protobuf messages and the domain's types.
 
 use election_core::{
     election::{
@@ -121,7 +121,7 @@ fn leader(election: &ElectionId, lease: &Lease) -> proto::Leader {
     }
 }
 
-/// What a leader is told. That it does not lead is an answer over gRPC, and no error.
+/// Converts the result of a leader's request. Over gRPC, a denial is a reply and not an error.
 pub(super) fn verdict(done: Result<(), gate::Error>) -> Result<proto::BoolValue, Problem> {
     let reason = match done {
         Ok(()) => None,

@@ -1,4 +1,4 @@
-//! Reads requests, and says what is wrong with them in the words of the error table.
+//! Extractors whose rejections are rows of the error table.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::dto::ElectionPath;
 use crate::status::{Code, Problem};
 
-/// A JSON body; it must be announced as `application/json`.
+/// A JSON body. The content type must be `application/json`.
 pub(super) struct Json<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
@@ -32,7 +32,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Json<T> {
     }
 }
 
-/// A JSON body, if there is a body.
+/// An optional JSON body.
 impl<S: Send + Sync, T: DeserializeOwned> OptionalFromRequest<S> for Json<T> {
     type Rejection = Problem;
 
@@ -78,9 +78,9 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
             format!("the body is not the JSON that this path takes: {what}"),
         )
     };
-    // RFC 8259 lets readers ignore what some editors and languages put before a text.
+    // RFC 8259 permits readers to ignore the byte order mark that some editors and languages write.
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    // Serde would take an array for the members in their order.
+    // Serde accepts an array as the members in their order.
     if body
         .trim_ascii_start()
         .first()
@@ -91,7 +91,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| refuse(&error))
 }
 
-/// What the path names; but for DELETE these paths have no query.
+/// The parameters of the path. Except for DELETE, these paths have no query.
 pub(super) struct Named<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
@@ -115,7 +115,7 @@ impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T
     }
 }
 
-/// The election that the path names.
+/// The election in the path.
 pub(super) struct Target(pub(super) ElectionId);
 
 impl<S: Send + Sync> FromRequestParts<S> for Target {
@@ -131,7 +131,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Target {
 #[serde(deny_unknown_fields)]
 struct NoQuery {}
 
-/// What the query says.
+/// The parameters of the query.
 pub(super) struct Search<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Search<T> {
@@ -153,8 +153,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for Search<T> {
     }
 }
 
-/// Decoders downstream take a malformed escape literally and replace what is not UTF-8: two spellings
-/// would then name one election.
+/// Rejects malformed escapes and text that is not UTF-8. Later decoders take such an escape literally and
+/// replace invalid bytes: two spellings would then name one election.
 fn check_encoding(part: &str, text: &str) -> Result<(), Problem> {
     let hex = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_hexdigit);
     let bytes = text.as_bytes();

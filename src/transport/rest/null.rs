@@ -1,10 +1,10 @@
-//! Members that may be left out, and may as well be `null`, as many serializers write what is not set.
+//! Optional members that may also be `null`, which many serializers write for unset members.
 
 use serde::{Deserialize, Deserializer};
 
 use super::whole;
 
-/// Reads a value; `null` is the default.
+/// Deserializes a value; `null` is the default.
 pub(super) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -13,13 +13,13 @@ where
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// Reads an `i64`; `null` is 0.
+/// Deserializes an `i64`; `null` is 0.
 pub(super) fn or_signed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     let number: Option<Signed> = Option::deserialize(deserializer)?;
     Ok(number.map_or(0, |Signed(number)| number))
 }
 
-/// Reads a `u64`; `null` is 0.
+/// Deserializes a `u64`; `null` is 0.
 pub(super) fn or_unsigned<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     let number: Option<Unsigned> = Option::deserialize(deserializer)?;
     Ok(number.map_or(0, |Unsigned(number)| number))

@@ -1,4 +1,4 @@
-//! The OpenAPI document, made from the handlers and the error table.
+//! The OpenAPI document, generated from the handlers and the error table.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ use crate::{
 )]
 struct Document;
 
-/// The document.
+/// Generates the document.
 #[must_use]
 pub fn document() -> utoipa::openapi::OpenApi {
     let mut document = Document::openapi().merge_from(routes::described());
@@ -47,7 +47,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
     document
 }
 
-/// The document as YAML, as `openapi/openapi_v3.yaml` has it.
+/// Renders the document as YAML, as in `openapi/openapi_v3.yaml`.
 #[must_use]
 pub fn yaml(document: &utoipa::openapi::OpenApi) -> String {
     #[expect(
@@ -57,7 +57,7 @@ pub fn yaml(document: &utoipa::openapi::OpenApi) -> String {
     document.to_yaml().expect("the document serializes")
 }
 
-/// The election routes exist without the kind, too.
+/// Adds the election routes without the kind.
 struct DefaultKind;
 
 impl Modify for DefaultKind {
@@ -82,10 +82,10 @@ impl Modify for DefaultKind {
     }
 }
 
-/// Every operation of the API may be refused by a layer, whatever its handler says.
+/// Adds the errors of layers to every operation of the API.
 struct Errors;
 
-/// What any request may be answered; only the first [`UNGUARDED`] of them where no election is asked.
+/// The errors of any request. Operations without an election have only the first [`UNGUARDED`].
 const COMMON: [Code; 9] = [
     Code::InvalidArgument,
     Code::MethodNotAllowed,
@@ -124,7 +124,7 @@ impl Modify for Errors {
                 }
                 if let Some(RefOr::T(body)) = &mut operation.request_body {
                     if operation.operation_id.as_deref() == Some("resign") {
-                        // The leader may be named in the query instead.
+                        // The query may name the leader instead.
                         body.required = Some(Required::False);
                     }
                     let code = Code::UnsupportedMediaType;
@@ -145,8 +145,8 @@ impl Modify for Errors {
     }
 }
 
-/// Every operation of the API takes a bearer token, and whether it needs one is the agent's configuration
-/// to say.
+/// Adds the bearer token to every operation of the API. The agent's configuration decides whether it is
+/// required.
 struct Credentials;
 
 const BEARER: &str = "bearer";
@@ -175,7 +175,7 @@ impl Modify for Credentials {
     }
 }
 
-/// The answers that share this row's HTTP status, as one response.
+/// Merges the rows that share this row's HTTP status into one response.
 fn response(code: Code) -> Response {
     let same_status: Vec<_> = Code::ALL
         .iter()
@@ -227,7 +227,7 @@ fn response(code: Code) -> Response {
     response.build()
 }
 
-/// Whether it is not a probe or the like, which everybody may ask.
+/// Returns whether the operation belongs to the API, as opposed to public ones such as probes.
 fn is_of_the_api(operation: &Operation) -> bool {
     let tags = operation.tags.iter().flatten();
     !tags.into_iter().any(|tag| tag == "operations")
@@ -245,7 +245,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     .flatten()
 }
 
-/// Every documented path and method, for tests and tools.
+/// Returns every documented path and its methods, for tests and tools.
 #[must_use]
 pub fn documented() -> BTreeMap<String, Vec<&'static str>> {
     document()

@@ -25,20 +25,20 @@ use crate::{
     telemetry::metrics::Metrics,
 };
 
-/// What the routes answer from.
+/// The state that the routes read.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// The door to the elections; `None` when their routes are switched off.
+    /// The gate to the elections; `None` if their routes are disabled.
     pub gate: Option<Gate>,
-    /// Whether the agent is ready.
+    /// The readiness of the agent.
     pub readiness: watch::Receiver<Report>,
-    /// How the lookup of pods does.
+    /// The state of the pod lookup.
     pub lookup: Lookup,
-    /// The metrics; `None` when they are switched off.
+    /// The metrics; `None` if they are disabled.
     pub metrics: Option<Metrics>,
 }
 
-/// All routes. Probes and metrics stay when the elections' routes are switched off.
+/// Builds all routes. Probes and metrics exist even if the routes of elections are disabled.
 pub fn router(sources: Sources) -> Router {
     let mut router = Router::from(routes::probes()).with_state((sources.readiness, sources.lookup));
     if let Some(metrics) = sources.metrics {
@@ -65,8 +65,7 @@ pub fn router(sources: Sources) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
 }
 
-/// Swagger UI and the document it shows. What it does not have is told as elsewhere: its own answer has no
-/// body.
+/// Serves Swagger UI and its document. Replaces its empty 404 response by a problem document.
 fn swagger_ui(document: OpenApi, hint: &'static str) -> Router {
     let found = move |request: Request, next: Next| async move {
         let uri = request.uri().clone();
@@ -80,7 +79,7 @@ fn swagger_ui(document: OpenApi, hint: &'static str) -> Router {
         .route_layer(from_fn(found))
 }
 
-/// Leads browsers to the user interface, and tells programs where things are.
+/// Redirects browsers to the user interface. Responds to programs with the locations of the resources.
 async fn root(headers: HeaderMap) -> Response {
     let accepts = headers.get(header::ACCEPT);
     let accepts = accepts.and_then(|accepts| accepts.to_str().ok());

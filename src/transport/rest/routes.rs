@@ -1,4 +1,4 @@
-//! What each HTTP path does.
+//! The handlers of the HTTP paths.
 
 use axum::{
     Json as Answer,
@@ -34,10 +34,10 @@ use crate::{
     transport::{CACHE_AGE, cache_age, request::Deadline},
 };
 
-/// What says that the process works.
+/// The body of a successful liveness probe.
 pub(crate) const ALIVE: &str = "ok\n";
 
-/// The paths of the API, with what the OpenAPI document says of them.
+/// The paths of the API, with their description in the OpenAPI document.
 pub(super) fn api() -> OpenApiRouter<Gate> {
     let (schemas, paths, election) = routes!(leader, campaign, extend, handover, resign);
     OpenApiRouter::new()
@@ -59,7 +59,7 @@ pub(super) fn measures() -> OpenApiRouter<Metrics> {
     OpenApiRouter::new().routes(routes!(metrics))
 }
 
-/// What all handlers say of themselves.
+/// The OpenAPI description of all handlers.
 pub(super) fn described() -> OpenApi {
     let described = api().into_openapi();
     let described = described.merge_from(probes().into_openapi());

@@ -1,6 +1,5 @@
-//! Whole numbers as JSON has them: `1000.0` is the same number as `1000`, and an `integer` to JSON Schema.
-//! Some clients' languages know but one kind of number and write the former; serde's own integers
-//! refuse it.
+//! Whole numbers in JSON: `1000.0` is the same number as `1000`, and an `integer` in JSON Schema. Clients in
+//! languages with a single number type write the former, which serde's own integers reject.
 
 use std::{fmt, marker::PhantomData};
 
@@ -9,15 +8,15 @@ use serde::{
     de::{Error, Unexpected, Visitor},
 };
 
-/// Up to here an `f64` holds every whole number.
+/// The upper limit below which an `f64` represents every whole number.
 const EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// Reads an `i64`.
+/// Deserializes an `i64`.
 pub(super) fn signed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     deserializer.deserialize_i64(Whole(PhantomData))
 }
 
-/// Reads a `u64`.
+/// Deserializes a `u64`.
 pub(super) fn unsigned<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     deserializer.deserialize_u64(Whole(PhantomData))
 }
@@ -45,7 +44,7 @@ impl<N: TryFrom<i128>> Visitor<'_> for Whole<N> {
         if number.fract() != 0.0 || number.abs() >= EXACT {
             return Err(refused);
         }
-        // Whole and in range: nothing is lost.
+        // The number is whole and in range: the conversion is lossless.
         N::try_from(number as i128).map_err(|_| refused)
     }
 }

@@ -1,4 +1,4 @@
-//! What may happen, and what must hold: the steps that the checker explores.
+//! The steps that the checker explores, and the properties that must hold.
 
 use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -29,21 +29,22 @@ pub(crate) const RISING: &str = "tokens rise";
 pub(crate) const CLEAN: &str = "nobody is said to lead who was told of nothing";
 pub(crate) const WINNABLE: &str = "a vacant election can be won";
 
-/// Asks when all others have stopped.
+/// The candidate that campaigns after all others have stopped.
 const LATECOMER: usize = 2;
 
-/// What is checked.
+/// A configuration of the checker.
 #[derive(Clone, Debug)]
 pub(crate) struct Election {
     pub(crate) world: World,
     pub(crate) budget: Budget,
-    /// Whether what remains is looked at, too: no phantoms, and somebody can win.
+    /// Whether the checks of leftovers run, too: nobody is wrongly reported as the leader, and a candidate
+    /// can win.
     pub(crate) remains: bool,
-    /// The rule that is taken away.
+    /// The rule that is disabled.
     pub(crate) without: Option<Rule>,
 }
 
-/// A step.
+/// A step of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     Tick,
@@ -55,19 +56,19 @@ pub(crate) enum Action {
     /// A node executes a request.
     Execute(usize, Key, How),
     Save(usize),
-    /// A node restarts, with nothing or with what was saved.
+    /// A node restarts, with empty or with saved memory.
     Restart(usize, bool),
-    /// An agent probes the nodes.
+    /// An agent checks the health of the nodes.
     Look(usize),
-    /// The caller goes away.
+    /// The caller stops waiting.
     Abandon(usize, u32),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct How {
-    /// Nobody hears the reply.
+    /// The reply is lost.
     lost: bool,
-    /// It may be executed again.
+    /// The request may be executed again.
     again: bool,
 }
 
@@ -84,7 +85,7 @@ impl Election {
         }
     }
 
-    /// The longest bounds of any agent.
+    /// The longest bounds of all agents.
     fn longest(&self) -> Bounds {
         let all = || self.world.agents.iter().map(|plan| plan.bounds());
         Bounds {
@@ -151,7 +152,7 @@ impl Election {
         state
     }
 
-    /// All nodes have granted the first candidate's lease, and extended it.
+    /// Starts with a lease of the first candidate that all nodes have granted and extended.
     fn begin_led(&self, state: &mut State) {
         let now = state.now();
         let term = self.term(0);
@@ -201,7 +202,8 @@ impl Election {
         }
     }
 
-    /// Probes all nodes at one instant, passes on what they tell, and gives records to those that have none.
+    /// Probes all nodes at one instant, passes on the bounds that they report, and writes records to nodes
+    /// without one.
     fn look(&self, state: &mut State, agent: usize) {
         let now = state.now();
         let plan = self.world.agents[agent];
@@ -210,7 +212,7 @@ impl Election {
             age: Duration::ZERO,
         };
         let nodes = plan.electorate.nodes();
-        // What is to be registered is known only when all have been read.
+        // The bounds to register are known only after all nodes were read.
         for write in [false, true] {
             for node in nodes.iter() {
                 let me = &mut state.agents[agent];
@@ -299,7 +301,7 @@ impl Election {
             leader: candidate(leader),
             token: state.leads[leader].map(|lead| lead.token),
         };
-        // It no longer acts as leader, whatever comes of it.
+        // It stops acting as leader before the request, whatever the outcome.
         state.leads[leader] = None;
         let now = state.now();
         let resigning = Resigning::new(resign, now, now + 2 * TICK);
@@ -319,7 +321,7 @@ impl Election {
         }
     }
 
-    /// Gives an operation what happens to it, and does what it wants.
+    /// Feeds an event to an operation, and performs the effects that its state machine requests.
     fn feed(&self, state: &mut State, agent: usize, id: u32, event: Event) {
         let now = state.now();
         let mut events = vec![event];
@@ -387,7 +389,8 @@ impl Election {
                     Wanted::Extended => {
                         operation.answered = true;
                         let term = self.term(operation.candidate);
-                        // One that has been given up, or followed by another term, does not come back.
+                        // An extension does not revive a leadership that was given up or followed by another
+                        // term.
                         let lead = state.leads[operation.candidate];
                         if let Some(lead) = lead.filter(|it| Some(it.token) == operation.token) {
                             let until = operation.asked + term.duration() - term.drift();
@@ -505,7 +508,7 @@ impl Election {
         }
     }
 
-    /// Drops what can no longer make a difference, so that states which differ in it only are one.
+    /// Drops everything that can no longer make a difference. States that differ only in that become one.
     fn forget(&self, state: &mut State) {
         let left = state.left;
         if left.faults == 0 {
@@ -525,7 +528,7 @@ impl Election {
         }
         let asks = left.campaigns + left.extensions + left.handovers;
         if asks == 0 && !self.remains && state.operations().all(|(_, _, it)| it.answered) {
-            // Nobody will be told anything any more.
+            // No candidate will receive another reply.
             state.left = Budget::default();
             for node in &mut state.nodes {
                 (node.memory, node.saved) = (Memory::new(0), None);
@@ -537,8 +540,8 @@ impl Election {
         }
     }
 
-    /// Whether, when nothing fails any more, an agent wins the election for a new candidate as soon as every lease
-    /// and every guard must be over: what is on its way may still arrive, or not.
+    /// Returns whether an agent wins the election for a new candidate once all leases and guards must have
+    /// expired and nothing fails any more. Checks both cases: requests in transit arrive, or they do not.
     fn can_be_won(&self, state: &State) -> bool {
         let agents = 0..self.world.agents.len();
         let ways = agents.flat_map(|agent| [(agent, true), (agent, false)]);
@@ -572,14 +575,14 @@ impl Election {
         })
     }
 
-    /// Executes all that is on its way.
+    /// Executes all requests in transit.
     fn settle(&self, state: &mut State) {
         let how = How {
             lost: false,
             again: false,
         };
         loop {
-            // A split vote is held again and again, which takes no time here.
+            // A split vote is repeated endlessly, because it takes no time here.
             let split = state.operations().find(|(_, _, it)| it.votes > 3);
             if let Some((agent, id, _)) = split.filter(|(_, _, it)| !it.answered) {
                 self.feed(state, agent, id, Event::Abandoned);
@@ -593,7 +596,8 @@ impl Election {
         }
     }
 
-    /// Whether, when nothing is on its way, nobody is said to lead who was told of nothing.
+    /// Returns whether, with nothing in transit, only candidates that received a grant are reported as
+    /// leaders.
     fn is_clean(&self, state: &State) -> bool {
         if !state.is_quiet() {
             return true;
@@ -640,7 +644,7 @@ impl Model for Election {
                 && plans[number] == plans[number - 1]
                 && agent.operations.is_empty()
             {
-                // It makes no difference which of the two acts.
+                // The two agents are interchangeable.
                 continue;
             }
             if left.looks > 0 {

@@ -1,34 +1,38 @@
-//! The agent's own algorithm, in every order of events: three nodes, two agents, two candidates that want one election,
-//! and a third one that asks when all others have stopped.
+//! Checks the agent's own algorithm in every order of events: three nodes, two agents, two candidates for one
+//! election, and a third candidate that campaigns after all others have stopped.
 //!
-//! A newcomer reads [`world`] (what a check chooses), [`state`] (what the checker remembers), then [`election`] (what
-//! may happen, and what must hold). The checks below say what each covers; `cargo test -p election-core --features
-//! weaken --test model -- --nocapture` prints in how many states, and each counterexample. `make test-model` checks
-//! more, and takes minutes.
+//! A newcomer reads [`world`] (the parameters of a check), [`state`] (the state of the checker), then
+//! [`election`] (the steps and the properties). The checks below say what each covers. `cargo test -p
+//! election-core --features weaken --test model -- --nocapture` prints the number of states of each, and
+//! every counterexample. `make test-model` checks more, and takes minutes.
 //!
 //! # What is the agent's own code
-//! - A node is [`Memory`](election_core::lease::memory::Memory), the in-process node's.
+//! - A node is [`Memory`](election_core::lease::memory::Memory), that of the in-process node.
 //! - Campaigns, handovers, extensions with their repairs, and resignations are the state machines of
 //!   [`policy`](election_core::lease::policy) that the quorum drives.
-//! - Each rule of [`rules`](election_core::lease::rules) that is within reach is taken away, to see that the checker then
-//!   finds what the rule prevents.
+//! - Each rule of [`rules`](election_core::lease::rules) within the reach of the model is disabled once, to
+//!   verify that the checker then finds the failure that the rule prevents.
 //!
 //! # What is modelled
-//! - Time in whole ticks. A leader counts its time from before it asked, a node from when it was asked.
-//! - A network that is a set of requests: each is executed at any time, in any order, or never. A reply is heard as soon
-//!   as the request is executed, or lost: hearing it later only makes a leader know later what lets it lead no longer.
-//! - Faults: a reply that is lost, a request that is executed twice or when its sender has stopped waiting, a caller that
-//!   goes away before its vote is decided.
-//! - Restarts that wipe a node's memory or set it back to what it was when it was saved.
-//! - Probes, and the records that they write, of all nodes at one instant: the simulation has them one by one.
-//! - Agents with other terms and vote lifetimes, that start late, or that have other lists of nodes.
+//! - Time in whole ticks. A leader counts its term from before its request, a node from the receipt of the
+//!   request.
+//! - A network that is a set of requests: each is executed at any time, in any order, or never. A reply
+//!   arrives as soon as the request is executed, or is lost. A later arrival adds nothing: a leader learns of
+//!   its term later, but the term does not last longer.
+//! - Faults: a reply that is lost, a request that is executed twice or after its sender has stopped waiting,
+//!   a caller that stops waiting before its vote is decided.
+//! - Restarts that wipe a node's memory or set it back to a saved state.
+//! - Probes, and the records that they write, of all nodes at one instant. The simulation has them one by
+//!   one.
+//! - Agents with other terms and vote lifetimes, agents that start late, and agents that have other lists of
+//!   nodes.
 //!
-//! # What is not
-//! Clocks that drift; floors that lapse; first starts; leases that count for their full term after a restart (a database
-//! file); campaigns of more than a few votes. The simulation has those.
+//! # What is not modelled
+//! Clocks that drift; token high-water marks that expire; first starts; leases that count for their full term
+//! after a restart (a database file); campaigns of more than a few votes. The simulation has those.
 //!
 //! # What is checked
-//! Every state that the budget of a check allows, breadth first, so that a counterexample is a shortest one.
+//! Every state within the budget of a check, breadth first, so that a counterexample is a shortest one.
 
 #![expect(
     clippy::expect_used,
@@ -50,7 +54,7 @@ use stateright::{Checker, Expectation, HasDiscoveries, Model};
 use election::{CLEAN, EXCLUSION, Election, RISING};
 use world::{Budget, Plan, World, campaigns, world};
 
-/// How many states a counterexample is looked for in.
+/// The maximum number of states in the search for a counterexample.
 const SEARCH: usize = 10_000_000;
 
 fn election(world: World, budget: Budget) -> Election {
@@ -62,7 +66,7 @@ fn election(world: World, budget: Budget) -> Election {
     }
 }
 
-/// As [`election`], and what remains is looked at.
+/// As [`election`], with the checks of leftovers.
 fn remains(world: World, budget: Budget) -> Election {
     Election {
         remains: true,
@@ -70,7 +74,7 @@ fn remains(world: World, budget: Budget) -> Election {
     }
 }
 
-/// Tries every state.
+/// Explores every state.
 fn check(election: &Election) {
     let begun = Instant::now();
     let checker = election.clone().checker().threads(1).spawn_bfs().join();
@@ -98,7 +102,7 @@ fn check(election: &Election) {
     );
 }
 
-/// Expects that a property does not hold without a rule, and prints how.
+/// Asserts that a property does not hold without a rule, and prints the counterexample.
 fn find(property: &'static str, rule: Rule, election: Election) {
     let begun = Instant::now();
     let election = Election {
@@ -119,7 +123,7 @@ fn find(property: &'static str, rule: Rule, election: Election) {
     }
 }
 
-/// An agent whose terms and votes are longer, beside one of the usual kind.
+/// An agent with longer terms and votes, together with an agent of the usual kind.
 fn unequal(late: bool) -> Vec<Plan> {
     let longer = Plan {
         longest: 3,
@@ -130,7 +134,7 @@ fn unequal(late: bool) -> Vec<Plan> {
     vec![Plan::of(3), longer]
 }
 
-/// As agents are while they pass from a list of nodes to another: one has both lists, one the new list alone.
+/// Agents during the change of a list of nodes: one has both lists, one only the new list.
 fn passing() -> World {
     let nodes = |numbers: &[usize]| numbers.iter().copied().collect::<Nodes>();
     let (old, new) = (nodes(&[0, 1, 2]), nodes(&[1, 2, 3]));
@@ -162,14 +166,14 @@ fn no_clocks() -> World {
     }
 }
 
-/// Two campaigns that meet each other in every way, and hold a second vote if the first is split.
+/// Two campaigns that interleave in every way, and hold a second vote if the first is split.
 #[test]
 fn of_candidates_that_campaign_at_once_one_leads_and_tokens_rise() {
     check(&election(world().votes(1).ticks(2), campaigns(2)));
     check(&election(no_clocks().votes(1).ticks(2), campaigns(2)));
 }
 
-/// A reply is lost, a request comes twice or late, a caller goes away.
+/// A reply is lost, a request arrives twice or late, or a caller stops waiting.
 #[test]
 fn nothing_that_the_network_or_the_callers_do_makes_two_leaders() {
     check(&election(world().votes(1).ticks(2), campaigns(1).faults(2)));
@@ -179,7 +183,7 @@ fn nothing_that_the_network_or_the_callers_do_makes_two_leaders() {
     ));
 }
 
-/// A node restarts with nothing, or with what it had at the beginning.
+/// A node restarts with empty memory, or with the memory that it had at the beginning.
 #[test]
 fn nodes_that_forget_or_are_set_back_make_no_second_leader() {
     check(&election(
@@ -212,7 +216,7 @@ fn resignations_and_handovers_make_no_second_leader() {
     ));
 }
 
-/// Agents with other terms and vote lifetimes; one starts when the other has been there for a while.
+/// Agents with different terms and vote lifetimes. One starts when the other has run for a while.
 #[test]
 fn agents_that_differ_make_no_second_leader() {
     let unequal = |late| World {
@@ -223,13 +227,13 @@ fn agents_that_differ_make_no_second_leader() {
     check(&election(unequal(true), campaigns(1).restarts(1).looks(1)));
 }
 
-/// Agents pass from one list of nodes to another.
+/// Agents change from one list of nodes to another.
 #[test]
 fn agents_with_both_lists_and_with_the_new_one_make_no_second_leader() {
     check(&election(passing().votes(1).ticks(2), campaigns(2)));
 }
 
-/// From every state that faults and restarts lead to.
+/// Checked from every state that faults and restarts lead to.
 #[test]
 fn nothing_is_left_behind_and_a_vacant_election_can_be_won() {
     check(&remains(world().votes(1).ticks(1), campaigns(1).faults(1)));
@@ -239,7 +243,7 @@ fn nothing_is_left_behind_and_a_vacant_election_can_be_won() {
     ));
 }
 
-/// What holds in small worlds holds in larger ones: in each, one number is larger than above.
+/// Tests whether the properties of small worlds hold in larger ones: each has one number larger than above.
 #[cfg(feature = "deep-model")]
 mod larger {
     use super::*;
@@ -322,7 +326,7 @@ fn rules_whose_absence_a_small_world_shows() {
     );
 }
 
-/// These need more steps. Those of repairs need more than fit into memory: the simulation has a scenario for each.
+/// These need more steps. The states of repairs exceed the memory: the simulation has a scenario for each.
 #[cfg(feature = "deep-model")]
 #[test]
 fn rules_whose_absence_a_larger_world_shows() {

@@ -1,4 +1,4 @@
-//! What the checker remembers of a state: the nodes' memories, the agents' requests, and what is on its way.
+//! The state of the checker: the memories of the nodes, the requests of the agents, and requests in transit.
 
 use std::{
     cell::Cell,
@@ -22,56 +22,56 @@ use tokio::time::Instant;
 
 use crate::world::{Budget, Plan, TICK};
 
-/// When the model's time begins.
+/// The start of the model's time.
 pub(crate) static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
-/// The election that all want.
+/// The election of all candidates.
 pub(crate) static ELECTION: LazyLock<ElectionId> =
     LazyLock::new(|| ElectionId::new("", "e").expect("valid"));
 
-/// A state.
+/// A state of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(crate) ticks: u8,
-    /// What a clock says, as a token: no two askers get the same. Stands still where there is none.
+    /// The clock's reading as a token: no two proposals get the same. Constant in worlds without clocks.
     pub(crate) clock: u64,
     pub(crate) nodes: Vec<Node>,
     pub(crate) agents: Vec<Agent>,
-    /// What each candidate knows of its leadership.
+    /// What each candidate knows of its own leadership.
     pub(crate) leads: Vec<Option<Lead>>,
-    /// How many candidates have been named: names are given in the order of their first use.
+    /// How many candidates have a name: names are assigned in the order of their first use.
     pub(crate) named: usize,
-    /// Who was told that it is elected, and with which tokens.
+    /// The candidates that were elected, with their tokens.
     pub(crate) told: BTreeSet<(usize, Token)>,
-    /// Whether a token was not above one that was told before it was asked for.
+    /// Whether a token was not above one that was granted before its request.
     pub(crate) fell: bool,
     pub(crate) left: Budget,
 }
 
-/// A node, and the requests that are on their way to it.
+/// A node, and the requests in transit to it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Node {
     pub(crate) memory: Memory,
-    /// What it may go back to.
+    /// The memory that a restart may restore.
     pub(crate) saved: Option<Memory>,
     pub(crate) inbox: BTreeMap<Key, Call>,
 }
 
-/// Names a request on its way to a node: the agent, its operation, and the number that this gave it.
+/// Identifies a request to a node: the agent, its operation, and the number of the request within it.
 pub(crate) type Key = (usize, u32, u32);
 
 /// An agent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Agent {
-    /// The longest bounds that it knows of.
+    /// The longest bounds that it knows.
     pub(crate) longest: Bounds,
-    /// The last token that it proposed, or has seen.
+    /// The last token that it proposed or observed.
     pub(crate) last: u64,
-    /// How many grants it has named.
+    /// How many grant ids it has created.
     pub(crate) names: u64,
-    /// The incarnations that it has found, and when it last looked.
+    /// The incarnations that it knows, and when it last probed each.
     pub(crate) known: Vec<Option<(Incarnation, Instant)>>,
     pub(crate) operations: BTreeMap<u32, Operation>,
-    /// How many operations it has begun.
+    /// How many operations it has started.
     pub(crate) begun: u32,
 }
 
@@ -87,12 +87,12 @@ pub(crate) struct Lead {
 pub(crate) struct Operation {
     pub(crate) request: Request,
     pub(crate) candidate: usize,
-    /// The token with which the candidate led when it asked.
+    /// The candidate's token at the time of its request.
     pub(crate) token: Option<Token>,
     pub(crate) asked: Instant,
-    /// The largest token that was told before.
+    /// The largest token that was granted before the request.
     pub(crate) above: Option<Token>,
-    /// Replies that are waited for, and until when.
+    /// Replies that the operation waits for, with their deadlines.
     pub(crate) waits: BTreeMap<(u32, usize), Instant>,
     pub(crate) wake: Option<Instant>,
     pub(crate) votes: u32,
@@ -107,7 +107,7 @@ pub(crate) enum Request {
     Resign(Resigning),
 }
 
-/// What a machine wants done.
+/// An effect that a state machine requests.
 pub(crate) enum Wanted {
     Ask {
         tag: u32,
@@ -146,7 +146,7 @@ impl Request {
     }
 }
 
-/// What a machine wants done when this happens to it.
+/// Feeds an event to a machine, and returns the effects that it requests.
 fn wanted<M: Machine>(
     machine: &mut M,
     event: Event,
@@ -178,14 +178,14 @@ fn wanted<M: Machine>(
     steps.into_iter().filter_map(wanted).collect()
 }
 
-/// What an agent's machines see.
+/// The view of an agent's machines.
 pub(crate) struct Eyes<'a> {
     pub(crate) agent: &'a Agent,
     pub(crate) plan: Plan,
-    /// What makes the names of this agent's grants differ from others'.
+    /// Distinguishes the grant ids of this agent from those of others.
     pub(crate) number: u64,
     pub(crate) of: u64,
-    /// What a clock says, as a token.
+    /// The clock's reading as a token.
     pub(crate) clock: u64,
     pub(crate) last: Cell<u64>,
     pub(crate) names: Cell<u64>,
@@ -238,7 +238,7 @@ impl State {
         *BEGINNING + TICK * u32::from(self.ticks)
     }
 
-    /// The operations, by agent and number.
+    /// The operations, with their agent and number.
     pub(crate) fn operations(&self) -> impl Iterator<Item = (usize, u32, &Operation)> {
         let agents = self.agents.iter().enumerate();
         agents.flat_map(|(number, agent)| {
@@ -247,18 +247,18 @@ impl State {
         })
     }
 
-    /// Whether anything is on its way, or waited for.
+    /// Returns whether nothing is in transit and no operation is pending.
     pub(crate) fn is_quiet(&self) -> bool {
         self.operations().next().is_none() && self.nodes.iter().all(|node| node.inbox.is_empty())
     }
 
-    /// Whether the request's reply is waited for.
+    /// Returns whether an operation waits for the reply to this request.
     pub(crate) fn is_awaited(&self, node: usize, (agent, operation, tag): Key) -> bool {
         let operation = self.agents[agent].operations.get(&operation);
         operation.is_some_and(|operation| operation.waits.contains_key(&(tag, node)))
     }
 
-    /// The candidate leads until then.
+    /// Records that the candidate leads until then.
     pub(crate) fn lead(&mut self, candidate: usize, token: Token, until: Instant) {
         let known = self.leads[candidate].map(|lead| lead.until);
         self.leads[candidate] = Some(Lead {
@@ -267,7 +267,7 @@ impl State {
         });
     }
 
-    /// How many candidates act as leader.
+    /// Returns how many candidates act as leader.
     pub(crate) fn leaders(&self) -> usize {
         let now = self.now();
         let leads = self.leads.iter().flatten();

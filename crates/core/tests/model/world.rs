@@ -1,4 +1,4 @@
-//! What a check chooses: in what world, and how often what may happen.
+//! The parameters of a check: the world, and how often each kind of event may occur.
 
 use std::time::Duration;
 
@@ -7,43 +7,43 @@ use election_core::lease::{
     policy::{Electorate, Nodes},
 };
 
-/// One step of time. Terms are at least as long.
+/// One step of time. Terms are at least this long.
 pub(crate) const TICK: Duration = Duration::from_secs(1);
 
-/// What is the same in all states.
+/// The constants of all states of a check.
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) start: Start,
-    /// How many nodes there are.
+    /// The number of nodes.
     pub(crate) nodes: usize,
     /// How the agents are configured.
     pub(crate) agents: Vec<Plan>,
-    /// How long the candidates' terms are, in ticks; each has its own.
+    /// The candidates' terms, in ticks.
     pub(crate) terms: [u32; 2],
-    /// Tokens rise with the time of asking; else each agent counts them up from 1 for itself.
+    /// Whether tokens rise with the time of the request. Otherwise each agent counts its own up from 1.
     pub(crate) clocks: bool,
-    /// All campaigns of a candidate carry one request id.
+    /// Whether all campaigns of a candidate carry the same request id.
     pub(crate) request_ids: bool,
-    /// How many ticks are looked at.
+    /// The number of ticks that are explored.
     pub(crate) ticks: u8,
-    /// How many votes a campaign may hold.
+    /// The maximum number of votes in a campaign.
     pub(crate) votes: u32,
 }
 
-/// How an agent is configured.
+/// The configuration of an agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// The longest term that it grants, in ticks.
     pub(crate) longest: u32,
-    /// How long its votes count, in ticks.
+    /// Its vote lifetime, in ticks.
     pub(crate) vote: u32,
-    /// Of which nodes majorities decide.
+    /// The nodes whose majorities decide.
     pub(crate) electorate: Electorate,
-    /// Whether it starts only when it first looks at the nodes.
+    /// Whether it starts only with its first probe of the nodes.
     pub(crate) late: bool,
 }
 
-/// What there is when a check begins.
+/// The initial state of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Start {
     /// The nodes have records, and the election is vacant.
@@ -70,7 +70,7 @@ impl Plan {
     }
 }
 
-/// Three nodes, two agents that are alike, and terms of two ticks.
+/// Three nodes, two agents with the same configuration, and terms of two ticks.
 pub(crate) fn world() -> World {
     World {
         start: Start::Vacant,
@@ -105,23 +105,24 @@ impl World {
     }
 }
 
-/// How often what may happen.
+/// How often each kind of event may occur.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Budget {
     pub(crate) campaigns: u8,
     pub(crate) extensions: u8,
     pub(crate) resignations: u8,
     pub(crate) handovers: u8,
-    /// A reply is lost, a request is executed twice or after its sender has stopped waiting, or a caller goes away.
+    /// A reply is lost, a request is executed twice or after its sender has stopped waiting, or a caller
+    /// stops waiting.
     pub(crate) faults: u8,
-    /// A node stops and starts again, with its memory wiped or as it was when it was saved.
+    /// A node restarts, with its memory wiped or as it was when it was saved.
     pub(crate) restarts: u8,
     pub(crate) saves: u8,
-    /// An agent looks at the nodes without need.
+    /// An agent probes the nodes without need.
     pub(crate) looks: u8,
 }
 
-/// So many campaigns, and nothing else.
+/// A number of campaigns, and nothing else.
 pub(crate) fn campaigns(campaigns: u8) -> Budget {
     Budget {
         campaigns,

@@ -1,4 +1,4 @@
-//! An agent: the real quorum, with settings of its own, over its own handles to all servers.
+//! An agent: the real quorum, with its own settings, over its own handles to all servers.
 
 use std::{
     collections::BTreeMap,
@@ -30,32 +30,32 @@ pub(crate) struct Agent {
     pub(crate) elections: Elections,
     pub(crate) quorum: Quorum,
     pub(crate) handles: Vec<Handle>,
-    /// Its nodes.
+    /// The nodes of this agent.
     pub(crate) servers: Vec<Server>,
     pub(crate) electorate: Electorate,
     /// The longest term that it grants.
     pub(crate) longest: Duration,
-    /// How long its votes count.
+    /// Its vote lifetime.
     pub(crate) vote: Duration,
     pub(crate) starts: Instant,
     guard: RestartGuard,
     is_dead: Arc<AtomicBool>,
-    /// Whether it has not come yet, or has gone in good order.
+    /// Whether it has not started yet, or has shut down in an orderly way.
     is_away: Arc<AtomicBool>,
-    /// For whom it was asked, and until when what it may have been granted lasts if it dies.
+    /// The candidates that sent it requests, and until when their possible grants last if it dies.
     asked: Arc<Mutex<BTreeMap<String, Instant>>>,
 }
 
-/// How an agent is configured.
+/// The configuration of an agent.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) longest: Duration,
     pub(crate) vote: Duration,
     pub(crate) guard: RestartGuard,
-    /// How far its wall clock is off, in seconds.
+    /// The error of its wall clock, in seconds.
     pub(crate) off: i64,
     pub(crate) starts: Instant,
-    /// The list of nodes that it has.
+    /// The name of its list of nodes.
     pub(crate) list: Option<String>,
     /// Whether the nodes have clocks of their own.
     pub(crate) own_clocks: bool,
@@ -136,14 +136,14 @@ impl fmt::Debug for Agent {
 }
 
 impl Agent {
-    /// Notes that it was asked to let somebody lead, which may last until then if it dies.
+    /// Records that it received a request of a candidate, whose effect lasts until then if the agent dies.
     pub(crate) fn asked(&self, name: &str, until: Instant) {
         let mut asked = self.asked.lock().expect("not poisoned");
         let known = asked.entry(name.to_owned()).or_insert(until);
         *known = until.max(*known);
     }
 
-    /// None of its calls reaches a server any more, and what it was granted is not withdrawn.
+    /// Stops all its calls to servers. Grants that it obtained are not rolled back.
     pub(crate) fn die(&self, record: &Record) {
         self.is_dead.store(true, Ordering::Relaxed);
         for handle in &self.handles {
@@ -154,7 +154,7 @@ impl Agent {
         }
     }
 
-    /// Whether it looks for no records.
+    /// Returns whether its restart guard is off, so that it reads no incarnation records.
     pub(crate) fn guard_is_off(&self) -> bool {
         self.guard == RestartGuard::Off
     }
@@ -163,22 +163,22 @@ impl Agent {
         self.is_dead.load(Ordering::Relaxed)
     }
 
-    /// It serves from now on.
+    /// Starts to serve.
     pub(crate) fn comes(&self) {
         self.is_away.store(false, Ordering::Relaxed);
     }
 
-    /// It serves no more. What it is asked for already it does.
+    /// Stops serving. Requests that it has already accepted continue.
     pub(crate) fn goes(&self) {
         self.is_away.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it can be asked, also if nobody knows that it is dead.
+    /// Returns whether callers can send it requests. True for a dead agent, too, because callers cannot know.
     pub(crate) fn serves(&self) -> bool {
         self.starts <= Instant::now() && !self.is_away.load(Ordering::Relaxed)
     }
 
-    /// Whether majorities of its lists can be used.
+    /// Returns whether majorities of all its lists are available.
     pub(crate) async fn is_ready(&self) -> bool {
         let status = self.quorum.status().await;
         let fit = |node: &usize| status[*node].probe.is_ok();
@@ -186,7 +186,7 @@ impl Agent {
             .all(self.electorate.nodes().iter().filter(fit).collect())
     }
 
-    /// Whether it can go on without any one of its nodes.
+    /// Returns whether it has a majority without any one of its nodes.
     pub(crate) fn spares_one(&self) -> bool {
         let nodes = self.electorate.nodes();
         nodes.iter().all(|gone| {
@@ -195,7 +195,7 @@ impl Agent {
         })
     }
 
-    /// Looks after its nodes, as the agent's monitor does.
+    /// Checks the health of its nodes, as the agent's monitor does.
     pub(crate) async fn monitor(self, until: Instant) {
         sleep_until(self.starts).await;
         while Instant::now() < until {
@@ -207,7 +207,7 @@ impl Agent {
     }
 }
 
-/// A wall clock that is so many seconds off, differently every 12 seconds.
+/// A wall clock with an error in seconds that changes every 12 seconds.
 pub(crate) fn clock(off: Vec<i64>) -> impl Fn() -> SystemTime + Send + Sync {
     let started = Instant::now();
     move || {
@@ -221,7 +221,7 @@ pub(crate) fn clock(off: Vec<i64>) -> impl Fn() -> SystemTime + Send + Sync {
     }
 }
 
-/// Where a wall clock is, when it steps: back an hour, forward a minute, and out of all reason.
+/// The errors of a wall clock that steps: back an hour, forward a minute, and out of all reason.
 pub(crate) fn steps(rng: &mut Rng) -> Vec<i64> {
     let steps = [0, 0, -3600, 60, -1_800_000_000, 9_000_000_000];
     (0..8).map(|_| steps[rng.usize(..steps.len())]).collect()

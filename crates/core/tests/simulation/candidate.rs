@@ -1,5 +1,5 @@
-//! A program that wants to lead, and does what the README tells it to; now and then it dies, changes its
-//! mind, or stops waiting for an answer.
+//! A candidate that follows the rules of the README. Now and then it dies, changes its mind, or stops waiting
+//! for a reply.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,10 +20,10 @@ use crate::{
     record::Record,
 };
 
-/// How long a request may take.
+/// The deadline of a request.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// After how long somebody who is not elected never will be.
+/// After this time without an election, a candidate counts as unable to win.
 const NEVER: Duration = Duration::from_secs(300);
 
 /// Agents, each with its own view of the nodes.
@@ -34,8 +34,8 @@ pub(crate) struct Candidate {
     agents: Agents,
     rng: Rng,
     record: Record,
-    /// Whether it has asked to resign or hand over since it was last elected: what it holds by its name is
-    /// given up, and must not be extended.
+    /// Whether it has sent a resignation or handover since it was last elected. It has then given up the
+    /// lease under its name and must not extend it.
     gave_up: bool,
 }
 
@@ -56,7 +56,7 @@ impl Candidate {
         }
     }
 
-    /// Tries until elected, and gives it up.
+    /// Campaigns until elected, then resigns.
     pub(crate) async fn be_elected_once_and_resign(mut self) {
         let began = Instant::now();
         loop {
@@ -73,7 +73,7 @@ impl Candidate {
         }
     }
 
-    /// Asks again and again until the time is over, with pauses up to so many ms.
+    /// Campaigns repeatedly until the time is over, with pauses of up to `pause_ms`.
     pub(crate) async fn challenge(mut self, pause_ms: u64, until: Instant) {
         while Instant::now() < until {
             self.campaign(None).await;
@@ -93,7 +93,7 @@ impl Candidate {
                 leading = match id {
                     // A retry, perhaps through another agent.
                     Some(id) => self.campaign(Some(&id)).await,
-                    // Perhaps it was granted after all: the name alone is enough to ask.
+                    // The campaign may have been granted: an extension by name alone finds out.
                     None if !self.gave_up => self.extend(None).await,
                     None => None,
                 };
@@ -133,11 +133,11 @@ impl Candidate {
                 14..17 => return self.resign(&leading).await,
                 17 => return self.hand_over(&leading).await,
                 18 => {
-                    // Paused, or busy: it looks at the time before it acts again.
+                    // Paused, or busy: it checks the time before it acts again.
                     self.pause(6_000).await;
                 }
                 _ => {
-                    // Dead: nobody acts, but the promise of its time stands until it is over.
+                    // The candidate is dead and does not act, but its term continues until it expires.
                     sleep(leading.until.saturating_duration_since(Instant::now())).await;
                     return self
                         .record
@@ -160,7 +160,7 @@ impl Candidate {
         };
         let answer = agent.elections.campaign(request, asked + DEADLINE);
         let answer = self.or_gives_up(answer).await;
-        // Copies of the grant arrive until the vote is over; a dead agent withdraws nothing.
+        // Copies of the grant arrive until the vote is over. A dead agent rolls nothing back.
         let lasts = Instant::now() + agent.vote + slowly(term);
         if agent.is_dead() || matches!(answer, Some(Ok(Outcome::Elected { .. }))) {
             self.record.may_lead(&self.name, lasts);
@@ -170,7 +170,7 @@ impl Candidate {
             Some(Ok(Outcome::Elected { token, valid_for })) => {
                 let until = asked + valid_for;
                 if until <= Instant::now() {
-                    // The answer came too late to be of use.
+                    // The reply came after the end of the term.
                     self.record.unknown(&self.name, "campaign, late");
                     return None;
                 }
@@ -197,19 +197,18 @@ impl Candidate {
         }
     }
 
-    /// Extends, and takes success for being the leader.
+    /// Extends, and treats success as being the leader.
     async fn extend(&mut self, token: Option<Token>) -> Option<Leading> {
         let until = self.extend_term(token).await?.ok()?;
         (until > Instant::now()).then_some(Leading { token, until })
     }
 
-    /// Until when the extension lasts; `Err` when the candidate does not lead, `None` when that is not
-    /// known.
+    /// The end of the extended term; `Err` if the candidate does not lead, `None` if the outcome is unknown.
     async fn extend_term(&mut self, token: Option<Token>) -> Option<Result<Instant, ()>> {
         let asked = Instant::now();
         let agent = self.agent();
         let term = self.term(&agent);
-        // It may get to a server late, and whether or not there is an answer.
+        // The request may reach a server late, whether or not a reply arrives.
         let latest = asked + DEADLINE + LONGEST_PAUSE + SLOWEST;
         self.record.may_lead(&self.name, latest + slowly(term));
         let request = Extend {
@@ -240,7 +239,7 @@ impl Candidate {
     }
 
     async fn resign(&mut self, leading: &Leading) {
-        // Whoever resigns has stopped before.
+        // A candidate stops acting as leader before it resigns.
         self.gave_up = true;
         self.record.ended(&self.name, "resigns");
         let request = Resign {
@@ -284,7 +283,7 @@ impl Candidate {
         }
     }
 
-    /// The answer, unless the candidate stops waiting for it.
+    /// Awaits the reply, unless the candidate stops waiting.
     async fn or_gives_up<T>(
         &mut self,
         answer: impl Future<Output = Result<T, Error>>,
@@ -296,7 +295,7 @@ impl Candidate {
         timeout(patience, answer).await.ok()
     }
 
-    /// One that has started; it may be dead, which nobody knows.
+    /// Picks an agent that has started. It may be dead, which candidates cannot know.
     fn agent(&mut self) -> Agent {
         let started: Vec<_> = self.agents.iter().filter(|agent| agent.serves()).collect();
         let agent = self.rng.usize(..started.len());
@@ -317,7 +316,7 @@ impl Candidate {
     }
 }
 
-/// How long a server whose clock is slow takes a term for.
+/// The length of a term by a server's slow clock.
 fn slowly(term: Term) -> Duration {
     term.duration().mul_f64(1.02)
 }

@@ -1,4 +1,4 @@
-//! Agents pass from one list of nodes to another, one after the other, as docs/STORES.md says.
+//! Agents change from one list of nodes to another, one after the other, as docs/STORES.md describes.
 
 use std::time::Duration;
 
@@ -15,17 +15,17 @@ use crate::{
 /// Two lists of nodes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Change {
-    /// How many nodes the old list has, which are the first ones.
+    /// The size of the old list, which has the first nodes.
     old: usize,
-    /// Where the new list begins, which has the last ones.
+    /// The start of the new list, which has the last nodes.
     from: usize,
-    /// How many nodes there are.
+    /// The number of nodes.
     pub(crate) nodes: usize,
-    /// How many agents there are at a time.
+    /// The number of agents at a time.
     pub(crate) agents: usize,
 }
 
-/// Which lists an agent has.
+/// The lists that an agent has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Has {
     Old,
@@ -33,7 +33,7 @@ pub(crate) enum Has {
     New,
 }
 
-/// One agent's nodes, and what they are to it.
+/// The nodes of one agent, and their roles.
 pub(crate) struct Place {
     pub(crate) list: String,
     pub(crate) nodes: std::ops::Range<usize>,
@@ -77,8 +77,8 @@ impl Change {
         }
     }
 
-    /// Who has which lists, in the order in which they come: those with the old one, and one of them that comes late;
-    /// those with both; those with the new one.
+    /// The lists of the agents, in the order of their start: agents with the old list, one of which starts
+    /// late; agents with both; agents with the new one.
     pub(crate) fn generations(self) -> Vec<Has> {
         let mut all = vec![Has::Old; self.agents + 1];
         all.extend(vec![Has::Both; self.agents]);
@@ -86,7 +86,7 @@ impl Change {
         all
     }
 
-    /// Replaces one agent after the other, each when the one that takes its place is ready.
+    /// Replaces one agent after the other, each when its successor is ready.
     pub(crate) async fn goes_on(
         self,
         agents: Vec<Agent>,
@@ -118,7 +118,7 @@ impl Change {
         let mut replaced = self
             .replace(old, both, &mut rng, &record, until, || {})
             .await;
-        // Some come too early: before the old list is closed.
+        // Some start too early, before the old list is closed.
         let waits = match rng.bool() {
             true => LONGEST_TERM + Duration::from_millis(rng.u64(..6_000)),
             false => Duration::from_millis(rng.u64(..3_000)),
@@ -137,7 +137,7 @@ impl Change {
             true => "all agents have the new list",
             false => "the list is still being changed",
         });
-        // It may have been told to end.
+        // The task may have been aborted.
         let _ = straggler.await;
     }
 

@@ -1,46 +1,46 @@
-//! What goes wrong.
+//! Faults of servers and of the network.
 
 use std::time::Duration;
 
 use fastrand::Rng;
 
-/// The longest that a message takes in any run.
+/// The maximum transit time of a message in any run.
 pub(crate) const SLOWEST: Duration = Duration::from_secs(8);
-/// The longest that a server stands still in any run.
+/// The maximum pause of a server in any run.
 pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(14);
 
-/// How much goes wrong in a run; shares are of a thousand messages.
+/// The rates and extents of faults in a run. Shares are per thousand messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Faults {
     pub(crate) lost: u32,
     pub(crate) doubled: u32,
     pub(crate) slow: u32,
-    /// How long a slow message takes at the most.
+    /// The maximum transit time of a slow message.
     pub(crate) slowest: Duration,
-    /// How long any other takes at the most, in µs.
+    /// The maximum transit time of any other message, in µs.
     pub(crate) quick_us: u64,
-    /// How often something happens to a server, on average.
+    /// The mean interval between events of a server.
     pub(crate) every: Duration,
     /// Whether servers lose memory.
     pub(crate) forgetful: bool,
-    /// Whether their clocks are set back.
+    /// Whether clocks of servers are set back.
     pub(crate) set_back: bool,
 }
 
-/// What happens to a server.
+/// An event of a server.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Event {
-    /// It restarts empty.
+    /// It restarts with empty memory.
     Forget,
-    /// It saves what it has.
+    /// It saves its memory.
     Save,
-    /// It restarts with what it saved, so many copies ago.
+    /// It restarts with the saved copy of this age in saves; 0 is the last.
     GoBack(usize),
-    /// It restarts with what it has.
+    /// It restarts with its current memory.
     Restart,
-    /// It stands still.
+    /// It pauses.
     Pause(Duration),
-    /// Its clock is set back by so many ms.
+    /// Its clock is set back by this many ms.
     SetBack(i64),
 }
 
@@ -82,7 +82,7 @@ impl Faults {
                 let by = *rng
                     .choice(&[200, 3_000, 60_000, 3 * 3_600_000])
                     .expect("some");
-                // An agent that is farther from the nodes' clocks takes its tokens from theirs.
+                // An agent whose clock differs more from the nodes' clocks takes its tokens from theirs.
                 Event::SetBack(if self.forgetful { by.min(60_000) } else { by })
             }
             _ => Event::Pause(Duration::from_millis(rng.u64(100..longest))),

@@ -1,5 +1,5 @@
-//! One agent's way to a [server](crate::server): the network between them, and what the agent has learned from its
-//! probes.
+//! An agent's handle to a [server](crate::server): the network between them, and what the agent has learned
+//! from its probes.
 
 use std::{
     sync::{
@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-/// What a call is for.
+/// The purpose of a call.
 pub(crate) use election_core::lease::quorum::observer::Operation as To;
 use election_core::{
     election::types::{ElectionId, Kind},
@@ -26,24 +26,24 @@ use tokio::{
 
 use crate::{lists::Told, server::Server};
 
-/// What becomes of a call that a scenario has plans for.
+/// The planned fate of a call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Fate {
-    /// Nothing special.
+    /// It succeeds without delay.
     Quick,
-    /// The server does not get it.
+    /// The server does not receive it.
     Lost,
-    /// The server does it, and the reply is lost.
+    /// The server executes it, and the reply is lost.
     Unanswered,
-    /// It, and its reply, take so long.
+    /// The request and its reply take this long.
     Late(Duration, Duration),
-    /// The server gets it again so much later.
+    /// The server receives a copy after this delay.
     Copied(Duration),
-    /// The server gets it again so much later, and no reply arrives.
+    /// The server receives a copy after this delay, and no reply arrives.
     CopiedUnanswered(Duration),
 }
 
-/// An agent's way to a server. Cheap to clone.
+/// An agent's handle to a server. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Handle(Arc<Inner>);
 
@@ -51,13 +51,13 @@ struct Inner {
     server: Server,
     /// The agent's vote lifetime.
     vote: Duration,
-    /// With which list of nodes the agent uses the server.
+    /// The list of nodes with which the agent uses the server.
     list: Option<String>,
-    /// Whether the node is taken for one with a clock of its own, as servers are; the agent's process has none.
+    /// Whether the node has a clock of its own, as servers do. A node in the agent's process has none.
     own_clock: bool,
     /// Whether the agent is dead, or the network between them is cut.
     is_cut: AtomicBool,
-    /// When the last answered probe was sent, and what the server's clock said.
+    /// When the last answered probe was sent, and the reading of the server's clock.
     sample: Mutex<Option<(Instant, Instant)>>,
     incarnation: Mutex<Option<Incarnation>>,
     plans: Mutex<Vec<(To, Fate)>>,
@@ -82,12 +82,12 @@ impl Handle {
         }))
     }
 
-    /// From now on nothing reaches the server, and no reply comes; or all does again.
+    /// Cuts or restores the network between the agent and the server.
     pub(crate) fn cut(&self, cut: bool) {
         self.0.is_cut.store(cut, Ordering::Relaxed);
     }
 
-    /// What becomes of the next calls, each time of the first that is planned for them.
+    /// Plans the fate of the next call for this purpose. Several plans apply in their order.
     pub(crate) fn plan(&self, to: To, fate: Fate) {
         self.0.plans.lock().expect("not poisoned").push((to, fate));
     }
@@ -102,7 +102,7 @@ impl Handle {
         self.0.is_cut.load(Ordering::Relaxed)
     }
 
-    /// The copies of a message: how long each takes, and its reply, if it does not get lost.
+    /// The copies of a message: the transit time of each, and of its reply. `None` if it is lost.
     fn copies(&self, to: To) -> Vec<(Option<Duration>, Option<Duration>)> {
         let server = &self.0.server;
         let quick = Duration::from_micros(100);
@@ -128,8 +128,8 @@ impl Handle {
         }
     }
 
-    /// Sends a request over the network. Like a command that was written to a socket, it is carried out
-    /// whether or not somebody still waits for the answer.
+    /// Sends a request over the network. Like a command that was written to a socket, it is executed even if
+    /// the sender stops waiting for the reply.
     async fn call<T: Send + 'static, F>(
         &self,
         to: To,
@@ -159,11 +159,11 @@ impl Handle {
                     continue;
                 }
                 if let Some(answer) = answer.take() {
-                    // Whoever asked may have given up.
+                    // The sender may have stopped waiting.
                     let _ = answer.send(reply);
                 }
             }
-            // A connection that breaks is noticed sooner or later.
+            // A broken connection is detected after a while.
             if let Some(answer) = answer {
                 let _ = answer.send(Err(server.broken().await));
             }
@@ -173,8 +173,8 @@ impl Handle {
             .unwrap_or_else(|_| Err(NodeError::unknown("the run is over")))
     }
 
-    /// An instant by the server's clock, or earlier by as much as the probe took that told it; [`None`] before there
-    /// was one.
+    /// Converts an instant to the server's clock. The result may be earlier by the duration of the probe.
+    /// [`None`] before the first probe.
     fn by_its_clock(&self, instant: Instant) -> Option<Instant> {
         if !self.0.own_clock {
             let left = instant.saturating_duration_since(Instant::now());
@@ -240,7 +240,8 @@ impl LeaseNode for Handle {
     }
 
     async fn roll_back(&self, grant: &Grant) -> Result<(), NodeError> {
-        // By its server's clock the grant may arrive later than by this one, by as much as a probe takes.
+        // By the server's clock, the grant may arrive later than by the local clock, by up to the duration of
+        // a probe.
         let left = grant.not_after.saturating_duration_since(Instant::now()) + 2 * self.0.vote;
         let (grant, server) = (Arc::new(grant.clone()), self.0.server.clone());
         self.call(To::RollBack, move |node| {

@@ -1,4 +1,4 @@
-//! With which lists of nodes agents use a server, as `register.lua` keeps it.
+//! The lists of nodes with which agents use a server, as `register.lua` stores them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,40 +7,41 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Who uses a server with which list. A copy of the server's data has a copy of this.
+/// The agents' registrations of lists on a server. A copy of the server's data contains a copy of this.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lists {
-    /// Lists, and when an agent with each last came; so with those that are `closing:` and `closed:`.
+    /// Each list with the last registration of an agent that has it. Entries with `closing:` and `closed:`
+    /// likewise.
     entries: BTreeMap<String, Instant>,
 }
 
-/// What an agent asks for.
+/// The registration that an agent requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Coming<'a> {
-    /// Its list, or `old > new`.
+    /// The list, or `old > new`.
     pub(crate) list: &'a str,
-    /// The longest guard that it knows of.
+    /// The longest guard that the agent knows.
     pub(crate) guard: Duration,
-    /// Whether that may be written down.
+    /// Whether the server may store the registration.
     pub(crate) write: bool,
     /// Whether a majority of the old list's nodes is closing it.
     pub(crate) closed: bool,
 }
 
-/// What the incarnation record says.
+/// The content of the incarnation record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Recorded {
-    /// The longest guard that is registered.
+    /// The longest registered guard.
     pub(crate) guard: Duration,
-    /// Whether this incarnation may grant, and so remembers what counts.
+    /// Whether this incarnation may grant, and so remembers everything that counts.
     pub(crate) is_ready: bool,
 }
 
-/// What an agent is told.
+/// The reply to a registration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Told {
     Same {
-        /// Whether the server lets no agent come any more that has only the old list.
+        /// Whether the server no longer accepts agents that have only the old list.
         closing: bool,
     },
     Other(String),
@@ -63,7 +64,7 @@ impl Lists {
         let window = coming.guard.max(recorded.guard);
         let remembers = coming.guard.is_zero() || recorded.is_ready;
         let (old, new) = parts(coming.list);
-        // A clock that was set back.
+        // The clock was set back.
         let set_back = self.entries.values().any(|at| *at > now);
         let mut entries = self.entries.clone();
         for at in entries.values_mut() {

@@ -1,11 +1,11 @@
 //! The real quorum over simulated nodes and a simulated network, in simulated time.
 //!
-//! A seed fixes everything: when candidates ask and through which agent, which messages are slow, lost or
-//! doubled, when nodes pause and forget, whose clock runs fast or is set back or forward, and when agents pass from one
-//! list of nodes to another. A run checks what the agent promises (see [`record`]); a failure names its seed, and
-//! `SIM_SEED=… make test-sim` replays exactly that run.
+//! A seed determines everything: when candidates send requests and through which agent, which messages are
+//! slow, lost or doubled, when nodes pause and forget, whose clock runs fast or is set back or forward, and
+//! when agents change from one list of nodes to another. A run checks the guarantees of the agent (see
+//! [`record`]). A failure names its seed, and `SIM_SEED=… make test-sim` replays exactly that run.
 //!
-//! `SIM_SEEDS` says how many seeds to run, from `SIM_FIRST` on; without it a hundred.
+//! `SIM_SEEDS` is the number of seeds to run, starting at `SIM_FIRST`; 100 by default.
 
 #![expect(
     clippy::expect_used,
@@ -30,12 +30,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use election_core::election::types::ElectionId;
 use record::{Record, Totals};
 
-/// What all candidates want.
+/// The election of all candidates.
 fn election() -> ElectionId {
     ElectionId::new("sim", "election").expect("valid")
 }
 
-/// Runs something in simulated time.
+/// Runs a future in simulated time.
 fn in_simulated_time<T>(what: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -1,9 +1,8 @@
-//! What happened in a run, and whether it kept the promises:
-//!
-//! - at most one candidate may act as leader at any instant, unless clocks jump forward during its term;
-//! - every grant's token is larger than that of every grant answered before, or, if clocks jump forward during its term,
-//!   before it was asked for;
-//! - nobody is said to lead who has been told of nothing that is still in force.
+//! The events of a run, checked against the guarantees:
+//! - At most one candidate may act as leader at any instant, unless clocks jump forward during its term.
+//! - Every grant's token is larger than that of every grant that was reported before it or, if clocks jump
+//!   forward during its term, before its request.
+//! - A candidate is reported as leader only if a request or grant of that candidate is still in force.
 
 use std::{
     collections::BTreeMap,
@@ -23,19 +22,20 @@ pub(crate) struct Record {
 
 struct Inner {
     started: Instant,
-    /// Whether clocks jump so that two may lead: then tokens alone tell them apart.
+    /// Whether clocks jump so that two candidates may lead. Only tokens tell them apart then.
     tokens_alone: bool,
     /// Until when each candidate may act as leader.
     leads: BTreeMap<String, Instant>,
-    /// Until when each candidate may be said to lead, as far as it has been told or has asked.
+    /// Until when each candidate may be reported as leader, because of replies that it received or requests
+    /// that it sent.
     may_lead: BTreeMap<String, Instant>,
-    /// The tokens of grants, and when each was told.
+    /// The tokens of grants, and when each was reported.
     tokens: Vec<(Instant, Token)>,
     events: Vec<String>,
     totals: Totals,
 }
 
-/// How much happened.
+/// Counts of events.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) grants: u64,
@@ -63,7 +63,7 @@ impl Default for Record {
 }
 
 impl Record {
-    /// Of a run in which two may lead.
+    /// Creates the record of a run in which two candidates may lead.
     pub(crate) fn of_tokens_alone() -> Self {
         let record = Self::default();
         record.lock().tokens_alone = true;
@@ -74,7 +74,8 @@ impl Record {
         self.inner.lock().expect("not poisoned")
     }
 
-    /// The candidate, which asked then, has just been told that it leads until then, with this token if it knows it.
+    /// The candidate receives a grant: it sent the request at `asked` and leads until `until`, with this
+    /// token if known.
     pub(crate) fn elected(&self, name: &str, token: Option<Token>, asked: Instant, until: Instant) {
         let mut inner = self.lock();
         inner.totals.grants += 1;
@@ -101,7 +102,7 @@ impl Record {
         inner.tokens.push((Instant::now(), token));
     }
 
-    /// The leader has just been told that it leads until then.
+    /// The leader receives an extension of its term.
     pub(crate) fn extended(&self, name: &str, until: Instant) {
         let mut inner = self.lock();
         inner.totals.extensions += 1;
@@ -109,14 +110,14 @@ impl Record {
         inner.leads(name, until);
     }
 
-    /// Something may be in force until then that lets the candidate lead.
+    /// A request or grant that makes the candidate leader may be in force until then.
     pub(crate) fn may_lead(&self, name: &str, until: Instant) {
         let mut inner = self.lock();
         let known = inner.may_lead.entry(name.to_owned()).or_insert(until);
         *known = until.max(*known);
     }
 
-    /// This one is said to lead, once nothing that was asked for is on its way any more.
+    /// A node reports this leader, after every request has left the network.
     pub(crate) fn said_to_lead(&self, name: &str) {
         let mut inner = self.lock();
         inner.event(&format!("{name} is said to lead"));
@@ -134,7 +135,7 @@ impl Record {
         until.filter(|until| *until > Instant::now())
     }
 
-    /// The leader acts no more, from now on.
+    /// The leader stops acting as leader.
     pub(crate) fn ended(&self, name: &str, why: &str) {
         let mut inner = self.lock();
         match why {
@@ -153,19 +154,19 @@ impl Record {
         inner.event(&format!("{name} is refused: {what}"));
     }
 
-    /// A request's outcome is not known.
+    /// The outcome of a request is unknown.
     pub(crate) fn unknown(&self, name: &str, what: &str) {
         let mut inner = self.lock();
         inner.totals.unknown += 1;
         inner.event(&format!("{name} does not know: {what}"));
     }
 
-    /// Something happens to a server or an agent.
+    /// Records an event of a server or an agent.
     pub(crate) fn note(&self, what: &str) {
         self.lock().event(what);
     }
 
-    /// The last things that happened.
+    /// Renders the last events.
     pub(crate) fn history(&self) -> String {
         self.lock().history()
     }
@@ -199,12 +200,12 @@ impl Inner {
                 self.history()
             );
         }
-        // What it was told before stands.
+        // An earlier, longer term stays valid.
         let known = self.leads.entry(name.to_owned()).or_insert(until);
         *known = until.max(*known);
     }
 
-    /// The last things that happened.
+    /// Renders the last events.
     fn history(&self) -> String {
         let (first, from) = (
             self.events.len().min(8),
@@ -225,7 +226,7 @@ impl Totals {
         self.unknown.add_assign(other.unknown);
     }
 
-    /// Whether enough of everything happened for the checks to mean something.
+    /// Returns whether enough of everything happened for the checks to be meaningful.
     pub(crate) fn is_plausible(&self) -> bool {
         let Self {
             grants,

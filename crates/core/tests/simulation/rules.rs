@@ -1,4 +1,4 @@
-//! Every rule of the algorithm can be taken away, and that is found.
+//! Disables each rule of the algorithm, and verifies that the simulation detects it.
 
 use std::{
     cell::Cell,
@@ -14,7 +14,7 @@ use crate::{
     scenario::{grants, guards, lists, new_nodes, paused, repairs, requests},
 };
 
-/// A scenario, and what it is called.
+/// A scenario and its name.
 type Scenario = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
 
 macro_rules! scenario {
@@ -26,7 +26,7 @@ macro_rules! scenario {
     }};
 }
 
-/// The scenario that is written for a rule.
+/// The scenario for a rule.
 fn scenario(rule: Rule) -> Scenario {
     match rule {
         Rule::Drift => scenario!(grants::clock_is_fast),
@@ -77,7 +77,7 @@ thread_local! {
     static QUIET: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Why something fails without a rule, or with all; [`None`] if it does not.
+/// The message of a failure without a rule, or with all rules; [`None`] if nothing fails.
 fn failure(without: Option<Rule>, what: impl FnOnce()) -> Option<String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -100,7 +100,7 @@ fn failure(without: Option<Rule>, what: impl FnOnce()) -> Option<String> {
     Some(text.unwrap_or_else(|| "it panics".to_owned()))
 }
 
-/// The number of the first of so many random runs that fails without the rule.
+/// The number of the first random run, among `seeds`, that fails without the rule.
 fn found_at_random(rule: Rule, seeds: u64) -> Option<u64> {
     (0..seeds).find(|seed| {
         let run = || drop(in_simulated_time(run::run(*seed)));
@@ -110,7 +110,7 @@ fn found_at_random(rule: Rule, seeds: u64) -> Option<u64> {
 
 const SAFETY: &str = include_str!("../../../../docs/SAFETY.md");
 
-/// `SIM_RULE_SEEDS` says how many random runs are tried for each rule, beside its scenario.
+/// `SIM_RULE_SEEDS` is the number of random runs for each rule, in addition to its scenario.
 #[test]
 fn every_rule_is_missed_when_it_is_taken_away() {
     let seeds = number("SIM_RULE_SEEDS").unwrap_or(0);
@@ -149,14 +149,14 @@ fn every_rule_is_missed_when_it_is_taken_away() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What an agent has marked it does not take for new when all nodes have forgotten it.
+/// An agent does not treat nodes as new that it has marked, even if all of them have forgotten it.
 #[test]
 fn marked_nodes_are_never_new_again() {
     let play = || in_simulated_time(new_nodes::marked_and_forgotten());
     assert_eq!(failure(None, play), None);
 }
 
-/// A roll-back does not lower the high-water mark below a token that has counted.
+/// A roll-back does not lower the high-water mark below an acknowledged token.
 #[test]
 fn tokens_rise_after_the_first_try_of_a_request_is_rolled_back() {
     let play = || in_simulated_time(grants::first_try_is_rolled_back_late());

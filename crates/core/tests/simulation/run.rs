@@ -1,5 +1,5 @@
-//! One run: agents that differ, servers and a network that fail, candidates that contend; then peace, in which
-//! nothing may be left of it.
+//! A run: agents with different settings, faults of servers and of the network, and candidates that contend.
+//! Then the faults end, and no effects of them may remain.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,28 +21,28 @@ use crate::{
     steady::Steady,
 };
 
-/// How long a run lasts, in simulated time.
+/// The duration of a run, in simulated time.
 pub(crate) const RUN: Duration = Duration::from_secs(60);
-/// The longest term that any agent grants, and so the longest guard.
+/// The longest term of all agents, and so the longest guard.
 pub(crate) const LONGEST_TERM: Duration = Duration::from_secs(6);
-/// The longest vote lifetime of any agent.
+/// The longest vote lifetime of all agents.
 const LONGEST_VOTE: Duration = Duration::from_secs(2);
 
-/// What is the same for a whole run.
+/// The constants of a run.
 #[derive(Debug, Clone, Copy)]
 struct World {
-    /// Whether servers lose memory. Floors keep tokens rising while clocks step, and clocks while floors are lost: not
-    /// both at once.
+    /// Whether servers lose memory. High-water marks keep tokens rising while clocks step, and clocks keep
+    /// them rising while high-water marks are lost: a run does not have both.
     forgetful: bool,
-    /// Whether no agent wants a guard. One that wants none does not register the longest term that it grants, so that
-    /// others take its leases for those of a clock that was set back.
+    /// Whether the restart guard is off on all agents. An agent without a guard does not register its longest
+    /// term, so that other agents would mistake its leases for those of a clock that was set back.
     off: bool,
     /// Whether messages are lost and slow from the beginning.
     bad_start: bool,
     faults: Faults,
-    /// When the servers' clocks are set forward.
+    /// When the clocks of servers are set forward.
     forward: Forward,
-    /// Whether agents pass from one list of servers to another.
+    /// Whether agents change from one list of servers to another.
     change: Option<Change>,
 }
 
@@ -50,28 +50,28 @@ struct World {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Forward {
     Never,
-    /// When the server has no lease, so that none is shorter than it was to be.
+    /// While the server has no lease, so that none is shortened.
     BetweenTerms,
-    /// At any time: two candidates may lead then, and their tokens tell who is the later one.
+    /// At any time: two candidates may then lead, and their tokens identify the later one.
     AnyTime,
 }
 
 impl World {
-    /// What is decided here takes nothing from the numbers that decide the rest.
+    /// Draws from separate random numbers, so that these decisions do not change the others of a seed.
     fn with_more(self, rng: &mut Rng) -> Self {
         let forward = match rng.u32(..10) {
             0 if !self.forgetful => Forward::BetweenTerms,
             1 => Forward::AnyTime,
             _ => Forward::Never,
         };
-        // What no agent wants to remember says nothing about who has which list.
+        // Without a guard, nothing records which lists are in use.
         let changes = !self.off && forward == Forward::Never && rng.u32(..4) == 0;
         let mut faults = self.faults;
         faults.set_back &= !changes;
         Self {
             faults,
             forward,
-            // The first agent looks at its servers only once before it is asked.
+            // The first agent probes its servers only once before it receives requests.
             bad_start: self.bad_start && !changes,
             change: changes.then(|| Change::new(rng)),
             ..self
@@ -79,9 +79,9 @@ impl World {
     }
 }
 
-/// Runs one seed; gives what was recorded.
+/// Runs one seed, and returns its record.
 pub(crate) async fn run(seed: u64) -> Record {
-    // The quorum's own jitter, too.
+    // Also seeds the quorum's own jitter.
     fastrand::seed(seed);
     let mut rng = Rng::with_seed(seed);
     let forgetful = rng.bool();
@@ -93,7 +93,7 @@ pub(crate) async fn run(seed: u64) -> Record {
         forward: Forward::Never,
         change: None,
     };
-    // Without a guard, nothing bounds how long a lease lasts whose server's clock was set back.
+    // Without a guard, a lease has no time limit if its server's clock was set back.
     world.faults.set_back &= !world.off;
     let mut more = Rng::with_seed(!seed);
     let world = world.with_more(&mut more);
@@ -149,7 +149,7 @@ pub(crate) async fn run(seed: u64) -> Record {
         let agents = agents.to_vec();
         tasks.spawn(change.goes_on(agents, more.fork(), record.clone(), until));
     }
-    // Somebody is left of each generation.
+    // At least one agent of each generation survives.
     let generation = world.change.map_or(agents.len(), |change| change.agents);
     for (n, agent) in agents.iter().enumerate().skip(1) {
         if n % generation == 0 {
@@ -195,7 +195,7 @@ pub(crate) async fn run(seed: u64) -> Record {
         }
     }
 
-    // What was on its way arrives.
+    // Waits until everything in transit has arrived.
     sleep(LONGEST_VOTE + SLOWEST + Duration::from_millis(500)).await;
     let alive = ready(&agents, &record, world).await;
     nothing_is_left(&alive, &record, &mut rng, world).await;
@@ -207,9 +207,9 @@ pub(crate) async fn run(seed: u64) -> Record {
     record
 }
 
-/// The agents that can be asked. While the list is being changed, servers may refuse those that have come with the
-/// next one: for as long as a guard after they have read what an agent with both lists sent, which a paused one does
-/// late, and the agents remember for as long again that they were refused.
+/// Returns the agents that accept requests. While the list is being changed, servers may refuse agents with
+/// the next list. The refusal ends a guard's time after they have read the last message of an agent with both
+/// lists, which a paused server reads late. The agents remember the refusal for the same time again.
 async fn ready(agents: &Agents, record: &Record, world: World) -> Agents {
     let serving = || {
         agents
@@ -245,7 +245,8 @@ async fn ready(agents: &Agents, record: &Record, world: World) -> Agents {
 
 /// Sets a server's clock forward now and then.
 async fn sets_forward(server: Server, when: Forward, mut rng: Rng, record: Record, until: Instant) {
-    // Further than the retention would make it forget which tokens it has accepted, while agents' clocks step.
+    // A larger step would exceed the retention: the server would forget accepted tokens while agents' clocks
+    // step.
     let mut left = RETENTION.as_millis() as i64 / 2;
     loop {
         let wait = Duration::from_secs(20).mul_f64(rng.f64());
@@ -280,7 +281,7 @@ fn agent(
         false => Instant::now(),
     };
     let guard = match () {
-        // It has never seen a record, and might take servers for new that have all forgotten.
+        // A late agent has never seen a record, and might treat servers as new that have all forgotten.
         () if late && world.forgetful => RestartGuard::Strict,
         () if world.off => RestartGuard::Off,
         () => *rng
@@ -294,7 +295,7 @@ fn agent(
     let plan = Plan {
         guard,
         starts,
-        // Its tokens are taken from the servers' clocks then.
+        // If clocks are set back, tokens come from the servers' clocks.
         off: if world.faults.set_back { 0 } else { off },
         ..Plan::new(
             Duration::from_millis(rng.u64(1_100..=LONGEST_TERM.as_millis() as u64)),
@@ -305,7 +306,7 @@ fn agent(
         true => vec![plan.off],
         false => steps(rng),
     };
-    // New nodes know no tokens of elections for which nobody has asked since the change began.
+    // New nodes know no tokens of elections without a request since the change began.
     let plan_clock = has.map_or(plan_clock, |_| vec![0]);
     let Some((change, has)) = world.change.zip(has) else {
         return plan.agent_with_clock(servers, clock(plan_clock));
@@ -322,7 +323,7 @@ fn agent(
     agent
 }
 
-/// The first start: the nodes are new, and every agent that is there sees that they are marked.
+/// The first start: the nodes are new, and every agent that is present sees that they are marked.
 async fn start(rng: &mut Rng, servers: &[Server], agents: &Agents, record: &Record, world: World) {
     if world.bad_start {
         for server in servers {
@@ -343,13 +344,13 @@ async fn start(rng: &mut Rng, servers: &[Server], agents: &Agents, record: &Reco
     }
 }
 
-/// The network is well again. Nobody is said to lead who was told of nothing, and whatever was left behind does not
-/// keep the election from being won.
+/// The network works again. Only candidates with a request or grant in force are reported as leaders, and no
+/// leftover keeps the election from being won.
 async fn nothing_is_left(alive: &Agents, record: &Record, rng: &mut Rng, world: World) {
     for agent in alive.iter() {
         let deadline = Instant::now() + Duration::from_secs(3);
         let read = agent.quorum.read(&election(), deadline).await;
-        // A lease outlasts its term where the clock was set back.
+        // A lease outlasts its term if the clock was set back.
         if let Ok(Some(lease)) = read
             && !world.faults.set_back
         {
@@ -368,7 +369,7 @@ async fn nothing_is_left(alive: &Agents, record: &Record, rng: &mut Rng, world: 
     );
 }
 
-/// Whom a server says to lead.
+/// The leader that a server reports.
 pub(crate) async fn leader_at(server: &Server) -> Option<String> {
     match server.memory().read(&election()).await {
         Ok(Reading::Held(lease)) => Some(lease.leader.as_str().to_owned()),

@@ -1,5 +1,5 @@
-//! Scenarios that are written for one rule each: what nobody may do is done at the very moment at which the rule alone
-//! stands in its way. Each passes with all rules.
+//! Scenarios, one for each rule: a forbidden step is tried at the moment at which only the rule prevents it.
+//! Each scenario passes with all rules.
 
 pub(crate) mod grants;
 pub(crate) mod guards;
@@ -33,13 +33,13 @@ use crate::{
     server::Server,
 };
 
-/// How long a request may take, unless a scenario says otherwise.
+/// The default deadline of a request.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The longest term of agents that do not say otherwise.
+/// The default longest term of agents.
 const LONGEST: Duration = Duration::from_secs(6);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What a scenario has. Cheap to clone.
+/// The state of a scenario. Cheap to clone.
 #[derive(Clone)]
 struct Scene {
     servers: Vec<Server>,
@@ -51,12 +51,12 @@ fn ms(ms: u64) -> Duration {
 }
 
 impl Scene {
-    /// So many servers.
+    /// Creates a scene with `count` servers.
     fn of(count: usize) -> Self {
         Self::with_clocks(count, 0.0)
     }
 
-    /// So many servers, whose clocks are that much too fast.
+    /// Creates a scene with `count` servers whose clocks run fast by this fraction.
     fn with_clocks(count: usize, fast: f64) -> Self {
         let server = |n| {
             let name = format!("node {n}");
@@ -73,22 +73,22 @@ impl Scene {
         }
     }
 
-    /// An agent that has looked after the nodes.
+    /// Creates an agent that has checked the health of the nodes.
     async fn agent(&self, plan: &Plan) -> Agent {
         let agent = plan.agent(&self.servers);
-        // It marks them, learns their incarnations, and knows what is registered in these.
+        // The agent marks them, learns their incarnations, and knows the bounds that are registered in these.
         for _ in 0..3 {
             agent.quorum.status().await;
         }
         agent
     }
 
-    /// An agent with this longest term and vote lifetime that has looked after the nodes.
+    /// Creates an agent with this longest term and vote lifetime that has checked the health of the nodes.
     async fn agent_of(&self, longest: Duration, vote: Duration) -> Agent {
         self.agent(&Plan::new(longest, vote)).await
     }
 
-    /// Asks; the token if it is elected.
+    /// Campaigns; returns the token if the candidate is elected.
     async fn campaign(&self, agent: &Agent, name: &str, term: i64) -> Option<Token> {
         match self.ask(agent, name, term, "", PATIENCE).await {
             Ok(Outcome::Elected { token, .. }) => Some(token),
@@ -116,14 +116,14 @@ impl Scene {
         if let Ok(Outcome::Elected { token, valid_for }) = &answer
             && asked + *valid_for > Instant::now()
         {
-            // A retry gets the token that it had.
+            // A retry gets the token of the first request.
             let token = Some(*token).filter(|_| id.is_empty());
             self.record.elected(name, token, asked, asked + *valid_for);
         }
         answer
     }
 
-    /// Has somebody elected by all nodes but these.
+    /// Has a candidate elected by all nodes but these.
     async fn wins_without(&self, agent: &Agent, name: &str, term: i64, without: &[usize]) -> Token {
         for node in without {
             agent.handles[*node].plan(To::Grant, Fate::Lost);
@@ -132,7 +132,7 @@ impl Scene {
         won.expect("there is nobody else")
     }
 
-    /// Asks for this one as long as another leads.
+    /// Campaigns for this candidate as long as another leads.
     async fn campaigns_while_leads(&self, agent: &Agent, name: &str, leader: &str) {
         while self.record.leads_until(leader).is_some() {
             self.campaign(agent, name, 1_050).await;
@@ -176,7 +176,7 @@ impl Scene {
         assert_eq!(resigned, Ok(()), "{name} resigns");
     }
 
-    /// Nobody is said to lead.
+    /// Asserts that no leader is reported.
     async fn nobody_is_said_to_lead(&self, agent: &Agent) {
         let deadline = Instant::now() + PATIENCE;
         let read = agent.quorum.read(&election(), deadline).await;
@@ -189,12 +189,12 @@ fn candidate(name: &str) -> Name {
     Name::new("candidate", name).expect("valid")
 }
 
-/// Waits until so many ms after an instant.
+/// Waits until `after` ms past an instant.
 async fn at(from: Instant, after: u64) {
     sleep_until(from + ms(after)).await;
 }
 
-/// What a task that went on beside gives.
+/// Awaits the result of a background task.
 async fn ended<T>(task: JoinHandle<T>) -> T {
     task.await
         .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))

@@ -1,6 +1,6 @@
 //! A lease server that may be slow, paused or forgetful, and whose clock may run fast and be set.
 //!
-//! Agents reach it through [handles](crate::handle), one each.
+//! Each agent reaches it through its own [handle](crate::handle).
 
 use std::{
     sync::{Arc, Mutex},
@@ -17,13 +17,13 @@ use crate::{
     record::Record,
 };
 
-/// How far the clocks of servers are ahead of this process's when they were never set, so that they can be set back.
+/// How far the clocks of servers are initially ahead of this process's, so that they can be set back.
 const AHEAD: Duration = Duration::from_secs(365 * 86_400);
-/// What a server's clock says at the beginning of a run, in ms since the Unix epoch.
+/// The reading of a server's clock at the beginning of a run, in ms since the Unix epoch.
 const EPOCH_MS: u64 = 1_800_000_000_000;
-/// How long a server remembers tokens after the last term that had them.
+/// How long a server remembers a token after the last term with it.
 pub(crate) const RETENTION: Duration = Duration::from_secs(3600);
-/// How many copies of its data a server has.
+/// How many saved copies of its data a server keeps.
 const COPIES: usize = 3;
 
 /// One simulated server. Cheap to clone.
@@ -36,13 +36,13 @@ struct Inner {
     clock: Clock,
     /// Replaced when the server restarts.
     memory: Mutex<Arc<Embedded>>,
-    /// What it may go back to, the oldest first.
+    /// The saved copies, the oldest first.
     saved: Mutex<Vec<(Embedded, Lists)>>,
     rng: Mutex<Rng>,
     faults: Mutex<Faults>,
-    /// Not a channel: tokio wakes those in an order of its own.
+    /// Not a channel: tokio wakes its receivers in an order of its own, which no seed determines.
     paused_until: Mutex<Instant>,
-    /// With which lists of nodes agents use the server.
+    /// The lists of nodes with which agents use the server.
     lists: Mutex<Lists>,
 }
 
@@ -50,9 +50,9 @@ struct Inner {
 #[derive(Clone)]
 struct Clock {
     started: Instant,
-    /// How much faster than true time it runs, or slower.
+    /// The relative speed of the clock: positive if it runs faster than true time.
     fast: f64,
-    /// By how much it was set.
+    /// The sum of its steps, in ms.
     set_ms: Arc<Mutex<i64>>,
 }
 
@@ -67,7 +67,8 @@ impl Clock {
 }
 
 impl Server {
-    /// A server without data; with a guard, it may have forgotten a leader as long as it has no incarnation record.
+    /// Creates a server without data. With a guard, it may have forgotten a leader as long as it has no
+    /// incarnation record.
     pub(crate) fn new(name: &str, guard: Option<Duration>, fast: f64, rng: Rng) -> Self {
         let clock = Clock {
             started: Instant::now(),
@@ -77,7 +78,7 @@ impl Server {
         let settings = Settings {
             retention: RETENTION,
             guard,
-            // Handles add what their agents need.
+            // Handles add the vote lifetime of their agents.
             vote: Duration::ZERO,
         };
         Self(Arc::new(Inner {
@@ -101,24 +102,24 @@ impl Server {
         Arc::clone(&self.0.memory.lock().expect("not poisoned"))
     }
 
-    /// What the server's clock says.
+    /// The reading of the server's clock.
     pub(crate) fn now(&self) -> Instant {
         self.0.clock.now()
     }
 
-    /// What the server's clock says, in ms since the Unix epoch.
+    /// The reading of the server's clock, in ms since the Unix epoch.
     pub(crate) fn unix_ms(&self) -> u64 {
         let since = self.now() - self.0.clock.started;
         let ahead = since.as_millis() as i128 - AHEAD.as_millis() as i128;
         u64::try_from(i128::from(EPOCH_MS) + ahead).expect("after the epoch")
     }
 
-    /// Sets the clock forward, or back.
+    /// Steps the clock forward or back.
     pub(crate) fn set_clock(&self, by_ms: i64) {
         *self.0.clock.set_ms.lock().expect("not poisoned") += by_ms;
     }
 
-    /// Registers with which list of nodes an agent uses the server, which has just been probed.
+    /// Registers the list of nodes with which an agent uses the server, after a probe of the server.
     pub(crate) fn register(&self, list: &str, look: Look, probe: &Probe) -> Told {
         let coming = Coming {
             list,
@@ -134,14 +135,14 @@ impl Server {
         lists.register(coming, recorded, self.now())
     }
 
-    /// Restarts with nothing.
+    /// Restarts with empty memory.
     pub(crate) fn forget(&self) {
         *self.0.memory.lock().expect("not poisoned") =
             Arc::new(empty(self.0.settings, &self.0.clock));
         *self.0.lists.lock().expect("not poisoned") = Lists::default();
     }
 
-    /// Saves what there is.
+    /// Saves a copy of the data.
     pub(crate) fn save(&self) {
         let mut saved = self.0.saved.lock().expect("not poisoned");
         let lists = self.0.lists.lock().expect("not poisoned").clone();
@@ -151,7 +152,7 @@ impl Server {
         }
     }
 
-    /// Restarts with a saved copy, if there is one: the last is 0.
+    /// Restarts with a saved copy, if it exists; 0 is the last.
     pub(crate) fn go_back(&self, copy: usize) {
         let saved = self.0.saved.lock().expect("not poisoned");
         if let Some((copy, lists)) = saved.iter().rev().nth(copy) {
@@ -160,13 +161,13 @@ impl Server {
         }
     }
 
-    /// Restarts with what it has.
+    /// Restarts with the current data.
     pub(crate) fn restart(&self) {
         let memory = self.memory().restored();
         *self.0.memory.lock().expect("not poisoned") = Arc::new(memory);
     }
 
-    /// Stands still; commands wait until it goes on.
+    /// Pauses the server. Commands wait until the pause ends.
     pub(crate) fn pause(&self, time: Duration) {
         *self.0.paused_until.lock().expect("not poisoned") = Instant::now() + time;
     }
@@ -185,7 +186,7 @@ impl Server {
         *self.0.faults.lock().expect("not poisoned") = faults;
     }
 
-    /// Makes trouble until the time is over, and then no more.
+    /// Causes random faults until the time is over.
     pub(crate) async fn misbehave(self, faults: Faults, until: Instant, record: Record) {
         self.set_faults(faults);
         loop {
@@ -217,13 +218,13 @@ impl Server {
         }
     }
 
-    /// Whether the network does what happens to so many of a thousand messages.
+    /// Draws whether a fault with this share per thousand messages occurs.
     pub(crate) fn chance(&self, of: impl Fn(&Faults) -> u32) -> bool {
         let share = of(&self.0.faults.lock().expect("not poisoned"));
         self.0.rng.lock().expect("not poisoned").u32(..1000) < share
     }
 
-    /// How long a message is on its way.
+    /// Draws the transit time of a message.
     pub(crate) fn transit(&self) -> Duration {
         let slow = self.chance(|faults| faults.slow);
         let faults = *self.0.faults.lock().expect("not poisoned");
@@ -234,7 +235,7 @@ impl Server {
         }
     }
 
-    /// When an agent notices that a connection broke.
+    /// Waits until an agent detects a broken connection.
     pub(crate) async fn broken(&self) -> NodeError {
         let broken = self.0.rng.lock().expect("not poisoned").u64(1..3_000);
         sleep(Duration::from_millis(broken)).await;

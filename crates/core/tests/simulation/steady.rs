@@ -1,5 +1,5 @@
-//! The end of a run: one server stands still for longer than the leader's term while others campaign as fast as they
-//! can. The leader keeps leading, and has its lease on that server again soon after it goes on.
+//! The end of a run: one server pauses for longer than the leader's term while others campaign as fast as
+//! they can. The leader keeps leading, and has its lease on that server again soon after the pause.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,10 +30,11 @@ const NAME: &str = "steady";
 /// A leader that extends every third of its term.
 pub(crate) struct Steady {
     servers: Vec<Server>,
-    /// The one that stands still.
+    /// The index of the server that pauses.
     hangs: usize,
-    /// Whether others campaign so fast that more of their grants wait for the server that stands still than a lease
-    /// keeps apart: the oldest counts as acknowledged then, and stands in the way of a repair until it lapses.
+    /// Whether others campaign so fast that more of their grants wait for the paused server than a lease
+    /// stores separately. The oldest grant then counts as acknowledged, and prevents a repair until it
+    /// expires.
     fast: bool,
     /// Whether the clocks of agents step, or those of servers.
     clocks_step: bool,
@@ -73,7 +74,8 @@ impl Steady {
             sleep(self.pause()).await;
         }
         if self.clocks_step && !self.is_held_everywhere().await {
-            // A server may have acknowledged the token of a clock that was ahead, for somebody whom no majority elected.
+            // A server may have accepted the token of a clock that was ahead, for a candidate that no
+            // majority elected.
             self.record.note("a server has a larger token");
             self.gives_up(token).await;
             return;
@@ -165,7 +167,7 @@ impl Steady {
         );
     }
 
-    /// How long it waits between extensions.
+    /// The interval between extensions.
     fn pause(&self) -> Duration {
         (self.term.duration() / 3).mul_f64(0.9)
     }

@@ -14,7 +14,7 @@ use crate::{
 /// A term that outlives every scenario.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// A server's clock is as fast as is allowed.
+/// A server's clock is as fast as the algorithm permits.
 pub(crate) async fn clock_is_fast() {
     let scene = Scene::with_clocks(1, 0.01);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -36,7 +36,7 @@ pub(crate) async fn agents_clock_is_slow() {
     scene.wins_without(&slow, "c2", 6_000, &[]).await;
 }
 
-/// An extension is for a shorter term than what was promised.
+/// An extension asks for a shorter term than the current one.
 pub(crate) async fn shorter_extension() {
     let scene = Scene::of(1);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -46,7 +46,7 @@ pub(crate) async fn shorter_extension() {
     scene.campaigns_while_leads(&agent, "c2", "c1").await;
 }
 
-/// A campaign that gets no answer, and what is left of it.
+/// A campaign that gets no reply, and its leftovers.
 async fn no_answer(vote: Duration, fate: Fate) {
     let scene = Scene::of(3);
     let agent = scene.agent_of(MINUTE, vote).await;
@@ -72,7 +72,7 @@ pub(crate) async fn grants_come_twice() {
     no_answer(2 * SECOND, Fate::CopiedUnanswered(ms(1_800))).await;
 }
 
-/// A leader campaigns again, and gets no answer: it leads by what it was told before.
+/// A leader campaigns again and gets no reply. It leads by its earlier grant.
 pub(crate) async fn leader_gets_no_answer() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -85,12 +85,12 @@ pub(crate) async fn leader_gets_no_answer() {
     scene.campaigns_while_leads(&agent, "c2", "c1").await;
 }
 
-/// A candidate is elected by the first two of three servers; then its request is repeated through another agent, which
-/// finds that on the first.
+/// A candidate is elected by the first two of three servers. Then its request is repeated through another
+/// agent, which finds the grant on the first.
 pub(super) async fn repeated() -> (Scene, Agent, Agent) {
     let scene = Scene::of(3);
     let first = scene.agent_of(LONGEST, SECOND).await;
-    // Its tokens are larger.
+    // The second agent's tokens are larger.
     let plan = Plan {
         off: 60,
         ..Plan::new(LONGEST, SECOND)
@@ -100,7 +100,7 @@ pub(super) async fn repeated() -> (Scene, Agent, Agent) {
     (scene, first, second)
 }
 
-/// A retry's own renewal is rolled back, and not the grant that was answered.
+/// The retry's own renewal is rolled back, but not the acknowledged grant.
 pub(crate) async fn retry_is_rolled_back() {
     let (scene, first, second) = repeated().await;
     let won = scene.ask(&first, "c1", 6_000, "request", SECOND).await;
@@ -117,7 +117,7 @@ pub(crate) async fn retry_is_rolled_back() {
     scene.campaigns_while_leads(&first, "c2", "c1").await;
 }
 
-/// The first try of a request is rolled back when its retry has been answered: the token that it was given has counted.
+/// The first try of a request is rolled back after its retry was answered: its token is acknowledged.
 pub(crate) async fn first_try_is_rolled_back_late() {
     let scene = Scene::of(1);
     let first = scene.agent_of(LONGEST, SECOND).await;

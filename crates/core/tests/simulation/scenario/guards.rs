@@ -1,4 +1,4 @@
-//! How long nodes abstain that may have lost memory, where agents differ.
+//! The quarantine of nodes that may have lost memory, with agents that differ.
 
 use election_core::{election::Error, lease::REMEMBER};
 use tokio::time::{Instant, sleep};
@@ -9,8 +9,8 @@ use crate::{
     handle::{Fate, To},
 };
 
-/// Three servers; the second has saved what it had when an agent with a short guard alone was there. One with a long
-/// one has come since.
+/// Three servers. The second has saved its memory when only an agent with a short guard existed. An agent
+/// with a long guard has started since.
 async fn short_and_long() -> (Scene, Agent, Agent) {
     let scene = Scene::of(3);
     let short = scene.agent_of(2 * SECOND, SECOND).await;
@@ -19,7 +19,7 @@ async fn short_and_long() -> (Scene, Agent, Agent) {
     (scene, short, long)
 }
 
-/// A leader for the long agent's longest term, and the second server restarts with old data.
+/// A candidate leads for the long agent's longest term, and the second server restarts with old data.
 async fn forgets_a_leader(scene: &Scene, long: &Agent) {
     scene.wins_without(long, "c1", 6_000, &[2]).await;
     scene.servers[1].go_back(0);
@@ -31,7 +31,7 @@ fn die(agent: &Agent) {
     }
 }
 
-/// A server that went back to an old lease of the candidate's would vote for it although another leads.
+/// A server that went back to an old lease of a candidate would vote for it although another leads.
 pub(crate) async fn own_lease_comes_back() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -43,19 +43,19 @@ pub(crate) async fn own_lease_comes_back() {
     scene.campaigns_while_leads(&agent, "c1", "c2").await;
 }
 
-/// An agent that has not heard of the longer guard for a while asks a server that knows it.
+/// An agent that has not received the longer guard for a while requests a vote of a server that knows it.
 pub(crate) async fn caller_knows_less_than_the_server() {
     let scene = Scene::of(3);
     let long = scene.agent_of(LONGEST, SECOND).await;
     let short = scene.agent_of(2 * SECOND, SECOND).await;
-    // The agent no longer counts what it was told of the other's guard.
+    // The agent no longer counts the other agent's guard.
     sleep(REMEMBER + SECOND).await;
     scene.servers[1].save();
     forgets_a_leader(&scene, &long).await;
     scene.campaigns_while_leads(&short, "c2", "c1").await;
 }
 
-/// The longer guard is registered when the server abstains already.
+/// The longer guard is registered when the server is already in quarantine.
 pub(crate) async fn longer_guard_comes_late() {
     let (scene, short, long) = short_and_long().await;
     forgets_a_leader(&scene, &long).await;
@@ -64,7 +64,7 @@ pub(crate) async fn longer_guard_comes_late() {
     scene.campaigns_while_leads(&short, "c2", "c1").await;
 }
 
-/// The clock of a server that abstains is set back.
+/// The clock of a server in quarantine is set back.
 pub(crate) async fn clock_is_set_back() {
     let scene = Scene::of(1);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -81,7 +81,7 @@ pub(crate) async fn clock_is_set_back() {
     }
 }
 
-/// A server restarts to which the agent with the longer guard has not given it in this incarnation.
+/// A server restarts before the agent with the longer guard has registered it in this incarnation.
 pub(crate) async fn bounds_are_lost() {
     let (scene, short, long) = short_and_long().await;
     scene.servers[1].go_back(0);
@@ -89,7 +89,7 @@ pub(crate) async fn bounds_are_lost() {
     scene.resign(&long, "c0", token).await;
     sleep(LONGEST + SECOND).await;
     for handle in &long.handles[2..] {
-        // Every vote of the campaign.
+        // All votes of the campaign.
         (0..3).for_each(|_| handle.plan(To::Grant, Fate::Lost));
     }
     let token = scene.campaign(&long, "c0", 5_000).await;
@@ -103,7 +103,7 @@ pub(crate) async fn bounds_are_lost() {
     scene.campaigns_while_leads(&short, "c2", "c1").await;
 }
 
-/// The agent with the longer guard is dead when the server restarts that has forgotten it.
+/// A server restarts that has forgotten the longer guard, and the agent with that guard is dead.
 pub(crate) async fn agent_with_the_longer_guard_dies() {
     let (scene, short, long) = short_and_long().await;
     scene.wins_without(&long, "c1", 6_000, &[2]).await;
@@ -114,7 +114,7 @@ pub(crate) async fn agent_with_the_longer_guard_dies() {
     scene.campaigns_while_leads(&short, "c2", "c1").await;
 }
 
-/// As before, and an agent asks for votes that has just started.
+/// As before, and a new agent requests votes at once.
 pub(crate) async fn new_agent_asks_at_once() {
     let (scene, _, long) = short_and_long().await;
     forgets_a_leader(&scene, &long).await;
@@ -127,8 +127,8 @@ pub(crate) async fn new_agent_asks_at_once() {
     scene.campaigns_while_leads(&new, "c2", "c1").await;
 }
 
-/// An agent with longer terms extends before it has looked at the nodes: others would take what it wrote for a lease of
-/// a clock that was set back.
+/// An agent with longer terms extends before its first probe of the nodes: other agents would mistake its
+/// lease for one of a clock that was set back.
 pub(crate) async fn new_agent_extends_at_once() {
     let scene = Scene::of(3);
     let short = scene.agent_of(2 * SECOND, SECOND).await;
@@ -139,7 +139,7 @@ pub(crate) async fn new_agent_extends_at_once() {
     scene.campaigns_while_leads(&short, "c2", "c1").await;
 }
 
-/// As in [`new_agent_asks_at_once`], and the new agent dies when it has looked at the nodes once.
+/// As in [`new_agent_asks_at_once`], and the new agent dies after its first probe of the nodes.
 pub(crate) async fn new_agent_looks_and_dies() {
     let (scene, short, long) = short_and_long().await;
     forgets_a_leader(&scene, &long).await;
@@ -150,7 +150,7 @@ pub(crate) async fn new_agent_looks_and_dies() {
     scene.campaigns_while_leads(&short, "c2", "c1").await;
 }
 
-/// Forgotten leases are no vacancies: a leader must not hear that it does not lead.
+/// A forgotten lease is not a vacancy: the leader must not receive a reply that it does not lead.
 pub(crate) async fn most_servers_forget() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, SECOND).await;

@@ -1,4 +1,4 @@
-//! Agents with other lists of nodes.
+//! Agents with different lists of nodes.
 
 use election_core::lease::policy::{Electorate, Nodes};
 use tokio::time::{Instant, sleep};
@@ -9,14 +9,14 @@ use crate::{
     handle::{Fate, To},
 };
 
-/// Two agents use three nodes each, of which they share one.
+/// Two agents use three nodes each, and share one of them.
 pub(crate) async fn lists_differ() {
     let scene = Scene::of(5);
     let plan = |list: &str| Plan {
         list: Some(list.to_owned()),
         ..Plan::new(LONGEST, SECOND)
     };
-    // Both lists' nodes were used before.
+    // The nodes of both lists were used before.
     scene.agent_of(LONGEST, SECOND).await;
     let first = plan("012").agent(&scene.servers[..3]);
     let second = plan("234").agent(&scene.servers[2..]);
@@ -28,7 +28,7 @@ pub(crate) async fn lists_differ() {
     scene.campaigns_while_leads(&second, "c2", "c1").await;
 }
 
-/// One agent passes from a list to another that has arrived there.
+/// One agent changes from a list to another, which a second agent already uses alone.
 pub(crate) async fn list_changes() {
     let scene = Scene::of(5);
     scene.agent_of(LONGEST, SECOND).await;
@@ -47,8 +47,8 @@ pub(crate) async fn list_changes() {
     scene.campaign(&arrived, "c2", 6_000).await;
 }
 
-/// One agent has the old list, one passes from it to the new one, and a third has arrived there too early. The lists
-/// share no node.
+/// One agent has the old list, one changes from it to the new one, and a third uses the new one too early.
+/// The lists share no node.
 pub(crate) async fn new_list_is_used_too_early() {
     let scene = Scene::of(6);
     scene.agent_of(LONGEST, SECOND).await;
@@ -68,8 +68,8 @@ pub(crate) async fn new_list_is_used_too_early() {
     scene.campaigns_while_leads(&early, "c2", "c1").await;
 }
 
-/// A server that is the whole new list lacks the leader's lease. Before that is written there, a candidate is granted
-/// one that nobody knows of, which it finds again when it asks once more.
+/// A server that is the whole new list lacks the leader's lease. Before the lease is written there, a
+/// candidate obtains an unacknowledged grant, which it finds again when it repeats its request.
 pub(crate) async fn new_list_has_a_grant_nobody_knows() {
     let scene = Scene::of(4);
     scene.agent_of(LONGEST, SECOND).await;
@@ -89,7 +89,7 @@ pub(crate) async fn new_list_has_a_grant_nobody_knows() {
     passing.handles[3].plan(To::Repair, Fate::Late(ms(100), ms(1)));
     let (asking, through) = (scene.clone(), passing.clone());
     let extending = tokio::spawn(async move {
-        // Whether it succeeds is what this is about.
+        // The extension may fail: its success is what this scenario tests.
         let _ = asking
             .extend(&through, "c1", Some(token), 6_000, SECOND)
             .await;

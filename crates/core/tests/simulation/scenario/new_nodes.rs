@@ -1,4 +1,4 @@
-//! Which nodes are new.
+//! The detection of new nodes.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{
 };
 use tokio::time::Instant;
 
-/// While an agent looks for the first time, another marks the nodes, one of which votes and forgets it.
+/// During an agent's first probe, another agent marks the nodes. One of them votes and forgets everything.
 pub(crate) async fn marked_while_it_looks() {
     let scene = Scene::of(3);
     let plan = Plan::new(LONGEST, SECOND);
@@ -33,12 +33,12 @@ pub(crate) async fn marked_while_it_looks() {
     scene.campaigns_while_leads(&slow, "c2", "c1").await;
 }
 
-/// An agent does not hear that it has marked a node, and all servers forget everything.
+/// An agent does not receive the reply that it has marked a node, and all servers forget everything.
 pub(crate) async fn marked_without_an_answer() {
     forgotten_by_all(Some(Fate::Unanswered)).await;
 }
 
-/// An agent has marked the nodes, and all servers forget everything before it looks again.
+/// An agent has marked the nodes, and all servers forget everything before its next probe.
 pub(crate) async fn marked_and_forgotten() {
     forgotten_by_all(None).await;
 }

@@ -1,4 +1,4 @@
-//! An agent that stands still while its vote is counted.
+//! An agent that pauses while its vote is counted.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ use crate::{
 };
 
 const VOTE: Duration = Duration::from_secs(2);
-/// Longer than twice what the vote takes: that is taken off what the candidate is told.
+/// More than twice the duration of the vote, which is subtracted from the candidate's term.
 const LONGEST: Duration = Duration::from_secs(12);
 
-/// What the agent knows that stands still.
+/// The view of the paused agent.
 struct Knows;
 
 impl View for Knows {
@@ -57,9 +57,9 @@ impl View for Knows {
     }
 }
 
-/// One server votes at once, restarts, and is repaired when nobody should count the vote any more. The clock of
-/// another was set back since the agent asked for it, so that it votes late. The agent finds both replies when it
-/// goes on.
+/// One server votes at once, restarts, and is repaired when the vote no longer counts. The clock of another
+/// was set back after the agent's request, so that it votes late. The agent reads both replies when it
+/// resumes.
 pub(crate) async fn votes_are_counted_late() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, VOTE).await;

@@ -1,8 +1,9 @@
 //! Repairs, and votes that a restarted server has forgotten.
 //!
-//! In most of these a candidate's vote is on its way for long. Of three servers, the first and the third hold the
-//! leader's lease; the second has voted for the candidate and forgotten that. When the leader's lease on the third
-//! lapses, because it was extended by the other two, the candidate's request gets there: it must not find both.
+//! In most of these, a candidate's vote is in transit for long. Of three servers, the first and the third
+//! hold the leader's lease. The second has voted for the candidate and forgotten that. The leader's lease is
+//! extended by the first two and expires on the third. Then the candidate's request reaches the third, and
+//! must not obtain a majority of the second and the third.
 
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ struct Leading {
 }
 
 impl Leading {
-    /// A leader by the first and the third server, for 1.1 s.
+    /// Creates a leader that the first and the third server have elected, for 1.1 s.
     async fn new(scene: &Scene, agent: Agent) -> Self {
         let token = scene.wins_without(&agent, "c1", 1_100, &[1]).await;
         Self {
@@ -37,13 +38,13 @@ impl Leading {
         }
     }
 
-    /// Extends; the third server does not get it if that is so.
+    /// Extends the term. The third server receives the request only if `third` is set.
     async fn extends(&self, term: i64, third: bool) {
         if !third {
             self.agent.handles[2].plan(To::Extend, Fate::Lost);
         }
         let token = Some(self.token);
-        // Whether it succeeds is what this is about.
+        // The extension may fail: its success is what the scenarios test.
         let extended = self.scene.extend(&self.agent, "c1", token, term, ms(400));
         let _ = extended.await;
     }
@@ -59,8 +60,8 @@ fn slow_vote(scene: &Scene, agent: &Agent) -> JoinHandle<()> {
     })
 }
 
-/// The second server votes for a challenger of a leader by the others, and restarts without that 50 ms later; the vote,
-/// and when it began, 100 ms ago.
+/// The second server votes for a challenger of a leader that the others elected, and restarts without that
+/// vote 50 ms later. Returns the vote, and the instant of its start, 100 ms ago.
 async fn forgets_a_slow_vote() -> (Leading, JoinHandle<()>, Instant) {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, 2 * SECOND).await;
@@ -78,7 +79,7 @@ async fn forgets_a_slow_vote() -> (Leading, JoinHandle<()>, Instant) {
     (leading, vote, t)
 }
 
-/// The server is repaired before the vote is over that it has forgotten.
+/// The server is repaired before the vote that it has forgotten is over.
 pub(crate) async fn vote_is_still_counted() {
     let (leading, vote, t) = forgets_a_slow_vote().await;
     leading.extends(1_100, true).await;
@@ -87,7 +88,7 @@ pub(crate) async fn vote_is_still_counted() {
     ended(vote).await;
 }
 
-/// A repair that was decided before the server restarted, by an agent that does not know of longer votes.
+/// An agent that does not know of longer votes decides on a repair before the server restarts.
 pub(crate) async fn repair_is_of_an_earlier_incarnation() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, ms(300)).await;
@@ -110,7 +111,7 @@ pub(crate) async fn repair_is_of_an_earlier_incarnation() {
     ended(vote).await;
 }
 
-/// The nodes on whose word the server is repaired were asked before an agent came whose votes count longer.
+/// The repair relies on replies to requests from before the start of an agent with longer votes.
 pub(crate) async fn longer_votes_are_not_known() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, ms(300)).await;
@@ -137,7 +138,7 @@ pub(crate) async fn longer_votes_are_not_known() {
     ended(vote).await;
 }
 
-/// The repair gets to the server when the extension is over, and another leads.
+/// The repair reaches the server when the extension is over, and another candidate leads.
 pub(crate) async fn repair_is_late() {
     let (leading, vote, t) = forgets_a_slow_vote().await;
     let repair = Fate::Late(ms(2_100), Duration::ZERO);
@@ -151,7 +152,8 @@ pub(crate) async fn repair_is_late() {
     leading.extends(5_000, true).await;
 }
 
-/// A server votes for another, and forgets that, while it is found to have an older token of the leader's.
+/// A server votes for another candidate, and forgets that, while an agent finds an older token of the leader
+/// on it.
 pub(crate) async fn raised_lease_is_gone() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, 2 * SECOND).await;
@@ -161,7 +163,7 @@ pub(crate) async fn raised_lease_is_gone() {
     let won = Instant::now();
     scene.wins_without(&agent, "c1", 1_100, &[]).await;
     at(won, 500).await;
-    // Its grant with a new token gets to one server.
+    // The grant with a new token reaches one server.
     dies.handles[1].cut(true);
     dies.handles[2].cut(true);
     dies.handles[0].plan(To::Grant, Fate::Unanswered);
@@ -194,7 +196,7 @@ pub(crate) async fn raised_lease_is_gone() {
     ended(extending).await;
 }
 
-/// The repair gets to a server when the leader has resigned.
+/// The repair reaches a server after the leader has resigned.
 pub(crate) async fn repair_after_the_resignation() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, SECOND).await;

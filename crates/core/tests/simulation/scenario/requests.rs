@@ -1,4 +1,4 @@
-//! Requests that come late, twice, or again.
+//! Requests that arrive late or twice, or are repeated.
 
 use election_core::election::{
     Denial, Error, Handover, Outcome,
@@ -13,7 +13,7 @@ use crate::{
     handle::{Fate, To},
 };
 
-/// A copy of a resignation comes when its candidate leads again.
+/// A copy of a resignation arrives when its candidate leads again.
 pub(crate) async fn resignation_comes_twice() {
     let scene = Scene::of(1);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -42,7 +42,7 @@ async fn hands_over(scene: &Scene, agent: &Agent, token: Token) -> Result<(), Er
     answer
 }
 
-/// A process hands over that another process with the same name has followed.
+/// A process hands over after another process with the same name has succeeded it.
 pub(crate) async fn handover_by_who_was_followed() {
     let scene = Scene::of(1);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -52,7 +52,7 @@ pub(crate) async fn handover_by_who_was_followed() {
     assert_eq!(answer, Err(Error::Denied(Denial::StaleToken)));
 }
 
-/// A leader hands over what it has given up.
+/// A leader hands over a leadership that it has given up.
 pub(crate) async fn handover_of_nothing() {
     let scene = Scene::of(1);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -62,7 +62,7 @@ pub(crate) async fn handover_of_nothing() {
     scene.nobody_is_said_to_lead(&agent).await;
 }
 
-/// A copy of a campaign comes through another agent when its candidate has resigned.
+/// A copy of a campaign arrives through another agent after its candidate has resigned.
 pub(crate) async fn campaign_comes_twice() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -77,7 +77,7 @@ pub(crate) async fn campaign_comes_twice() {
     scene.nobody_is_said_to_lead(&agent).await;
 }
 
-/// The second of the servers that elected the leader is gone when the request is repeated.
+/// The second of the servers that elected the leader is unreachable when the request is repeated.
 pub(crate) async fn retry_while_a_server_is_gone() {
     let (scene, first, second) = repeated().await;
     second.handles[1].cut(true);
