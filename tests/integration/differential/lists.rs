@@ -76,7 +76,7 @@ fn step() -> impl Strategy<Value = Step> {
         });
     prop_oneof![
         12 => (0..LISTS.len(), look).prop_map(|(list, look)| Step::Comes(list, look)),
-        // No sum of these is as long as a guard.
+        // No sum of these is as long as a guard, or as registrations are kept.
         4 => Just(Step::Passes(35)),
         1 => Just(Step::SetBack(600)),
         1 => Just(Step::Restarts),
@@ -147,6 +147,8 @@ async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCas
             }
             Step::Passes(seconds) => {
                 now += Duration::from_secs(*seconds);
+                // What has expired does not come back with a clock that is set back.
+                lists.expire(now);
                 -i64::try_from(*seconds).expect("in range")
             }
             Step::SetBack(seconds) => {
@@ -159,6 +161,29 @@ async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCas
         redis.ask::<()>(&moved).await.expect("moved");
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn registrations_that_have_expired_do_not_come_back_with_the_clock() {
+    let redis = Redis::start().await;
+    let look = Look {
+        own: Bounds {
+            guard: Some(Duration::from_secs(60)),
+            ..BOUNDS
+        },
+        write: true,
+        ..LOOK
+    };
+    let mut steps = vec![Step::Comes(0, look)];
+    steps.extend([
+        Step::Passes(35),
+        Step::Passes(35),
+        Step::Passes(35),
+        Step::Passes(35),
+    ]);
+    steps.extend([Step::SetBack(600), Step::Comes(1, look)]);
+    let told = same(&redis, "expired", &steps).await;
+    told.expect("the same replies");
 }
 
 #[test]

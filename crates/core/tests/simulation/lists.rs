@@ -13,7 +13,12 @@ pub(crate) struct Lists {
     /// Each list with the last registration of an agent that has it. Entries with `closing:` and `closed:`
     /// likewise.
     entries: BTreeMap<String, Instant>,
+    /// The time at which the server drops all of them, unless an agent registers before.
+    expires: Option<Instant>,
 }
+
+/// The least time for which the server keeps registrations.
+const KEPT: Duration = Duration::from_secs(60);
 
 /// The registration that an agent requests.
 #[derive(Debug, Clone, Copy)]
@@ -55,13 +60,22 @@ fn parts(list: &str) -> (&str, Option<&str>) {
 }
 
 impl Lists {
+    /// Drops the registrations if they have expired.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.expires.is_some_and(|expires| expires <= now) {
+            *self = Self::default();
+        }
+    }
+
     pub(crate) fn register(
         &mut self,
         coming: Coming<'_>,
         recorded: Recorded,
         now: Instant,
     ) -> Told {
+        self.expire(now);
         let window = coming.guard.max(recorded.guard);
+        let expires = now + KEPT.max(2 * window);
         let remembers = coming.guard.is_zero() || recorded.is_ready;
         let (old, new) = parts(coming.list);
         // The clock was set back.
@@ -73,6 +87,7 @@ impl Lists {
         entries.retain(|_, at| now - *at <= window);
         if set_back {
             self.entries.clone_from(&entries);
+            self.expires = Some(expires);
         }
         let named = |state: &'static str| -> BTreeSet<String> {
             let lists = entries.keys();
@@ -120,6 +135,7 @@ impl Lists {
             }
         }
         self.entries = entries;
+        self.expires = Some(expires);
         Told::Same {
             closing: is_closing,
         }
