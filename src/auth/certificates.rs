@@ -5,6 +5,8 @@
 //! [SPIFFE](https://github.com/spiffe/spiffe/blob/main/standards/X509-SVID.md)), else its first DNS name, else its
 //! subject's common name. The identity has no groups.
 
+use x509_parser::time::ASN1Time;
+
 use super::{Identity, Mode, Refusal};
 use crate::tls::Chain;
 
@@ -13,8 +15,18 @@ use crate::tls::Chain;
 /// # Errors
 /// The certificate has no name that is valid for an identity, or has expired since the connection began.
 pub(super) fn identity(chain: &Chain) -> Result<Identity, Refusal> {
-    let name = chain.name().map_err(refused)?;
-    Identity::new(Mode::Mtls, name, Vec::new()).map_err(|what| refused(&what))
+    let (identity, expires) = chain.once(read)?;
+    match ASN1Time::now().timestamp() <= expires {
+        true => Ok(identity),
+        false => Err(refused("it has expired")),
+    }
+}
+
+/// Returns the identity and the time, in seconds since 1970, at which it expires.
+fn read(chain: &Chain) -> Result<(Identity, i64), Refusal> {
+    let (name, expires) = chain.read().map_err(refused)?;
+    let identity = Identity::new(Mode::Mtls, name, Vec::new()).map_err(|what| refused(&what))?;
+    Ok((identity, expires))
 }
 
 fn refused(why: &str) -> Refusal {

@@ -1,18 +1,15 @@
 //! The certificate chain of a client.
 
-use std::sync::OnceLock;
+use std::{any::Any, sync::OnceLock};
 
 use rustls::pki_types::CertificateDer;
-use x509_parser::{
-    certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _, time::ASN1Time,
-};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
 /// A client's certificate chain, verified by the TLS handshake.
 pub struct Chain {
     certificates: Vec<CertificateDer<'static>>,
-    /// The name in the certificate, and when the certificate expires, in seconds since 1970. Parsed once for
-    /// all requests of a connection: parsing takes longer than a response.
-    read: OnceLock<Result<(String, i64), &'static str>>,
+    /// What [`once`](Self::once) computed.
+    computed: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl Chain {
@@ -22,7 +19,7 @@ impl Chain {
         let certificates = certificates.iter();
         Self {
             certificates: certificates.map(|one| one.clone().into_owned()).collect(),
-            read: OnceLock::new(),
+            computed: OnceLock::new(),
         }
     }
 
@@ -32,30 +29,30 @@ impl Chain {
         &self.certificates
     }
 
-    /// The name in the client's certificate: its first URI, else its first DNS name, else its subject's
-    /// common name.
+    /// Returns the result of `compute` for all requests of the connection: parsing a certificate takes longer than a
+    /// response. Only the first type that is asked for is kept.
+    pub fn once<T: Any + Clone + Send + Sync>(&self, compute: impl Fn(&Self) -> T) -> T {
+        let computed = self.computed.get_or_init(|| Box::new(compute(self)));
+        let computed = computed.downcast_ref::<T>().cloned();
+        computed.unwrap_or_else(|| compute(self))
+    }
+
+    /// Parses the client's certificate. Returns its name (its first URI, else its first DNS name, else its subject's
+    /// common name), and when it expires, in seconds since 1970.
     ///
     /// # Errors
-    /// Returns an error if the certificate has no name, or has expired since the connection was accepted.
-    pub fn name(&self) -> Result<&str, &'static str> {
-        let read = self.read.get_or_init(|| read(&self.certificates));
-        let (name, expires) = read.as_ref().map_err(|why| *why)?;
-        match ASN1Time::now().timestamp() <= *expires {
-            true => Ok(name),
-            false => Err("it has expired"),
-        }
+    /// Returns an error if the certificate cannot be parsed or has no name.
+    pub fn read(&self) -> Result<(String, i64), &'static str> {
+        let certificate = self
+            .certificates
+            .first()
+            .and_then(|der| X509Certificate::from_der(der).ok());
+        let (_, certificate) = certificate.ok_or("it cannot be read")?;
+        let name = name(&certificate)
+            .map_err(|()| "its alternative names cannot be read")?
+            .ok_or("it has no URI, DNS name or common name")?;
+        Ok((name, certificate.validity().not_after.timestamp()))
     }
-}
-
-fn read(chain: &[CertificateDer<'_>]) -> Result<(String, i64), &'static str> {
-    let certificate = chain
-        .first()
-        .and_then(|der| X509Certificate::from_der(der).ok());
-    let (_, certificate) = certificate.ok_or("it cannot be read")?;
-    let name = name(&certificate)
-        .map_err(|()| "its alternative names cannot be read")?
-        .ok_or("it has no URI, DNS name or common name")?;
-    Ok((name, certificate.validity().not_after.timestamp()))
 }
 
 fn name(certificate: &X509Certificate<'_>) -> Result<Option<String>, ()> {
