@@ -33,10 +33,10 @@ use tokio::time::Instant;
 use super::check::{CheckLayer, check};
 use crate::{
     auth::{Caller, Mode},
-    endpoint,
+    endpoint::Counted,
     peer::{TrustedProxies, network},
     status::{Code, Problem},
-    transport::request::{self, caller, peer},
+    transport::request::{caller, endpoint, peer},
 };
 
 /// Number of counters: 8 MiB, half for each hash. With 10,000 busy callers, about one in 2,700 shares both its counters
@@ -109,7 +109,7 @@ impl Clock for TokioClock {
 
 /// The key by which requests are counted.
 #[derive(Hash)]
-enum Counted<'a> {
+enum Key<'a> {
     Identity(Mode, &'a str),
     Address(IpAddr),
 }
@@ -129,12 +129,12 @@ impl RateLimiter {
 
     /// Counts a request of its caller.
     fn check(&self, request: &Request<Body>) -> Result<(), Problem> {
-        if request::endpoint(request.extensions())?.counted == endpoint::Counted::Never {
+        if endpoint(request.extensions())?.counted == Counted::Never {
             return Ok(());
         }
         match caller(request.extensions())? {
             Caller::Known(identity) if identity.mode() != Mode::None => {
-                self.count(&Counted::Identity(identity.mode(), identity.name()))
+                self.count(&Key::Identity(identity.mode(), identity.name()))
             }
             Caller::Known(_) | Caller::Public => self.check_address(request),
         }
@@ -150,10 +150,10 @@ impl RateLimiter {
             .0
             .proxies
             .client_address(peer.address, request.headers());
-        self.count(&Counted::Address(network(address)))
+        self.count(&Key::Address(network(address)))
     }
 
-    fn count(&self, caller: &Counted<'_>) -> Result<(), Problem> {
+    fn count(&self, caller: &Key<'_>) -> Result<(), Problem> {
         let half = CELLS / 2;
         let cells = [0, 1].map(|which| {
             let hash = self.0.hashes[which].hash_one(caller);
@@ -324,7 +324,7 @@ mod tests {
         let limiter = limiter(10, 10, "");
         for caller in 0..1_000_000_u32 {
             let address = IpAddr::from(caller.to_be_bytes());
-            let _ = limiter.count(&Counted::Address(address));
+            let _ = limiter.count(&Key::Address(address));
         }
         // Each caller used one of ten requests, so newcomers find capacity in their counters.
         let newcomers = (0..1_000_u32)
