@@ -128,7 +128,10 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
     eventually("the others were looked at several times", async || {
         for asker in [1, 2] {
             let read = asked_from(asker).await.expect("runs");
-            assert_eq!(read.map_err(|error| error.to_string()), Ok(Reading::Vacant));
+            assert_eq!(
+                read.map_err(|error| error.to_string()),
+                Ok(Reading::Vacant(None))
+            );
         }
         (pings().await >= before + 8).then_some(())
     })

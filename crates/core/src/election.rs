@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 pub use crate::lease::{Denial, quorum::Error};
 use crate::lease::{
-    Extend, Lease, Replaces, Resign,
+    Extend, Lease, Replaces, Resign, State,
     quorum::{Claim, Claimed, Quorum},
 };
 use ledger::{Cause, Ledger, Request};
@@ -367,6 +367,25 @@ impl Elections {
         moved
     }
 
+    /// The state of an election.
+    ///
+    /// # Errors
+    /// [`Error`]: no quorum of nodes agreed.
+    pub async fn state(&self, election: &ElectionId, deadline: Instant) -> Result<State, Error> {
+        let read = self.quorum.read(election, deadline).await;
+        self.enter(Request::Leader, &read, |ledger, state| match state {
+            State::Held(lease) => {
+                ledger.seen(election, lease);
+                ledger::Outcome::Held
+            }
+            State::Vacant(_) => {
+                ledger.vacant(election);
+                ledger::Outcome::Vacant
+            }
+        });
+        read
+    }
+
     /// The leader of an election; `None` when the election is vacant.
     ///
     /// # Errors
@@ -376,18 +395,7 @@ impl Elections {
         election: &ElectionId,
         deadline: Instant,
     ) -> Result<Option<Lease>, Error> {
-        let read = self.quorum.read(election, deadline).await;
-        self.enter(Request::Leader, &read, |ledger, lease| match lease {
-            Some(lease) => {
-                ledger.seen(election, lease);
-                ledger::Outcome::Held
-            }
-            None => {
-                ledger.vacant(election);
-                ledger::Outcome::Vacant
-            }
-        });
-        read
+        self.state(election, deadline).await.map(State::into_lease)
     }
 
     /// A page of the elections of a kind that are known to be held.

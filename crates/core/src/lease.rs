@@ -455,12 +455,42 @@ pub enum ResignReply {
 pub enum Reading {
     /// The lease.
     Held(Lease),
-    /// There is no lease.
-    Vacant,
+    /// There is no lease. The token is the high-water mark, if the node has one.
+    Vacant(Option<Token>),
     /// There is no lease, but the node may have forgotten one.
     NotKnown,
     /// There is no lease, and no incarnation record that says whether the node may have forgotten one.
     Unrecorded,
+}
+
+/// The state of an election that a quorum agrees on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It has a leader.
+    Held(Lease),
+    /// It has no leader. The token is the highest high-water mark of the nodes that replied: no grant that counted had a
+    /// larger one. [`None`] when the nodes remember no grant.
+    Vacant(Option<Token>),
+}
+
+impl State {
+    /// The lease of the leader.
+    #[must_use]
+    pub fn lease(&self) -> Option<&Lease> {
+        match self {
+            Self::Held(lease) => Some(lease),
+            Self::Vacant(_) => None,
+        }
+    }
+
+    /// The lease of the leader.
+    #[must_use]
+    pub fn into_lease(self) -> Option<Lease> {
+        match self {
+            Self::Held(lease) => Some(lease),
+            Self::Vacant(_) => None,
+        }
+    }
 }
 
 /// Whether a node without a lease would know of one.

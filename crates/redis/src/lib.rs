@@ -505,14 +505,13 @@ impl LeaseNode for Redis {
             ("held", "") => Some(ExtendReply::Held),
             ("stale", "") => Some(ExtendReply::Stale),
             ("behind", "") => Some(ExtendReply::Behind),
-            (absent, "") => self
+            (absent, _) => self
                 .absence(partition, absent)
                 .map(|absence| match absence {
                     Absence::Known => ExtendReply::Missing,
                     Absence::NotKnown => ExtendReply::NotKnown,
                     Absence::Unrecorded => ExtendReply::Unrecorded,
                 }),
-            _ => None,
         };
         if let Some(ExtendReply::Renewed(_)) = known {
             self.index.extended(partition, &extend.election);
@@ -572,7 +571,7 @@ impl LeaseNode for Redis {
             "resigned" => Ok(ResignReply::Resigned),
             "held" => Ok(ResignReply::Held),
             "stale" => Ok(ResignReply::Stale),
-            reply => match self.absence(partition, reply) {
+            reply => match self.absence(partition, word(reply).0) {
                 Some(Absence::Known) => Ok(ResignReply::Missing),
                 Some(Absence::NotKnown) => Ok(ResignReply::NotKnown),
                 Some(Absence::Unrecorded) => Ok(ResignReply::Unrecorded),
@@ -606,10 +605,10 @@ impl LeaseNode for Redis {
         let reply = self.reply(partition, &call).await?;
         let known = match word(&reply) {
             ("lease", held) => lease(held).map(Reading::Held),
-            (absent, _) => self
+            (absent, mark) => self
                 .absence(partition, absent)
                 .map(|absence| match absence {
-                    Absence::Known => Reading::Vacant,
+                    Absence::Known => Reading::Vacant(token(mark)),
                     Absence::NotKnown => Reading::NotKnown,
                     Absence::Unrecorded => Reading::Unrecorded,
                 }),

@@ -203,7 +203,7 @@ impl Redis {
         while let Some((election, lease)) = leases.next().await {
             match lease {
                 Ok(Reading::Held(lease)) => page.leases.push((election, lease)),
-                Ok(Reading::Vacant) => {}
+                Ok(Reading::Vacant(_)) => {}
                 Ok(Reading::NotKnown | Reading::Unrecorded) => {
                     let error = format!("the server may have forgotten the lease of {election}");
                     page.incomplete.get_or_insert(error);

@@ -597,7 +597,10 @@ impl Memory {
     pub(super) fn read(&self, election: &ElectionId, guarded: bool, now: Instant) -> Reading {
         match (self.held(election, now), self.absence(guarded, now)) {
             (Some(held), _) => Reading::Held(held.lease(now)),
-            (None, Absence::Known) => Reading::Vacant,
+            (None, Absence::Known) => {
+                let retained = self.high_water_mark(election, now);
+                Reading::Vacant(retained.and_then(|retained| retained.token))
+            }
             (None, Absence::NotKnown) => Reading::NotKnown,
             (None, Absence::Unrecorded) => Reading::Unrecorded,
         }

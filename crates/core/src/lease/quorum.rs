@@ -27,7 +27,7 @@ use tracing::Instrument as _;
 pub use span::SPANS;
 
 use super::{
-    Extend, Lease, LeaseNode, Memory, NodeError, Page, Probe, Reading, Replaces, Resign,
+    Extend, Lease, LeaseNode, Memory, NodeError, Page, Probe, Reading, Replaces, Resign, State,
     guard::{IncarnationRecords, RestartGuard},
     merge::merge,
     policy::{
@@ -323,22 +323,18 @@ impl Quorum {
         })
     }
 
-    /// Returns the lease that a quorum holds.
+    /// Returns the state of an election that a quorum agrees on.
     ///
     /// # Errors
     /// [`Error`]: unknown.
-    pub async fn read(
-        &self,
-        election: &ElectionId,
-        deadline: Instant,
-    ) -> Result<Option<Lease>, Error> {
+    pub async fn read(&self, election: &ElectionId, deadline: Instant) -> Result<State, Error> {
         let election = Arc::new(election.clone());
         let (began, mut health_checked) = (Instant::now(), false);
         let mut tally = Reads::new(self.inner.electorate);
         let mut round = self.ask_to_read(&election, deadline);
         loop {
             match tally.verdict() {
-                Verdict::Decided(lease) => return Ok(lease),
+                Verdict::Decided(state) => return Ok(state),
                 Verdict::NoQuorumPossible if tally.is_unrecorded() && !health_checked => {
                     health_checked = true;
                     if !self.clone().check_health_for(began, false, deadline).await {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    ExtendReply, GrantReply, Lease, NodeError, Reading, ResignReply,
+    ExtendReply, GrantReply, Lease, NodeError, Reading, ResignReply, State,
     policy::{Electorate, Nodes},
 };
 use crate::election::types::{Candidate, Token};
@@ -468,6 +468,8 @@ pub(super) struct Reads {
     not_known: Nodes,
     unrecorded: bool,
     leases: Vec<(usize, Lease)>,
+    /// The highest token that a reply names.
+    token: Option<Token>,
 }
 
 impl Reads {
@@ -477,6 +479,7 @@ impl Reads {
             not_known: Nodes::NONE,
             unrecorded: false,
             leases: Vec::new(),
+            token: None,
         }
     }
 
@@ -488,9 +491,13 @@ impl Reads {
     pub(super) fn add(&mut self, node: usize, reply: Result<Reading, NodeError>) {
         self.unrecorded |= reply == Ok(Reading::Unrecorded);
         match self.roll.note(node, reply) {
-            None | Some(Reading::Vacant) => {}
+            None => {}
+            Some(Reading::Vacant(token)) => self.token = self.token.max(token),
             Some(Reading::NotKnown | Reading::Unrecorded) => self.not_known.add(node),
-            Some(Reading::Held(lease)) => self.leases.push((node, lease)),
+            Some(Reading::Held(lease)) => {
+                self.token = self.token.max(Some(lease.token));
+                self.leases.push((node, lease));
+            }
         }
     }
 
@@ -499,10 +506,10 @@ impl Reads {
         !self.not_known.is_empty() && !self.roll.unreachable()
     }
 
-    pub(super) fn verdict(&self) -> Verdict<Option<Lease>> {
+    pub(super) fn verdict(&self) -> Verdict<State> {
         let electorate = self.roll.electorate;
         if let Some(lease) = agreed(&self.leases, electorate) {
-            return Verdict::Decided(Some(lease));
+            return Verdict::Decided(State::Held(lease));
         }
         let unknown = self.roll.unknown().and(self.not_known);
         let possible = |unknown: Nodes| {
@@ -511,7 +518,7 @@ impl Reads {
             votes.any(|votes| electorate.any(votes)) || electorate.any(unknown)
         };
         if !possible(unknown) {
-            return Verdict::Decided(None);
+            return Verdict::Decided(State::Vacant(self.token));
         }
         match self.roll.outstanding.is_empty() {
             true => Verdict::NoQuorumPossible,
@@ -744,21 +751,26 @@ mod tests {
             }
             tally.verdict()
         };
+        let token = Token::new;
         let (old, new) = (lease("a", 5, 10), lease("a", 6, 30));
         assert_eq!(
             verdict(&[Ok(Reading::Held(old.clone())), Ok(Reading::Held(new))]),
-            Verdict::Decided(Some(lease("a", 6, 10)))
+            Verdict::Decided(State::Held(lease("a", 6, 10)))
         );
         assert_eq!(
-            verdict(&[Ok(Reading::Vacant), Ok(Reading::Vacant)]),
-            Verdict::Decided(None)
+            verdict(&[Ok(Reading::Vacant(token(3))), Ok(Reading::Vacant(None))]),
+            Verdict::Decided(State::Vacant(token(3)))
         );
         assert_eq!(
-            verdict(&[Ok(Reading::Vacant), Ok(Reading::Held(old.clone()))]),
+            verdict(&[Ok(Reading::Vacant(None)), Ok(Reading::Held(old.clone()))]),
             Verdict::Open
         );
         assert_eq!(
-            verdict(&[Ok(Reading::Vacant), Ok(Reading::Held(old.clone())), error()]),
+            verdict(&[
+                Ok(Reading::Vacant(None)),
+                Ok(Reading::Held(old.clone())),
+                error()
+            ]),
             Verdict::NoQuorumPossible
         );
         assert_eq!(
@@ -767,7 +779,7 @@ mod tests {
                 Ok(Reading::Held(old)),
                 Ok(Reading::Held(lease("c", 8, 5)))
             ]),
-            Verdict::Decided(None)
+            Verdict::Decided(State::Vacant(token(8)))
         );
     }
 }

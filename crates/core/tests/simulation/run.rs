@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use election_core::lease::{LeaseNode as _, Reading, guard::RestartGuard};
+use election_core::lease::{LeaseNode as _, Reading, State, guard::RestartGuard};
 use fastrand::Rng;
 use tokio::{
     task::JoinSet,
@@ -351,7 +351,7 @@ async fn nothing_is_left(alive: &Agents, record: &Record, rng: &mut Rng, world: 
         let deadline = Instant::now() + Duration::from_secs(3);
         let read = agent.quorum.read(&election(), deadline).await;
         // A lease outlasts its term if the clock was set back.
-        if let Ok(Some(lease)) = read
+        if let Ok(State::Held(lease)) = read
             && !world.faults.set_back
         {
             record.said_to_lead(lease.leader.as_str());

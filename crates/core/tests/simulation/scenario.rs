@@ -180,7 +180,7 @@ impl Scene {
     async fn nobody_is_said_to_lead(&self, agent: &Agent) {
         let deadline = Instant::now() + PATIENCE;
         let read = agent.quorum.read(&election(), deadline).await;
-        let leader = read.map(|lease| lease.map(|lease| lease.leader.as_str().to_owned()));
+        let leader = read.map(|state| state.lease().map(|lease| lease.leader.as_str().to_owned()));
         assert_eq!(leader, Ok(None), "who leads although nobody was told so");
     }
 }

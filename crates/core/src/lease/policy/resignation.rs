@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Call, Event, Machine, Reply, Step, View};
 use crate::lease::{
-    Reading, Resign,
+    Reading, Resign, State,
     quorum::{Error, undecided},
     tally::{Denial, Done, Reads, Resignations, Verdict},
 };
@@ -95,12 +95,12 @@ impl Resigning {
         }
         self.reads = None;
         let answer = match verdict {
-            Verdict::Decided(Some(lease)) if lease.leader == self.resign.leader => {
+            Verdict::Decided(State::Held(lease)) if lease.leader == self.resign.leader => {
                 self.resign.token = Some(lease.token);
                 return self.ask(view, steps);
             }
-            Verdict::Decided(Some(_)) => Err(Denial::HeldByOther.into()),
-            Verdict::Decided(None) => Err(Denial::NoTerm.into()),
+            Verdict::Decided(State::Held(_)) => Err(Denial::HeldByOther.into()),
+            Verdict::Decided(State::Vacant(_)) => Err(Denial::NoTerm.into()),
             Verdict::Open | Verdict::NoQuorumPossible => {
                 Err(undecided(view.electorate(), self.deadline, now))
             }

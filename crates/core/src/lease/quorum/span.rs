@@ -216,7 +216,7 @@ impl Outcome for Reading {
     fn outcome(&self) -> &'static str {
         match self {
             Self::Held(_) => "held",
-            Self::Vacant => "vacant",
+            Self::Vacant(_) => "vacant",
             Self::NotKnown => "not_known",
             Self::Unrecorded => "unmarked",
         }
