@@ -73,7 +73,10 @@ impl Endpoint {
             protocol,
             area: served.area,
             action: (served.action)(method),
-            counted: served.counted,
+            counted: match served.counted {
+                Counted::Request if may_wait(&served, request) => Counted::MayWait,
+                counted => counted,
+            },
             route: served.path.filter(|_| served.over_grpc == over_grpc),
         }
     }
@@ -98,6 +101,10 @@ pub fn classified<B>(mut request: Request<B>) -> Request<B> {
 pub enum Counted {
     /// As a request.
     Request,
+    /// As a request until it begins to wait, then as a stream of the API.
+    MayWait,
+    /// As a stream of the API.
+    ApiStream,
     /// As a stream outside the API, of the health service or of reflection. Such a stream lasts as long as its client
     /// keeps it open.
     Stream,
@@ -319,6 +326,19 @@ fn lead(method: &Method) -> Action {
         Method::PUT => Action::Handover,
         Method::GET => Action::Leader,
         _ => Action::Other,
+    }
+}
+
+/// Whether the request may wait for a change: a campaign, or a read of an election that says so.
+fn may_wait<B>(served: &Served, request: &Request<B>) -> bool {
+    match (served.action)(request.method()) {
+        Action::Campaign => true,
+        Action::Leader if !served.over_grpc => {
+            let query = request.uri().query();
+            query.is_some_and(|query| query.contains("wait="))
+                || request.headers().contains_key("prefer")
+        }
+        _ => false,
     }
 }
 

@@ -57,7 +57,7 @@ mod tests {
             ..Authenticator::default()
         };
         let refused = Err(Code::Internal);
-        assert_eq!(told(in_flight::InFlightLayer::new(1)).await, refused);
+        assert_eq!(told(in_flight::InFlightLayer::new(1, 1)).await, refused);
         let authenticate = authenticate::AuthenticateLayer::new(authenticator, Vec::new(), None);
         assert_eq!(told(authenticate).await, refused);
         assert_eq!(told(rate_limit::rate_limit(limiter)).await, refused);

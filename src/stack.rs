@@ -40,6 +40,8 @@ pub struct Settings {
     pub trace: Option<TraceLayer>,
     /// How many requests may be in flight at once.
     pub max_in_flight: usize,
+    /// How many streams of the API and waiting requests may be open at once.
+    pub max_streams: usize,
     /// Authenticates callers.
     pub authenticator: Authenticator,
     /// The areas that are public.
@@ -61,6 +63,7 @@ impl Default for Settings {
             cors: Origins::None,
             trace: None,
             max_in_flight: 1,
+            max_streams: 1,
             authenticator: Authenticator {
                 anonymous: Some(Identity::anonymous()),
                 ..Authenticator::default()
@@ -108,7 +111,10 @@ where
         // connection survives.
         .layer(RespondLayer)
         // Before any work for the request.
-        .layer(InFlightLayer::new(settings.max_in_flight))
+        .layer(InFlightLayer::new(
+            settings.max_in_flight,
+            settings.max_streams,
+        ))
         // Before authentication and before the body is read: both use up the caller's time.
         .layer(DeadlineLayer::new(settings.request_timeout))
         // Before everything that depends on the caller.

@@ -4,6 +4,7 @@ pub mod grpc;
 mod problem;
 pub mod request;
 pub mod rest;
+pub mod stay;
 mod term;
 
 use std::{

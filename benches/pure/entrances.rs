@@ -4,7 +4,7 @@
 //! conversion: `handler` converts between protobuf messages and these types. `gRPC` also decodes and encodes
 //! the messages and routes the request to its method. `REST` does the same for JSON.
 
-use std::future::ready;
+use std::{future::ready, sync::Arc};
 
 use axum::body::Body;
 use criterion::{BenchmarkId, Criterion};
@@ -20,6 +20,7 @@ use election_agent::{
     },
 };
 use election_core::{
+    board::{self, Board},
     election::{Campaign, Elections, Outcome, Retry, types::Value},
     lease::Extend,
 };
@@ -62,23 +63,27 @@ fn mux(gate: &Gate) -> Mux {
 pub(crate) fn benches(criterion: &mut Criterion) {
     let runtime = runtime();
     let (deadline, until) = runtime.block_on(async { (deadline().await, Instant::now() + HOUR) });
-    let elections = Elections::new(of(1), HOUR);
-    let gate = Gate::new(
-        elections,
-        Lookup::off("there are no pods"),
-        None,
-        None,
-        false,
+    let board = Board::new(
+        Elections::new(of(1), HOUR),
+        board::Settings {
+            provisional_term: HOUR,
+            max_wait: HOUR,
+        },
+        runtime.handle().clone(),
+        CancellationToken::new(),
+        Arc::new(board::Nobody),
     );
+    let gate = Gate::new(board, Lookup::off("there are no pods"), None, None, false);
     let campaign = |name: &str| Campaign {
         election: election(ELECTION),
         candidate: candidate(name),
         term: term(),
         value: Value::default(),
         request_id: None,
+        wait: None,
     };
     let anonymous = Identity::anonymous();
-    let won = runtime.block_on(gate.campaign(&anonymous, campaign(LEADER), until));
+    let won = runtime.block_on(gate.campaign(&anonymous, campaign(LEADER), None, until));
     assert!(matches!(won, Ok(Outcome::Elected { .. })), "{won:?}");
     let (handler, mux) = (Handler::new(gate.clone()), mux(&gate));
 
@@ -135,7 +140,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         calls(bencher, &runtime, prepare, move |campaign| {
             let (gate, anonymous) = (gate.clone(), anonymous.clone());
             async move {
-                let lost = gate.campaign(&anonymous, campaign, until).await;
+                let lost = gate.campaign(&anonymous, campaign, None, until).await;
                 matches!(lost, Ok(Outcome::NotElected(_)))
             }
         });

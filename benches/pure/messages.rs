@@ -26,6 +26,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         kind: "batch".to_owned(),
         value: "10.0.0.7:9000".to_owned(),
         request_id: "5f1c".to_owned(),
+        wait: 0,
     };
     let sent = request.encode_to_vec();
     let result = CampaignResult {
@@ -35,6 +36,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         token: 1_795_449_600_000_000,
         valid_for: 9893,
         value: "10.0.0.7:9000".to_owned(),
+        provisional: false,
     };
     let mut protobuf = group(criterion, "protobuf");
     protobuf.bench_function("decode CampaignRequest", |bencher| {

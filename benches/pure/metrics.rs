@@ -36,6 +36,7 @@ fn metrics(elections: usize) -> Metrics {
                 term: term(),
                 value: Value::default(),
                 request_id: None,
+                wait: None,
             };
             let outcome = won.campaign(campaign, Instant::now() + HOUR).await;
             assert!(matches!(outcome, Ok(Outcome::Elected { .. })));

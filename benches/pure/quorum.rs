@@ -13,7 +13,7 @@ use election_core::{
         types::{Candidate, ElectionId, Term, Value},
     },
     lease::{
-        Extend, Replaces, Resign, Settings,
+        Extend, Replaces, Resign, Settings, State,
         embedded::Embedded,
         guard::RestartGuard,
         quorum::{Claim, Claimed, Options, Quorum},
@@ -58,6 +58,7 @@ fn claim(election: ElectionId, name: &str) -> Claim {
         candidate: candidate(name),
         term: term(),
         value: Value::new("10.0.0.7:9000").expect("a value"),
+        waited_since: None,
         request_id: None,
         replaces: Replaces::Own,
     }
@@ -138,7 +139,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             let prepare = move |_| ready(held.clone());
             calls(bencher, &runtime, prepare, move |held| {
                 let asked = asked.clone();
-                async move { matches!(asked.read(&held, deadline).await, Ok(Some(_))) }
+                async move { matches!(asked.read(&held, deadline).await, Ok(State::Held(_))) }
             });
         });
     }

@@ -52,6 +52,7 @@ impl Election for Echo {
             token: 1,
             valid_for: request.term,
             value: request.value,
+            provisional: false,
         }))
     }
 

@@ -4,6 +4,7 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{body::Body, response::Response};
 use election_core::{
+    board::{self, Board},
     election::{
         Elections,
         quota::{self, Quotas},
@@ -104,8 +105,21 @@ impl Tree {
             options.observer = metrics.observer(&names);
         }
         let quorum = Quorum::of(nodes, electorate, options);
+        let elections =
+            Elections::new(quorum.clone(), max_term).entered_into(outcomes::ledger(&metrics));
+        let closing = CancellationToken::new();
+        let board = Board::new(
+            elections,
+            board::Settings {
+                provisional_term: config.limits.provisional_term,
+                max_wait: config.limits.max_wait,
+            },
+            workers.beside().clone(),
+            closing.clone(),
+            Arc::new(board::Nobody),
+        );
         let gate = Gate::new(
-            Elections::new(quorum.clone(), max_term).entered_into(outcomes::ledger(&metrics)),
+            board,
             lookup.clone(),
             policies.clone(),
             quotas(config),
@@ -118,7 +132,6 @@ impl Tree {
         });
 
         let health = HealthReporter::new();
-        let closing = CancellationToken::new();
         let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
         let mut services = vec![HealthServer::<HealthService>::NAME];
         services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));
@@ -152,6 +165,7 @@ impl Tree {
                     TraceLayer::new(recorder, proxies.clone(), config.tls.is_some())
                 }),
                 max_in_flight: config.limits.max_in_flight,
+                max_streams: config.limits.max_streams,
                 authenticator,
                 public: config.auth.public.clone(),
                 policies,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use election_core::{
+    board::{Board, Patience},
     election::{
         self, Campaign, Denial, Elections, Handover, Leaders, List, Outcome, Retry,
         quota::{self, Entry, Exceeded, Held, Quotas},
@@ -54,6 +55,7 @@ pub enum Error {
 #[derive(Debug, Clone)]
 pub struct Gate {
     elections: Elections,
+    board: Board,
     lookup: Lookup,
     /// `None` if authentication is off: every caller may do everything.
     policies: Option<Current<Policies>>,
@@ -63,18 +65,19 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Creates a gate to these elections and pods with these policies and quotas. With `allow_forced_handover`, a
+    /// Creates a gate to these elections, those who wait for them, and pods, with these policies and quotas. With `allow_forced_handover`, a
     /// handover may replace a leader that did not request it, if policies also permit it.
     #[must_use]
     pub fn new(
-        elections: Elections,
+        board: Board,
         lookup: Lookup,
         policies: Option<Current<Policies>>,
         quotas: Option<Quotas>,
         allow_forced_handover: bool,
     ) -> Self {
         Self {
-            elections,
+            elections: board.elections().clone(),
+            board,
             lookup,
             policies,
             quotas,
@@ -88,7 +91,13 @@ impl Gate {
         self.elections.max_term()
     }
 
-    /// [`Elections::campaign`].
+    /// Returns the longest time that a campaign may wait.
+    #[must_use]
+    pub fn max_wait(&self) -> std::time::Duration {
+        self.board.max_wait()
+    }
+
+    /// [`Elections::campaign`], or [`Board::campaign`] if the caller waits.
     ///
     /// # Errors
     /// [`Error`]: the request is denied, or the elections fail.
@@ -96,6 +105,7 @@ impl Gate {
         &self,
         caller: &Identity,
         campaign: Campaign,
+        wait: Option<Patience>,
         deadline: Instant,
     ) -> Result<Outcome, Error> {
         let question = Question {
@@ -108,7 +118,11 @@ impl Gate {
         };
         let (election, candidate) = (&campaign.election, &campaign.candidate);
         let entry = self.enter(question, election, candidate, campaign.term)?;
-        let outcome = self.elections.campaign(campaign, deadline).await;
+        let outcome = match wait {
+            None => self.elections.campaign(campaign, deadline).await,
+            // Boxed: most campaigns do not wait.
+            Some(patience) => Box::pin(self.board.campaign(campaign, patience)).await,
+        };
         note(entry, &outcome, |outcome| match outcome {
             Outcome::Elected { .. } => quota::Outcome::Won,
             Outcome::NotElected(lease) => {

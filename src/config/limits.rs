@@ -6,8 +6,9 @@ use election_core::election::{quota, types::MIN_TERM};
 
 use super::names::{
     EA_ALLOW_FORCED_HANDOVER, EA_MAX_CONNECTIONS, EA_MAX_CONNECTIONS_PER_PEER,
-    EA_MAX_HELD_PER_IDENTITY, EA_MAX_HELD_PER_KIND, EA_MAX_IN_FLIGHT, EA_MAX_TERM,
-    EA_RATE_LIMIT_BURST, EA_RATE_LIMIT_PER_SECOND, EA_REQUEST_TIMEOUT, EA_TRUSTED_PROXIES,
+    EA_MAX_HELD_PER_IDENTITY, EA_MAX_HELD_PER_KIND, EA_MAX_IN_FLIGHT, EA_MAX_STREAMS, EA_MAX_TERM,
+    EA_MAX_WAIT, EA_PROVISIONAL_TERM, EA_RATE_LIMIT_BURST, EA_RATE_LIMIT_PER_SECOND,
+    EA_REQUEST_TIMEOUT, EA_TRUSTED_PROXIES,
 };
 use super::{Setting, list_setting, setting, values::Reader};
 use crate::{layers::rate_limit::Rate, listener::admission, peer::TrustedProxies};
@@ -27,6 +28,21 @@ pub(super) const SETTINGS: &[Setting] = &[
         EA_MAX_IN_FLIGHT,
         "10000",
         "how many requests may be under way at once, on all connections, streams such as gRPC health's Watch until they end; more are refused (429, RESOURCE_EXHAUSTED), but for probes and metrics (1 to 1000000)",
+    ),
+    setting(
+        EA_MAX_STREAMS,
+        "20000",
+        "how many streams of elections and waiting requests may be open at once, on all connections; they do not count as requests under way. More are refused (429, RESOURCE_EXHAUSTED) (1 to 1000000)",
+    ),
+    setting(
+        EA_MAX_WAIT,
+        "60s",
+        "longest time that a request may wait for an election to change (0s to 1h); EA_REQUEST_TIMEOUT does not count it",
+    ),
+    setting(
+        EA_PROVISIONAL_TERM,
+        "3s",
+        "how long a lease granted after a wait is stored until the leader extends it for the first time, in case it has gone; 1 % of the wait is added (1s to 60s)",
     ),
     setting(
         EA_MAX_CONNECTIONS,
@@ -79,6 +95,12 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// Maximum number of requests in progress at once.
     pub max_in_flight: usize,
+    /// Maximum number of streams and waiting requests at once.
+    pub max_streams: usize,
+    /// The maximum time that a request waits for a change.
+    pub max_wait: Duration,
+    /// How long a lease granted after a wait is stored until its first extension.
+    pub provisional_term: Duration,
     /// Limits on connections.
     pub connections: admission::Limits,
     /// Rate limit per caller; `None` for no limit.
@@ -101,6 +123,11 @@ impl Limits {
             Duration::from_secs(3600),
         );
         let max_in_flight = reader.number(EA_MAX_IN_FLIGHT, 1..=1_000_000);
+        let max_streams = reader.number(EA_MAX_STREAMS, 1..=1_000_000);
+        let hour = Duration::from_secs(3600);
+        let max_wait = reader.duration(EA_MAX_WAIT, Duration::ZERO, hour);
+        let minute = Duration::from_secs(60);
+        let provisional_term = reader.duration(EA_PROVISIONAL_TERM, MIN_TERM, minute);
         let connections = reader.number(EA_MAX_CONNECTIONS, 1..=1_000_000);
         let per_peer = reader.with(EA_MAX_CONNECTIONS_PER_PEER, |raw| {
             raw.parse::<usize>()
@@ -127,6 +154,9 @@ impl Limits {
             max_term: max_term?,
             request_timeout: request_timeout?,
             max_in_flight: max_in_flight?,
+            max_streams: max_streams?,
+            max_wait: max_wait?,
+            provisional_term: provisional_term?,
             connections: admission::Limits {
                 connections: connections?,
                 per_peer: per_peer?,

@@ -8,7 +8,8 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    sync::Arc,
+    task::{self, Context, Poll},
     time::Duration,
 };
 
@@ -16,12 +17,12 @@ use axum::body::Body;
 use futures_util::future::{Either, Ready, ready};
 use http::{HeaderMap, Request};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep_until};
 use tower::{Layer, Service};
 
 use crate::{
     status::{Code, Problem},
-    transport::request::Deadline,
+    transport::{request::Deadline, stay::Stay},
 };
 
 /// Applies [`Limit`].
@@ -69,19 +70,21 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let limit = match grpc_timeout(request.headers()) {
-            Ok(timeout) => timeout.map_or(self.limit, |timeout| timeout.min(self.limit)),
+        let callers = match grpc_timeout(request.headers()) {
+            Ok(timeout) => timeout,
             Err(problem) => return Either::Right(ready(Err(problem))),
         };
-        if limit.is_zero() {
+        if callers.is_some_and(|timeout| timeout.is_zero()) {
             // The caller has stopped waiting, so no work is done.
             return Either::Right(ready(Err(exceeded())));
         }
-        let deadline = Instant::now() + limit;
-        request.extensions_mut().insert(Deadline(deadline));
+        let deadline = Deadline::new(callers, self.limit);
+        request.extensions_mut().insert(deadline);
+        let stay = request.extensions().get().cloned();
         Either::Left(InTime {
             future: self.inner.call(request),
-            timer: sleep_until(deadline),
+            timer: sleep_until(deadline.instant()),
+            stay,
         })
     }
 }
@@ -133,6 +136,7 @@ pin_project! {
         future: F,
         #[pin]
         timer: Sleep,
+        stay: Option<Arc<Stay>>,
     }
 }
 
@@ -143,16 +147,23 @@ where
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
+        let mut this = self.project();
         if let Poll::Ready(answer) = this.future.poll(cx) {
             return Poll::Ready(answer);
         }
-        this.timer.poll(cx).map(|()| Err(exceeded()))
+        task::ready!(this.timer.as_mut().poll(cx));
+        // A request that waits may take longer.
+        if let Some(until) = this.stay.take().and_then(|stay| stay.until()) {
+            this.timer.as_mut().reset(until);
+            task::ready!(this.timer.poll(cx));
+        }
+        Poll::Ready(Err(exceeded()))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
     use tower::{ServiceExt as _, service_fn};
 
     use super::*;

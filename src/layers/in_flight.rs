@@ -5,8 +5,9 @@
 //! exempt, so that a busy agent is neither restarted nor unobserved.
 //!
 //! A request is in progress until its reply has been sent completely, so a stream counts for its whole duration.
-//! Streams of the health service and of reflection, which any client may keep open, have a separate count of the same
-//! size and cannot displace elections.
+//! Streams of the API, and requests that wait for a change ([`Stay`]), cost little while nothing changes: they have a
+//! count of their own (`EA_MAX_STREAMS`). Streams of the health service and of reflection, which any client may keep
+//! open, have a separate count of the size of that of requests and cannot displace elections.
 //!
 //! Refusal: Overloaded (RESOURCE_EXHAUSTED, 429).
 
@@ -27,7 +28,10 @@ use crate::{
     body::Holding,
     endpoint::Counted,
     status::{Code, Problem},
-    transport::request::endpoint,
+    transport::{
+        request::endpoint,
+        stay::{Stay, too_many_streams},
+    },
 };
 
 /// Applies [`InFlight`]; clones share the counts.
@@ -39,36 +43,62 @@ pub struct InFlightLayer {
 #[derive(Debug, Clone)]
 struct Counts {
     requests: Arc<Semaphore>,
-    /// Counts streams that last as long as their clients keep them open.
+    /// Counts streams of the API and requests that wait.
     streams: Arc<Semaphore>,
+    /// Counts other streams that last as long as their clients keep them open.
+    others: Arc<Semaphore>,
 }
 
 impl Counts {
     /// Reserves a place for a request, unless the request is exempt.
-    fn place(&self, request: &Request<Body>) -> Result<Option<OwnedSemaphorePermit>, Problem> {
-        let count = match endpoint(request.extensions())?.counted {
-            Counted::Request => &self.requests,
-            Counted::Stream => &self.streams,
+    fn place(&self, request: &mut Request<Body>) -> Result<Option<Place>, Problem> {
+        let counted = endpoint(request.extensions())?.counted;
+        let count = match counted {
+            Counted::Request | Counted::MayWait => &self.requests,
+            Counted::ApiStream => {
+                let place = Arc::clone(&self.streams).try_acquire_owned();
+                return place
+                    .map(|permit| Some(Place::Of { _permit: permit }))
+                    .map_err(|_| too_many_streams());
+            }
+            Counted::Stream => &self.others,
             Counted::Never => return Ok(None),
         };
-        let place = Arc::clone(count).try_acquire_owned();
-        place.map(Some).map_err(|_| {
+        let place = Arc::clone(count).try_acquire_owned().map_err(|_| {
             Problem::new(
                 Code::Overloaded,
                 "the agent has as many requests under way as it takes (EA_MAX_IN_FLIGHT): try again soon",
             )
-        })
+        })?;
+        if counted != Counted::MayWait {
+            return Ok(Some(Place::Of { _permit: place }));
+        }
+        let stay = Arc::new(Stay::new(place, Arc::clone(&self.streams)));
+        request.extensions_mut().insert(Arc::clone(&stay));
+        Ok(Some(Place::Shared { _stay: stay }))
     }
 }
 
+/// What a request or stream in progress holds.
+enum Place {
+    Of {
+        _permit: OwnedSemaphorePermit,
+    },
+    /// The place of a request that may exchange it for that of a stream.
+    Shared {
+        _stay: Arc<Stay>,
+    },
+}
+
 impl InFlightLayer {
-    /// Creates a layer that admits `most` requests at once, and as many streams outside the API.
+    /// Creates a layer that admits `most` requests at once, as many streams outside the API, and `streams` of the API.
     #[must_use]
-    pub fn new(most: usize) -> Self {
+    pub fn new(most: usize, streams: usize) -> Self {
         Self {
             counts: Counts {
                 requests: Arc::new(Semaphore::new(most)),
-                streams: Arc::new(Semaphore::new(most)),
+                streams: Arc::new(Semaphore::new(streams)),
+                others: Arc::new(Semaphore::new(most)),
             },
         }
     }
@@ -104,8 +134,8 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match self.counts.place(&request) {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        match self.counts.place(&mut request) {
             Ok(place) => Either::Left(UnderWay {
                 future: self.inner.call(request),
                 place,
@@ -120,7 +150,7 @@ pin_project! {
     pub struct UnderWay<F> {
         #[pin]
         future: F,
-        place: Option<OwnedSemaphorePermit>,
+        place: Option<Place>,
     }
 }
 
@@ -159,7 +189,7 @@ mod tests {
     async fn what_is_over_the_limit_is_refused_at_once_until_an_answer_was_sent() {
         let (inner, mut handle) = mock::pair::<Request<Body>, Response>();
         let as_problem = |error| Problem::new(Code::Internal, format!("{error}"));
-        let service = InFlightLayer::new(2).layer(inner.map_err(as_problem));
+        let service = InFlightLayer::new(2, 2).layer(inner.map_err(as_problem));
         let call = |path| {
             let answer = service.clone().oneshot(request(path));
             answer
@@ -215,7 +245,7 @@ mod tests {
     async fn streams_for_all_take_no_place_of_requests_and_are_no_more_than_these() {
         let (inner, mut handle) = mock::pair::<Request<Body>, Response>();
         let as_problem = |error| Problem::new(Code::Internal, format!("{error}"));
-        let service = InFlightLayer::new(2).layer(inner.map_err(as_problem));
+        let service = InFlightLayer::new(2, 2).layer(inner.map_err(as_problem));
         let mut open = Vec::new();
         let streams = [
             "/grpc.health.v1.Health/Watch",
@@ -240,6 +270,6 @@ mod tests {
         answer.send_response(Response::default());
         assert!(election.await.expect("no panic").is_ok());
         open.pop();
-        assert_eq!(service.counts.streams.available_permits(), 1);
+        assert_eq!(service.counts.others.available_permits(), 1);
     }
 }

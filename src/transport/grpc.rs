@@ -26,6 +26,7 @@ use tower::{Service, util::BoxCloneSyncService};
 use super::{
     CACHE_AGE, cache_age,
     request::{Deadline, MAX_BODY, identity, too_large},
+    stay,
 };
 use crate::{
     auth::gate::Gate,
@@ -58,9 +59,14 @@ impl crate::proto::election_server::Election for Handler {
         let caller = identity(request.extensions())?;
         let asked =
             convert::campaign(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
+        let wait = stay::begin(
+            request.get_ref().wait.into(),
+            self.gate.max_wait(),
+            request.extensions(),
+        )?;
         let outcome = self
             .gate
-            .campaign(caller, asked.clone(), deadline)
+            .campaign(caller, asked.clone(), wait, deadline)
             .await
             .map_err(Problem::from)?;
         Ok(convert::campaign_result(&asked, outcome)?.into())

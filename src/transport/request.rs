@@ -2,7 +2,7 @@
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use http::Extensions;
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
@@ -23,23 +23,50 @@ pub(crate) fn too_large() -> Problem {
     )
 }
 
-/// The moment at which the caller stops waiting.
+/// When a request arrived, and how long it may take.
 #[derive(Debug, Clone, Copy)]
-pub struct Deadline(pub(crate) Instant);
+pub struct Deadline {
+    received: Instant,
+    /// The time that the caller waits, if it says so.
+    callers: Option<Duration>,
+    /// The server's limit.
+    limit: Duration,
+}
 
 impl Deadline {
+    /// A request that has just arrived.
+    #[must_use]
+    pub(crate) fn new(callers: Option<Duration>, limit: Duration) -> Self {
+        Self {
+            received: Instant::now(),
+            callers,
+            limit,
+        }
+    }
+
     /// The deadline of the request with these extensions. Now, if the request did not pass a
     /// [`Limit`](crate::layers::deadline::Limit) layer.
     pub(crate) fn of(extensions: &Extensions) -> Self {
         extensions
             .get::<Self>()
             .copied()
-            .unwrap_or_else(|| Self(Instant::now()))
+            .unwrap_or_else(|| Self::new(None, Duration::ZERO))
     }
 
-    /// The moment of the deadline.
+    /// The moment of the deadline: the server's limit or the caller's, whichever is earlier.
     pub(crate) fn instant(self) -> Instant {
-        self.0
+        self.after(Duration::ZERO)
+    }
+
+    /// The moment of the deadline of a request that waits for this long: the server's limit does not count the wait.
+    pub(crate) fn after(self, wait: Duration) -> Instant {
+        let limit = self.limit + wait;
+        self.received + self.callers.map_or(limit, |callers| callers.min(limit))
+    }
+
+    /// When the request arrived.
+    pub(crate) fn received(self) -> Instant {
+        self.received
     }
 }
 

@@ -282,6 +282,7 @@ impl Message {
                 kind: kind.text(),
                 value: value.text(),
                 request_id: text(request_id),
+                ..CampaignRequest::default()
             }
             .encode_to_vec(),
             Self::Extend(election, leader, term, kind, retries, retry_interval, token) => {

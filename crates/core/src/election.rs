@@ -38,6 +38,18 @@ pub struct Campaign {
     pub value: Value,
     /// Makes a retry safe.
     pub request_id: Option<RequestId>,
+    /// The wait that precedes this claim. [`None`]: the request has just arrived.
+    pub wait: Option<Wait>,
+}
+
+/// A wait for an election to become vacant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Wait {
+    /// When the request arrived.
+    pub since: Instant,
+    /// How long the lease is stored. Who waits may have gone meanwhile, so a grant after a wait is provisional: the
+    /// first extension gives the full term.
+    pub stored: Term,
 }
 
 /// The outcome of a [`Campaign`].
@@ -47,8 +59,11 @@ pub enum Outcome {
     Elected {
         /// Its fencing token.
         token: Token,
-        /// How long the candidate may act as leader, counted from before its request.
+        /// How long the candidate may act as leader, counted from before its request. After a wait it may exceed the
+        /// term.
         valid_for: Duration,
+        /// Whether the lease is stored for a shorter time than the term until it is extended first.
+        provisional: bool,
     },
     /// Another candidate leads.
     NotElected(Lease),
@@ -191,6 +206,12 @@ impl Elections {
         }
     }
 
+    /// The nodes that decide.
+    #[must_use]
+    pub fn quorum(&self) -> &Quorum {
+        &self.quorum
+    }
+
     /// The longest term.
     #[must_use]
     pub fn max_term(&self) -> Duration {
@@ -203,17 +224,23 @@ impl Elections {
     /// [`Error`]: a node may have granted the lease for a moment; the grant is rolled back.
     pub async fn campaign(&self, campaign: Campaign, deadline: Instant) -> Result<Outcome, Error> {
         let (election, candidate) = (campaign.election.clone(), campaign.candidate.clone());
-        let term = campaign.term.duration();
+        let term = campaign.wait.map_or(campaign.term, |wait| wait.stored);
+        let provisional = term < campaign.term;
         let claim = Claim {
             election: campaign.election,
             candidate: campaign.candidate,
-            term: campaign.term,
+            term,
+            waited_since: campaign.wait.map(|wait| wait.since),
             value: campaign.value,
             request_id: campaign.request_id,
             replaces: Replaces::Own,
         };
         let outcome = match self.quorum.claim(claim, deadline).await {
-            Ok(Claimed::Won { token, valid_for }) => Ok(Outcome::Elected { token, valid_for }),
+            Ok(Claimed::Won { token, valid_for }) => Ok(Outcome::Elected {
+                token,
+                valid_for,
+                provisional,
+            }),
             Ok(Claimed::Lost(lease)) => Ok(Outcome::NotElected(lease)),
             Ok(Claimed::Used) => Ok(Outcome::Used),
             // Only a handover names a leader.
@@ -225,6 +252,7 @@ impl Elections {
             &outcome,
             |ledger, outcome| match outcome {
                 Outcome::Elected { token, .. } => {
+                    let term = term.duration();
                     ledger.won(&election, &candidate, *token, term, Cause::Campaign);
                     ledger::Outcome::Elected
                 }
@@ -341,6 +369,7 @@ impl Elections {
             election: handover.election.clone(),
             candidate: handover.leader.clone(),
             term: handover.term,
+            waited_since: None,
             value: Value::default(),
             request_id: None,
             replaces,

@@ -6,6 +6,7 @@
 
 pub mod embedded;
 pub mod guard;
+pub mod hint;
 pub mod memory;
 pub mod merge;
 pub mod policy;
@@ -16,6 +17,7 @@ pub mod token;
 
 use std::{fmt, time::Duration};
 
+pub use hint::{Hint, Listener};
 pub use tally::Denial;
 
 use async_trait::async_trait;
@@ -160,6 +162,22 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// restart and not with the first campaign after it. It also registers the agent's bounds. A longer guard makes the
     /// wait of the present incarnation longer.
     async fn probe(&self, look: Look) -> Result<Probe, NodeError>;
+
+    /// Reads several elections: one result for each, in their order. The node may take them one after another, so each
+    /// lease and its remaining time are of the same instant, but not all of them.
+    async fn read_many(&self, elections: &[ElectionId]) -> Vec<Result<Reading, NodeError>> {
+        let mut readings = Vec::with_capacity(elections.len());
+        for election in elections {
+            readings.push(self.read(election).await);
+        }
+        readings
+    }
+
+    /// Reports changes to the listener until that fails, and returns why. The default reports none, and the listener
+    /// never hears the node.
+    async fn listen(&self, _listener: &dyn Listener) -> NodeError {
+        std::future::pending().await
+    }
 
     /// The incarnation, with a record, that served the election when the node was last probed.
     fn incarnation(&self, election: &ElectionId) -> Option<Incarnation>;

@@ -2,7 +2,8 @@
 //!
 //! 1. [`election`] is the interface for callers: campaign, extend, resign, hand over, read, list.
 //! 2. [`lease::quorum`] sends every operation to all lease nodes and decides by a majority.
-//! 3. [`lease::LeaseNode`] is the contract of a node; [`lease::embedded`] is one in this process.
+//! 3. [`board`] is for those who wait for an election or watch it.
+//! 4. [`lease::LeaseNode`] is the contract of a node; [`lease::embedded`] is one in this process.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
@@ -27,6 +28,7 @@
 //!     term: Term::from_millis(10_000, elections.max_term())?,
 //!     value: Value::default(),
 //!     request_id: None,
+//!     wait: None,
 //! };
 //! let deadline = Instant::now() + Duration::from_secs(1);
 //! let outcome = elections.campaign(campaign, deadline).await?;
@@ -35,5 +37,6 @@
 //! # }
 //! ```
 
+pub mod board;
 pub mod election;
 pub mod lease;

@@ -164,6 +164,24 @@ impl Cluster {
     }
 
     /// The address of the primary that serves a partition.
+    /// The primaries with the partitions that they serve, or why some partitions are not served.
+    pub(super) fn serving(&self) -> Result<Vec<(Server, Vec<u16>)>, String> {
+        let (shards, unserved) = self.shards();
+        if let Some(unserved) = unserved {
+            return Err(unserved);
+        }
+        let map = self.map.borrow();
+        let server = |partition: u16| {
+            let owner = map.owners.get(usize::from(partition))?.as_ref()?;
+            Some(owner.link.server().clone())
+        };
+        let serving = shards.into_iter().filter_map(|shard| {
+            let first = *shard.partitions.first()?;
+            Some((server(first)?, shard.partitions))
+        });
+        Ok(serving.collect())
+    }
+
     pub(super) fn server(&self, partition: u16) -> Option<String> {
         let map = self.map.borrow();
         let owner = map.owners.get(usize::from(partition))?.as_ref()?;

@@ -61,6 +61,8 @@ pub(super) struct Keys {
     pub(super) index: String,
     /// Sorted set of `kind/name` by the ms at which its lease may be over: the source of entries for grants to tidy.
     pub(super) expiry: String,
+    /// The channel on which scripts announce changes.
+    pub(super) changes: String,
 }
 
 impl Keys {
@@ -74,6 +76,7 @@ impl Keys {
             agents: key("agents"),
             index: key("index"),
             expiry: key("expiry"),
+            changes: key("changes"),
         }
     }
 
@@ -125,6 +128,7 @@ mod tests {
             &keys.agents,
             &keys.index,
             &keys.expiry,
+            &keys.changes,
         ];
         for key in others {
             assert!(key.starts_with("ela:{17}:"), "{key}");

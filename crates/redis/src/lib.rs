@@ -1,6 +1,7 @@
 //! The Redis node: every operation is one Lua script, so the server runs it atomically.
 
 mod askers;
+mod changes;
 mod cluster;
 mod health;
 mod index;
@@ -28,8 +29,8 @@ use election_core::{
     election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
     lease::{
         Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Lease, LeaseNode,
-        Look, NodeError, Onto, Page, Probe, Reading, Repair, Replaces, Resign, ResignReply,
-        Settings, System, Unrecorded,
+        Listener, Look, NodeError, Onto, Page, Probe, Reading, Repair, Replaces, Resign,
+        ResignReply, Settings, System, Unrecorded,
     },
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -59,6 +60,9 @@ const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 const NO_CLOCK: i64 = i64::MIN;
 /// How many partitions are called at once when all have to be.
 const AT_ONCE: usize = 64;
+
+/// How many elections one script reads.
+const TOGETHER: usize = 100;
 
 /// How many members the smallest Redis Cluster with replicas has.
 const SMALLEST_CLUSTER: usize = 6;
@@ -212,6 +216,15 @@ impl Connections {
         }
     }
 
+    /// The servers that scripts run on with the partitions that they serve, or why some are not known.
+    fn serving(&self) -> Result<Vec<(Server, Vec<u16>)>, String> {
+        match self {
+            Self::Server(link) => Ok(vec![(link.server().clone(), vec![0])]),
+            Self::Failover(failover) => Ok(vec![(failover.serving()?, vec![0])]),
+            Self::Cluster(cluster) => cluster.serving(),
+        }
+    }
+
     fn server(&self, partition: u16) -> Option<String> {
         match self {
             Self::Server(link) => Some(link.name().to_owned()),
@@ -329,6 +342,81 @@ impl Redis {
                 .ok(),
         };
         text.ok_or_else(|| NodeError::unknown(format!("{}: a reply is no text", self.name)))
+    }
+
+    /// Parses the reply of read.lua.
+    fn reading(&self, partition: u16, reply: &str) -> Result<Reading, NodeError> {
+        let known = match word(reply) {
+            ("lease", held) => lease(held).map(Reading::Held),
+            (absent, mark) => self
+                .absence(partition, absent)
+                .map(|absence| match absence {
+                    Absence::Known => Reading::Vacant(token(mark)),
+                    Absence::NotKnown => Reading::NotKnown,
+                    Absence::Unrecorded => Reading::Unrecorded,
+                }),
+        };
+        known.ok_or_else(|| self.unexpected("read", reply))
+    }
+
+    /// See [`LeaseNode::read_many`]: one script for up to [`TOGETHER`] elections of a partition.
+    async fn read_partitions(&self, elections: &[ElectionId]) -> Vec<Result<Reading, NodeError>> {
+        let mut places: Vec<_> = (0..elections.len()).collect();
+        places.sort_by_key(|place| self.keys(&elections[*place]).0);
+        let of_one = |one: &usize, other: &usize| {
+            self.keys(&elections[*one]).0 == self.keys(&elections[*other]).0
+        };
+        let calls = places
+            .chunk_by(of_one)
+            .flat_map(|places| places.chunks(TOGETHER))
+            .map(|places| self.read_together(elections, places));
+        let calls: Vec<_> = calls.collect();
+        let mut read = stream::iter(calls).buffer_unordered(AT_ONCE);
+        let mut readings = vec![None; elections.len()];
+        while let Some(together) = read.next().await {
+            for (place, reading) in together {
+                readings[place] = Some(reading);
+            }
+        }
+        let missing = || Err(NodeError::unknown(format!("{}: no reply", self.name)));
+        let readings = readings.into_iter();
+        readings.map(|it| it.unwrap_or_else(missing)).collect()
+    }
+
+    /// Reads elections of one partition with one script.
+    async fn read_together(
+        &self,
+        elections: &[ElectionId],
+        places: &[usize],
+    ) -> Vec<(usize, Result<Reading, NodeError>)> {
+        let Some(first) = places.first() else {
+            return Vec::new();
+        };
+        let (partition, keys) = self.keys(&elections[*first]);
+        let leases = places.iter().map(|place| keys.lease(&elections[*place]));
+        let call = Call::with_keys(&SCRIPTS.read_many, leases);
+        let replies: Result<Vec<Option<String>>, _> = self.connections.run(partition, &call).await;
+        let mut readings = Vec::with_capacity(places.len());
+        match replies {
+            Ok(replies) if replies.len() == places.len() => {
+                for (place, reply) in places.iter().zip(replies) {
+                    let reading = match reply.as_deref() {
+                        // Where the key is moving, the read is sent to its new server.
+                        Some("?") | None => self.read(&elections[*place]).await,
+                        Some(reply) => self.reading(partition, reply),
+                    };
+                    readings.push((*place, reading));
+                }
+            }
+            replies => {
+                let error = match replies {
+                    Err(error) => error,
+                    Ok(replies) => self.unexpected("read_many", replies.len()),
+                };
+                readings.extend(places.iter().map(|place| (*place, Err(error.clone()))));
+            }
+        }
+        readings
     }
 
     fn unexpected(&self, script: &str, reply: impl fmt::Debug) -> NodeError {
@@ -603,17 +691,15 @@ impl LeaseNode for Redis {
         let (partition, keys) = self.keys(election);
         let call = Call::new(&SCRIPTS.read, [keys.lease(election)]);
         let reply = self.reply(partition, &call).await?;
-        let known = match word(&reply) {
-            ("lease", held) => lease(held).map(Reading::Held),
-            (absent, mark) => self
-                .absence(partition, absent)
-                .map(|absence| match absence {
-                    Absence::Known => Reading::Vacant(token(mark)),
-                    Absence::NotKnown => Reading::NotKnown,
-                    Absence::Unrecorded => Reading::Unrecorded,
-                }),
-        };
-        known.ok_or_else(|| self.unexpected("read", &reply))
+        self.reading(partition, &reply)
+    }
+
+    async fn read_many(&self, elections: &[ElectionId]) -> Vec<Result<Reading, NodeError>> {
+        self.read_partitions(elections).await
+    }
+
+    async fn listen(&self, listener: &dyn Listener) -> NodeError {
+        changes::listen(self, listener).await
     }
 
     async fn list(

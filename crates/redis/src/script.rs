@@ -33,12 +33,13 @@ macro_rules! scripts {
 }
 
 scripts! {
-    grant: "lease" "held" "incarnation" "chain" "grant" "tidy";
-    extend: "extend" "incarnation" "vacancy";
-    repair: "incarnation" "chain" "heal";
-    resign: "incarnation" "chain" "resign" "vacancy";
-    roll_back: "incarnation" "chain" "withdraw";
-    read: "lease" "read" "incarnation" "vacancy";
+    grant: "lease" "held" "incarnation" "chain" "hint" "grant" "tidy";
+    extend: "extend" "incarnation" "vacancy" "absent";
+    repair: "incarnation" "chain" "hint" "heal";
+    resign: "incarnation" "chain" "hint" "resign" "vacancy" "absent";
+    roll_back: "incarnation" "chain" "hint" "withdraw";
+    read: "lease" "read" "incarnation" "vacancy" "absent";
+    read_many: "lease" "incarnation" "vacancy" "read_many";
     list: "lease" "list";
     index: "incarnation" "index" "tidy";
     mark: "incarnation" "mark";
@@ -60,6 +61,22 @@ impl Call {
     pub(super) fn new<const KEYS: usize>(script: &'static Script, keys: [Key<'_>; KEYS]) -> Self {
         let mut command = Cmd::with_capacity(ARGUMENTS, BYTES);
         command.arg("EVALSHA").arg(script.get_hash()).arg(KEYS);
+        for key in keys {
+            command.arg(key);
+        }
+        Self { script, command }
+    }
+
+    /// A call with any number of keys.
+    pub(super) fn with_keys<'a>(
+        script: &'static Script,
+        keys: impl ExactSizeIterator<Item = Key<'a>>,
+    ) -> Self {
+        let mut command = Cmd::new();
+        command
+            .arg("EVALSHA")
+            .arg(script.get_hash())
+            .arg(keys.len());
         for key in keys {
             command.arg(key);
         }

@@ -122,6 +122,15 @@ impl Failover {
         primary.map(|primary| primary.address.to_string())
     }
 
+    /// The primary's server, or why no majority of Sentinels confirms one.
+    pub(super) fn serving(&self) -> Result<Server, String> {
+        let state = self.state.borrow();
+        match &state.primary {
+            Some(primary) if Instant::now() < primary.until => Ok(primary.link.server().clone()),
+            _ => Err(state.reason.clone()),
+        }
+    }
+
     pub(super) async fn run<T: FromRedisValue>(&self, call: &Call) -> Result<T, NodeError> {
         let link = {
             let state = self.state.borrow();

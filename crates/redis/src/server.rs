@@ -3,8 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use redis::{
-    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo,
-    TlsCertificates,
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, ProtocolVersion,
+    RedisConnectionInfo, RedisResult, TlsCertificates,
 };
 use url::{Host, Url};
 
@@ -241,6 +241,16 @@ impl Server {
 
     pub(super) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// A client whose connections receive what the server pushes.
+    ///
+    /// # Errors
+    /// When there is no such client, which should not happen.
+    pub(super) fn pushed_client(&self) -> RedisResult<Client> {
+        let settings = self.info().redis_settings().clone();
+        let settings = settings.set_protocol(ProtocolVersion::RESP3);
+        Client::open(self.info().clone().set_redis_settings(settings))
     }
 
     pub(super) fn info(&self) -> &ConnectionInfo {

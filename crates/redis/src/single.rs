@@ -59,6 +59,7 @@ pub(super) enum Expect {
 /// Connections to one server. A task maintains them, and ends with this value.
 #[derive(Debug)]
 pub(super) struct Link {
+    server: Server,
     name: String,
     expect: Expect,
     names: Names,
@@ -117,6 +118,7 @@ impl Link {
             broken: Arc::default(),
         };
         Self {
+            server: server.clone(),
             name,
             expect,
             names,
@@ -128,6 +130,10 @@ impl Link {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn server(&self) -> &Server {
+        &self.server
     }
 
     /// Runs a script.
@@ -548,7 +554,7 @@ pub(super) async fn open(server: &Server, limit: Duration) -> RedisResult<Multip
 }
 
 /// Whether the connection, rather than the command, is at fault. A server that has become a replica is checked anew.
-fn lost(error: &RedisError) -> bool {
+pub(super) fn lost(error: &RedisError) -> bool {
     error.is_io_error()
         || error.is_unrecoverable_error()
         || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)

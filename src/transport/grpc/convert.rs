@@ -27,6 +27,7 @@ pub(super) fn campaign(
         term: term(request.term.into(), max_term)?,
         value: Value::new(&request.value)?,
         request_id: RequestId::new(&request.request_id)?,
+        wait: None,
     })
 }
 
@@ -37,13 +38,18 @@ pub(super) fn campaign_result(
     let kind = asked.election.kind().to_owned();
     Ok(match outcome {
         Outcome::Used => return Err(Problem::request_id_used()),
-        Outcome::Elected { token, valid_for } => proto::CampaignResult {
+        Outcome::Elected {
+            token,
+            valid_for,
+            provisional,
+        } => proto::CampaignResult {
             elected: true,
             leader: asked.candidate.as_str().to_owned(),
             kind,
             token: token.get(),
             valid_for: millis_i32(valid_for),
             value: asked.value.as_str().to_owned(),
+            provisional,
         },
         Outcome::NotElected(lease) => proto::CampaignResult {
             elected: false,
@@ -52,6 +58,7 @@ pub(super) fn campaign_result(
             token: lease.token.get(),
             valid_for: 0,
             value: lease.value.as_str().to_owned(),
+            provisional: false,
         },
     })
 }

@@ -76,6 +76,11 @@ pub(super) struct CampaignRequest {
     #[serde(default, deserialize_with = "null::or_default")]
     #[schema(nullable, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     request_id: String,
+    /// For how many ms to wait if another candidate leads: at most EA_MAX_WAIT. The answer comes when the caller is
+    /// elected, or at the end of the wait.
+    #[serde(default, deserialize_with = "null::or_signed")]
+    #[schema(nullable, minimum = 0, maximum = 3_600_000)]
+    pub(super) wait: i64,
 }
 
 impl CampaignRequest {
@@ -90,6 +95,7 @@ impl CampaignRequest {
             term: term(self.term, max_term)?,
             value: Value::new(&self.value)?,
             request_id: RequestId::new(&self.request_id)?,
+            wait: None,
         })
     }
 }
@@ -111,10 +117,14 @@ pub(super) struct CampaignResult {
     #[schema(minimum = 1)]
     token: u64,
     /// For how many ms, counted from before the caller sent the request, the caller may act as leader; 0
-    /// when not elected.
+    /// when not elected. Never count it from when the answer arrived.
     valid_for: u64,
     /// The leader's value.
     value: String,
+    /// Given when the caller was elected after a wait: until the first extension, the lease is stored for a short time.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    provisional: bool,
 }
 
 impl CampaignResult {
@@ -122,13 +132,18 @@ impl CampaignResult {
         let kind = asked.election.kind().to_owned();
         Ok(match outcome {
             Outcome::Used => return Err(Problem::request_id_used()),
-            Outcome::Elected { token, valid_for } => Self {
+            Outcome::Elected {
+                token,
+                valid_for,
+                provisional,
+            } => Self {
                 elected: true,
                 leader: asked.candidate.as_str().to_owned(),
                 kind,
                 token: token.get(),
                 valid_for: millis(valid_for),
                 value: asked.value.as_str().to_owned(),
+                provisional,
             },
             Outcome::NotElected(lease) => Self {
                 elected: false,
@@ -137,6 +152,7 @@ impl CampaignResult {
                 token: lease.token.get(),
                 valid_for: 0,
                 value: lease.value.as_str().to_owned(),
+                provisional: false,
             },
         })
     }

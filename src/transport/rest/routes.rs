@@ -3,7 +3,7 @@
 use axum::{
     Json as Answer,
     extract::{FromRequest as _, FromRequestParts as _, Request, State},
-    http::{HeaderMap, Uri, header},
+    http::{Extensions, HeaderMap, Uri, header},
     response::IntoResponse,
 };
 use election_core::election::types::Invalid;
@@ -31,7 +31,7 @@ use crate::{
         self,
         metrics::{Format, Metrics},
     },
-    transport::{CACHE_AGE, cache_age, request::Deadline},
+    transport::{CACHE_AGE, cache_age, request::Deadline, stay},
 };
 
 /// The body of a successful liveness probe.
@@ -82,7 +82,7 @@ pub(super) async fn leader(
     Ok(Answer(Leader::new(&election, &lease)))
 }
 
-/// Asks to become the leader; never waits for the election to become vacant.
+/// Asks to become the leader; with `wait`, waits for the election to become vacant.
 #[utoipa::path(
     post, path = ELECTION, tag = "elections", params(ElectionPath),
     request_body = CampaignRequest,
@@ -93,12 +93,14 @@ pub(super) async fn campaign(
     State(gate): State<Gate>,
     caller: Identity,
     deadline: Deadline,
+    extensions: Extensions,
     Target(election): Target,
     Json(request): Json<CampaignRequest>,
 ) -> Result<Answer<CampaignResult>, Problem> {
     let asked = request.campaign(election, gate.max_term())?;
+    let wait = stay::begin(request.wait, gate.max_wait(), &extensions)?;
     let outcome = gate
-        .campaign(&caller, asked.clone(), deadline.instant())
+        .campaign(&caller, asked.clone(), wait, deadline.instant())
         .await?;
     Ok(Answer(CampaignResult::new(&asked, outcome)?))
 }

@@ -229,6 +229,12 @@ impl Term {
         self.0
     }
 
+    /// The term, or this time if that is shorter, but at least [`MIN_TERM`].
+    #[must_use]
+    pub fn at_most(self, time: Duration) -> Self {
+        Self(self.0.min(time.max(MIN_TERM)))
+    }
+
     /// The term in whole milliseconds.
     #[must_use]
     pub fn millis(self) -> u64 {
@@ -239,7 +245,13 @@ impl Term {
     /// [Redlock description](https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/).
     #[must_use]
     pub fn drift(self) -> Duration {
-        self.0 / 100 + Duration::from_millis(2)
+        self.drift_after(Duration::ZERO)
+    }
+
+    /// [`drift`](Self::drift) for a leader whose clock also measures the time before the term.
+    #[must_use]
+    pub fn drift_after(self, before: Duration) -> Duration {
+        (before + self.0) / 100 + Duration::from_millis(2)
     }
 }
 

@@ -20,13 +20,17 @@ use std::{collections::HashMap, fmt, path::Path, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use parking_lot::{Mutex, MutexGuard};
 use redb::backends::FileBackend;
-use tokio::time::Instant;
+use tokio::{
+    sync::broadcast::{self, error::RecvError},
+    time::{Instant, timeout},
+};
 
 use super::{
-    Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, LeaseNode, Look, NodeError, Page,
-    Probe, Reading, Repair, Resign, ResignReply, Settings, Unrecorded, memory::Memory,
+    Bounds, Extend, ExtendReply, Grant, GrantReply, Hint, Incarnation, LeaseNode, Listener, Look,
+    NodeError, Page, Probe, Reading, Repair, Replaces, Resign, ResignReply, Settings, Unrecorded,
+    hint::Cause, memory::Memory,
 };
-use crate::election::types::{ElectionId, Kind};
+use crate::election::types::{ElectionId, Kind, Token};
 use clock::Clock;
 use log::{Change, Log, Record};
 
@@ -58,7 +62,13 @@ pub struct Embedded {
     clock: NodeClock,
     state: Mutex<State>,
     log: Option<Log>,
+    hints: broadcast::Sender<Hint>,
 }
+
+/// How many hints wait for a slow listener before it misses some and has to listen anew.
+const HINTS: usize = 1024;
+/// How often a listener is told that it still hears the node.
+const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
 struct State {
@@ -101,6 +111,7 @@ impl Embedded {
             clock,
             state: Mutex::new(State::new(Memory::new(new_run()))),
             log: None,
+            hints: broadcast::Sender::new(HINTS),
         }
     }
 
@@ -116,6 +127,7 @@ impl Embedded {
             clock: Arc::clone(&self.clock),
             state: Mutex::new(State::new(memory)),
             log: None,
+            hints: broadcast::Sender::new(HINTS),
         }
     }
 
@@ -176,6 +188,7 @@ impl Embedded {
             clock: Arc::new(Instant::now),
             state: Mutex::new(state),
             log: Some(log),
+            hints: broadcast::Sender::new(HINTS),
         })
     }
 
@@ -205,6 +218,44 @@ impl Embedded {
             log.settled(sequence).await?;
         }
         Ok(reply)
+    }
+
+    /// Like [`run`](Self::run), for an operation that may change who leads: reports it to those who listen. The token
+    /// is that of the lease after a grant or a repair, else the one before.
+    async fn change<T>(
+        &self,
+        election: &ElectionId,
+        cause: Cause,
+        operation: impl FnOnce(&mut Memory, Instant) -> T,
+    ) -> Result<T, NodeError> {
+        let mut tokens = (None, None);
+        let heard = self.hints.receiver_count() > 0;
+        let reply = self
+            .run(Some(election), |memory, now| {
+                let token = |memory: &Memory| match heard {
+                    true => memory.token(election, now),
+                    false => None,
+                };
+                let before = token(memory);
+                let reply = operation(memory, now);
+                tokens = (before, token(memory));
+                reply
+            })
+            .await;
+        let (before, after): (Option<Token>, Option<Token>) = tokens;
+        let token = match cause {
+            Cause::Resign | Cause::RolledBack => before,
+            Cause::Campaign | Cause::Handover | Cause::Repaired => after,
+        };
+        if let Some(token) = token.filter(|_| before != after) {
+            // An error means that the last listener has gone.
+            let _ = self.hints.send(Hint {
+                election: election.clone(),
+                cause,
+                token,
+            });
+        }
+        reply
     }
 
     /// Whether writes succeed, as far as is known.
@@ -270,7 +321,11 @@ impl LeaseNode for Embedded {
                 return Err(unwritable);
             }
         }
-        self.run(Some(&grant.election), |memory, now| {
+        let cause = match grant.replaces {
+            Replaces::Own => Cause::Campaign,
+            _ => Cause::Handover,
+        };
+        self.change(&grant.election, cause, |memory, now| {
             memory.grant(grant, retention, now)
         })
         .await
@@ -286,7 +341,7 @@ impl LeaseNode for Embedded {
 
     async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
         let retention = self.settings.retention;
-        self.run(Some(&repair.election), |memory, now| {
+        self.change(&repair.election, Cause::Repaired, |memory, now| {
             memory.repair(repair, retention, now)
         })
         .await
@@ -294,7 +349,7 @@ impl LeaseNode for Embedded {
 
     async fn resign(&self, resign: &Resign) -> Result<ResignReply, NodeError> {
         let (retention, guarded) = (self.settings.retention, self.is_guarded());
-        self.run(Some(&resign.election), |memory, now| {
+        self.change(&resign.election, Cause::Resign, |memory, now| {
             memory.resign(resign, retention, guarded, now)
         })
         .await
@@ -302,7 +357,7 @@ impl LeaseNode for Embedded {
 
     async fn roll_back(&self, grant: &Grant) -> Result<(), NodeError> {
         let settings = self.settings;
-        self.run(Some(&grant.election), |memory, now| {
+        self.change(&grant.election, Cause::RolledBack, |memory, now| {
             memory.roll_back(grant, settings.vote, now);
         })
         .await
@@ -367,6 +422,21 @@ impl LeaseNode for Embedded {
             degraded: None,
             memory: None,
         })
+    }
+
+    async fn listen(&self, listener: &dyn Listener) -> NodeError {
+        let mut hints = self.hints.subscribe();
+        loop {
+            listener.hears(self.hints.receiver_count());
+            match timeout(CONFIRM_EVERY, hints.recv()).await {
+                Ok(Ok(hint)) => listener.heard(hint),
+                Ok(Err(RecvError::Closed)) => return NodeError::unknown("the node is gone"),
+                Ok(Err(RecvError::Lagged(missed))) => {
+                    return NodeError::unknown(format!("{missed} changes were missed"));
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     fn incarnation(&self, _election: &ElectionId) -> Option<Incarnation> {

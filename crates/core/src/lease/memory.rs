@@ -145,6 +145,11 @@ impl Memory {
         reply
     }
 
+    /// The token of the election's lease.
+    pub(super) fn token(&self, election: &ElectionId, now: Instant) -> Option<Token> {
+        self.held(election, now).map(|held| held.token)
+    }
+
     fn held(&self, election: &ElectionId, now: Instant) -> Option<&Held> {
         let held = self.leases.get(election.path());
         held.filter(|held| held.expires > now)

@@ -114,7 +114,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn unavailable(reason: impl Into<String>) -> Self {
+    pub(crate) fn unavailable(reason: impl Into<String>) -> Self {
         Self::Unavailable {
             reason: reason.into(),
             retry_after: None,
@@ -133,6 +133,8 @@ pub struct Claim {
     pub term: Term,
     /// The new leader's public data.
     pub value: Value,
+    /// When the request arrived, if it has waited since: `valid_for` counts from before then.
+    pub waited_since: Option<Instant>,
     /// Lets a retry find the grant of the first try.
     pub request_id: Option<RequestId>,
     /// What leadership may be replaced.
@@ -360,6 +362,50 @@ impl Quorum {
         }
     }
 
+    /// Reads several elections with few calls: one result for each, in their order.
+    pub async fn read_many(
+        &self,
+        elections: Vec<ElectionId>,
+        deadline: Instant,
+    ) -> Vec<Result<State, Error>> {
+        let elections: Arc<[ElectionId]> = elections.into();
+        let new = || Reads::new(self.inner.electorate);
+        let mut tallies: Vec<_> = elections.iter().map(|_| new()).collect();
+        let mut round = self.ask(Operation::Read, About::default(), deadline, |_, node| {
+            let elections = Arc::clone(&elections);
+            Box::pin(async move { Ok(node.read_many(&elections).await) })
+        });
+        let open = |tally: &Reads| matches!(tally.verdict(), Verdict::Open);
+        while tallies.iter().any(open)
+            && let Some((_, node, reply)) = round.next().await
+        {
+            let mut replies = reply.map(Vec::into_iter);
+            for tally in &mut tallies {
+                let reply = match &mut replies {
+                    Ok(replies) => replies.next().unwrap_or_else(|| {
+                        Err(NodeError::unknown(
+                            "a reply to some of the reads is missing",
+                        ))
+                    }),
+                    Err(error) => Err(error.clone()),
+                };
+                tally.add(node, reply);
+            }
+        }
+        let mut states = Vec::with_capacity(tallies.len());
+        for (tally, election) in tallies.into_iter().zip(elections.iter()) {
+            states.push(match tally.verdict() {
+                Verdict::Decided(state) => Ok(state),
+                // Rare causes, such as a node without an incarnation record: a single read deals with them.
+                Verdict::NoQuorumPossible if tally.is_unrecorded() || tally.is_forgotten() => {
+                    self.read(election, deadline).await
+                }
+                Verdict::NoQuorumPossible | Verdict::Open => Err(self.undecided(deadline)),
+            });
+        }
+        states
+    }
+
     fn ask_to_read(&self, election: &Arc<ElectionId>, deadline: Instant) -> Round<Reading> {
         let about = About {
             election: Some(election),
@@ -428,6 +474,17 @@ impl Quorum {
         undecided(self.inner.electorate, deadline, Instant::now())
     }
 
+    /// Which nodes make a majority.
+    pub(crate) fn electorate(&self) -> Electorate {
+        self.inner.electorate
+    }
+
+    /// The nodes, in the order of their numbers.
+    pub(crate) fn nodes(&self) -> Vec<Arc<dyn LeaseNode>> {
+        let nodes = self.inner.nodes.iter();
+        nodes.map(|node| Arc::clone(&node.node)).collect()
+    }
+
     /// How many nodes of the first list have to reply.
     #[must_use]
     pub fn needed(&self) -> usize {
@@ -489,6 +546,7 @@ mod tests {
             candidate: Candidate::new("candidate", "a").expect("valid"),
             term: Term::from_millis(60_000, MINUTE).expect("valid"),
             value: Value::default(),
+            waited_since: None,
             request_id: None,
             replaces: Replaces::Own,
         }

@@ -269,6 +269,7 @@ impl Election {
             candidate: candidate(wants),
             term: self.term(wants),
             value: Value::default(),
+            waited_since: None,
             request_id: self.request_id(wants),
             replaces,
         };

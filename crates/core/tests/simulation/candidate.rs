@@ -157,6 +157,7 @@ impl Candidate {
             term,
             value: Value::default(),
             request_id: RequestId::new(request_id.unwrap_or_default()).expect("valid"),
+            wait: None,
         };
         let answer = agent.elections.campaign(request, asked + DEADLINE);
         let answer = self.or_gives_up(answer).await;
@@ -167,7 +168,9 @@ impl Candidate {
         }
         agent.asked(&self.name, lasts);
         match answer {
-            Some(Ok(Outcome::Elected { token, valid_for })) => {
+            Some(Ok(Outcome::Elected {
+                token, valid_for, ..
+            })) => {
                 let until = asked + valid_for;
                 if until <= Instant::now() {
                     // The reply came after the end of the term.

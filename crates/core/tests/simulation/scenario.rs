@@ -111,9 +111,12 @@ impl Scene {
             term: Term::from_millis(term, agent.longest).expect("in range"),
             value: Value::default(),
             request_id: RequestId::new(id).expect("valid"),
+            wait: None,
         };
         let answer = agent.elections.campaign(request, asked + patience).await;
-        if let Ok(Outcome::Elected { token, valid_for }) = &answer
+        if let Ok(Outcome::Elected {
+            token, valid_for, ..
+        }) = &answer
             && asked + *valid_for > Instant::now()
         {
             // A retry gets the token of the first request.

@@ -151,10 +151,14 @@ impl Steady {
                 term: self.term,
                 value: Value::default(),
                 request_id: None,
+                wait: None,
             };
             let deadline = asked + Duration::from_secs(3);
             let answer = self.agent.elections.campaign(request, deadline).await;
-            if let Ok(Outcome::Elected { token, valid_for }) = answer {
+            if let Ok(Outcome::Elected {
+                token, valid_for, ..
+            }) = answer
+            {
                 self.record
                     .elected(NAME, Some(token), asked, asked + valid_for);
                 return token;

@@ -89,6 +89,7 @@ end
 -- An index that cannot be written costs listings, not elections.
 redis.pcall('ZADD', KEYS[4], 0, ARGV[1])
 redis.pcall('ZADD', KEYS[5], now + term, ARGV[1])
+announce(over == 'own' and 'campaign' or 'handover', ARGV[3], ARGV[1])
 
 -- Every grant examines a few entries that may be over, more than the one it adds, so that the index stays as large as
 -- the number of held elections: tidy.lua.

@@ -62,4 +62,5 @@ if not mark or tonumber(mark) < token then mark = ARGV[3] end
 redis.call('SET', KEYS[2], mark, 'PX', digits(math.max(keep, redis.call('PTTL', KEYS[2]))))
 redis.pcall('ZADD', KEYS[3], 0, ARGV[1])
 redis.pcall('ZADD', KEYS[4], digits(now + term), ARGV[1])
+announce('repair', ARGV[3], ARGV[1])
 return 1

@@ -33,6 +33,9 @@ if lease[1] then
       redis.pcall('ZREM', KEYS[3], ARGV[1])
     end
   end
-  if named then return 'resigned' end
+  if named then
+    announce('resign', lease[2], ARGV[1])
+    return 'resigned'
+  end
   return lease[1] ~= ARGV[2] and 'held' or 'stale'
 end

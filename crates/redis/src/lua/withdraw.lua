@@ -56,4 +56,5 @@ if not write_entries(KEYS[1], kept, now) then
   redis.pcall('ZREM', KEYS[3], ARGV[1])
   redis.pcall('ZREM', KEYS[4], ARGV[1])
 end
+announce('rollback', ARGV[3], ARGV[1])
 return ''

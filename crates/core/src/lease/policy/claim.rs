@@ -272,14 +272,17 @@ impl Claiming {
         };
         self.phase = Phase::Decided;
         let term = self.claim.term;
+        // The caller's clock measures its wait, too.
+        let received = self.claim.waited_since.unwrap_or(vote.started);
+        let waited = vote.started.saturating_duration_since(received);
         let drift = match holds(Rule::Drift) {
-            true => term.drift(),
+            true => term.drift_after(waited),
             false => Duration::ZERO,
         };
         let took = now - vote.started;
-        let valid_for = term.duration().saturating_sub(took + drift);
-        // `valid_for` counts from before the caller's request: subtract the time since the claim began.
-        let left = valid_for.saturating_sub(now - self.began);
+        let valid_for = (waited + term.duration()).saturating_sub(took + drift);
+        // `valid_for` counts from before the caller's request: subtract the time since then.
+        let left = valid_for.saturating_sub(now - self.claim.waited_since.unwrap_or(self.began));
         // Rejects a vote that outlived the vote lifetime: a repair of a node that may have forgotten a vote assumes
         // that older votes no longer count.
         let counts = took <= view.bounds().vote || !holds(Rule::VotesAreBounded);

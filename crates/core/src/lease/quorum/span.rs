@@ -9,7 +9,7 @@ use super::{Called, Operation, node::Node};
 use crate::{
     election::types::{Candidate, ElectionId, Kind},
     lease::{
-        ExtendReply, GrantReply, Page, Probe, Reading, ResignReply, System,
+        ExtendReply, GrantReply, NodeError, Page, Probe, Reading, ResignReply, System,
         policy::{Call, Reply},
     },
 };
@@ -220,6 +220,12 @@ impl Outcome for Reading {
             Self::NotKnown => "not_known",
             Self::Unrecorded => "unmarked",
         }
+    }
+}
+
+impl Outcome for Vec<Result<Reading, NodeError>> {
+    fn outcome(&self) -> &'static str {
+        "read"
     }
 }
 

@@ -76,6 +76,7 @@ pub(crate) async fn votes_are_counted_late() {
         candidate: candidate("c2"),
         term: Term::from_millis(12_000, LONGEST).expect("in range"),
         value: Value::default(),
+        waited_since: None,
         request_id: None,
         replaces: Replaces::Own,
     };

@@ -1,0 +1,494 @@
+//! The board: who waits for elections and who watches them, on one reader for all.
+//!
+//! Each election of interest has one entry, whatever the number of those who wait and watch. The board reads it when a
+//! [hint](crate::lease::hint) says that it has changed, when its leader's term ends, and now and then in case a hint
+//! was lost. A read is decided by a quorum like any other; hints decide only when to read. When an election is vacant,
+//! the first of those who wait claims it, as a campaign that just arrived would.
+//!
+//! Without interest the board has no entry, no timer, no task and no subscription.
+
+mod queue;
+mod table;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+pub use table::{Counts, MOST_ELECTIONS};
+pub use watch::{Doubt, Event, Scope};
+
+use crate::{
+    election::{Campaign, Elections, Outcome, Wait, types::ElectionId},
+    lease::{Hint, Lease, LeaseNode, Listener, State, quorum::Error},
+};
+use queue::Place;
+use table::Table;
+use watch::Watch;
+
+/// How long a read or listing of the board may take.
+const READ_WITHIN: Duration = Duration::from_secs(5);
+/// The pause before listening to a node again: the first, and the longest.
+const LISTEN_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// How many listings or batches run at once.
+const READS: usize = 16;
+
+/// Why an election came into its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// It was in this state when the watch began.
+    Present,
+    /// The leader campaigned.
+    Campaign,
+    /// The leader resigned.
+    Resign,
+    /// The leader was handed the election.
+    Handover,
+    /// The leader's term ended.
+    Expiry,
+    /// A grant was rolled back that a majority had carried out too late.
+    RolledBack,
+}
+
+/// The state of an election, as a quorum last confirmed it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// The election.
+    pub election: Arc<ElectionId>,
+    /// Its state; [`lease`](Self::lease) knows the time that is left.
+    pub state: State,
+    /// Until when the leader may act at the least, if there is one.
+    pub until: Option<Instant>,
+    /// Why it is in this state.
+    pub cause: Cause,
+    /// Whether others may have led between the state before and this one.
+    pub missed: bool,
+    /// When the agent first heard of it.
+    pub at: Instant,
+}
+
+impl Seen {
+    /// The lease with the time that is left now.
+    #[must_use]
+    pub fn lease(&self, now: Instant) -> Option<Lease> {
+        let until = self.until?;
+        self.state.lease().map(|lease| Lease {
+            remaining: until.saturating_duration_since(now),
+            ..lease.clone()
+        })
+    }
+}
+
+/// The settings of a board.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// How long a lease granted after a wait is stored until its first extension, besides 1 % of the wait, if its term
+    /// is not shorter.
+    pub provisional_term: Duration,
+    /// The longest wait that callers are allowed.
+    pub max_wait: Duration,
+}
+
+/// How long a campaign waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// When the request arrived.
+    pub since: Instant,
+    /// When the wait ends.
+    pub until: Instant,
+    /// When the outcome must be known: after `until`, by the time that a claim takes.
+    pub deadline: Instant,
+}
+
+/// Receives what the board does.
+pub trait Observer: fmt::Debug + Send + Sync + 'static {
+    /// A change was reported to a watch this long after the agent had first heard of it.
+    fn delivered(&self, after: Duration);
+}
+
+/// Observes nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Nobody;
+
+impl Observer for Nobody {
+    fn delivered(&self, _: Duration) {}
+}
+
+/// The board. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Board(Arc<Inner>);
+
+struct Inner {
+    elections: Elections,
+    settings: Settings,
+    runtime: Handle,
+    table: Mutex<Table>,
+    /// Wakes the task when something is due earlier than it knows.
+    nudge: Notify,
+    closing: CancellationToken,
+    observer: Arc<dyn Observer>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Board").finish_non_exhaustive()
+    }
+}
+
+impl Board {
+    /// A board for these elections. Its task runs on `runtime`. When `closing` is cancelled, nobody waits any longer.
+    #[must_use]
+    pub fn new(
+        elections: Elections,
+        settings: Settings,
+        runtime: Handle,
+        closing: CancellationToken,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        let table = Table::new(elections.quorum().electorate());
+        Self(Arc::new(Inner {
+            elections,
+            settings,
+            runtime,
+            table: Mutex::new(table),
+            nudge: Notify::new(),
+            closing,
+            observer,
+        }))
+    }
+
+    /// The elections.
+    #[must_use]
+    pub fn elections(&self) -> &Elections {
+        &self.0.elections
+    }
+
+    /// The longest wait that callers are allowed.
+    #[must_use]
+    pub fn max_wait(&self) -> Duration {
+        self.0.settings.max_wait
+    }
+
+    /// Campaigns, and waits for the election to become vacant. The time for which the leader may act counts from before
+    /// the request arrived, and may so exceed the term.
+    ///
+    /// A campaign that had to wait is elected provisionally: the lease is stored for a short time, and the first
+    /// extension gives the full term.
+    ///
+    /// # Errors
+    /// [`Error`]: the outcome is unknown, as it is when no quorum replied at the end of the wait.
+    pub async fn campaign(&self, campaign: Campaign, patience: Patience) -> Result<Outcome, Error> {
+        let Patience {
+            since: received,
+            until,
+            deadline,
+        } = patience;
+        let began = Instant::now();
+        let first = self.0.elections.campaign(campaign.clone(), deadline).await;
+        let Ok(Outcome::NotElected(lease)) = first else {
+            return first;
+        };
+        if Instant::now() >= until {
+            return Ok(Outcome::NotElected(lease));
+        }
+        let queued = self.enqueue(&campaign.election, lease, began);
+        loop {
+            let spread = tokio::select! {
+                biased;
+                () = sleep_until(until) => break,
+                () = self.0.closing.cancelled() => break,
+                spread = queued.place.turn() => spread,
+            };
+            if !spread.is_zero() {
+                sleep(spread).await;
+            }
+            let began = Instant::now();
+            let found = match self.claim(&campaign, received, deadline).await {
+                Ok(Outcome::NotElected(lease)) => Ok(lease),
+                Err(error @ Error::Unavailable { .. }) if Instant::now() < until => Err(error),
+                outcome => return outcome,
+            };
+            queued.place.end_turn();
+            self.with(|table, now| table.claimed(&campaign.election, found, began, now));
+        }
+        let known = self
+            .0
+            .table
+            .lock()
+            .leader(&campaign.election, Instant::now());
+        match known? {
+            Some(lease) => Ok(Outcome::NotElected(lease)),
+            // Who leads now is not known without a claim.
+            None => self.claim(&campaign, received, deadline).await,
+        }
+    }
+
+    /// Claims for one who has waited.
+    async fn claim(
+        &self,
+        campaign: &Campaign,
+        received: Instant,
+        deadline: Instant,
+    ) -> Result<Outcome, Error> {
+        let waited = received.elapsed();
+        let wait = Wait {
+            since: received,
+            stored: campaign
+                .term
+                .at_most(self.0.settings.provisional_term + waited / 100),
+        };
+        let waited = Campaign {
+            wait: Some(wait),
+            ..campaign.clone()
+        };
+        self.0.elections.campaign(waited, deadline).await
+    }
+
+    fn enqueue(&self, election: &ElectionId, lease: Lease, began: Instant) -> Queued {
+        let place = Arc::new(Place::default());
+        self.with(|table, now| {
+            table.enqueue(election, Arc::clone(&place), lease, began, now);
+        });
+        Queued {
+            board: self.clone(),
+            election: election.clone(),
+            place,
+        }
+    }
+
+    /// Watches elections: their present states first, then changes.
+    #[must_use]
+    pub fn observe(&self, scope: Scope) -> Observation {
+        let watch = self.with(|table, now| table.watch(scope, now));
+        Observation {
+            board: self.clone(),
+            watch,
+        }
+    }
+
+    /// What the board holds and has done.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.0.table.lock().counts()
+    }
+
+    /// Changes the table, starts the task if there is none, and wakes it if something is due earlier.
+    fn with<T>(&self, change: impl FnOnce(&mut Table, Instant) -> T) -> T {
+        let mut table = self.0.table.lock();
+        let before = table.next_due();
+        let done = change(&mut table, Instant::now());
+        let after = table.next_due();
+        if !table.running && !table.is_idle() {
+            table.running = true;
+            self.0.runtime.spawn(self.clone().run());
+        } else if table.is_idle() || after.is_some_and(|after| before.is_none_or(|it| after < it)) {
+            self.0.nudge.notify_one();
+        }
+        done
+    }
+
+    /// Reads and listens while anybody is interested.
+    async fn run(self) {
+        let nodes = self.0.elections.quorum().nodes();
+        let mut listening = JoinSet::new();
+        for (number, node) in nodes.into_iter().enumerate() {
+            let ear = Ear {
+                board: self.clone(),
+                node: number,
+            };
+            listening.spawn(ear.listen(node));
+        }
+        let mut reading = JoinSet::new();
+        loop {
+            let next = {
+                let mut table = self.0.table.lock();
+                if table.is_idle() {
+                    table.running = false;
+                    table.silence();
+                    return;
+                }
+                let now = Instant::now();
+                while reading.len() < READS
+                    && let Some(scope) = table.take_listing(now)
+                {
+                    reading.spawn(self.clone().list(scope));
+                }
+                while reading.len() < READS {
+                    let due = table.take_due(now);
+                    if due.is_empty() {
+                        break;
+                    }
+                    reading.spawn(self.clone().read(due));
+                }
+                table.next_due().filter(|_| reading.len() < READS)
+            };
+            let due = async {
+                match next {
+                    Some(next) => sleep_until(next).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                () = self.0.nudge.notified() => {}
+                Some(_) = reading.join_next() => {}
+            }
+        }
+    }
+
+    async fn read(self, due: Vec<Arc<ElectionId>>) {
+        let began = Instant::now();
+        let elections: Vec<_> = due.iter().map(|id| (**id).clone()).collect();
+        let read = self
+            .0
+            .elections
+            .quorum()
+            .read_many(elections, began + READ_WITHIN)
+            .await;
+        self.with(|table, now| {
+            for (id, state) in due.iter().zip(read) {
+                table.learn(id, state, began, now);
+            }
+        });
+    }
+
+    async fn list(self, scope: Scope) {
+        let began = Instant::now();
+        let listed = self.list_all(&scope, began + READ_WITHIN).await;
+        self.with(|table, now| table.listed(&scope, listed, began, now));
+    }
+
+    /// All held elections of the scope; [`None`] if there are too many.
+    async fn list_all(
+        &self,
+        scope: &Scope,
+        deadline: Instant,
+    ) -> Option<Result<Vec<(ElectionId, Lease)>, Error>> {
+        let quorum = self.0.elections.quorum();
+        let kinds = match scope {
+            Scope::One(_) => Vec::new(),
+            Scope::Kind(kind, _) => vec![kind.clone()],
+        };
+        let mut leases = Vec::new();
+        for kind in &kinds {
+            let mut after = None;
+            loop {
+                let page = quorum.list(kind, after, crate::election::MAX_PAGE, deadline);
+                let page = match page.await {
+                    Ok(page) => page,
+                    Err(error) => return Some(Err(error)),
+                };
+                if let Some(why) = page.incomplete {
+                    return Some(Err(Error::unavailable(format!(
+                        "some elections cannot be listed: {why}"
+                    ))));
+                }
+                let covered = page.leases.into_iter();
+                leases.extend(covered.filter(|(election, _)| scope.covers(election)));
+                if leases.len() > MOST_ELECTIONS {
+                    return None;
+                }
+                after = page.next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Some(Ok(leases))
+    }
+}
+
+/// Listens to a node for the board.
+struct Ear {
+    board: Board,
+    node: usize,
+}
+
+impl Ear {
+    async fn listen(self, node: Arc<dyn LeaseNode>) {
+        let mut pause = LISTEN_AGAIN.0;
+        let mut told = None;
+        loop {
+            let began = Instant::now();
+            let error = node.listen(&self).await;
+            self.board.with(|table, now| table.unheard(self.node, now));
+            let lasted = began.elapsed() > LISTEN_AGAIN.1;
+            if lasted {
+                pause = LISTEN_AGAIN.0;
+            }
+            if told.as_ref() != Some(&error) {
+                tracing::warn!(node = node.name(), %error, "changes of a lease node are not heard");
+                told = Some(error);
+            }
+            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(LISTEN_AGAIN.1);
+        }
+    }
+}
+
+impl Listener for Ear {
+    fn hears(&self, listeners: usize) {
+        let (node, now) = (self.node, Instant::now());
+        self.board
+            .with(|table, _| table.hears(node, listeners, now));
+    }
+
+    fn heard(&self, hint: Hint) {
+        self.board
+            .with(|table, now| table.heard(self.node, &hint, now));
+    }
+}
+
+/// One who waits, until it is dropped.
+struct Queued {
+    board: Board,
+    election: ElectionId,
+    place: Arc<Place>,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.board
+            .with(|table, now| table.leave(&self.election, &self.place, now));
+    }
+}
+
+/// A watch, until it is dropped.
+#[derive(Debug)]
+pub struct Observation {
+    board: Board,
+    watch: Arc<Watch>,
+}
+
+impl Observation {
+    /// The next event. Cancel-safe.
+    pub async fn next(&mut self) -> Event {
+        let event = self.watch.next().await;
+        if let Event::State { seen, cause, .. } = &event
+            && *cause != Cause::Present
+        {
+            self.board.0.observer.delivered(seen.at.elapsed());
+        }
+        event
+    }
+
+    /// The next event, if there is one now.
+    pub fn take(&mut self) -> Option<Event> {
+        self.watch.take()
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        self.board.with(|table, _| table.unwatch(&self.watch));
+    }
+}

@@ -1,0 +1,53 @@
+//! One who waits for its turn to claim an election.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+
+/// From this many agents on, claims for one vacancy are spread over time.
+const MANY_AGENTS: usize = 10;
+/// Over how much time, for each agent.
+const SPREAD: Duration = Duration::from_micros(500);
+
+/// A place in a queue.
+#[derive(Debug, Default)]
+pub(super) struct Place {
+    /// 0, or one more than the number of agents that compete.
+    called: AtomicUsize,
+    turn: Notify,
+}
+
+impl Place {
+    /// Lets its owner claim.
+    pub(super) fn call(&self, agents: usize) {
+        self.called.store(agents + 1, Ordering::Release);
+        self.turn.notify_one();
+    }
+
+    /// Whether it is its turn.
+    pub(super) fn is_called(&self) -> bool {
+        self.called.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits for the turn, and returns how long to wait before the claim so that not all agents claim at once.
+    pub(super) async fn turn(&self) -> Duration {
+        loop {
+            match self.called.load(Ordering::Acquire) {
+                0 => self.turn.notified().await,
+                agents if agents > MANY_AGENTS => {
+                    let spread = SPREAD * u32::try_from(agents).unwrap_or(u32::MAX);
+                    return spread.mul_f64(fastrand::f64());
+                }
+                _ => return Duration::ZERO,
+            }
+        }
+    }
+
+    /// Ends the turn.
+    pub(super) fn end_turn(&self) {
+        self.called.store(0, Ordering::Release);
+    }
+}

@@ -1,0 +1,901 @@
+//! What the board knows of elections, and when it is to read them again. Pure: no I/O, no tasks; the caller gives the
+//! time.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{
+    Cause, Seen,
+    queue::Place,
+    watch::{Scope, Watch},
+};
+use crate::{
+    election::{
+        Error,
+        types::{ElectionId, Token},
+    },
+    lease::{
+        Hint, Lease, State, hint,
+        policy::{Electorate, Nodes},
+    },
+};
+
+/// How often an election is read when nothing happens, if hints are heard.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often, if they are not, and after a read that failed.
+const POLL_EVERY: Duration = Duration::from_millis(500);
+/// The end of a term is read this much later than it is known to end, as nodes count whole milliseconds.
+const PAST_THE_END: Duration = Duration::from_millis(1);
+/// A read that is due anyway may be this much early, so that one batch serves many elections.
+const EARLY: Duration = Duration::from_millis(50);
+/// How many elections one batch reads.
+const BATCH: usize = 500;
+/// How long a hint waits for those of other nodes before the election is read.
+const HINT_WAITS: Duration = Duration::from_millis(5);
+/// The pauses before a read is repeated that does not show yet what a hint announced.
+const NOT_YET: [Duration; 3] = [
+    Duration::from_millis(2),
+    Duration::from_millis(4),
+    Duration::from_millis(8),
+];
+/// How many reads of an election hints can cause at once, and how often one more.
+const HINTED_READS: (u32, Duration) = (20, Duration::from_millis(50));
+/// How many elections of scopes that nobody has read before hints can add in a second.
+const ADDED_BY_HINTS: (u32, Duration) = (200, Duration::from_millis(5));
+/// The most elections that one watch covers.
+pub const MOST_ELECTIONS: usize = 10_000;
+
+/// Limits how often something happens: some times at once, then once an interval.
+#[derive(Debug, Clone, Copy)]
+struct Allowance {
+    most: u32,
+    every: Duration,
+    /// Until when all of it is used up, if more than `most` intervals ahead of now.
+    used_until: Instant,
+}
+
+impl Allowance {
+    fn new((most, every): (u32, Duration), now: Instant) -> Self {
+        Self {
+            most,
+            every,
+            used_until: now,
+        }
+    }
+
+    /// Takes one, and returns when it may be used.
+    fn take(&mut self, now: Instant) -> Instant {
+        self.used_until = self.used_until.max(now) + self.every;
+        let burst = self.every * self.most;
+        self.used_until
+            .checked_sub(burst)
+            .map_or(now, |at| at.max(now))
+    }
+
+    /// Takes one if it may be used at once.
+    fn try_take(&mut self, now: Instant) -> bool {
+        let mut taken = *self;
+        let at_once = taken.take(now) <= now;
+        if at_once {
+            *self = taken;
+        }
+        at_once
+    }
+}
+
+/// Numbers for tests and telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Elections that somebody watches or waits for.
+    pub elections: usize,
+    /// Elections that are to be read at a known time.
+    pub timers: usize,
+    /// Campaigns that wait.
+    pub waiters: usize,
+    /// Watches.
+    pub watches: usize,
+    /// Whether the board's task runs, which listens to nodes.
+    pub running: bool,
+    /// Nodes that the board hears.
+    pub heard_nodes: usize,
+    /// Whether so few nodes are heard that changes may go unheard.
+    pub deaf: bool,
+    /// Hints that were heard since the start, of elections of interest.
+    pub hints: u64,
+    /// Changes since the start that a read found and no hint had announced.
+    pub unannounced: u64,
+    /// Changes since the start.
+    pub changes: u64,
+    /// Elections that were read since the start.
+    pub reads: u64,
+    /// Claims since the start for those who wait.
+    pub claims: u64,
+}
+
+/// An election of interest.
+struct Entry {
+    known: Option<Arc<Seen>>,
+    /// When `known` was learnt.
+    since: Instant,
+    /// When the read in flight began.
+    reading: Option<Instant>,
+    /// Whether to read again when the read or claim in flight ends.
+    again: bool,
+    due: Option<Instant>,
+    /// Whether `due` may be brought forward.
+    lazy: bool,
+    /// The hints that the next read is to explain.
+    hinted: Option<Hinted>,
+    /// The smallest token above the known one that a hint says was granted.
+    granted: Option<Token>,
+    /// Whether changes may have gone unheard since `known` was learnt.
+    unheard: bool,
+    /// How often the read for these hints was repeated.
+    repeated: usize,
+    allowance: Allowance,
+    queue: VecDeque<Arc<Place>>,
+    /// Whether one of the queue is claiming.
+    claiming: bool,
+    watches: HashMap<u64, Arc<Watch>>,
+    /// Since when reads fail, and why the last one did.
+    unconfirmed: Option<(Instant, Error)>,
+}
+
+/// Hints that say the same.
+#[derive(Debug, Clone, Copy)]
+struct Hinted {
+    cause: hint::Cause,
+    token: Token,
+    nodes: Nodes,
+    first: Instant,
+}
+
+/// A group of elections that somebody watches.
+struct Group {
+    scope: Scope,
+    watches: HashMap<u64, Arc<Watch>>,
+    /// Whether all its elections have been listed once.
+    synced: bool,
+    listing: bool,
+    due: Instant,
+    added: Allowance,
+    unconfirmed: Option<(Instant, Error)>,
+}
+
+/// Elections of interest. Empty when nobody is interested.
+pub(super) struct Table {
+    electorate: Electorate,
+    entries: HashMap<Arc<ElectionId>, Entry>,
+    due: BTreeSet<(Instant, Arc<ElectionId>)>,
+    groups: Vec<Group>,
+    heard: Nodes,
+    listeners: usize,
+    next_watch: u64,
+    /// Whether the board's task runs.
+    pub(super) running: bool,
+    totals: Counts,
+}
+
+impl Table {
+    pub(super) fn new(electorate: Electorate) -> Self {
+        Self {
+            electorate,
+            entries: HashMap::new(),
+            due: BTreeSet::new(),
+            groups: Vec::new(),
+            heard: Nodes::NONE,
+            listeners: 0,
+            next_watch: 0,
+            running: false,
+            totals: Counts::default(),
+        }
+    }
+
+    /// Whether nobody is interested in anything.
+    pub(super) fn is_idle(&self) -> bool {
+        self.entries.is_empty() && self.groups.is_empty()
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let watches = self.entries.values().map(|entry| entry.watches.len());
+        let grouped = self.groups.iter().map(|group| group.watches.len());
+        let waiters = self.entries.values().map(|entry| entry.queue.len());
+        Counts {
+            elections: self.entries.len(),
+            timers: self.due.len(),
+            waiters: waiters.sum(),
+            watches: watches.sum::<usize>() + grouped.sum::<usize>(),
+            running: self.running,
+            heard_nodes: self.heard.count(),
+            deaf: self.is_deaf(),
+            ..self.totals
+        }
+    }
+
+    /// Whether a change could go unheard: the nodes that are not heard hold a majority.
+    fn is_deaf(&self) -> bool {
+        let unheard = self.electorate.nodes().without(self.heard);
+        self.electorate.any(unheard)
+    }
+
+    /// Notes that no node is listened to any more.
+    pub(super) fn silence(&mut self) {
+        self.heard = Nodes::NONE;
+    }
+
+    fn next_look(&self, now: Instant) -> Instant {
+        now + match self.is_deaf() {
+            true => jittered(POLL_EVERY, 0.2),
+            false => jittered(LOOK_EVERY, 0.1),
+        }
+    }
+
+    fn entry(&mut self, election: &ElectionId, now: Instant) -> Arc<ElectionId> {
+        if let Some((id, _)) = self.entries.get_key_value(election) {
+            return Arc::clone(id);
+        }
+        let id = Arc::new(election.clone());
+        let entry = Entry {
+            known: None,
+            since: now,
+            reading: None,
+            again: false,
+            due: None,
+            lazy: false,
+            hinted: None,
+            granted: None,
+            unheard: self.is_deaf(),
+            repeated: 0,
+            allowance: Allowance::new(HINTED_READS, now),
+            queue: VecDeque::new(),
+            claiming: false,
+            watches: HashMap::new(),
+            unconfirmed: None,
+        };
+        self.entries.insert(Arc::clone(&id), entry);
+        id
+    }
+
+    /// Reads the election at this time, or when it is due if that is earlier.
+    fn arm(&mut self, id: &Arc<ElectionId>, at: Instant, lazy: bool) {
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        if entry.reading.is_some() || entry.claiming {
+            entry.again |= !lazy;
+            return;
+        }
+        match entry.due {
+            Some(due) if due < at => return,
+            Some(due) => {
+                self.due.remove(&(due, Arc::clone(id)));
+            }
+            None => {}
+        }
+        (entry.due, entry.lazy) = (Some(at), lazy);
+        self.due.insert((at, Arc::clone(id)));
+    }
+
+    fn disarm(&mut self, id: &Arc<ElectionId>) {
+        if let Some(entry) = self.entries.get_mut(id)
+            && let Some(due) = entry.due.take()
+        {
+            self.due.remove(&(due, Arc::clone(id)));
+        }
+    }
+
+    /// When the next read or listing is due.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        let read = self.due.first().map(|(at, _)| *at);
+        let groups = self.groups.iter().filter(|group| !group.listing);
+        let list = groups.map(|group| group.due).min();
+        [read, list].into_iter().flatten().min()
+    }
+
+    /// The elections to read now.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<Arc<ElectionId>> {
+        if self.due.first().is_none_or(|(at, _)| *at > now) {
+            return Vec::new();
+        }
+        let early = self.due.iter().take_while(|(at, _)| *at <= now + EARLY);
+        let due = early
+            .filter(|(at, id)| *at <= now || self.entries.get(id).is_some_and(|entry| entry.lazy));
+        let taken: Vec<_> = due.take(BATCH).map(|(_, id)| Arc::clone(id)).collect();
+        for id in &taken {
+            self.disarm(id);
+            if let Some(entry) = self.entries.get_mut(id) {
+                (entry.reading, entry.again) = (Some(now), false);
+            }
+        }
+        self.totals.reads += taken.len() as u64;
+        taken
+    }
+
+    /// A group to list now.
+    pub(super) fn take_listing(&mut self, now: Instant) -> Option<Scope> {
+        let mut groups = self.groups.iter_mut();
+        let group = groups.find(|group| !group.listing && group.due <= now)?;
+        group.listing = true;
+        Some(group.scope.clone())
+    }
+
+    /// Notes a hint.
+    pub(super) fn heard(&mut self, node: usize, hint: &Hint, now: Instant) {
+        let grants = matches!(hint.cause, hint::Cause::Campaign | hint::Cause::Handover);
+        if !self.entries.contains_key(&hint.election) {
+            let mut groups = self.groups.iter_mut();
+            let group = groups.find(|group| group.scope.covers(&hint.election));
+            let Some(group) = group else { return };
+            if !group.added.try_take(now) {
+                // So many new elections are listed sooner than read one by one.
+                group.due = group.due.min(now + POLL_EVERY);
+                return;
+            }
+        }
+        self.totals.hints += 1;
+        let id = self.entry(&hint.election, now);
+        let electorate = self.electorate;
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        if let Some(known) = &entry.known {
+            let (token, vacant) = rank(&known.state);
+            let hinted = hint.token.get();
+            let old = match hint.cause {
+                hint::Cause::Campaign | hint::Cause::Handover | hint::Cause::Repaired => {
+                    hinted <= token
+                }
+                hint::Cause::Resign => hinted < token || (hinted == token && vacant),
+                hint::Cause::RolledBack => hinted < token,
+            };
+            if old {
+                return;
+            }
+        }
+        if grants {
+            let granted = entry.granted.get_or_insert(hint.token);
+            *granted = (*granted).min(hint.token);
+        }
+        let at = match &mut entry.hinted {
+            Some(hinted) if (hinted.cause, hinted.token) == (hint.cause, hint.token) => {
+                hinted.nodes.add(node);
+                match electorate.all(hinted.nodes) {
+                    true => now,
+                    false => hinted.first + HINT_WAITS,
+                }
+            }
+            hinted => {
+                let nodes = Nodes::one(node);
+                *hinted = Some(Hinted {
+                    cause: hint.cause,
+                    token: hint.token,
+                    nodes,
+                    first: now,
+                });
+                entry.repeated = 0;
+                match electorate.all(nodes) {
+                    true => now,
+                    false => now + HINT_WAITS,
+                }
+            }
+        };
+        let sooner = entry.due.is_none_or(|due| due > at);
+        if sooner {
+            let at = entry.allowance.take(now).max(at);
+            self.arm(&id, at, false);
+        }
+    }
+
+    /// Notes that the node is heard, and how many agents listen to it.
+    pub(super) fn hears(&mut self, node: usize, listeners: usize, now: Instant) {
+        self.listeners = listeners;
+        if self.heard.has(node) {
+            return;
+        }
+        let was_deaf = self.is_deaf();
+        self.heard.add(node);
+        if was_deaf && !self.is_deaf() {
+            // What changed meanwhile may have gone unheard.
+            self.look_at_all(now);
+        }
+    }
+
+    /// Notes that the node is not heard.
+    pub(super) fn unheard(&mut self, node: usize, now: Instant) {
+        if !self.heard.has(node) {
+            return;
+        }
+        self.heard.remove(node);
+        if self.is_deaf() {
+            for entry in self.entries.values_mut() {
+                entry.unheard = true;
+            }
+            self.look_at_all(now);
+        }
+    }
+
+    fn look_at_all(&mut self, now: Instant) {
+        let all: Vec<_> = self.entries.keys().cloned().collect();
+        for id in all {
+            self.arm(&id, now, true);
+        }
+        for group in &mut self.groups {
+            group.due = now;
+        }
+    }
+
+    /// Notes what a read that began at this time has found.
+    pub(super) fn learn(
+        &mut self,
+        election: &ElectionId,
+        read: Result<State, Error>,
+        began: Instant,
+        now: Instant,
+    ) {
+        let Some((id, _)) = self.entries.get_key_value(election) else {
+            return;
+        };
+        let id = Arc::clone(id);
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.reading = None;
+        let again = std::mem::take(&mut entry.again);
+        match read {
+            Ok(state) => self.found(&id, state, again, began, now),
+            Err(error) => {
+                let first = entry.unconfirmed.is_none();
+                let since = entry
+                    .unconfirmed
+                    .as_ref()
+                    .map_or(began, |(since, _)| *since);
+                entry.unconfirmed = Some((since, error.clone()));
+                if first {
+                    self.each_watch(&id, |watch| watch.doubt(since, &error));
+                }
+                self.arm(&id, now + jittered(POLL_EVERY, 0.2), false);
+            }
+        }
+        self.forget_if_idle(&id);
+    }
+
+    fn found(
+        &mut self,
+        id: &Arc<ElectionId>,
+        state: State,
+        again: bool,
+        began: Instant,
+        now: Instant,
+    ) {
+        let look = self.next_look(now);
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        let doubted = entry.unconfirmed.take().is_some();
+        let until = state.lease().map(|lease| began + lease.remaining);
+        let change = match &entry.known {
+            None => Some((state.clone(), Cause::Present)),
+            Some(known) => changed(known, &state, entry.hinted, entry.since <= began, began),
+        };
+        let unexplained = entry
+            .hinted
+            .filter(|hinted| !explains(&state, hinted))
+            .filter(|_| entry.repeated < NOT_YET.len());
+        match change {
+            Some((state, cause)) => {
+                let token = rank(&state).0;
+                let first = entry.known.is_none();
+                let others = entry.granted.is_some_and(|granted| granted.get() < token);
+                let same_token = entry
+                    .known
+                    .as_ref()
+                    .is_some_and(|it| rank(&it.state).0 == token);
+                let missed = !first && !same_token && (entry.unheard || others);
+                let announced = entry.hinted.map(|hinted| hinted.first);
+                if !first {
+                    self.totals.changes += 1;
+                    self.totals.unannounced +=
+                        u64::from(announced.is_none() && cause != Cause::Expiry);
+                }
+                let seen = Arc::new(Seen {
+                    election: Arc::clone(id),
+                    state,
+                    until,
+                    cause,
+                    missed,
+                    at: announced.unwrap_or(now),
+                });
+                entry.known = Some(Arc::clone(&seen));
+                entry.since = now;
+                entry.granted = None;
+                self.each_watch(id, |watch| watch.changed(&seen, first));
+            }
+            None => {
+                if let Some(known) = &mut entry.known
+                    && until.is_some()
+                    && rank(&known.state) == rank(&state)
+                {
+                    // Only the time that is left has changed.
+                    *known = Arc::new(Seen {
+                        state: state.clone(),
+                        until,
+                        ..(**known).clone()
+                    });
+                }
+            }
+        }
+        let deaf = self.is_deaf();
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        entry.unheard = deaf;
+        if doubted {
+            self.each_watch(id, Watch::trust);
+        }
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        let (at, lazy) = match unexplained {
+            _ if again => (entry.allowance.take(now), false),
+            Some(_) => {
+                let pause = NOT_YET[entry.repeated];
+                entry.repeated += 1;
+                (now + pause, false)
+            }
+            None => {
+                (entry.hinted, entry.repeated) = (None, 0);
+                match until {
+                    Some(until) if until + PAST_THE_END <= now + EARLY => {
+                        // A node that counts slowly must not be read all the time.
+                        ((until + PAST_THE_END).max(now + 2 * PAST_THE_END), false)
+                    }
+                    Some(until) => (look.min(until + PAST_THE_END), true),
+                    None => (look, true),
+                }
+            }
+        };
+        let vacant = matches!(state, State::Vacant(_));
+        self.arm(id, at, lazy);
+        if vacant {
+            self.serve(id);
+        }
+    }
+
+    /// Lets the first of the queue claim.
+    fn serve(&mut self, id: &Arc<ElectionId>) {
+        let listeners = self.listeners;
+        let Some(entry) = self.entries.get_mut(id) else {
+            return;
+        };
+        if entry.claiming {
+            return;
+        }
+        if let Some(place) = entry.queue.front() {
+            entry.claiming = true;
+            place.call(listeners);
+            self.totals.claims += 1;
+            self.disarm(id);
+        }
+    }
+
+    /// Adds one who waits to the end of the queue. `lease` is what its claim lost to.
+    pub(super) fn enqueue(
+        &mut self,
+        election: &ElectionId,
+        place: Arc<Place>,
+        lease: Lease,
+        began: Instant,
+        now: Instant,
+    ) {
+        let id = self.entry(election, now);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.queue.push_back(place);
+            if entry.reading.is_none() && !entry.claiming {
+                self.found(&id, State::Held(lease), false, began, now);
+            }
+        }
+    }
+
+    /// Ends the claim of the first of the queue, which stays there.
+    pub(super) fn claimed(
+        &mut self,
+        election: &ElectionId,
+        found: Result<Lease, Error>,
+        began: Instant,
+        now: Instant,
+    ) {
+        if let Some(entry) = self.entries.get_mut(election) {
+            entry.claiming = false;
+        }
+        self.learn(election, found.map(State::Held), began, now);
+    }
+
+    /// Takes one who waited out of the queue, and ends its claim if it has one.
+    pub(super) fn leave(&mut self, election: &ElectionId, place: &Arc<Place>, now: Instant) {
+        let Some((id, _)) = self.entries.get_key_value(election) else {
+            return;
+        };
+        let id = Arc::clone(id);
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        entry.queue.retain(|other| !Arc::ptr_eq(other, place));
+        if place.is_called() && std::mem::take(&mut entry.claiming) {
+            self.arm(&id, now, false);
+        }
+        self.forget_if_idle(&id);
+    }
+
+    /// The leader as far as is known for sure, or why that is not known; [`None`] if there is none.
+    pub(super) fn leader(
+        &self,
+        election: &ElectionId,
+        now: Instant,
+    ) -> Result<Option<Lease>, Error> {
+        let Some(entry) = self.entries.get(election) else {
+            return Ok(None);
+        };
+        if let Some((_, error)) = &entry.unconfirmed {
+            return Err(error.clone());
+        }
+        let lease = entry.known.as_ref().and_then(|known| known.lease(now));
+        Ok(lease.filter(|lease| !lease.remaining.is_zero()))
+    }
+
+    /// Adds a watch.
+    pub(super) fn watch(&mut self, scope: Scope, now: Instant) -> Arc<Watch> {
+        self.next_watch += 1;
+        let watch = Arc::new(Watch::new(self.next_watch, scope.clone()));
+        match &scope {
+            Scope::One(election) => {
+                let id = self.entry(election, now);
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.watches.insert(watch.id(), Arc::clone(&watch));
+                    if let Some(seen) = &entry.known {
+                        watch.present(seen);
+                        watch.synced();
+                    } else {
+                        self.arm(&id, now, false);
+                    }
+                }
+            }
+            _ => {
+                let groups = self.groups.iter_mut();
+                let group = groups.into_iter().find(|group| group.scope == scope);
+                match group {
+                    Some(group) => {
+                        group.watches.insert(watch.id(), Arc::clone(&watch));
+                        if group.synced {
+                            let entries = self.entries.iter();
+                            let covered = entries.filter(|(id, _)| scope.covers(id));
+                            for (_, entry) in covered {
+                                if let Some(seen) = &entry.known {
+                                    watch.present(seen);
+                                }
+                            }
+                            watch.synced();
+                        }
+                        if let Some((since, error)) = &group.unconfirmed {
+                            watch.doubt(*since, error);
+                        }
+                    }
+                    None => self.groups.push(Group {
+                        scope: scope.clone(),
+                        watches: [(watch.id(), Arc::clone(&watch))].into(),
+                        synced: false,
+                        listing: false,
+                        due: now,
+                        added: Allowance::new(ADDED_BY_HINTS, now),
+                        unconfirmed: None,
+                    }),
+                }
+            }
+        }
+        for (id, entry) in &self.entries {
+            if let Some((since, error)) = &entry.unconfirmed
+                && scope.covers(id)
+            {
+                watch.doubt(*since, error);
+            }
+        }
+        watch
+    }
+
+    /// Removes a watch, and what nobody else is interested in.
+    pub(super) fn unwatch(&mut self, watch: &Watch) {
+        if let Scope::One(election) = watch.scope() {
+            if let Some((id, _)) = self.entries.get_key_value(&**election) {
+                let id = Arc::clone(id);
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.watches.remove(&watch.id());
+                }
+                self.forget_if_idle(&id);
+            }
+            return;
+        }
+        for group in &mut self.groups {
+            group.watches.remove(&watch.id());
+        }
+        let before = self.groups.len();
+        self.groups.retain(|group| !group.watches.is_empty());
+        if self.groups.len() < before {
+            let all: Vec<_> = self.entries.keys().cloned().collect();
+            for id in all {
+                self.forget_if_idle(&id);
+            }
+        }
+    }
+
+    /// Notes what a listing that began at this time has found: all held elections of the scope, or why they are not
+    /// known. [`None`]: there are more than a watch may cover.
+    pub(super) fn listed(
+        &mut self,
+        scope: &Scope,
+        listed: Option<Result<Vec<(ElectionId, Lease)>, Error>>,
+        began: Instant,
+        now: Instant,
+    ) {
+        let look = self.next_look(now);
+        let Some(place) = self.groups.iter().position(|group| group.scope == *scope) else {
+            return;
+        };
+        let group = &mut self.groups[place];
+        group.listing = false;
+        group.due = look;
+        let leases = match listed {
+            Some(Ok(leases)) => leases,
+            Some(Err(error)) => {
+                group.due = now + jittered(POLL_EVERY, 0.2);
+                let first = group.unconfirmed.is_none();
+                let since = group
+                    .unconfirmed
+                    .as_ref()
+                    .map_or(began, |(since, _)| *since);
+                group.unconfirmed = Some((since, error.clone()));
+                if first {
+                    for watch in group.watches.values() {
+                        watch.doubt(since, &error);
+                    }
+                }
+                return;
+            }
+            None => {
+                for watch in group.watches.values() {
+                    watch.too_many();
+                }
+                return;
+            }
+        };
+        if group.unconfirmed.take().is_some() {
+            for watch in group.watches.values() {
+                watch.trust();
+            }
+        }
+        let mut held = std::collections::HashSet::with_capacity(leases.len());
+        for (election, lease) in leases {
+            let id = self.entry(&election, now);
+            let busy = |entry: &Entry| entry.reading.is_some() || entry.claiming;
+            if !self.entries.get(&id).is_some_and(busy) {
+                self.found(&id, State::Held(lease), false, began, now);
+            }
+            held.insert(id);
+        }
+        // The others may be vacant, or the listing too old for them.
+        let others: Vec<_> = self
+            .entries
+            .keys()
+            .filter(|id| scope.covers(id) && !held.contains(*id))
+            .cloned()
+            .collect();
+        for id in others {
+            self.arm(&id, now, true);
+        }
+        let group = &mut self.groups[place];
+        if !std::mem::replace(&mut group.synced, true) {
+            for watch in group.watches.values() {
+                watch.synced();
+            }
+        }
+    }
+
+    fn each_watch(&self, id: &Arc<ElectionId>, act: impl Fn(&Watch)) {
+        if let Some(entry) = self.entries.get(id) {
+            for watch in entry.watches.values() {
+                act(watch);
+            }
+        }
+        for group in self.groups.iter().filter(|group| group.scope.covers(id)) {
+            for watch in group.watches.values() {
+                act(watch);
+            }
+        }
+    }
+
+    /// Forgets an election in which nobody is interested. Groups are interested in elections that are held or not read
+    /// yet.
+    fn forget_if_idle(&mut self, id: &Arc<ElectionId>) {
+        let Some(entry) = self.entries.get(id) else {
+            return;
+        };
+        let settled = matches!(&entry.known, Some(seen) if seen.until.is_none())
+            && entry.hinted.is_none()
+            && entry.unconfirmed.is_none();
+        let grouped = || self.groups.iter().any(|group| group.scope.covers(id));
+        let wanted =
+            !entry.queue.is_empty() || !entry.watches.is_empty() || (!settled && grouped());
+        if !wanted {
+            if entry.unconfirmed.is_some() {
+                self.each_watch(id, Watch::trust);
+            }
+            self.disarm(id);
+            self.entries.remove(id);
+        }
+    }
+}
+
+/// The order of states: by token, and a vacancy after the term of the same token.
+fn rank(state: &State) -> (u64, bool) {
+    match state {
+        State::Held(lease) => (lease.token.get(), false),
+        State::Vacant(token) => (token.map_or(0, Token::get), true),
+    }
+}
+
+/// Whether the state is what the hints announce, or later.
+fn explains(state: &State, hinted: &Hinted) -> bool {
+    let (token, vacant) = rank(state);
+    let hinted_token = hinted.token.get();
+    match hinted.cause {
+        hint::Cause::Campaign | hint::Cause::Handover => token >= hinted_token,
+        hint::Cause::Resign => token > hinted_token || vacant,
+        // Either may change nothing.
+        hint::Cause::RolledBack | hint::Cause::Repaired => true,
+    }
+}
+
+/// What the read adds to what is known: the state to report and its cause, if there is a change.
+fn changed(
+    known: &Seen,
+    state: &State,
+    hinted: Option<Hinted>,
+    is_later: bool,
+    began: Instant,
+) -> Option<(State, Cause)> {
+    let (before, after) = (rank(&known.state), rank(state));
+    let hinted = hinted.map(|hinted| hinted.cause);
+    match (state, &known.state) {
+        _ if after == before => None,
+        // Tokens of rolled back grants and of forgotten terms: the election is as vacant as before.
+        (State::Vacant(_), State::Vacant(_)) => None,
+        _ if after > before => {
+            let cause = match (state, hinted) {
+                (State::Held(_), Some(hint::Cause::Handover)) => Cause::Handover,
+                (State::Held(_), _) => Cause::Campaign,
+                (State::Vacant(_), Some(hint::Cause::Resign)) => Cause::Resign,
+                (State::Vacant(_), Some(hint::Cause::RolledBack)) => Cause::RolledBack,
+                (State::Vacant(_), _) if known.until.is_some_and(|until| until <= began) => {
+                    Cause::Expiry
+                }
+                (State::Vacant(_), _) => Cause::Resign,
+            };
+            Some((state.clone(), cause))
+        }
+        // A read that began before the known one ended says less.
+        _ if !is_later => None,
+        (State::Held(_), _) => Some((state.clone(), Cause::RolledBack)),
+        // The token that was rolled back stays the highest that was reported.
+        (State::Vacant(_), State::Held(lease)) => {
+            Some((State::Vacant(Some(lease.token)), Cause::RolledBack))
+        }
+    }
+}
+
+/// This long, give or take a share.
+fn jittered(time: Duration, share: f64) -> Duration {
+    time.mul_f64(1.0 - share + 2.0 * share * fastrand::f64())
+}

@@ -1,0 +1,243 @@
+//! One who watches elections, and what it has not read yet.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::Notify, time::Instant};
+
+use super::{Cause, Seen, table::MOST_ELECTIONS};
+use crate::election::{
+    Error,
+    types::{ElectionId, Kind},
+};
+
+/// What is watched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scope {
+    /// One election.
+    One(Arc<ElectionId>),
+    /// The elections of a kind whose names begin so.
+    Kind(Kind, Box<str>),
+}
+
+impl Scope {
+    /// Whether the election is watched.
+    #[must_use]
+    pub fn covers(&self, election: &ElectionId) -> bool {
+        match self {
+            Self::One(one) => **one == *election,
+            Self::Kind(kind, prefix) => {
+                election.kind() == kind.as_str() && election.name().starts_with(&**prefix)
+            }
+        }
+    }
+}
+
+/// What a watch reports.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// The state of an election. `missed`: others may have led between the last state that was reported and this one.
+    State {
+        /// The state.
+        seen: Arc<Seen>,
+        /// Why it is reported.
+        cause: Cause,
+        /// Whether leaders may have gone unreported.
+        missed: bool,
+    },
+    /// All present states have been reported.
+    Synced,
+    /// Whether the states reported last are known to be the present ones.
+    Certainty(Option<Doubt>),
+    /// There are more elections than a watch may cover. Nothing follows.
+    TooMany,
+}
+
+/// Since when the state is not confirmed, and why.
+#[derive(Debug, Clone)]
+pub struct Doubt {
+    /// Since when.
+    pub since: Instant,
+    /// Why the last read failed.
+    pub error: Error,
+}
+
+/// A watch. It holds the last state of each election that has changed, not every state.
+#[derive(Debug)]
+pub(super) struct Watch {
+    id: u64,
+    scope: Scope,
+    pending: Mutex<Pending>,
+    ready: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    changed: HashMap<Arc<ElectionId>, Change>,
+    order: VecDeque<Arc<ElectionId>>,
+    synced: Synced,
+    /// How many elections and groups are in doubt, and what is to be said of it.
+    doubts: usize,
+    certainty: Option<Option<Doubt>>,
+    too_many: bool,
+}
+
+/// Whether all present states have been collected, and [`Event::Synced`] was reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Synced {
+    #[default]
+    NotYet,
+    Pending,
+    Reported,
+}
+
+#[derive(Debug)]
+struct Change {
+    seen: Arc<Seen>,
+    cause: Cause,
+    missed: bool,
+}
+
+impl Watch {
+    pub(super) fn new(id: u64, scope: Scope) -> Self {
+        Self {
+            id,
+            scope,
+            pending: Mutex::default(),
+            ready: Notify::new(),
+        }
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    fn add(&self, seen: &Arc<Seen>, cause: Cause, missed: bool) {
+        let mut pending = self.pending.lock();
+        let pending = &mut *pending;
+        let full = pending.changed.len() == MOST_ELECTIONS;
+        match pending.changed.get_mut(&seen.election) {
+            Some(change) => {
+                // The state in between is not reported.
+                let skipped = change.cause != Cause::Present;
+                *change = Change {
+                    seen: Arc::clone(seen),
+                    cause: if skipped { cause } else { Cause::Present },
+                    missed: skipped || missed,
+                };
+            }
+            None if full => pending.too_many = true,
+            None => {
+                pending.order.push_back(Arc::clone(&seen.election));
+                let change = Change {
+                    seen: Arc::clone(seen),
+                    cause,
+                    missed,
+                };
+                pending.changed.insert(Arc::clone(&seen.election), change);
+            }
+        }
+        self.ready.notify_one();
+    }
+
+    /// Reports the present state.
+    pub(super) fn present(&self, seen: &Arc<Seen>) {
+        self.add(seen, Cause::Present, false);
+    }
+
+    /// Reports a new state. `first`: nothing was known of the election. Then a watch of a group hears of it only if it is
+    /// held.
+    pub(super) fn changed(&self, seen: &Arc<Seen>, first: bool) {
+        let alone = matches!(self.scope, Scope::One(_));
+        if alone || !first {
+            self.add(seen, seen.cause, seen.missed);
+        } else if seen.until.is_some() {
+            let synced = self.pending.lock().synced != Synced::NotYet;
+            let cause = if synced {
+                Cause::Campaign
+            } else {
+                Cause::Present
+            };
+            self.add(seen, cause, false);
+        }
+        if first && alone {
+            self.synced();
+        }
+    }
+
+    pub(super) fn synced(&self) {
+        let mut pending = self.pending.lock();
+        if pending.synced == Synced::NotYet {
+            pending.synced = Synced::Pending;
+            self.ready.notify_one();
+        }
+    }
+
+    pub(super) fn doubt(&self, since: Instant, error: &Error) {
+        let mut pending = self.pending.lock();
+        pending.doubts += 1;
+        if pending.doubts == 1 {
+            let error = error.clone();
+            pending.certainty = Some(Some(Doubt { since, error }));
+            self.ready.notify_one();
+        }
+    }
+
+    pub(super) fn trust(&self) {
+        let mut pending = self.pending.lock();
+        pending.doubts = pending.doubts.saturating_sub(1);
+        if pending.doubts == 0 {
+            pending.certainty = match pending.certainty.take() {
+                // The doubt was not reported.
+                Some(Some(_)) => None,
+                _ => Some(None),
+            };
+            self.ready.notify_one();
+        }
+    }
+
+    pub(super) fn too_many(&self) {
+        self.pending.lock().too_many = true;
+        self.ready.notify_one();
+    }
+
+    /// The next event.
+    pub(super) async fn next(&self) -> Event {
+        loop {
+            if let Some(event) = self.take() {
+                return event;
+            }
+            self.ready.notified().await;
+        }
+    }
+
+    /// The next event, if there is one now.
+    pub(super) fn take(&self) -> Option<Event> {
+        let mut pending = self.pending.lock();
+        if pending.too_many {
+            return Some(Event::TooMany);
+        }
+        if let Some(certainty) = pending.certainty.take() {
+            return Some(Event::Certainty(certainty));
+        }
+        if let Some(id) = pending.order.pop_front() {
+            let change = pending.changed.remove(&id)?;
+            return Some(Event::State {
+                seen: change.seen,
+                cause: change.cause,
+                missed: change.missed,
+            });
+        }
+        (pending.synced == Synced::Pending).then(|| {
+            pending.synced = Synced::Reported;
+            Event::Synced
+        })
+    }
+}

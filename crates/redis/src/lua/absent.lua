@@ -1,0 +1,3 @@
+-- The end of the scripts that found no lease.
+
+return vacancy(KEYS[1])

@@ -1,0 +1,97 @@
+//! Requests that wait for a change.
+//!
+//! A request that begins to wait stops counting as a request in progress and counts as a stream, and may take longer than
+//! other requests. Two layers outside of the handler know of it by the [`Stay`] in the request's extensions.
+
+use std::{sync::Arc, time::Duration};
+
+use election_core::{
+    board::Patience,
+    election::types::{Invalid, millis},
+};
+use http::Extensions;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
+
+use super::request::Deadline;
+use crate::status::{Code, Problem};
+
+/// How long before the caller's deadline a wait ends, so that the reply arrives in time.
+const BEFORE_THE_DEADLINE: Duration = Duration::from_millis(50);
+
+/// The place of a request that may wait, and how long it may take.
+#[derive(Debug)]
+pub struct Stay {
+    place: Mutex<OwnedSemaphorePermit>,
+    streams: Arc<Semaphore>,
+    until: Mutex<Option<Instant>>,
+}
+
+impl Stay {
+    /// The stay of a request that has this place, and takes one of `streams` when it begins to wait.
+    #[must_use]
+    pub fn new(place: OwnedSemaphorePermit, streams: Arc<Semaphore>) -> Self {
+        Self {
+            place: Mutex::new(place),
+            streams,
+            until: Mutex::default(),
+        }
+    }
+
+    /// Until when the request may take, if it has begun to wait.
+    #[must_use]
+    pub fn until(&self) -> Option<Instant> {
+        *self.until.lock()
+    }
+
+    fn begin(&self, until: Instant) -> Result<(), Problem> {
+        let place = Arc::clone(&self.streams).try_acquire_owned();
+        *self.place.lock() = place.map_err(|_| too_many_streams())?;
+        *self.until.lock() = Some(until);
+        Ok(())
+    }
+}
+
+/// Begins a wait of this many ms, within the caller's deadline; [`None`] if it is 0.
+///
+/// # Errors
+/// The time is out of range, or the agent has as many streams as it takes.
+pub fn begin(
+    ms: i64,
+    longest: Duration,
+    extensions: &Extensions,
+) -> Result<Option<Patience>, Problem> {
+    let wait = match u64::try_from(ms).map(Duration::from_millis) {
+        Ok(Duration::ZERO) => return Ok(None),
+        Ok(wait) if wait <= longest => wait,
+        _ => {
+            let most = millis(longest);
+            return Err(Invalid(format!(
+                "`wait` is {ms}: give 0 to {most} milliseconds (EA_MAX_WAIT bounds it)"
+            ))
+            .into());
+        }
+    };
+    let times = Deadline::of(extensions);
+    let (since, deadline) = (times.received(), times.after(wait));
+    if let Some(stay) = extensions.get::<Arc<Stay>>() {
+        stay.begin(deadline)?;
+    }
+    Ok(Some(Patience {
+        since,
+        until: (since + wait).min(deadline - BEFORE_THE_DEADLINE),
+        deadline,
+    }))
+}
+
+/// The problem of a stream over the limit.
+pub(crate) fn too_many_streams() -> Problem {
+    Problem::new(
+        Code::Overloaded,
+        "the agent has as many streams and waiting requests as it takes (EA_MAX_STREAMS): try again later, or ask \
+         another agent",
+    )
+}
