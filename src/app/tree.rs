@@ -116,8 +116,10 @@ impl Tree {
             },
             workers.beside().clone(),
             closing.clone(),
-            Arc::new(board::Nobody),
+            Arc::new(metrics.clone()),
         );
+        let counted = board.clone();
+        metrics.on_scrape(move |scrape| scrape.board(&counted.counts()));
         let gate = Gate::new(
             board,
             lookup.clone(),

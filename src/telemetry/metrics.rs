@@ -2,6 +2,7 @@
 //!
 //! [`table`] is the only place that names them.
 
+mod board;
 mod elections;
 mod exposition;
 mod histogram;
@@ -19,6 +20,7 @@ use std::{
 };
 
 use election_core::{
+    board::Counts,
     election::{
         ledger::{Cause, Outcome},
         types::{ElectionId, Kind, Token},
@@ -36,6 +38,7 @@ pub use exposition::Format;
 pub use requests::{Answer, InFlight};
 
 use crate::{endpoint::Action, telemetry::trace};
+use board::Board;
 use elections::ElectionMetrics;
 use nodes::Nodes;
 use requests::Requests;
@@ -62,6 +65,7 @@ struct Inner {
     requests: Requests,
     nodes: Nodes,
     elections: ElectionMetrics,
+    board: Board,
     service: Service,
     /// Sources that are read before metrics are written.
     sources: Mutex<Vec<Source>>,
@@ -89,12 +93,14 @@ impl Metrics {
         let requests = Requests::register(&mut registrar, buckets);
         let elections = ElectionMetrics::register(&mut registrar, per_election);
         let nodes = Nodes::register(&mut registrar);
+        let board = Board::register(&mut registrar);
         let service = Service::register(&mut registrar);
         Self(Arc::new(Inner {
             registry: registrar.0,
             requests,
             nodes,
             elections,
+            board,
             service,
             sources: Mutex::default(),
         }))
@@ -181,6 +187,11 @@ impl Scrape<'_> {
     /// Sets the counts of exported and lost spans since the start.
     pub fn spans(&self, counts: &trace::Counts) {
         self.0.service.spans(counts);
+    }
+
+    /// Sets what is waited for and observed.
+    pub fn board(&self, counts: &Counts) {
+        self.0.board.report(counts);
     }
 
     /// Sets how many log lines were lost since the start.

@@ -139,6 +139,36 @@ table! {
     HEALS: Counter "heals_total" [] "leases",
         "Leases that were written to nodes that lacked them, each counted at every node",
         "always";
+    WAITERS: Gauge "waiters" [] "campaigns",
+        "Campaigns that wait for an election to become vacant",
+        "always";
+    OBSERVERS: Gauge "observers" [] "observers",
+        "Streams and long polls that observe elections",
+        "always";
+    BOARD_ELECTIONS: Gauge "board_elections" [] "elections",
+        "Elections that somebody waits for or observes",
+        "always";
+    BOARD_DEAF: Gauge "board_deaf" [] "0 or 1",
+        "Whether changes may go unheard, so that elections of interest are polled; 0 while there are none",
+        "always";
+    HINTS: Counter "hints_total" [] "hints",
+        "Reports of lease nodes that an election of interest has changed",
+        "always";
+    CHANGES: Counter "observed_changes_total" [] "changes",
+        "Changes of elections of interest",
+        "always";
+    CHANGES_UNANNOUNCED: Counter "observed_changes_unannounced_total" [] "changes",
+        "Those of the changes, but for ends of terms, that no lease node had reported before a read found them",
+        "always";
+    BOARD_READS: Counter "board_reads_total" [] "reads",
+        "Reads of elections of interest",
+        "always";
+    BOARD_CLAIMS: Counter "board_claims_total" [] "claims",
+        "Claims for campaigns that waited",
+        "always";
+    DELIVERY: Histogram "change_delivery_seconds" [] "seconds",
+        "How long changes took from when the agent first heard of them until they were handed to an observer",
+        "always";
     CONNECTIONS: Gauge "connections" [] "connections",
         "Open connections, on both ports",
         "always";
