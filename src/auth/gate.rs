@@ -3,7 +3,7 @@
 //! Transports reach elections and pods only through this gate, so no transport can skip authorization. The gate denies
 //! a request before it does any work for it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use election_core::{
     election::{
@@ -84,7 +84,7 @@ impl Gate {
 
     /// Returns the longest term that a request may ask for.
     #[must_use]
-    pub fn max_term(&self) -> std::time::Duration {
+    pub fn max_term(&self) -> Duration {
         self.elections.max_term()
     }
 
@@ -129,7 +129,7 @@ impl Gate {
         extend: Extend,
         retry: Retry,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<Duration, Error> {
         self.leads(caller, Action::Extend, &extend.election, &extend.leader)?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.extend(extend, retry, deadline).await?);
@@ -138,7 +138,7 @@ impl Gate {
         let term = extend.term.duration();
         let extended = self.elections.extend(extend, retry, deadline).await;
         match &extended {
-            Ok(()) => quotas.extended(caller.name(), &election, &leader, term, true),
+            Ok(_) => quotas.extended(caller.name(), &election, &leader, term, true),
             Err(election::Error::Denied(denial)) => over(quotas, &election, &leader, *denial),
             Err(_) => quotas.extended(caller.name(), &election, &leader, term, false),
         }
@@ -178,7 +178,7 @@ impl Gate {
         caller: &Identity,
         handover: Handover,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<Duration, Error> {
         let question = |action| Question {
             identity: caller,
             action,
@@ -197,7 +197,7 @@ impl Gate {
         if handover.current_leader.is_none() {
             let entry = self.enter(question, election, leader, term)?;
             let moved = self.elections.handover(handover, forced, deadline).await;
-            note(entry, &moved, |()| quota::Outcome::Won);
+            note(entry, &moved, |_| quota::Outcome::Won);
             return Ok(moved?);
         }
         self.ask(&question)?;

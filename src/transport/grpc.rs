@@ -6,6 +6,7 @@ mod convert;
 use std::{
     convert::Infallible,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use election_core::election::types::ElectionId;
@@ -86,7 +87,7 @@ impl crate::proto::election_server::Election for Handler {
         let caller = identity(request.extensions())?;
         let resign = convert::resign(request.get_ref()).map_err(Problem::from)?;
         let done = self.gate.resign(caller, resign, deadline).await;
-        Ok(convert::verdict(done)?.into())
+        Ok(convert::verdict(done.map(|()| Duration::ZERO))?.into())
     }
 
     async fn handover(

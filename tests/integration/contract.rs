@@ -147,7 +147,7 @@ async fn only_the_leader_extends_and_only_while_its_term_lasts(store: Store) {
     let agent = &fixture.agent;
     let reason = async |leader: &str, token| {
         let answer = agent.extend("e", leader, 5_000, token).await;
-        assert!(!answer.value);
+        assert_eq!((answer.value, answer.valid_for), (false, 0));
         answer.reason
     };
     assert_eq!(reason("a", 0).await, "NO_TERM");
@@ -159,6 +159,11 @@ async fn only_the_leader_extends_and_only_while_its_term_lasts(store: Store) {
     for token in [0, won.token] {
         let extended = agent.extend("e", "a", 30_000, token).await;
         assert_eq!((extended.value, extended.reason.as_str()), (true, ""));
+        // 1 % of the term and 2 ms for drift, and what the agent took, are off.
+        assert!(
+            (25_000..=29_698).contains(&extended.valid_for),
+            "{extended:?}"
+        );
     }
     let before = agent.get("/election/e").await;
     assert!(
@@ -183,7 +188,8 @@ async fn resigning_makes_the_election_vacant_at_once(store: Store) {
         "STALE_TOKEN"
     );
     assert_eq!(agent.leader("e").await.expect("still held"), "a");
-    assert!(agent.resign("e", "a", won.token).await.value);
+    let resigned = agent.resign("e", "a", won.token).await;
+    assert_eq!((resigned.value, resigned.valid_for), (true, 0));
     assert_eq!(
         agent.leader("e").await.expect_err("vacant").code(),
         Code::NotFound
@@ -210,6 +216,11 @@ async fn the_leader_hands_over_in_one_step(store: Store) {
             .await
             .expect("an answer")
             .into_inner();
+        let valid_for = match answer.value {
+            true => 9_000..=9_898,
+            false => 0..=0,
+        };
+        assert!(valid_for.contains(&answer.valid_for), "{answer:?}");
         (answer.value, answer.reason)
     };
     let refused = |reason: &str| (false, reason.to_owned());
@@ -442,17 +453,19 @@ async fn rest_campaigns_reads_extends_and_resigns(store: Store) {
 
         let extend = json!({"leader": "a", "term": 20_000, "retries": 2, "retry_interval": 10,
             "token": token});
-        let extended = agent.rest(Method::PATCH, path, Some(extend)).await;
+        let mut extended = agent.rest(Method::PATCH, path, Some(extend)).await;
+        let valid_for = extended.body["valid_for"].take().as_u64().expect("ms");
+        assert!((15_000..=19_798).contains(&valid_for), "{valid_for}");
         assert_eq!(
             (extended.status, extended.body),
-            (200, json!({"value": true}))
+            (200, json!({"value": true, "valid_for": null}))
         );
         let resigned = agent
             .rest(Method::DELETE, path, Some(json!({"leader": "a"})))
             .await;
         assert_eq!(
             (resigned.status, resigned.body),
-            (200, json!({"value": true}))
+            (200, json!({"value": true, "valid_for": 0}))
         );
         let vacant = agent.get(path).await;
         assert_eq!((vacant.status, vacant.text("code")), (404, "NotFound"));
@@ -542,8 +555,13 @@ async fn rest_hands_over(store: Store) {
     let agent = &fixture.agent;
     let token = agent.campaign("e", "a", 30_000).await.token;
     let handover = json!({"leader": "b", "term": 5000, "current_leader": "a", "token": token});
-    let done = agent.rest(Method::PUT, "/election/e", Some(handover)).await;
-    assert_eq!((done.status, done.body), (200, json!({"value": true})));
+    let mut done = agent.rest(Method::PUT, "/election/e", Some(handover)).await;
+    let valid_for = done.body["valid_for"].take().as_u64().expect("ms");
+    assert!((4_000..=4_948).contains(&valid_for), "{valid_for}");
+    assert_eq!(
+        (done.status, done.body),
+        (200, json!({"value": true, "valid_for": null}))
+    );
     assert_eq!(agent.leader("e").await.expect("held"), "b");
 }
 

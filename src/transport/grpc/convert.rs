@@ -121,16 +121,20 @@ fn leader(election: &ElectionId, lease: &Lease) -> proto::Leader {
     }
 }
 
-/// Converts the result of a leader's request. Over gRPC, a denial is a reply and not an error.
-pub(super) fn verdict(done: Result<(), gate::Error>) -> Result<proto::BoolValue, Problem> {
-    let reason = match done {
-        Ok(()) => None,
-        Err(gate::Error::Election(election::Error::Denied(denial))) => Some(reason(denial)),
+/// Converts the result of a leader's request: how long the leader may act. Over gRPC, a denial is a reply and not an
+/// error.
+pub(super) fn verdict(done: Result<Duration, gate::Error>) -> Result<proto::BoolValue, Problem> {
+    let (valid_for, reason) = match done {
+        Ok(valid_for) => (valid_for, ""),
+        Err(gate::Error::Election(election::Error::Denied(denial))) => {
+            (Duration::ZERO, reason(denial))
+        }
         Err(error) => return Err(error.into()),
     };
     Ok(proto::BoolValue {
-        value: reason.is_none(),
-        reason: reason.unwrap_or_default().to_owned(),
+        value: reason.is_empty(),
+        reason: reason.to_owned(),
+        valid_for: millis_i32(valid_for),
     })
 }
 

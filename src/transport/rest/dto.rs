@@ -269,14 +269,22 @@ impl ResignRequest {
 
 /// The request was carried out.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({"value": true}))]
+#[schema(example = json!({"value": true, "valid_for": 9893}))]
 pub(super) struct Done {
     /// Always true: a refusal has an error status.
     value: bool,
+    /// For how many ms, counted from before the caller sent the request, the leader may act: the extended one, or the
+    /// one that the leadership was handed to. 0 after a resignation.
+    valid_for: u64,
 }
 
 impl Done {
-    pub(super) const YES: Self = Self { value: true };
+    pub(super) fn new(valid_for: Duration) -> Self {
+        Self {
+            value: true,
+            valid_for: millis(valid_for),
+        }
+    }
 }
 
 /// A held election and its leader.

@@ -1,5 +1,7 @@
 //! The handlers of the HTTP paths.
 
+use std::time::Duration;
+
 use axum::{
     Json as Answer,
     extract::{FromRequest as _, FromRequestParts as _, Request, State},
@@ -118,9 +120,10 @@ pub(super) async fn extend(
     Json(request): Json<ExtendRequest>,
 ) -> Result<Answer<Done>, Problem> {
     let (extend, retry) = request.extend(election, gate.max_term())?;
-    gate.extend(&caller, extend, retry, deadline.instant())
+    let valid_for = gate
+        .extend(&caller, extend, retry, deadline.instant())
         .await?;
-    Ok(Answer(Done::YES))
+    Ok(Answer(Done::new(valid_for)))
 }
 
 /// Moves the leadership to another candidate in one step, with a new token.
@@ -138,8 +141,8 @@ pub(super) async fn handover(
     Json(request): Json<HandoverRequest>,
 ) -> Result<Answer<Done>, Problem> {
     let handover = request.handover(election, gate.max_term())?;
-    gate.handover(&caller, handover, deadline.instant()).await?;
-    Ok(Answer(Done::YES))
+    let valid_for = gate.handover(&caller, handover, deadline.instant()).await?;
+    Ok(Answer(Done::new(valid_for)))
 }
 
 /// Gives the leadership up. The leader is named in the query or in a JSON body.
@@ -186,7 +189,7 @@ pub(super) async fn resign(
     };
     gate.resign(&caller, request.resign(election)?, deadline.instant())
         .await?;
-    Ok(Answer(Done::YES))
+    Ok(Answer(Done::new(Duration::ZERO)))
 }
 
 /// Lists the leaders of a kind's elections, page by page.

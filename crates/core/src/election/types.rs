@@ -239,7 +239,7 @@ impl Term {
     /// [Redlock description](https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/).
     #[must_use]
     pub fn drift(self) -> Duration {
-        self.0 / 100 + Duration::from_millis(2)
+        drift(self.0)
     }
 }
 
@@ -285,6 +285,12 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// How far clocks may drift apart during this time: 1 % of it and 2 ms.
+#[must_use]
+pub fn drift(time: Duration) -> Duration {
+    time / 100 + Duration::from_millis(2)
 }
 
 /// Whole milliseconds, saturating.
