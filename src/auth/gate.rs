@@ -11,7 +11,7 @@ use election_core::{
         quota::{self, Entry, Exceeded, Held, Quotas},
         types::{Candidate, ElectionId, Term},
     },
-    lease::{Extend, Lease, Resign},
+    lease::{Extend, Resign, State},
 };
 use tokio::time::Instant;
 
@@ -212,18 +212,18 @@ impl Gate {
         Ok(moved?)
     }
 
-    /// [`Elections::leader`].
+    /// [`Elections::state`].
     ///
     /// # Errors
     /// [`Error`]: the request is denied, or the elections fail.
-    pub async fn leader(
+    pub async fn state(
         &self,
         caller: &Identity,
         election: &ElectionId,
         deadline: Instant,
-    ) -> Result<Option<Lease>, Error> {
+    ) -> Result<State, Error> {
         self.sees(caller, Action::Read, Resource::Election(election))?;
-        Ok(self.elections.leader(election, deadline).await?)
+        Ok(self.elections.state(election, deadline).await?)
     }
 
     /// [`Elections::leaders`].

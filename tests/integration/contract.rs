@@ -1,14 +1,15 @@
 //! What every RPC and every route means, on every kind of store.
 
 use election_proto::{
-    CampaignRequest, GetLeaderRequest, GetPodsRequest, HandoverRequest, ListLeadersRequest,
-    ResignRequest,
+    CampaignRequest, GetElectionRequest, GetLeaderRequest, GetPodsRequest, HandoverRequest,
+    ListLeadersRequest, ResignRequest, State,
+    state::{Cause, Phase},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::harness::{Fixture, Store, campaign, on_every_store};
+use crate::harness::{Agent, Fixture, Store, campaign, on_every_store};
 
 on_every_store! {
     a_vacant_election_goes_to_whoever_campaigns,
@@ -19,6 +20,8 @@ on_every_store! {
     resigning_makes_the_election_vacant_at_once,
     the_leader_hands_over_in_one_step,
     a_forced_handover_must_be_allowed,
+    the_state_of_an_election_is_told_held_or_vacant,
+    the_position_of_a_state_is_its_entity_tag,
     kinds_keep_elections_apart,
     leaders_are_listed_page_by_page,
     pods_are_disabled,
@@ -269,6 +272,127 @@ async fn a_forced_handover_must_be_allowed(store: Store) {
     let after = fixture.agent.get("/election/e").await;
     assert_eq!(after.body["leader"], "b");
     assert!(after.body["token"].as_u64() > Some(won.token));
+}
+
+async fn state(agent: &Agent, kind: &str, election: &str) -> State {
+    let request = GetElectionRequest {
+        election: election.to_owned(),
+        kind: kind.to_owned(),
+    };
+    let answer = agent.grpc().get_election(request).await;
+    answer.expect("an answer").into_inner()
+}
+
+async fn the_state_of_an_election_is_told_held_or_vacant(store: Store) {
+    let fixture = Fixture::on(store).await;
+    let agent = &fixture.agent;
+    let vacant = |token: u64, position: String| State {
+        kind: "default".to_owned(),
+        election: "e".to_owned(),
+        phase: Phase::Vacant.into(),
+        leader: None,
+        token,
+        cause: Cause::Present.into(),
+        position,
+        missed: false,
+    };
+    let never = state(agent, "", "e").await;
+    assert!(!never.position.is_empty());
+    assert_eq!(never, vacant(0, never.position.clone()));
+
+    let request = CampaignRequest {
+        value: "v".to_owned(),
+        ..campaign("e", "a", 30_000)
+    };
+    let won = agent.grpc().campaign(request).await;
+    let token = won.expect("an answer").into_inner().token;
+    let held = state(agent, "default", "e").await;
+    let leader = held.leader.clone().expect("held");
+    assert_eq!(
+        (leader.name.as_str(), leader.value.as_str(), leader.token),
+        ("a", "v", token)
+    );
+    assert!((25_000..=30_000).contains(&leader.remaining), "{leader:?}");
+    let expected = State {
+        phase: Phase::Held.into(),
+        leader: Some(leader),
+        ..vacant(token, held.position.clone())
+    };
+    assert_eq!(held, expected);
+    assert!(agent.extend("e", "a", 60_000, token).await.value);
+    assert_eq!(state(agent, "", "e").await.position, held.position);
+
+    // Over REST, with a document for the leader like that of the election itself.
+    let leader = agent.get("/election/e").await.body;
+    let mut told = agent.get("/election/default/e/state").await;
+    told.body["leader"]["remaining"] = leader["remaining"].clone();
+    assert_eq!(
+        (told.status, told.body),
+        (
+            200,
+            json!({"kind": "default", "election": "e", "phase": "HELD", "leader": leader, "token": token,
+                "cause": "PRESENT", "position": held.position, "missed": false})
+        )
+    );
+
+    assert!(agent.resign("e", "a", token).await.value);
+    let after = state(agent, "", "e").await;
+    assert_eq!(after, vacant(token, after.position.clone()));
+    let told = agent.get("/election/default/e/state").await;
+    assert_eq!(
+        (told.status, told.body),
+        (
+            200,
+            json!({"kind": "default", "election": "e", "phase": "VACANT", "token": token, "cause": "PRESENT",
+                "position": after.position, "missed": false})
+        )
+    );
+    let again = agent.campaign("e", "a", 30_000).await.token;
+    let positions = [
+        never.position,
+        held.position,
+        after.position,
+        state(agent, "", "e").await.position,
+    ];
+    assert!(again > token);
+    let distinct: std::collections::BTreeSet<_> = positions.iter().collect();
+    assert_eq!(distinct.len(), 4, "{positions:?}");
+}
+
+async fn the_position_of_a_state_is_its_entity_tag(store: Store) {
+    let fixture = Fixture::on(store).await;
+    let agent = &fixture.agent;
+    let ask = async |path: &str, known: &str| {
+        let request = agent.request(Method::GET, path);
+        let answer = agent.send(request.header("if-none-match", known)).await;
+        assert_eq!(answer.body == json!(""), answer.status == 304, "{answer:?}");
+        (answer.status, answer.header("etag").to_owned())
+    };
+    for (status, held) in [(404, false), (200, true)] {
+        if held {
+            agent.campaign("e", "a", 30_000).await;
+        }
+        let tag = format!("\"{}\"", state(agent, "", "e").await.position);
+        for (path, status) in [
+            ("/election/e", status),
+            ("/election/default/e", status),
+            ("/election/default/e/state", 200),
+        ] {
+            assert_eq!(agent.get(path).await.header("etag"), tag, "{path}");
+            for (known, status) in [
+                (tag.clone(), 304),
+                (format!("W/{tag}"), 304),
+                (format!("\"x\", {tag}"), 304),
+                ("\"x\"".to_owned(), status),
+                ("\"h1\"".to_owned(), status),
+                (tag.trim_matches('"').to_owned(), status),
+                (String::new(), status),
+            ] {
+                let expected = (status, tag.clone());
+                assert_eq!(ask(path, &known).await, expected, "{path} {known}");
+            }
+        }
+    }
 }
 
 async fn kinds_keep_elections_apart(store: Store) {

@@ -5,6 +5,7 @@
 
 pub mod ledger;
 pub mod quota;
+pub mod state;
 pub mod types;
 
 use std::time::Duration;

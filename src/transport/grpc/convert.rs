@@ -3,9 +3,10 @@
 use election_core::{
     election::{
         self, Campaign, Handover, Leaders, List, Outcome, Retry,
+        state::Position,
         types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
-    lease::{Extend, Lease, Resign},
+    lease::{Extend, Lease, Resign, State},
 };
 use election_proto as proto;
 
@@ -118,6 +119,23 @@ fn leader(election: &ElectionId, lease: &Lease) -> proto::Leader {
         remaining: millis_i32(lease.remaining),
         value: lease.value.as_str().to_owned(),
         elected_at: i64::try_from(lease.elected_at).unwrap_or(i64::MAX),
+    }
+}
+
+pub(super) fn state(election: &ElectionId, state: &State) -> proto::State {
+    let (phase, token) = match state {
+        State::Held(lease) => (proto::state::Phase::Held, Some(lease.token)),
+        State::Vacant(mark) => (proto::state::Phase::Vacant, *mark),
+    };
+    proto::State {
+        kind: election.kind().to_owned(),
+        election: election.name().to_owned(),
+        phase: phase.into(),
+        leader: state.lease().map(|lease| leader(election, lease)),
+        token: token.map_or(0, Token::get),
+        cause: proto::state::Cause::Present.into(),
+        position: Position::of(state).to_string(),
+        missed: false,
     }
 }
 
