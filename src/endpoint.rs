@@ -12,6 +12,8 @@ use http::{Extensions, HeaderMap, Method, Request, header};
 pub const ELECTION: &str = "/election/{kind}/{name}";
 /// The same for elections of the kind "default".
 pub const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
+/// Reads the state of an election.
+pub const STATE: &str = "/election/{kind}/{name}/state";
 /// Lists the leaders of a kind.
 pub const ELECTIONS: &str = "/elections";
 /// Changes the log level.
@@ -241,7 +243,7 @@ struct Served {
 }
 
 /// Paths without names.
-const PLAIN: [Served; 21] = [
+const PLAIN: [Served; 22] = [
     rpc("/grpc.election_agent.v1.Election/Campaign", |_| {
         Action::Campaign
     }),
@@ -255,6 +257,9 @@ const PLAIN: [Served; 21] = [
         Action::Handover
     }),
     rpc("/grpc.election_agent.v1.Election/GetLeader", |_| {
+        Action::Leader
+    }),
+    rpc("/grpc.election_agent.v1.Election/GetElection", |_| {
         Action::Leader
     }),
     rpc("/grpc.election_agent.v1.Election/ListLeaders", |_| {
@@ -286,9 +291,10 @@ const PLAIN: [Served; 21] = [
 ];
 
 /// Paths that contain names.
-const NAMED: [Served; 4] = [
+const NAMED: [Served; 5] = [
     rest(ELECTION, lead),
     rest(ELECTION_OF_DEFAULT_KIND, lead),
+    rest(STATE, |_| Action::Leader),
     rest(PODS, |_| Action::Pods),
     rest(SIBLINGS, |_| Action::Pods),
 ];

@@ -91,7 +91,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             let prepare = move |_| ready(extend.clone());
             calls(bencher, &runtime, prepare, move |extend| {
                 let asked = asked.clone();
-                async move { asked.extend(extend, deadline).await == Ok(()) }
+                async move { asked.extend(extend, deadline).await.is_ok() }
             });
         });
 

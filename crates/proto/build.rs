@@ -14,6 +14,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("election_agent.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_transport(false)
+        // The servers of tests and of the load test have some methods only; the agent's own service has all.
+        .generate_default_stubs(true)
         .compile_fds(descriptors)?;
     Ok(())
 }

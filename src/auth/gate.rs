@@ -3,7 +3,7 @@
 //! Transports reach elections and pods only through this gate, so no transport can skip authorization. The gate denies
 //! a request before it does any work for it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use election_core::{
     board::{Board, Patience},
@@ -12,7 +12,7 @@ use election_core::{
         quota::{self, Entry, Exceeded, Held, Quotas},
         types::{Candidate, ElectionId, Term},
     },
-    lease::{Extend, Lease, Resign},
+    lease::{Extend, Resign, State},
 };
 use tokio::time::Instant;
 
@@ -87,7 +87,7 @@ impl Gate {
 
     /// Returns the longest term that a request may ask for.
     #[must_use]
-    pub fn max_term(&self) -> std::time::Duration {
+    pub fn max_term(&self) -> Duration {
         self.elections.max_term()
     }
 
@@ -143,7 +143,7 @@ impl Gate {
         extend: Extend,
         retry: Retry,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<Duration, Error> {
         self.leads(caller, Action::Extend, &extend.election, &extend.leader)?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.extend(extend, retry, deadline).await?);
@@ -152,7 +152,7 @@ impl Gate {
         let term = extend.term.duration();
         let extended = self.elections.extend(extend, retry, deadline).await;
         match &extended {
-            Ok(()) => quotas.extended(caller.name(), &election, &leader, term, true),
+            Ok(_) => quotas.extended(caller.name(), &election, &leader, term, true),
             Err(election::Error::Denied(denial)) => over(quotas, &election, &leader, *denial),
             Err(_) => quotas.extended(caller.name(), &election, &leader, term, false),
         }
@@ -192,7 +192,7 @@ impl Gate {
         caller: &Identity,
         handover: Handover,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<Duration, Error> {
         let question = |action| Question {
             identity: caller,
             action,
@@ -211,7 +211,7 @@ impl Gate {
         if handover.current_leader.is_none() {
             let entry = self.enter(question, election, leader, term)?;
             let moved = self.elections.handover(handover, forced, deadline).await;
-            note(entry, &moved, |()| quota::Outcome::Won);
+            note(entry, &moved, |_| quota::Outcome::Won);
             return Ok(moved?);
         }
         self.ask(&question)?;
@@ -226,18 +226,18 @@ impl Gate {
         Ok(moved?)
     }
 
-    /// [`Elections::leader`].
+    /// [`Elections::state`].
     ///
     /// # Errors
     /// [`Error`]: the request is denied, or the elections fail.
-    pub async fn leader(
+    pub async fn state(
         &self,
         caller: &Identity,
         election: &ElectionId,
         deadline: Instant,
-    ) -> Result<Option<Lease>, Error> {
+    ) -> Result<State, Error> {
         self.sees(caller, Action::Read, Resource::Election(election))?;
-        Ok(self.elections.leader(election, deadline).await?)
+        Ok(self.elections.state(election, deadline).await?)
     }
 
     /// [`Elections::leaders`].

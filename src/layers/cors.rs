@@ -13,7 +13,8 @@ use url::Url;
 const REMEMBERED: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// Headers that a page may read besides the safelisted ones.
-const EXPOSED: [&str; 8] = [
+const EXPOSED: [&str; 9] = [
+    "etag",
     "grpc-status",
     "grpc-message",
     "grpc-status-details-bin",

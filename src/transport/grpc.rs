@@ -6,6 +6,7 @@ mod convert;
 use std::{
     convert::Infallible,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use election_core::election::types::ElectionId;
@@ -25,6 +26,7 @@ use tower::{Service, util::BoxCloneSyncService};
 
 use super::{
     CACHE_AGE, cache_age,
+    problem::vacant,
     request::{Deadline, MAX_BODY, identity, too_large},
     stay,
 };
@@ -92,7 +94,7 @@ impl crate::proto::election_server::Election for Handler {
         let caller = identity(request.extensions())?;
         let resign = convert::resign(request.get_ref()).map_err(Problem::from)?;
         let done = self.gate.resign(caller, resign, deadline).await;
-        Ok(convert::verdict(done)?.into())
+        Ok(convert::verdict(done.map(|()| Duration::ZERO))?.into())
     }
 
     async fn handover(
@@ -115,16 +117,32 @@ impl crate::proto::election_server::Election for Handler {
         let caller = identity(request.extensions())?;
         let request = request.get_ref();
         let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
-        let lease = self
+        let state = self
             .gate
-            .leader(caller, &election, deadline)
+            .state(caller, &election, deadline)
             .await
             .map_err(Problem::from)?;
-        let lease = lease.ok_or_else(|| Problem::new(Code::NotFound, "the election is vacant"))?;
+        let lease = state.lease().ok_or_else(vacant)?;
         Ok(proto::StringValue {
             value: lease.leader.as_str().to_owned(),
         }
         .into())
+    }
+
+    async fn get_election(
+        &self,
+        request: tonic::Request<proto::GetElectionRequest>,
+    ) -> Result<tonic::Response<proto::State>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let caller = identity(request.extensions())?;
+        let request = request.get_ref();
+        let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
+        let state = self
+            .gate
+            .state(caller, &election, deadline)
+            .await
+            .map_err(Problem::from)?;
+        Ok(convert::state(&election, &state).into())
     }
 
     async fn list_leaders(

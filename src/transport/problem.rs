@@ -81,6 +81,11 @@ impl From<kube::Error> for Problem {
     }
 }
 
+/// The problem of a request for the leader of an election that has none.
+pub(super) fn vacant() -> Problem {
+    Problem::new(Code::NotFound, "the election is vacant")
+}
+
 /// The name of a denial in both transports: `reason` of BoolValue and of the problem document.
 #[must_use]
 pub fn reason(denial: Denial) -> &'static str {

@@ -1,14 +1,15 @@
 //! What every RPC and every route means, on every kind of store.
 
 use election_proto::{
-    CampaignRequest, GetLeaderRequest, GetPodsRequest, HandoverRequest, ListLeadersRequest,
-    ResignRequest,
+    CampaignRequest, GetElectionRequest, GetLeaderRequest, GetPodsRequest, HandoverRequest,
+    ListLeadersRequest, ResignRequest, State,
+    state::{Cause, Phase},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::harness::{Fixture, Store, campaign, on_every_store};
+use crate::harness::{Agent, Fixture, Store, campaign, on_every_store};
 
 on_every_store! {
     a_vacant_election_goes_to_whoever_campaigns,
@@ -19,6 +20,8 @@ on_every_store! {
     resigning_makes_the_election_vacant_at_once,
     the_leader_hands_over_in_one_step,
     a_forced_handover_must_be_allowed,
+    the_state_of_an_election_is_told_held_or_vacant,
+    the_position_of_a_state_is_its_entity_tag,
     kinds_keep_elections_apart,
     leaders_are_listed_page_by_page,
     pods_are_disabled,
@@ -147,7 +150,7 @@ async fn only_the_leader_extends_and_only_while_its_term_lasts(store: Store) {
     let agent = &fixture.agent;
     let reason = async |leader: &str, token| {
         let answer = agent.extend("e", leader, 5_000, token).await;
-        assert!(!answer.value);
+        assert_eq!((answer.value, answer.valid_for), (false, 0));
         answer.reason
     };
     assert_eq!(reason("a", 0).await, "NO_TERM");
@@ -159,6 +162,11 @@ async fn only_the_leader_extends_and_only_while_its_term_lasts(store: Store) {
     for token in [0, won.token] {
         let extended = agent.extend("e", "a", 30_000, token).await;
         assert_eq!((extended.value, extended.reason.as_str()), (true, ""));
+        // 1 % of the term and 2 ms for drift, and what the agent took, are off.
+        assert!(
+            (25_000..=29_698).contains(&extended.valid_for),
+            "{extended:?}"
+        );
     }
     let before = agent.get("/election/e").await;
     assert!(
@@ -183,7 +191,8 @@ async fn resigning_makes_the_election_vacant_at_once(store: Store) {
         "STALE_TOKEN"
     );
     assert_eq!(agent.leader("e").await.expect("still held"), "a");
-    assert!(agent.resign("e", "a", won.token).await.value);
+    let resigned = agent.resign("e", "a", won.token).await;
+    assert_eq!((resigned.value, resigned.valid_for), (true, 0));
     assert_eq!(
         agent.leader("e").await.expect_err("vacant").code(),
         Code::NotFound
@@ -210,6 +219,11 @@ async fn the_leader_hands_over_in_one_step(store: Store) {
             .await
             .expect("an answer")
             .into_inner();
+        let valid_for = match answer.value {
+            true => 9_000..=9_898,
+            false => 0..=0,
+        };
+        assert!(valid_for.contains(&answer.valid_for), "{answer:?}");
         (answer.value, answer.reason)
     };
     let refused = |reason: &str| (false, reason.to_owned());
@@ -258,6 +272,127 @@ async fn a_forced_handover_must_be_allowed(store: Store) {
     let after = fixture.agent.get("/election/e").await;
     assert_eq!(after.body["leader"], "b");
     assert!(after.body["token"].as_u64() > Some(won.token));
+}
+
+async fn state(agent: &Agent, kind: &str, election: &str) -> State {
+    let request = GetElectionRequest {
+        election: election.to_owned(),
+        kind: kind.to_owned(),
+    };
+    let answer = agent.grpc().get_election(request).await;
+    answer.expect("an answer").into_inner()
+}
+
+async fn the_state_of_an_election_is_told_held_or_vacant(store: Store) {
+    let fixture = Fixture::on(store).await;
+    let agent = &fixture.agent;
+    let vacant = |token: u64, position: String| State {
+        kind: "default".to_owned(),
+        election: "e".to_owned(),
+        phase: Phase::Vacant.into(),
+        leader: None,
+        token,
+        cause: Cause::Present.into(),
+        position,
+        missed: false,
+    };
+    let never = state(agent, "", "e").await;
+    assert!(!never.position.is_empty());
+    assert_eq!(never, vacant(0, never.position.clone()));
+
+    let request = CampaignRequest {
+        value: "v".to_owned(),
+        ..campaign("e", "a", 30_000)
+    };
+    let won = agent.grpc().campaign(request).await;
+    let token = won.expect("an answer").into_inner().token;
+    let held = state(agent, "default", "e").await;
+    let leader = held.leader.clone().expect("held");
+    assert_eq!(
+        (leader.name.as_str(), leader.value.as_str(), leader.token),
+        ("a", "v", token)
+    );
+    assert!((25_000..=30_000).contains(&leader.remaining), "{leader:?}");
+    let expected = State {
+        phase: Phase::Held.into(),
+        leader: Some(leader),
+        ..vacant(token, held.position.clone())
+    };
+    assert_eq!(held, expected);
+    assert!(agent.extend("e", "a", 60_000, token).await.value);
+    assert_eq!(state(agent, "", "e").await.position, held.position);
+
+    // Over REST, with a document for the leader like that of the election itself.
+    let leader = agent.get("/election/e").await.body;
+    let mut told = agent.get("/election/default/e/state").await;
+    told.body["leader"]["remaining"] = leader["remaining"].clone();
+    assert_eq!(
+        (told.status, told.body),
+        (
+            200,
+            json!({"kind": "default", "election": "e", "phase": "HELD", "leader": leader, "token": token,
+                "cause": "PRESENT", "position": held.position, "missed": false})
+        )
+    );
+
+    assert!(agent.resign("e", "a", token).await.value);
+    let after = state(agent, "", "e").await;
+    assert_eq!(after, vacant(token, after.position.clone()));
+    let told = agent.get("/election/default/e/state").await;
+    assert_eq!(
+        (told.status, told.body),
+        (
+            200,
+            json!({"kind": "default", "election": "e", "phase": "VACANT", "token": token, "cause": "PRESENT",
+                "position": after.position, "missed": false})
+        )
+    );
+    let again = agent.campaign("e", "a", 30_000).await.token;
+    let positions = [
+        never.position,
+        held.position,
+        after.position,
+        state(agent, "", "e").await.position,
+    ];
+    assert!(again > token);
+    let distinct: std::collections::BTreeSet<_> = positions.iter().collect();
+    assert_eq!(distinct.len(), 4, "{positions:?}");
+}
+
+async fn the_position_of_a_state_is_its_entity_tag(store: Store) {
+    let fixture = Fixture::on(store).await;
+    let agent = &fixture.agent;
+    let ask = async |path: &str, known: &str| {
+        let request = agent.request(Method::GET, path);
+        let answer = agent.send(request.header("if-none-match", known)).await;
+        assert_eq!(answer.body == json!(""), answer.status == 304, "{answer:?}");
+        (answer.status, answer.header("etag").to_owned())
+    };
+    for (status, held) in [(404, false), (200, true)] {
+        if held {
+            agent.campaign("e", "a", 30_000).await;
+        }
+        let tag = format!("\"{}\"", state(agent, "", "e").await.position);
+        for (path, status) in [
+            ("/election/e", status),
+            ("/election/default/e", status),
+            ("/election/default/e/state", 200),
+        ] {
+            assert_eq!(agent.get(path).await.header("etag"), tag, "{path}");
+            for (known, status) in [
+                (tag.clone(), 304),
+                (format!("W/{tag}"), 304),
+                (format!("\"x\", {tag}"), 304),
+                ("\"x\"".to_owned(), status),
+                ("\"h1\"".to_owned(), status),
+                (tag.trim_matches('"').to_owned(), status),
+                (String::new(), status),
+            ] {
+                let expected = (status, tag.clone());
+                assert_eq!(ask(path, &known).await, expected, "{path} {known}");
+            }
+        }
+    }
 }
 
 async fn kinds_keep_elections_apart(store: Store) {
@@ -442,17 +577,19 @@ async fn rest_campaigns_reads_extends_and_resigns(store: Store) {
 
         let extend = json!({"leader": "a", "term": 20_000, "retries": 2, "retry_interval": 10,
             "token": token});
-        let extended = agent.rest(Method::PATCH, path, Some(extend)).await;
+        let mut extended = agent.rest(Method::PATCH, path, Some(extend)).await;
+        let valid_for = extended.body["valid_for"].take().as_u64().expect("ms");
+        assert!((15_000..=19_798).contains(&valid_for), "{valid_for}");
         assert_eq!(
             (extended.status, extended.body),
-            (200, json!({"value": true}))
+            (200, json!({"value": true, "valid_for": null}))
         );
         let resigned = agent
             .rest(Method::DELETE, path, Some(json!({"leader": "a"})))
             .await;
         assert_eq!(
             (resigned.status, resigned.body),
-            (200, json!({"value": true}))
+            (200, json!({"value": true, "valid_for": 0}))
         );
         let vacant = agent.get(path).await;
         assert_eq!((vacant.status, vacant.text("code")), (404, "NotFound"));
@@ -542,8 +679,13 @@ async fn rest_hands_over(store: Store) {
     let agent = &fixture.agent;
     let token = agent.campaign("e", "a", 30_000).await.token;
     let handover = json!({"leader": "b", "term": 5000, "current_leader": "a", "token": token});
-    let done = agent.rest(Method::PUT, "/election/e", Some(handover)).await;
-    assert_eq!((done.status, done.body), (200, json!({"value": true})));
+    let mut done = agent.rest(Method::PUT, "/election/e", Some(handover)).await;
+    let valid_for = done.body["valid_for"].take().as_u64().expect("ms");
+    assert!((4_000..=4_948).contains(&valid_for), "{valid_for}");
+    assert_eq!(
+        (done.status, done.body),
+        (200, json!({"value": true, "valid_for": null}))
+    );
     assert_eq!(agent.leader("e").await.expect("held"), "b");
 }
 

@@ -5,6 +5,7 @@
 
 pub mod ledger;
 pub mod quota;
+pub mod state;
 pub mod types;
 
 use std::time::Duration;
@@ -15,7 +16,7 @@ use tokio::time::{Instant, sleep};
 pub use crate::lease::{Denial, quorum::Error};
 use crate::lease::{
     Extend, Lease, Replaces, Resign, State,
-    quorum::{Claim, Claimed, Quorum},
+    quorum::{Claim, Claimed, Quorum, too_slow},
 };
 use ledger::{Cause, Ledger, Request};
 use types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token, Value};
@@ -288,34 +289,35 @@ impl Elections {
     }
 
     /// Enters the outcome of a leader's request.
-    fn enter_leaders(
+    fn enter_leaders<T>(
         &self,
         request: Request,
         election: &ElectionId,
-        result: &Result<(), Error>,
+        result: &Result<T, Error>,
         done: impl FnOnce(&Ledger),
     ) {
         if let (Some(ledger), Err(Error::Denied(Denial::NoTerm))) = (&self.ledger, result) {
             ledger.vacant(election);
         }
-        self.enter(request, result, |ledger, ()| {
+        self.enter(request, result, |ledger, _| {
             done(ledger);
             ledger::Outcome::Done
         });
     }
 
-    /// Extends a term that has not expired.
+    /// Extends a term that has not expired. Returns how long the leader may act, counted from before its request: less
+    /// than the term by what the successful try took and by the [drift](Term::drift).
     ///
     /// # Errors
     /// [`Error::Denied`]: the caller does not lead. Any other [`Error`]: the term may or may not have been extended,
-    /// also after all retries.
+    /// also after all retries. That includes a term of which nothing is left after the retries.
     pub async fn extend(
         &self,
         extend: Extend,
         retry: Retry,
         deadline: Instant,
-    ) -> Result<(), Error> {
-        let mut left = retry.times;
+    ) -> Result<Duration, Error> {
+        let (began, mut left) = (Instant::now(), retry.times);
         let extended = loop {
             match self.quorum.extend(extend.clone(), deadline).await {
                 Err(Error::Unavailable { .. })
@@ -324,6 +326,8 @@ impl Elections {
                     left -= 1;
                     sleep(retry.interval).await;
                 }
+                // The caller counts from before its request, and so the time of the earlier tries, too.
+                Ok(valid_for) if began.elapsed() >= valid_for => break Err(too_slow()),
                 result => break result,
             }
         };
@@ -346,7 +350,8 @@ impl Elections {
         resigned
     }
 
-    /// Moves a leadership to another candidate in one step. A `forced` handover replaces any leader.
+    /// Moves a leadership to another candidate in one step. A `forced` handover replaces any leader. Returns how long
+    /// the new leader may act, counted from before the request.
     ///
     /// # Errors
     /// [`Error::Denied`]: why it was refused. Any other [`Error`]: the old or the new leader may lead.
@@ -355,7 +360,7 @@ impl Elections {
         handover: Handover,
         forced: bool,
         deadline: Instant,
-    ) -> Result<(), Error> {
+    ) -> Result<Duration, Error> {
         let names = handover.current_leader.is_some() || handover.token.is_some();
         let replaces = match handover.current_leader {
             // A request that names a leader may be a late duplicate. It must not elect a leader in a vacant election.
@@ -380,7 +385,7 @@ impl Elections {
             _ => None,
         };
         let moved = claimed.and_then(|claimed| match claimed {
-            Claimed::Won { .. } => Ok(()),
+            Claimed::Won { valid_for, .. } => Ok(valid_for),
             Claimed::Lost(_) => Err(Denial::HeldByOther.into()),
             Claimed::TokenMismatch => Err(Denial::StaleToken.into()),
             Claimed::Vacant => Err(Denial::NoTerm.into()),

@@ -3,9 +3,10 @@
 use election_core::{
     election::{
         self, Campaign, Handover, Leaders, List, Outcome, Retry,
+        state::Position,
         types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
-    lease::{Extend, Lease, Resign},
+    lease::{Extend, Lease, Resign, State},
 };
 use election_proto as proto;
 
@@ -128,16 +129,37 @@ fn leader(election: &ElectionId, lease: &Lease) -> proto::Leader {
     }
 }
 
-/// Converts the result of a leader's request. Over gRPC, a denial is a reply and not an error.
-pub(super) fn verdict(done: Result<(), gate::Error>) -> Result<proto::BoolValue, Problem> {
-    let reason = match done {
-        Ok(()) => None,
-        Err(gate::Error::Election(election::Error::Denied(denial))) => Some(reason(denial)),
+pub(super) fn state(election: &ElectionId, state: &State) -> proto::State {
+    let (phase, token) = match state {
+        State::Held(lease) => (proto::state::Phase::Held, Some(lease.token)),
+        State::Vacant(mark) => (proto::state::Phase::Vacant, *mark),
+    };
+    proto::State {
+        kind: election.kind().to_owned(),
+        election: election.name().to_owned(),
+        phase: phase.into(),
+        leader: state.lease().map(|lease| leader(election, lease)),
+        token: token.map_or(0, Token::get),
+        cause: proto::state::Cause::Present.into(),
+        position: Position::of(state).to_string(),
+        missed: false,
+    }
+}
+
+/// Converts the result of a leader's request: how long the leader may act. Over gRPC, a denial is a reply and not an
+/// error.
+pub(super) fn verdict(done: Result<Duration, gate::Error>) -> Result<proto::BoolValue, Problem> {
+    let (valid_for, reason) = match done {
+        Ok(valid_for) => (valid_for, ""),
+        Err(gate::Error::Election(election::Error::Denied(denial))) => {
+            (Duration::ZERO, reason(denial))
+        }
         Err(error) => return Err(error.into()),
     };
     Ok(proto::BoolValue {
-        value: reason.is_none(),
-        reason: reason.unwrap_or_default().to_owned(),
+        value: reason.is_empty(),
+        reason: reason.to_owned(),
+        valid_for: millis_i32(valid_for),
     })
 }
 

@@ -9,6 +9,7 @@ pub(super) use pods::{DeploymentPath, PodLookup, PodPath, Pods};
 use election_core::{
     election::{
         self, Campaign, Handover, Outcome, Retry,
+        state::Position,
         types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
     lease::{self, Lease},
@@ -285,14 +286,22 @@ impl ResignRequest {
 
 /// The request was carried out.
 #[derive(Debug, Serialize, ToSchema)]
-#[schema(example = json!({"value": true}))]
+#[schema(example = json!({"value": true, "valid_for": 9893}))]
 pub(super) struct Done {
     /// Always true: a refusal has an error status.
     value: bool,
+    /// For how many ms, counted from before the caller sent the request, the leader may act: the extended one, or the
+    /// one that the leadership was handed to. 0 after a resignation.
+    valid_for: u64,
 }
 
 impl Done {
-    pub(super) const YES: Self = Self { value: true };
+    pub(super) fn new(valid_for: Duration) -> Self {
+        Self {
+            value: true,
+            valid_for: millis(valid_for),
+        }
+    }
 }
 
 /// A held election and its leader.
@@ -330,6 +339,54 @@ impl Leader {
             remaining: millis(lease.remaining),
             value: lease.value.as_str().to_owned(),
             elected_at: lease.elected_at,
+        }
+    }
+}
+
+/// The state of an election at an instant between the request and the answer.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "kind": "batch", "election": "nightly-report", "phase": "VACANT", "token": 1_795_449_600_000_000_u64,
+    "cause": "PRESENT", "position": "v1795449600000000", "missed": false
+}))]
+pub(super) struct State {
+    /// The election's kind.
+    kind: String,
+    /// The election's name.
+    election: String,
+    /// HELD or VACANT.
+    phase: &'static str,
+    /// The leader, when HELD.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    leader: Option<Leader>,
+    /// HELD: the leader's fencing token. VACANT: the highest token that the lease nodes remember: no grant that counted
+    /// had a larger one. 0 when they remember none.
+    token: u64,
+    /// Always PRESENT: the state was asked for, and what led to it is not said.
+    cause: &'static str,
+    /// Identifies the leadership or the vacancy: opaque, and only to be compared with other positions of this election.
+    /// It stays the same while the leader extends its term.
+    position: String,
+    /// Always false: nothing was told before.
+    missed: bool,
+}
+
+impl State {
+    pub(super) fn new(election: &ElectionId, state: &lease::State) -> Self {
+        let (phase, token) = match state {
+            lease::State::Held(lease) => ("HELD", Some(lease.token)),
+            lease::State::Vacant(mark) => ("VACANT", *mark),
+        };
+        Self {
+            kind: election.kind().to_owned(),
+            election: election.name().to_owned(),
+            phase,
+            leader: state.lease().map(|lease| Leader::new(election, lease)),
+            token: token.map_or(0, Token::get),
+            cause: "PRESENT",
+            position: Position::of(state).to_string(),
+            missed: false,
         }
     }
 }

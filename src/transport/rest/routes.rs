@@ -1,19 +1,24 @@
 //! The handlers of the HTTP paths.
 
+use std::time::Duration;
+
 use axum::{
     Json as Answer,
     extract::{FromRequest as _, FromRequestParts as _, Request, State},
-    http::{Extensions, HeaderMap, Uri, header},
-    response::IntoResponse,
+    http::{Extensions, HeaderMap, StatusCode, Uri, header},
+    response::{IntoResponse, Response},
 };
-use election_core::election::types::Invalid;
+use election_core::{
+    election::{state::Position, types::Invalid},
+    lease,
+};
 use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     dto::{
-        CampaignRequest, CampaignResult, DeploymentPath, Done, ElectionPath, ExtendRequest,
+        self, CampaignRequest, CampaignResult, DeploymentPath, Done, ElectionPath, ExtendRequest,
         HandoverRequest, Leader, Leaders, ListQuery, LogLevel, NotReady, PodPath, Pods, Readiness,
         ResignRequest,
     },
@@ -23,6 +28,7 @@ use crate::{
     auth::{Identity, gate::Gate},
     endpoint::{
         ELECTION, ELECTION_OF_DEFAULT_KIND, ELECTIONS, LIVEZ, LOG, METRICS, PODS, READYZ, SIBLINGS,
+        STATE,
     },
     kube::{Lookup, Wanted},
     readiness::Report,
@@ -31,7 +37,7 @@ use crate::{
         self,
         metrics::{Format, Metrics},
     },
-    transport::{CACHE_AGE, cache_age, request::Deadline, stay},
+    transport::{CACHE_AGE, cache_age, problem::vacant, request::Deadline, stay},
 };
 
 /// The body of a successful liveness probe.
@@ -43,6 +49,7 @@ pub(super) fn api() -> OpenApiRouter<Gate> {
     OpenApiRouter::new()
         .route(ELECTION_OF_DEFAULT_KIND, election.clone())
         .routes((schemas, paths, election))
+        .routes(routes!(state))
         .routes(routes!(leaders))
         .routes(routes!(log))
         .routes(routes!(pods))
@@ -66,20 +73,61 @@ pub(super) fn described() -> OpenApi {
     described.merge_from(measures().into_openapi())
 }
 
-/// Tells who leads the election.
+/// Tells who leads the election. Both answers, held and vacant (404), name the state's position as their ETag.
 #[utoipa::path(
-    get, path = ELECTION, tag = "elections", params(ElectionPath),
-    responses((status = 200, description = "The election is held", body = Leader), (status = 404))
+    get, path = ELECTION, tag = "elections", params(ElectionPath, ("if-none-match" = Option<String>, Header, description = "Positions that the caller knows, as ETags")),
+    responses((status = 200, description = "The election is held", body = Leader, headers(("etag" = String, description = "The state's position, in quotes"))),
+        (status = 304, description = "Its state is at the position that If-None-Match names", headers(("etag" = String, description = "The state's position, in quotes"))),
+        (status = 404))
 )]
 pub(super) async fn leader(
     State(gate): State<Gate>,
     caller: Identity,
     deadline: Deadline,
     Target(election): Target,
-) -> Result<Answer<Leader>, Problem> {
-    let lease = gate.leader(&caller, &election, deadline.instant()).await?;
-    let lease = lease.ok_or_else(|| Problem::new(Code::NotFound, "the election is vacant"))?;
-    Ok(Answer(Leader::new(&election, &lease)))
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let state = gate.state(&caller, &election, deadline.instant()).await?;
+    Ok(at(&headers, &state, || match state.lease() {
+        Some(lease) => Answer(Leader::new(&election, lease)).into_response(),
+        None => vacant().into_response(),
+    }))
+}
+
+/// Tells the state of the election, held or vacant: GetElection's twin.
+#[utoipa::path(
+    get, path = STATE, tag = "elections", params(ElectionPath, ("if-none-match" = Option<String>, Header, description = "Positions that the caller knows, as ETags")),
+    responses((status = 200, description = "The state", body = dto::State, headers(("etag" = String, description = "The state's position, in quotes"))),
+        (status = 304, description = "It is at the position that If-None-Match names", headers(("etag" = String, description = "The state's position, in quotes"))))
+)]
+pub(super) async fn state(
+    State(gate): State<Gate>,
+    caller: Identity,
+    deadline: Deadline,
+    Target(election): Target,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let state = gate.state(&caller, &election, deadline.instant()).await?;
+    Ok(at(&headers, &state, || {
+        Answer(dto::State::new(&election, &state)).into_response()
+    }))
+}
+
+/// Adds the state's position to the answer as its entity tag. A caller that names this position in `If-None-Match` has
+/// the answer: 304. That holds for vacant elections, too, although the standard ignores the header where there is
+/// nothing: the vacancy is the answer here.
+fn at(headers: &HeaderMap, state: &lease::State, answer: impl FnOnce() -> Response) -> Response {
+    let tag = format!("\"{}\"", Position::of(state));
+    let given = headers.get_all(header::IF_NONE_MATCH).iter();
+    let tags = given.filter_map(|tags| tags.to_str().ok());
+    let mut tags = tags.flat_map(|tags| tags.split(',')).map(str::trim);
+    // Proxies that compress make tags weak.
+    let known = tags.any(|known| known.strip_prefix("W/").unwrap_or(known) == tag);
+    let answer = match known {
+        true => StatusCode::NOT_MODIFIED.into_response(),
+        false => answer(),
+    };
+    ([(header::ETAG, tag)], answer).into_response()
 }
 
 /// Asks to become the leader; with `wait`, waits for the election to become vacant.
@@ -120,9 +168,10 @@ pub(super) async fn extend(
     Json(request): Json<ExtendRequest>,
 ) -> Result<Answer<Done>, Problem> {
     let (extend, retry) = request.extend(election, gate.max_term())?;
-    gate.extend(&caller, extend, retry, deadline.instant())
+    let valid_for = gate
+        .extend(&caller, extend, retry, deadline.instant())
         .await?;
-    Ok(Answer(Done::YES))
+    Ok(Answer(Done::new(valid_for)))
 }
 
 /// Moves the leadership to another candidate in one step, with a new token.
@@ -140,8 +189,8 @@ pub(super) async fn handover(
     Json(request): Json<HandoverRequest>,
 ) -> Result<Answer<Done>, Problem> {
     let handover = request.handover(election, gate.max_term())?;
-    gate.handover(&caller, handover, deadline.instant()).await?;
-    Ok(Answer(Done::YES))
+    let valid_for = gate.handover(&caller, handover, deadline.instant()).await?;
+    Ok(Answer(Done::new(valid_for)))
 }
 
 /// Gives the leadership up. The leader is named in the query or in a JSON body.
@@ -188,7 +237,7 @@ pub(super) async fn resign(
     };
     gate.resign(&caller, request.resign(election)?, deadline.instant())
         .await?;
-    Ok(Answer(Done::YES))
+    Ok(Answer(Done::new(Duration::ZERO)))
 }
 
 /// Lists the leaders of a kind's elections, page by page.

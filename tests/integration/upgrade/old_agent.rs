@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use election_agent::proto::election_server::{Election, ElectionServer};
+use election_proto::election_server::{Election, ElectionServer};
 use election_proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
     GetPodsRequest, HandoverRequest, Leaders, ListLeadersRequest, Pods, ResignRequest, StringValue,

@@ -245,13 +245,13 @@ impl Term {
     /// [Redlock description](https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/).
     #[must_use]
     pub fn drift(self) -> Duration {
-        self.drift_after(Duration::ZERO)
+        drift(self.0)
     }
 
     /// [`drift`](Self::drift) for a leader whose clock also measures the time before the term.
     #[must_use]
     pub fn drift_after(self, before: Duration) -> Duration {
-        (before + self.0) / 100 + Duration::from_millis(2)
+        drift(before + self.0)
     }
 }
 
@@ -297,6 +297,12 @@ impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
+}
+
+/// How far clocks may drift apart during this time: 1 % of it and 2 ms.
+#[must_use]
+pub fn drift(time: Duration) -> Duration {
+    time / 100 + Duration::from_millis(2)
 }
 
 /// Whole milliseconds, saturating.

@@ -288,11 +288,11 @@ impl Quorum {
         drive.finish().await;
     }
 
-    /// Extends a leader's term.
+    /// Extends a leader's term. Returns how long the leader may act, counted from before the extension was requested.
     ///
     /// # Errors
     /// [`Error::Denied`]: not extended. Any other [`Error`]: unknown; the term may or may not have been extended.
-    pub async fn extend(&self, extend: Extend, deadline: Instant) -> Result<(), Error> {
+    pub async fn extend(&self, extend: Extend, deadline: Instant) -> Result<Duration, Error> {
         let machine = Extending::new(extend, Instant::now(), deadline, &*self.inner);
         self.decide(Drive::begin(self, machine, deadline)).await
     }
@@ -515,7 +515,7 @@ pub(super) fn undecided(electorate: Electorate, deadline: Instant, now: Instant)
     ))
 }
 
-pub(super) fn too_slow() -> Error {
+pub(crate) fn too_slow() -> Error {
     Error::unavailable("the lease nodes took as long as the term to answer")
 }
 

@@ -387,14 +387,13 @@ impl Election {
                         }
                         state.lead(operation.candidate, token, operation.asked + valid_for);
                     }
-                    Wanted::Extended => {
+                    Wanted::Extended(valid_for) => {
                         operation.answered = true;
-                        let term = self.term(operation.candidate);
                         // An extension does not revive a leadership that was given up or followed by another
                         // term.
                         let lead = state.leads[operation.candidate];
                         if let Some(lead) = lead.filter(|it| Some(it.token) == operation.token) {
-                            let until = operation.asked + term.duration() - term.drift();
+                            let until = operation.asked + valid_for;
                             state.lead(operation.candidate, lead.token, until);
                         }
                     }

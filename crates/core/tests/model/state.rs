@@ -118,7 +118,7 @@ pub(crate) enum Wanted {
     Wake(Instant),
     CheckHealth,
     Elected(Token, std::time::Duration),
-    Extended,
+    Extended(std::time::Duration),
     Answered,
 }
 
@@ -130,7 +130,7 @@ impl Request {
                 _ => Wanted::Answered,
             }),
             Self::Extend(extending) => wanted(extending, event, now, view, |answer| match answer {
-                Ok(()) => Wanted::Extended,
+                Ok(valid_for) => Wanted::Extended(valid_for),
                 _ => Wanted::Answered,
             }),
             Self::Resign(resigning) => wanted(resigning, event, now, view, |_| Wanted::Answered),

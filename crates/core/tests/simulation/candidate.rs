@@ -223,8 +223,8 @@ impl Candidate {
         let retry = Retry::new(self.rng.i64(0..3), 50).expect("in range");
         let answer = agent.elections.extend(request, retry, asked + DEADLINE);
         match self.or_gives_up(answer).await {
-            Some(Ok(())) => {
-                let until = asked + term.duration() - term.drift();
+            Some(Ok(valid_for)) => {
+                let until = asked + valid_for;
                 if until > Instant::now() {
                     self.record.extended(&self.name, until);
                 }
@@ -276,12 +276,12 @@ impl Candidate {
             .handover(request, false, Instant::now() + DEADLINE);
         let answer = self.or_gives_up(answer).await;
         let lasts = Instant::now() + agent.vote + slowly(term);
-        if agent.is_dead() || matches!(answer, Some(Ok(()))) {
+        if agent.is_dead() || matches!(answer, Some(Ok(_))) {
             self.record.may_lead(&to, lasts);
         }
         agent.asked(&to, lasts);
         match answer {
-            Some(Ok(()) | Err(Error::Denied(_))) => {}
+            Some(Ok(_) | Err(Error::Denied(_))) => {}
             Some(Err(_)) | None => self.record.unknown(&self.name, "handover"),
         }
     }

@@ -162,3 +162,10 @@ fn tokens_rise_after_the_first_try_of_a_request_is_rolled_back() {
     let play = || in_simulated_time(grants::first_try_is_rolled_back_late());
     assert_eq!(failure(None, play), None);
 }
+
+/// An extension promises the time that is certainly stored, less what the replies took.
+#[test]
+fn an_extension_is_valid_for_what_slow_replies_leave_of_it() {
+    let play = || in_simulated_time(grants::extensions_are_slow());
+    assert_eq!(failure(None, play), None);
+}

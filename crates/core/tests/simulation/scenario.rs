@@ -159,12 +159,14 @@ impl Scene {
             token,
             term,
         };
-        let answer = agent.quorum.extend(request, asked + patience).await;
-        let until = asked + term.duration() - term.drift();
-        if answer == Ok(()) && until > Instant::now() {
-            self.record.extended(name, until);
-        }
-        answer
+        let valid_for = agent.quorum.extend(request, asked + patience).await?;
+        let until = asked + valid_for;
+        assert!(
+            until > Instant::now(),
+            "an extension of which nothing is left"
+        );
+        self.record.extended(name, until);
+        Ok(())
     }
 
     async fn resign(&self, agent: &Agent, name: &str, token: Token) {

@@ -59,7 +59,8 @@ enum Mend {
     Join,
 }
 
-type Answer = Result<(), Error>;
+/// How long the leader may act, counted from before the extension was created.
+type Answer = Result<Duration, Error>;
 type Steps = Vec<Step<Answer>>;
 
 const EXTEND: u32 = 0;
@@ -110,10 +111,12 @@ impl Extending {
         self.started + term.duration().saturating_sub(drift)
     }
 
-    /// A quorum has extended: answers success if the extension is still in force.
+    /// A quorum has extended. Answers how long the leader may act, counted as for a claim that is won: if nothing of
+    /// it is left now, that is an error.
     fn extended(&mut self, now: Instant, steps: &mut Steps) {
-        let answer = match now < self.lapses() {
-            true => Ok(()),
+        let valid_for = self.lapses().saturating_duration_since(now);
+        let answer = match valid_for > now - self.started {
+            true => Ok(valid_for),
             false => Err(too_slow()),
         };
         self.answer(answer, steps);

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
-use election_core::election::Outcome;
-use tokio::time::sleep;
+use election_core::{
+    election::{Error, Outcome, Retry, types::Term},
+    lease::Extend,
+};
+use tokio::time::{Instant, sleep};
 
-use super::{LONGEST, SECOND, Scene, ms};
+use super::{LONGEST, SECOND, Scene, candidate, ms};
 use crate::{
     agent::{Agent, Plan},
+    election,
     handle::{Fate, To},
 };
 
@@ -138,4 +142,37 @@ pub(crate) async fn first_try_is_rolled_back_late() {
     sleep(2 * SECOND).await;
     let next = scene.wins_without(&slow, "c2", 1_500, &[]).await;
     assert!(next > token, "{next} after {token}");
+}
+
+/// Extensions whose replies are slow, or come to a retry only.
+pub(crate) async fn extensions_are_slow() {
+    let scene = Scene::of(3);
+    let agent = scene.agent_of(LONGEST, SECOND).await;
+    let token = scene.wins_without(&agent, "c1", 6_000, &[]).await;
+    let extend = async |term, retries, fate: Option<Fate>| {
+        for handle in fate.iter().flat_map(|_| &agent.handles) {
+            handle.plan(To::Extend, fate.expect("there is one"));
+        }
+        let request = Extend {
+            election: election(),
+            leader: candidate("c1"),
+            token: Some(token),
+            term: Term::from_millis(term, LONGEST).expect("in range"),
+        };
+        let retry = Retry::new(retries, 50).expect("in range");
+        let deadline = Instant::now() + 4 * SECOND;
+        let valid_for = agent.elections.extend(request, retry, deadline).await;
+        valid_for.map(|valid_for| valid_for.as_millis())
+    };
+    // 1 % of the term and 2 ms are the drift. The network takes 0.1 ms each way, and timers are exact to the ms.
+    assert_eq!(extend(6_000, 0, None).await, Ok(6_000 - 62 - 2));
+    let slow = Some(Fate::Late(ms(100), ms(200)));
+    assert_eq!(extend(6_000, 0, slow).await, Ok(6_000 - 62 - 300));
+    // The retry begins a second later. The time counts from before the first try, so that it ends that much earlier.
+    assert_eq!(extend(6_000, 1, Some(Fate::Lost)).await, Ok(6_000 - 62 - 2));
+    // Nothing is left when the reply arrives.
+    for (retries, fate) in [(0, Fate::Late(ms(300), ms(300))), (1, Fate::Lost)] {
+        let late = extend(1_050, retries, Some(fate)).await;
+        assert!(matches!(late, Err(Error::Unavailable { .. })), "{late:?}");
+    }
 }
