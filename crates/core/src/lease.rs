@@ -94,11 +94,11 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Renews the leader's lease.
     ///
-    /// Without a lease, the reply is [`ExtendReply::Missing`]. A node that may have forgotten the lease replies
-    /// [`ExtendReply::NotKnown`], and one without an incarnation record replies [`ExtendReply::Unrecorded`]. If another
-    /// candidate holds the lease, the reply is [`ExtendReply::Held`]. If a token is given and the lease has a larger
-    /// one, the reply is [`ExtendReply::Stale`]; if the lease has a smaller one, it is [`ExtendReply::Behind`]. Then
-    /// nothing changes: only [`repair`](Self::repair) writes a larger token, one that a quorum confirms.
+    /// Without a lease, the reply is [`Refusal::Missing`]. A node that may have forgotten the lease replies
+    /// [`Refusal::NotKnown`], and one without an incarnation record replies [`Refusal::Unrecorded`]. If another
+    /// candidate holds the lease, the reply is [`Refusal::Held`]. If a token is given and the lease has a larger one,
+    /// the reply is [`Refusal::Stale`]; if the lease has a smaller one, it is [`ExtendReply::Behind`]. Then nothing
+    /// changes: only [`repair`](Self::repair) writes a larger token, one that a quorum confirms.
     ///
     /// Otherwise the node renews the lease and replies [`ExtendReply::Renewed`]. This acknowledges the lease: the node
     /// forgets its grant id and what a rollback would restore, and no grant of the lease can be rolled back any more.
@@ -352,18 +352,10 @@ pub struct Extend {
 pub enum ExtendReply {
     /// The lease, with this token, is renewed.
     Renewed(Token),
-    /// There is no lease.
-    Missing,
-    /// There is no lease, but the node may have forgotten one.
-    NotKnown,
-    /// There is no lease, and no incarnation record that says whether the node may have forgotten one.
-    Unrecorded,
-    /// Another candidate holds the lease.
-    Held,
-    /// The lease has a larger token.
-    Stale,
     /// The lease has a smaller token.
     Behind,
+    /// The node does not hold the leader's lease.
+    Refused(Refusal),
 }
 
 /// A request to write a lease that a quorum holds.
@@ -438,6 +430,13 @@ pub struct Resign {
 pub enum ResignReply {
     /// The lease is deleted.
     Resigned,
+    /// The node does not hold the leader's lease.
+    Refused(Refusal),
+}
+
+/// Why a node neither renews nor deletes a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
     /// There is no lease.
     Missing,
     /// There is no lease, but the node may have forgotten one.
@@ -446,8 +445,18 @@ pub enum ResignReply {
     Unrecorded,
     /// Another candidate holds the lease.
     Held,
-    /// The lease has another token.
+    /// The lease has a larger token; to a [`Resign`]: another token.
     Stale,
+}
+
+impl From<Absence> for Refusal {
+    fn from(absence: Absence) -> Self {
+        match absence {
+            Absence::Known => Self::Missing,
+            Absence::NotKnown => Self::NotKnown,
+            Absence::Unrecorded => Self::Unrecorded,
+        }
+    }
 }
 
 /// What a node reports of an election.

@@ -28,8 +28,8 @@ use election_core::{
     election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
     lease::{
         Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Lease, LeaseNode,
-        Look, NodeError, Onto, Page, Probe, Reading, Repair, Replaces, Resign, ResignReply,
-        Settings, System, Unrecorded,
+        Look, NodeError, Onto, Page, Probe, Reading, Refusal, Repair, Replaces, Resign,
+        ResignReply, Settings, System, Unrecorded,
     },
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -502,16 +502,12 @@ impl LeaseNode for Redis {
         let reply = self.reply(partition, &call).await?;
         let known = match word(&reply) {
             ("renewed", renewed) => token(renewed).map(ExtendReply::Renewed),
-            ("held", "") => Some(ExtendReply::Held),
-            ("stale", "") => Some(ExtendReply::Stale),
+            ("held", "") => Some(ExtendReply::Refused(Refusal::Held)),
+            ("stale", "") => Some(ExtendReply::Refused(Refusal::Stale)),
             ("behind", "") => Some(ExtendReply::Behind),
             (absent, "") => self
                 .absence(partition, absent)
-                .map(|absence| match absence {
-                    Absence::Known => ExtendReply::Missing,
-                    Absence::NotKnown => ExtendReply::NotKnown,
-                    Absence::Unrecorded => ExtendReply::Unrecorded,
-                }),
+                .map(|absence| ExtendReply::Refused(absence.into())),
             _ => None,
         };
         if let Some(ExtendReply::Renewed(_)) = known {
@@ -570,12 +566,10 @@ impl LeaseNode for Redis {
             .arg(self.retention_ms());
         match &*self.reply(partition, &call).await? {
             "resigned" => Ok(ResignReply::Resigned),
-            "held" => Ok(ResignReply::Held),
-            "stale" => Ok(ResignReply::Stale),
+            "held" => Ok(ResignReply::Refused(Refusal::Held)),
+            "stale" => Ok(ResignReply::Refused(Refusal::Stale)),
             reply => match self.absence(partition, reply) {
-                Some(Absence::Known) => Ok(ResignReply::Missing),
-                Some(Absence::NotKnown) => Ok(ResignReply::NotKnown),
-                Some(Absence::Unrecorded) => Ok(ResignReply::Unrecorded),
+                Some(absence) => Ok(ResignReply::Refused(absence.into())),
                 None => Err(self.unexpected("resign", reply)),
             },
         }

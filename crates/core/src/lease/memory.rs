@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, LIST_EXAMINES, Lease, Look, Onto,
-    Page, REMEMBER, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings,
+    Page, REMEMBER, Reading, Refusal, Registered, Repair, Replaces, Resign, ResignReply, Settings,
     policy::{Call, Reply},
 };
 use crate::{
@@ -388,15 +388,11 @@ impl Memory {
     ) -> ExtendReply {
         let absence = self.absence(guarded, now);
         let Some(held) = self.held_mut(&extend.election, now) else {
-            return match absence {
-                Absence::Known => ExtendReply::Missing,
-                Absence::NotKnown => ExtendReply::NotKnown,
-                Absence::Unrecorded => ExtendReply::Unrecorded,
-            };
+            return ExtendReply::Refused(absence.into());
         };
         match extend.token {
-            _ if held.leader != extend.leader => return ExtendReply::Held,
-            Some(token) if token < held.token => return ExtendReply::Stale,
+            _ if held.leader != extend.leader => return ExtendReply::Refused(Refusal::Held),
+            Some(token) if token < held.token => return ExtendReply::Refused(Refusal::Stale),
             Some(token) if token > held.token => return ExtendReply::Behind,
             _ => {}
         }
@@ -512,16 +508,12 @@ impl Memory {
             held.leader == resign.leader && token.is_none_or(|token| token == held.token)
         };
         let Some(held) = self.held(election, now).cloned() else {
-            return match self.absence(guarded, now) {
-                Absence::Known => ResignReply::Missing,
-                Absence::NotKnown => ResignReply::NotKnown,
-                Absence::Unrecorded => ResignReply::Unrecorded,
-            };
+            return ResignReply::Refused(self.absence(guarded, now).into());
         };
         let reply = match () {
             () if named(&held) => ResignReply::Resigned,
-            () if held.leader != resign.leader => ResignReply::Held,
-            () => ResignReply::Stale,
+            () if held.leader != resign.leader => ResignReply::Refused(Refusal::Held),
+            () => ResignReply::Refused(Refusal::Stale),
         };
         if reply == ResignReply::Resigned {
             self.write(election, None);

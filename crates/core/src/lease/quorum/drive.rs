@@ -22,7 +22,7 @@ use super::{
 use crate::{
     election::types::{ElectionId, Token},
     lease::{
-        Bounds, ExtendReply, GrantReply, Incarnation, LeaseNode, NodeError,
+        Bounds, ExtendReply, GrantReply, Incarnation, LeaseNode, NodeError, Refusal,
         policy::{Call, Electorate, Event, Machine, Note, Reply, Step, View},
         rules::{Rule, holds},
     },
@@ -219,7 +219,7 @@ fn unprobed(inner: &Inner, call: &Call, number: usize) -> Option<Result<Reply, N
         ),
         Call::Extend(_) => (
             Rule::ProbedBeforeExtending,
-            Reply::Extend(ExtendReply::Unrecorded),
+            Reply::Extend(ExtendReply::Refused(Refusal::Unrecorded)),
         ),
         Call::Repair(_) => (Rule::ProbedBeforeExtending, Reply::Repaired(false)),
         Call::RollBack(_) | Call::Resign(_) | Call::Read(_) => return None,
