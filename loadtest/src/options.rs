@@ -92,7 +92,8 @@ pub struct Growth {
 }
 
 /// What grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, strum::Display)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Grows {
     /// Clients, each on its own connection; three nodes
     Clients,
@@ -161,7 +162,8 @@ pub struct Load {
 }
 
 /// What clients ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, strum::Display)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Scenario {
     /// Each client wins one election, then extends its term and loses campaigns of a second candidate in turn
     Mixed,

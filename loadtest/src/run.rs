@@ -85,8 +85,8 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
     let (seen, took) = asked?;
     progress.finish();
     let report = Report {
-        protocol: protocol.name().to_owned(),
-        scenario: format!("{:?}", load.scenario).to_lowercase(),
+        protocol: protocol.to_string(),
+        scenario: load.scenario.to_string(),
         clients: load.clients,
         connections: shared,
         rate: load.rate,

@@ -8,6 +8,7 @@ use election_core::election::{
     quota::Held,
     types::{Candidate, ElectionId, Invalid, Kind},
 };
+use strum::VariantNames;
 
 use crate::{
     auth::{
@@ -226,10 +227,15 @@ impl Asked {
         let action: Option<Action> = match &self.action {
             Some(action) => action
                 .parse()
-                .map_err(|told| wrong.push(format!("--action: {told}")))
+                .map_err(|_| {
+                    let names = Action::VARIANTS.join(", ");
+                    wrong.push(format!(
+                        "--action: {action:?} is no action: give one of {names}"
+                    ));
+                })
                 .ok(),
             None => {
-                let names = Action::ALL.map(Action::name).join(", ");
+                let names = Action::VARIANTS.join(", ");
                 wrong.push(format!("--action: give what is to be done: one of {names}"));
                 None
             }
@@ -245,8 +251,8 @@ impl Asked {
 
     fn identity(&self, wrong: &mut Vec<String>) -> Option<Identity> {
         let mode = self.mode.as_deref().unwrap_or(Mode::Token.name());
-        let Some(mode) = Mode::ALL.into_iter().find(|known| known.name() == mode) else {
-            let names = Mode::ALL.map(Mode::name).join(", ");
+        let Ok(mode) = mode.parse() else {
+            let names = Mode::VARIANTS.join(", ");
             wrong.push(format!("--mode: {mode:?} is no mode: give one of {names}"));
             return None;
         };

@@ -8,6 +8,7 @@ use election_core::{
     election::ledger::{Cause, Outcome},
     lease::quorum::observer::Operation,
 };
+use strum::{IntoStaticStr, VariantNames};
 
 use crate::endpoint::Action;
 
@@ -18,7 +19,8 @@ pub const PREFIX: &str = "election_agent";
 pub const ELECTIONS_PER_KIND: usize = 1_000;
 
 /// The type of a metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Type {
     /// Only rises; starts at zero with the agent.
     Counter,
@@ -32,11 +34,7 @@ impl Type {
     /// The name of the type in the exposition formats.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
+        self.into()
     }
 }
 
@@ -226,18 +224,18 @@ pub fn markdown() -> String {
 
 /// The labels and their values.
 fn labels() -> [(&'static str, String); 13] {
-    let statuses = (0..17).map(|code| status_name(code.into()));
+    let statuses: Vec<_> = (0..17).map(|code| status_name(code.into())).collect();
     [
-        ("action", words(Action::ALL.map(Action::name))),
-        ("status", words(statuses)),
-        ("reason", words(REFUSALS)),
-        ("outcome", words(Outcome::ALL.map(Outcome::name))),
-        ("cause", words(Cause::ALL.map(Cause::name))),
+        ("action", words(Action::VARIANTS)),
+        ("status", words(&statuses)),
+        ("reason", words(&REFUSALS)),
+        ("outcome", words(Outcome::VARIANTS)),
+        ("cause", words(Cause::VARIANTS)),
         (
             "node",
             "the addresses of lease nodes, as /readyz calls them".to_owned(),
         ),
-        ("operation", words(Operation::ALL.map(Operation::name))),
+        ("operation", words(Operation::VARIANTS)),
         (
             "error",
             "`timeout` (`EA_REDIS_OPERATION_TIMEOUT` passed; a caller's own deadline that came first is no error of \
@@ -260,9 +258,8 @@ fn labels() -> [(&'static str, String); 13] {
     ]
 }
 
-fn words(words: impl IntoIterator<Item = &'static str>) -> String {
-    let words: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
-    words.join(", ")
+fn words(words: &[&str]) -> String {
+    format!("`{}`", words.join("`, `"))
 }
 
 /// Reasons of refusals: the values of the label.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
+use strum::{IntoStaticStr, VariantArray, VariantNames};
 use tokio::time::Instant;
 
 use super::types::{Candidate, ElectionId, Token};
@@ -53,7 +54,8 @@ pub enum Request {
 }
 
 /// The outcome of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// The candidate leads.
     Elected,
@@ -74,31 +76,10 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
-        Self::Elected,
-        Self::Held,
-        Self::Used,
-        Self::Vacant,
-        Self::Stale,
-        Self::StoreFull,
-        Self::Unavailable,
-        Self::Done,
-    ];
-
     /// The name of the outcome in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Elected => "elected",
-            Self::Held => "held",
-            Self::Used => "used",
-            Self::Vacant => "vacant",
-            Self::Stale => "stale",
-            Self::StoreFull => "store_full",
-            Self::Unavailable => "unavailable",
-            Self::Done => "done",
-        }
+        self.into()
     }
 }
 
@@ -118,7 +99,8 @@ pub struct Change<'a> {
 }
 
 /// Why the leader of an election changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Cause {
     /// The new leader campaigned.
     Campaign,
@@ -131,18 +113,10 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Every cause, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Campaign, Self::Resign, Self::Handover, Self::Expiry];
-
     /// The name of the cause in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Campaign => "campaign",
-            Self::Resign => "resign",
-            Self::Handover => "handover",
-            Self::Expiry => "expiry",
-        }
+        self.into()
     }
 }
 

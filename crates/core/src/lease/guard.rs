@@ -6,12 +6,12 @@
 //! that.
 
 use std::{
-    str::FromStr,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
+use strum::{EnumString, VariantNames};
 use tokio::time::Instant;
 
 use super::{
@@ -20,7 +20,8 @@ use super::{
 };
 
 /// How nodes that may have lost their memory are treated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum RestartGuard {
     /// A restarted node is in quarantine for the longest term. A node without an incarnation record counts as new only
     /// when all nodes reply, none has a record, and this agent has never seen one.
@@ -41,19 +42,6 @@ impl RestartGuard {
     #[must_use]
     pub fn duration(self, max_term: Duration) -> Option<Duration> {
         (self != Self::Off).then_some(max_term)
-    }
-}
-
-impl FromStr for RestartGuard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "on" => Ok(Self::On),
-            "strict" => Ok(Self::Strict),
-            "off" => Ok(Self::Off),
-            _ => Err("give on, strict or off".to_owned()),
-        }
     }
 }
 
