@@ -310,14 +310,14 @@ mod tests {
             let mistakes = made.files.mistakes();
             let [
                 Mistake {
-                    variable: told,
+                    variable: named,
                     what,
                 },
             ] = &mistakes[..]
             else {
                 panic!("{file}: {mistakes:?}");
             };
-            assert_eq!(*told, variable, "{what}");
+            assert_eq!(*named, variable, "{what}");
             assert!(what.contains(says) && !what.contains("s3cret"), "{what}");
         }
     }

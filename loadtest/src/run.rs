@@ -96,7 +96,7 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
     match used.into_iter().collect::<Result<Vec<_>, _>>() {
         Ok(mut used) => report.charge(load.agent_pid.and_then(|_| used.pop()), used),
         // The observations of the clients are still reported.
-        Err(error) => eprintln!("CPU and memory are not told: {error}"),
+        Err(error) => eprintln!("CPU and memory are not reported: {error}"),
     }
     Ok(report)
 }

@@ -269,7 +269,7 @@ async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
     if asks_nobody && beyond_this_host {
         tracing::warn!(
             address = %config.listen.address,
-            "whoever reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
+            "every caller that reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
              or let only your clients' network reach it"
         );
     }

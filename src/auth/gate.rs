@@ -130,7 +130,7 @@ impl Gate {
         retry: Retry,
         deadline: Instant,
     ) -> Result<(), Error> {
-        self.leads(caller, Action::Extend, &extend.election, &extend.leader)?;
+        self.authorize_leader(caller, Action::Extend, &extend.election, &extend.leader)?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.extend(extend, retry, deadline).await?);
         };
@@ -139,7 +139,9 @@ impl Gate {
         let extended = self.elections.extend(extend, retry, deadline).await;
         match &extended {
             Ok(()) => quotas.extended(caller.name(), &election, &leader, term, true),
-            Err(election::Error::Denied(denial)) => over(quotas, &election, &leader, *denial),
+            Err(election::Error::Denied(denial)) => {
+                note_denial(quotas, &election, &leader, *denial);
+            }
             Err(_) => quotas.extended(caller.name(), &election, &leader, term, false),
         }
         Ok(extended?)
@@ -155,15 +157,17 @@ impl Gate {
         resign: Resign,
         deadline: Instant,
     ) -> Result<(), Error> {
-        self.leads(caller, Action::Resign, &resign.election, &resign.leader)?;
+        self.authorize_leader(caller, Action::Resign, &resign.election, &resign.leader)?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.resign(resign, deadline).await?);
         };
         let (election, leader) = (resign.election.clone(), resign.leader.clone());
         let resigned = self.elections.resign(resign, deadline).await;
         match &resigned {
-            Ok(()) => quotas.over(&election, &leader),
-            Err(election::Error::Denied(denial)) => over(quotas, &election, &leader, *denial),
+            Ok(()) => quotas.ended(&election, &leader),
+            Err(election::Error::Denied(denial)) => {
+                note_denial(quotas, &election, &leader, *denial);
+            }
             Err(_) => {}
         }
         Ok(resigned?)
@@ -200,7 +204,7 @@ impl Gate {
             note(entry, &moved, |()| quota::Outcome::Won);
             return Ok(moved?);
         }
-        self.ask(&question)?;
+        self.authorize(&question)?;
         let (election, leader) = (election.clone(), leader.clone());
         let moved = self.elections.handover(handover, forced, deadline).await;
         if let Some(quotas) = &self.quotas
@@ -222,7 +226,7 @@ impl Gate {
         election: &ElectionId,
         deadline: Instant,
     ) -> Result<Option<Lease>, Error> {
-        self.sees(caller, Action::Read, Resource::Election(election))?;
+        self.authorize_read(caller, Action::Read, Resource::Election(election))?;
         Ok(self.elections.leader(election, deadline).await?)
     }
 
@@ -236,7 +240,7 @@ impl Gate {
         list: List,
         deadline: Instant,
     ) -> Result<Leaders, Error> {
-        self.sees(caller, Action::List, Resource::Kind(list.kind()))?;
+        self.authorize_read(caller, Action::List, Resource::Kind(list.kind()))?;
         Ok(self.elections.leaders(list, deadline).await?)
     }
 
@@ -265,7 +269,7 @@ impl Gate {
                 pod: name,
             } => Resource::Pod { namespace, name },
         };
-        self.sees(caller, Action::Pods, resource)?;
+        self.authorize_read(caller, Action::Pods, resource)?;
         Ok(self.lookup.pods(wanted, deadline).await?)
     }
 
@@ -273,16 +277,16 @@ impl Gate {
     ///
     /// # Errors
     /// [`Error::Denied`].
-    pub fn administers(&self, caller: &Identity) -> Result<(), Error> {
+    pub fn authorize_admin(&self, caller: &Identity) -> Result<(), Error> {
         if self.policies.is_none() {
             audit::denied(&of_the_agent(caller), None);
             return Err(Error::Denied(
-                "nobody may do this where nobody is asked who they are: set EA_AUTH_MODES, and permit the action \
-                 admin by a policy (EA_AUTH_POLICY_DIR)"
+                "without authentication nobody may do this: set EA_AUTH_MODES, and permit the action admin by a policy \
+                 (EA_AUTH_POLICY_DIR)"
                     .to_owned(),
             ));
         }
-        self.ask(&of_the_agent(caller))
+        self.authorize(&of_the_agent(caller))
     }
 
     /// Asks policies and reserves a place in the caller's quota. Returns [`None`] if quotas are off.
@@ -296,7 +300,7 @@ impl Gate {
         let held = self.besides(question.identity, election);
         let question = Question { held, ..question };
         // Policies come first: a caller that may not have the election must not take a place, even briefly.
-        self.ask(&question)?;
+        self.authorize(&question)?;
         let Some(quotas) = &self.quotas else {
             return Ok(None);
         };
@@ -306,7 +310,7 @@ impl Gate {
         // Other entries may have been made since the policies decided.
         let held = entry.besides();
         if self.counts_held() && held != question.held {
-            let asked = self.ask(&Question { held, ..question });
+            let asked = self.authorize(&Question { held, ..question });
             if let Err(denied) = asked {
                 entry.came_to(quota::Outcome::Refused);
                 return Err(denied);
@@ -328,14 +332,14 @@ impl Gate {
         policies.is_some_and(|policies| policies.borrow().counts_held())
     }
 
-    fn leads(
+    fn authorize_leader(
         &self,
         caller: &Identity,
         action: Action,
         election: &ElectionId,
         candidate: &Candidate,
     ) -> Result<(), Error> {
-        self.ask(&Question {
+        self.authorize(&Question {
             identity: caller,
             action,
             resource: Resource::Election(election),
@@ -345,8 +349,13 @@ impl Gate {
         })
     }
 
-    fn sees(&self, caller: &Identity, action: Action, resource: Resource<'_>) -> Result<(), Error> {
-        self.ask(&Question {
+    fn authorize_read(
+        &self,
+        caller: &Identity,
+        action: Action,
+        resource: Resource<'_>,
+    ) -> Result<(), Error> {
+        self.authorize(&Question {
             identity: caller,
             action,
             resource,
@@ -356,7 +365,7 @@ impl Gate {
         })
     }
 
-    fn ask(&self, question: &Question<'_>) -> Result<(), Error> {
+    fn authorize(&self, question: &Question<'_>) -> Result<(), Error> {
         match self.permits(question) {
             true => Ok(()),
             false => Err(denied(question)),
@@ -385,9 +394,9 @@ fn note<T>(
 }
 
 /// Updates the quotas with what a denial implies about a leader.
-fn over(quotas: &Quotas, election: &ElectionId, leader: &Candidate, denial: Denial) {
+fn note_denial(quotas: &Quotas, election: &ElectionId, leader: &Candidate, denial: Denial) {
     match denial {
-        Denial::NoTerm | Denial::HeldByOther => quotas.over(election, leader),
+        Denial::NoTerm | Denial::HeldByOther => quotas.ended(election, leader),
         // The candidate leads through another process.
         Denial::StaleToken => {}
     }
@@ -443,6 +452,6 @@ pub(crate) fn permits(policies: Option<&Current<Policies>>, question: &Question<
 pub(crate) fn denied(question: &Question<'_>) -> Error {
     audit::denied(question, None);
     Error::Denied(format!(
-        "policies do not permit this: {question} (`election-agent authz explain` tells an operator which of them)"
+        "policies do not permit this: {question} (`election-agent authz explain` shows an operator which of them)"
     ))
 }

@@ -104,7 +104,7 @@ pub(super) fn definition() -> clap::Command {
                 .help("Read the agent's metrics and documents rather than an election"),
         ]);
     clap::Command::new("authz")
-        .about("Tells what the policies say")
+        .about("Shows what the policies say")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([
@@ -217,7 +217,7 @@ impl Asked {
         };
         let decision = policies.decide(&question);
         let code = ExitCode::from(u8::from(!decision.allowed()));
-        output::print(told(policies, &question, &decision), code)
+        output::print(explanation(policies, &question, &decision), code)
     }
 
     /// Returns the identity, action and subject of the request, or all mistakes in the arguments.
@@ -266,7 +266,7 @@ impl Asked {
                 None
             }
             (_, Some(name)) if !name.is_empty() => Identity::new(mode, name, self.group.clone())
-                .map_err(|told| wrong.push(format!("--identity, --group: {told}")))
+                .map_err(|what| wrong.push(format!("--identity, --group: {what}")))
                 .ok(),
             (_, _) => {
                 wrong.push(
@@ -382,7 +382,7 @@ impl Asked {
 }
 
 fn valid<T>(result: Result<T, Invalid>, wrong: &mut Vec<String>) -> Option<T> {
-    result.map_err(|Invalid(told)| wrong.push(told)).ok()
+    result.map_err(|Invalid(what)| wrong.push(what)).ok()
 }
 
 struct Subject {
@@ -411,11 +411,11 @@ impl Subject {
     }
 }
 
-fn told(policies: &Policies, question: &Question<'_>, decision: &Decision) -> String {
+fn explanation(policies: &Policies, question: &Question<'_>, decision: &Decision) -> String {
     let verdict = if decision.allowed() { "allow" } else { "deny" };
-    let mut told = format!("{verdict}: {question}\n");
+    let mut text = format!("{verdict}: {question}\n");
     if decision.policies().is_empty() {
-        told += "No policy permits it.\n";
+        text += "No policy permits it.\n";
     }
     for id in decision.policies() {
         let does = if decision.allowed() {
@@ -423,16 +423,16 @@ fn told(policies: &Policies, question: &Question<'_>, decision: &Decision) -> St
         } else {
             "Forbidden"
         };
-        told += &format!("{does} by {id}");
+        text += &format!("{does} by {id}");
         if let Some(origin) = policies.origin(id) {
-            told += &format!(", {}:{}:\n", origin.path, origin.line);
+            text += &format!(", {}:{}:\n", origin.path, origin.line);
             for line in origin.text.lines() {
-                told += &format!("    {line}\n");
+                text += &format!("    {line}\n");
             }
         }
     }
     for error in decision.errors() {
-        told += &format!("Error: {error}\n");
+        text += &format!("Error: {error}\n");
     }
-    told
+    text
 }

@@ -98,7 +98,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_AUTH_POLICY_DIR,
         "",
-        "directory of Cedar policies (`*.cedar`) that say who may do what, read again when it changes; none: whoever is authenticated may read everything, and act only for candidates that equal its name or start with its name and `/`",
+        "directory of Cedar policies (`*.cedar`) that say who may do what, read again when it changes; none: every authenticated identity may read everything, and act only for candidates that equal its name or start with its name and `/`",
     ),
 ];
 

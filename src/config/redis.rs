@@ -112,7 +112,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_RESTART_GUARD,
         "on",
-        "what happens when a lease node may have lost its memory: `on`: it abstains from new grants for EA_MAX_TERM, except on a first start; `strict`: on a first start, too; `off`: nothing, and two leaders may have time left after a restart without data",
+        "what happens when a lease node may have lost its memory: `on`: it is in quarantine, without new grants, for EA_MAX_TERM, except on a first start; `strict`: on a first start, too; `off`: nothing, and two leaders may have time left after a restart without data",
     ),
     setting(
         EA_ALLOW_EVICTION,

@@ -42,7 +42,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_TRACE_KEYS,
         "false",
-        "tell the names of elections and candidates in traces, which `OTEL_*` variables turn on \
+        "put the names of elections and candidates into traces, which `OTEL_*` variables turn on \
          (docs/TRACES.md)",
     ),
 ];

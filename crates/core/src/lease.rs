@@ -84,7 +84,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     ///    [`Grant::replaces`] needs a leader: [`GrantReply::Vacant`].
     /// 4. [`Grant::repeat`] is set, and the candidate holds the lease with the same request id: the node renews the
     ///    lease and replies [`GrantReply::Granted`] with the lease's token. The request id belongs to an earlier grant
-    ///    whose lease is over: [`GrantReply::Used`].
+    ///    whose lease has ended: [`GrantReply::Used`].
     /// 5. The token is not above the high-water mark: [`GrantReply::Stale`].
     /// 6. Otherwise the node writes the lease and the high-water mark: [`GrantReply::Granted`].
     ///
@@ -322,7 +322,7 @@ pub enum GrantReply {
     Vacant,
     /// The proposed token is not above this token high-water mark.
     Stale(Token),
-    /// The request id belongs to a grant whose lease is over.
+    /// The request id belongs to a grant whose lease has ended.
     Used,
     /// The grant arrived too late to count, or after it was rolled back.
     Late,

@@ -24,7 +24,7 @@ use super::{
 use crate::endpoint::Action;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Came {
+struct ByOutcome {
     action: &'static str,
     outcome: &'static str,
 }
@@ -50,9 +50,9 @@ struct Changed {
 /// The metrics of elections.
 #[derive(Debug)]
 pub(super) struct ElectionMetrics {
-    outcomes: Family<Came, Counter>,
+    outcomes: Family<ByOutcome, Counter>,
     /// By action and outcome. Created on first use, as most pairs never occur.
-    came: [[OnceLock<Counter>; Outcome::VARIANTS.len()]; Action::VARIANTS.len()],
+    by_outcome: [[OnceLock<Counter>; Outcome::VARIANTS.len()]; Action::VARIANTS.len()],
     changes: [Counter; Cause::VARIANTS.len()],
     held: Gauge,
     each: Option<Each>,
@@ -72,7 +72,7 @@ impl ElectionMetrics {
         };
         Self {
             outcomes,
-            came: Default::default(),
+            by_outcome: Default::default(),
             changes: array::from_fn(by_cause),
             held,
             each: (!per_election.is_empty()).then(|| Each::register(registrar, per_election)),
@@ -80,8 +80,8 @@ impl ElectionMetrics {
     }
 
     pub(super) fn outcome(&self, action: Action, outcome: Outcome) {
-        let counter = self.came[action as usize][outcome as usize].get_or_init(|| {
-            self.outcomes.get_or_create_owned(&Came {
+        let counter = self.by_outcome[action as usize][outcome as usize].get_or_init(|| {
+            self.outcomes.get_or_create_owned(&ByOutcome {
                 action: action.name(),
                 outcome: outcome.name(),
             })
@@ -199,10 +199,10 @@ mod tests {
         }
         let text = metrics.text(Format::Text);
         let labels = r#"kind="jobs",election="nightly \"a\"\\""#;
-        let mut told = series(&text, "election_agent_election_");
-        told.sort_unstable();
+        let mut shown = series(&text, "election_agent_election_");
+        shown.sort_unstable();
         assert_eq!(
-            told,
+            shown,
             [
                 format!(
                     "election_agent_election_leadership_changes_total{{{labels},cause=\"campaign\"}} 1"

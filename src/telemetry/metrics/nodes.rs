@@ -309,21 +309,21 @@ mod tests {
         let guard = "election_agent_node_guard_remaining_seconds{node=\"a:1\"} ";
         let up = "election_agent_node_up{node=\"a:1\"} ";
         metrics.report(std::slice::from_ref(&node), true);
-        let told = lines(&metrics);
-        assert!(told.contains(&format!("{guard}1.5")), "{told:#?}");
-        assert!(told.contains(&format!("{up}1")));
-        assert!(told.contains(&"election_agent_ready 1".to_owned()));
+        let shown = lines(&metrics);
+        assert!(shown.contains(&format!("{guard}1.5")), "{shown:#?}");
+        assert!(shown.contains(&format!("{up}1")));
+        assert!(shown.contains(&"election_agent_ready 1".to_owned()));
 
         node.probe = Err(NodeError::unknown("gone"));
         metrics.report(&[node], false);
-        let told = lines(&metrics);
+        let shown = lines(&metrics);
         assert!(
-            !told.iter().any(|line| line.starts_with(guard)),
-            "{told:#?}"
+            !shown.iter().any(|line| line.starts_with(guard)),
+            "{shown:#?}"
         );
-        assert!(told.contains(&format!("{up}0")));
+        assert!(shown.contains(&format!("{up}0")));
         for line in ["ready 0", "disconnected_redis_backends 1"] {
-            assert!(told.contains(&format!("election_agent_{line}")), "{line}");
+            assert!(shown.contains(&format!("election_agent_{line}")), "{line}");
         }
     }
 }

@@ -87,13 +87,13 @@ table! {
         "Requests whose answer has not begun",
         "always";
     UNAVAILABLE: Counter "unavailable_total" [] "requests",
-        "Requests that were told UNAVAILABLE: no quorum of lease nodes answered, or what is known of pods is too old",
+        "Requests that got UNAVAILABLE: no quorum of lease nodes answered, or what is known of pods is too old",
         "always";
     REFUSED: Counter "requests_refused_total" ["reason"] "requests",
         "Requests that were refused for what they are, not for what they asked",
         "always";
     OUTCOMES: Counter "outcomes_total" ["action", "outcome"] "requests",
-        "What came of requests that reached the elections",
+        "The outcomes of requests that reached the elections",
         "from the first request of an action with the outcome";
     LEADERSHIP_CHANGES: Counter "leadership_changes_total" ["cause"] "changes",
         "Changes of leadership that this agent made or saw",
@@ -102,7 +102,7 @@ table! {
         "Elections whose leader has time left, of those that this agent has answered for",
         "always";
     READY: Gauge "ready" [] "0 or 1",
-        "Whether the agent is ready, as /readyz tells it",
+        "Whether the agent is ready, as /readyz reports it",
         "always";
     DISCONNECTED: Gauge "disconnected_redis_backends" [] "nodes",
         "Lease nodes that do not answer, or must not vote",
@@ -111,8 +111,8 @@ table! {
         "Whether the lease node answers, and may vote",
         "always";
     NODE_GUARD: Gauge "node_guard_remaining_seconds" ["node"] "seconds",
-        "For how long the lease node abstains from new grants, as it has restarted or was promoted; 0 when it grants",
-        "while the node answers and has markers";
+        "For how long the lease node is in quarantine, as it has restarted or was promoted; 0 when it grants",
+        "while the node answers and has incarnation records";
     NODE_MEMORY_USED: Gauge "node_memory_used_bytes" ["node"] "bytes",
         "The memory that counts against the lease node's maxmemory; of a Redis Cluster, on the fullest primary",
         "on Redis, while the node answers";
@@ -147,7 +147,7 @@ table! {
         "When the first certificate of the chain that new connections are shown expires",
         "with TLS (`EA_TLS_CERT_FILE`)";
     KUBE_AGE: Gauge "kube_cache_age_seconds" ["namespace"] "seconds",
-        "For how long the Kubernetes API server has not been heard to agree with what is known of pods",
+        "For how long the Kubernetes API server has not confirmed what is known of pods",
         "while pods are looked up and something is known of the namespace";
     KUBE_PODS: Gauge "kube_cache_pods" ["namespace"] "pods",
         "Pods that are known",
@@ -162,7 +162,7 @@ table! {
         "Exports of spans that failed",
         "always";
     LOG_LINES_LOST: Counter "log_lines_lost_total" [] "lines",
-        "Log lines, of the audit trail too, that were dropped as whoever reads them did not keep up, or that could not be written",
+        "Log lines, of the audit trail too, that were dropped as their reader did not keep up, or that could not be written",
         "always";
     BUILD_INFO: Gauge "build_info" ["version", "commit"] "1",
         "The agent's version, and the commit that it was built from, if that is known",

@@ -158,7 +158,7 @@ impl Embedded {
             }
             memory.high_water_marks.insert(election, high_water_mark);
         }
-        if let Some(wait) = stored.marker_wait {
+        if let Some(wait) = stored.quarantine {
             let bounds = Bounds {
                 guard: settings.guard,
                 vote: settings.vote,

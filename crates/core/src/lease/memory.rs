@@ -649,7 +649,7 @@ impl Memory {
         look: Look,
         now: Instant,
     ) -> (Option<Duration>, Registered, Registered) {
-        let told = |left, record: &Record| {
+        let report = |left, record: &Record| {
             let age = |at| now.saturating_duration_since(at);
             let guard = Registered {
                 bound: record.guard,
@@ -663,7 +663,7 @@ impl Memory {
         };
         if !look.write {
             let record = self.record.as_ref();
-            return record.map_or_else(Default::default, |record| told(Duration::ZERO, record));
+            return record.map_or_else(Default::default, |record| report(Duration::ZERO, record));
         }
         let guard = look.own.guard.unwrap_or_default().max(look.guard.bound);
         let Some(mut record) = self.incarnation(guard, now) else {
@@ -675,7 +675,7 @@ impl Memory {
             true => record.left(now),
             false => Duration::ZERO,
         };
-        told(left, &record)
+        report(left, &record)
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -867,14 +867,14 @@ impl Record {
 
     /// Whether an agent that wants a guard has used the node lately.
     fn is_guarded(&self, now: Instant) -> bool {
-        let heard = now.saturating_duration_since(self.guard_at);
-        !self.guard.is_zero() && heard <= self.guard.max(REMEMBER)
+        let age = now.saturating_duration_since(self.guard_at);
+        !self.guard.is_zero() && age <= self.guard.max(REMEMBER)
     }
 
     /// Registers an agent's bounds. The longest bound counts: it lengthens this incarnation's wait, if it has one. The
-    /// record forgets a bound when no agent has registered it for so long that everything granted under it is over.
+    /// record forgets a bound when no agent has registered it for so long that everything granted under it has ended.
     fn register(&mut self, look: Look, now: Instant) {
-        let longest = |bound: &mut Duration, at: &mut Instant, own: Duration, told: Registered| {
+        let longest = |bound: &mut Duration, at: &mut Instant, own: Duration, seen: Registered| {
             // The clock was set back.
             *at = (*at).min(now);
             if now - *at > REMEMBER.max(*bound) {
@@ -883,8 +883,8 @@ impl Record {
             if own >= *bound {
                 (*bound, *at) = (own, now);
             }
-            if told.bound > *bound {
-                (*bound, *at) = (told.bound, now.checked_sub(told.age).unwrap_or(now));
+            if seen.bound > *bound {
+                (*bound, *at) = (seen.bound, now.checked_sub(seen.age).unwrap_or(now));
             }
         };
         let guard = look.own.guard.unwrap_or_default();

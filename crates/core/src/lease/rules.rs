@@ -73,7 +73,7 @@ pub enum Rule {
     HandoversToken,
     /// A handover that names a leader requires an election with a leader.
     HandoversNeedALeader,
-    /// A request id that was granted is not granted again after its lease is over.
+    /// A request id that was granted is not granted again after its lease has ended.
     RequestIdsOutliveLeases,
     /// A retry gets the token that a majority may hold for its request id.
     RetriesGetTheirToken,

@@ -91,7 +91,7 @@ pub(super) enum Granted {
     TokenMismatch,
     /// There is no leader to hand over.
     Vacant,
-    /// The request was granted before, and its lease is over.
+    /// The request was granted before, and its lease has ended.
     Used,
 }
 
@@ -230,13 +230,13 @@ impl Grants {
         })
     }
 
-    /// Why no quorum agreed, when none can or the time for the vote is over.
+    /// Why no quorum agreed, when none can or the time for the vote has passed.
     pub(super) fn failure(&self) -> Failure {
         let electorate = self.roll.electorate;
-        let abstaining: Nodes = self.guarded.iter().map(|(_, node)| *node).collect();
+        let in_quarantine: Nodes = self.guarded.iter().map(|(_, node)| *node).collect();
         let mut granting = electorate
             .nodes()
-            .without(abstaining.and(self.roll.unknown()).and(self.full));
+            .without(in_quarantine.and(self.roll.unknown()).and(self.full));
         let too_many_full = !self.full.is_empty() && !electorate.all(granting);
         let mut guarded = self.guarded.clone();
         guarded.sort_unstable();
