@@ -484,7 +484,7 @@ pub enum Absence {
 }
 
 /// What a node reports of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Probe {
     /// How long the node is in quarantine, in the partition where it lasts longest. `None` when the node has no
     /// incarnation record at all, zero when it grants everywhere.

@@ -234,7 +234,7 @@ impl Observer for Counting {
 
 #[cfg(test)]
 mod tests {
-    use election_core::lease::{NodeError, Probe, Registered};
+    use election_core::lease::{NodeError, Probe};
 
     use crate::telemetry::metrics::{Format, Metrics};
 
@@ -290,16 +290,7 @@ mod tests {
         let metrics = Metrics::new(&[1.0]);
         let probe = Probe {
             guard: Some(Duration::from_millis(1500)),
-            unrecorded: Vec::new(),
-            longest_guard: Registered::default(),
-            longest_vote: Registered::default(),
-            clock: None,
-            other_list: None,
-            closing: false,
-            identity: None,
-            unfit: None,
-            degraded: None,
-            memory: None,
+            ..Probe::default()
         };
         let mut node = NodeStatus {
             name: "a:1".to_owned(),

@@ -359,13 +359,7 @@ impl LeaseNode for Embedded {
             },
             longest_guard,
             longest_vote,
-            clock: None,
-            other_list: None,
-            closing: false,
-            identity: None,
-            unfit: None,
-            degraded: None,
-            memory: None,
+            ..Probe::default()
         })
     }
 
