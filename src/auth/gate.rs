@@ -98,15 +98,11 @@ impl Gate {
         campaign: Campaign,
         deadline: Instant,
     ) -> Result<Outcome, Error> {
-        let question = Question {
-            identity: caller,
-            action: Action::Campaign,
-            resource: Resource::Election(&campaign.election),
-            candidate: Some(&campaign.candidate),
-            current_leader: None,
-            held: Held::default(),
-        };
         let (election, candidate) = (&campaign.election, &campaign.candidate);
+        let question = Question {
+            candidate: Some(candidate),
+            ..Question::new(caller, Action::Campaign, Resource::Election(election))
+        };
         let entry = self.enter(question, election, candidate, campaign.term)?;
         let outcome = self.elections.campaign(campaign, deadline).await;
         note(entry, &outcome, |outcome| match outcome {
@@ -278,15 +274,16 @@ impl Gate {
     /// # Errors
     /// [`Error::Denied`].
     pub fn authorize_admin(&self, caller: &Identity) -> Result<(), Error> {
+        let question = Question::new(caller, Action::Admin, Resource::Agent);
         if self.policies.is_none() {
-            audit::denied(&of_the_agent(caller), None);
+            audit::denied(&question, None);
             return Err(Error::Denied(
                 "without authentication nobody may do this: set EA_AUTH_MODES, and permit the action admin by a policy \
                  (EA_AUTH_POLICY_DIR)"
                     .to_owned(),
             ));
         }
-        self.authorize(&of_the_agent(caller))
+        self.authorize(&question)
     }
 
     /// Asks policies and reserves a place in the caller's quota. Returns [`None`] if quotas are off.
@@ -312,7 +309,7 @@ impl Gate {
         if self.counts_held() && held != question.held {
             let asked = self.authorize(&Question { held, ..question });
             if let Err(denied) = asked {
-                entry.came_to(quota::Outcome::Refused);
+                entry.finish(quota::Outcome::Refused);
                 return Err(denied);
             }
         }
@@ -340,12 +337,8 @@ impl Gate {
         candidate: &Candidate,
     ) -> Result<(), Error> {
         self.authorize(&Question {
-            identity: caller,
-            action,
-            resource: Resource::Election(election),
             candidate: Some(candidate),
-            current_leader: None,
-            held: Held::default(),
+            ..Question::new(caller, action, Resource::Election(election))
         })
     }
 
@@ -355,14 +348,7 @@ impl Gate {
         action: Action,
         resource: Resource<'_>,
     ) -> Result<(), Error> {
-        self.authorize(&Question {
-            identity: caller,
-            action,
-            resource,
-            candidate: None,
-            current_leader: None,
-            held: Held::default(),
-        })
+        self.authorize(&Question::new(caller, action, resource))
     }
 
     fn authorize(&self, question: &Question<'_>) -> Result<(), Error> {
@@ -381,13 +367,13 @@ impl Gate {
 fn note<T>(
     entry: Option<Entry>,
     result: &Result<T, election::Error>,
-    came_to: impl FnOnce(&T) -> quota::Outcome,
+    quota_outcome: impl FnOnce(&T) -> quota::Outcome,
 ) {
     let Some(entry) = entry else { return };
     match result {
-        Ok(outcome) => entry.came_to(came_to(outcome)),
+        Ok(outcome) => entry.finish(quota_outcome(outcome)),
         Err(election::Error::StoreFull | election::Error::Denied(_)) => {
-            entry.came_to(quota::Outcome::Refused);
+            entry.finish(quota::Outcome::Refused);
         }
         Err(_) => {}
     }
@@ -424,18 +410,6 @@ fn over_quota(question: &Question<'_>, election: &ElectionId, exceeded: Exceeded
         ),
         setting,
         limit,
-    }
-}
-
-/// Returns the question whether the caller may administer the agent.
-fn of_the_agent(caller: &Identity) -> Question<'_> {
-    Question {
-        identity: caller,
-        action: Action::Admin,
-        resource: Resource::Agent,
-        candidate: None,
-        current_leader: None,
-        held: Held::default(),
     }
 }
 

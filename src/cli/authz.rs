@@ -199,8 +199,7 @@ fn check(policies: &Policies) -> ExitCode {
 
 impl Asked {
     fn explain(&self, policies: &Policies) -> ExitCode {
-        let checked = self.check();
-        let (identity, action, subject) = match checked {
+        let (identity, action, subject) = match self.check() {
             Ok(checked) => checked,
             Err(wrong) => return refuse(wrong),
         };

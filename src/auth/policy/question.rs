@@ -112,6 +112,21 @@ pub struct Question<'a> {
     pub held: Held,
 }
 
+impl<'a> Question<'a> {
+    /// Creates a request without candidates and without held elections.
+    #[must_use]
+    pub fn new(identity: &'a Identity, action: Action, resource: Resource<'a>) -> Self {
+        Self {
+            identity,
+            action,
+            resource,
+            candidate: None,
+            current_leader: None,
+            held: Held::default(),
+        }
+    }
+}
+
 impl fmt::Display for Question<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(

@@ -343,8 +343,8 @@ impl Entry {
         self.besides
     }
 
-    /// Notes the outcome.
-    pub fn came_to(mut self, outcome: Outcome) {
+    /// Ends the request with this outcome.
+    pub fn finish(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
     }
 }
@@ -404,7 +404,7 @@ mod tests {
 
     fn wins(quotas: &Quotas, holder: &str, to: &str) {
         let entry = enters(quotas, holder, to).expect("a place");
-        entry.came_to(Outcome::Won);
+        entry.finish(Outcome::Won);
     }
 
     #[tokio::test(start_paused = true)]
@@ -447,10 +447,10 @@ mod tests {
         assert_eq!(enters(&it, "c", "3").err(), Some(Exceeded::Kind(2)));
         // Whichever holder wins it, it is one election.
         let rival = enters(&it, "c", "1").expect("it has a place");
-        rival.came_to(Outcome::Lost(name("a"), TERM));
+        rival.finish(Outcome::Lost(name("a"), TERM));
         let other = ElectionId::new("other", "3").expect("valid");
         assert!(it.enter("c", &other, &name("c"), TERM).is_ok());
-        second.came_to(Outcome::Refused);
+        second.finish(Outcome::Refused);
         wins(&it, "c", "3");
     }
 
@@ -459,7 +459,7 @@ mod tests {
         let it = quotas(1, 0);
         let lost = enters(&it, "a", "1").expect("a place");
         assert!(enters(&it, "a", "2").is_err(), "it may yet be won");
-        lost.came_to(Outcome::Lost(name("b"), TERM));
+        lost.finish(Outcome::Lost(name("b"), TERM));
         drop(enters(&it, "a", "2").expect("a place"));
         assert!(enters(&it, "a", "3").is_err(), "not known");
         advance(TERM).await;
@@ -468,13 +468,13 @@ mod tests {
         let second = it.enter("a", &election("3"), &name("a/2"), TERM);
         second
             .expect("its own")
-            .came_to(Outcome::Lost(name("a"), TERM));
+            .finish(Outcome::Lost(name("a"), TERM));
         assert!(enters(&it, "a", "4").is_err());
         // Another candidate leads now: the election was lost before its time, through another agent.
         let second = it.enter("a", &election("3"), &name("a/2"), TERM);
         second
             .expect("its own")
-            .came_to(Outcome::Lost(name("c"), TERM));
+            .finish(Outcome::Lost(name("c"), TERM));
         wins(&it, "a", "4");
     }
 
