@@ -201,7 +201,7 @@ async fn end(
         Ok(_) => tracing::info!("every request was answered"),
         Err(_) => tracing::warn!(
             connections = connections.len(),
-            "EA_SHUTDOWN_GRACE is over, and requests are still under way"
+            "EA_SHUTDOWN_GRACE has passed, and requests are still under way"
         ),
     }
     // An unavailable node must not delay the shutdown.
@@ -297,13 +297,13 @@ mod tests {
         {
             let address = SocketAddr::from(([0, 0, 0, 0], port));
             let denied = io::Error::from(io::ErrorKind::PermissionDenied);
-            let told = cannot_bind(address, variable, &denied);
+            let found = cannot_bind(address, variable, &denied);
             for part in [
                 format!("0.0.0.0:{port}"),
                 format!("set {variable} to"),
                 instead.to_owned(),
             ] {
-                assert!(told.contains(&part), "{part} is not in: {told}");
+                assert!(found.contains(&part), "{part} is not in: {found}");
             }
         }
     }

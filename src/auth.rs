@@ -13,7 +13,9 @@ pub mod policy;
 pub mod reviews;
 pub mod tokens;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, sync::Arc};
+
+use strum::{EnumString, IntoStaticStr, VariantArray, VariantNames};
 
 /// Maximum length of the name of an identity or group, in bytes.
 const MAX_NAME: usize = 256;
@@ -24,7 +26,21 @@ const MAX_GROUPS: usize = 1000;
 pub const ANONYMOUS: &str = "anonymous";
 
 /// How an identity was proved (`EA_AUTH_MODES`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    EnumString,
+    IntoStaticStr,
+    VariantArray,
+    VariantNames,
+)]
+#[strum(serialize_all = "lowercase")]
 pub enum Mode {
     /// No proof: a caller without a credential is [`ANONYMOUS`].
     None,
@@ -39,37 +55,10 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// Every mode.
-    pub const ALL: [Self; 5] = [
-        Self::None,
-        Self::Token,
-        Self::Jwt,
-        Self::Mtls,
-        Self::Kubernetes,
-    ];
-
     /// Returns the mode's name in configurations and policies.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Token => "token",
-            Self::Jwt => "jwt",
-            Self::Mtls => "mtls",
-            Self::Kubernetes => "kubernetes",
-        }
-    }
-}
-
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let mode = Self::ALL.into_iter().find(|mode| mode.name() == text);
-        mode.ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("{text:?} is no mode: give one or more of {names}, comma separated")
-        })
+        self.into()
     }
 }
 

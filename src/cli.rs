@@ -190,8 +190,8 @@ fn command_line() -> clap::Command {
             clap::Command::new("restore")
                 .about(
                     "Puts a copy of the lease database in the place of EA_EMBEDDED_PATH, while the agent is \
-                     stopped; keeps what it replaces beside it, and says for how long the agent will abstain \
-                     from new grants",
+                     stopped; keeps what it replaces beside it, and says for how long the agent will be in \
+                     quarantine",
                 )
                 .arg(
                     clap::Arg::new("from")

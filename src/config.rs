@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_told_at_once_each_with_its_variable() {
-        let told = mistakes(&[
+        let found = mistakes(&[
             ("EA_GRPC_PORT", "65536"),
             ("EA_HTTP_ENABLE", "perhaps"),
             ("EA_MAX_TERM", "10"),
@@ -354,9 +354,9 @@ mod tests {
             "EA_FIRST_BYTE_TIMEOUT",
             "EA_GRPC_MIN_PING_INTERVAL",
         ] {
-            assert!(told.contains(named), "{named} is not in: {told}");
+            assert!(found.contains(named), "{named} is not in: {found}");
         }
-        assert!(!told.contains("s3cret"), "{told}");
+        assert!(!found.contains("s3cret"), "{found}");
     }
 
     #[test]
@@ -376,24 +376,24 @@ mod tests {
             "redis://u:pa,s3cret:word@host",
             "s3cret:hunter2@host",
         ] {
-            let told = mistakes(&[("EA_REDIS_URLS", url)]);
-            assert!(told.contains("EA_REDIS_URLS"), "{url}: {told}");
+            let found = mistakes(&[("EA_REDIS_URLS", url)]);
+            assert!(found.contains("EA_REDIS_URLS"), "{url}: {found}");
             assert!(
                 !credentials::hide_credentials(url).contains("s3cret"),
                 "{url}"
             );
             assert!(
-                told.contains("redis[s]://user:password@host:port/db"),
-                "{url}: {told}"
+                found.contains("redis[s]://user:password@host:port/db"),
+                "{url}: {found}"
             );
-            assert!(!told.contains("s3cret"), "{url}: {told}");
+            assert!(!found.contains("s3cret"), "{url}: {found}");
         }
     }
 
     #[test]
     fn a_password_that_yaml_takes_for_a_key_is_not_told() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        for (text, told) in [
+        for (text, expected) in [
             ("redis_urls: {redis://u:s3cret@h: }", "EA_REDIS_URLS: in "),
             (
                 "redis_sentinel_password: {s3cret: }",
@@ -416,7 +416,10 @@ mod tests {
             let path = file.path().display().to_string();
             let mistakes = Values::collect(Vec::new(), Some(path), []).expect_err(text);
             let mistakes = mistakes.to_string();
-            assert!(mistakes.contains(told), "{told} is not in: {mistakes}");
+            assert!(
+                mistakes.contains(expected),
+                "{expected} is not in: {mistakes}"
+            );
             assert!(!mistakes.contains("s3cret"), "{mistakes}");
         }
     }
@@ -425,10 +428,10 @@ mod tests {
     fn an_alias_and_its_setting_must_not_contradict() {
         let config = config(&[("EA_KEY_PREFIX", "mine")]).expect("valid");
         assert_eq!(config.store.prefix, "mine");
-        let told = mistakes(&[("EA_KEY_PREFIX", "mine"), ("EA_REDIS_PREFIX", "yours")]);
+        let found = mistakes(&[("EA_KEY_PREFIX", "mine"), ("EA_REDIS_PREFIX", "yours")]);
         assert!(
-            told.contains("EA_KEY_PREFIX") && told.contains("EA_REDIS_PREFIX"),
-            "{told}"
+            found.contains("EA_KEY_PREFIX") && found.contains("EA_REDIS_PREFIX"),
+            "{found}"
         );
     }
 
@@ -454,14 +457,14 @@ mod tests {
 
     #[test]
     fn production_keeps_leases_in_memory_only_if_that_is_said() {
-        let told = mistakes(&[("EA_ENV", "production")]);
+        let found = mistakes(&[("EA_ENV", "production")]);
         for named in [
             "EA_STORE",
             "EA_REDIS_URLS",
             "EA_EMBEDDED_PATH",
             "EA_STORE=memory",
         ] {
-            assert!(told.contains(named), "{named} is not in: {told}");
+            assert!(found.contains(named), "{named} is not in: {found}");
         }
         for env in ["production", "development", "test"] {
             let memory = [("EA_ENV", env), ("EA_STORE", "memory")];
@@ -494,8 +497,8 @@ mod tests {
         ] {
             for env in ["production", "development"] {
                 let all = [&[("EA_STORE", store), ("EA_ENV", env)], &given[..]].concat();
-                let told = mistakes(&all);
-                assert!(told.contains(named), "{all:?}: {told}");
+                let found = mistakes(&all);
+                assert!(found.contains(named), "{all:?}: {found}");
             }
         }
         for (store, given) in [("file", path), ("redis", urls)] {
@@ -505,7 +508,7 @@ mod tests {
 
     #[test]
     fn a_variable_that_resembles_a_setting_is_a_mistake_and_others_are_ignored() {
-        for (name, value, told) in [
+        for (name, value, expected) in [
             ("EA_REDIS_URL", "x", "did you mean EA_REDIS_URLS?"),
             ("ea_redis_urls", "x", "did you mean EA_REDIS_URLS?"),
             (
@@ -516,7 +519,7 @@ mod tests {
         ] {
             let mistakes = mistakes(&[(name, value)]);
             assert!(
-                mistakes.starts_with(name) && mistakes.contains(told),
+                mistakes.starts_with(name) && mistakes.contains(expected),
                 "{mistakes}"
             );
             assert!(!mistakes.contains("s3cret"), "{mistakes}");
@@ -551,30 +554,30 @@ mod tests {
                 "redis://a,redis://b,redis://u:p@a:6379",
                 "redis://a:1 , rediss://a:1",
             ] {
-                let told = mistakes(&with(twice));
-                assert!(told.contains("name the same server, a:"), "{told}");
+                let found = mistakes(&with(twice));
+                assert!(found.contains("name the same server, a:"), "{found}");
             }
         }
-        let told = mistakes(&[("EA_REDIS_URLS", "redis://a/0,redis://a/1")]);
-        assert!(told.contains("name the same server, a:6379"), "{told}");
-        let told = mistakes(&[
+        let found = mistakes(&[("EA_REDIS_URLS", "redis://a/0,redis://a/1")]);
+        assert!(found.contains("name the same server, a:6379"), "{found}");
+        let found = mistakes(&[
             ("EA_REDIS_MODE", "cluster"),
             ("EA_REDIS_URLS", "redis://a?addr=b,redis://c?addr=b"),
         ]);
-        assert!(told.contains("name the same server, b:6379"), "{told}");
-        let told = mistakes(&[
+        assert!(found.contains("name the same server, b:6379"), "{found}");
+        let found = mistakes(&[
             ("EA_REDIS_MODE", "failover"),
             ("EA_REDIS_MASTER", "m"),
             ("EA_REDIS_URLS", "redis://a,redis://a"),
         ]);
-        assert!(told.contains("name the same server, a:6379"), "{told}");
+        assert!(found.contains("name the same server, a:6379"), "{found}");
     }
 
     #[test]
     fn a_list_without_urls_is_not_taken_for_none() {
         for urls in [",", " ", " , "] {
-            let told = mistakes(&[("EA_REDIS_URLS", urls)]);
-            assert!(told.contains("it holds no URL"), "{told}");
+            let found = mistakes(&[("EA_REDIS_URLS", urls)]);
+            assert!(found.contains("it holds no URL"), "{found}");
         }
     }
 
@@ -582,7 +585,7 @@ mod tests {
     fn a_file_of_authorities_must_hold_one_and_be_used() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let path = file.path().display().to_string();
-        for (text, url, told) in [
+        for (text, url, expected) in [
             ("", "rediss://h", "holds no certificate"),
             ("junk", "rediss://h", "holds no certificate"),
             ("", "redis://h", "has no rediss:// URL"),
@@ -593,7 +596,10 @@ mod tests {
                 ("EA_REDIS_URLS", url),
             ];
             let mistakes = mistakes(&env);
-            assert!(mistakes.contains(told), "{told} is not in: {mistakes}");
+            assert!(
+                mistakes.contains(expected),
+                "{expected} is not in: {mistakes}"
+            );
         }
     }
 
@@ -653,8 +659,8 @@ mod tests {
                 "EA_HTTP_ENABLE",
             ),
         ] {
-            let told = mistakes(env);
-            assert!(told.contains(named), "{env:?}: {told}");
+            let found = mistakes(env);
+            assert!(found.contains(named), "{env:?}: {found}");
         }
     }
 
@@ -740,10 +746,10 @@ mod tests {
             let file = tempfile::NamedTempFile::new().expect("a file");
             std::fs::write(file.path(), text).expect("written");
             let path = Some(file.path().display().to_string());
-            let told = Values::collect(Vec::new(), path, [])
+            let found = Values::collect(Vec::new(), path, [])
                 .expect_err("refused")
                 .to_string();
-            assert!(told.contains(named), "{text}: {told}");
+            assert!(found.contains(named), "{text}: {found}");
         }
         let missing = Values::collect(Vec::new(), Some("/no/such/file".to_owned()), []);
         assert!(

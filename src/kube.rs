@@ -8,7 +8,7 @@
 mod cache;
 pub mod client;
 mod flights;
-mod heard;
+mod freshness;
 pub(crate) mod names;
 mod objects;
 mod on_demand;

@@ -29,7 +29,7 @@ mod tests {
     };
 
     /// Returns how a layer treats a complete request that has not been classified.
-    async fn told<L>(layer: L) -> Result<(), Code>
+    async fn through<L>(layer: L) -> Result<(), Code>
     where
         L: Layer<tower::util::BoxCloneSyncService<Request<Body>, Response, Problem>>,
         L::Service: Service<Request<Body>, Error = Problem>,
@@ -57,11 +57,11 @@ mod tests {
             ..Authenticator::default()
         };
         let refused = Err(Code::Internal);
-        assert_eq!(told(in_flight::InFlightLayer::new(1, 1)).await, refused);
+        assert_eq!(through(in_flight::InFlightLayer::new(1, 1)).await, refused);
         let authenticate = authenticate::AuthenticateLayer::new(authenticator, Vec::new(), None);
-        assert_eq!(told(authenticate).await, refused);
-        assert_eq!(told(rate_limit::rate_limit(limiter)).await, refused);
-        assert_eq!(told(authorize::authorize(None)).await, refused);
-        assert_eq!(told(body_limit::BodyLimitLayer).await, refused);
+        assert_eq!(through(authenticate).await, refused);
+        assert_eq!(through(rate_limit::rate_limit(limiter)).await, refused);
+        assert_eq!(through(authorize::authorize(None)).await, refused);
+        assert_eq!(through(body_limit::BodyLimitLayer).await, refused);
     }
 }

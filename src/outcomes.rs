@@ -35,7 +35,7 @@ impl Observer for Observed {
         self.metrics.changed(change.election, change.cause, token);
     }
 
-    fn came_of(&self, request: Request, outcome: Outcome) {
+    fn finished(&self, request: Request, outcome: Outcome) {
         let action = match request {
             Request::Campaign => Action::Campaign,
             Request::Extend => Action::Extend,

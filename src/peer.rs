@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_told() {
-        for (text, told) in [
+        for (text, expected) in [
             ("10.0.0.1,proxy.example", "\"proxy.example\""),
             ("10.0.0.1,", "\"\""),
             (" ", "\"\""),
@@ -225,7 +225,7 @@ mod tests {
             ("fd00::1/8", "give fd00::/8 for the network"),
         ] {
             let mistake = text.parse::<TrustedProxies>().expect_err(text);
-            assert!(mistake.contains(told), "{text}: {mistake}");
+            assert!(mistake.contains(expected), "{text}: {mistake}");
         }
     }
 

@@ -89,7 +89,7 @@ async fn follow<S: Source>(
     mut seen: S::Content,
     publish: watch::Sender<Arc<S::Made>>,
 ) {
-    let mut told: Option<Vec<Mistake>> = None;
+    let mut logged: Option<Vec<Mistake>> = None;
     let mut new: Option<S::Content> = None;
     loop {
         tokio::select! {
@@ -124,16 +124,16 @@ async fn follow<S: Source>(
             }
         };
         match made {
-            Ok(None) => told = None,
+            Ok(None) => logged = None,
             Ok(Some(made)) => {
                 tracing::info!(
                     "{} have changed; the new ones are used from now on",
                     S::WHAT
                 );
-                told = None;
+                logged = None;
                 publish.send_replace(Arc::new(made));
             }
-            Err(mistakes) if told.as_ref() == Some(&mistakes) => {}
+            Err(mistakes) if logged.as_ref() == Some(&mistakes) => {}
             Err(mistakes) => {
                 for Mistake { variable, what } in &mistakes {
                     tracing::error!(
@@ -142,7 +142,7 @@ async fn follow<S: Source>(
                         S::WHAT
                     );
                 }
-                told = Some(mistakes);
+                logged = Some(mistakes);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Tells the agent when to stop.
+/// Reports when the agent is to stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     /// Cancelled when the agent is to drain and stop.

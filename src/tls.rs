@@ -8,7 +8,6 @@ mod chain;
 use std::{
     io,
     path::{Path, PathBuf},
-    str::FromStr,
     sync::Arc,
     time::Duration,
 };
@@ -20,6 +19,7 @@ use rustls::{
         NoClientAuth, NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier,
     },
 };
+use strum::{EnumString, VariantNames};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
@@ -45,24 +45,13 @@ pub struct Files {
 }
 
 /// Whether clients must present a certificate (`EA_TLS_CLIENT_AUTH`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum ClientAuth {
     /// A client certificate is required.
     Required,
     /// A client certificate is optional.
     Optional,
-}
-
-impl FromStr for ClientAuth {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "required" => Ok(Self::Required),
-            "optional" => Ok(Self::Optional),
-            _ => Err("give required or optional".to_owned()),
-        }
-    }
 }
 
 /// The content of the files.
@@ -321,14 +310,14 @@ mod tests {
             let mistakes = made.files.mistakes();
             let [
                 Mistake {
-                    variable: told,
+                    variable: named,
                     what,
                 },
             ] = &mistakes[..]
             else {
                 panic!("{file}: {mistakes:?}");
             };
-            assert_eq!(*told, variable, "{what}");
+            assert_eq!(*named, variable, "{what}");
             assert!(what.contains(says) && !what.contains("s3cret"), "{what}");
         }
     }

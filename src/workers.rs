@@ -41,7 +41,7 @@ pub fn number() -> Option<usize> {
 #[derive(Debug, Clone)]
 pub struct Workers {
     workers: Arc<[Worker]>,
-    beside: Handle,
+    background: Handle,
 }
 
 #[derive(Debug)]
@@ -72,8 +72,11 @@ impl Workers {
         let guard = stop.clone().drop_guard();
         let started = (0..count.get()).map(|number| start(number, stop.clone()));
         let workers = started.collect::<io::Result<_>>()?;
-        let beside = Handle::current();
-        Ok((Self { workers, beside }, guard))
+        let started = Self {
+            workers,
+            background: Handle::current(),
+        };
+        Ok((started, guard))
     }
 
     /// Uses the current runtime as the only worker.
@@ -81,23 +84,23 @@ impl Workers {
     pub fn here() -> Self {
         Self {
             workers: [Worker::new(Handle::current())].into(),
-            beside: Handle::current(),
+            background: Handle::current(),
         }
     }
 
-    /// The background runtime, for work beside requests.
-    pub fn beside(&self) -> &Handle {
-        &self.beside
+    /// The background runtime.
+    pub fn background(&self) -> &Handle {
+        &self.background
     }
 
     /// The runtimes that send requests to lease nodes: those of the workers, in the order of their
-    /// [`number`]s, and the [background](Self::beside) runtime.
+    /// [`number`]s, and the background runtime.
     #[must_use]
     pub fn askers(&self) -> Askers {
         let workers = self.workers.iter();
         Askers {
             serving: workers.map(|worker| worker.runtime.clone()).collect(),
-            beside: self.beside.clone(),
+            background: self.background.clone(),
             number,
         }
     }

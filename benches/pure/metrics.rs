@@ -13,6 +13,7 @@ use election_core::election::{
     Campaign, Elections, Outcome,
     types::{Kind, Value},
 };
+use strum::VariantArray;
 use tokio::time::Instant;
 
 use crate::{
@@ -24,8 +25,8 @@ use crate::{
 fn metrics(elections: usize) -> Metrics {
     let kind = Kind::new("batch").expect("a kind");
     let metrics = Metrics::with_elections(&DEFAULT_BUCKETS, &[kind]);
-    for action in Action::ALL {
-        count(&metrics, action);
+    for action in Action::VARIANTS {
+        count(&metrics, *action);
     }
     let won = Elections::new(of(1), HOUR).entered_into(outcomes::ledger(&metrics));
     runtime().block_on(async {

@@ -8,7 +8,7 @@ use election_agent::auth::{
     Identity, Mode,
     policy::{Action, Policies, Question, Resource},
 };
-use election_core::election::{quota::Held, types::Candidate};
+use election_core::election::types::Candidate;
 
 use crate::{
     measure::group,
@@ -21,12 +21,8 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let (identity, election) = (identity.expect("a name"), election("nightly-report"));
     let may = |candidate: &Candidate| {
         let question = Question {
-            identity: &identity,
-            action: Action::Campaign,
-            resource: Resource::Election(&election),
             candidate: Some(candidate),
-            current_leader: None,
-            held: Held::default(),
+            ..Question::new(&identity, Action::Campaign, Resource::Election(&election))
         };
         assert!(policies.decide(&question).allowed());
     };

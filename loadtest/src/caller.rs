@@ -79,8 +79,9 @@ impl Failed {
     }
 }
 
-/// A protocol of the agent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A protocol of the agent. Its text is its name on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Protocol {
     /// gRPC over HTTP/2.
     Grpc,
@@ -88,18 +89,6 @@ pub enum Protocol {
     GrpcWeb,
     /// REST over HTTP/1.1.
     Rest,
-}
-
-impl Protocol {
-    /// The protocol's name on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Grpc => "grpc",
-            Self::GrpcWeb => "grpc-web",
-            Self::Rest => "rest",
-        }
-    }
 }
 
 /// A connection to an agent, which is reopened when the agent has closed it. Clones share the connection and

@@ -82,7 +82,7 @@ pub async fn growth(options: &Growth) -> Result<(), String> {
         };
         let (title, table) = (title(what), table(what, &rows));
         println!("{title}:\n\n{table}");
-        tables.insert(format!("{what:?}").to_lowercase(), rows);
+        tables.insert(what.to_string(), rows);
     }
     match &options.json {
         Some(path) => write(path, &tables),

@@ -92,7 +92,8 @@ pub struct Growth {
 }
 
 /// What grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, strum::Display)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Grows {
     /// Clients, each on its own connection; three nodes
     Clients,
@@ -146,7 +147,7 @@ pub struct Load {
     /// The deployment that `pods` asks for
     #[arg(long, default_value = "web")]
     pub deployment: String,
-    /// The agent's process on this machine, to tell CPU and memory
+    /// The agent's process on this machine, to report CPU and memory
     #[arg(long)]
     pub agent_pid: Option<u32>,
     /// A Redis server's process on this machine; may be given more than once
@@ -161,7 +162,8 @@ pub struct Load {
 }
 
 /// What clients ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, strum::Display)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Scenario {
     /// Each client wins one election, then extends its term and loses campaigns of a second candidate in turn
     Mixed,
@@ -177,7 +179,7 @@ pub enum Scenario {
     Health,
     /// Each client asks for a deployment's pods
     Pods,
-    /// Each client's leader stops extending; tells how long after the end of its term the next one leads
+    /// Each client's leader stops extending; reports how long after the end of its term the next one leads
     Failover,
 }
 

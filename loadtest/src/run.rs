@@ -85,8 +85,8 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
     let (seen, took) = asked?;
     progress.finish();
     let report = Report {
-        protocol: protocol.name().to_owned(),
-        scenario: format!("{:?}", load.scenario).to_lowercase(),
+        protocol: protocol.to_string(),
+        scenario: load.scenario.to_string(),
         clients: load.clients,
         connections: shared,
         rate: load.rate,
@@ -96,7 +96,7 @@ pub async fn run(protocol: Protocol, load: &Load) -> Result<Report, String> {
     match used.into_iter().collect::<Result<Vec<_>, _>>() {
         Ok(mut used) => report.charge(load.agent_pid.and_then(|_| used.pop()), used),
         // The observations of the clients are still reported.
-        Err(error) => eprintln!("CPU and memory are not told: {error}"),
+        Err(error) => eprintln!("CPU and memory are not reported: {error}"),
     }
     Ok(report)
 }

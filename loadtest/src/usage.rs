@@ -80,7 +80,7 @@ fn cpu(pid: u32) -> Result<f64, String> {
 
 #[cfg(not(target_os = "linux"))]
 fn cpu(_: u32) -> Result<f64, String> {
-    Err("the CPU time of other processes is told on Linux only".to_owned())
+    Err("the CPU time of other processes is reported on Linux only".to_owned())
 }
 
 /// The resident memory of a process, in bytes.

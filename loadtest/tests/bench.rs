@@ -59,9 +59,9 @@ fn limited(limit: &str, arguments: &[&str]) -> Command {
     command
 }
 
-fn told(output: &Output) -> String {
-    let told = [&output.stdout[..], &output.stderr].concat();
-    String::from_utf8(told).expect("text")
+fn printed(output: &Output) -> String {
+    let printed = [&output.stdout[..], &output.stderr].concat();
+    String::from_utf8(printed).expect("text")
 }
 
 fn number(value: &Value) -> f64 {
@@ -81,7 +81,7 @@ fn bench_measures_five_figures_beside_their_bars() {
         .env("EA_REDIS_URLS", "redis://127.0.0.1:1")
         .output()
         .expect("it runs");
-    let text = told(&output);
+    let text = printed(&output);
     let document = fs::read_to_string(&file).expect(&text);
     let document: Value = serde_json::from_str(&document).expect("JSON");
 
@@ -141,7 +141,7 @@ fn growth_has_a_row_for_each_step() {
     .arg(&file)
     .output()
     .expect("it runs");
-    let text = told(&output);
+    let text = printed(&output);
     assert!(output.status.success(), "{text}");
     let document = fs::read_to_string(&file).expect("written");
     let document: Value = serde_json::from_str(&document).expect("JSON");
@@ -162,7 +162,7 @@ fn growth_has_a_row_for_each_step() {
 #[test]
 fn what_is_missing_is_told() {
     let nothing = loadtest(&["bench", "--open", "1", "--agent", "/nowhere/agent"]).output();
-    let text = told(&nothing.expect("it runs"));
+    let text = printed(&nothing.expect("it runs"));
     assert!(text.contains("/nowhere/agent"), "{text}");
     assert!(text.contains("--agent"), "{text}");
 
@@ -172,16 +172,16 @@ fn what_is_missing_is_told() {
         .env("PATH", empty.path())
         .output()
         .expect("it runs");
-    let text = told(&lacks);
+    let text = printed(&lacks);
     assert!(!lacks.status.success());
     assert!(text.contains("apt-get install redis-"), "{text}");
 
     let ends = loadtest(&["bench", "--open", "1", "--agent", "/bin/false"]).output();
-    let text = told(&ends.expect("it runs"));
+    let text = printed(&ends.expect("it runs"));
     assert!(text.contains("is not ready: it has ended"), "{text}");
 
     let many = limited("-n 1000", &["growth", "clients", "--agent", "/bin/false"]).output();
-    let text = told(&many.expect("it runs"));
+    let text = printed(&many.expect("it runs"));
     assert!(text.contains("10000 connections need"), "{text}");
     assert!(text.contains("the limit is 1000"), "{text}");
 
@@ -193,7 +193,7 @@ fn what_is_missing_is_told() {
     let lacks = loadtest(&["bench", "--open", "1", "--agent", "/bin/false"])
         .env("PATH", empty.path())
         .output();
-    let text = told(&lacks.expect("it runs"));
+    let text = printed(&lacks.expect("it runs"));
     assert!(text.contains("apt-get install redis-tools"), "{text}");
 }
 
@@ -322,7 +322,7 @@ fn the_owner_of_a_token_measures_with_candidates_of_its_own_name() {
             let mut command = loadtest(&[protocol, "-q", "-c", "2", "-i", "10", "--host", &host]);
             let output = command.args(more).env("LOADTEST_TOKEN", token).output();
             let output = output.expect("it runs");
-            (output.status.code(), told(&output))
+            (output.status.code(), printed(&output))
         };
         let (code, text) = measure(&["--candidate", "worker-1"]);
         assert!(
@@ -371,8 +371,8 @@ fn what_clients_saw_is_told_although_the_agent_has_ended() {
     agent.child.kill().expect("it runs");
     agent.child.wait().expect("it ends");
     let output = measuring.wait_with_output().expect("it ends");
-    let text = told(&output);
-    assert!(text.contains("CPU and memory are not told"), "{text}");
+    let text = printed(&output);
+    assert!(text.contains("CPU and memory are not reported"), "{text}");
     let document = fs::read_to_string(&file).expect(&text);
     let document: Value = serde_json::from_str(&document).expect("JSON");
     assert_eq!(document["agent_cpu_micros"], Value::Null, "{text}");

@@ -190,10 +190,13 @@ async fn a_load_that_gets_errors_alone_fails() {
         .output()
         .await
         .expect("it runs");
-    let (told, why) = (output.stdout, output.stderr);
-    let told = String::from_utf8(told).expect("text");
-    assert!(told.contains("3 × 503, such as: come back later"), "{told}");
-    assert!(!told.contains("p50"), "{told}");
+    let (found, why) = (output.stdout, output.stderr);
+    let found = String::from_utf8(found).expect("text");
+    assert!(
+        found.contains("3 × 503, such as: come back later"),
+        "{found}"
+    );
+    assert!(!found.contains("p50"), "{found}");
     assert_eq!(output.status.code(), Some(1));
     let why = String::from_utf8(why).expect("text");
     assert!(why.contains("nothing was measured"), "{why}");
@@ -229,9 +232,9 @@ async fn options_that_contradict_each_other_are_told() {
             "a --term of 5s or less",
         ),
     ] {
-        let told = run(Protocol::Rest, &load(address, arguments)).await;
-        let told = told.expect_err("no report");
-        assert!(told.contains(says), "{told}");
+        let found = run(Protocol::Rest, &load(address, arguments)).await;
+        let found = found.expect_err("no report");
+        assert!(found.contains(says), "{found}");
     }
 }
 
@@ -284,11 +287,11 @@ async fn what_cannot_be_measured_is_told() {
         address,
         "--scenario campaign --iterations 1 --agent-pid 4194304",
     );
-    let told = run(Protocol::Rest, &gone).await.expect_err("no process");
-    assert!(told.contains("is 4194304 a process here?"), "{told}");
+    let found = run(Protocol::Rest, &gone).await.expect_err("no process");
+    assert!(found.contains("is 4194304 a process here?"), "{found}");
     let nobody = SocketAddr::from(([127, 0, 0, 1], 1));
-    let told = run(Protocol::Rest, &load(nobody, "-i 1"))
+    let found = run(Protocol::Rest, &load(nobody, "-i 1"))
         .await
         .expect_err("nobody listens");
-    assert!(told.contains("cannot connect"), "{told}");
+    assert!(found.contains("cannot connect"), "{found}");
 }

@@ -114,7 +114,7 @@ impl Tree {
                 provisional_term: config.limits.provisional_term,
                 max_wait: config.limits.max_wait,
             },
-            workers.beside().clone(),
+            workers.background().clone(),
             closing.clone(),
             Arc::new(metrics.clone()),
         );
@@ -285,7 +285,7 @@ async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
     if asks_nobody && beyond_this_host {
         tracing::warn!(
             address = %config.listen.address,
-            "whoever reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
+            "every caller that reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
              or let only your clients' network reach it"
         );
     }

@@ -93,7 +93,7 @@ impl Gate {
 
     /// Returns the longest time that a campaign may wait.
     #[must_use]
-    pub fn max_wait(&self) -> std::time::Duration {
+    pub fn max_wait(&self) -> Duration {
         self.board.max_wait()
     }
 
@@ -108,15 +108,11 @@ impl Gate {
         wait: Option<Patience>,
         deadline: Instant,
     ) -> Result<Outcome, Error> {
-        let question = Question {
-            identity: caller,
-            action: Action::Campaign,
-            resource: Resource::Election(&campaign.election),
-            candidate: Some(&campaign.candidate),
-            current_leader: None,
-            held: Held::default(),
-        };
         let (election, candidate) = (&campaign.election, &campaign.candidate);
+        let question = Question {
+            candidate: Some(candidate),
+            ..Question::new(caller, Action::Campaign, Resource::Election(election))
+        };
         let entry = self.enter(question, election, candidate, campaign.term)?;
         let outcome = match wait {
             None => self.elections.campaign(campaign, deadline).await,
@@ -144,7 +140,7 @@ impl Gate {
         retry: Retry,
         deadline: Instant,
     ) -> Result<Duration, Error> {
-        self.leads(caller, Action::Extend, &extend.election, &extend.leader)?;
+        self.authorize_leader(caller, Action::Extend, &extend.election, &extend.leader)?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.extend(extend, retry, deadline).await?);
         };
@@ -153,7 +149,9 @@ impl Gate {
         let extended = self.elections.extend(extend, retry, deadline).await;
         match &extended {
             Ok(_) => quotas.extended(caller.name(), &election, &leader, term, true),
-            Err(election::Error::Denied(denial)) => over(quotas, &election, &leader, *denial),
+            Err(election::Error::Denied(denial)) => {
+                note_denial(quotas, &election, &leader, *denial);
+            }
             Err(_) => quotas.extended(caller.name(), &election, &leader, term, false),
         }
         Ok(extended?)
@@ -169,15 +167,17 @@ impl Gate {
         resign: Resign,
         deadline: Instant,
     ) -> Result<(), Error> {
-        self.leads(caller, Action::Resign, &resign.election, &resign.leader)?;
+        self.authorize_leader(caller, Action::Resign, &resign.election, &resign.leader)?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.resign(resign, deadline).await?);
         };
         let (election, leader) = (resign.election.clone(), resign.leader.clone());
         let resigned = self.elections.resign(resign, deadline).await;
         match &resigned {
-            Ok(()) => quotas.over(&election, &leader),
-            Err(election::Error::Denied(denial)) => over(quotas, &election, &leader, *denial),
+            Ok(()) => quotas.ended(&election, &leader),
+            Err(election::Error::Denied(denial)) => {
+                note_denial(quotas, &election, &leader, *denial);
+            }
             Err(_) => {}
         }
         Ok(resigned?)
@@ -214,7 +214,7 @@ impl Gate {
             note(entry, &moved, |_| quota::Outcome::Won);
             return Ok(moved?);
         }
-        self.ask(&question)?;
+        self.authorize(&question)?;
         let (election, leader) = (election.clone(), leader.clone());
         let moved = self.elections.handover(handover, forced, deadline).await;
         if let Some(quotas) = &self.quotas
@@ -236,7 +236,7 @@ impl Gate {
         election: &ElectionId,
         deadline: Instant,
     ) -> Result<State, Error> {
-        self.sees(caller, Action::Read, Resource::Election(election))?;
+        self.authorize_read(caller, Action::Read, Resource::Election(election))?;
         Ok(self.elections.state(election, deadline).await?)
     }
 
@@ -250,7 +250,7 @@ impl Gate {
         list: List,
         deadline: Instant,
     ) -> Result<Leaders, Error> {
-        self.sees(caller, Action::List, Resource::Kind(list.kind()))?;
+        self.authorize_read(caller, Action::List, Resource::Kind(list.kind()))?;
         Ok(self.elections.leaders(list, deadline).await?)
     }
 
@@ -279,7 +279,7 @@ impl Gate {
                 pod: name,
             } => Resource::Pod { namespace, name },
         };
-        self.sees(caller, Action::Pods, resource)?;
+        self.authorize_read(caller, Action::Pods, resource)?;
         Ok(self.lookup.pods(wanted, deadline).await?)
     }
 
@@ -287,16 +287,17 @@ impl Gate {
     ///
     /// # Errors
     /// [`Error::Denied`].
-    pub fn administers(&self, caller: &Identity) -> Result<(), Error> {
+    pub fn authorize_admin(&self, caller: &Identity) -> Result<(), Error> {
+        let question = Question::new(caller, Action::Admin, Resource::Agent);
         if self.policies.is_none() {
-            audit::denied(&of_the_agent(caller), None);
+            audit::denied(&question, None);
             return Err(Error::Denied(
-                "nobody may do this where nobody is asked who they are: set EA_AUTH_MODES, and permit the action \
-                 admin by a policy (EA_AUTH_POLICY_DIR)"
+                "without authentication nobody may do this: set EA_AUTH_MODES, and permit the action admin by a policy \
+                 (EA_AUTH_POLICY_DIR)"
                     .to_owned(),
             ));
         }
-        self.ask(&of_the_agent(caller))
+        self.authorize(&question)
     }
 
     /// Asks policies and reserves a place in the caller's quota. Returns [`None`] if quotas are off.
@@ -310,7 +311,7 @@ impl Gate {
         let held = self.besides(question.identity, election);
         let question = Question { held, ..question };
         // Policies come first: a caller that may not have the election must not take a place, even briefly.
-        self.ask(&question)?;
+        self.authorize(&question)?;
         let Some(quotas) = &self.quotas else {
             return Ok(None);
         };
@@ -320,9 +321,9 @@ impl Gate {
         // Other entries may have been made since the policies decided.
         let held = entry.besides();
         if self.counts_held() && held != question.held {
-            let asked = self.ask(&Question { held, ..question });
+            let asked = self.authorize(&Question { held, ..question });
             if let Err(denied) = asked {
-                entry.came_to(quota::Outcome::Refused);
+                entry.finish(quota::Outcome::Refused);
                 return Err(denied);
             }
         }
@@ -342,35 +343,29 @@ impl Gate {
         policies.is_some_and(|policies| policies.borrow().counts_held())
     }
 
-    fn leads(
+    fn authorize_leader(
         &self,
         caller: &Identity,
         action: Action,
         election: &ElectionId,
         candidate: &Candidate,
     ) -> Result<(), Error> {
-        self.ask(&Question {
-            identity: caller,
-            action,
-            resource: Resource::Election(election),
+        self.authorize(&Question {
             candidate: Some(candidate),
-            current_leader: None,
-            held: Held::default(),
+            ..Question::new(caller, action, Resource::Election(election))
         })
     }
 
-    fn sees(&self, caller: &Identity, action: Action, resource: Resource<'_>) -> Result<(), Error> {
-        self.ask(&Question {
-            identity: caller,
-            action,
-            resource,
-            candidate: None,
-            current_leader: None,
-            held: Held::default(),
-        })
+    fn authorize_read(
+        &self,
+        caller: &Identity,
+        action: Action,
+        resource: Resource<'_>,
+    ) -> Result<(), Error> {
+        self.authorize(&Question::new(caller, action, resource))
     }
 
-    fn ask(&self, question: &Question<'_>) -> Result<(), Error> {
+    fn authorize(&self, question: &Question<'_>) -> Result<(), Error> {
         match self.permits(question) {
             true => Ok(()),
             false => Err(denied(question)),
@@ -386,22 +381,22 @@ impl Gate {
 fn note<T>(
     entry: Option<Entry>,
     result: &Result<T, election::Error>,
-    came_to: impl FnOnce(&T) -> quota::Outcome,
+    quota_outcome: impl FnOnce(&T) -> quota::Outcome,
 ) {
     let Some(entry) = entry else { return };
     match result {
-        Ok(outcome) => entry.came_to(came_to(outcome)),
+        Ok(outcome) => entry.finish(quota_outcome(outcome)),
         Err(election::Error::StoreFull | election::Error::Denied(_)) => {
-            entry.came_to(quota::Outcome::Refused);
+            entry.finish(quota::Outcome::Refused);
         }
         Err(_) => {}
     }
 }
 
 /// Updates the quotas with what a denial implies about a leader.
-fn over(quotas: &Quotas, election: &ElectionId, leader: &Candidate, denial: Denial) {
+fn note_denial(quotas: &Quotas, election: &ElectionId, leader: &Candidate, denial: Denial) {
     match denial {
-        Denial::NoTerm | Denial::HeldByOther => quotas.over(election, leader),
+        Denial::NoTerm | Denial::HeldByOther => quotas.ended(election, leader),
         // The candidate leads through another process.
         Denial::StaleToken => {}
     }
@@ -432,18 +427,6 @@ fn over_quota(question: &Question<'_>, election: &ElectionId, exceeded: Exceeded
     }
 }
 
-/// Returns the question whether the caller may administer the agent.
-fn of_the_agent(caller: &Identity) -> Question<'_> {
-    Question {
-        identity: caller,
-        action: Action::Admin,
-        resource: Resource::Agent,
-        candidate: None,
-        current_leader: None,
-        held: Held::default(),
-    }
-}
-
 /// Returns whether policies permit it. Without policies, everything is permitted.
 pub(crate) fn permits(policies: Option<&Current<Policies>>, question: &Question<'_>) -> bool {
     policies.is_none_or(|policies| {
@@ -457,6 +440,6 @@ pub(crate) fn permits(policies: Option<&Current<Policies>>, question: &Question<
 pub(crate) fn denied(question: &Question<'_>) -> Error {
     audit::denied(question, None);
     Error::Denied(format!(
-        "policies do not permit this: {question} (`election-agent authz explain` tells an operator which of them)"
+        "policies do not permit this: {question} (`election-agent authz explain` shows an operator which of them)"
     ))
 }

@@ -97,7 +97,7 @@ impl Verifier {
             })?;
             verified = self.verify_by_any(&keys, name, token);
         }
-        let (identity, expires) = verified.map_err(Wrong::told)?;
+        let (identity, expires) = verified.map_err(Wrong::into_refusal)?;
         keys.verified.0.insert(*hash, (identity.clone(), expires));
         Ok(identity)
     }
@@ -181,7 +181,7 @@ enum Wrong {
 }
 
 impl Wrong {
-    fn told(self) -> Refusal {
+    fn into_refusal(self) -> Refusal {
         match self {
             Self::Signature(why) => refused(why),
             Self::Content(refusal) => refusal,
@@ -358,7 +358,7 @@ mod tests {
             .as_object_mut()
             .expect("an object")
             .remove("exp");
-        for (token, told) in [
+        for (token, expected) in [
             (issuer.token(&with("exp", now - 31)), "expired"),
             (issuer.token(&with("exp", "never")), "iss, aud and exp"),
             (issuer.token(&without_exp), "iss, aud and exp"),
@@ -376,8 +376,8 @@ mod tests {
             ("a.b.c".to_owned(), "not a JSON Web Token"),
             ("s3cret".to_owned(), "not a JSON Web Token"),
         ] {
-            let refused = verify(&verifier, &token).await.expect_err(told);
-            assert!(refused.contains(told), "{told}: {refused}");
+            let refused = verify(&verifier, &token).await.expect_err(expected);
+            assert!(refused.contains(expected), "{expected}: {refused}");
             assert!(
                 !refused.contains("worker-1")
                     && !refused.contains("s3cret")

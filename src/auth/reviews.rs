@@ -30,7 +30,7 @@ use crate::{causes, telemetry::trace};
 const REMEMBERED: usize = 10_000;
 /// How long a negative verdict is cached.
 const REFUSED_FOR: Duration = Duration::from_secs(10);
-/// Maximum number of concurrent reviews: tokens of strangers must not load the API server.
+/// Maximum number of concurrent reviews: unknown tokens must not load the API server.
 const AT_ONCE: usize = 16;
 /// Timeout of a review, including the wait for a place.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(3);
@@ -75,7 +75,7 @@ impl Reviewer {
     /// Returns the cached verdict on the token.
     pub(super) fn remembered(&self, hash: &Hash) -> Option<Result<Identity, Refusal>> {
         let verdict = self.0.verdicts.get(hash)?;
-        (Instant::now() < verdict.until).then(|| verdict.told())
+        (Instant::now() < verdict.until).then(|| verdict.result())
     }
 
     /// Returns the identity of a token. Concurrent requests with one token share one review. The review completes even
@@ -92,7 +92,7 @@ impl Reviewer {
             verdicts.get_or_insert_async(&hash, inner.ask(&token)).await
         };
         match tokio::spawn(reviewing.in_current_span()).await {
-            Ok(verdict) => verdict?.told(),
+            Ok(verdict) => verdict?.result(),
             Err(_) => Err(unavailable("the review was broken off")),
         }
     }
@@ -166,7 +166,7 @@ impl Inner {
 }
 
 impl Verdict {
-    fn told(self) -> Result<Identity, Refusal> {
+    fn result(self) -> Result<Identity, Refusal> {
         self.identity
             .map_err(|why| Refusal::Unauthenticated(format!("the token is not accepted: {why}")))
     }

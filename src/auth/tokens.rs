@@ -53,7 +53,7 @@ impl New {
             "# The token, which is shown this once. For a shell:\n\
              export TOKEN={}\n\
              # Its line is on the standard output, for the file that {VARIABLE} names, with EA_AUTH_MODES=token.\n\
-             # Whoever asks shows the token: curl -H \"authorization: Bearer $TOKEN\" http://localhost:8080/elections",
+             # Callers send the token: curl -H \"authorization: Bearer $TOKEN\" http://localhost:8080/elections",
             self.token
         )
     }
@@ -244,9 +244,9 @@ mod tests {
             made.line,
             &made.line[2..]
         );
-        let told = tokens(&file).expect_err("mistakes");
-        assert_eq!(told.len(), 5, "{told:?}");
-        for (mistake, line) in told.iter().zip(2..) {
+        let found = tokens(&file).expect_err("mistakes");
+        assert_eq!(found.len(), 5, "{found:?}");
+        for (mistake, line) in found.iter().zip(2..) {
             assert!(
                 mistake.starts_with(&format!("EA_AUTH_TOKEN_FILE: tokens, line {line}: ")),
                 "{mistake}"

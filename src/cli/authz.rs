@@ -8,6 +8,7 @@ use election_core::election::{
     quota::Held,
     types::{Candidate, ElectionId, Invalid, Kind},
 };
+use strum::VariantNames;
 
 use crate::{
     auth::{
@@ -103,7 +104,7 @@ pub(super) fn definition() -> clap::Command {
                 .help("Read the agent's metrics and documents rather than an election"),
         ]);
     clap::Command::new("authz")
-        .about("Tells what the policies say")
+        .about("Shows what the policies say")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([
@@ -198,8 +199,7 @@ fn check(policies: &Policies) -> ExitCode {
 
 impl Asked {
     fn explain(&self, policies: &Policies) -> ExitCode {
-        let checked = self.check();
-        let (identity, action, subject) = match checked {
+        let (identity, action, subject) = match self.check() {
             Ok(checked) => checked,
             Err(wrong) => return refuse(wrong),
         };
@@ -216,7 +216,7 @@ impl Asked {
         };
         let decision = policies.decide(&question);
         let code = ExitCode::from(u8::from(!decision.allowed()));
-        output::print(told(policies, &question, &decision), code)
+        output::print(explanation(policies, &question, &decision), code)
     }
 
     /// Returns the identity, action and subject of the request, or all mistakes in the arguments.
@@ -226,10 +226,15 @@ impl Asked {
         let action: Option<Action> = match &self.action {
             Some(action) => action
                 .parse()
-                .map_err(|told| wrong.push(format!("--action: {told}")))
+                .map_err(|_| {
+                    let names = Action::VARIANTS.join(", ");
+                    wrong.push(format!(
+                        "--action: {action:?} is no action: give one of {names}"
+                    ));
+                })
                 .ok(),
             None => {
-                let names = Action::ALL.map(Action::name).join(", ");
+                let names = Action::VARIANTS.join(", ");
                 wrong.push(format!("--action: give what is to be done: one of {names}"));
                 None
             }
@@ -245,8 +250,8 @@ impl Asked {
 
     fn identity(&self, wrong: &mut Vec<String>) -> Option<Identity> {
         let mode = self.mode.as_deref().unwrap_or(Mode::Token.name());
-        let Some(mode) = Mode::ALL.into_iter().find(|known| known.name() == mode) else {
-            let names = Mode::ALL.map(Mode::name).join(", ");
+        let Ok(mode) = mode.parse() else {
+            let names = Mode::VARIANTS.join(", ");
             wrong.push(format!("--mode: {mode:?} is no mode: give one of {names}"));
             return None;
         };
@@ -260,7 +265,7 @@ impl Asked {
                 None
             }
             (_, Some(name)) if !name.is_empty() => Identity::new(mode, name, self.group.clone())
-                .map_err(|told| wrong.push(format!("--identity, --group: {told}")))
+                .map_err(|what| wrong.push(format!("--identity, --group: {what}")))
                 .ok(),
             (_, _) => {
                 wrong.push(
@@ -376,7 +381,7 @@ impl Asked {
 }
 
 fn valid<T>(result: Result<T, Invalid>, wrong: &mut Vec<String>) -> Option<T> {
-    result.map_err(|Invalid(told)| wrong.push(told)).ok()
+    result.map_err(|Invalid(what)| wrong.push(what)).ok()
 }
 
 struct Subject {
@@ -405,11 +410,11 @@ impl Subject {
     }
 }
 
-fn told(policies: &Policies, question: &Question<'_>, decision: &Decision) -> String {
+fn explanation(policies: &Policies, question: &Question<'_>, decision: &Decision) -> String {
     let verdict = if decision.allowed() { "allow" } else { "deny" };
-    let mut told = format!("{verdict}: {question}\n");
+    let mut text = format!("{verdict}: {question}\n");
     if decision.policies().is_empty() {
-        told += "No policy permits it.\n";
+        text += "No policy permits it.\n";
     }
     for id in decision.policies() {
         let does = if decision.allowed() {
@@ -417,16 +422,16 @@ fn told(policies: &Policies, question: &Question<'_>, decision: &Decision) -> St
         } else {
             "Forbidden"
         };
-        told += &format!("{does} by {id}");
+        text += &format!("{does} by {id}");
         if let Some(origin) = policies.origin(id) {
-            told += &format!(", {}:{}:\n", origin.path, origin.line);
+            text += &format!(", {}:{}:\n", origin.path, origin.line);
             for line in origin.text.lines() {
-                told += &format!("    {line}\n");
+                text += &format!("    {line}\n");
             }
         }
     }
     for error in decision.errors() {
-        told += &format!("Error: {error}\n");
+        text += &format!("Error: {error}\n");
     }
-    told
+    text
 }

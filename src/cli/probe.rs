@@ -65,10 +65,10 @@ impl Probe {
         let failed = |error: reqwest::Error| format!("{url} does not answer: {}", causes(&error));
         let answer = client.get(url.clone()).send().await.map_err(failed)?;
         let status = answer.status();
-        let told = answer.text().await.map_err(failed)?;
+        let body = answer.text().await.map_err(failed)?;
         match status.is_success() {
             true => Ok(()),
-            false => Err(format!("{url} answers {status}: {}", told.trim())),
+            false => Err(format!("{url} answers {status}: {}", body.trim())),
         }
     }
 

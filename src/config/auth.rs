@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use strum::VariantNames;
+
 use super::names::{
     EA_AUTH_JWT_AUDIENCE, EA_AUTH_JWT_CA_FILE, EA_AUTH_JWT_GROUPS_CLAIM, EA_AUTH_JWT_ISSUER,
     EA_AUTH_JWT_JWKS_FILE, EA_AUTH_JWT_JWKS_URL, EA_AUTH_JWT_LEEWAY, EA_AUTH_JWT_NAME_CLAIM,
@@ -96,7 +98,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_AUTH_POLICY_DIR,
         "",
-        "directory of Cedar policies (`*.cedar`) that say who may do what, read again when it changes; none: whoever is authenticated may read everything, and act only for candidates that equal its name or start with its name and `/`",
+        "directory of Cedar policies (`*.cedar`) that say who may do what, read again when it changes; none: every authenticated identity may read everything, and act only for candidates that equal its name or start with its name and `/`",
     ),
 ];
 
@@ -198,7 +200,13 @@ const JWT: [Variable; 9] = [
 ];
 
 fn modes(text: &str) -> Result<Vec<Mode>, String> {
-    text.split(',').map(|mode| mode.trim().parse()).collect()
+    let mode = |mode: &str| {
+        mode.parse().map_err(|_| {
+            let names = Mode::VARIANTS.join(", ");
+            format!("{mode:?} is no mode: give one or more of {names}, comma separated")
+        })
+    };
+    text.split(',').map(str::trim).map(mode).collect()
 }
 
 fn public(text: &str) -> Result<Vec<Area>, String> {

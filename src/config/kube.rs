@@ -38,7 +38,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_KUBE_MAX_STALENESS,
         "1m",
-        "how old pods may be that are told when the API server does not answer (5s to 1h)",
+        "how old the pods in an answer may be when the API server does not answer (5s to 1h)",
     ),
 ];
 

@@ -17,7 +17,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_MAX_TERM,
         "60s",
-        "longest term a request may ask for (1s to 24h); also how long a restarted lease node abstains from grants",
+        "longest term a request may ask for (1s to 24h); also how long a restarted lease node is in quarantine",
     ),
     setting(
         EA_REQUEST_TIMEOUT,
@@ -57,7 +57,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     list_setting(
         EA_TRUSTED_PROXIES,
         "",
-        "proxies that tell the truth in `x-forwarded-for`, comma separated, each an IP address or a network such as `10.0.0.0/8`; none: the header is not read",
+        "proxies whose `x-forwarded-for` is true, comma separated, each an IP address or a network such as `10.0.0.0/8`; none: the header is not read",
     ),
     setting(
         EA_RATE_LIMIT_PER_SECOND,
@@ -72,12 +72,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_MAX_HELD_PER_IDENTITY,
         "0",
-        "how many elections one identity may hold at once through this agent; campaigns for more are refused (429, RESOURCE_EXHAUSTED), extensions never. Whoever proves no name counts as one. 0: no limit",
+        "how many elections one identity may hold at once through this agent; campaigns for more are refused (429, RESOURCE_EXHAUSTED), extensions never. All callers without a proven name count as one. 0: no limit",
     ),
     setting(
         EA_MAX_HELD_PER_KIND,
         "0",
-        "how many elections of one kind may be held at once through this agent, whoever holds them; 0: no limit",
+        "how many elections of one kind may be held at once through this agent by all identities; 0: no limit",
     ),
     setting(
         EA_ALLOW_FORCED_HANDOVER,

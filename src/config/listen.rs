@@ -69,7 +69,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_WORKERS,
         "0",
-        "how many threads serve connections (up to 1024), each of which, and one beside, needs a connection of every Redis server's `maxclients`; 0: one for every core that the process may use",
+        "how many threads serve connections (up to 1024), each of which, and one more, needs a connection of every Redis server's `maxclients`; 0: one for every core that the process may use",
     ),
     list_setting(
         EA_CORS_ORIGINS,

@@ -261,7 +261,11 @@ mod tests {
         ] {
             assert!(!is_service_link(variable, value, |_| false), "{variable}");
         }
-        let beside = |name: &str| name == "EA_HTTP_SERVICE_HOST";
-        assert!(is_service_link("EA_HTTP_PORT", "tcp://10.0.0.1:80", beside));
+        let service_host = |name: &str| name == "EA_HTTP_SERVICE_HOST";
+        assert!(is_service_link(
+            "EA_HTTP_PORT",
+            "tcp://10.0.0.1:80",
+            service_host
+        ));
     }
 }

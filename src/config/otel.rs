@@ -347,8 +347,8 @@ mod tests {
 
     fn read(env: &[(&str, &str)]) -> Result<Option<Settings>, String> {
         let env = env.iter().map(|(name, value)| (name.into(), value.into()));
-        let values = Values::collect(Vec::new(), None, env).map_err(|told| told.to_string())?;
-        let config = Config::of_command(values).map_err(|told| told.to_string())?;
+        let values = Values::collect(Vec::new(), None, env).map_err(|found| found.to_string())?;
+        let config = Config::of_command(values).map_err(|found| found.to_string())?;
         Ok(config.telemetry.traces)
     }
 
@@ -402,11 +402,11 @@ mod tests {
             ("EA_TRACE_KEYS", "perhaps"),
             ("EA_GRPC_PORT", "65536"),
         ];
-        let told = read(&wrong).expect_err("refused");
+        let found = read(&wrong).expect_err("refused");
         for (name, _) in wrong {
-            assert!(told.contains(name), "{name} is not in: {told}");
+            assert!(found.contains(name), "{name} is not in: {found}");
         }
-        assert!(!told.contains("s3cret"), "{told}");
+        assert!(!found.contains("s3cret"), "{found}");
         for (env, named) in [
             (
                 &[
@@ -427,9 +427,9 @@ mod tests {
                 "OTEL_EXPORTER_OTLP_HEADERS",
             ),
         ] {
-            let told = read(env).expect_err("refused");
-            assert!(told.contains(named), "{named} is not in: {told}");
-            assert!(!told.contains("s3cret"), "{told}");
+            let found = read(env).expect_err("refused");
+            assert!(found.contains(named), "{named} is not in: {found}");
+            assert!(!found.contains("s3cret"), "{found}");
         }
     }
 

@@ -2,12 +2,12 @@
 
 use std::{
     path::{Path, PathBuf},
-    str::FromStr,
     time::Duration,
 };
 
 use election_core::lease::{embedded, guard::RestartGuard};
 use election_redis::{Deployment, Sentinels, Server};
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use super::names::{
     EA_ALLOW_EVICTION, EA_EMBEDDED_PATH, EA_ENV, EA_REDIS_MASTER, EA_REDIS_MODE,
@@ -112,7 +112,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_RESTART_GUARD,
         "on",
-        "what happens when a lease node may have lost its memory: `on`: it abstains from new grants for EA_MAX_TERM, except on a first start; `strict`: on a first start, too; `off`: nothing, and two leaders may have time left after a restart without data",
+        "what happens when a lease node may have lost its memory: `on`: it is in quarantine, without new grants, for EA_MAX_TERM, except on a first start; `strict`: on a first start, too; `off`: nothing, and two leaders may have time left after a restart without data",
     ),
     setting(
         EA_ALLOW_EVICTION,
@@ -153,7 +153,7 @@ pub struct Store {
 impl Store {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
         read_store(reader);
-        let mode = reader.parsed(EA_REDIS_MODE);
+        let mode = reader.one_of(EA_REDIS_MODE);
         let ca = read_ca(reader);
         let deployments = match mode {
             Some(mode) => read_deployments(reader, mode, ca.as_deref()),
@@ -181,7 +181,7 @@ impl Store {
         );
         let hour = Duration::from_secs(3600);
         let token_retention = reader.duration(EA_TOKEN_RETENTION, hour, 87_600 * hour);
-        let restart_guard = reader.parsed(EA_RESTART_GUARD);
+        let restart_guard = reader.one_of(EA_RESTART_GUARD);
         let allow_eviction = reader.bool(EA_ALLOW_EVICTION);
         let embedded_path = reader.path(EA_EMBEDDED_PATH);
         if embedded_path.is_some() && !reader.raw(EA_REDIS_URLS).is_empty() {
@@ -204,24 +204,12 @@ impl Store {
 }
 
 /// The kind of lease store (`EA_STORE`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 enum Kind {
     Memory,
     File,
     Redis,
-}
-
-impl FromStr for Kind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "memory" => Ok(Self::Memory),
-            "file" => Ok(Self::File),
-            "redis" => Ok(Self::Redis),
-            _ => Err("give memory, file or redis".to_owned()),
-        }
-    }
 }
 
 /// Reports a mistake if production keeps leases in memory because a setting is missing or misspelled: two agents would
@@ -246,7 +234,7 @@ pub(super) fn check_store(reader: &mut Reader<'_>) {
 fn read_store(reader: &mut Reader<'_>) {
     let kind = match reader.raw(EA_STORE) {
         "" => None,
-        _ => reader.parsed::<Kind>(EA_STORE),
+        _ => reader.one_of::<Kind>(EA_STORE),
     };
     let Some(kind) = kind else { return };
     for (variable, its) in [(EA_REDIS_URLS, Kind::Redis), (EA_EMBEDDED_PATH, Kind::File)] {
@@ -279,24 +267,12 @@ fn read_ca(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
 }
 
 /// The Redis topology (`EA_REDIS_MODE`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 enum Mode {
     Single,
     Failover,
     Cluster,
-}
-
-impl FromStr for Mode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "single" => Ok(Self::Single),
-            "failover" => Ok(Self::Failover),
-            "cluster" => Ok(Self::Cluster),
-            _ => Err("give single, failover or cluster".to_owned()),
-        }
-    }
 }
 
 /// The settings that apply to only one mode.
@@ -314,7 +290,7 @@ fn read_deployments(
 ) -> Option<Vec<Deployment>> {
     for (variable, its) in OF_ONE_MODE {
         if reader.is_given(variable) && mode != its {
-            let its = format!("{its:?}").to_lowercase();
+            let its = <&str>::from(its);
             reader.mistake(
                 variable,
                 format!("it is for EA_REDIS_MODE={its} only: leave it out, or set that"),

@@ -1,8 +1,7 @@
 //! Logs, metrics and traces.
 
-use std::str::FromStr;
-
 use election_core::election::types::Kind;
+use strum::{EnumString, VariantNames};
 
 use super::names::{
     EA_ENV, EA_LOG_LEVEL, EA_METRIC_ENABLE, EA_METRIC_REQUEST_DURATION_BUCKETS,
@@ -43,13 +42,14 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_TRACE_KEYS,
         "false",
-        "tell the names of elections and candidates in traces, which `OTEL_*` variables turn on \
+        "put the names of elections and candidates into traces, which `OTEL_*` variables turn on \
          (docs/TRACES.md)",
     ),
 ];
 
 /// The environment that the agent runs in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum Environment {
     /// Production: logs are for machines.
     Production,
@@ -66,19 +66,6 @@ impl Environment {
         match self {
             Self::Production => Readers::Machines,
             Self::Development | Self::Test => Readers::People,
-        }
-    }
-}
-
-impl FromStr for Environment {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "production" => Ok(Self::Production),
-            "development" => Ok(Self::Development),
-            "test" => Ok(Self::Test),
-            _ => Err("give production, development or test".to_owned()),
         }
     }
 }
@@ -102,7 +89,7 @@ pub struct Telemetry {
 
 impl Telemetry {
     pub(super) fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let environment = reader.parsed(EA_ENV);
+        let environment = reader.one_of(EA_ENV);
         let log = reader.parsed(EA_LOG_LEVEL);
         let metrics = reader.bool(EA_METRIC_ENABLE);
         let buckets = reader.with(EA_METRIC_REQUEST_DURATION_BUCKETS, |raw| {

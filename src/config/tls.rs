@@ -58,7 +58,7 @@ impl Tls {
             reader.path(EA_TLS_KEY_FILE),
             reader.path(EA_TLS_CLIENT_CA_FILE),
         );
-        let client_auth: Option<ClientAuth> = reader.parsed(EA_TLS_CLIENT_AUTH);
+        let client_auth: Option<ClientAuth> = reader.one_of(EA_TLS_CLIENT_AUTH);
         let handshake_timeout = reader.duration(
             EA_TLS_HANDSHAKE_TIMEOUT,
             Duration::from_millis(100),

@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use strum::VariantNames;
 use yaml_serde::Value;
 
 use super::{
@@ -36,7 +37,8 @@ impl fmt::Display for Mistakes {
 impl std::error::Error for Mistakes {}
 
 /// The source of a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::Display)]
+#[strum(serialize_all = "lowercase")]
 pub enum Source {
     /// The setting's default.
     Default,
@@ -46,17 +48,6 @@ pub enum Source {
     Environment,
     /// A command-line flag.
     Flag,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Default => "default",
-            Self::File => "file",
-            Self::Environment => "environment",
-            Self::Flag => "flag",
-        })
-    }
 }
 
 /// The raw values that were given, by variable.
@@ -435,6 +426,16 @@ impl<'a> Reader<'a> {
 
     pub(super) fn parsed<T: FromStr<Err = String>>(&mut self, variable: Variable) -> Option<T> {
         self.with(variable, str::parse)
+    }
+
+    /// Parses one of the words that stand for the variants of `T`.
+    pub(super) fn one_of<T: FromStr + VariantNames>(&mut self, variable: Variable) -> Option<T> {
+        self.with(variable, |raw| {
+            raw.parse().map_err(|_| match T::VARIANTS {
+                [others @ .., last] => format!("give {} or {last}", others.join(", ")),
+                [] => String::new(),
+            })
+        })
     }
 
     pub(super) fn bool(&mut self, variable: Variable) -> Option<bool> {

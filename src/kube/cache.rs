@@ -165,14 +165,14 @@ impl View<'_> {
             for (pod_key, pod) in self.pods.related(BY_OWNER, set_key) {
                 if is(pod.set(), &set.uid) {
                     let set = (name_of(set_key), set.counts);
-                    pods.push(tell(pod_key, pod, name, set));
+                    pods.push(described(pod_key, pod, name, set));
                 }
             }
         }
         for (pod_key, pod) in self.pods.related(BY_NAMED_DEPLOYMENT, &deployment_key) {
             let gone = matches!(self.set_of(namespace, pod), Some(SetOf::Gone));
             if gone && outlived(pod, deployment) {
-                pods.push(tell(pod_key, pod, name, ("", Counts::default())));
+                pods.push(described(pod_key, pod, name, ("", Counts::default())));
             }
         }
         pods.sort_unstable_by(|a, b| {
@@ -229,7 +229,7 @@ fn name_of(key: &Key) -> &str {
     key.split_once('/').map_or(key, |(_, name)| name)
 }
 
-fn tell(key: &Key, pod: &objects::Pod, deployment: &str, set: (&str, Counts)) -> Pod {
+fn described(key: &Key, pod: &objects::Pod, deployment: &str, set: (&str, Counts)) -> Pod {
     Pod {
         name: name_of(key).to_owned(),
         deployment: deployment.to_owned(),
@@ -313,11 +313,11 @@ mod tests {
         }
 
         /// Returns the pods of a deployment, each with its ReplicaSet.
-        fn told(&self, deployment: &str) -> Vec<(String, String)> {
+        fn names(&self, deployment: &str) -> Vec<(String, String)> {
             let wanted = Wanted::deployment("shop", deployment).expect("valid");
             let pods = self.pods(&wanted, Instant::now()).expect("a deployment");
-            let told = pods.into_iter().map(|pod| (pod.name, pod.replica_set.0));
-            told.collect()
+            let names = pods.into_iter().map(|pod| (pod.name, pod.replica_set.0));
+            names.collect()
         }
 
         fn siblings_of(&self, pod: &str) -> Result<Vec<String>, String> {
@@ -355,7 +355,7 @@ mod tests {
             ("web-new-2", "web-new"),
             ("web-old-1", "web-old"),
         ];
-        assert_eq!(tables.told("web"), pairs(&expected));
+        assert_eq!(tables.names("web"), pairs(&expected));
         let siblings = tables.siblings_of("web-old-1").expect("siblings");
         assert_eq!(siblings, ["web-new-1", "web-new-2", "web-old-1"]);
     }
@@ -365,8 +365,8 @@ mod tests {
         let mut tables = rollout();
         tables.replica_sets = None;
         let wanted = Wanted::deployment("shop", "web").expect("valid");
-        let told = tables.pods(&wanted, Instant::now());
-        assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
+        let found = tables.pods(&wanted, Instant::now());
+        assert!(matches!(found, Err(Error::Unavailable(_))), "{found:?}");
     }
 
     #[test]
@@ -382,14 +382,14 @@ mod tests {
             ("web-new-2", "web-new"),
             ("web-old-1", ""),
         ];
-        assert_eq!(tables.told("web"), pairs(&expected));
+        assert_eq!(tables.names("web"), pairs(&expected));
         assert_eq!(
             tables.siblings_of("web-old-1").map(|pods| pods.len()),
             Ok(3)
         );
         // Another ReplicaSet of the same name does not own the pod.
         tables.replica_set("web-old", "again", 11, Some(("web", "d")));
-        assert_eq!(tables.told("web"), pairs(&expected));
+        assert_eq!(tables.names("web"), pairs(&expected));
     }
 
     #[tokio::test(start_paused = true)]
@@ -408,15 +408,15 @@ mod tests {
         let without = ["web-new-1", "web-new-2", "web-old-1"];
         assert_eq!(names(&tables, sets_as_of), without);
         let siblings = Wanted::siblings("shop", "pod", "web-next-1").expect("valid");
-        let told = tables.pods(&siblings, sets_as_of);
-        assert!(matches!(told, Err(Error::Unavailable(_))), "{told:?}");
+        let found = tables.pods(&siblings, sets_as_of);
+        assert!(matches!(found, Err(Error::Unavailable(_))), "{found:?}");
         // A state change and a new pod are not news of the ReplicaSet.
-        let heard = Instant::now();
+        let later = Instant::now();
         advance(second).await;
         tables.pod("web-next-1", 3, Some(("web-next", "next")));
         tables.pod("web-next-2", 3, Some(("web-next", "next")));
         let with = [&without[..], &["web-next-1", "web-next-2"]].concat();
-        assert_eq!(names(&tables, heard), with, "it came and went");
+        assert_eq!(names(&tables, later), with, "it came and went");
         tables.replica_set("web-next", "next", 11, Some(("web", "d")));
         assert_eq!(names(&tables, sets_as_of)[..2], with[3..]);
     }
@@ -425,14 +425,14 @@ mod tests {
     fn what_is_left_of_an_earlier_deployment_is_not_of_the_later_one() {
         let mut tables = rollout();
         tables.deployment("web", "d2", 30);
-        assert_eq!(tables.told("web"), []);
+        assert_eq!(tables.names("web"), []);
         let sets = tables.replica_sets.as_mut().expect("filled");
         sets.remove("shop", "web-old");
-        assert_eq!(tables.told("web"), []);
+        assert_eq!(tables.names("web"), []);
         for pod in ["web-old-1", "web-new-1"] {
-            let told = tables.siblings_of(pod);
+            let found = tables.siblings_of(pod);
             assert_eq!(
-                told,
+                found,
                 Err(format!("the pod shop/{pod} belongs to no deployment"))
             );
         }
@@ -445,17 +445,17 @@ mod tests {
         tables.deployment("api", "a", 0);
         tables.replica_set("web-old", "old", 9, Some(("api", "a")));
         tables.pod("bare", 3, None);
-        assert_eq!(tables.told("api"), pairs(&[("web-old-1", "web-old")]));
+        assert_eq!(tables.names("api"), pairs(&[("web-old-1", "web-old")]));
         assert!(tables.siblings_of("bare").is_err());
         tables.pod("bare", 3, Some(("web-new", "new")));
         assert_eq!(tables.siblings_of("bare").map(|pods| pods.len()), Ok(3));
         // Orphans have no owner.
         tables.pod("bare", 3, None);
         tables.replica_set("web-old", "old", 9, None);
-        assert_eq!(tables.told("api"), []);
-        assert_eq!(tables.told("web").len(), 2);
-        let told = tables.siblings_of("web-old-1");
-        assert!(told.is_err(), "{told:?}");
+        assert_eq!(tables.names("api"), []);
+        assert_eq!(tables.names("web").len(), 2);
+        let found = tables.siblings_of("web-old-1");
+        assert!(found.is_err(), "{found:?}");
     }
 
     #[test]
@@ -466,9 +466,9 @@ mod tests {
             pods.remove("shop", pod);
         }
         assert!(pods.is_blank());
-        assert_eq!(tables.told("web"), []);
+        assert_eq!(tables.names("web"), []);
         let wanted = Wanted::deployment("shop", "gone").expect("valid");
-        let told = Error::NotFound("there is no deployment shop/gone".to_owned());
-        assert_eq!(tables.pods(&wanted, Instant::now()), Err(told));
+        let expected = Error::NotFound("there is no deployment shop/gone".to_owned());
+        assert_eq!(tables.pods(&wanted, Instant::now()), Err(expected));
     }
 }

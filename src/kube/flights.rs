@@ -177,8 +177,8 @@ mod tests {
             }
         };
         let web = wanted("web");
-        let told = join_all((0..200).map(|_| flights.read(&web, read))).await;
-        assert!(told.iter().all(|told| *told == Ok(1)), "{told:?}");
+        let results = join_all((0..200).map(|_| flights.read(&web, read))).await;
+        assert!(results.iter().all(|result| *result == Ok(1)), "{results:?}");
         assert_eq!(flights.read(&web, read).await, Ok(2), "another one");
         assert!(flights.under_way().is_empty());
     }
@@ -230,8 +230,8 @@ mod tests {
         let mut read = 0;
         for n in 0..2_000 {
             let app = wanted(&format!("app-{n}"));
-            let told = flights.read(&app, || async {}).await;
-            read += u32::from(told.is_ok());
+            let result = flights.read(&app, || async {}).await;
+            read += u32::from(result.is_ok());
         }
         let seconds = u32::try_from(began.elapsed().as_secs()).expect("few") + 1;
         assert!(read >= BURST.get(), "{read}");

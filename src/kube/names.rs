@@ -85,8 +85,8 @@ mod tests {
             &too_long_object,
         ] {
             assert!(namespace(name).is_err(), "{name}");
-            let told = object("pod_name", name).expect_err(name).to_string();
-            assert!(told.starts_with("`pod_name` is "), "{told}");
+            let error = object("pod_name", name).expect_err(name).to_string();
+            assert!(error.starts_with("`pod_name` is "), "{error}");
         }
     }
 }

@@ -287,7 +287,8 @@ impl Inner {
                 }
                 drop(state);
                 let error = Error::Unavailable(
-                    "the Kubernetes API server did not tell; the agent's log says more".to_owned(),
+                    "the Kubernetes API server could not be read; the agent's log says more"
+                        .to_owned(),
                 );
                 let until = Instant::now() + PAUSE.min(self.ttl);
                 self.failed.insert(wanted, (error.clone(), until));
@@ -295,7 +296,7 @@ impl Inner {
             }
         };
         let mut state = self.state();
-        if state.trouble.over() {
+        if state.trouble.recovered() {
             tracing::info!("pods are read again");
         }
         state.read = state.read.max(Some(asked));

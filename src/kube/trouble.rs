@@ -15,23 +15,23 @@ const MOST_NEWS: usize = 5;
 pub(super) struct Trouble {
     in_a_row: u32,
     error: Option<String>,
-    told: Vec<String>,
+    logged: Vec<String>,
 }
 
 impl Trouble {
     /// Records a failure. Returns whether to log it.
     pub(super) fn add(&mut self, error: String) -> bool {
         self.in_a_row = self.in_a_row.saturating_add(1);
-        let news = self.told.len() < MOST_NEWS && !self.told.contains(&error);
+        let news = self.logged.len() < MOST_NEWS && !self.logged.contains(&error);
         if news {
-            self.told.push(error.clone());
+            self.logged.push(error.clone());
         }
         self.error = Some(error);
         news
     }
 
     /// Records a success. Returns whether it follows a failure.
-    pub(super) fn over(&mut self) -> bool {
+    pub(super) fn recovered(&mut self) -> bool {
         std::mem::take(self).error.is_some()
     }
 
@@ -72,8 +72,8 @@ mod tests {
             assert!((expected / 2..=expected).contains(&pause), "{pause:?}");
             expected = (expected * 2).min(LONGEST_PAUSE);
         }
-        assert!(trouble.over());
-        assert!(!trouble.over(), "no news");
+        assert!(trouble.recovered());
+        assert!(!trouble.recovered(), "no news");
         trouble.add("no".to_owned());
         assert!(trouble.pause() <= FIRST_PAUSE);
     }

@@ -20,7 +20,7 @@ use super::{
     Error, Mode, Pods, Settings, Status, Wanted,
     cache::{Kept, Tables, not_listed},
     client::{Access, is_unauthorized},
-    heard::Heard,
+    freshness::Freshness,
     objects::{Fold, SeenDeployment, SeenPod, SeenReplicaSet},
     table::Table,
     trouble::too_old,
@@ -42,7 +42,7 @@ const BEHIND: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Watched {
     tables: Arc<RwLock<Tables>>,
-    heard: [Heard; 3],
+    freshness: [Freshness; 3],
     max_staleness: Duration,
 }
 
@@ -51,25 +51,25 @@ impl Watched {
     pub(super) fn start(settings: &Settings, namespace: Option<&str>) -> Self {
         let tables = Arc::new(RwLock::new(Tables::default()));
         let place = namespace.map_or_else(String::new, |namespace| format!(" of {namespace}"));
-        let heard = ["pods", "replica sets", "deployments"]
-            .map(|kind| Heard::new(format!("the {kind}{place}")));
+        let freshness = ["pods", "replica sets", "deployments"]
+            .map(|kind| Freshness::new(format!("the {kind}{place}")));
         let watch = Watch {
             access: settings.access.clone(),
             namespace: namespace.map(str::to_owned),
             lasts: lasts(settings.max_staleness),
             tables: Arc::clone(&tables),
-            heard: heard[0].clone(),
+            freshness: freshness[0].clone(),
         };
-        let of = |heard: &Heard| Watch {
-            heard: heard.clone(),
+        let of = |freshness: &Freshness| Watch {
+            freshness: freshness.clone(),
             ..watch.clone()
         };
-        tokio::spawn(of(&heard[0]).follow::<SeenPod>());
-        tokio::spawn(of(&heard[1]).follow::<SeenReplicaSet>());
-        tokio::spawn(of(&heard[2]).follow::<SeenDeployment>());
+        tokio::spawn(of(&freshness[0]).follow::<SeenPod>());
+        tokio::spawn(of(&freshness[1]).follow::<SeenReplicaSet>());
+        tokio::spawn(of(&freshness[2]).follow::<SeenDeployment>());
         Self {
             tables,
-            heard,
+            freshness,
             max_staleness: settings.max_staleness,
         }
     }
@@ -94,14 +94,14 @@ impl Watched {
             mode: Mode::Watch,
             age: oldest.map(|oldest| oldest.elapsed()),
             pods: tables.pods.as_ref().map_or(0, Table::len),
-            error: self.heard.iter().find_map(Heard::error),
+            error: self.freshness.iter().find_map(Freshness::error),
         }
     }
 
     /// Returns when each table was up to date; [`None`] if one is not filled. Call this while holding the lock of the
     /// tables, so that the times match their contents.
     fn as_of(&self) -> Option<[Instant; 3]> {
-        let [pods, sets, deployments] = self.heard.each_ref().map(Heard::last);
+        let [pods, sets, deployments] = self.freshness.each_ref().map(Freshness::last);
         Some([pods?, sets?, deployments?])
     }
 }
@@ -120,7 +120,7 @@ struct Watch {
     /// In seconds.
     lasts: u32,
     tables: Arc<RwLock<Tables>>,
-    heard: Heard,
+    freshness: Freshness,
 }
 
 impl Watch {
@@ -141,8 +141,8 @@ impl Watch {
         let silence = Duration::from_secs(self.lasts.into()) + SILENCE;
         loop {
             let builder = self.access.builder(silence).await;
-            match builder.map(|builder| builder.with_layer(&self.heard).build()) {
-                Err(what) => sleep(self.heard.failed(what)).await,
+            match builder.map(|builder| builder.with_layer(&self.freshness).build()) {
+                Err(what) => sleep(self.freshness.failed(what)).await,
                 Ok(client) => {
                     let api: Api<K> = match &self.namespace {
                         Some(namespace) => Api::namespaced(client, namespace),
@@ -178,7 +178,7 @@ impl Watch {
                 Ok(Event::InitDone) => {
                     let listed = std::mem::take(&mut listed);
                     let old = self.change(|tables| {
-                        self.heard.filled(began);
+                        self.freshness.filled(began);
                         tables.swap(listed)
                     });
                     drop(old);
@@ -202,9 +202,9 @@ impl Watch {
                 }
                 Err(error) => {
                     if is_behind(&error) {
-                        self.heard.was_behind();
+                        self.freshness.was_behind();
                     }
-                    sleep(self.heard.failed(causes(&error))).await;
+                    sleep(self.freshness.failed(causes(&error))).await;
                     if is_stuck(&error) {
                         return;
                     }
@@ -218,7 +218,7 @@ impl Watch {
             if let Some(table) = T::table(tables) {
                 change(table);
             }
-            self.heard.told();
+            self.freshness.confirmed();
         });
     }
 

@@ -128,7 +128,7 @@ where
             }
             Known::Yes(Err(refusal)) => {
                 let problem = self.shared.count(&request).err();
-                let problem = problem.unwrap_or_else(|| told(refusal));
+                let problem = problem.unwrap_or_else(|| problem_of(refusal));
                 Either::Left(Either::Right(ready(Err(problem))))
             }
             Known::NotYet(hash) => {
@@ -144,7 +144,7 @@ where
                             let request = introduced(request, Caller::Known(identity));
                             inner.oneshot(request).await
                         }
-                        Err(refusal) => Err(told(refusal)),
+                        Err(refusal) => Err(problem_of(refusal)),
                     }
                 };
                 Either::Right(verified.boxed())
@@ -197,7 +197,7 @@ impl Shared {
     }
 }
 
-fn told(refusal: Refusal) -> Problem {
+fn problem_of(refusal: Refusal) -> Problem {
     match refusal {
         Refusal::Unauthenticated(why) => Problem::new(Code::Unauthenticated, why),
         Refusal::Unavailable(why) => Problem::new(Code::Unavailable, why),
@@ -334,12 +334,12 @@ mod tests {
                 .map_err(|problem| problem.code)
         };
         inner.allow(1);
-        for told in [
+        for problem in [
             Code::Unauthenticated,
             Code::Unauthenticated,
             Code::RateLimited,
         ] {
-            assert_eq!(ask("ea_wrong").await, Err(told));
+            assert_eq!(ask("ea_wrong").await, Err(problem));
         }
         advance(Duration::from_millis(500)).await;
         assert_eq!(ask("ea_wrong").await, Err(Code::Unauthenticated));

@@ -6,7 +6,6 @@
 //! authentication.
 
 use axum::body::Body;
-use election_core::election::quota::Held;
 use http::Request;
 
 use super::check::{CheckLayer, check};
@@ -35,14 +34,7 @@ fn permitted(policies: Option<&Current<Policies>>, request: &Request<Body>) -> R
     let Some(identity) = caller.identity().filter(|_| area != Area::Api) else {
         return Ok(());
     };
-    let question = Question {
-        identity,
-        action: Action::Read,
-        resource: Resource::Agent,
-        candidate: None,
-        current_leader: None,
-        held: Held::default(),
-    };
+    let question = Question::new(identity, Action::Read, Resource::Agent);
     match permits(policies, &question) {
         true => Ok(()),
         false => Err(denied(&question).into()),

@@ -125,8 +125,8 @@ mod tests {
             "null",
             "*, https://a.example",
         ] {
-            let told = Origins::parse(wrong).expect_err(wrong);
-            assert!(told.contains("origin"), "{told}");
+            let error = Origins::parse(wrong).expect_err(wrong);
+            assert!(error.contains("origin"), "{error}");
         }
     }
 }

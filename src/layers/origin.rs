@@ -95,7 +95,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_without_an_origin_is_refused() {
         let peer = Peer::new(Ipv4Addr::LOCALHOST.into(), None);
-        for (caller, peer, told) in [
+        for (caller, peer, expected) in [
             (Some(Caller::Public), Some(&peer), Ok(())),
             (Some(Caller::Public), None, Err(Code::Internal)),
             (None, Some(&peer), Err(Code::Internal)),
@@ -106,7 +106,7 @@ mod tests {
             let answers = service_fn(|_: Request<Body>| async { Ok::<_, Problem>(()) });
             let layer = OriginLayer::new(TrustedProxies::default());
             let answer = layer.layer(answers).oneshot(request).await;
-            assert_eq!(answer.map_err(|problem| problem.code), told);
+            assert_eq!(answer.map_err(|problem| problem.code), expected);
         }
     }
 }

@@ -146,8 +146,8 @@ mod tests {
         ] {
             let refused = answered(content_type, Some(Problem::new(Code::Conflict, "held"))).await;
             assert_eq!(refused.status(), status, "{content_type}");
-            let told = refused.headers().get("grpc-status");
-            assert_eq!(told.and_then(|told| told.to_str().ok()), grpc_status);
+            let status = refused.headers().get("grpc-status");
+            assert_eq!(status.and_then(|status| status.to_str().ok()), grpc_status);
             let fine = answered(content_type, None).await;
             assert_eq!((fine.status().as_u16(), fine.headers().len()), (200, 0));
         }

@@ -564,7 +564,7 @@ mod tests {
             let service = service_fn(|_| async {
                 // Suspend once, as a service that waits does.
                 tokio::task::yield_now().await;
-                tracing::info!(target: SPANS, number = 7, "told");
+                tracing::info!(target: SPANS, number = 7, "found");
                 let body = Body::from(current_trace_id().unwrap_or_default());
                 Ok::<_, Infallible>(Response::new(body))
             });
@@ -574,15 +574,15 @@ mod tests {
             let answer = layer.layer(service).oneshot(request.expect("a request"));
             let Ok(answer) = answer.await;
             let body = answer.into_body().collect().await.expect("a body");
-            let told = String::from_utf8(body.to_bytes().to_vec()).expect("text");
+            let found = String::from_utf8(body.to_bytes().to_vec()).expect("text");
             assert_eq!(current_trace_id(), None, "nothing is left behind");
             if root == Root::Never {
-                assert!(told.is_empty() && kept.is_empty());
+                assert!(found.is_empty() && kept.is_empty());
                 continue;
             }
             let span = kept.one();
-            assert_eq!(told, span.span_context.trace_id().to_string());
-            assert_eq!(span.events[0].name, "told");
+            assert_eq!(found, span.span_context.trace_id().to_string());
+            assert_eq!(span.events[0].name, "found");
             assert_eq!(attribute(&span, "http.response.status_code"), "200");
         }
     }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::peer::{TrustedProxies, network};
 
 /// Minimum interval between log lines about refused connections.
-const TELL_EVERY: Duration = Duration::from_secs(10);
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Number of connections accepted beyond the total limit, for probes and metrics only.
 pub const SPARE: usize = 4;
@@ -45,7 +45,7 @@ struct Open {
     spare: usize,
     /// By [`network`]. Contains only networks with open connections, and no proxies.
     by_peer: HashMap<IpAddr, usize>,
-    told: Option<Instant>,
+    logged: Option<Instant>,
     refused: u64,
 }
 
@@ -76,8 +76,11 @@ impl Admission {
         };
         if let Some(limit) = over {
             open.refused += 1;
-            if open.told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-                open.told = Some(Instant::now());
+            if open
+                .logged
+                .is_none_or(|logged| logged.elapsed() >= LOG_EVERY)
+            {
+                open.logged = Some(Instant::now());
                 tracing::warn!(%peer, limit, "connections are refused: there are as many as the limit lets in");
             }
             return None;

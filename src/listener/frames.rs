@@ -73,12 +73,12 @@ pub(super) struct Frames {
 
 impl Frames {
     /// Parses the next bytes and reports every frame whose header ends in them.
-    pub(super) fn follow(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Frame)) {
+    pub(super) fn follow(&mut self, mut bytes: &[u8], mut report: impl FnMut(Frame)) {
         while !bytes.is_empty() {
             let (taken, frame) = self.step(bytes);
             bytes = &bytes[taken..];
             if let Some(frame) = frame {
-                tell(frame);
+                report(frame);
             }
         }
     }

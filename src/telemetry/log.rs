@@ -130,7 +130,7 @@ pub fn start(readers: Readers, filter: &LogFilter, traces: Option<&trace::Pipeli
     let (writer, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(WAITING)
         .thread_name("log")
-        .finish(Stderr { told: 0 });
+        .finish(Stderr { reported: 0 });
     let crowded_out = writer.error_counter();
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(writer)
@@ -220,7 +220,7 @@ pub fn lost() -> u64 {
 /// Writes lines to stderr, and reports lost lines.
 struct Stderr {
     /// How many of the lost lines were reported.
-    told: u64,
+    reported: u64,
 }
 
 impl Write for Stderr {
@@ -251,12 +251,12 @@ impl Write for Stderr {
     /// report.
     fn flush(&mut self) -> io::Result<()> {
         let lost = lost();
-        let lines = lost - self.told;
+        let lines = lost - self.reported;
         if lines > 0 {
-            self.told = lost;
+            self.reported = lost;
             tracing::warn!(
                 lines,
-                "log lines were lost: whoever reads stderr did not keep up, or could not be written to"
+                "log lines were lost: the reader of stderr did not keep up, or it could not be written to"
             );
         }
         Ok(())

@@ -58,12 +58,12 @@ impl From<gate::Error> for Problem {
 }
 
 impl Problem {
-    /// The problem of a campaign whose request id was used for a term that is over.
+    /// The problem of a campaign whose request id was used for a term that has ended.
     #[must_use]
     pub fn request_id_used() -> Self {
         Self::new(
             Code::Conflict,
-            "`request_id` is that of a campaign that was granted before, and whose term is over: give every attempt \
+            "`request_id` is that of a campaign that was granted before, and whose term has ended: give every attempt \
              to get elected an id of its own",
         )
     }

@@ -134,14 +134,14 @@ mod tests {
 
     #[test]
     fn elections_are_for_those_alone_who_were_asked_for_a_name() {
-        let told = |caller: Option<Caller>| {
+        let found = |caller: Option<Caller>| {
             let mut extensions = Extensions::new();
             caller.map(|caller| extensions.insert(caller));
             identity(&extensions).cloned().map_err(|it| it.code)
         };
         let anonymous = Identity::anonymous();
-        assert_eq!(told(Some(Caller::Known(anonymous.clone()))), Ok(anonymous));
-        assert_eq!(told(Some(Caller::Public)), Err(Code::Internal));
-        assert_eq!(told(None), Err(Code::Internal));
+        assert_eq!(found(Some(Caller::Known(anonymous.clone()))), Ok(anonymous));
+        assert_eq!(found(Some(Caller::Public)), Err(Code::Internal));
+        assert_eq!(found(None), Err(Code::Internal));
     }
 }

@@ -484,7 +484,7 @@ async fn a_restored_copy_has_its_leaders_and_elects_no_others_for_the_longest_te
     let (restored, told) = restore(&place, &copy, &[("EA_MAX_TERM", "2s")]);
     assert!(restored, "{told}");
     assert!(
-        told.contains("abstain from new grants for 1m") && told.contains("1 leases"),
+        told.contains("be in quarantine for 1m") && told.contains("1 leases"),
         "{told}"
     );
     let files = files(&place);

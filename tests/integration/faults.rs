@@ -114,7 +114,7 @@ async fn a_server_that_has_forgotten_its_leases_abstains_for_the_longest_term() 
             (503, "Unavailable"),
             "{answer:?}"
         );
-        Some(answer).filter(|answer| answer.text("message").contains("abstain"))
+        Some(answer).filter(|answer| answer.text("message").contains("in quarantine"))
     })
     .await;
     assert!(
@@ -204,7 +204,7 @@ async fn an_agent_that_never_asked_for_a_grant_knows_that_a_server_has_forgotten
             .await
             .expect_err("unknown");
         assert_eq!(refused.code(), Code::Unavailable, "a has time left");
-        refused.message().contains("abstain").then_some(())
+        refused.message().contains("in quarantine").then_some(())
     })
     .await;
 }
@@ -633,12 +633,12 @@ async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
         eventually("the log tells of both", async || {
             let log = agent.log().join("\n");
             logged.push_str(&log);
-            let told = ["abstains from new grants", "grants again"];
+            let told = ["a lease node is in quarantine", "grants again"];
             told.iter().all(|text| logged.contains(text)).then_some(())
         })
         .await;
         let mut lines = logged.lines();
-        let line = lines.find(|line| line.contains("abstains from new grants"));
+        let line = lines.find(|line| line.contains("a lease node is in quarantine"));
         let line: serde_json::Value = serde_json::from_str(line.expect("logged")).expect("JSON");
         assert!(line["remaining_ms"].is_u64(), "a number: {line}");
     }

@@ -370,7 +370,7 @@ async fn a_shard_fails_over_while_the_others_go_on() {
         .campaign(campaign(&elections[0].0, "b", 1_000))
         .await;
     let refused = refused.expect_err("the promoted replica abstains");
-    assert!(refused.message().contains("abstain"), "{refused}");
+    assert!(refused.message().contains("in quarantine"), "{refused}");
     // Not so the other shards.
     let (other, held) = (&elections[1].0, tokens[1]);
     assert!(agent.resign(other, "a", held).await.value);

@@ -68,7 +68,7 @@ pub enum Outcome {
     },
     /// Another candidate leads.
     NotElected(Lease),
-    /// The request id belongs to a campaign that was granted before, and is over.
+    /// The request id belongs to a campaign that was granted before, and has ended.
     Used,
 }
 
@@ -285,7 +285,7 @@ impl Elections {
                 ledger::Outcome::Unavailable
             }
         };
-        ledger.came_of(request, outcome);
+        ledger.finished(request, outcome);
     }
 
     /// Enters the outcome of a leader's request.
@@ -465,7 +465,7 @@ mod tests {
     #[test]
     fn retries_out_of_range_are_told_the_range() {
         assert!(Retry::new(0, 0).is_ok() && Retry::new(10, 1000).is_ok());
-        for (times, interval, told) in [
+        for (times, interval, error) in [
             (-1, 0, "`retries` is -1: give 0 to 10"),
             (11, 0, "`retries` is 11: give 0 to 10"),
             (
@@ -474,7 +474,7 @@ mod tests {
                 "`retry_interval` is 1001: give 0 to 1000 milliseconds",
             ),
         ] {
-            assert_eq!(Retry::new(times, interval), Err(Invalid(told.to_owned())));
+            assert_eq!(Retry::new(times, interval), Err(Invalid(error.to_owned())));
         }
     }
 

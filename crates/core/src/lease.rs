@@ -86,7 +86,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     ///    [`Grant::replaces`] needs a leader: [`GrantReply::Vacant`].
     /// 4. [`Grant::repeat`] is set, and the candidate holds the lease with the same request id: the node renews the
     ///    lease and replies [`GrantReply::Granted`] with the lease's token. The request id belongs to an earlier grant
-    ///    whose lease is over: [`GrantReply::Used`].
+    ///    whose lease has ended: [`GrantReply::Used`].
     /// 5. The token is not above the high-water mark: [`GrantReply::Stale`].
     /// 6. Otherwise the node writes the lease and the high-water mark: [`GrantReply::Granted`].
     ///
@@ -96,11 +96,11 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Renews the leader's lease.
     ///
-    /// Without a lease, the reply is [`ExtendReply::Missing`]. A node that may have forgotten the lease replies
-    /// [`ExtendReply::NotKnown`], and one without an incarnation record replies [`ExtendReply::Unrecorded`]. If another
-    /// candidate holds the lease, the reply is [`ExtendReply::Held`]. If a token is given and the lease has a larger
-    /// one, the reply is [`ExtendReply::Stale`]; if the lease has a smaller one, it is [`ExtendReply::Behind`]. Then
-    /// nothing changes: only [`repair`](Self::repair) writes a larger token, one that a quorum confirms.
+    /// Without a lease, the reply is [`Refusal::Missing`]. A node that may have forgotten the lease replies
+    /// [`Refusal::NotKnown`], and one without an incarnation record replies [`Refusal::Unrecorded`]. If another
+    /// candidate holds the lease, the reply is [`Refusal::Held`]. If a token is given and the lease has a larger one,
+    /// the reply is [`Refusal::Stale`]; if the lease has a smaller one, it is [`ExtendReply::Behind`]. Then nothing
+    /// changes: only [`repair`](Self::repair) writes a larger token, one that a quorum confirms.
     ///
     /// Otherwise the node renews the lease and replies [`ExtendReply::Renewed`]. This acknowledges the lease: the node
     /// forgets its grant id and what a rollback would restore, and no grant of the lease can be rolled back any more.
@@ -340,7 +340,7 @@ pub enum GrantReply {
     Vacant,
     /// The proposed token is not above this token high-water mark.
     Stale(Token),
-    /// The request id belongs to a grant whose lease is over.
+    /// The request id belongs to a grant whose lease has ended.
     Used,
     /// The grant arrived too late to count, or after it was rolled back.
     Late,
@@ -370,18 +370,10 @@ pub struct Extend {
 pub enum ExtendReply {
     /// The lease, with this token, is renewed.
     Renewed(Token),
-    /// There is no lease.
-    Missing,
-    /// There is no lease, but the node may have forgotten one.
-    NotKnown,
-    /// There is no lease, and no incarnation record that says whether the node may have forgotten one.
-    Unrecorded,
-    /// Another candidate holds the lease.
-    Held,
-    /// The lease has a larger token.
-    Stale,
     /// The lease has a smaller token.
     Behind,
+    /// The node does not hold the leader's lease.
+    Refused(Refusal),
 }
 
 /// A request to write a lease that a quorum holds.
@@ -456,6 +448,13 @@ pub struct Resign {
 pub enum ResignReply {
     /// The lease is deleted.
     Resigned,
+    /// The node does not hold the leader's lease.
+    Refused(Refusal),
+}
+
+/// Why a node neither renews nor deletes a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
     /// There is no lease.
     Missing,
     /// There is no lease, but the node may have forgotten one.
@@ -464,8 +463,18 @@ pub enum ResignReply {
     Unrecorded,
     /// Another candidate holds the lease.
     Held,
-    /// The lease has another token.
+    /// The lease has a larger token; to a [`Resign`]: another token.
     Stale,
+}
+
+impl From<Absence> for Refusal {
+    fn from(absence: Absence) -> Self {
+        match absence {
+            Absence::Known => Self::Missing,
+            Absence::NotKnown => Self::NotKnown,
+            Absence::Unrecorded => Self::Unrecorded,
+        }
+    }
 }
 
 /// What a node reports of an election.
@@ -523,7 +532,7 @@ pub enum Absence {
 }
 
 /// What a node reports of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Probe {
     /// How long the node is in quarantine, in the partition where it lasts longest. `None` when the node has no
     /// incarnation record at all, zero when it grants everywhere.

@@ -9,8 +9,8 @@ use tokio::runtime::Handle;
 pub struct Askers {
     /// The runtimes that serve requests, in the order of their numbers.
     pub serving: Arc<[Handle]>,
-    /// The background runtime: it runs the work beside requests, and maintains all connections.
-    pub beside: Handle,
+    /// The background runtime: it runs the work besides requests, and maintains all connections.
+    pub background: Handle,
     /// Returns the number, from 0, of the runtime in [`serving`](Self::serving) that calls it; `None` on any other
     /// runtime. Every run of a script calls it.
     pub number: fn() -> Option<usize>,
@@ -22,13 +22,13 @@ impl Askers {
     pub fn here() -> Self {
         Self {
             serving: [].into(),
-            beside: Handle::current(),
+            background: Handle::current(),
             number: || None,
         }
     }
 
-    /// Iterates over all runtimes, [`beside`](Self::beside) last.
+    /// Iterates over all runtimes, [`background`](Self::background) last.
     pub fn all(&self) -> impl Iterator<Item = &Handle> {
-        self.serving.iter().chain(once(&self.beside))
+        self.serving.iter().chain(once(&self.background))
     }
 }

@@ -386,22 +386,22 @@ async fn supervise(shared: Arc<Shared>, publish: watch::Sender<Map>) {
         .map(|seed| seed.address().clone())
         .collect();
     let mut members = seeds.clone();
-    let mut told = String::new();
+    let mut logged = String::new();
     loop {
         let asked = Instant::now();
-        let mut heard = shared.ask(members.clone()).await;
+        let mut replies = shared.ask(members.clone()).await;
         // The views of members that the first ones name count, too.
-        let named: BTreeSet<_> = heard
+        let named: BTreeSet<_> = replies
             .iter()
             .filter_map(|(_, view)| view.as_ref().ok())
             .flatten()
             .map(|(_, _, server)| server.clone())
             .collect();
         let new: BTreeSet<_> = named.difference(&members).cloned().collect();
-        heard.extend(shared.ask(new).await);
+        replies.extend(shared.ask(new).await);
 
         let (mut views, mut errors) = (Vec::new(), Vec::new());
-        for (member, view) in heard {
+        for (member, view) in replies {
             match view {
                 Ok(view) => views.push((member, view)),
                 Err(error) => errors.push(error),
@@ -424,10 +424,10 @@ async fn supervise(shared: Arc<Shared>, publish: watch::Sender<Map>) {
             [] => "the cluster's primaries do not agree yet".to_owned(),
             errors => errors.join("; "),
         };
-        if !errors.is_empty() && reason != told {
+        if !errors.is_empty() && reason != logged {
             tracing::warn!(reason, "members of the cluster do not answer; asking again");
         }
-        told.clone_from(&reason);
+        logged.clone_from(&reason);
 
         let used: BTreeSet<_> = owners
             .iter()

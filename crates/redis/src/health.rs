@@ -131,19 +131,7 @@ impl Redis {
         let (looked, registered, ()) =
             tokio::join!(join_all(looking), self.register(look), self.keep_index());
 
-        let mut probe = Probe {
-            guard: None,
-            unrecorded: Vec::new(),
-            longest_guard: Registered::default(),
-            longest_vote: Registered::default(),
-            clock: None,
-            other_list: None,
-            closing: false,
-            identity: None,
-            unfit: None,
-            degraded: None,
-            memory: None,
-        };
+        let mut probe = Probe::default();
         let mut errors: Vec<_> = unserved.map(NodeError::NotSent).into_iter().collect();
         let mut answers = 0;
         let mut known = self.known();

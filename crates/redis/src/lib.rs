@@ -29,7 +29,7 @@ use election_core::{
     election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
     lease::{
         Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Lease, LeaseNode,
-        Listener, Look, NodeError, Onto, Page, Probe, Reading, Repair, Replaces, Resign,
+        Listener, Look, NodeError, Onto, Page, Probe, Reading, Refusal, Repair, Replaces, Resign,
         ResignReply, Settings, System, Unrecorded,
     },
 };
@@ -590,16 +590,12 @@ impl LeaseNode for Redis {
         let reply = self.reply(partition, &call).await?;
         let known = match word(&reply) {
             ("renewed", renewed) => token(renewed).map(ExtendReply::Renewed),
-            ("held", "") => Some(ExtendReply::Held),
-            ("stale", "") => Some(ExtendReply::Stale),
+            ("held", "") => Some(ExtendReply::Refused(Refusal::Held)),
+            ("stale", "") => Some(ExtendReply::Refused(Refusal::Stale)),
             ("behind", "") => Some(ExtendReply::Behind),
             (absent, _) => self
                 .absence(partition, absent)
-                .map(|absence| match absence {
-                    Absence::Known => ExtendReply::Missing,
-                    Absence::NotKnown => ExtendReply::NotKnown,
-                    Absence::Unrecorded => ExtendReply::Unrecorded,
-                }),
+                .map(|absence| ExtendReply::Refused(absence.into())),
         };
         if let Some(ExtendReply::Renewed(_)) = known {
             self.index.extended(partition, &extend.election);
@@ -657,12 +653,10 @@ impl LeaseNode for Redis {
             .arg(self.retention_ms());
         match &*self.reply(partition, &call).await? {
             "resigned" => Ok(ResignReply::Resigned),
-            "held" => Ok(ResignReply::Held),
-            "stale" => Ok(ResignReply::Stale),
+            "held" => Ok(ResignReply::Refused(Refusal::Held)),
+            "stale" => Ok(ResignReply::Refused(Refusal::Stale)),
             reply => match self.absence(partition, word(reply).0) {
-                Some(Absence::Known) => Ok(ResignReply::Missing),
-                Some(Absence::NotKnown) => Ok(ResignReply::NotKnown),
-                Some(Absence::Unrecorded) => Ok(ResignReply::Unrecorded),
+                Some(absence) => Ok(ResignReply::Refused(absence.into())),
                 None => Err(self.unexpected("resign", reply)),
             },
         }

@@ -309,10 +309,10 @@ struct Asking {
 
 impl Asking {
     async fn run(self) {
-        let mut told = None;
+        let mut logged = None;
         loop {
             let asked = Instant::now();
-            let error = match self.ask_until_it_fails(&mut told).await {
+            let error = match self.ask_until_it_fails(&mut logged).await {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => self.describe(&error),
                 Err(_) => format!(
@@ -321,7 +321,7 @@ impl Asking {
                     self.limit
                 ),
             };
-            self.say(&mut told, asked, Err(error)).await;
+            self.say(&mut logged, asked, Err(error)).await;
             sleep(jittered(PAUSE)).await;
         }
     }
@@ -329,7 +329,7 @@ impl Asking {
     /// Returns `Ok(Ok(()))` when the receiver is gone.
     async fn ask_until_it_fails(
         &self,
-        told: &mut Option<String>,
+        logged: &mut Option<String>,
     ) -> Result<RedisResult<()>, tokio::time::error::Elapsed> {
         let connecting = async {
             let began = Instant::now();
@@ -377,7 +377,7 @@ impl Asking {
                 )),
                 Err(error) => return Ok(Err(error)),
             };
-            if !self.say(told, asked, primary).await {
+            if !self.say(logged, asked, primary).await {
                 return Ok(Ok(()));
             }
             tokio::select! {
@@ -396,15 +396,18 @@ impl Asking {
     /// Reports to the director, and logs what is new. Returns `false` when the receiver is gone.
     async fn say(
         &self,
-        told: &mut Option<String>,
+        logged: &mut Option<String>,
         asked: Instant,
         primary: Result<Named, String>,
     ) -> bool {
         let error = primary.as_ref().err().cloned();
-        if let Some(error) = error.as_ref().filter(|error| told.as_ref() != Some(error)) {
+        if let Some(error) = error
+            .as_ref()
+            .filter(|error| logged.as_ref() != Some(error))
+        {
             tracing::warn!(error, "a Sentinel does not name the primary; asking again");
         }
-        *told = error;
+        *logged = error;
         let said = Said { primary, asked };
         self.said.send((self.number, said)).await.is_ok()
     }

@@ -301,7 +301,7 @@ mod tests {
         let three = members("redis://u:p@one:1?addr=two:2&addr=[::1]:3");
         let expected = ["one:1", "two:2", "[::1]:3"].map(ToOwned::to_owned);
         assert_eq!(three, Ok(expected.to_vec()));
-        for (url, told) in [
+        for (url, named) in [
             ("redis://one/1", "no numbered databases"),
             ("redis://one?address=two", "addr=host:port"),
             ("redis://one?addr=", "not host:port"),
@@ -310,7 +310,7 @@ mod tests {
             ("redis://one?addr=one:6379", "twice"),
         ] {
             let refused = members(url).expect_err(url);
-            assert!(refused.contains(told), "{url}: {refused}");
+            assert!(refused.contains(named), "{url}: {refused}");
             assert!(!refused.contains("s3cret"), "{refused}");
         }
     }

@@ -124,7 +124,7 @@ impl Link {
             names,
             states,
             number: askers.number,
-            supervisor: askers.beside.spawn(supervisor.run()).abort_handle(),
+            supervisor: askers.background.spawn(supervisor.run()).abort_handle(),
         }
     }
 
@@ -227,7 +227,7 @@ struct Open {
 }
 
 /// The result of a connection's health check.
-enum Tended {
+enum Checked {
     /// The connection was open, and still is.
     Well,
     /// The connection is new.
@@ -241,7 +241,7 @@ enum Tended {
 impl Supervisor {
     async fn run(mut self) {
         let mut pause = Duration::ZERO;
-        let mut told = None;
+        let mut logged = None;
         loop {
             let all = self.slots.iter().all(|slot| slot.open.is_some());
             let wait = if all { PING_EVERY } else { jittered(pause) };
@@ -249,11 +249,11 @@ impl Supervisor {
             let longer = (pause * 2).clamp(BACKOFF.0, BACKOFF.1);
 
             let was_connected = self.is_connected();
-            let tended = match self.tend().await {
+            let checked = match self.check().await {
                 Ok(_) if reported && was_connected => Err(self.found_broken()),
-                tended => tended,
+                checked => checked,
             };
-            match tended {
+            match checked {
                 Ok(lacking) => {
                     if !was_connected {
                         tracing::info!(node = self.name, "connected to Redis");
@@ -261,26 +261,26 @@ impl Supervisor {
                     // Connections that have lasted are reopened at once.
                     let lasted = was_connected && lacking.is_none();
                     pause = if lasted { Duration::ZERO } else { longer };
-                    if lacking.is_some() && told != lacking {
+                    if lacking.is_some() && logged != lacking {
                         tracing::warn!(
                             node = self.name,
                             error = lacking,
                             "some threads have no connection to Redis; trying again"
                         );
                     }
-                    told = lacking;
+                    logged = lacking;
                 }
                 Err(error) if was_connected => {
                     tracing::warn!(node = self.name, %error, "lost the connection to Redis");
                     self.withdraw(&error);
-                    told = None;
+                    logged = None;
                 }
                 Err(error) => {
                     pause = longer;
                     self.withdraw(&error);
-                    if told.as_ref() != Some(&error) {
+                    if logged.as_ref() != Some(&error) {
                         tracing::warn!(node = self.name, %error, "cannot connect to Redis; trying again");
-                        told = Some(error);
+                        logged = Some(error);
                     }
                 }
             }
@@ -308,23 +308,23 @@ impl Supervisor {
     ///
     /// # Errors
     /// Why all connections must be removed.
-    async fn tend(&mut self) -> Result<Option<String>, String> {
+    async fn check(&mut self) -> Result<Option<String>, String> {
         let was_connected = self.is_connected();
         let slots = self.slots.iter().enumerate();
-        let mut tending: FuturesUnordered<_> = slots
+        let mut checking: FuturesUnordered<_> = slots
             .map(|(number, slot)| {
-                let tending = slot.tend(&self.server, self.expect, self.limit);
-                async move { (number, tending.await) }
+                let checking = slot.check(&self.server, self.expect, self.limit);
+                async move { (number, checking.await) }
             })
             .collect();
         let mut lacking = None;
         let mut waiting: BTreeSet<_> = (0..self.slots.len()).collect();
         let mut together = None;
         loop {
-            let (number, tended) = tokio::select! {
+            let (number, checked) = tokio::select! {
                 // Processes results of the same moment before the timer of that moment.
                 biased;
-                next = tending.next() => match next {
+                next = checking.next() => match next {
                     Some(next) => next,
                     None => break,
                 },
@@ -333,9 +333,9 @@ impl Supervisor {
             };
             waiting.remove(&number);
             let slot = &mut self.slots[number];
-            match tended {
-                Ok(Tended::Well) => {}
-                Ok(Tended::Opened(open)) => {
+            match checked {
+                Ok(Checked::Well) => {}
+                Ok(Checked::Opened(open)) => {
                     slot.open = Some(open);
                     if was_connected {
                         self.publish()?;
@@ -343,11 +343,11 @@ impl Supervisor {
                         together.get_or_insert_with(|| Instant::now() + TOGETHER);
                     }
                 }
-                Ok(Tended::Otherwise(other)) => {
-                    let other = other.told(self.names);
+                Ok(Checked::Otherwise(other)) => {
+                    let other = other.describe(self.names);
                     return Err(format!("{}: it {other}", self.name));
                 }
-                Ok(Tended::Silent) => {
+                Ok(Checked::Silent) => {
                     let what = match slot.open {
                         Some(_) => "PING",
                         None => "connecting",
@@ -415,21 +415,21 @@ async fn until(instant: Option<Instant>) {
 
 impl Slot {
     /// Pings the connection, or opens one.
-    fn tend(
+    fn check(
         &self,
         server: &Server,
         expect: Expect,
         limit: Duration,
-    ) -> impl Future<Output = RedisResult<Tended>> + use<> {
+    ) -> impl Future<Output = RedisResult<Checked>> + use<> {
         let open = self.open.as_ref().map(|open| open.connection.clone());
         let (runtime, server) = (self.runtime.clone(), server.clone());
-        let tending = async move {
+        let check = async move {
             match open {
-                Some(mut connection) => ping(&mut connection).await.map(|()| Tended::Well),
+                Some(mut connection) => ping(&mut connection).await.map(|()| Checked::Well),
                 None => connect(&runtime, server, expect, limit).await,
             }
         };
-        async move { timeout(limit, tending).await.unwrap_or(Ok(Tended::Silent)) }
+        async move { timeout(limit, check).await.unwrap_or(Ok(Checked::Silent)) }
     }
 
     fn publish(&mut self, broken: &Arc<Notify>) {
@@ -459,18 +459,18 @@ async fn connect(
     server: Server,
     expect: Expect,
     limit: Duration,
-) -> RedisResult<Tended> {
+) -> RedisResult<Checked> {
     let connecting = runtime.spawn(async move {
         let began = Instant::now();
         let connected = async {
             let mut connection = open(&server, limit).await?;
             let info: InfoDict = redis::cmd("INFO").query_async(&mut connection).await?;
             if let Some(other) = otherwise(expect, &info) {
-                return Ok(Tended::Otherwise(other));
+                return Ok(Checked::Otherwise(other));
             }
             SCRIPTS.preload(&mut connection).await?;
             let run = info.get("run_id").unwrap_or_default();
-            Ok(Tended::Opened(Open { connection, run }))
+            Ok(Checked::Opened(Open { connection, run }))
         };
         match connected.await {
             Err(error) => Err(refusal::explained(&server, began, limit, error).await),
@@ -493,7 +493,7 @@ enum Otherwise {
 }
 
 impl Otherwise {
-    fn told(self, names: Names) -> String {
+    fn describe(self, names: Names) -> String {
         let Names {
             urls, mode, master, ..
         } = names;
@@ -567,7 +567,7 @@ fn describe(name: &str, expect: Expect, names: Names, error: &RedisError) -> Str
             ": its memory is full: raise its maxmemory, or have elections given up".to_owned()
         }
         ErrorKind::Server(ServerErrorKind::ReadOnly) if expect == Expect::Server => {
-            format!(": it {}", Otherwise::Replica.told(names))
+            format!(": it {}", Otherwise::Replica.describe(names))
         }
         _ => String::new(),
     };

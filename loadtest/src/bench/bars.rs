@@ -32,7 +32,7 @@ impl Spread {
 
 /// The reference that a figure is compared with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Beside {
+pub(crate) struct Reference {
     /// The name of the reference.
     pub(crate) name: &'static str,
     /// In the figure's unit.
@@ -51,7 +51,7 @@ pub(crate) struct Figure {
     /// The measured values.
     pub(crate) measured: Spread,
     /// The reference, if the bar is a ratio.
-    pub(crate) beside: Option<Beside>,
+    pub(crate) reference: Option<Reference>,
     /// The upper limit of the median of the ratio or, without a reference, of the figure itself.
     pub(crate) bar: f64,
     /// Whether the median is within the bar.
@@ -62,18 +62,22 @@ impl Figure {
     /// Creates a figure that must not exceed `bar` times its reference. `pairs` has one pair for each round.
     pub(crate) fn ratio(
         name: &'static str,
-        beside: &'static str,
+        reference: &'static str,
         bar: f64,
         rounds: &[(f64, f64)],
     ) -> Self {
-        let ratio = Spread::of(rounds.iter().map(|(measured, beside)| measured / beside));
+        let ratio = Spread::of(
+            rounds
+                .iter()
+                .map(|(measured, reference)| measured / reference),
+        );
         Self {
             name,
             unit: "µs",
             measured: Spread::of(rounds.iter().map(|(measured, _)| *measured)),
-            beside: Some(Beside {
-                name: beside,
-                value: Spread::of(rounds.iter().map(|(_, beside)| *beside)),
+            reference: Some(Reference {
+                name: reference,
+                value: Spread::of(rounds.iter().map(|(_, reference)| *reference)),
                 ratio,
             }),
             bar,
@@ -87,7 +91,7 @@ impl Figure {
             name,
             unit,
             measured: Spread::of([measured]),
-            beside: None,
+            reference: None,
             bar,
             met: measured <= bar,
         }
@@ -95,11 +99,11 @@ impl Figure {
 
     fn row(&self) -> Vec<String> {
         let unit = self.unit;
-        let (beside, ratio, bar) = match &self.beside {
-            Some(beside) => {
-                let Spread { median, min, max } = beside.ratio;
+        let (reference, ratio, bar) = match &self.reference {
+            Some(reference) => {
+                let Spread { median, min, max } = reference.ratio;
                 (
-                    format!("{}: {:.1} {unit}", beside.name, beside.value.median),
+                    format!("{}: {:.1} {unit}", reference.name, reference.value.median),
                     format!("{median:.3} ({min:.3}–{max:.3})"),
                     format!("≤ {:.2} ×", self.bar),
                 )
@@ -114,7 +118,7 @@ impl Figure {
         vec![
             self.name.to_owned(),
             format!("{:.1} {unit}", self.measured.median),
-            beside,
+            reference,
             ratio,
             bar,
             met.to_owned(),
@@ -127,7 +131,7 @@ pub(crate) fn table(figures: &[Figure]) -> Table {
     let mut table = Table::new(&[
         "figure",
         "measured",
-        "beside",
+        "reference",
         "ratio: median (min–max)",
         "bar",
         "met?",
@@ -164,13 +168,17 @@ mod tests {
         // A disturbance affected the whole second round. The ratio of medians would be 3.
         let rounds = [(10.0, 10.0), (90.0, 30.0), (30.0, 10.0), (11.0, 10.0)];
         let figure = Figure::ratio("a", "b", 2.0, &rounds);
-        let beside = figure.beside.as_ref().expect("beside another");
+        let reference = figure.reference.as_ref().expect("reference another");
         assert_eq!(
-            (beside.ratio.median, beside.ratio.min, beside.ratio.max),
+            (
+                reference.ratio.median,
+                reference.ratio.min,
+                reference.ratio.max
+            ),
             (2.05, 1.0, 3.0)
         );
         assert_eq!(figure.measured.median, 20.5);
-        assert_eq!(beside.value.median, 10.0);
+        assert_eq!(reference.value.median, 10.0);
         assert!(!figure.met);
     }
 

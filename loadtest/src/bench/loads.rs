@@ -67,7 +67,7 @@ pub(crate) fn sound(report: Report) -> Result<Report, String> {
     if report.requests > 0 && report.errors.is_empty() {
         return Ok(report);
     }
-    let told: Vec<_> = report
+    let counts: Vec<_> = report
         .errors
         .iter()
         .map(|(error, times)| format!("{times} × {error}"))
@@ -77,7 +77,7 @@ pub(crate) fn sound(report: Report) -> Result<Report, String> {
         report.scenario,
         report.protocol,
         report.requests,
-        told.join(", ")
+        counts.join(", ")
     ))
 }
 
@@ -137,12 +137,12 @@ mod tests {
     #[test]
     fn what_is_wrong_is_no_figure() {
         assert!(sound(report(5, &[])).is_ok());
-        let told = sound(report(5, &[("Unavailable", 2), ("wrong: two leaders", 1)]));
-        let told = told.expect_err("it has errors");
-        assert!(told.contains("of 8 answers"), "{told}");
+        let found = sound(report(5, &[("Unavailable", 2), ("wrong: two leaders", 1)]));
+        let found = found.expect_err("it has errors");
+        assert!(found.contains("of 8 answers"), "{found}");
         assert!(
-            told.contains("2 × Unavailable, 1 × wrong: two leaders"),
-            "{told}"
+            found.contains("2 × Unavailable, 1 × wrong: two leaders"),
+            "{found}"
         );
         assert!(sound(report(0, &[])).is_err(), "nothing was answered");
     }

@@ -287,7 +287,7 @@ impl Agent {
     ) -> Result<Self, String> {
         let urls: Vec<_> = servers.iter().map(Redis::url).collect();
         let term = format!("{}s", LONG_TERM.as_secs());
-        let mut told = String::new();
+        let mut line = String::new();
         for _ in 0..TRIES {
             let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
             let (http, grpc) = (address(free_port().await?), address(free_port().await?));
@@ -336,7 +336,7 @@ impl Agent {
             if ready == Some(true) && agent.process.runs() {
                 return Ok(agent);
             }
-            told = format!(
+            line = format!(
                 "the agent {} is not ready: {last}; its log ends:\n{}",
                 binary.display(),
                 agent.process.log()
@@ -345,7 +345,7 @@ impl Agent {
                 break;
             }
         }
-        Err(told)
+        Err(line)
     }
 
     /// The address for HTTP/1.1.
@@ -394,9 +394,9 @@ impl Floor {
             .stdout
             .take()
             .map(|out| BufReader::new(out).lines());
-        let told = async { lines.as_mut()?.next_line().await.ok()? };
-        let told = timeout(START_WITHIN, told).await.ok().flatten();
-        let address = told.as_deref().and_then(|line| {
+        let line = async { lines.as_mut()?.next_line().await.ok()? };
+        let line = timeout(START_WITHIN, line).await.ok().flatten();
+        let address = line.as_deref().and_then(|line| {
             let (_, address) = line.split_once("http://")?;
             address.split(',').next()?.parse().ok()
         });

@@ -214,9 +214,9 @@ async fn send(server: &Redis, command: &Arguments, calls: u32) -> Result<(), Str
         .await
         .map_err(|error| missing(BENCHMARK, &error))?;
     if !output.status.success() {
-        let told = String::from_utf8_lossy(&output.stdout);
-        let told = format!("{told}{}", String::from_utf8_lossy(&output.stderr));
-        return Err(format!("{BENCHMARK}: {}: {told}", output.status));
+        let output_text = String::from_utf8_lossy(&output.stdout);
+        let output_text = format!("{output_text}{}", String::from_utf8_lossy(&output.stderr));
+        return Err(format!("{BENCHMARK}: {}: {output_text}", output.status));
     }
     Ok(())
 }

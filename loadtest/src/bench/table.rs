@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn thousands_are_set_apart() {
-        let told = [0.0, 999.4, 999.5, 1_234_567.0].map(grouped);
-        assert_eq!(told, ["0", "999", "1,000", "1,234,567"]);
+        let found = [0.0, 999.4, 999.5, 1_234_567.0].map(grouped);
+        assert_eq!(found, ["0", "999", "1,000", "1,234,567"]);
     }
 }

@@ -168,9 +168,9 @@ impl Client {
         if status != StatusCode::OK {
             return Err(refused(status, &answered));
         }
-        let told = read_web(&answered)?;
+        let reply = read_web(&answered)?;
         let unreadable = |_| Failed::answered("wrong: an answer that is no message", "");
-        match (ask, told) {
+        match (ask, reply) {
             (Ask::Leader { .. }, (Code::NotFound, _)) => Ok(Answer::No),
             (Ask::Campaign { .. }, (Code::Ok, message)) => {
                 let result = CampaignResult::decode(message).map_err(unreadable)?;
@@ -213,7 +213,7 @@ impl Client {
             .send_request(request)
             .await
             .map_err(|error| broken(&error))?;
-        let told = answer.headers().get("grpc-status").cloned();
+        let grpc_status = answer.headers().get("grpc-status").cloned();
         let status = answer.status();
         let body = answer
             .into_body()
@@ -222,7 +222,7 @@ impl Client {
             .map_err(|error| broken(&error))?
             .to_bytes();
         // A gRPC-Web refusal has its status in the headers, and no body.
-        match told.map(|told| Code::from_bytes(told.as_bytes())) {
+        match grpc_status.map(|status| Code::from_bytes(status.as_bytes())) {
             Some(Code::Ok) | None => Ok((status, body)),
             Some(code) => {
                 let trailer = format!("grpc-status:{}\r\n", code as i32);

@@ -238,7 +238,7 @@ impl Following {
     }
 
     /// Returns the keys after another fetch of the URL. Returns `None` if the URL does not respond or was fetched just
-    /// now: strangers can name any key, and must not cause unlimited fetches. For a file, returns the present keys.
+    /// now: anyone can name any key, and must not cause unlimited fetches. For a file, returns the present keys.
     pub(super) async fn newer(&self) -> Option<Arc<Keys>> {
         if let Some((wanted, asked)) = &self.remote {
             let mut asked = asked.clone();
@@ -362,8 +362,8 @@ impl Remote {
         used: &[u8],
     ) -> Result<Option<(Vec<u8>, Keys)>, String> {
         // The cause is the informative part, for example "connection refused".
-        let told = |error: reqwest::Error| causes(&error);
-        let response = client.get(self.url.clone()).send().await.map_err(told)?;
+        let failed = |error: reqwest::Error| causes(&error);
+        let response = client.get(self.url.clone()).send().await.map_err(failed)?;
         if !response.status().is_success() {
             return Err(format!("it answers {}", response.status()));
         }
@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn what_is_no_key_set_is_refused_and_not_repeated() {
-        for (text, told) in [
+        for (text, expected) in [
             ("s3cret", "no JSON Web Key Set"),
             ("{\"keys\": \"s3cret\"}", "no JSON Web Key Set"),
             ("{\"keys\": []}", "there is no key"),
@@ -426,7 +426,7 @@ mod tests {
             ),
         ] {
             let refused = Keys::parse(text.as_bytes()).expect_err(text);
-            assert!(refused.contains(told), "{refused}");
+            assert!(refused.contains(expected), "{refused}");
         }
     }
 
@@ -447,8 +447,8 @@ mod tests {
             "jwks.json",
             "",
         ] {
-            let told = Remote::parse(bad).expect_err(bad);
-            assert!(told.contains("https://"), "{told}");
+            let found = Remote::parse(bad).expect_err(bad);
+            assert!(found.contains("https://"), "{found}");
         }
     }
 }

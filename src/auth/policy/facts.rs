@@ -52,7 +52,7 @@ impl Facts {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             (name.to_owned(), Value::new_long(count))
         });
-        let context = Context::from_pairs(context.flatten().chain(counts)).map_err(told)?;
+        let context = Context::from_pairs(context.flatten().chain(counts)).map_err(text_of)?;
         let request = Request::new(
             uid(&IDENTITY, identity.name()),
             action_uid(action),
@@ -70,13 +70,13 @@ impl Facts {
         entities.push(identity_entity(identity)?);
         resource_entities(&resource, &mut entities)?;
         Ok(Self {
-            request: request.map_err(told)?,
-            entities: Entities::from_entities(entities, schema).map_err(told)?,
+            request: request.map_err(text_of)?,
+            entities: Entities::from_entities(entities, schema).map_err(text_of)?,
         })
     }
 }
 
-fn told(error: impl std::error::Error) -> String {
+fn text_of(error: impl std::error::Error) -> String {
     error.to_string()
 }
 
@@ -116,7 +116,7 @@ fn entity<const N: usize>(
     attributes: [(String, Value); N],
     parents: HashSet<EntityUid>,
 ) -> Result<Entity, String> {
-    Entity::new(uid, attributes.into(), parents).map_err(told)
+    Entity::new(uid, attributes.into(), parents).map_err(text_of)
 }
 
 fn action_uid(action: Action) -> EntityUid {

@@ -67,22 +67,22 @@ impl File<'_> {
     }
 
     /// Formats a mistake with its position.
-    fn tell(self, wrong: &dyn Diagnostic) -> String {
+    fn describe(self, wrong: &dyn Diagnostic) -> String {
         let label = wrong.labels().and_then(|mut labels| labels.next());
-        let mut told = self.path.to_owned();
+        let mut text = self.path.to_owned();
         if let Some(label) = &label {
             let (line, column) = self.position(label.offset());
-            told += &format!(":{line}:{column}");
+            text += &format!(":{line}:{column}");
         }
-        told += &format!(": {wrong}");
+        text += &format!(": {wrong}");
         if let Some(label) = label.as_ref().and_then(|label| label.label()) {
-            told += &format!(": {label}");
+            text += &format!(": {label}");
         }
         if let Some(help) = wrong.help() {
-            told += &format!(" ({help})");
+            text += &format!(" ({help})");
         }
         // Cedar's messages may contain several lines.
-        told.split_whitespace().collect::<Vec<_>>().join(" ")
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -114,7 +114,7 @@ impl<'a> Loading<'a> {
             Err(errors) => {
                 let errors: ParseErrors = errors;
                 self.mistakes
-                    .extend(errors.iter().map(|error| file.tell(error)));
+                    .extend(errors.iter().map(|error| file.describe(error)));
                 return;
             }
         };
@@ -174,23 +174,25 @@ impl<'a> Loading<'a> {
     }
 
     fn validated(&mut self, result: &ValidationResult) {
-        let tell = |id: &PolicyId, wrong: &dyn Diagnostic| {
+        let describe = |id: &PolicyId, wrong: &dyn Diagnostic| {
             let id: &str = id.as_ref();
             match self.files.get(id) {
-                Some(file) => file.tell(wrong),
+                Some(file) => file.describe(wrong),
                 None => wrong.to_string(),
             }
         };
         let errors = result.validation_errors();
-        let mut mistakes: Vec<_> = errors.map(|error| tell(error.policy_id(), error)).collect();
+        let mut mistakes: Vec<_> = errors
+            .map(|error| describe(error.policy_id(), error))
+            .collect();
         let warnings = result.validation_warnings();
         let mut warnings: Vec<_> = warnings
-            .map(|warning| tell(warning.policy_id(), warning))
+            .map(|warning| describe(warning.policy_id(), warning))
             .collect();
         // Cedar reports warnings in any order, and may repeat one for several types of requests.
-        for told in [&mut mistakes, &mut warnings] {
-            told.sort_unstable();
-            told.dedup();
+        for texts in [&mut mistakes, &mut warnings] {
+            texts.sort_unstable();
+            texts.dedup();
         }
         self.mistakes.append(&mut mistakes);
         self.warnings = warnings;

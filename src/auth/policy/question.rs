@@ -1,16 +1,18 @@
 //! The questions that policies decide.
 
-use std::{fmt, str::FromStr};
+use std::fmt;
 
 use election_core::election::{
     quota::Held,
     types::{Candidate, ElectionId, Kind},
 };
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use crate::auth::Identity;
 
 /// What an identity requests to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EnumString, IntoStaticStr, VariantNames)]
+#[strum(serialize_all = "camelCase")]
 pub enum Action {
     /// Become the leader.
     Campaign,
@@ -33,45 +35,10 @@ pub enum Action {
 }
 
 impl Action {
-    /// Every action.
-    pub const ALL: [Self; 9] = [
-        Self::Campaign,
-        Self::Extend,
-        Self::Resign,
-        Self::Handover,
-        Self::ForceHandover,
-        Self::Read,
-        Self::List,
-        Self::Pods,
-        Self::Admin,
-    ];
-
     /// Returns the action's name in policies.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Campaign => "campaign",
-            Self::Extend => "extend",
-            Self::Resign => "resign",
-            Self::Handover => "handover",
-            Self::ForceHandover => "forceHandover",
-            Self::Read => "read",
-            Self::List => "list",
-            Self::Pods => "pods",
-            Self::Admin => "admin",
-        }
-    }
-}
-
-impl FromStr for Action {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let action = Self::ALL.into_iter().find(|action| action.name() == text);
-        action.ok_or_else(|| {
-            let names = Self::ALL.map(Self::name).join(", ");
-            format!("{text:?} is no action: give one of {names}")
-        })
+        self.into()
     }
 }
 
@@ -143,6 +110,21 @@ pub struct Question<'a> {
     /// How many other elections are held, for campaigns and handovers if [policies use the
     /// number](super::Policies::counts_held); otherwise zero.
     pub held: Held,
+}
+
+impl<'a> Question<'a> {
+    /// Creates a request without candidates and without held elections.
+    #[must_use]
+    pub fn new(identity: &'a Identity, action: Action, resource: Resource<'a>) -> Self {
+        Self {
+            identity,
+            action,
+            resource,
+            candidate: None,
+            current_leader: None,
+            held: Held::default(),
+        }
+    }
 }
 
 impl fmt::Display for Question<'_> {

@@ -133,9 +133,9 @@ async fn pings(apart: Duration, mut answer: impl FnMut(usize) -> Vec<u8>) -> (us
 #[tokio::test(start_paused = true)]
 async fn pings_that_come_too_soon_are_strikes_until_there_is_an_answer() {
     let nothing = |_| Vec::new();
-    let (sent, told) = pings(Duration::from_secs(1), nothing).await;
+    let (sent, found) = pings(Duration::from_secs(1), nothing).await;
     assert_eq!(sent, 4, "one, and three strikes");
-    assert_eq!(told, calm_down("too_many_pings"));
+    assert_eq!(found, calm_down("too_many_pings"));
     assert_eq!(pings(Duration::from_secs(10), nothing).await.0, 20);
     // A reply after every third ping.
     let answers = |sent: usize| match sent % 3 {
@@ -154,8 +154,8 @@ async fn nothing_is_told_in_the_middle_of_a_frame() {
         3 => SETTINGS[..4].to_vec(),
         _ => Vec::new(),
     };
-    let (sent, told) = pings(Duration::from_millis(1), half).await;
-    assert_eq!((sent, told), (4, SETTINGS[..4].to_vec()));
+    let (sent, found) = pings(Duration::from_millis(1), half).await;
+    assert_eq!((sent, found), (4, SETTINGS[..4].to_vec()));
 }
 
 #[tokio::test(start_paused = true)]

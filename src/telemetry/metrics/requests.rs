@@ -1,6 +1,7 @@
 //! Metrics of requests: how many are in flight, how long they took, and which status they got.
 
 use std::{
+    array,
     sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
@@ -14,6 +15,7 @@ use prometheus_client::{
         gauge::Gauge,
     },
 };
+use strum::VariantArray;
 
 use super::{
     Metrics, Registrar,
@@ -62,8 +64,8 @@ impl MetricConstructor<Histogram> for Buckets {
 pub(super) struct Requests {
     family: Family<Answered, Histogram, Buckets>,
     /// By action and status. Created on first use, as most pairs never occur.
-    durations: [[OnceLock<Histogram>; STATUSES]; Action::ALL.len()],
-    in_flight: [Gauge; Action::ALL.len()],
+    durations: [[OnceLock<Histogram>; STATUSES]; Action::VARIANTS.len()],
+    in_flight: [Gauge; Action::VARIANTS.len()],
     unavailable: Counter,
     refused: [Counter; REFUSALS.len()],
 }
@@ -78,14 +80,14 @@ impl Requests {
         registrar.register(&table::IN_FLIGHT, in_flight.clone());
         registrar.register(&table::UNAVAILABLE, unavailable.clone());
         registrar.register(&table::REFUSED, refused.clone());
-        let by_action = |action: Action| {
-            let action = action.name();
+        let by_action = |number: usize| {
+            let action = Action::VARIANTS[number].name();
             in_flight.get_or_create_owned(&ByAction { action })
         };
         Self {
             family,
             durations: Default::default(),
-            in_flight: Action::ALL.map(by_action),
+            in_flight: array::from_fn(by_action),
             unavailable,
             refused: REFUSALS.map(|reason| refused.get_or_create_owned(&ByReason { reason })),
         }

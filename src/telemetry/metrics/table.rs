@@ -8,6 +8,7 @@ use election_core::{
     election::ledger::{Cause, Outcome},
     lease::quorum::observer::Operation,
 };
+use strum::{IntoStaticStr, VariantNames};
 
 use crate::endpoint::Action;
 
@@ -18,7 +19,8 @@ pub const PREFIX: &str = "election_agent";
 pub const ELECTIONS_PER_KIND: usize = 1_000;
 
 /// The type of a metric.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Type {
     /// Only rises; starts at zero with the agent.
     Counter,
@@ -32,11 +34,7 @@ impl Type {
     /// The name of the type in the exposition formats.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
+        self.into()
     }
 }
 
@@ -89,13 +87,13 @@ table! {
         "Requests whose answer has not begun",
         "always";
     UNAVAILABLE: Counter "unavailable_total" [] "requests",
-        "Requests that were told UNAVAILABLE: no quorum of lease nodes answered, or what is known of pods is too old",
+        "Requests that got UNAVAILABLE: no quorum of lease nodes answered, or what is known of pods is too old",
         "always";
     REFUSED: Counter "requests_refused_total" ["reason"] "requests",
         "Requests that were refused for what they are, not for what they asked",
         "always";
     OUTCOMES: Counter "outcomes_total" ["action", "outcome"] "requests",
-        "What came of requests that reached the elections",
+        "The outcomes of requests that reached the elections",
         "from the first request of an action with the outcome";
     LEADERSHIP_CHANGES: Counter "leadership_changes_total" ["cause"] "changes",
         "Changes of leadership that this agent made or saw",
@@ -104,7 +102,7 @@ table! {
         "Elections whose leader has time left, of those that this agent has answered for",
         "always";
     READY: Gauge "ready" [] "0 or 1",
-        "Whether the agent is ready, as /readyz tells it",
+        "Whether the agent is ready, as /readyz reports it",
         "always";
     DISCONNECTED: Gauge "disconnected_redis_backends" [] "nodes",
         "Lease nodes that do not answer, or must not vote",
@@ -113,8 +111,8 @@ table! {
         "Whether the lease node answers, and may vote",
         "always";
     NODE_GUARD: Gauge "node_guard_remaining_seconds" ["node"] "seconds",
-        "For how long the lease node abstains from new grants, as it has restarted or was promoted; 0 when it grants",
-        "while the node answers and has markers";
+        "For how long the lease node is in quarantine, as it has restarted or was promoted; 0 when it grants",
+        "while the node answers and has incarnation records";
     NODE_MEMORY_USED: Gauge "node_memory_used_bytes" ["node"] "bytes",
         "The memory that counts against the lease node's maxmemory; of a Redis Cluster, on the fullest primary",
         "on Redis, while the node answers";
@@ -179,7 +177,7 @@ table! {
         "When the first certificate of the chain that new connections are shown expires",
         "with TLS (`EA_TLS_CERT_FILE`)";
     KUBE_AGE: Gauge "kube_cache_age_seconds" ["namespace"] "seconds",
-        "For how long the Kubernetes API server has not been heard to agree with what is known of pods",
+        "For how long the Kubernetes API server has not confirmed what is known of pods",
         "while pods are looked up and something is known of the namespace";
     KUBE_PODS: Gauge "kube_cache_pods" ["namespace"] "pods",
         "Pods that are known",
@@ -194,7 +192,7 @@ table! {
         "Exports of spans that failed",
         "always";
     LOG_LINES_LOST: Counter "log_lines_lost_total" [] "lines",
-        "Log lines, of the audit trail too, that were dropped as whoever reads them did not keep up, or that could not be written",
+        "Log lines, of the audit trail too, that were dropped as their reader did not keep up, or that could not be written",
         "always";
     BUILD_INFO: Gauge "build_info" ["version", "commit"] "1",
         "The agent's version, and the commit that it was built from, if that is known",
@@ -256,18 +254,18 @@ pub fn markdown() -> String {
 
 /// The labels and their values.
 fn labels() -> [(&'static str, String); 13] {
-    let statuses = (0..17).map(|code| status_name(code.into()));
+    let statuses: Vec<_> = (0..17).map(|code| status_name(code.into())).collect();
     [
-        ("action", words(Action::ALL.map(Action::name))),
-        ("status", words(statuses)),
-        ("reason", words(REFUSALS)),
-        ("outcome", words(Outcome::ALL.map(Outcome::name))),
-        ("cause", words(Cause::ALL.map(Cause::name))),
+        ("action", words(Action::VARIANTS)),
+        ("status", words(&statuses)),
+        ("reason", words(&REFUSALS)),
+        ("outcome", words(Outcome::VARIANTS)),
+        ("cause", words(Cause::VARIANTS)),
         (
             "node",
             "the addresses of lease nodes, as /readyz calls them".to_owned(),
         ),
-        ("operation", words(Operation::ALL.map(Operation::name))),
+        ("operation", words(Operation::VARIANTS)),
         (
             "error",
             "`timeout` (`EA_REDIS_OPERATION_TIMEOUT` passed; a caller's own deadline that came first is no error of \
@@ -290,9 +288,8 @@ fn labels() -> [(&'static str, String); 13] {
     ]
 }
 
-fn words(words: impl IntoIterator<Item = &'static str>) -> String {
-    let words: Vec<_> = words.into_iter().map(|word| format!("`{word}`")).collect();
-    words.join(", ")
+fn words(words: &[&str]) -> String {
+    format!("`{}`", words.join("`, `"))
 }
 
 /// Reasons of refusals: the values of the label.

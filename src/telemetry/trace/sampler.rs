@@ -80,9 +80,9 @@ impl Parent {
     /// Parses the parent from the headers; `None` if the header is missing, repeated or invalid.
     #[must_use]
     pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut told = headers.get_all(TRACE_PARENT).iter();
-        let parent = told.next()?;
-        match told.next() {
+        let mut parents = headers.get_all(TRACE_PARENT).iter();
+        let parent = parents.next()?;
+        match parents.next() {
             None => Self::parse(parent.as_bytes()),
             Some(_) => None,
         }

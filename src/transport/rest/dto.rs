@@ -73,7 +73,7 @@ pub(super) struct CampaignRequest {
     #[schema(nullable, max_length = 1024)]
     value: String,
     /// Makes a retry safe: a retry with the same id gets the same answer and token, and does nothing (409) when the
-    /// term that was granted is over.
+    /// term that was granted has ended.
     #[serde(default, deserialize_with = "null::or_default")]
     #[schema(nullable, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     request_id: String,
@@ -101,7 +101,7 @@ impl CampaignRequest {
     }
 }
 
-/// What came of a campaign.
+/// The outcome of a campaign.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "elected": true, "leader": "worker-1", "kind": "batch", "token": 1_795_449_600_000_000_u64,
@@ -548,7 +548,7 @@ pub(super) struct Node {
     /// a memory of which more than 90 % is used or that was full in the last minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     degraded: Option<String>,
-    /// For how many ms it still abstains from new grants; left out before the first grant.
+    /// For how many ms it is still in quarantine, without new grants; left out before the first grant.
     #[serde(skip_serializing_if = "Option::is_none")]
     guard: Option<u64>,
 }

@@ -73,7 +73,7 @@ pub(super) fn described() -> OpenApi {
     described.merge_from(measures().into_openapi())
 }
 
-/// Tells who leads the election. Both answers, held and vacant (404), name the state's position as their ETag.
+/// Returns the leader of the election. Both answers, held and vacant (404), name the state's position as their ETag.
 #[utoipa::path(
     get, path = ELECTION, tag = "elections", params(ElectionPath, ("if-none-match" = Option<String>, Header, description = "Positions that the caller knows, as ETags")),
     responses((status = 200, description = "The election is held", body = Leader, headers(("etag" = String, description = "The state's position, in quotes"))),
@@ -270,7 +270,7 @@ pub(super) async fn pods(
     deadline: Deadline,
     Named(path): Named<DeploymentPath>,
 ) -> Result<impl IntoResponse, Problem> {
-    tell_pods(&gate, &caller, path.wanted(), deadline).await
+    list_pods(&gate, &caller, path.wanted(), deadline).await
 }
 
 /// Lists a pod's siblings: the pods of its Deployment, itself among them.
@@ -286,10 +286,10 @@ pub(super) async fn siblings(
     deadline: Deadline,
     Named(path): Named<PodPath>,
 ) -> Result<impl IntoResponse, Problem> {
-    tell_pods(&gate, &caller, path.wanted(), deadline).await
+    list_pods(&gate, &caller, path.wanted(), deadline).await
 }
 
-async fn tell_pods(
+async fn list_pods(
     gate: &Gate,
     caller: &Identity,
     wanted: Result<Wanted, Invalid>,
@@ -311,7 +311,7 @@ pub(super) async fn log(
     caller: Identity,
     Json(wanted): Json<LogLevel>,
 ) -> Result<Answer<LogLevel>, Problem> {
-    gate.administers(&caller)?;
+    gate.authorize_admin(&caller)?;
     let filter = wanted.filter()?;
     if !telemetry::log::change(&filter) {
         return Err(Problem::new(
@@ -332,7 +332,7 @@ pub(super) async fn livez() -> &'static str {
     ALIVE
 }
 
-/// Tells whether a quorum of lease nodes answers, and which node does not.
+/// Reports whether a quorum of lease nodes answers, and which node does not.
 #[utoipa::path(
     get, path = READYZ, tag = "operations",
     responses((status = 200, description = "The agent can answer", body = Readiness),

@@ -14,6 +14,7 @@ use std::{
 };
 
 use quick_cache::sync::Cache;
+use strum::{IntoStaticStr, VariantArray, VariantNames};
 use tokio::time::Instant;
 
 use super::types::{Candidate, ElectionId, Token};
@@ -32,7 +33,7 @@ pub trait Observer: fmt::Debug + Send + Sync + 'static {
     fn changed(&self, change: &Change<'_>);
 
     /// A request had this outcome.
-    fn came_of(&self, request: Request, outcome: Outcome);
+    fn finished(&self, request: Request, outcome: Outcome);
 }
 
 /// The kind of a request.
@@ -53,13 +54,14 @@ pub enum Request {
 }
 
 /// The outcome of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Outcome {
     /// The candidate leads.
     Elected,
     /// The election has a leader. For a campaign, an extension, a resignation or a handover: another leader.
     Held,
-    /// The campaign's request id belongs to an earlier one, which is over.
+    /// The campaign's request id belongs to an earlier one, which has ended.
     Used,
     /// The election is vacant.
     Vacant,
@@ -74,31 +76,10 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
-        Self::Elected,
-        Self::Held,
-        Self::Used,
-        Self::Vacant,
-        Self::Stale,
-        Self::StoreFull,
-        Self::Unavailable,
-        Self::Done,
-    ];
-
     /// The name of the outcome in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Elected => "elected",
-            Self::Held => "held",
-            Self::Used => "used",
-            Self::Vacant => "vacant",
-            Self::Stale => "stale",
-            Self::StoreFull => "store_full",
-            Self::Unavailable => "unavailable",
-            Self::Done => "done",
-        }
+        self.into()
     }
 }
 
@@ -118,7 +99,8 @@ pub struct Change<'a> {
 }
 
 /// Why the leader of an election changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Cause {
     /// The new leader campaigned.
     Campaign,
@@ -131,18 +113,10 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// Every cause, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Campaign, Self::Resign, Self::Handover, Self::Expiry];
-
     /// The name of the cause in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Campaign => "campaign",
-            Self::Resign => "resign",
-            Self::Handover => "handover",
-            Self::Expiry => "expiry",
-        }
+        self.into()
     }
 }
 
@@ -185,8 +159,8 @@ impl Ledger {
         held.count()
     }
 
-    pub(super) fn came_of(&self, request: Request, outcome: Outcome) {
-        self.0.observer.came_of(request, outcome);
+    pub(super) fn finished(&self, request: Request, outcome: Outcome) {
+        self.0.observer.finished(request, outcome);
     }
 
     /// Enters that the candidate was granted the election.
@@ -272,7 +246,7 @@ impl Ledger {
         }
     }
 
-    /// The known leader, unless its term is over within [`PRECISION`]. Reports an expired term once.
+    /// The known leader, unless its term ends within [`PRECISION`]. Reports an expired term once.
     fn still_leads(&self, election: &ElectionId, known: Option<Arc<Known>>) -> Option<Arc<Known>> {
         let known = known?;
         if known.until.load(Ordering::Relaxed) > self.0.millis(Instant::now() + PRECISION) {
@@ -334,9 +308,9 @@ mod tests {
     use crate::election::types::Value;
 
     #[derive(Debug, Default)]
-    struct Told(Mutex<Vec<String>>);
+    struct Reported(Mutex<Vec<String>>);
 
-    impl Observer for Told {
+    impl Observer for Reported {
         fn changed(&self, change: &Change<'_>) {
             let name = |candidate: Option<&Candidate>| {
                 candidate
@@ -345,15 +319,15 @@ mod tests {
             };
             let token = change.token.map_or(0, Token::get);
             let (old, new, cause) = (name(change.old), name(change.new), change.cause);
-            let mut told = self.0.lock().expect("unlocked");
-            told.push(format!("{old} {new} {token} {cause:?}"));
+            let mut reported = self.0.lock().expect("unlocked");
+            reported.push(format!("{old} {new} {token} {cause:?}"));
         }
 
-        fn came_of(&self, _: Request, _: Outcome) {}
+        fn finished(&self, _: Request, _: Outcome) {}
     }
 
     struct Fixture {
-        told: Arc<Told>,
+        reported: Arc<Reported>,
         ledger: Ledger,
         election: ElectionId,
     }
@@ -362,10 +336,10 @@ mod tests {
 
     impl Fixture {
         fn new() -> Self {
-            let told = Arc::new(Told::default());
+            let reported = Arc::new(Reported::default());
             Self {
-                ledger: Ledger::new(Arc::clone(&told) as _),
-                told,
+                ledger: Ledger::new(Arc::clone(&reported) as _),
+                reported,
                 election: ElectionId::new("", "e").expect("valid"),
             }
         }
@@ -387,8 +361,8 @@ mod tests {
             self.ledger.seen(&self.election, &lease);
         }
 
-        fn told(&self) -> Vec<String> {
-            std::mem::take(&mut self.told.0.lock().expect("unlocked"))
+        fn reported(&self) -> Vec<String> {
+            std::mem::take(&mut self.reported.0.lock().expect("unlocked"))
         }
     }
 
@@ -400,21 +374,21 @@ mod tests {
     async fn every_change_is_told_once_with_its_cause() {
         let it = Fixture::new();
         it.won("a", 1, Cause::Campaign);
-        assert_eq!(it.told(), ["- a 1 Campaign"]);
+        assert_eq!(it.reported(), ["- a 1 Campaign"]);
         it.won("a", 1, Cause::Campaign);
-        assert_eq!(it.told(), [""; 0], "the same request again");
+        assert_eq!(it.reported(), [""; 0], "the same request again");
         it.won("a", 2, Cause::Campaign);
         assert_eq!(
-            it.told(),
+            it.reported(),
             ["a a 2 Campaign"],
             "another process of that name"
         );
         it.won("b", 3, Cause::Handover);
-        assert_eq!(it.told(), ["a b 3 Handover"]);
+        assert_eq!(it.reported(), ["a b 3 Handover"]);
         it.ledger.resigned(&it.election, &candidate("b"), None);
-        assert_eq!(it.told(), ["b - 3 Resign"]);
+        assert_eq!(it.reported(), ["b - 3 Resign"]);
         it.ledger.vacant(&it.election);
-        assert_eq!(it.told(), [""; 0]);
+        assert_eq!(it.reported(), [""; 0]);
         assert_eq!(it.ledger.held(), 0);
     }
 
@@ -427,7 +401,11 @@ mod tests {
             .extended(&it.election, &candidate("a"), None, TERM);
         advance(TERM / 2).await;
         it.ledger.vacant(&it.election);
-        assert_eq!(it.told(), ["- a 1 Campaign"], "it has resigned elsewhere");
+        assert_eq!(
+            it.reported(),
+            ["- a 1 Campaign"],
+            "it has resigned elsewhere"
+        );
 
         it.won("a", 2, Cause::Campaign);
         assert_eq!(it.ledger.held(), 1);
@@ -435,11 +413,11 @@ mod tests {
         assert_eq!(it.ledger.held(), 0);
         it.won("b", 3, Cause::Campaign);
         let expected = ["- a 2 Campaign", "a - 2 Expiry", "- b 3 Campaign"];
-        assert_eq!(it.told(), expected);
+        assert_eq!(it.reported(), expected);
         advance(TERM).await;
         it.ledger.vacant(&it.election);
         it.ledger.vacant(&it.election);
-        assert_eq!(it.told(), ["b - 3 Expiry"]);
+        assert_eq!(it.reported(), ["b - 3 Expiry"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -447,16 +425,20 @@ mod tests {
         let it = Fixture::new();
         it.seen("a", 1);
         it.won("b", 2, Cause::Campaign);
-        assert_eq!(it.told(), ["- b 2 Campaign"], "`a` has resigned elsewhere");
+        assert_eq!(
+            it.reported(),
+            ["- b 2 Campaign"],
+            "`a` has resigned elsewhere"
+        );
         it.seen("a", 3);
         it.seen("b", 4);
-        assert_eq!(it.told(), [""; 0]);
+        assert_eq!(it.reported(), [""; 0]);
         it.won("c", 5, Cause::Handover);
-        assert_eq!(it.told(), ["b c 5 Handover"]);
+        assert_eq!(it.reported(), ["b c 5 Handover"]);
         let other = Some(Token::new(6).expect("valid"));
         it.ledger
             .extended(&it.election, &candidate("d"), other, TERM);
         it.ledger.resigned(&it.election, &candidate("d"), None);
-        assert_eq!(it.told(), ["d - 6 Resign"]);
+        assert_eq!(it.reported(), ["d - 6 Resign"]);
     }
 }

@@ -5,7 +5,7 @@
 //! learns as leaders extend.
 //!
 //! A holder takes a *place* when it requests an election, before any call to the nodes, so that many concurrent
-//! requests get no more than sequential ones. A place is kept until the term is over by the clock of this agent. That
+//! requests get no more than sequential ones. A place is kept until the term has ended by the clock of this agent. That
 //! term counts from the nodes' reply, and so never ends before the lease does. A lost campaign releases its place at
 //! once.
 
@@ -67,7 +67,7 @@ struct Places {
     by_holder: HashMap<Arc<str>, usize>,
     /// How many elections of a kind have places.
     of_kind: HashMap<Box<str>, usize>,
-    /// When to check whether places are over. Each place is in the queue once, for as long as it is held.
+    /// When to check whether places have expired. Each place is in the queue once, for as long as it is held.
     queue: BTreeMap<(Instant, u64), (ElectionId, Arc<str>)>,
     /// How many entries the queue has had.
     queued: u64,
@@ -161,7 +161,7 @@ impl Quotas {
     }
 
     /// Notes that the leader leads no longer.
-    pub fn over(&self, election: &ElectionId, leader: &Candidate) {
+    pub fn ended(&self, election: &ElectionId, leader: &Candidate) {
         self.places().end(election, |place| place.leader == *leader);
     }
 
@@ -276,7 +276,7 @@ impl Places {
         }
     }
 
-    /// Releases the places whose terms are over.
+    /// Releases the places whose terms have ended.
     fn lapse(&mut self, now: Instant) {
         while let Some(first) = self.queue.first_entry()
             && first.key().0 <= now
@@ -343,8 +343,8 @@ impl Entry {
         self.besides
     }
 
-    /// Notes the outcome.
-    pub fn came_to(mut self, outcome: Outcome) {
+    /// Ends the request with this outcome.
+    pub fn finish(mut self, outcome: Outcome) {
         self.outcome = Some(outcome);
     }
 }
@@ -404,7 +404,7 @@ mod tests {
 
     fn wins(quotas: &Quotas, holder: &str, to: &str) {
         let entry = enters(quotas, holder, to).expect("a place");
-        entry.came_to(Outcome::Won);
+        entry.finish(Outcome::Won);
     }
 
     #[tokio::test(start_paused = true)]
@@ -415,9 +415,9 @@ mod tests {
         assert_eq!(enters(&it, "a", "3").err(), Some(Exceeded::Holder(2)));
         wins(&it, "b", "3");
         wins(&it, "a", "1");
-        it.over(&election("1"), &name("other"));
+        it.ended(&election("1"), &name("other"));
         assert!(enters(&it, "a", "3").is_err(), "another's resignation");
-        it.over(&election("1"), &name("a"));
+        it.ended(&election("1"), &name("a"));
         wins(&it, "a", "4");
         advance(TERM / 2).await;
         it.extended("a", &election("4"), &name("a"), TERM, true);
@@ -447,10 +447,10 @@ mod tests {
         assert_eq!(enters(&it, "c", "3").err(), Some(Exceeded::Kind(2)));
         // Whichever holder wins it, it is one election.
         let rival = enters(&it, "c", "1").expect("it has a place");
-        rival.came_to(Outcome::Lost(name("a"), TERM));
+        rival.finish(Outcome::Lost(name("a"), TERM));
         let other = ElectionId::new("other", "3").expect("valid");
         assert!(it.enter("c", &other, &name("c"), TERM).is_ok());
-        second.came_to(Outcome::Refused);
+        second.finish(Outcome::Refused);
         wins(&it, "c", "3");
     }
 
@@ -459,7 +459,7 @@ mod tests {
         let it = quotas(1, 0);
         let lost = enters(&it, "a", "1").expect("a place");
         assert!(enters(&it, "a", "2").is_err(), "it may yet be won");
-        lost.came_to(Outcome::Lost(name("b"), TERM));
+        lost.finish(Outcome::Lost(name("b"), TERM));
         drop(enters(&it, "a", "2").expect("a place"));
         assert!(enters(&it, "a", "3").is_err(), "not known");
         advance(TERM).await;
@@ -468,13 +468,13 @@ mod tests {
         let second = it.enter("a", &election("3"), &name("a/2"), TERM);
         second
             .expect("its own")
-            .came_to(Outcome::Lost(name("a"), TERM));
+            .finish(Outcome::Lost(name("a"), TERM));
         assert!(enters(&it, "a", "4").is_err());
         // Another candidate leads now: the election was lost before its time, through another agent.
         let second = it.enter("a", &election("3"), &name("a/2"), TERM);
         second
             .expect("its own")
-            .came_to(Outcome::Lost(name("c"), TERM));
+            .finish(Outcome::Lost(name("c"), TERM));
         wins(&it, "a", "4");
     }
 

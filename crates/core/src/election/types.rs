@@ -273,7 +273,7 @@ impl Token {
     /// A token that a request may leave out by giving 0.
     ///
     /// # Errors
-    /// [`Invalid`] when it is over [`Token::MAX`].
+    /// [`Invalid`] when it is above [`Token::MAX`].
     pub fn optional(token: u64) -> Result<Option<Self>, Invalid> {
         match (token, Self::new(token)) {
             (0, _) => Ok(None),
@@ -383,8 +383,8 @@ mod tests {
     fn a_term_out_of_range_is_told_both_bounds() {
         let max = Duration::from_secs(60);
         for ms in [i64::MIN, -1, 0, 999, 60_001, i64::MAX] {
-            let told = text(Term::from_millis(ms, max));
-            assert!(told.contains("1000 to 60000"), "{told}");
+            let error = text(Term::from_millis(ms, max));
+            assert!(error.contains("1000 to 60000"), "{error}");
         }
         for ms in [1000, 60_000] {
             assert!(Term::from_millis(ms, max).is_ok());

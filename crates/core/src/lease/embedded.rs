@@ -170,7 +170,7 @@ impl Embedded {
             }
             memory.high_water_marks.insert(election, high_water_mark);
         }
-        if let Some(wait) = stored.marker_wait {
+        if let Some(wait) = stored.quarantine {
             let bounds = Bounds {
                 guard: settings.guard,
                 vote: settings.vote,
@@ -414,13 +414,7 @@ impl LeaseNode for Embedded {
             },
             longest_guard,
             longest_vote,
-            clock: None,
-            other_list: None,
-            closing: false,
-            identity: None,
-            unfit: None,
-            degraded: None,
-            memory: None,
+            ..Probe::default()
         })
     }
 

@@ -6,12 +6,12 @@
 //! that.
 
 use std::{
-    str::FromStr,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use parking_lot::{Mutex, MutexGuard};
+use strum::{EnumString, VariantNames};
 use tokio::time::Instant;
 
 use super::{
@@ -20,7 +20,8 @@ use super::{
 };
 
 /// How nodes that may have lost their memory are treated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "lowercase")]
 pub enum RestartGuard {
     /// A restarted node is in quarantine for the longest term. A node without an incarnation record counts as new only
     /// when all nodes reply, none has a record, and this agent has never seen one.
@@ -41,19 +42,6 @@ impl RestartGuard {
     #[must_use]
     pub fn duration(self, max_term: Duration) -> Option<Duration> {
         (self != Self::Off).then_some(max_term)
-    }
-}
-
-impl FromStr for RestartGuard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "on" => Ok(Self::On),
-            "strict" => Ok(Self::Strict),
-            "off" => Ok(Self::Off),
-            _ => Err("give on, strict or off".to_owned()),
-        }
     }
 }
 
@@ -154,12 +142,12 @@ impl IncarnationRecords {
 struct Longest(Mutex<Option<(Duration, Instant)>>);
 
 impl Longest {
-    fn note(&self, told: Registered) {
+    fn note(&self, reported: Registered) {
         let now = Instant::now();
-        let at = now.checked_sub(told.age).unwrap_or(now);
+        let at = now.checked_sub(reported.age).unwrap_or(now);
         let mut known = self.lock();
-        if known.is_none_or(|known| is_over(known) || (told.bound, at) > known) {
-            *known = Some((told.bound, at));
+        if known.is_none_or(|known| is_over(known) || (reported.bound, at) > known) {
+            *known = Some((reported.bound, at));
         }
     }
 
@@ -209,7 +197,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_longest_guard_of_any_agent_counts_until_what_it_granted_is_over() {
         let secs = Duration::from_secs;
-        let told = |bound, age| Registered {
+        let reported = |bound, age| Registered {
             bound: secs(bound),
             age: secs(age),
         };
@@ -217,8 +205,8 @@ mod tests {
         let guard = || incarnation_records.bounds().guard;
         assert_eq!(guard(), Some(secs(10)));
         tokio::time::advance(secs(100)).await;
-        incarnation_records.note_bounds(told(60, 50), told(5, 0));
-        incarnation_records.note_bounds(told(20, 0), told(2, 0));
+        incarnation_records.note_bounds(reported(60, 50), reported(5, 0));
+        incarnation_records.note_bounds(reported(20, 0), reported(2, 0));
         assert_eq!(
             (guard(), incarnation_records.longest().vote),
             (Some(secs(60)), secs(5))
@@ -236,7 +224,7 @@ mod tests {
 
         let off = IncarnationRecords::new(RestartGuard::Off, secs(10), secs(1));
         assert_eq!(off.bounds().guard, None);
-        off.note_bounds(told(60, 0), told(1, 0));
+        off.note_bounds(reported(60, 0), reported(1, 0));
         assert_eq!(off.bounds().guard, Some(secs(60)));
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::{
     Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, LIST_EXAMINES, Lease, Look, Onto,
-    Page, REMEMBER, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings,
+    Page, REMEMBER, Reading, Refusal, Registered, Repair, Replaces, Resign, ResignReply, Settings,
     policy::{Call, Reply},
 };
 use crate::{
@@ -393,15 +393,11 @@ impl Memory {
     ) -> ExtendReply {
         let absence = self.absence(guarded, now);
         let Some(held) = self.held_mut(&extend.election, now) else {
-            return match absence {
-                Absence::Known => ExtendReply::Missing,
-                Absence::NotKnown => ExtendReply::NotKnown,
-                Absence::Unrecorded => ExtendReply::Unrecorded,
-            };
+            return ExtendReply::Refused(absence.into());
         };
         match extend.token {
-            _ if held.leader != extend.leader => return ExtendReply::Held,
-            Some(token) if token < held.token => return ExtendReply::Stale,
+            _ if held.leader != extend.leader => return ExtendReply::Refused(Refusal::Held),
+            Some(token) if token < held.token => return ExtendReply::Refused(Refusal::Stale),
             Some(token) if token > held.token => return ExtendReply::Behind,
             _ => {}
         }
@@ -517,16 +513,12 @@ impl Memory {
             held.leader == resign.leader && token.is_none_or(|token| token == held.token)
         };
         let Some(held) = self.held(election, now).cloned() else {
-            return match self.absence(guarded, now) {
-                Absence::Known => ResignReply::Missing,
-                Absence::NotKnown => ResignReply::NotKnown,
-                Absence::Unrecorded => ResignReply::Unrecorded,
-            };
+            return ResignReply::Refused(self.absence(guarded, now).into());
         };
         let reply = match () {
             () if named(&held) => ResignReply::Resigned,
-            () if held.leader != resign.leader => ResignReply::Held,
-            () => ResignReply::Stale,
+            () if held.leader != resign.leader => ResignReply::Refused(Refusal::Held),
+            () => ResignReply::Refused(Refusal::Stale),
         };
         if reply == ResignReply::Resigned {
             self.write(election, None);
@@ -665,7 +657,7 @@ impl Memory {
         look: Look,
         now: Instant,
     ) -> (Option<Duration>, Registered, Registered) {
-        let told = |left, record: &Record| {
+        let report = |left, record: &Record| {
             let age = |at| now.saturating_duration_since(at);
             let guard = Registered {
                 bound: record.guard,
@@ -679,7 +671,7 @@ impl Memory {
         };
         if !look.write {
             let record = self.record.as_ref();
-            return record.map_or_else(Default::default, |record| told(Duration::ZERO, record));
+            return record.map_or_else(Default::default, |record| report(Duration::ZERO, record));
         }
         let guard = look.own.guard.unwrap_or_default().max(look.guard.bound);
         let Some(mut record) = self.incarnation(guard, now) else {
@@ -691,7 +683,7 @@ impl Memory {
             true => record.left(now),
             false => Duration::ZERO,
         };
-        told(left, &record)
+        report(left, &record)
     }
 
     fn sweep(&mut self, now: Instant) {
@@ -883,14 +875,14 @@ impl Record {
 
     /// Whether an agent that wants a guard has used the node lately.
     fn is_guarded(&self, now: Instant) -> bool {
-        let heard = now.saturating_duration_since(self.guard_at);
-        !self.guard.is_zero() && heard <= self.guard.max(REMEMBER)
+        let age = now.saturating_duration_since(self.guard_at);
+        !self.guard.is_zero() && age <= self.guard.max(REMEMBER)
     }
 
     /// Registers an agent's bounds. The longest bound counts: it lengthens this incarnation's wait, if it has one. The
-    /// record forgets a bound when no agent has registered it for so long that everything granted under it is over.
+    /// record forgets a bound when no agent has registered it for so long that everything granted under it has ended.
     fn register(&mut self, look: Look, now: Instant) {
-        let longest = |bound: &mut Duration, at: &mut Instant, own: Duration, told: Registered| {
+        let longest = |bound: &mut Duration, at: &mut Instant, own: Duration, seen: Registered| {
             // The clock was set back.
             *at = (*at).min(now);
             if now - *at > REMEMBER.max(*bound) {
@@ -899,8 +891,8 @@ impl Record {
             if own >= *bound {
                 (*bound, *at) = (own, now);
             }
-            if told.bound > *bound {
-                (*bound, *at) = (told.bound, now.checked_sub(told.age).unwrap_or(now));
+            if seen.bound > *bound {
+                (*bound, *at) = (seen.bound, now.checked_sub(seen.age).unwrap_or(now));
             }
         };
         let guard = look.own.guard.unwrap_or_default();

@@ -244,7 +244,7 @@ impl Reply {
 pub enum Event {
     /// The machine begins.
     Begin,
-    /// A node has replied, or its time is over.
+    /// A node has replied, or its time has passed.
     Replied {
         /// The tag that the step gave the call.
         tag: u32,

@@ -157,7 +157,7 @@ pub enum Claimed {
     TokenMismatch,
     /// There is no leader to hand over.
     Vacant,
-    /// The request id belongs to a grant whose lease is over.
+    /// The request id belongs to a grant whose lease has ended.
     Used,
 }
 
@@ -281,8 +281,8 @@ impl Quorum {
             claimed = drive.answer() => claimed,
             () = answer.closed() => None,
         };
-        let told = claimed.is_some_and(|claimed| answer.send(claimed).is_ok());
-        if !told {
+        let received = claimed.is_some_and(|claimed| answer.send(claimed).is_ok());
+        if !received {
             drive.feed(Event::Abandoned);
         }
         drive.finish().await;

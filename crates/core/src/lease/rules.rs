@@ -4,8 +4,7 @@
 //! tests use, [`holds`] depends on the last call of `weaken`.
 
 /// A rule that a test can remove.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::VariantArray)]
 pub enum Rule {
     /// The possible drift of clocks is subtracted from a term.
     Drift,
@@ -74,7 +73,7 @@ pub enum Rule {
     HandoversToken,
     /// A handover that names a leader requires an election with a leader.
     HandoversNeedALeader,
-    /// A request id that was granted is not granted again after its lease is over.
+    /// A request id that was granted is not granted again after its lease has ended.
     RequestIdsOutliveLeases,
     /// A retry gets the token that a majority may hold for its request id.
     RetriesGetTheirToken,
@@ -86,51 +85,6 @@ pub enum Rule {
     JointMajorities,
     /// The old list is closed before agents use the new one alone.
     OldListIsClosed,
-}
-
-impl Rule {
-    /// Every rule, in the order of their declaration.
-    pub const ALL: [Self; 39] = [
-        Self::Drift,
-        Self::HighWaterMark,
-        Self::OwnLeaseGuarded,
-        Self::NodeDecidesGuard,
-        Self::WaitsAreLengthened,
-        Self::WaitsAreBounded,
-        Self::BoundsAreRegistered,
-        Self::BoundsArePassedOn,
-        Self::ProbedBeforeVoting,
-        Self::ProbedBeforeExtending,
-        Self::ReadBeforeWriting,
-        Self::VotesAreBounded,
-        Self::GrantsNotAfter,
-        Self::RepairInTheSameIncarnation,
-        Self::RepairWhenSettled,
-        Self::RepairKnowsBounds,
-        Self::RepairInForce,
-        Self::RaisingMakesNothing,
-        Self::CountedRepairsOnTop,
-        Self::RepairNothingOver,
-        Self::Repair,
-        Self::NewNodesAreLookedAtTwice,
-        Self::AllNewNodesAreRecorded,
-        Self::NewOnlyIfNoneIsRecorded,
-        Self::Rollbacks,
-        Self::RollbacksName,
-        Self::RolledBackByName,
-        Self::RestoresWhatWasBefore,
-        Self::HighWaterMarkGoesBack,
-        Self::NeverShorter,
-        Self::ResignationsToken,
-        Self::HandoversToken,
-        Self::HandoversNeedALeader,
-        Self::RequestIdsOutliveLeases,
-        Self::RetriesGetTheirToken,
-        Self::ForgettingIsNotVacancy,
-        Self::OtherListsStopTheAgent,
-        Self::JointMajorities,
-        Self::OldListIsClosed,
-    ];
 }
 
 /// Whether the rule holds: always, except in a build that tests weaken.

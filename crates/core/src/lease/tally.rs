@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    ExtendReply, GrantReply, Lease, NodeError, Reading, ResignReply, State,
+    ExtendReply, GrantReply, Lease, NodeError, Reading, Refusal, ResignReply, State,
     policy::{Electorate, Nodes},
 };
 use crate::election::types::{Candidate, Token};
@@ -91,7 +91,7 @@ pub(super) enum Granted {
     TokenMismatch,
     /// There is no leader to hand over.
     Vacant,
-    /// The request was granted before, and its lease is over.
+    /// The request was granted before, and its lease has ended.
     Used,
 }
 
@@ -230,13 +230,13 @@ impl Grants {
         })
     }
 
-    /// Why no quorum agreed, when none can or the time for the vote is over.
+    /// Why no quorum agreed, when none can or the time for the vote has passed.
     pub(super) fn failure(&self) -> Failure {
         let electorate = self.roll.electorate;
-        let abstaining: Nodes = self.guarded.iter().map(|(_, node)| *node).collect();
+        let in_quarantine: Nodes = self.guarded.iter().map(|(_, node)| *node).collect();
         let mut granting = electorate
             .nodes()
-            .without(abstaining.and(self.roll.unknown()).and(self.full));
+            .without(in_quarantine.and(self.roll.unknown()).and(self.full));
         let too_many_full = !self.full.is_empty() && !electorate.all(granting);
         let mut guarded = self.guarded.clone();
         guarded.sort_unstable();
@@ -257,17 +257,50 @@ impl Grants {
     }
 }
 
+/// The nodes that refused an extension or a resignation, by their reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+struct Refusals {
+    missing: Nodes,
+    /// Includes the nodes without an incarnation record.
+    not_known: Nodes,
+    unrecorded: bool,
+    held: Nodes,
+    stale: Nodes,
+}
+
+impl Refusals {
+    fn add(&mut self, node: usize, refusal: Refusal) {
+        self.unrecorded |= refusal == Refusal::Unrecorded;
+        match refusal {
+            Refusal::Missing => self.missing.add(node),
+            Refusal::NotKnown | Refusal::Unrecorded => self.not_known.add(node),
+            Refusal::Held => self.held.add(node),
+            Refusal::Stale => self.stale.add(node),
+        }
+    }
+
+    /// The reason that most nodes report; of equal numbers, the most specific one. Nodes that are `behind` hold the
+    /// lease with an older token.
+    fn denial(&self, behind: Nodes) -> Denial {
+        let stale = self.stale.and(behind).count();
+        let (held, missing) = (self.held.count(), self.missing.count());
+        if stale >= held && stale >= missing {
+            Denial::StaleToken
+        } else if held >= missing {
+            Denial::HeldByOther
+        } else {
+            Denial::NoTerm
+        }
+    }
+}
+
 /// The votes of one round of extensions.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Extensions {
     roll: Roll,
     renewed: Nodes,
     behind: Nodes,
-    missing: Nodes,
-    not_known: Nodes,
-    unrecorded: bool,
-    held: Nodes,
-    stale: Nodes,
+    refusals: Refusals,
 }
 
 /// The decision of the nodes about an extension or a resignation.
@@ -307,29 +340,21 @@ impl Extensions {
             roll: Roll::new(electorate),
             renewed: Nodes::NONE,
             behind: Nodes::NONE,
-            missing: Nodes::NONE,
-            not_known: Nodes::NONE,
-            unrecorded: false,
-            held: Nodes::NONE,
-            stale: Nodes::NONE,
+            refusals: Refusals::default(),
         }
     }
 
     /// Whether some node has no incarnation record yet: a retry may help when it has one.
     pub(super) fn is_unrecorded(&self) -> bool {
-        self.unrecorded
+        self.refusals.unrecorded
     }
 
     pub(super) fn add(&mut self, node: usize, reply: Result<ExtendReply, NodeError>) {
-        self.unrecorded |= reply == Ok(ExtendReply::Unrecorded);
         match self.roll.note(node, reply) {
             None => {}
             Some(ExtendReply::Renewed(_)) => self.renewed.add(node),
             Some(ExtendReply::Behind) => self.behind.add(node),
-            Some(ExtendReply::Missing) => self.missing.add(node),
-            Some(ExtendReply::NotKnown | ExtendReply::Unrecorded) => self.not_known.add(node),
-            Some(ExtendReply::Held) => self.held.add(node),
-            Some(ExtendReply::Stale) => self.stale.add(node),
+            Some(ExtendReply::Refused(refusal)) => self.refusals.add(node, refusal),
         }
     }
 
@@ -343,12 +368,14 @@ impl Extensions {
 
     /// The nodes that hold another candidate's lease: a grant that may be unacknowledged and be rolled back.
     pub(super) fn held(&self) -> Nodes {
-        self.held
+        self.refusals.held
     }
 
     /// The nodes that lack the lease, or have an older one.
     pub(super) fn lacking(&self) -> Nodes {
-        self.behind.and(self.missing).and(self.not_known)
+        self.behind
+            .and(self.refusals.missing)
+            .and(self.refusals.not_known)
     }
 
     pub(super) fn outstanding(&self) -> Nodes {
@@ -373,10 +400,9 @@ impl Extensions {
         if !self.renewed.is_empty() && electorate.all(self.renewed.and(self.behind)) {
             return Verdict::Decided(Done::AfterRaising);
         }
-        let unknown = self.roll.unknown().and(self.not_known);
+        let unknown = self.roll.unknown().and(self.refusals.not_known);
         if !electorate.any(self.renewed.and(unknown)) {
-            let stale = self.stale.and(self.behind);
-            return Verdict::Decided(Done::No(denial(stale, self.held, self.missing)));
+            return Verdict::Decided(Done::No(self.refusals.denial(self.behind)));
         }
         match electorate.any(self.renewed.and(self.roll.outstanding)) {
             true => Verdict::Open,
@@ -385,28 +411,12 @@ impl Extensions {
     }
 }
 
-/// The reason that most nodes report; of equal numbers, the most specific one.
-fn denial(stale: Nodes, held: Nodes, missing: Nodes) -> Denial {
-    let (stale, held, missing) = (stale.count(), held.count(), missing.count());
-    if stale >= held && stale >= missing {
-        Denial::StaleToken
-    } else if held >= missing {
-        Denial::HeldByOther
-    } else {
-        Denial::NoTerm
-    }
-}
-
 /// The votes of one round of resignations.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Resignations {
     roll: Roll,
     resigned: Nodes,
-    missing: Nodes,
-    not_known: Nodes,
-    unrecorded: bool,
-    held: Nodes,
-    stale: Nodes,
+    refusals: Refusals,
 }
 
 impl Resignations {
@@ -414,28 +424,20 @@ impl Resignations {
         Self {
             roll: Roll::new(electorate),
             resigned: Nodes::NONE,
-            missing: Nodes::NONE,
-            not_known: Nodes::NONE,
-            unrecorded: false,
-            held: Nodes::NONE,
-            stale: Nodes::NONE,
+            refusals: Refusals::default(),
         }
     }
 
     /// See [`Extensions::is_unrecorded`].
     pub(super) fn is_unrecorded(&self) -> bool {
-        self.unrecorded
+        self.refusals.unrecorded
     }
 
     pub(super) fn add(&mut self, node: usize, reply: Result<ResignReply, NodeError>) {
-        self.unrecorded |= reply == Ok(ResignReply::Unrecorded);
         match self.roll.note(node, reply) {
             None => {}
             Some(ResignReply::Resigned) => self.resigned.add(node),
-            Some(ResignReply::Missing) => self.missing.add(node),
-            Some(ResignReply::NotKnown | ResignReply::Unrecorded) => self.not_known.add(node),
-            Some(ResignReply::Held) => self.held.add(node),
-            Some(ResignReply::Stale) => self.stale.add(node),
+            Some(ResignReply::Refused(refusal)) => self.refusals.add(node, refusal),
         }
     }
 
@@ -446,16 +448,22 @@ impl Resignations {
     /// Resigned means: a node had the lease, and a quorum now has none.
     pub(super) fn verdict(&self) -> Verdict<Done> {
         let electorate = self.roll.electorate;
-        let gone = self.resigned.and(self.missing).and(self.not_known);
+        let gone = self
+            .resigned
+            .and(self.refusals.missing)
+            .and(self.refusals.not_known);
         if !self.resigned.is_empty() && electorate.all(gone) {
             return Verdict::Decided(Done::Yes);
         }
         if !self.roll.outstanding.is_empty() {
             return Verdict::Open;
         }
-        let may_have = self.resigned.and(self.roll.errors).and(self.not_known);
+        let may_have = self
+            .resigned
+            .and(self.roll.errors)
+            .and(self.refusals.not_known);
         if !electorate.any(may_have) {
-            return Verdict::Decided(Done::No(denial(self.stale, self.held, self.missing)));
+            return Verdict::Decided(Done::No(self.refusals.denial(Nodes::NONE)));
         }
         Verdict::NoQuorumPossible
     }
@@ -679,7 +687,8 @@ mod tests {
 
     #[test]
     fn an_extension_is_refused_only_when_no_quorum_can_hold_the_lease() {
-        use ExtendReply::{Behind, Held, Missing, Renewed, Stale};
+        use ExtendReply::{Behind, Refused, Renewed};
+        use Refusal::{Held, Missing, Stale};
         let verdict = |nodes, replies: &[Result<ExtendReply, NodeError>]| {
             let mut tally = Extensions::new(of(nodes));
             for (node, reply) in replies.iter().enumerate() {
@@ -690,19 +699,25 @@ mod tests {
         let yes = || Ok(Renewed(token(1)));
         let no = |denial| Verdict::Decided(Done::No(denial));
         assert_eq!(verdict(1, &[Ok(Behind)]), no(Denial::StaleToken));
-        assert_eq!(verdict(1, &[Ok(Stale)]), no(Denial::StaleToken));
+        assert_eq!(verdict(1, &[Ok(Refused(Stale))]), no(Denial::StaleToken));
         assert_eq!(verdict(1, &[error()]), Verdict::NoQuorumPossible);
         assert_eq!(
             verdict(3, &[yes(), error(), yes()]),
             Verdict::Decided(Done::Yes)
         );
-        assert_eq!(verdict(3, &[yes(), Ok(Missing)]), Verdict::Open);
+        assert_eq!(verdict(3, &[yes(), Ok(Refused(Missing))]), Verdict::Open);
         assert_eq!(
-            verdict(3, &[yes(), Ok(Missing), error()]),
+            verdict(3, &[yes(), Ok(Refused(Missing)), error()]),
             Verdict::NoQuorumPossible
         );
-        assert_eq!(verdict(3, &[Ok(Held), Ok(Held)]), no(Denial::HeldByOther));
-        assert_eq!(verdict(3, &[Ok(Missing), Ok(Missing)]), no(Denial::NoTerm));
+        assert_eq!(
+            verdict(3, &[Ok(Refused(Held)), Ok(Refused(Held))]),
+            no(Denial::HeldByOther)
+        );
+        assert_eq!(
+            verdict(3, &[Ok(Refused(Missing)), Ok(Refused(Missing))]),
+            no(Denial::NoTerm)
+        );
         assert_eq!(
             verdict(3, &[yes(), Ok(Behind), error()]),
             Verdict::Decided(Done::AfterRaising)
@@ -715,7 +730,8 @@ mod tests {
 
     #[test]
     fn a_resignation_needs_one_that_had_it_and_a_quorum_without() {
-        use ResignReply::{Held, Missing, Resigned};
+        use Refusal::{Held, Missing};
+        use ResignReply::{Refused, Resigned};
         let verdict = |replies: &[Result<ResignReply, NodeError>]| {
             let mut tally = Resignations::new(of(3));
             for (node, reply) in replies.iter().enumerate() {
@@ -724,16 +740,19 @@ mod tests {
             tally.verdict()
         };
         assert_eq!(
-            verdict(&[Ok(Resigned), Ok(Missing)]),
+            verdict(&[Ok(Resigned), Ok(Refused(Missing))]),
             Verdict::Decided(Done::Yes)
         );
-        assert_eq!(verdict(&[Ok(Missing), Ok(Missing)]), Verdict::Open);
         assert_eq!(
-            verdict(&[Ok(Missing), Ok(Missing), error()]),
+            verdict(&[Ok(Refused(Missing)), Ok(Refused(Missing))]),
+            Verdict::Open
+        );
+        assert_eq!(
+            verdict(&[Ok(Refused(Missing)), Ok(Refused(Missing)), error()]),
             Verdict::Decided(Done::No(Denial::NoTerm))
         );
         assert_eq!(
-            verdict(&[Ok(Held), Ok(Held), Ok(Resigned)]),
+            verdict(&[Ok(Refused(Held)), Ok(Refused(Held)), Ok(Resigned)]),
             Verdict::Decided(Done::No(Denial::HeldByOther))
         );
         assert_eq!(

@@ -105,7 +105,7 @@ pub(super) struct Longest {
     pub(super) wait_ms: u64,
     /// The guard or term of the agent that opened the database last.
     pub(super) last_ms: u64,
-    /// Runs since terms for the longest wait are no longer granted: at its end they are over.
+    /// Runs since terms for the longest wait are no longer granted: at its end they have ended.
     pub(super) lowered: Option<Deadline>,
 }
 
@@ -349,14 +349,14 @@ pub(super) mod tests {
         ] {
             fs::write(&path, content).expect("written");
             match read(&path).expect("readable") {
-                Found::Unusable(told) => assert!(told.contains(why), "{why}: {told}"),
+                Found::Unusable(error) => assert!(error.contains(why), "{why}: {error}"),
                 other => panic!("{why}: {other:?}"),
             }
         }
         fs::remove_file(&path).expect("removed");
         fs::create_dir(&path).expect("a directory");
-        let told = read(&path).expect_err("no file");
-        assert!(told.contains("beside the database"), "{told}");
+        let error = read(&path).expect_err("no file");
+        assert!(error.contains("beside the database"), "{error}");
     }
 
     #[test]

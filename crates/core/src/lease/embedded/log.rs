@@ -161,7 +161,7 @@ fn stored(invalid: &Invalid) -> NodeError {
 pub(super) struct Stored {
     pub(super) elections: Vec<(Box<str>, Record)>,
     /// How long the node is in quarantine, when it has an incarnation record.
-    pub(super) marker_wait: Option<Duration>,
+    pub(super) quarantine: Option<Duration>,
     opening: Opening,
 }
 
@@ -238,13 +238,13 @@ impl Log {
             wrong(format!("cannot {what} {at}: {error}"))
         };
         let content = store::load(&database).map_err(|error| failed("read", error))?;
-        let beside = generation::path_for(&file.real);
-        let found = generation::read(&beside).map_err(wrong)?;
+        let side_path = generation::path_for(&file.real);
+        let found = generation::read(&side_path).map_err(wrong)?;
         let opening = Opening::new(&content, &found, guard, clock.now());
         store::write_node(&database, &opening.node, &opening.openings)
             .map_err(|error| failed("write", error))?;
         // After the database: a quarantine that its side file no longer shows is in the database.
-        let side = Side::create(&beside, &opening.generation()).map_err(wrong)?;
+        let side = Side::create(&side_path, &opening.generation()).map_err(wrong)?;
         report_opening(&at, &opening, guard, names);
 
         let (changes, incoming) = channel();
@@ -277,10 +277,10 @@ impl Log {
         };
         let stored = Stored {
             elections: content.elections,
-            marker_wait: match guard {
-                Some(_) => opening.marker_wait(),
+            quarantine: match guard {
+                Some(_) => opening.quarantine(),
                 // The rest of a quarantine stays in the file, for an agent that respects it.
-                None => opening.marker_wait().map(|_| Duration::ZERO),
+                None => opening.quarantine().map(|_| Duration::ZERO),
             },
             opening,
         };
@@ -344,10 +344,10 @@ impl Log {
 
     /// Waits until the file can be written, or never can be again. Returns whether it can.
     #[cfg(test)]
-    pub(super) async fn mended(&self) -> bool {
+    pub(super) async fn writable_again(&self) -> bool {
         let mut written = self.written.clone();
-        let mended = written.wait_for(|now| now.failure.is_none()).await;
-        mended.is_ok()
+        let writable_again = written.wait_for(|now| now.failure.is_none()).await;
+        writable_again.is_ok()
     }
 }
 
@@ -356,7 +356,7 @@ impl fmt::Display for Failure {
         match self {
             Self::ForNow(why) => write!(
                 f,
-                "{why}: free space there, or mend what else it says; the agent tries again \
+                "{why}: free space there, or correct what else it says; the agent tries again \
                  by itself, and until it can write nobody new is elected"
             ),
             Self::ForGood(why) => write!(f, "{why}: restart the agent with the right file"),
@@ -387,12 +387,12 @@ fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>, names: N
              count in full"
         );
     }
-    let wait_ms = millis(opening.marker_wait().unwrap_or_default());
+    let wait_ms = millis(opening.quarantine().unwrap_or_default());
     match (&opening.doubt, guard) {
         (Some(doubt), Some(_)) => tracing::warn!(
             path = at,
             wait_ms,
-            "{doubt}: leaders that it does not know of may have time left, so the agent abstains from grants"
+            "{doubt}: leaders that it does not know of may have time left, so the agent is in quarantine"
         ),
         (Some(doubt), None) => tracing::warn!(
             path = at,
@@ -402,7 +402,7 @@ fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>, names: N
         (None, Some(_)) if wait_ms > 0 => tracing::warn!(
             path = at,
             wait_ms,
-            "the agent abstains from grants for what is left of a wait that an earlier start began"
+            "the agent is in quarantine for what is left of a wait that an earlier start began"
         ),
         (None, _) => {}
     }

@@ -60,14 +60,14 @@ impl fmt::Display for Restored {
         match self.wait {
             Some(wait) => writeln!(
                 f,
-                "the agent will abstain from new grants for {} after its next start, as leaders that the copy \
+                "the agent will be in quarantine for {} after its next start, as leaders that the copy \
                  does not know of may have time left; leaders that it knows can extend meanwhile",
                 humantime::format_duration(Duration::from_millis(millis(wait)))
             ),
             None => writeln!(
                 f,
                 "{}=off: the agent will grant at once, and two leaders may have time left; wait \
-                 before you start it until all terms are over, {} at the most",
+                 before you start it until all terms have ended, {} at the most",
                 self.names.restart_guard, self.names.max_term
             ),
         }
@@ -102,8 +102,8 @@ pub fn restore(
         return Err(wrong(from, &"it is the database itself: give a copy of it"));
     }
     let present = place.lock()?;
-    let beside = generation::path_for(&place.path);
-    let found = generation::read(&beside).map_err(|error| names.wrong(error))?;
+    let side_path = generation::path_for(&place.path);
+    let found = generation::read(&side_path).map_err(|error| names.wrong(error))?;
 
     let new = New::copy(from, with_suffix(&place.path, ".restoring"))?;
     let content = new.check().map_err(|error| wrong(from, &error))?;

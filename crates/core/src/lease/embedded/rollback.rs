@@ -185,7 +185,7 @@ impl Opening {
     }
 
     /// How long the node is in quarantine; `None`: it has no incarnation record yet.
-    pub(super) fn marker_wait(&self) -> Option<Duration> {
+    pub(super) fn quarantine(&self) -> Option<Duration> {
         let left = self.node.quarantine.as_ref();
         let left = left.map_or(Duration::ZERO, |quarantine| quarantine.left(&self.now));
         self.node.marked.then_some(left)

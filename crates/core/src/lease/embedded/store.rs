@@ -39,7 +39,7 @@ const NODE_KEY: &str = "node";
 /// in quarantine, so the number makes it refuse.
 const FORMAT: u64 = 2;
 /// The incarnation record of format 1.
-const MARKER_WAIT: &str = "marker_wait_ms";
+const RECORD_OF_FORMAT_1: &str = "marker_wait_ms";
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -219,7 +219,7 @@ impl From<io::Error> for Unopened {
 
 impl From<DatabaseError> for Unopened {
     fn from(error: DatabaseError) -> Self {
-        let told = error.to_string();
+        let text = error.to_string();
         match error {
             DatabaseError::Storage(StorageError::Io(error))
                 if !matches!(
@@ -227,9 +227,9 @@ impl From<DatabaseError> for Unopened {
                     io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
                 ) =>
             {
-                Self::Failed(told)
+                Self::Failed(text)
             }
-            _ => Self::Other(told),
+            _ => Self::Other(text),
         }
     }
 }
@@ -259,7 +259,7 @@ pub(super) fn load(database: &Database) -> Result<Content, Failure> {
     let meta = transaction.open_table(META)?;
     let format = meta.get(FORMAT_KEY)?.map(|format| format.value());
     let mut content = Content {
-        marked: meta.get(MARKER_WAIT)?.is_some(),
+        marked: meta.get(RECORD_OF_FORMAT_1)?.is_some(),
         ..Content::default()
     };
     match format {
@@ -314,7 +314,7 @@ pub(super) fn write_node(
     {
         let mut meta = transaction.open_table(META)?;
         meta.insert(FORMAT_KEY, FORMAT)?;
-        meta.remove(MARKER_WAIT)?;
+        meta.remove(RECORD_OF_FORMAT_1)?;
         transaction.open_table(ELECTIONS)?;
         let mut table = transaction.open_table(OPENINGS)?;
         table.retain(|opening, _| openings.contains_key(&opening))?;
@@ -361,7 +361,7 @@ pub(super) mod tests {
     /// Writes a database as versions of format 1 did.
     pub(in crate::lease::embedded) fn format_1(
         path: &Path,
-        marker_wait: Option<u64>,
+        wait_ms: Option<u64>,
         elections: &[(&str, &str)],
     ) {
         let database = Database::create(path).expect("made");
@@ -369,8 +369,8 @@ pub(super) mod tests {
         {
             let mut meta = transaction.open_table(META).expect("a table");
             meta.insert(FORMAT_KEY, 1).expect("inserted");
-            if let Some(wait) = marker_wait {
-                meta.insert(MARKER_WAIT, wait).expect("inserted");
+            if let Some(wait) = wait_ms {
+                meta.insert(RECORD_OF_FORMAT_1, wait).expect("inserted");
             }
             let mut table = transaction.open_table(ELECTIONS).expect("a table");
             for (election, record) in elections {
@@ -392,8 +392,8 @@ pub(super) mod tests {
             transaction.commit().expect("committed");
         }
         let Opened { database, .. } = open(&path, |file| Box::new(file)).expect("opened");
-        let told = load(&database).expect_err("not ours").to_string();
-        assert!(told.contains("no database of leases"), "{told}");
+        let text = load(&database).expect_err("not ours").to_string();
+        assert!(text.contains("no database of leases"), "{text}");
         drop(database);
 
         let path = directory.path().join("later");
@@ -406,7 +406,7 @@ pub(super) mod tests {
             .and_then(|mut meta| Ok(meta.insert(FORMAT_KEY, later).map(|_| ())?))
             .expect("inserted");
         transaction.commit().expect("committed");
-        let told = load(&database).expect_err("later").to_string();
-        assert!(told.contains("formats up to"), "{told}");
+        let text = load(&database).expect_err("later").to_string();
+        assert!(text.contains("formats up to"), "{text}");
     }
 }

@@ -356,7 +356,7 @@ impl Claiming {
             let vote = &mut self.votes[number];
             let lapsed = vote.started + limit + vote.grant.term.duration();
             if now >= lapsed {
-                // Every lease that this vote wrote is over.
+                // Every lease that this vote wrote has ended.
                 if vote.tally.outstanding().is_empty() {
                     (vote.granted, vote.unknown, vote.again) = (Nodes::NONE, Nodes::NONE, None);
                 }
@@ -380,7 +380,7 @@ impl Claiming {
         }
     }
 
-    fn heard(&mut self, tag: u32, node: usize, reply: Result<Reply, NodeError>, now: Instant) {
+    fn replied(&mut self, tag: u32, node: usize, reply: Result<Reply, NodeError>, now: Instant) {
         let Some(vote) = self.votes.get_mut(tag as usize / 2) else {
             return;
         };
@@ -437,7 +437,7 @@ impl Claiming {
 }
 
 impl Vote {
-    /// The nodes on which the grant must be rolled back, among those whose call is over.
+    /// The nodes on which the grant must be rolled back, among those whose call has ended.
     fn to_roll_back(&self) -> Nodes {
         match self.fate {
             Fate::Open => Nodes::NONE,
@@ -468,7 +468,7 @@ impl Machine for Claiming {
     fn on(&mut self, event: Event, now: Instant, view: &impl View, steps: &mut Steps) {
         match event {
             Event::Begin => self.hold_vote(now, view, steps),
-            Event::Replied { tag, node, reply } => self.heard(tag, node, reply, now),
+            Event::Replied { tag, node, reply } => self.replied(tag, node, reply, now),
             Event::Woken => {}
             Event::HealthChecked(answered) => {
                 if self.phase == Phase::CheckingHealth {
@@ -524,7 +524,7 @@ impl Machine for Claiming {
 fn guarded(wait: Duration) -> Error {
     Error::Unavailable {
         reason: format!(
-            "lease nodes abstain from new grants for another {:.1} s: they have restarted or were promoted, and \
+            "lease nodes are in quarantine for another {:.1} s: they have restarted or were promoted, and \
              may have forgotten a leader that still has time left",
             wait.as_secs_f64()
         ),

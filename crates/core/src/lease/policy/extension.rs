@@ -38,17 +38,17 @@ enum Phase {
     /// Nodes without an incarnation record get one.
     CheckingHealth,
     /// A quorum has extended. The machine waits for the other replies and repairs the nodes that lack the lease.
-    HearingOut,
+    Collecting,
     /// The machine reads the lease from a node that has it, to write it to others.
-    Reading(Mend, Vec<(usize, Incarnation)>),
+    Reading(Purpose, Vec<(usize, Incarnation)>),
     /// The machine writes the lease to these nodes, as one repair for each incarnation.
-    Writing(Mend, Nodes, Nodes),
+    Writing(Purpose, Nodes, Nodes),
     Done,
 }
 
-/// How nodes that lack a lease are repaired.
+/// Why nodes that lack a lease are repaired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Mend {
+enum Purpose {
     /// A quorum has the lease: it is written again.
     Repair,
     /// No quorum has the token. Repairs write it over older leases of the same leader, but create none: a node that
@@ -65,7 +65,7 @@ type Steps = Vec<Step<Answer>>;
 
 const EXTEND: u32 = 0;
 const READ: u32 = 1;
-const HEAL: u32 = 2;
+const REPAIR: u32 = 2;
 /// As [`EXTEND`], for the second time.
 const EXTEND_AGAIN: u32 = 3;
 
@@ -127,16 +127,16 @@ impl Extending {
             Phase::Voting => match self.votes.verdict() {
                 Verdict::Open => return,
                 Verdict::Decided(Done::Yes) => {
-                    self.phase = Phase::HearingOut;
+                    self.phase = Phase::Collecting;
                     self.extended(now, steps);
                 }
                 Verdict::Decided(Done::AfterRaising) => {
                     let behind = self.votes.behind();
-                    return self.mend(Mend::Raise, behind, now, view, steps);
+                    return self.repair(Purpose::Raise, behind, now, view, steps);
                 }
                 Verdict::Decided(Done::AfterWriting) => {
                     let lacking = self.votes.lacking();
-                    return self.mend(Mend::Join, lacking, now, view, steps);
+                    return self.repair(Purpose::Join, lacking, now, view, steps);
                 }
                 Verdict::Decided(Done::No(denial)) => {
                     self.phase = Phase::Done;
@@ -149,14 +149,14 @@ impl Extending {
                 }
                 Verdict::NoQuorumPossible => return self.give_up(now, view, steps),
             },
-            Phase::HearingOut => {}
+            Phase::Collecting => {}
             _ => return,
         }
         if self.votes.outstanding().is_empty() {
             // Also below an unacknowledged grant to another candidate. Otherwise candidates that campaign again and
             // again would prevent the repair of the node.
             let lacking = self.votes.lacking().and(self.votes.held());
-            self.mend(Mend::Repair, lacking, now, view, steps);
+            self.repair(Purpose::Repair, lacking, now, view, steps);
         }
     }
 
@@ -166,16 +166,16 @@ impl Extending {
     }
 
     /// Reads the lease, to write it to nodes that lack it and may be repaired.
-    fn mend(
+    fn repair(
         &mut self,
-        mend: Mend,
+        purpose: Purpose,
         lacking: Nodes,
         now: Instant,
         view: &impl View,
         steps: &mut Steps,
     ) {
         if lacking.is_empty() || !holds(Rule::Repair) {
-            return self.mended(mend, Nodes::NONE, now, view, steps);
+            return self.repaired(purpose, Nodes::NONE, now, view, steps);
         }
         steps.push(Step::Note(Note::Repairing(lacking.count())));
         // Read before the lease: a node has not forgotten in this incarnation what it has held since then.
@@ -191,28 +191,28 @@ impl Extending {
             })
             .collect();
         let Some((source, _)) = self.renewed.filter(|_| !incarnations.is_empty()) else {
-            return self.mended(mend, Nodes::NONE, now, view, steps);
+            return self.repaired(purpose, Nodes::NONE, now, view, steps);
         };
-        self.phase = Phase::Reading(mend, incarnations);
+        self.phase = Phase::Reading(purpose, incarnations);
         steps.push(Step::Ask {
             tag: READ,
             nodes: Nodes::one(source),
             call: Call::Read(Arc::new(self.extend.election.clone())),
-            until: self.until(mend, now, view),
+            until: self.until(purpose, now, view),
         });
     }
 
     /// Until when to wait for replies: the caller does not wait for a repair.
-    fn until(&self, mend: Mend, now: Instant, view: &impl View) -> Instant {
-        match mend {
+    fn until(&self, purpose: Purpose, now: Instant, view: &impl View) -> Instant {
+        match purpose {
             // At most as long as a node may take.
-            Mend::Repair => now + 2 * view.bounds().vote,
-            Mend::Raise | Mend::Join => self.deadline,
+            Purpose::Repair => now + 2 * view.bounds().vote,
+            Purpose::Raise | Purpose::Join => self.deadline,
         }
     }
 
     fn write(&mut self, reading: Option<Lease>, now: Instant, view: &impl View, steps: &mut Steps) {
-        let Phase::Reading(mend, incarnations) = std::mem::replace(&mut self.phase, Phase::Done)
+        let Phase::Reading(purpose, incarnations) = std::mem::replace(&mut self.phase, Phase::Done)
         else {
             return;
         };
@@ -225,7 +225,7 @@ impl Extending {
         };
         let lease = reading.filter(|lease| extended(lease) && in_force);
         let Some(lease) = lease else {
-            return self.mended(mend, Nodes::NONE, now, view, steps);
+            return self.repaired(purpose, Nodes::NONE, now, view, steps);
         };
         let mut nodes = Nodes::NONE;
         for (node, incarnation) in incarnations {
@@ -235,30 +235,30 @@ impl Extending {
                 lease: lease.clone(),
                 term: self.extend.term,
                 run: incarnation.run,
-                onto: match mend {
-                    Mend::Raise => Onto::Own,
+                onto: match purpose {
+                    Purpose::Raise => Onto::Own,
                     // The lease counts as held there: a candidate with an unacknowledged lease on top of it might win
                     // there.
-                    Mend::Join => Onto::Vacant,
-                    Mend::Repair => Onto::Unacknowledged,
+                    Purpose::Join => Onto::Vacant,
+                    Purpose::Repair => Onto::Unacknowledged,
                 },
                 bounds: view.longest(),
                 not_after: lapses,
             };
             steps.push(Step::Ask {
-                tag: HEAL,
+                tag: REPAIR,
                 nodes: Nodes::one(node),
                 call: Call::Repair(Arc::new(repair)),
-                until: self.until(mend, now, view),
+                until: self.until(purpose, now, view),
             });
         }
-        self.phase = Phase::Writing(mend, nodes, Nodes::NONE);
+        self.phase = Phase::Writing(purpose, nodes, Nodes::NONE);
     }
 
     /// All nodes that could be repaired are.
-    fn mended(
+    fn repaired(
         &mut self,
-        mend: Mend,
+        purpose: Purpose,
         nodes: Nodes,
         now: Instant,
         view: &impl View,
@@ -267,7 +267,7 @@ impl Extending {
         if !nodes.is_empty() {
             steps.push(Step::Note(Note::Repaired(nodes.count())));
         }
-        if mend != Mend::Repair {
+        if purpose != Purpose::Repair {
             match view.electorate().all(self.votes.renewed().and(nodes)) {
                 true => self.extended(now, steps),
                 false => return self.give_up(now, view, steps),
@@ -319,14 +319,14 @@ impl Machine for Extending {
                     self.write(lease, now, view, steps);
                 }
                 (_, reply) => {
-                    if let Phase::Writing(mend, left, mended) = &mut self.phase {
+                    if let Phase::Writing(purpose, left, repaired) = &mut self.phase {
                         left.remove(node);
                         if reply == Ok(Reply::Repaired(true)) {
-                            mended.add(node);
+                            repaired.add(node);
                         }
                         if left.is_empty() {
-                            let (mend, mended) = (*mend, *mended);
-                            self.mended(mend, mended, now, view, steps);
+                            let (purpose, repaired) = (*purpose, *repaired);
+                            self.repaired(purpose, repaired, now, view, steps);
                         }
                     }
                 }

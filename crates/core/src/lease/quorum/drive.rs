@@ -22,7 +22,7 @@ use super::{
 use crate::{
     election::types::{ElectionId, Token},
     lease::{
-        Bounds, ExtendReply, GrantReply, Incarnation, LeaseNode, NodeError,
+        Bounds, ExtendReply, GrantReply, Incarnation, LeaseNode, NodeError, Refusal,
         policy::{Call, Electorate, Event, Machine, Note, Reply, Step, View},
         rules::{Rule, holds},
     },
@@ -181,32 +181,17 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
     if let Some(instead) = unprobed(inner, call, number) {
         return Box::pin(ready(instead));
     }
-    match call {
-        Call::Grant(grant) => {
-            let grant = Arc::clone(grant);
-            Box::pin(async move { node.grant(&grant).await.map(Reply::Grant) })
+    let call = call.clone();
+    Box::pin(async move {
+        match call {
+            Call::Grant(grant) => node.grant(&grant).await.map(Reply::Grant),
+            Call::RollBack(grant) => node.roll_back(&grant).await.map(|()| Reply::RolledBack),
+            Call::Extend(extend) => node.extend(&extend).await.map(Reply::Extend),
+            Call::Repair(repair) => node.repair(&repair).await.map(Reply::Repaired),
+            Call::Resign(resign) => node.resign(&resign).await.map(Reply::Resign),
+            Call::Read(election) => node.read(&election).await.map(Reply::Read),
         }
-        Call::RollBack(grant) => {
-            let grant = Arc::clone(grant);
-            Box::pin(async move { node.roll_back(&grant).await.map(|()| Reply::RolledBack) })
-        }
-        Call::Extend(extend) => {
-            let extend = Arc::clone(extend);
-            Box::pin(async move { node.extend(&extend).await.map(Reply::Extend) })
-        }
-        Call::Repair(repair) => {
-            let repair = Arc::clone(repair);
-            Box::pin(async move { node.repair(&repair).await.map(Reply::Repaired) })
-        }
-        Call::Resign(resign) => {
-            let resign = Arc::clone(resign);
-            Box::pin(async move { node.resign(&resign).await.map(Reply::Resign) })
-        }
-        Call::Read(election) => {
-            let election = Arc::clone(election);
-            Box::pin(async move { node.read(&election).await.map(Reply::Read) })
-        }
-    }
+    })
 }
 
 /// The substitute reply of a node on which this agent has not registered its bounds. Other agents would mistake a lease
@@ -219,7 +204,7 @@ fn unprobed(inner: &Inner, call: &Call, number: usize) -> Option<Result<Reply, N
         ),
         Call::Extend(_) => (
             Rule::ProbedBeforeExtending,
-            Reply::Extend(ExtendReply::Unrecorded),
+            Reply::Extend(ExtendReply::Refused(Refusal::Unrecorded)),
         ),
         Call::Repair(_) => (Rule::ProbedBeforeExtending, Reply::Repaired(false)),
         Call::RollBack(_) | Call::Resign(_) | Call::Read(_) => return None,

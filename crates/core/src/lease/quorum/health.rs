@@ -132,7 +132,7 @@ impl Quorum {
             .collect();
         while let Some((_, node, probe)) = round.next().await {
             if let Ok(probe) = &probe {
-                self.inner.nodes[node].tell_guard(probe);
+                self.inner.nodes[node].log_quarantine(probe);
             }
             status[node].probe = probe;
         }
@@ -284,7 +284,7 @@ impl Quorum {
                 Ok(1..) => tracing::warn!(
                     node,
                     wait_ms = millis(wait),
-                    "a lease node without a marker may have lost its memory: it abstains from grants"
+                    "a lease node without an incarnation record may have lost its memory: it is in quarantine"
                 ),
                 Ok(0) | Err(_) => {}
             }

@@ -32,7 +32,7 @@ pub(super) struct Node {
     /// Since when some of the node's partitions have incarnation records and others none.
     mixed_since: Mutex<Option<Instant>>,
     /// Whether the node was in quarantine at its last probe.
-    abstains: AtomicBool,
+    quarantined: AtomicBool,
     probed: Mutex<Probed>,
     /// When the node last refused something because its memory was full.
     full: Mutex<Option<Instant>>,
@@ -64,7 +64,7 @@ impl Node {
             excluded: Mutex::default(),
             is_excluded: AtomicBool::new(false),
             mixed_since: Mutex::default(),
-            abstains: AtomicBool::new(false),
+            quarantined: AtomicBool::new(false),
             probed: Mutex::new(Probed::Never),
             full: Mutex::default(),
         }
@@ -121,18 +121,18 @@ impl Node {
     }
 
     /// Logs when the node's quarantine begins and when it ends.
-    pub(super) fn tell_guard(&self, probe: &Probe) {
+    pub(super) fn log_quarantine(&self, probe: &Probe) {
         let Some(left) = probe.guard else { return };
-        let abstains = !left.is_zero();
-        if self.abstains.swap(abstains, Ordering::Relaxed) == abstains {
+        let quarantined = !left.is_zero();
+        if self.quarantined.swap(quarantined, Ordering::Relaxed) == quarantined {
             return;
         }
         let node = self.name();
-        match abstains {
+        match quarantined {
             true => tracing::warn!(
                 node,
                 remaining_ms = millis(left),
-                "a lease node abstains from new grants: it has restarted or was promoted, and may have \
+                "a lease node is in quarantine: it has restarted or was promoted, and may have \
                  forgotten a leader that still has time left"
             ),
             false => tracing::info!(node, "a lease node grants again"),
@@ -145,13 +145,13 @@ impl Node {
         if let NodeError::Full(_) = error {
             *self.full.lock() = Some(Instant::now());
         }
-        let mut told = self.complaints.lock();
+        let mut logged = self.complaints.lock();
         // A stopped node fails in several ways in turn.
-        told.retain(|(_, at)| at.elapsed() < COMPLAIN_EVERY);
-        if told.iter().any(|(known, _)| known == error) || told.len() == COMPLAINTS {
+        logged.retain(|(_, at)| at.elapsed() < COMPLAIN_EVERY);
+        if logged.iter().any(|(known, _)| known == error) || logged.len() == COMPLAINTS {
             return;
         }
-        told.push((error.clone(), Instant::now()));
+        logged.push((error.clone(), Instant::now()));
         tracing::warn!(node = self.name(), %error, "a lease node failed");
     }
 }

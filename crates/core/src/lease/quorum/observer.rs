@@ -2,24 +2,29 @@
 
 use std::{fmt, time::Duration};
 
+use strum::{IntoStaticStr, VariantArray, VariantNames};
+
 use crate::lease::NodeError;
 
 /// An operation of a node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Operation {
     /// Grant a lease.
     Grant,
     /// Extend a lease.
     Extend,
     /// Write a lease that a quorum has.
+    #[strum(serialize = "heal")]
     Repair,
     /// Resign a lease.
     Resign,
     /// Roll back a grant.
+    #[strum(serialize = "withdraw")]
     RollBack,
     /// Read a lease.
     Read,
-    /// To list leases.
+    /// List leases.
     List,
     /// Write incarnation records.
     Mark,
@@ -28,33 +33,10 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// Every operation, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
-        Self::Grant,
-        Self::Extend,
-        Self::Repair,
-        Self::Resign,
-        Self::RollBack,
-        Self::Read,
-        Self::List,
-        Self::Mark,
-        Self::Probe,
-    ];
-
     /// The name of the operation in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Grant => "grant",
-            Self::Extend => "extend",
-            Self::Repair => "heal",
-            Self::Resign => "resign",
-            Self::RollBack => "withdraw",
-            Self::Read => "read",
-            Self::List => "list",
-            Self::Mark => "mark",
-            Self::Probe => "probe",
-        }
+        self.into()
     }
 }
 

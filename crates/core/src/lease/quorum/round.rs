@@ -141,7 +141,7 @@ impl<T: Outcome> Round<T> {
         CallSpan::begin(node, operation, about, self.inner.names_in_spans)
     }
 
-    /// Returns the next reply. When the time of a call is over, its node yields an error, and a later reply is ignored.
+    /// Returns the next reply. When the time of a call has passed, its node yields an error; a later reply is ignored.
     /// Returns `None` when every call has yielded a result.
     pub(super) async fn next(&mut self) -> Option<Given<T>> {
         poll_fn(|cx| self.poll_next(cx)).await

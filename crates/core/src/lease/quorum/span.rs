@@ -9,7 +9,7 @@ use super::{Called, Operation, node::Node};
 use crate::{
     election::types::{Candidate, ElectionId, Kind},
     lease::{
-        ExtendReply, GrantReply, NodeError, Page, Probe, Reading, ResignReply, System,
+        ExtendReply, GrantReply, NodeError, Page, Probe, Reading, Refusal, ResignReply, System,
         policy::{Call, Reply},
     },
 };
@@ -189,25 +189,29 @@ impl Outcome for Reply {
             },
             Self::Extend(reply) => match reply {
                 ExtendReply::Renewed(_) => "renewed",
-                ExtendReply::Missing => "missing",
-                ExtendReply::NotKnown => "not_known",
-                ExtendReply::Unrecorded => "unmarked",
-                ExtendReply::Held => "held",
-                ExtendReply::Stale => "stale",
                 ExtendReply::Behind => "behind",
+                ExtendReply::Refused(refusal) => refusal.outcome(),
             },
             Self::Repaired(true) => "healed",
             Self::Repaired(false) => "refused",
             Self::Resign(reply) => match reply {
                 ResignReply::Resigned => "resigned",
-                ResignReply::Missing => "missing",
-                ResignReply::NotKnown => "not_known",
-                ResignReply::Unrecorded => "unmarked",
-                ResignReply::Held => "held",
-                ResignReply::Stale => "stale",
+                ResignReply::Refused(refusal) => refusal.outcome(),
             },
             Self::RolledBack => "withdrawn",
             Self::Read(reading) => reading.outcome(),
+        }
+    }
+}
+
+impl Outcome for Refusal {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::NotKnown => "not_known",
+            Self::Unrecorded => "unmarked",
+            Self::Held => "held",
+            Self::Stale => "stale",
         }
     }
 }

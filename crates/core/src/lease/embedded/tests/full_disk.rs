@@ -223,7 +223,7 @@ async fn what_could_not_be_written_is_on_disk_when_writing_works_again() {
         disk.failed(3).await;
 
         disk.set(None);
-        assert!(node.log.as_ref().expect("durable").mended().await);
+        assert!(node.log.as_ref().expect("durable").writable_again().await);
         node.probe(LOOK).await.expect("ready");
         assert_eq!(leader(&node, "g").await, Ok(None), "it was refused");
         let granted = node.grant(&grant_of("g", "b", 5)).await;
@@ -247,7 +247,7 @@ async fn a_node_that_failed_to_write_for_a_while_restarts_without_doubt() {
     let (host, disk) = (Host::new(), Disk::new());
     let node = failing(&host, &disk, Fault::Write, 0).await;
     disk.set(None);
-    assert!(node.log.as_ref().expect("durable").mended().await);
+    assert!(node.log.as_ref().expect("durable").writable_again().await);
     drop(node);
     let node = host.open(Some(MINUTE));
     assert_eq!(guard(&node).await, 0);
@@ -294,16 +294,16 @@ async fn a_file_that_is_not_what_was_written_is_left_alone_for_good() {
             "replaced",
         ),
     ];
-    for (change, told) in cases {
+    for (change, what) in cases {
         let (host, disk) = (Host::new(), Disk::new());
         drop(ready_on(&host, &disk).await);
         let older = std::fs::read(host.path()).expect("readable");
         let node = failing(&host, &disk, Fault::Open, 0).await;
         change(&host.path(), &older, &disk);
-        assert!(!node.log.as_ref().expect("durable").mended().await);
+        assert!(!node.log.as_ref().expect("durable").writable_again().await);
         // Nothing that this process reports would outlast it, not even what was on disk.
         let read = leader(&node, "e").await.expect_err("no reply").to_string();
-        assert!(read.contains(told) && read.contains("restart"), "{read}");
+        assert!(read.contains(what) && read.contains("restart"), "{read}");
         assert!(node.probe(LOOK).await.is_err());
     }
 }

@@ -26,7 +26,7 @@ const NEXT: Duration = Duration::from_secs(1);
 
 /// The freshness of one watch. Cheap to clone; clones share the state.
 #[derive(Debug, Clone)]
-pub(super) struct Heard {
+pub(super) struct Freshness {
     /// What is watched, for the log.
     what: Arc<str>,
     state: Arc<Mutex<State>>,
@@ -46,7 +46,7 @@ struct State {
     trouble: Trouble,
 }
 
-impl Heard {
+impl Freshness {
     pub(super) fn new(what: impl Into<Arc<str>>) -> Self {
         Self {
             what: what.into(),
@@ -70,7 +70,7 @@ impl Heard {
     }
 
     /// Records that the watch delivered an event, which is in the table.
-    pub(super) fn told(&self) {
+    pub(super) fn confirmed(&self) {
         let mut state = self.state();
         if state.last.is_some() {
             state.last = Some(Instant::now());
@@ -114,7 +114,7 @@ impl Heard {
     }
 
     fn works(&self, state: &mut State) {
-        if state.trouble.over() {
+        if state.trouble.recovered() {
             tracing::info!("{} are watched again", self.what);
         }
     }
@@ -131,13 +131,13 @@ impl Heard {
 }
 
 /// Wraps the client of one watch: observes the replies and spaces the requests.
-impl<S> Layer<S> for Heard {
+impl<S> Layer<S> for Freshness {
     type Service = Listening<S>;
 
     fn layer(&self, inner: S) -> Listening<S> {
         Listening {
             inner,
-            heard: self.clone(),
+            freshness: self.clone(),
         }
     }
 }
@@ -145,7 +145,7 @@ impl<S> Layer<S> for Heard {
 /// A client whose watch is observed.
 pub(super) struct Listening<S> {
     inner: S,
-    heard: Heard,
+    freshness: Freshness,
 }
 
 impl<S, R, B> Service<Request<R>> for Listening<S>
@@ -169,12 +169,12 @@ where
         if !watches {
             return Box::pin(answering);
         }
-        let heard = self.heard.clone();
+        let freshness = self.freshness.clone();
         Box::pin(async move {
-            sleep_until(heard.asks()).await;
+            sleep_until(freshness.asks()).await;
             let answer = answering.await?;
             if answer.status().is_success() {
-                heard.began();
+                freshness.began();
             }
             Ok(answer)
         })
@@ -191,89 +191,93 @@ mod tests {
     use super::*;
 
     /// Sends a request through an observed client.
-    async fn ask(heard: &Heard, query: &str, status: u16) {
+    async fn ask(freshness: &Freshness, query: &str, status: u16) {
         let client = service_fn(move |_: Request<()>| async move {
             let answer = Response::builder().status(status).body(());
             Ok::<_, Infallible>(answer.expect("an answer"))
         });
         let request = Request::get(format!("/api/v1/pods?{query}"));
         let request = request.body(()).expect("a request");
-        let Ok(answer) = heard.layer(client).oneshot(request).await;
+        let Ok(answer) = freshness.layer(client).oneshot(request).await;
         assert_eq!(answer.status(), status);
     }
 
-    fn age(heard: &Heard) -> u64 {
-        heard.last().expect("filled").elapsed().as_secs()
+    fn age(freshness: &Freshness) -> u64 {
+        freshness.last().expect("filled").elapsed().as_secs()
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_tells_how_old_its_table_is_and_a_list_does_not() {
-        let heard = Heard::new("the pods");
+        let freshness = Freshness::new("the pods");
         let second = Duration::from_secs(1);
         let began = Instant::now();
-        ask(&heard, "limit=500", 200).await;
-        ask(&heard, "watch=true&resourceVersion=1", 200).await;
+        ask(&freshness, "limit=500", 200).await;
+        ask(&freshness, "watch=true&resourceVersion=1", 200).await;
         advance(2 * second).await;
-        assert_eq!(heard.last(), None, "nothing is filled");
-        heard.filled(began);
-        assert_eq!(age(&heard), 2, "as old as what was listed");
+        assert_eq!(freshness.last(), None, "nothing is filled");
+        freshness.filled(began);
+        assert_eq!(age(&freshness), 2, "as old as what was listed");
 
-        ask(&heard, "timeoutSeconds=15&watch=true", 200).await;
-        assert_eq!(age(&heard), 2, "it may be behind");
+        ask(&freshness, "timeoutSeconds=15&watch=true", 200).await;
+        assert_eq!(age(&freshness), 2, "it may be behind");
         advance(second).await;
-        assert_eq!(age(&heard), 1, "it has gone on");
+        assert_eq!(age(&freshness), 1, "it has gone on");
         advance(4 * second).await;
-        assert_eq!(age(&heard), 5);
-        heard.told();
-        assert_eq!(age(&heard), 0, "it has said something");
+        assert_eq!(age(&freshness), 5);
+        freshness.confirmed();
+        assert_eq!(age(&freshness), 0, "it has said something");
 
         advance(5 * second).await;
-        ask(&heard, "watch=true", 500).await;
-        ask(&heard, "limit=500", 200).await;
+        ask(&freshness, "watch=true", 500).await;
+        ask(&freshness, "limit=500", 200).await;
         advance(second).await;
-        assert_eq!(age(&heard), 6, "no watch");
+        assert_eq!(age(&freshness), 6, "no watch");
 
-        ask(&heard, "watch=true", 200).await;
-        heard.failed("it cannot be read".to_owned());
+        ask(&freshness, "watch=true", 200).await;
+        freshness.failed("it cannot be read".to_owned());
         advance(second).await;
-        assert_eq!(age(&heard), 7, "it did not go on");
+        assert_eq!(age(&freshness), 7, "it did not go on");
 
-        ask(&heard, "watch=true", 200).await;
+        ask(&freshness, "watch=true", 200).await;
         advance(second).await;
-        assert_eq!((age(&heard), heard.error()), (1, None));
-        heard.was_behind();
-        assert_eq!(age(&heard), 8, "it began where the server knows nothing");
+        assert_eq!((age(&freshness), freshness.error()), (1, None));
+        freshness.was_behind();
+        assert_eq!(
+            age(&freshness),
+            8,
+            "it began where the server knows nothing"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn only_a_watch_that_goes_on_ends_what_went_wrong() {
-        let heard = Heard::new("the pods");
+        let freshness = Freshness::new("the pods");
         let mut longest = Duration::ZERO;
         for _ in 0..20 {
-            heard.filled(Instant::now());
-            ask(&heard, "watch=true", 200).await;
-            longest = heard.failed("it broke off".to_owned()).max(longest);
+            freshness.filled(Instant::now());
+            ask(&freshness, "watch=true", 200).await;
+            longest = freshness.failed("it broke off".to_owned()).max(longest);
         }
         // Even though lists succeed and watches begin.
         assert!(longest >= Duration::from_secs(5), "{longest:?}");
-        assert!(heard.error().is_some());
-        ask(&heard, "watch=true", 200).await;
+        assert!(freshness.error().is_some());
+        ask(&freshness, "watch=true", 200).await;
         advance(SETTLES).await;
-        assert_eq!(heard.error(), None);
-        assert!(heard.failed("once more".to_owned()) < Duration::from_secs(1));
+        assert_eq!(freshness.error(), None);
+        assert!(freshness.failed("once more".to_owned()) < Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn watches_that_end_at_once_are_not_asked_for_at_once() {
-        let heard = Heard::new("the pods");
+        let freshness = Freshness::new("the pods");
         let began = Instant::now();
         for _ in 0..10 {
-            ask(&heard, "watch=true", 200).await;
+            ask(&freshness, "watch=true", 200).await;
         }
         assert_eq!(began.elapsed(), 9 * NEXT);
         advance(NEXT).await;
         let began = Instant::now();
-        ask(&heard, "watch=true", 200).await;
+        ask(&freshness, "watch=true", 200).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
     }
 }
