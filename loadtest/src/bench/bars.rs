@@ -32,7 +32,7 @@ impl Spread {
 
 /// The reference that a figure is compared with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Reference {
+pub(crate) struct Beside {
     /// The name of the reference.
     pub(crate) name: &'static str,
     /// In the figure's unit.
@@ -51,7 +51,7 @@ pub(crate) struct Figure {
     /// The measured values.
     pub(crate) measured: Spread,
     /// The reference, if the bar is a ratio.
-    pub(crate) reference: Option<Reference>,
+    pub(crate) beside: Option<Beside>,
     /// The upper limit of the median of the ratio or, without a reference, of the figure itself.
     pub(crate) bar: f64,
     /// Whether the median is within the bar.
@@ -62,22 +62,18 @@ impl Figure {
     /// Creates a figure that must not exceed `bar` times its reference. `pairs` has one pair for each round.
     pub(crate) fn ratio(
         name: &'static str,
-        reference: &'static str,
+        beside: &'static str,
         bar: f64,
         rounds: &[(f64, f64)],
     ) -> Self {
-        let ratio = Spread::of(
-            rounds
-                .iter()
-                .map(|(measured, reference)| measured / reference),
-        );
+        let ratio = Spread::of(rounds.iter().map(|(measured, beside)| measured / beside));
         Self {
             name,
             unit: "µs",
             measured: Spread::of(rounds.iter().map(|(measured, _)| *measured)),
-            reference: Some(Reference {
-                name: reference,
-                value: Spread::of(rounds.iter().map(|(_, reference)| *reference)),
+            beside: Some(Beside {
+                name: beside,
+                value: Spread::of(rounds.iter().map(|(_, beside)| *beside)),
                 ratio,
             }),
             bar,
@@ -91,7 +87,7 @@ impl Figure {
             name,
             unit,
             measured: Spread::of([measured]),
-            reference: None,
+            beside: None,
             bar,
             met: measured <= bar,
         }
@@ -99,11 +95,11 @@ impl Figure {
 
     fn row(&self) -> Vec<String> {
         let unit = self.unit;
-        let (reference, ratio, bar) = match &self.reference {
-            Some(reference) => {
-                let Spread { median, min, max } = reference.ratio;
+        let (beside, ratio, bar) = match &self.beside {
+            Some(beside) => {
+                let Spread { median, min, max } = beside.ratio;
                 (
-                    format!("{}: {:.1} {unit}", reference.name, reference.value.median),
+                    format!("{}: {:.1} {unit}", beside.name, beside.value.median),
                     format!("{median:.3} ({min:.3}–{max:.3})"),
                     format!("≤ {:.2} ×", self.bar),
                 )
@@ -118,7 +114,7 @@ impl Figure {
         vec![
             self.name.to_owned(),
             format!("{:.1} {unit}", self.measured.median),
-            reference,
+            beside,
             ratio,
             bar,
             met.to_owned(),
@@ -131,7 +127,7 @@ pub(crate) fn table(figures: &[Figure]) -> Table {
     let mut table = Table::new(&[
         "figure",
         "measured",
-        "reference",
+        "beside",
         "ratio: median (min–max)",
         "bar",
         "met?",
@@ -168,17 +164,13 @@ mod tests {
         // A disturbance affected the whole second round. The ratio of medians would be 3.
         let rounds = [(10.0, 10.0), (90.0, 30.0), (30.0, 10.0), (11.0, 10.0)];
         let figure = Figure::ratio("a", "b", 2.0, &rounds);
-        let reference = figure.reference.as_ref().expect("reference another");
+        let beside = figure.beside.as_ref().expect("beside another");
         assert_eq!(
-            (
-                reference.ratio.median,
-                reference.ratio.min,
-                reference.ratio.max
-            ),
+            (beside.ratio.median, beside.ratio.min, beside.ratio.max),
             (2.05, 1.0, 3.0)
         );
         assert_eq!(figure.measured.median, 20.5);
-        assert_eq!(reference.value.median, 10.0);
+        assert_eq!(beside.value.median, 10.0);
         assert!(!figure.met);
     }
 
