@@ -39,8 +39,10 @@ use watch::Watch;
 const READ_WITHIN: Duration = Duration::from_secs(5);
 /// The pause before listening to a node again: the first, and the longest.
 const LISTEN_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
-/// How many listings or batches run at once.
+/// How many batches of reads run at once.
 const READS: usize = 16;
+/// How many listings run at once.
+const LISTINGS: usize = 4;
 
 /// Why an election came into its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -284,13 +286,17 @@ impl Board {
     /// Changes the table, starts the task if there is none, and wakes it if something is due earlier.
     fn with<T>(&self, change: impl FnOnce(&mut Table, Instant) -> T) -> T {
         let mut table = self.0.table.lock();
-        let before = table.next_due();
+        let next = |table: &Table| [table.next_read(), table.next_listing()];
+        let before = next(&table);
         let done = change(&mut table, Instant::now());
-        let after = table.next_due();
+        let mut after = next(&table).into_iter().zip(before);
+        let sooner = after.any(|(after, before)| {
+            after.is_some_and(|after| before.is_none_or(|before| after < before))
+        });
         if !table.running && !table.is_idle() {
             table.running = true;
             self.0.runtime.spawn(self.clone().run());
-        } else if table.is_idle() || after.is_some_and(|after| before.is_none_or(|it| after < it)) {
+        } else if table.is_idle() || sooner {
             self.0.nudge.notify_one();
         }
         done
@@ -301,13 +307,9 @@ impl Board {
         let nodes = self.0.elections.quorum().nodes();
         let mut listening = JoinSet::new();
         for (number, node) in nodes.into_iter().enumerate() {
-            let ear = Ear {
-                board: self.clone(),
-                node: number,
-            };
-            listening.spawn(ear.listen(node));
+            listening.spawn(Ear::new(&self, number).listen(node));
         }
-        let mut reading = JoinSet::new();
+        let (mut reading, mut listing) = (JoinSet::new(), JoinSet::new());
         loop {
             let next = {
                 let mut table = self.0.table.lock();
@@ -317,10 +319,10 @@ impl Board {
                     return;
                 }
                 let now = Instant::now();
-                while reading.len() < READS
+                while listing.len() < LISTINGS
                     && let Some(scope) = table.take_listing(now)
                 {
-                    reading.spawn(self.clone().list(scope));
+                    listing.spawn(self.clone().list(scope));
                 }
                 while reading.len() < READS {
                     let due = table.take_due(now);
@@ -329,7 +331,9 @@ impl Board {
                     }
                     reading.spawn(self.clone().read(due));
                 }
-                table.next_due().filter(|_| reading.len() < READS)
+                let read = table.next_read().filter(|_| reading.len() < READS);
+                let list = table.next_listing().filter(|_| listing.len() < LISTINGS);
+                [read, list].into_iter().flatten().min()
             };
             let due = async {
                 match next {
@@ -341,6 +345,7 @@ impl Board {
                 () = due => {}
                 () = self.0.nudge.notified() => {}
                 Some(_) = reading.join_next() => {}
+                Some(_) = listing.join_next() => {}
             }
         }
     }
@@ -411,16 +416,34 @@ impl Board {
 struct Ear {
     board: Board,
     node: usize,
+    era: u64,
 }
 
 impl Ear {
+    fn new(board: &Board, node: usize) -> Self {
+        Self {
+            board: board.clone(),
+            node,
+            era: board.0.table.lock().era,
+        }
+    }
+
+    /// Changes the table, unless nobody listens any more or others do. A task that is aborted may get so far.
+    fn reports(&self, change: impl FnOnce(&mut Table, Instant)) {
+        self.board.with(|table, now| {
+            if table.era == self.era {
+                change(table, now);
+            }
+        });
+    }
+
     async fn listen(self, node: Arc<dyn LeaseNode>) {
         let mut pause = LISTEN_AGAIN.0;
         let mut told = None;
         loop {
             let began = Instant::now();
             let error = node.listen(&self).await;
-            self.board.with(|table, now| table.unheard(self.node, now));
+            self.reports(|table, now| table.unheard(self.node, now));
             let lasted = began.elapsed() > LISTEN_AGAIN.1;
             if lasted {
                 pause = LISTEN_AGAIN.0;
@@ -437,14 +460,11 @@ impl Ear {
 
 impl Listener for Ear {
     fn hears(&self, listeners: usize) {
-        let (node, now) = (self.node, Instant::now());
-        self.board
-            .with(|table, _| table.hears(node, listeners, now));
+        self.reports(|table, now| table.hears(self.node, listeners, now));
     }
 
     fn heard(&self, hint: Hint) {
-        self.board
-            .with(|table, now| table.heard(self.node, &hint, now));
+        self.reports(|table, now| table.heard(self.node, &hint, now));
     }
 }
 

@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 
 /// From this many agents on, claims for one vacancy are spread over time.
 const MANY_AGENTS: usize = 10;
-/// Over how much time, for each agent.
-const SPREAD: Duration = Duration::from_micros(500);
+/// Over how much time, for each agent; for all of them, not longer than this.
+const SPREAD: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(500));
 
 /// A place in a queue.
 #[derive(Debug, Default)]
@@ -38,7 +38,8 @@ impl Place {
             match self.called.load(Ordering::Acquire) {
                 0 => self.turn.notified().await,
                 agents if agents > MANY_AGENTS => {
-                    let spread = SPREAD * u32::try_from(agents).unwrap_or(u32::MAX);
+                    let agents = u32::try_from(agents).unwrap_or(u32::MAX);
+                    let spread = SPREAD.0.saturating_mul(agents).min(SPREAD.1);
                     return spread.mul_f64(fastrand::f64());
                 }
                 _ => return Duration::ZERO,

@@ -43,7 +43,7 @@ const NOT_YET: [Duration; 3] = [
     Duration::from_millis(4),
     Duration::from_millis(8),
 ];
-/// How many reads of an election hints can cause at once, and how often one more.
+/// How many reads of an election there may be at once before hints cause no more, and how often one more.
 const HINTED_READS: (u32, Duration) = (20, Duration::from_millis(50));
 /// How many elections of scopes that nobody has read before hints can add in a second.
 const ADDED_BY_HINTS: (u32, Duration) = (200, Duration::from_millis(5));
@@ -68,23 +68,24 @@ impl Allowance {
         }
     }
 
-    /// Takes one, and returns when it may be used.
-    fn take(&mut self, now: Instant) -> Instant {
-        self.used_until = self.used_until.max(now) + self.every;
+    /// When the next may be taken.
+    fn next(&self, now: Instant) -> Instant {
+        let used_until = self.used_until.max(now) + self.every;
         let burst = self.every * self.most;
-        self.used_until
-            .checked_sub(burst)
-            .map_or(now, |at| at.max(now))
+        used_until.checked_sub(burst).map_or(now, |at| at.max(now))
     }
 
-    /// Takes one if it may be used at once.
+    fn take(&mut self, now: Instant) {
+        self.used_until = self.used_until.max(now) + self.every;
+    }
+
+    /// Takes one if that is allowed now.
     fn try_take(&mut self, now: Instant) -> bool {
-        let mut taken = *self;
-        let at_once = taken.take(now) <= now;
-        if at_once {
-            *self = taken;
+        let allowed = self.next(now) <= now;
+        if allowed {
+            self.take(now);
         }
-        at_once
+        allowed
     }
 }
 
@@ -158,6 +159,8 @@ struct Hinted {
 /// A group of elections that somebody watches.
 struct Group {
     scope: Scope,
+    /// When the first watch began.
+    since: Instant,
     watches: HashMap<u64, Arc<Watch>>,
     /// Whether all its elections have been listed once.
     synced: bool,
@@ -174,6 +177,10 @@ pub(super) struct Table {
     due: BTreeSet<(Instant, Arc<ElectionId>)>,
     groups: Vec<Group>,
     heard: Nodes,
+    /// Since when no change goes unheard, or last did.
+    heard_since: Option<Instant>,
+    /// Rises whenever nobody listens any more: reports of those who listened before do not count.
+    pub(super) era: u64,
     listeners: usize,
     next_watch: u64,
     /// Whether the board's task runs.
@@ -189,6 +196,8 @@ impl Table {
             due: BTreeSet::new(),
             groups: Vec::new(),
             heard: Nodes::NONE,
+            heard_since: None,
+            era: 0,
             listeners: 0,
             next_watch: 0,
             running: false,
@@ -226,6 +235,7 @@ impl Table {
     /// Notes that no node is listened to any more.
     pub(super) fn silence(&mut self) {
         self.heard = Nodes::NONE;
+        self.era += 1;
     }
 
     fn next_look(&self, now: Instant) -> Instant {
@@ -289,12 +299,15 @@ impl Table {
         }
     }
 
-    /// When the next read or listing is due.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        let read = self.due.first().map(|(at, _)| *at);
+    /// When the next read is due.
+    pub(super) fn next_read(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// When the next listing is due.
+    pub(super) fn next_listing(&self) -> Option<Instant> {
         let groups = self.groups.iter().filter(|group| !group.listing);
-        let list = groups.map(|group| group.due).min();
-        [read, list].into_iter().flatten().min()
+        groups.map(|group| group.due).min()
     }
 
     /// The elections to read now.
@@ -310,6 +323,7 @@ impl Table {
             self.disarm(id);
             if let Some(entry) = self.entries.get_mut(id) {
                 (entry.reading, entry.again) = (Some(now), false);
+                entry.allowance.take(now);
             }
         }
         self.totals.reads += taken.len() as u64;
@@ -321,6 +335,8 @@ impl Table {
         let mut groups = self.groups.iter_mut();
         let group = groups.find(|group| !group.listing && group.due <= now)?;
         group.listing = true;
+        // Or earlier, if hearing returns meanwhile.
+        group.due = now + LOOK_EVERY;
         Some(group.scope.clone())
     }
 
@@ -384,11 +400,8 @@ impl Table {
                 }
             }
         };
-        let sooner = entry.due.is_none_or(|due| due > at);
-        if sooner {
-            let at = entry.allowance.take(now).max(at);
-            self.arm(&id, at, false);
-        }
+        let at = entry.allowance.next(now).max(at);
+        self.arm(&id, at, false);
     }
 
     /// Notes that the node is heard, and how many agents listen to it.
@@ -400,7 +413,8 @@ impl Table {
         let was_deaf = self.is_deaf();
         self.heard.add(node);
         if was_deaf && !self.is_deaf() {
-            // What changed meanwhile may have gone unheard.
+            // What changed meanwhile may have gone unheard, also by reads in flight.
+            self.heard_since = Some(now);
             self.look_at_all(now);
         }
     }
@@ -422,7 +436,7 @@ impl Table {
     fn look_at_all(&mut self, now: Instant) {
         let all: Vec<_> = self.entries.keys().cloned().collect();
         for id in all {
-            self.arm(&id, now, true);
+            self.arm(&id, now, false);
         }
         for group in &mut self.groups {
             group.due = now;
@@ -447,7 +461,7 @@ impl Table {
         entry.reading = None;
         let again = std::mem::take(&mut entry.again);
         match read {
-            Ok(state) => self.found(&id, state, again, began, now),
+            Ok(state) => self.found(&id, &state, again, began, now),
             Err(error) => {
                 let first = entry.unconfirmed.is_none();
                 let since = entry
@@ -467,7 +481,7 @@ impl Table {
     fn found(
         &mut self,
         id: &Arc<ElectionId>,
-        state: State,
+        state: &State,
         again: bool,
         began: Instant,
         now: Instant,
@@ -480,12 +494,13 @@ impl Table {
         let until = state.lease().map(|lease| began + lease.remaining);
         let change = match &entry.known {
             None => Some((state.clone(), Cause::Present)),
-            Some(known) => changed(known, &state, entry.hinted, entry.since <= began, began),
+            Some(known) => changed(known, state, entry.hinted, entry.since <= began, began),
         };
         let unexplained = entry
             .hinted
-            .filter(|hinted| !explains(&state, hinted))
-            .filter(|_| entry.repeated < NOT_YET.len());
+            .filter(|hinted| began < hinted.first || !explains(state, hinted));
+        // What began before the hint says nothing of it.
+        let again = again || unexplained.is_some_and(|hinted| began < hinted.first);
         match change {
             Some((state, cause)) => {
                 let token = rank(&state).0;
@@ -495,8 +510,10 @@ impl Table {
                     .known
                     .as_ref()
                     .is_some_and(|it| rank(&it.state).0 == token);
-                let missed = !first && !same_token && (entry.unheard || others);
                 let announced = entry.hinted.map(|hinted| hinted.first);
+                // An election that was not known may have been known and forgotten.
+                let hidden = entry.unheard || others || (first && announced.is_none());
+                let missed = hidden && !same_token;
                 if !first {
                     self.totals.changes += 1;
                     self.totals.unannounced +=
@@ -507,18 +524,21 @@ impl Table {
                     state,
                     until,
                     cause,
-                    missed,
+                    missed: missed && !first,
                     at: announced.unwrap_or(now),
                 });
                 entry.known = Some(Arc::clone(&seen));
                 entry.since = now;
                 entry.granted = None;
-                self.each_watch(id, |watch| watch.changed(&seen, first));
+                self.each_watch(id, |watch| match first {
+                    true => watch.discovered(&seen, missed),
+                    false => watch.changed(&seen),
+                });
             }
             None => {
                 if let Some(known) = &mut entry.known
                     && until.is_some()
-                    && rank(&known.state) == rank(&state)
+                    && rank(&known.state) == rank(state)
                 {
                     // Only the time that is left has changed.
                     *known = Arc::new(Seen {
@@ -529,11 +549,11 @@ impl Table {
                 }
             }
         }
-        let deaf = self.is_deaf();
+        let unheard = self.is_deaf() || self.heard_since.is_some_and(|since| began < since);
         let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
-        entry.unheard = deaf;
+        entry.unheard = unheard;
         if doubted {
             self.each_watch(id, Watch::trust);
         }
@@ -541,13 +561,13 @@ impl Table {
             return;
         };
         let (at, lazy) = match unexplained {
-            _ if again => (entry.allowance.take(now), false),
-            Some(_) => {
-                let pause = NOT_YET[entry.repeated];
+            _ if again => (entry.allowance.next(now), false),
+            Some(_) if entry.repeated < NOT_YET.len() => {
+                let at = now + NOT_YET[entry.repeated];
                 entry.repeated += 1;
-                (now + pause, false)
+                (entry.allowance.next(now).max(at), false)
             }
-            None => {
+            _ => {
                 (entry.hinted, entry.repeated) = (None, 0);
                 match until {
                     Some(until) if until + PAST_THE_END <= now + EARLY => {
@@ -595,8 +615,13 @@ impl Table {
         let id = self.entry(election, now);
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.queue.push_back(place);
+            let later = entry.since > began;
             if entry.reading.is_none() && !entry.claiming {
-                self.found(&id, State::Held(lease), false, began, now);
+                self.found(&id, &State::Held(lease), false, began, now);
+            }
+            if later {
+                // What is known is newer, or no hint of what happened since was heard.
+                self.arm(&id, now, false);
             }
         }
     }
@@ -650,8 +675,9 @@ impl Table {
     /// Adds a watch.
     pub(super) fn watch(&mut self, scope: Scope, now: Instant) -> Arc<Watch> {
         self.next_watch += 1;
-        let watch = Arc::new(Watch::new(self.next_watch, scope.clone()));
-        match &scope {
+        let watch = Arc::new(Watch::new(self.next_watch, scope));
+        let scope = watch.scope();
+        match scope {
             Scope::One(election) => {
                 let id = self.entry(election, now);
                 if let Some(entry) = self.entries.get_mut(&id) {
@@ -666,7 +692,7 @@ impl Table {
             }
             _ => {
                 let groups = self.groups.iter_mut();
-                let group = groups.into_iter().find(|group| group.scope == scope);
+                let group = groups.into_iter().find(|group| group.scope == *scope);
                 match group {
                     Some(group) => {
                         group.watches.insert(watch.id(), Arc::clone(&watch));
@@ -686,6 +712,7 @@ impl Table {
                     }
                     None => self.groups.push(Group {
                         scope: scope.clone(),
+                        since: now,
                         watches: [(watch.id(), Arc::clone(&watch))].into(),
                         synced: false,
                         listing: false,
@@ -745,12 +772,16 @@ impl Table {
             return;
         };
         let group = &mut self.groups[place];
+        if began < group.since {
+            // It was made for others, who have gone.
+            return;
+        }
         group.listing = false;
-        group.due = look;
+        group.due = group.due.min(look);
         let leases = match listed {
             Some(Ok(leases)) => leases,
             Some(Err(error)) => {
-                group.due = now + jittered(POLL_EVERY, 0.2);
+                group.due = group.due.min(now + jittered(POLL_EVERY, 0.2));
                 let first = group.unconfirmed.is_none();
                 let since = group
                     .unconfirmed
@@ -781,7 +812,7 @@ impl Table {
             let id = self.entry(&election, now);
             let busy = |entry: &Entry| entry.reading.is_some() || entry.claiming;
             if !self.entries.get(&id).is_some_and(busy) {
-                self.found(&id, State::Held(lease), false, began, now);
+                self.found(&id, &State::Held(lease), false, began, now);
             }
             held.insert(id);
         }
@@ -829,9 +860,7 @@ impl Table {
         let wanted =
             !entry.queue.is_empty() || !entry.watches.is_empty() || (!settled && grouped());
         if !wanted {
-            if entry.unconfirmed.is_some() {
-                self.each_watch(id, Watch::trust);
-            }
+            // If it is in doubt, no watch is left that would have to hear of the end of the doubt.
             self.disarm(id);
             self.entries.remove(id);
         }
@@ -867,7 +896,9 @@ fn changed(
     began: Instant,
 ) -> Option<(State, Cause)> {
     let (before, after) = (rank(&known.state), rank(state));
-    let hinted = hinted.map(|hinted| hinted.cause);
+    let hinted = hinted
+        .filter(|hinted| [before.0, after.0].contains(&hinted.token.get()))
+        .map(|hinted| hinted.cause);
     match (state, &known.state) {
         _ if after == before => None,
         // Tokens of rolled back grants and of forgotten terms: the election is as vacant as before.

@@ -1,3 +1,7 @@
+mod faults;
+mod link;
+mod table;
+
 use super::*;
 use crate::{
     election::{
@@ -6,6 +10,7 @@ use crate::{
     },
     lease::{self, Extend, Resign, embedded::Embedded, guard::RestartGuard, quorum},
 };
+use link::Link;
 
 const TERM: Duration = Duration::from_secs(15);
 const SECOND: Duration = Duration::from_secs(1);
@@ -30,12 +35,19 @@ impl Scene {
     }
 
     async fn agent(&self) -> Board {
+        self.linked().await.0
+    }
+
+    /// An agent, and its links to the nodes.
+    async fn linked(&self) -> (Board, Vec<Arc<Link>>) {
         let nodes = self.nodes.iter().cloned();
-        let nodes = nodes.map(|node| node as Arc<dyn LeaseNode>).collect();
+        let links: Vec<_> = nodes.map(|node| Arc::new(Link::to(node))).collect();
+        let nodes = links.iter().cloned();
+        let nodes = nodes.map(|link| link as Arc<dyn LeaseNode>).collect();
         let options = quorum::Options::new(SECOND, RestartGuard::Off, TERM);
         let quorum = quorum::Quorum::new(nodes, options);
         quorum.status().await;
-        Board::new(
+        let board = Board::new(
             Elections::new(quorum, TERM),
             Settings {
                 provisional_term: PROVISIONAL,
@@ -44,7 +56,8 @@ impl Scene {
             Handle::current(),
             CancellationToken::new(),
             Arc::new(Nobody),
-        )
+        );
+        (board, links)
     }
 }
 

@@ -152,23 +152,23 @@ impl Watch {
         self.add(seen, Cause::Present, false);
     }
 
-    /// Reports a new state. `first`: nothing was known of the election. Then a watch of a group hears of it only if it is
-    /// held.
-    pub(super) fn changed(&self, seen: &Arc<Seen>, first: bool) {
-        let alone = matches!(self.scope, Scope::One(_));
-        if alone || !first {
-            self.add(seen, seen.cause, seen.missed);
+    /// Reports a new state.
+    pub(super) fn changed(&self, seen: &Arc<Seen>) {
+        self.add(seen, seen.cause, seen.missed);
+    }
+
+    /// Reports the state of an election of which nothing was known. A watch of a group hears of it only if it is held.
+    /// `missed`: others may have led before, as far as the group is concerned.
+    pub(super) fn discovered(&self, seen: &Arc<Seen>, missed: bool) {
+        if matches!(self.scope, Scope::One(_)) {
+            self.present(seen);
+            self.synced();
         } else if seen.until.is_some() {
             let synced = self.pending.lock().synced != Synced::NotYet;
-            let cause = if synced {
-                Cause::Campaign
-            } else {
-                Cause::Present
-            };
-            self.add(seen, cause, false);
-        }
-        if first && alone {
-            self.synced();
+            match synced {
+                true => self.add(seen, Cause::Campaign, missed),
+                false => self.present(seen),
+            }
         }
     }
 
@@ -224,8 +224,9 @@ impl Watch {
         if pending.too_many {
             return Some(Event::TooMany);
         }
-        if let Some(certainty) = pending.certainty.take() {
-            return Some(Event::Certainty(certainty));
+        // A doubt concerns what was reported before; certainty, what is pending, too.
+        if let Some(Some(doubt)) = pending.certainty.take_if(|it| it.is_some()) {
+            return Some(Event::Certainty(Some(doubt)));
         }
         if let Some(id) = pending.order.pop_front() {
             let change = pending.changed.remove(&id)?;
@@ -235,9 +236,10 @@ impl Watch {
                 missed: change.missed,
             });
         }
-        (pending.synced == Synced::Pending).then(|| {
+        if pending.synced == Synced::Pending {
             pending.synced = Synced::Reported;
-            Event::Synced
-        })
+            return Some(Event::Synced);
+        }
+        pending.certainty.take().map(Event::Certainty)
     }
 }
