@@ -206,6 +206,7 @@ where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let requests = Requests::default();
+        let ending = peer.ending.clone();
         let (counted, service) = (requests.clone(), self.service.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             let under_way = counted.begin(request.version());
@@ -240,7 +241,13 @@ where
         let served = server.serve_connection(TokioIo::new(stream), service);
         let served = Box::pin(served.into_owned());
         // Boxed: callers await this future in several places, each of which would reserve space for it.
-        Box::pin(last(served, requests, lifetime, self.shutdown.clone()))
+        Box::pin(last(
+            served,
+            requests,
+            lifetime,
+            self.shutdown.clone(),
+            ending,
+        ))
     }
 }
 
@@ -274,6 +281,7 @@ async fn last(
     requests: Requests,
     lifetime: Lifetime,
     shutdown: CancellationToken,
+    ending: CancellationToken,
 ) {
     let Lifetime {
         idle,
@@ -292,6 +300,7 @@ async fn last(
         _ = served.as_mut() => return,
         retired = retired => retired,
     };
+    ending.cancel();
     let cut = match retired {
         Retired::Shutdown => None,
         Retired::Old | Retired::Idle => Some(Instant::now() + age_grace),

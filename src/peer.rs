@@ -10,6 +10,7 @@ use std::{
 use http::HeaderMap;
 use ipnet::IpNet;
 use rustls::pki_types::CertificateDer;
+use tokio_util::sync::CancellationToken;
 
 use crate::tls::Chain;
 
@@ -24,6 +25,9 @@ pub struct Peer {
     pub address: IpAddr,
     /// The peer's certificate chain; `None` without TLS or without a certificate.
     pub certificates: Option<Arc<Chain>>,
+    /// Cancelled when the connection is to end. Requests that wait and streams end then, so that the client opens another
+    /// connection in time.
+    pub ending: CancellationToken,
 }
 
 impl Peer {
@@ -33,6 +37,7 @@ impl Peer {
         Self {
             address: address.to_canonical(),
             certificates: certificates.map(|chain| Arc::new(Chain::new(chain))),
+            ending: CancellationToken::new(),
         }
     }
 }

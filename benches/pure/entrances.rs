@@ -70,7 +70,6 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             max_wait: HOUR,
         },
         runtime.handle().clone(),
-        CancellationToken::new(),
         Arc::new(board::Nobody),
     );
     let gate = Gate::new(board, Lookup::off("there are no pods"), None, None, false);

@@ -107,7 +107,6 @@ impl Tree {
         let quorum = Quorum::of(nodes, electorate, options);
         let elections =
             Elections::new(quorum.clone(), max_term).entered_into(outcomes::ledger(&metrics));
-        let closing = CancellationToken::new();
         let board = Board::new(
             elections,
             board::Settings {
@@ -115,7 +114,6 @@ impl Tree {
                 max_wait: config.limits.max_wait,
             },
             workers.background().clone(),
-            closing.clone(),
             Arc::new(metrics.clone()),
         );
         let counted = board.clone();
@@ -134,6 +132,7 @@ impl Tree {
         });
 
         let health = HealthReporter::new();
+        let closing = CancellationToken::new();
         let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
         let mut services = vec![HealthServer::<HealthService>::NAME];
         services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));

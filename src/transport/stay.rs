@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::request::Deadline;
+use super::request::{Deadline, peer};
 use crate::status::{Code, Problem};
 
 /// How long before the caller's deadline a wait ends, so that the reply arrives in time.
@@ -84,6 +84,7 @@ pub fn begin(
         since,
         until: (since + wait).min(deadline - BEFORE_THE_DEADLINE),
         deadline,
+        ending: peer(extensions)?.ending.clone(),
     }))
 }
 

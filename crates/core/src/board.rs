@@ -101,7 +101,7 @@ pub struct Settings {
 }
 
 /// How long a campaign waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Patience {
     /// When the request arrived.
     pub since: Instant,
@@ -109,6 +109,8 @@ pub struct Patience {
     pub until: Instant,
     /// When the outcome must be known: after `until`, by the time that a claim takes.
     pub deadline: Instant,
+    /// Cancelled when the caller's connection is to end, and so the wait.
+    pub ending: CancellationToken,
 }
 
 /// Receives what the board does.
@@ -136,7 +138,6 @@ struct Inner {
     table: Mutex<Table>,
     /// Wakes the task when something is due earlier than it knows.
     nudge: Notify,
-    closing: CancellationToken,
     observer: Arc<dyn Observer>,
 }
 
@@ -147,13 +148,12 @@ impl fmt::Debug for Inner {
 }
 
 impl Board {
-    /// A board for these elections. Its task runs on `runtime`. When `closing` is cancelled, nobody waits any longer.
+    /// A board for these elections. Its task runs on `runtime`.
     #[must_use]
     pub fn new(
         elections: Elections,
         settings: Settings,
         runtime: Handle,
-        closing: CancellationToken,
         observer: Arc<dyn Observer>,
     ) -> Self {
         let table = Table::new(elections.quorum().electorate());
@@ -163,7 +163,6 @@ impl Board {
             runtime,
             table: Mutex::new(table),
             nudge: Notify::new(),
-            closing,
             observer,
         }))
     }
@@ -193,6 +192,7 @@ impl Board {
             since: received,
             until,
             deadline,
+            ending,
         } = patience;
         let began = Instant::now();
         let first = self.0.elections.campaign(campaign.clone(), deadline).await;
@@ -207,7 +207,7 @@ impl Board {
             let spread = tokio::select! {
                 biased;
                 () = sleep_until(until) => break,
-                () = self.0.closing.cancelled() => break,
+                () = ending.cancelled() => break,
                 spread = queued.place.turn() => spread,
             };
             if !spread.is_zero() {

@@ -54,7 +54,6 @@ impl Scene {
                 max_wait: 60 * SECOND,
             },
             Handle::current(),
-            CancellationToken::new(),
             Arc::new(Nobody),
         );
         (board, links)
@@ -118,11 +117,24 @@ impl Board {
     }
 
     async fn waits(&self, name: &str, by: &str, wait: Duration) -> Result<Outcome, Error> {
+        self.waits_on(name, by, wait, CancellationToken::new())
+            .await
+    }
+
+    /// Waits on a connection that ends when the token is cancelled.
+    async fn waits_on(
+        &self,
+        name: &str,
+        by: &str,
+        wait: Duration,
+        ending: CancellationToken,
+    ) -> Result<Outcome, Error> {
         let now = Instant::now();
         let patience = Patience {
             since: now,
             until: now + wait,
             deadline: now + wait + SECOND,
+            ending,
         };
         self.campaign(campaign(name, by), patience).await
     }

@@ -255,25 +255,32 @@ async fn a_grant_to_who_has_gone_is_rolled_back() {
     there.until_nothing_is_left().await;
 }
 
-/// An agent that shuts down answers everybody who waits.
+/// Everybody who waits on a connection that is to end is answered.
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_an_agent_that_closes() {
+async fn nobody_waits_on_a_connection_that_is_to_end() {
     let scene = Scene::new();
     let board = scene.agent().await;
     let token = board.wins("e", "a").await;
+    let ending = CancellationToken::new();
     let waiting: Vec<_> = (0..3)
-        .map(|number| board.waiting("e", &number.to_string(), 60 * SECOND))
+        .map(|number| {
+            let (board, ending) = (board.clone(), ending.clone());
+            tokio::spawn(async move {
+                let name = number.to_string();
+                board.waits_on("e", &name, 60 * SECOND, ending).await
+            })
+        })
         .collect();
     board.until("they wait", |counts| counts.waiters == 3).await;
     let closed = Instant::now();
-    board.0.closing.cancel();
+    ending.cancel();
     for waiting in waiting {
         match waiting.await.expect("no panic") {
             Ok(Outcome::NotElected(lease)) => assert_eq!(lease.token, token),
             other => panic!("{other:?}"),
         }
     }
-    let late = board.waits("e", "late", 60 * SECOND).await;
+    let late = board.waits_on("e", "late", 60 * SECOND, ending).await;
     assert!(matches!(late, Ok(Outcome::NotElected(_))), "{late:?}");
     assert_eq!(closed.elapsed(), Duration::ZERO);
     board.until_nothing_is_left().await;
