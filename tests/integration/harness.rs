@@ -3,8 +3,6 @@
 mod agent;
 mod ask;
 mod authority;
-mod clock;
-mod cluster;
 mod collector;
 mod gate;
 mod http;
@@ -12,17 +10,12 @@ mod issuer;
 mod kubernetes;
 mod nodes;
 mod proxy;
-mod redis;
-mod sentinel;
 
 pub(crate) use agent::{
-    Agent, Answer, bare_command, command, command_after, new_token, output as command_output,
-    owned, signal,
+    Agent, Answer, bare_command, command, command_after, new_token, output as command_output, owned,
 };
 pub(crate) use ask::{Ask, CAMPAIGN, Protocol, framed};
 pub(crate) use authority::Authority;
-pub(crate) use clock::{Clock, preload};
-pub(crate) use cluster::Cluster;
 pub(crate) use collector::{Collector, Mood, Received};
 pub(crate) use http::HttpServer;
 pub(crate) use issuer::{
@@ -34,13 +27,11 @@ pub(crate) use kubernetes::{
 };
 pub(crate) use nodes::{Leader, Nodes, elected_until};
 pub(crate) use proxy::Proxy;
-pub(crate) use redis::Redis;
-pub(crate) use sentinel::{Deployment, Sentinels};
-
-use std::{
-    sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
+pub(crate) use test_servers::{
+    Clock, Cluster, Deployment, Redis, Sentinels, eventually, eventually_within, preload, signal,
 };
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use election_proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
@@ -242,31 +233,4 @@ impl Agent {
             .await
             .map(|answer| answer.into_inner().value)
     }
-}
-
-/// Asks again and again until the answer is there.
-///
-/// # Panics
-/// When it is not there in ten seconds.
-pub(crate) async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
-    eventually_within(Duration::from_secs(10), what, ask).await
-}
-
-/// As [`eventually`], for what may take longer.
-pub(crate) async fn eventually_within<T>(
-    limit: Duration,
-    what: &str,
-    mut ask: impl AsyncFnMut() -> Option<T>,
-) -> T {
-    let waiting = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(limit, waiting)
-        .await
-        .unwrap_or_else(|_| panic!("not within {limit:?}: {what}"))
 }

@@ -18,7 +18,6 @@ mod contention;
 mod contract;
 mod deadlines;
 mod deployment;
-mod differential;
 mod documents;
 mod duplicates;
 mod durability;

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{eventually, eventually_within};
+use super::{eventually, eventually_within, signal};
 
 /// A running agent; killed when dropped.
 pub(crate) struct Agent {
@@ -101,14 +101,6 @@ pub(crate) fn new_token(arguments: &[&str]) -> (String, String) {
         .find_map(|line| line.strip_prefix("export TOKEN="));
     let token = token.unwrap_or_else(|| panic!("no token in: {told}"));
     (token.to_owned(), text(output.stdout))
-}
-
-pub(crate) fn signal(pid: u32, name: &str) {
-    // The shell's own kill: slim systems have no other.
-    let sent = Command::new("sh")
-        .args(["-c", &format!("kill -{name} {pid}")])
-        .status();
-    assert!(sent.expect("sh runs").success(), "SIG{name} was not sent");
 }
 
 /// The agent's binary, with only these settings, after a shell's command such as `ulimit`, which it inherits.
