@@ -52,6 +52,15 @@ impl Redis {
         Self::new(Kind::Server, arguments, "").begin().await
     }
 
+    /// So many servers, each with these arguments besides.
+    pub async fn several(number: usize, arguments: &[&str]) -> Vec<Self> {
+        let mut servers = Vec::new();
+        for _ in 0..number {
+            servers.push(Self::with(arguments).await);
+        }
+        servers
+    }
+
     /// A server of which the harness has to ask with `user:password@`.
     pub async fn with_login(login: &str, arguments: &[&str]) -> Self {
         Self::new(Kind::Server, arguments, login).begin().await
