@@ -17,14 +17,12 @@ use tonic::{Code, Request};
 
 use crate::{
     harness::{
-        AUDIENCE, Agent, ApiServer, Authority, HttpServer, ISSUER, Key, Reviews, SERVICE_ACCOUNT,
-        campaign, command_output, eventually, eventually_within, framed, jwt_settings, key_set,
-        new_token, owned as settings, token_now,
+        AUDIENCE, Agent, ApiServer, Authority, CAMPAIGN, GRPC_WEB, HttpServer, ISSUER, Key,
+        Reviews, SERVICE_ACCOUNT, campaign, command_output, eventually, eventually_within, framed,
+        jwt_settings, key_set, new_token, owned as settings, token_now,
     },
     tls::channel,
 };
-
-const CAMPAIGN: &str = "/grpc.election_agent.v1.Election/Campaign";
 
 /// What a caller is told over each protocol, as a gRPC status: gRPC, gRPC-Web and REST.
 async fn told(agent: &Agent, token: Option<&str>, election: &str, candidate: &str) -> [Code; 3] {
@@ -34,13 +32,13 @@ async fn told(agent: &Agent, token: Option<&str>, election: &str, candidate: &st
         let bearer = bearer.parse().expect("metadata");
         grpc.metadata_mut().insert("authorization", bearer);
     }
-    let grpc = agent.grpc().campaign(grpc).await;
+    let grpc = agent.try_campaign(grpc).await;
     let grpc = grpc.map_or_else(|status| status.code(), |_| Code::Ok);
 
     let message = campaign(election, candidate, 30_000).encode_to_vec();
     let mut web = agent
         .request(Method::POST, CAMPAIGN)
-        .header("content-type", "application/grpc-web+proto")
+        .header("content-type", GRPC_WEB)
         .body(framed(&message));
     let body = json!({"candidate": candidate, "term": 30_000});
     let mut rest = agent
@@ -157,14 +155,10 @@ async fn tokens_that_the_file_lists_let_in_over_every_protocol_until_they_are_ta
     all_told(&agent, Some(&other), "f", "other", Code::Ok).await;
     // A file that cannot be used changes nothing.
     fs::write(&file, "worker s3cret\n").expect("written");
-    let mut log = String::new();
-    eventually("the log tells", async || {
-        log.push_str(&agent.log().join("\n"));
-        log.contains("the former ones still are").then_some(())
-    })
-    .await;
+    let mut log = agent.logs("the former ones still are").await;
     all_told(&agent, Some(&other), "f", "other", Code::Ok).await;
-    log.push_str(&agent.log().join("\n"));
+    log.extend(agent.log());
+    let log = log.join("\n");
     for secret in [&token, &other, "ea_wrong", "s3cret", "dXNlcjpwYXNz"] {
         assert!(!log.contains(secret), "{secret} is in the log: {log}");
     }
@@ -380,12 +374,8 @@ async fn keys_are_taken_from_none_but_whom_the_authority_vouches_for() {
     // The system's authorities do not know the server either.
     for ca in [Some(&stranger), None] {
         let agent = asking(ca).await;
-        let mut log = String::new();
-        eventually("the log tells", async || {
-            log.push_str(&agent.log().join("\n"));
-            log.contains("cannot fetch the issuer's keys").then_some(())
-        })
-        .await;
+        let log = agent.logs("cannot fetch the issuer's keys").await;
+        let log = log.join("\n");
         assert!(log.contains("certificate"), "{log}");
         all_told(&agent, Some(&token), "e", "worker", Code::Unavailable).await;
     }

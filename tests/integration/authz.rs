@@ -12,7 +12,7 @@ use election_core::election::{
 };
 use tempfile::TempDir;
 
-use crate::harness::command_output;
+use crate::harness::{command_output, committed};
 
 /// The exit code, the output, and the errors of `authz` with these arguments.
 fn authz(arguments: &[&str], directory: Option<&Path>) -> (i32, String, String) {
@@ -320,14 +320,9 @@ fn explain_says_what_to_give() {
     }
 }
 
-fn documentation() -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/AUTHORIZATION.md");
-    fs::read_to_string(path).expect("text")
-}
-
 #[test]
 fn the_documented_policies_are_valid_and_do_what_is_said() {
-    let documentation = documentation();
+    let documentation = committed("docs/AUTHORIZATION.md");
     let examples = documentation.split("```cedar\n").skip(1);
     let examples: Vec<_> = examples
         .filter_map(|block| block.split("```").next())
@@ -421,7 +416,7 @@ fn the_documented_policies_are_valid_and_do_what_is_said() {
 
 #[test]
 fn the_documented_explanations_are_what_is_printed() {
-    let documentation = documentation();
+    let documentation = committed("docs/AUTHORIZATION.md");
     let console = documentation.split("```console\n").nth(1);
     let console = console
         .and_then(|block| block.split("```").next())

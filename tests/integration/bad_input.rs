@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tonic::{Code, Status};
 
-use crate::harness::{Agent, Fixture, Store, campaign, framed};
+use crate::harness::{Agent, CAMPAIGN, Fixture, GRPC_WEB, Store, campaign, framed, handover};
 
 /// The state that bad input must not change, and what it is.
 async fn state(agent: &Agent) -> (Value, Value) {
@@ -232,13 +232,7 @@ async fn grpc_requests_out_of_range_are_refused() {
     ] {
         refused(client().resign(request).await.map(drop), told);
     }
-    let good = || HandoverRequest {
-        election: "held".into(),
-        leader: "b".into(),
-        current_leader: "a".into(),
-        term: 5_000,
-        ..HandoverRequest::default()
-    };
+    let good = || handover("held", ("a", 0), "b", 5_000);
     for (request, told) in [
         (
             HandoverRequest {
@@ -810,7 +804,7 @@ async fn answer(request: reqwest::RequestBuilder) -> (u16, String, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_grpc_is_refused_in_its_own_protocol() {
-    const PATH: &str = "/grpc.election_agent.v1.Election/Campaign";
+    const PATH: &str = CAMPAIGN;
     const HEALTH: &str = "/grpc.health.v1.Health/Check";
     let fixture = Fixture::on(Store::Memory).await;
     let agent = &fixture.agent;
@@ -899,13 +893,7 @@ async fn malformed_grpc_is_refused_in_its_own_protocol() {
             unimplemented,
             "no%20such",
         ),
-        (
-            PATH,
-            "application/grpc-web+proto",
-            framed(&[0x0a, 1, 0xff]),
-            invalid,
-            "UTF-8",
-        ),
+        (PATH, GRPC_WEB, framed(&[0x0a, 1, 0xff]), invalid, "UTF-8"),
     ] {
         let (status, code, message) = answer(post(agent, path, content_type).body(body)).await;
         assert_eq!(

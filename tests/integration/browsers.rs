@@ -4,11 +4,9 @@ use election_proto::CampaignRequest;
 use prost::Message as _;
 use reqwest::{Method, header};
 
-use crate::harness::{Agent, Answer, Fixture, Store, campaign, framed};
+use crate::harness::{Agent, Answer, CAMPAIGN, Fixture, GRPC_WEB, Store, campaign, framed};
 
 const PAGE: &str = "https://dash.example";
-const CAMPAIGN: &str = "/grpc.election_agent.v1.Election/Campaign";
-
 async fn agent(origins: &str) -> Agent {
     let settings = [("EA_CORS_ORIGINS", origins)];
     let settings = if origins.is_empty() {
@@ -42,7 +40,7 @@ async fn grpc_web(agent: &Agent, path: &str, message: &CampaignRequest) -> (Answ
     let request = agent
         .request(Method::POST, path)
         .header(header::ORIGIN, PAGE)
-        .header(header::CONTENT_TYPE, "application/grpc-web+proto")
+        .header(header::CONTENT_TYPE, GRPC_WEB)
         .body(framed(&message.encode_to_vec()));
     let response = request.send().await.expect("an answer");
     let (status, headers) = (response.status().as_u16(), response.headers().clone());

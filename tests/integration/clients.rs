@@ -3,24 +3,18 @@
 
 mod credentials;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf, process::Command};
 
 use election_agent::transport::rest::openapi;
 use election_proto as proto;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Agent, Authority, Fixture, Store, free_port, new_token, owned};
+use crate::harness::{Agent, Authority, Fixture, Store, free_port, new_token, owned, repository};
 
 /// A file of what `make test` installs, below `target/test-tools`.
 pub(crate) fn tool(path: &str) -> PathBuf {
-    let tool = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("target/test-tools")
-        .join(path);
+    let tool = repository("target/test-tools").join(path);
     assert!(
         tool.exists(),
         "{} is missing: run `make test`, which installs it",
@@ -31,9 +25,7 @@ pub(crate) fn tool(path: &str) -> PathBuf {
 
 /// A file beside the clients' scripts.
 pub(crate) fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/clients")
-        .join(name)
+    repository("tests/clients").join(name)
 }
 
 /// What a client printed, and how it ended.
@@ -268,7 +260,7 @@ async fn schemathesis_finds_nothing_where_credentials_are_needed_and_no_way_arou
     fs::write(at("tokens"), line).expect("written");
     permit_everything(&directory);
     let start = async |modes: &str| {
-        Agent::start(&owned(&[
+        Agent::start(&[
             LONGEST_TERM,
             ("EA_AUTH_MODES", modes),
             ("EA_AUTH_TOKEN_FILE", &at("tokens")),
@@ -276,7 +268,7 @@ async fn schemathesis_finds_nothing_where_credentials_are_needed_and_no_way_arou
                 "EA_AUTH_POLICY_DIR",
                 &directory.path().display().to_string(),
             ),
-        ]))
+        ])
         .await
     };
     let bearer = format!("Authorization: Bearer {token}");

@@ -2,28 +2,18 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use reqwest::Method;
-use serde_json::json;
-
-use crate::harness::{Agent, Clock, Redis, campaign, eventually, eventually_within, owned};
+use crate::harness::{Agent, Clock, Redis, campaign, eventually, eventually_within};
 
 /// How far the server's clock is ahead before it steps back, in seconds.
 const HOURS: i64 = 7_200;
-
-async fn agent(redis: &Redis, settings: &[(&str, &str)]) -> Agent {
-    let url = redis.url();
-    let all = [&[("EA_REDIS_URLS", url.as_str())], settings].concat();
-    Agent::start(&owned(&all)).await
-}
 
 /// Campaigns until elected, which is not much later than the longest guard; nobody is told to wait for longer
 /// than that.
 async fn grants_again_soon(agent: &Agent, election: &str) {
     let limit = Duration::from_secs(15);
     eventually_within(limit, "the server grants again", async || {
-        let body = json!({"candidate": "a", "term": 1000});
         let path = format!("/election/{election}");
-        let answer = agent.rest(Method::POST, &path, Some(body)).await;
+        let answer = agent.campaign_over_rest(&path, "a", 1_000).await;
         if let Ok(seconds) = answer.header("retry-after").parse::<u64>() {
             assert!(
                 seconds <= 6,
@@ -41,7 +31,7 @@ async fn grants_again_soon(agent: &Agent, election: &str) {
 async fn a_server_whose_clock_steps_back_grants_again_within_the_guard() {
     let clock = Clock::ahead(HOURS);
     let redis = Redis::with_clock(&clock).await;
-    let agent = agent(&redis, &[("EA_MAX_TERM", "5s")]).await;
+    let agent = Agent::on(&redis, &[("EA_MAX_TERM", "5s")]).await;
     assert!(agent.campaign("before", "a", 1_000).await.elected);
     clock.set_ahead(0);
     grants_again_soon(&agent, "after").await;
@@ -52,7 +42,7 @@ async fn a_server_whose_clock_steps_back_grants_again_within_the_guard() {
 async fn a_server_whose_clock_steps_back_while_it_abstains_grants_again_within_the_guard() {
     let clock = Clock::ahead(HOURS);
     let mut redis = Redis::with_clock(&clock).await;
-    let agent = agent(&redis, &[("EA_MAX_TERM", "5s")]).await;
+    let agent = Agent::on(&redis, &[("EA_MAX_TERM", "5s")]).await;
     assert!(agent.campaign("before", "a", 1_000).await.elected);
     redis.kill();
     redis.run().await;
@@ -79,13 +69,13 @@ async fn an_agent_whose_clock_is_far_ahead_does_not_lift_the_tokens_of_others() 
     assert!(ahead < CENTURY);
     let clock = Clock::ahead(i64::try_from(ahead).expect("in range"));
     let redis = Redis::start().await;
-    let right = agent(&redis, &[]).await;
+    let right = Agent::on(&redis, &[]).await;
     let environment = clock.environment();
     let environment: Vec<_> = environment
         .iter()
         .map(|(name, value)| (*name, value.as_str()))
         .collect();
-    let wrong = agent(&redis, &environment).await;
+    let wrong = Agent::on(&redis, &environment).await;
     let near_the_present = |token: u64| {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = u64::try_from(since.expect("after 1970").as_micros()).expect("in range");
@@ -107,7 +97,7 @@ async fn an_agent_whose_clock_is_far_ahead_does_not_lift_the_tokens_of_others() 
     let (next, _) = right.elect("e2", "a", 60_000).await;
     near_the_present(next.token);
     // A new agent, and tokens of an election that the wrong one has had a hand in.
-    let new = agent(&redis, &[]).await;
+    let new = Agent::on(&redis, &[]).await;
     assert!(!new.campaign("e0", "b", 60_000).await.elected);
     let _ = wrong.try_campaign(campaign("e0", "far", 60_000)).await;
     assert!(new.resign("e0", "a", 0).await.value);

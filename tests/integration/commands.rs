@@ -10,7 +10,9 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{Agent, Authority, bare_command, command, command_output, owned};
+use crate::harness::{
+    Agent, Authority, InProcess, bare_command, command, command_output, committed, owned,
+};
 
 fn stdout(arguments: &[&str], settings: &[(&str, &str)]) -> String {
     let output = command_output(arguments, settings);
@@ -289,8 +291,7 @@ fn what_was_restored_is_told_wherever_it_can_be() {
 
 /// The commands of a block of docs/SECURITY.md that has this text.
 fn documented_block(text: &str) -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/SECURITY.md");
-    let document = fs::read_to_string(path).expect("docs/SECURITY.md");
+    let document = committed("docs/SECURITY.md");
     let blocks = document.split("```sh\n").skip(1);
     let mut blocks = blocks.filter_map(|block| block.split("\n```").next());
     let block = blocks.find(|block| block.contains(text));
@@ -566,7 +567,7 @@ async fn a_probe_asks_the_agent_and_says_why_not() {
     let authority = Authority::new();
     authority.issue("localhost");
     for encrypted in [false, true] {
-        let mut settings = owned(&[]);
+        let mut settings = Vec::new();
         if encrypted {
             settings.extend(authority.settings());
         }
@@ -583,7 +584,7 @@ async fn a_probe_asks_the_agent_and_says_why_not() {
     }
 
     // One that has no Redis works, and is not ready.
-    let agent = Agent::start(&owned(&[("EA_REDIS_URLS", "redis://127.0.0.1:1")])).await;
+    let agent = Agent::start(&[("EA_REDIS_URLS", "redis://127.0.0.1:1")]).await;
     let url = format!("http://{}", agent.address());
     let (code, told) = probe(&["--url", &format!("{url}/readyz")], &[]);
     assert!(
@@ -606,7 +607,7 @@ async fn a_probe_asks_the_agent_and_says_why_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_probe_asks_no_proxy() {
-    let agent = Agent::start(&[]).await;
+    let agent = Agent::on(&InProcess, &[]).await;
     let url = format!("http://{}/readyz", agent.address());
     let port = agent.address().port().to_string();
     for proxy in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {

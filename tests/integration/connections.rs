@@ -34,9 +34,7 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
         opened.elapsed()
     });
     let idle_for = loop {
-        busy.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .expect("open");
+        busy.write_all(REQUEST).await.expect("open");
         let mut answer = [0; 1024];
         let length = busy.read(&mut answer).await.expect("open");
         assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
@@ -99,10 +97,7 @@ async fn an_old_http_1_connection_ends_after_an_answer_that_says_so() {
     let mut stream = TcpStream::connect(agent.address()).await.expect("connects");
     let (mut answers, mut ends) = (0, 0);
     while ends < 10 {
-        stream
-            .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-            .await
-            .expect("open");
+        stream.write_all(REQUEST).await.expect("open");
         let mut answer = Vec::new();
         while !answer.ends_with(b"ok\n") {
             let length = stream.read_buf(&mut answer).await.expect("open");
@@ -123,10 +118,7 @@ async fn an_old_http_1_connection_ends_after_an_answer_that_says_so() {
 async fn a_keep_alive_connection_lives_as_long_as_configured() {
     let agent = agent(&[("EA_GRPC_MAX_CONNECTION_IDLE", "0s")]).await;
     let mut stream = TcpStream::connect(agent.address()).await.expect("connects");
-    stream
-        .write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n")
-        .await
-        .expect("open");
+    stream.write_all(REQUEST).await.expect("open");
     let mut answer = [0; 1024];
     let length = stream.read(&mut answer).await.expect("open");
     assert!(answer[..length].starts_with(b"HTTP/1.1 200"));
@@ -141,9 +133,7 @@ async fn livez_from(agent: &Agent, address: &str) -> (TcpStream, String) {
     socket.bind(from).expect("bound");
     let mut stream = socket.connect(agent.address()).await.expect("connects");
     // One that is refused may be closed before it is written to.
-    let _ = stream
-        .write_all(b"GET /livez HTTP/1.1\r\nhost: agent\r\n\r\n")
-        .await;
+    let _ = stream.write_all(REQUEST).await;
     let mut answer = vec![0; 1024];
     let length = stream.read(&mut answer).await.unwrap_or(0);
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();

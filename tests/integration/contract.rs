@@ -1,15 +1,15 @@
 //! What every RPC and every route means, on every kind of store.
 
 use election_proto::{
-    CampaignRequest, GetElectionRequest, GetLeaderRequest, GetPodsRequest, HandoverRequest,
-    ListLeadersRequest, ResignRequest, State,
+    CampaignRequest, GetElectionRequest, GetLeaderRequest, GetPodsRequest, ListLeadersRequest,
+    ResignRequest, State,
     state::{Cause, Phase},
 };
 use reqwest::Method;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::harness::{Agent, Fixture, Store, campaign, on_every_store};
+use crate::harness::{Agent, Fixture, Store, campaign, handover, on_every_store};
 
 on_every_store! {
     a_vacant_election_goes_to_whoever_campaigns,
@@ -41,11 +41,9 @@ async fn a_vacant_election_goes_to_whoever_campaigns(store: Store) {
     };
     let result = fixture
         .agent
-        .grpc()
-        .campaign(request)
+        .try_campaign(request)
         .await
-        .expect("an answer")
-        .into_inner();
+        .expect("an answer");
     assert!(result.elected);
     assert_eq!(
         (result.leader.as_str(), result.kind.as_str()),
@@ -70,11 +68,9 @@ async fn another_candidate_is_told_the_leader(store: Store) {
     };
     let won = fixture
         .agent
-        .grpc()
-        .campaign(request)
+        .try_campaign(request)
         .await
-        .expect("an answer")
-        .into_inner();
+        .expect("an answer");
     let lost = fixture.agent.campaign("e", "b", 10_000).await;
     assert!(!lost.elected);
     assert_eq!((lost.leader.as_str(), lost.value.as_str()), ("a", "here"));
@@ -205,20 +201,8 @@ async fn the_leader_hands_over_in_one_step(store: Store) {
     let fixture = Fixture::on(store).await;
     let agent = &fixture.agent;
     let handover = async |leader: &str, current_leader: &str, token| {
-        let request = HandoverRequest {
-            election: "e".to_owned(),
-            leader: leader.to_owned(),
-            term: 10_000,
-            current_leader: current_leader.to_owned(),
-            token,
-            ..HandoverRequest::default()
-        };
-        let answer = agent
-            .grpc()
-            .handover(request)
-            .await
-            .expect("an answer")
-            .into_inner();
+        let request = handover("e", (current_leader, token), leader, 10_000);
+        let answer = agent.try_handover(request).await.expect("an answer");
         let valid_for = match answer.value {
             true => 9_000..=9_898,
             false => 0..=0,
@@ -255,19 +239,12 @@ async fn the_leader_hands_over_in_one_step(store: Store) {
 async fn a_forced_handover_must_be_allowed(store: Store) {
     let fixture = Fixture::with(store, &[("EA_ALLOW_FORCED_HANDOVER", "true")]).await;
     let won = fixture.agent.campaign("e", "a", 60_000).await;
-    let request = HandoverRequest {
-        election: "e".to_owned(),
-        leader: "b".to_owned(),
-        term: 10_000,
-        ..HandoverRequest::default()
-    };
+    let request = handover("e", ("", 0), "b", 10_000);
     let answer = fixture
         .agent
-        .grpc()
-        .handover(request)
+        .try_handover(request)
         .await
-        .expect("an answer")
-        .into_inner();
+        .expect("an answer");
     assert!(answer.value);
     let after = fixture.agent.get("/election/e").await;
     assert_eq!(after.body["leader"], "b");
@@ -549,13 +526,7 @@ async fn rest_campaigns_reads_extends_and_resigns(store: Store) {
         );
         assert!((9_000..=9_898).contains(&won.body["valid_for"].as_u64().expect("ms")));
         let token = won.body["token"].clone();
-        let lost = agent
-            .rest(
-                Method::POST,
-                path,
-                Some(json!({"candidate": "b", "term": 10_000})),
-            )
-            .await;
+        let lost = agent.campaign_over_rest(path, "b", 10_000).await;
         assert_eq!(
             lost.body,
             json!({"elected": false, "leader": "a", "kind": kind, "token": token, "valid_for": 0,
@@ -594,13 +565,7 @@ async fn rest_campaigns_reads_extends_and_resigns(store: Store) {
         let vacant = agent.get(path).await;
         assert_eq!((vacant.status, vacant.text("code")), (404, "NotFound"));
 
-        agent
-            .rest(
-                Method::POST,
-                path,
-                Some(json!({"candidate": "a", "term": 10_000})),
-            )
-            .await;
+        agent.campaign_over_rest(path, "a", 10_000).await;
         let token = agent.get(path).await.body["token"].clone();
         let by_query = format!("{path}?leader=a&token={token}");
         assert_eq!(

@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 use tonic::Code;
 
-use crate::harness::{Agent, Ask, Protocol, Redis, campaign, eventually, framed, owned};
+use crate::harness::{Agent, Ask, Protocol, Redis, campaign, eventually, framed};
 
 const PATIENCE: Duration = Duration::from_millis(200);
 
@@ -53,18 +53,14 @@ async fn give_up(agent: &Agent, protocol: Protocol, end: End) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_caller_that_gave_up_was_granted_is_taken_back() {
     let redis = Redis::start().await;
-    let url = redis.url();
-    let patient = [("EA_REDIS_URLS", &*url)];
-    let hasty = [patient[0], ("EA_REQUEST_TIMEOUT", "200ms")];
     let (patient, hasty) = (
-        Agent::start(&owned(&patient)).await,
-        Agent::start(&owned(&hasty)).await,
+        Agent::on(&redis, &[]).await,
+        Agent::on(&redis, &[("EA_REQUEST_TIMEOUT", "200ms")]).await,
     );
     for agent in [&patient, &hasty] {
         eventually("the agent has reached the server", async || {
             agent
-                .grpc()
-                .campaign(campaign("warm-up", "a", 1_000))
+                .try_campaign(campaign("warm-up", "a", 1_000))
                 .await
                 .ok()
         })
@@ -84,8 +80,8 @@ async fn what_a_caller_that_gave_up_was_granted_is_taken_back() {
     for election in elections {
         let won = eventually("another candidate is elected", async || {
             let next = campaign(&election, "next", 60_000);
-            let answer = patient.grpc().campaign(next).await.ok()?;
-            Some(answer.into_inner()).filter(|result| result.elected)
+            let answer = patient.try_campaign(next).await.ok()?;
+            Some(answer).filter(|result| result.elected)
         });
         assert_eq!(won.await.leader, "next", "{election}");
     }
@@ -94,7 +90,7 @@ async fn what_a_caller_that_gave_up_was_granted_is_taken_back() {
 #[tokio::test]
 async fn the_callers_deadline_is_kept() {
     let redis = Redis::start().await;
-    let agent = Agent::start(&owned(&[("EA_REDIS_URLS", &redis.url())])).await;
+    let agent = Agent::on(&redis, &[]).await;
     redis.signal("STOP");
     let asked = Instant::now();
     let client = reqwest::Client::builder()
@@ -128,11 +124,7 @@ async fn the_callers_deadline_is_kept() {
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_told_so_over_rest() {
     let redis = Redis::start().await;
-    let settings = [
-        ("EA_REDIS_URLS", &*redis.url()),
-        ("EA_REQUEST_TIMEOUT", "200ms"),
-    ];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(&redis, &[("EA_REQUEST_TIMEOUT", "200ms")]).await;
     redis.signal("STOP");
     let late = agent.get("/election/e").await;
     assert_eq!(

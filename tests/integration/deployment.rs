@@ -8,13 +8,9 @@ mod placement;
 mod reach;
 mod settings;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::LazyLock,
-};
+use std::{fs, process::Command, sync::LazyLock};
 
+use crate::harness::repository;
 use serde::Deserialize as _;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -35,15 +31,6 @@ const COMPONENTS: [&[&str]; 8] = [
 ];
 
 /// A file of the repository.
-fn repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn text(path: &str) -> String {
-    let path = repository(path);
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
 fn yaml(text: &str) -> Vec<Value> {
     yaml_serde::Deserializer::from_str(text)
         .map(|document| {

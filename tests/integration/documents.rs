@@ -6,12 +6,7 @@ use election_agent::{config, telemetry::metrics::table, transport::rest::openapi
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Agent, Fixture, Store};
-
-fn committed(path: &str) -> String {
-    let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
-    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
+use crate::harness::{Agent, Fixture, InProcess, Store, committed, repository};
 
 #[test]
 fn the_committed_openapi_document_is_the_codes() {
@@ -152,7 +147,7 @@ fn without_numbers(text: &str) -> String {
 
 #[tokio::test]
 async fn the_readmes_tour_works_as_printed() {
-    let agent = Agent::start(&[]).await;
+    let agent = Agent::on(&InProcess, &[]).await;
     let address = agent.address().to_string();
     let mut curls = 0;
     for (command, printed) in tour() {
@@ -179,9 +174,8 @@ async fn the_readmes_tour_works_as_printed() {
 /// The text of every Rust file below a directory of the repository.
 fn code(directory: &str) -> String {
     let mut text = String::new();
-    let mut left = vec![format!("{}/{directory}", env!("CARGO_MANIFEST_DIR")).into()];
+    let mut left = vec![repository(directory)];
     while let Some(path) = left.pop() {
-        let path: std::path::PathBuf = path;
         if path.is_dir() {
             let entries = fs::read_dir(&path).expect("a directory");
             left.extend(entries.map(|entry| entry.expect("an entry").path()));
@@ -256,7 +250,7 @@ fn anchors(document: &str) -> BTreeSet<String> {
 
 #[test]
 fn links_between_documents_lead_to_files_and_headings_that_exist() {
-    let entries = fs::read_dir(format!("{}/docs", env!("CARGO_MANIFEST_DIR")));
+    let entries = fs::read_dir(repository("docs"));
     for entry in entries.expect("a directory") {
         let name = entry.expect("an entry").file_name();
         let path = format!("docs/{}", name.display());
@@ -278,11 +272,7 @@ fn links_between_documents_lead_to_files_and_headings_that_exist() {
                     .trim_start_matches('/')
                     .to_owned(),
             };
-            let absolute = format!("{}/{target}", env!("CARGO_MANIFEST_DIR"));
-            assert!(
-                fs::exists(&absolute).expect("looked"),
-                "{document} links to {link}"
-            );
+            assert!(repository(&target).exists(), "{document} links to {link}");
             assert!(
                 anchor.is_empty() || anchors(&committed(&target)).contains(anchor),
                 "{document} links to {link}: no heading is called so"

@@ -1,11 +1,11 @@
 //! Requests that arrive twice, or again after what they were about is over.
 
-use election_proto::{CampaignRequest, HandoverRequest};
+use election_proto::CampaignRequest;
 use reqwest::Method;
 use serde_json::json;
 use tonic::Code;
 
-use crate::harness::{Agent, Nodes, campaign, eventually};
+use crate::harness::{Agent, Nodes, campaign, eventually, handover};
 
 const TERM: i32 = 30_000;
 
@@ -120,14 +120,7 @@ async fn a_handover_by_a_leader_whose_term_is_over_elects_nobody() {
     assert!(won.elected);
     assert!(agent.resign("e", "a", won.token).await.value);
     for (current_leader, token) in [("a", won.token), ("a", 0), ("", won.token)] {
-        let request = HandoverRequest {
-            election: "e".to_owned(),
-            leader: "b".to_owned(),
-            term: TERM,
-            current_leader: current_leader.to_owned(),
-            token,
-            ..HandoverRequest::default()
-        };
+        let request = handover("e", (current_leader, token), "b", TERM);
         let refused = agent.try_handover(request).await.expect("an answer");
         let told = (refused.value, refused.reason.as_str());
         assert_eq!(
@@ -143,12 +136,7 @@ async fn a_handover_by_a_leader_whose_term_is_over_elects_nobody() {
     assert!(refused.body.to_string().contains("NO_TERM"), "{refused:?}");
     is_vacant(&agent).await;
     // One that names nobody grants what is vacant.
-    let request = HandoverRequest {
-        election: "e".to_owned(),
-        leader: "b".to_owned(),
-        term: TERM,
-        ..HandoverRequest::default()
-    };
+    let request = handover("e", ("", 0), "b", TERM);
     let granted = agent.try_handover(request).await.expect("an answer");
     assert!(granted.value);
 }

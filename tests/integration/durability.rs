@@ -150,11 +150,10 @@ impl Place {
 /// Whether the candidate is elected; `None` when the agent abstains.
 async fn elected(agent: &Agent, election: &str, candidate: &str, term: i32) -> Option<bool> {
     match agent
-        .grpc()
-        .campaign(campaign(election, candidate, term))
+        .try_campaign(campaign(election, candidate, term))
         .await
     {
-        Ok(answer) => Some(answer.into_inner().elected),
+        Ok(answer) => Some(answer.elected),
         Err(status) if status.code() == Code::Unavailable => None,
         Err(status) => panic!("{status}"),
     }
@@ -425,16 +424,12 @@ async fn a_leader_that_extends_between_restarts_keeps_its_full_term() {
     // So does one whose repeated campaign is answered.
     let mut again = campaign("f", "a", 3_000);
     again.request_id = "once".to_owned();
-    let first = agent
-        .grpc()
-        .campaign(again.clone())
-        .await
-        .expect("an answer");
+    let first = agent.try_campaign(again.clone()).await.expect("an answer");
     agent.kill();
     agent = place.start("10s").await;
     tokio::time::sleep(Duration::from_millis(1_500)).await;
-    let second = agent.grpc().campaign(again).await.expect("an answer");
-    assert_eq!(first.into_inner().token, second.into_inner().token);
+    let second = agent.try_campaign(again).await.expect("an answer");
+    assert_eq!(first.token, second.token);
     agent.kill();
     agent = place.start("10s").await;
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -6,23 +6,17 @@ use election_core::election::types::Token;
 use redis::AsyncCommands as _;
 use tonic::Code;
 
-use crate::harness::{Agent, Proxy, Redis, campaign, eventually, owned};
-
-async fn agent(redis: &Redis, settings: &[(&str, &str)]) -> Agent {
-    let url = redis.url();
-    let all = [&[("EA_REDIS_URLS", url.as_str())], settings].concat();
-    Agent::start(&owned(&all)).await
-}
+use crate::harness::{Agent, Proxy, Redis, campaign, eventually, extension, handover};
 
 async fn code(agent: &Agent, candidate: &str) -> Option<Code> {
-    let answer = agent.grpc().campaign(campaign("e", candidate, 1_000)).await;
+    let answer = agent.try_campaign(campaign("e", candidate, 1_000)).await;
     answer.err().map(|status| status.code())
 }
 
 #[tokio::test]
 async fn a_server_that_does_not_answer_is_unavailable_within_the_operation_timeout() {
     let redis = Redis::start().await;
-    let agent = agent(&redis, &[("EA_REDIS_OPERATION_TIMEOUT", "300ms")]).await;
+    let agent = Agent::on(&redis, &[("EA_REDIS_OPERATION_TIMEOUT", "300ms")]).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
     redis.signal("STOP");
     let asked = Instant::now();
@@ -52,7 +46,7 @@ async fn a_server_that_does_not_answer_is_unavailable_within_the_operation_timeo
 async fn a_server_that_dies_is_named_and_used_again_when_it_is_back() {
     let mut redis = Redis::start().await;
     let settings = [("EA_RESTART_GUARD", "off"), ("EA_METRIC_ENABLE", "true")];
-    let agent = agent(&redis, &settings).await;
+    let agent = Agent::on(&redis, &settings).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
     redis.kill();
     let asked = Instant::now();
@@ -84,10 +78,10 @@ async fn a_server_that_dies_is_named_and_used_again_when_it_is_back() {
 
     redis.run().await;
     let won = eventually("elected again", async || {
-        agent.grpc().campaign(campaign("e", "b", 1_000)).await.ok()
+        agent.try_campaign(campaign("e", "b", 1_000)).await.ok()
     });
     assert!(
-        won.await.into_inner().elected,
+        won.await.elected,
         "the server has forgotten the first leader"
     );
     eventually("ready again", async || {
@@ -99,16 +93,13 @@ async fn a_server_that_dies_is_named_and_used_again_when_it_is_back() {
 #[tokio::test]
 async fn a_server_that_has_forgotten_its_leases_abstains_for_the_longest_term() {
     let mut redis = Redis::start().await;
-    let agent = agent(&redis, &[("EA_MAX_TERM", "3s")]).await;
+    let agent = Agent::on(&redis, &[("EA_MAX_TERM", "3s")]).await;
     let first = agent.campaign("e", "a", 3_000).await;
     let asked = Instant::now();
     redis.kill();
     redis.run().await;
     let refused = eventually("guarded", async || {
-        let body = serde_json::json!({"candidate": "b", "term": 1000});
-        let answer = agent
-            .rest(reqwest::Method::POST, "/election/e", Some(body))
-            .await;
+        let answer = agent.campaign_over_rest("/election/e", "b", 1_000).await;
         assert_eq!(
             (answer.status, answer.text("code")),
             (503, "Unavailable"),
@@ -127,10 +118,9 @@ async fn a_server_that_has_forgotten_its_leases_abstains_for_the_longest_term() 
         "extensions and reads are answered: {ready:?}"
     );
     let next = eventually("elected after the guard", async || {
-        agent.grpc().campaign(campaign("e", "b", 1_000)).await.ok()
+        agent.try_campaign(campaign("e", "b", 1_000)).await.ok()
     })
-    .await
-    .into_inner();
+    .await;
     assert!(next.elected && next.token > first.token);
     assert!(
         asked.elapsed() >= Duration::from_millis(2_900),
@@ -141,24 +131,17 @@ async fn a_server_that_has_forgotten_its_leases_abstains_for_the_longest_term() 
 #[tokio::test]
 async fn a_server_that_kept_its_data_abstains_after_a_restart_but_extends() {
     let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
-    let agent = agent(&redis, &[("EA_MAX_TERM", "4s")]).await;
+    let agent = Agent::on(&redis, &[("EA_MAX_TERM", "4s")]).await;
     let won = agent.campaign("e", "a", 4_000).await;
     redis.kill();
     redis.run().await;
     eventually("extended by the server that was restarted", async || {
-        let request = election_proto::ExtendElectedTermRequest {
-            election: "e".to_owned(),
-            leader: "a".to_owned(),
-            term: 4_000,
-            token: won.token,
-            ..Default::default()
-        };
+        let request = extension("e", "a", 4_000, won.token);
         agent
-            .grpc()
-            .extend_elected_term(request)
+            .try_extend(request)
             .await
             .ok()
-            .filter(|done| done.get_ref().value)
+            .filter(|done| done.value)
     })
     .await;
     assert_eq!(
@@ -176,10 +159,10 @@ async fn a_server_that_kept_its_data_abstains_after_a_restart_but_extends() {
 async fn strict_waits_on_a_first_start_too() {
     let redis = Redis::start().await;
     let settings = [("EA_RESTART_GUARD", "strict"), ("EA_MAX_TERM", "1s")];
-    let agent = agent(&redis, &settings).await;
+    let agent = Agent::on(&redis, &settings).await;
     assert_eq!(code(&agent, "a").await, Some(Code::Unavailable));
     eventually("elected after the wait", async || {
-        agent.grpc().campaign(campaign("e", "a", 1_000)).await.ok()
+        agent.try_campaign(campaign("e", "a", 1_000)).await.ok()
     })
     .await;
 }
@@ -187,8 +170,8 @@ async fn strict_waits_on_a_first_start_too() {
 #[tokio::test]
 async fn an_agent_that_never_asked_for_a_grant_knows_that_a_server_has_forgotten() {
     let mut redis = Redis::start().await;
-    let first = agent(&redis, &[("EA_MAX_TERM", "60s")]).await;
-    let second = agent(&redis, &[("EA_MAX_TERM", "60s")]).await;
+    let first = Agent::on(&redis, &[("EA_MAX_TERM", "60s")]).await;
+    let second = Agent::on(&redis, &[("EA_MAX_TERM", "60s")]).await;
     assert!(first.campaign("e", "a", 60_000).await.elected);
     eventually("the second agent has seen the marker", async || {
         let ready = second.get("/readyz").await;
@@ -199,8 +182,7 @@ async fn an_agent_that_never_asked_for_a_grant_knows_that_a_server_has_forgotten
     redis.run().await;
     eventually("guarded", async || {
         let refused = second
-            .grpc()
-            .campaign(campaign("e", "b", 1_000))
+            .try_campaign(campaign("e", "b", 1_000))
             .await
             .expect_err("unknown");
         assert_eq!(refused.code(), Code::Unavailable, "a has time left");
@@ -212,7 +194,7 @@ async fn an_agent_that_never_asked_for_a_grant_knows_that_a_server_has_forgotten
 #[tokio::test]
 async fn scripts_that_the_server_has_dropped_are_loaded_again() {
     let redis = Redis::start().await;
-    let agent = agent(&redis, &[]).await;
+    let agent = Agent::on(&redis, &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
     let mut connection = redis.connect().await;
     let flushed = redis::cmd("SCRIPT")
@@ -229,12 +211,12 @@ async fn scripts_that_the_server_has_dropped_are_loaded_again() {
 async fn an_agent_starts_without_its_server_and_finds_it_later() {
     let mut redis = Redis::start().await;
     redis.kill();
-    let agent = agent(&redis, &[]).await;
+    let agent = Agent::on(&redis, &[]).await;
     assert_eq!(agent.get("/readyz").await.status, 503);
     assert_eq!(agent.get("/livez").await.status, 200);
     redis.run().await;
     eventually("elected", async || {
-        agent.grpc().campaign(campaign("e", "a", 1_000)).await.ok()
+        agent.try_campaign(campaign("e", "a", 1_000)).await.ok()
     })
     .await;
 }
@@ -249,7 +231,7 @@ async fn a_database_number_a_user_with_few_rights_and_a_prefix_are_used() {
     let redis = Redis::with(&users.split_whitespace().collect::<Vec<_>>()).await;
     let url = format!("{}/3", redis.url_as("agent:p%40ss%2Fword@"));
     let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_REDIS_PREFIX", "mine")];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::start(&settings).await;
     let won = agent.campaign("e", "a", 60_000).await;
     assert!(won.elected);
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
@@ -294,7 +276,7 @@ async fn a_database_number_a_user_with_few_rights_and_a_prefix_are_used() {
 #[tokio::test]
 async fn an_election_whose_tokens_are_used_up_is_no_matter_of_trying_again() {
     let redis = Redis::start().await;
-    let agent = agent(&redis, &[]).await;
+    let agent = Agent::on(&redis, &[]).await;
     let mut last = redis::cmd("SET");
     last.arg("ela:{0}:floor:default/e").arg(Token::MAX.get());
     redis.ask::<()>(&last).await.expect("set");
@@ -303,8 +285,7 @@ async fn an_election_whose_tokens_are_used_up_is_no_matter_of_trying_again() {
     let refused = refused.expect_err("no token");
     assert_eq!(refused.code(), Code::Internal, "{refused}");
     assert!(refused.message().contains("used up"), "{refused}");
-    let body = serde_json::json!({"candidate": "a", "term": 60_000});
-    let refused = agent.rest(reqwest::Method::POST, "/election/e", Some(body));
+    let refused = agent.campaign_over_rest("/election/e", "a", 60_000);
     let refused = refused.await;
     assert_eq!((refused.status, refused.text("code")), (500, "Internal"));
     eventually("the log has the cause", async || {
@@ -319,7 +300,7 @@ async fn an_election_whose_tokens_are_used_up_is_no_matter_of_trying_again() {
 async fn a_wrong_password_is_told_without_telling_it() {
     let redis = Redis::with(&["--requirepass", "right"]).await;
     let url = redis.url_as(":wr0ng-s3cret@");
-    let agent = Agent::start(&[("EA_REDIS_URLS".to_owned(), url)]).await;
+    let agent = Agent::start(&[("EA_REDIS_URLS", url)]).await;
     let not_ready = agent.get("/readyz").await;
     assert_eq!(not_ready.status, 503);
     assert!(
@@ -329,8 +310,7 @@ async fn a_wrong_password_is_told_without_telling_it() {
         "{not_ready:?}"
     );
     let refused = agent
-        .grpc()
-        .campaign(campaign("e", "a", 1_000))
+        .try_campaign(campaign("e", "a", 1_000))
         .await
         .expect_err("unknown");
     assert_eq!(refused.code(), Code::Unavailable);
@@ -353,11 +333,8 @@ async fn tls_is_spoken_and_the_certificate_is_checked() {
     .await;
     let ca = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(ca.path(), &certificate).expect("written");
-    let url = ("EA_REDIS_URLS".to_owned(), redis.url_as(":pw@"));
-    let trusted = (
-        "EA_REDIS_TLS_CA_FILE".to_owned(),
-        ca.path().display().to_string(),
-    );
+    let url = ("EA_REDIS_URLS", redis.url_as(":pw@"));
+    let trusted = ("EA_REDIS_TLS_CA_FILE", ca.path().display().to_string());
     let agent = Agent::start(&[url.clone(), trusted]).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
 
@@ -373,7 +350,7 @@ async fn tls_is_spoken_and_the_certificate_is_checked() {
 #[tokio::test]
 async fn the_index_forgets_elections_that_nobody_lists() {
     let redis = Redis::start().await;
-    let agent = agent(&redis, &[]).await;
+    let agent = Agent::on(&redis, &[]).await;
     for n in 0..20 {
         agent.campaign(&format!("short{n}"), "a", 1_000).await;
     }
@@ -407,7 +384,7 @@ async fn the_index_forgets_elections_that_nobody_lists() {
 async fn behind_proxy() -> (Redis, Proxy, Agent) {
     let redis = Redis::start().await;
     let proxy = Proxy::to(redis.port()).await;
-    let agent = Agent::start(&[("EA_REDIS_URLS".to_owned(), proxy.url())]).await;
+    let agent = Agent::on(&proxy, &[]).await;
     assert!(agent.campaign("warm-up", "a", 1_000).await.elected);
     (redis, proxy, agent)
 }
@@ -416,7 +393,7 @@ async fn behind_proxy() -> (Redis, Proxy, Agent) {
 async fn lose(proxy: &Proxy, agent: &Agent, request: election_proto::CampaignRequest) {
     eventually("a campaign's reply is lost", async || {
         proxy.lose_next_reply();
-        let status = agent.grpc().campaign(request.clone()).await.err()?;
+        let status = agent.try_campaign(request.clone()).await.err()?;
         assert_eq!(
             status.code(),
             Code::Unavailable,
@@ -431,8 +408,8 @@ async fn lose(proxy: &Proxy, agent: &Agent, request: election_proto::CampaignReq
 async fn stays_the_leader(agent: &Agent, leader: &str) {
     let asked = Instant::now();
     while asked.elapsed() < Duration::from_millis(800) {
-        if let Ok(answer) = agent.grpc().campaign(campaign("e", "other", 60_000)).await {
-            let answer = answer.into_inner();
+        if let Ok(answer) = agent.try_campaign(campaign("e", "other", 60_000)).await {
+            let answer = answer;
             assert_eq!((answer.elected, answer.leader.as_str()), (false, leader));
         }
     }
@@ -447,10 +424,9 @@ async fn a_retry_that_is_told_elected_is_not_withdrawn_with_the_first_try() {
     };
     lose(&proxy, &agent, request.clone()).await;
     let retried = eventually("the retry is answered", async || {
-        agent.grpc().campaign(request.clone()).await.ok()
+        agent.try_campaign(request.clone()).await.ok()
     })
-    .await
-    .into_inner();
+    .await;
     assert!(retried.elected);
     stays_the_leader(&agent, "a").await;
     assert!(agent.extend("e", "a", 60_000, retried.token).await.value);
@@ -479,14 +455,8 @@ async fn a_handover_that_fails_leaves_the_election_to_its_leader() {
     let won = agent.campaign("e", "a", 60_000).await;
     eventually("a handover's reply is lost", async || {
         proxy.lose_next_reply();
-        let request = election_proto::HandoverRequest {
-            election: "e".to_owned(),
-            leader: "b".to_owned(),
-            term: 60_000,
-            current_leader: "a".to_owned(),
-            ..Default::default()
-        };
-        let status = agent.grpc().handover(request).await.err()?;
+        let request = handover("e", ("a", 0), "b", 60_000);
+        let status = agent.try_handover(request).await.err()?;
         assert_eq!(status.code(), Code::Unavailable, "{status}");
         (!proxy.is_armed()).then_some(())
     })
@@ -504,7 +474,7 @@ async fn a_handover_that_fails_leaves_the_election_to_its_leader() {
 #[tokio::test]
 async fn requests_that_never_reached_the_server_leave_nothing_to_clean_up() {
     let mut redis = Redis::start().await;
-    let mut agent = agent(&redis, &[]).await;
+    let mut agent = Agent::on(&redis, &[]).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
     redis.kill();
     eventually("not connected", async || {
@@ -513,8 +483,7 @@ async fn requests_that_never_reached_the_server_leave_nothing_to_clean_up() {
     .await;
     for n in 0..50 {
         let refused = agent
-            .grpc()
-            .campaign(campaign(&format!("never{n}"), "a", 60_000))
+            .try_campaign(campaign(&format!("never{n}"), "a", 60_000))
             .await;
         assert_eq!(refused.expect_err("no server").code(), Code::Unavailable);
     }
@@ -540,11 +509,10 @@ async fn requests_that_never_reached_the_server_leave_nothing_to_clean_up() {
 async fn a_read_only_server_is_told_to_the_operator_and_not_to_everybody() {
     let primary = Redis::start().await;
     let replica = Redis::with(&["--replicaof", "127.0.0.1", &primary.port().to_string()]).await;
-    let agent = agent(&replica, &[("EA_REQUEST_TIMEOUT", "10s")]).await;
+    let agent = Agent::on(&replica, &[("EA_REQUEST_TIMEOUT", "10s")]).await;
     let asked = Instant::now();
     let refused = agent
-        .grpc()
-        .campaign(campaign("e", "a", 1_000))
+        .try_campaign(campaign("e", "a", 1_000))
         .await
         .expect_err("read-only");
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
@@ -567,7 +535,7 @@ async fn a_read_only_server_is_told_to_the_operator_and_not_to_everybody() {
 #[tokio::test]
 async fn an_extension_is_tried_again_as_often_as_it_asks_for() {
     let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
-    let agent = agent(&redis, &[]).await;
+    let agent = Agent::on(&redis, &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
     let extend = move |retries| election_proto::ExtendElectedTermRequest {
         election: "e".to_owned(),
@@ -579,18 +547,10 @@ async fn an_extension_is_tried_again_as_often_as_it_asks_for() {
         ..Default::default()
     };
     redis.kill();
-    let refused = agent
-        .grpc()
-        .extend_elected_term(extend(0))
-        .await
-        .expect_err("no server");
+    let refused = agent.try_extend(extend(0)).await.expect_err("no server");
     assert_eq!(refused.code(), Code::Unavailable);
     let asked = Instant::now();
-    let refused = agent
-        .grpc()
-        .extend_elected_term(extend(2))
-        .await
-        .expect_err("no server");
+    let refused = agent.try_extend(extend(2)).await.expect_err("no server");
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(
         asked.elapsed() >= Duration::from_secs(1),
@@ -608,7 +568,7 @@ async fn an_extension_is_tried_again_as_often_as_it_asks_for() {
 #[tokio::test]
 async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
     let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]).await;
-    let agent = agent(&redis, &[("EA_MAX_TERM", "2s")]).await;
+    let agent = Agent::on(&redis, &[("EA_MAX_TERM", "2s")]).await;
     assert!(agent.campaign("e", "a", 1_000).await.elected);
     for forgets in [false, true] {
         let mut logged = String::new();
@@ -647,8 +607,8 @@ async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
 #[tokio::test]
 async fn a_server_that_has_forgotten_waits_for_the_agent_with_the_longest_terms() {
     let mut redis = Redis::start().await;
-    let mut long = agent(&redis, &[("EA_MAX_TERM", "6s")]).await;
-    let short = agent(&redis, &[("EA_MAX_TERM", "1s")]).await;
+    let mut long = Agent::on(&redis, &[("EA_MAX_TERM", "6s")]).await;
+    let short = Agent::on(&redis, &[("EA_MAX_TERM", "1s")]).await;
     let asked = Instant::now();
     let won = long.campaign("e", "a", 6_000).await;
     assert!(won.elected);
@@ -658,8 +618,8 @@ async fn a_server_that_has_forgotten_waits_for_the_agent_with_the_longest_terms(
     let leads_until =
         asked + Duration::from_millis(u64::try_from(won.valid_for).expect("positive"));
     let next = eventually("the next leader", async || {
-        let answer = short.grpc().campaign(campaign("e", "b", 1_000)).await;
-        answer.ok().map(tonic::Response::into_inner)
+        let answer = short.try_campaign(campaign("e", "b", 1_000)).await;
+        answer.ok()
     })
     .await;
     assert!(next.elected && next.token > won.token);

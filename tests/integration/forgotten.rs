@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::harness::{Nodes, eventually};
+use crate::harness::{Nodes, eventually, extension};
 
 /// While a majority of the servers abstains because it may have forgotten a leader, it is not known whether
 /// there is one: the election is not said to be vacant, nor the leader's term to be over.
@@ -29,7 +29,7 @@ async fn nothing_is_denied_after(forgetting: &[usize]) {
             let code = leader.as_ref().map_err(tonic::Status::code);
             assert_eq!(code, Err(Code::Unavailable), "{election}: {leader:?}");
         }
-        let extended = agent.try_extend("e", "a", TERM, won.token).await;
+        let extended = agent.try_extend(extension("e", "a", TERM, won.token)).await;
         let code = extended.as_ref().map_err(tonic::Status::code);
         assert_eq!(code, Err(Code::Unavailable), "{extended:?}");
         let leader = agent.get("/election/e").await;

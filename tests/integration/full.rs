@@ -1,11 +1,9 @@
 //! Redis servers whose memory is full: no new elections, and the leaders stay.
 
 use election_proto::CampaignRequest;
-use reqwest::Method;
-use serde_json::json;
 use tonic::{Code, Status};
 
-use crate::harness::{Agent, Cluster, Nodes, Redis, Sentinels, campaign, eventually, owned};
+use crate::harness::{Agent, Cluster, Nodes, Redis, Sentinels, campaign, eventually, extension};
 
 /// Sets how much memory a server may use.
 async fn limit(server: &Redis, maxmemory: &str) {
@@ -43,7 +41,9 @@ async fn keeps_its_leaders(agent: &Agent, token: u64) {
     is_store_full(&refused.expect_err("no room"));
     // The first extension acknowledges the grant, which writes more than the next.
     for _ in 0..2 {
-        let extended = agent.try_extend("kept", "a", 60_000, token).await;
+        let extended = agent
+            .try_extend(extension("kept", "a", 60_000, token))
+            .await;
         assert!(extended.expect("an answer").value);
     }
     let other = agent.try_campaign(campaign("kept", "b", 60_000)).await;
@@ -60,8 +60,7 @@ async fn keeps_its_leaders(agent: &Agent, token: u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_fills_a_server_keeps_others_from_new_elections_only_until_it_gives_up_some() {
     let redis = Redis::with(&["--maxmemory", "3mb"]).await;
-    let settings = [("EA_REDIS_URLS", &*redis.url()), ("EA_WORKERS", "1")];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(&redis, &[("EA_WORKERS", "1")]).await;
     let kept = agent.campaign("kept", "a", 60_000).await;
     let mut held = Vec::new();
     let refused = loop {
@@ -75,15 +74,16 @@ async fn one_that_fills_a_server_keeps_others_from_new_elections_only_until_it_g
     is_store_full(&refused);
     // What the server takes for its connections varies: so that it is not full by a hair's breadth only.
     limit(&redis, "3000kb").await;
-    let body = json!({"candidate": "b", "term": 60_000});
-    let refused = agent.rest(Method::POST, "/election/new", Some(body)).await;
+    let refused = agent.campaign_over_rest("/election/new", "b", 60_000).await;
     assert_eq!((refused.status, refused.text("code")), (503, "StoreFull"));
 
     // It has to register before it may extend.
-    let second = Agent::start(&owned(&settings)).await;
+    let second = Agent::on(&redis, &[("EA_WORKERS", "1")]).await;
     second.readiness(200, &[]).await;
     for agent in [&agent, &second] {
-        let extended = agent.try_extend("kept", "a", 60_000, kept.token).await;
+        let extended = agent
+            .try_extend(extension("kept", "a", 60_000, kept.token))
+            .await;
         assert!(extended.expect("an answer").value);
     }
     keeps_its_leaders(&agent, kept.token).await;
@@ -140,12 +140,7 @@ async fn of_three_servers_one_may_be_full_and_two_full_ones_are_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_primary_with_sentinels_keeps_its_leaders() {
     let sentinels = Sentinels::start().await;
-    let settings = [
-        ("EA_REDIS_MODE", "failover"),
-        ("EA_REDIS_MASTER", sentinels.name()),
-        ("EA_REDIS_URLS", &*sentinels.urls()),
-    ];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(&sentinels, &[]).await;
     agent.readiness(200, &[]).await;
     let kept = agent.campaign("kept", "a", 60_000).await;
     limit(&sentinels.servers[0], FULL).await;
@@ -155,12 +150,7 @@ async fn a_full_primary_with_sentinels_keeps_its_leaders() {
 #[tokio::test(flavor = "multi_thread")]
 async fn full_primaries_of_a_cluster_keep_their_leaders() {
     let cluster = Cluster::start().await;
-    let settings = [
-        ("EA_REDIS_MODE", "cluster"),
-        ("EA_REDIS_URLS", &*cluster.url()),
-        ("EA_REDIS_PARTITIONS", "64"),
-    ];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(&cluster, &[("EA_REDIS_PARTITIONS", "64")]).await;
     agent.readiness(200, &[]).await;
     let (kept, _) = agent.elect("kept", "a", 60_000).await;
     for primary in cluster.primaries().await {

@@ -22,7 +22,7 @@ async fn with_a_leader(database: &str) -> (Agent, u64) {
 }
 
 async fn refused(agent: &Agent, election: &str) {
-    let reply = agent.grpc().campaign(campaign(election, "b", TERM)).await;
+    let reply = agent.try_campaign(campaign(election, "b", TERM)).await;
     let status = reply.expect_err("nobody is elected");
     assert_eq!(status.code(), Code::Unavailable, "{status}");
 }

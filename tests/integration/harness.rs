@@ -3,26 +3,21 @@
 mod agent;
 mod ask;
 mod authority;
-mod clock;
-mod cluster;
 mod collector;
 mod gate;
 mod http;
 mod issuer;
 mod kubernetes;
+mod listener;
 mod nodes;
+mod place;
 mod proxy;
-mod redis;
-mod sentinel;
 
 pub(crate) use agent::{
-    Agent, Answer, bare_command, command, command_after, new_token, output as command_output,
-    owned, signal,
+    Agent, Answer, bare_command, command, command_after, new_token, output as command_output, owned,
 };
-pub(crate) use ask::{Ask, CAMPAIGN, Protocol, framed};
+pub(crate) use ask::{Ask, CAMPAIGN, GRPC_WEB, Protocol, framed, unframed};
 pub(crate) use authority::Authority;
-pub(crate) use clock::{Clock, preload};
-pub(crate) use cluster::Cluster;
 pub(crate) use collector::{Collector, Mood, Received};
 pub(crate) use http::HttpServer;
 pub(crate) use issuer::{
@@ -32,26 +27,41 @@ pub(crate) use kubernetes::{
     ApiServer, CONTEXT, Fault, Gone, Reviews, Right, SERVICE_ACCOUNT, USER, WRONG_CONTEXT,
     fixtures, rollout,
 };
+pub(crate) use listener::serve;
 pub(crate) use nodes::{Leader, Nodes, elected_until};
+pub(crate) use place::{InProcess, Place};
 pub(crate) use proxy::Proxy;
-pub(crate) use redis::Redis;
-pub(crate) use sentinel::{Deployment, Sentinels};
+pub(crate) use test_servers::{
+    Clock, Cluster, Deployment, Redis, Sentinels, eventually, eventually_within, preload, signal,
+};
 
 use std::{
+    path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
-    time::Duration,
 };
 
 use election_proto::{
     BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetLeaderRequest,
-    ResignRequest,
+    HandoverRequest, ResignRequest,
 };
+use reqwest::Method;
+use serde_json::json;
 use tempfile::TempDir;
 
 /// A port that nobody has, for a process that is told which to take.
 pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     listener.local_addr().expect("an address").port()
+}
+
+/// A file or directory of the repository.
+pub(crate) fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// The text of a file of the repository.
+pub(crate) fn committed(path: &str) -> String {
+    std::fs::read_to_string(repository(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
 /// An agent and what it keeps its leases in.
@@ -67,33 +77,23 @@ pub(crate) enum Store {
     Memory,
     Durable,
     Redis,
-    /// Servers that several fixtures use, each with a prefix of its own, by these settings.
+    /// Servers that several fixtures use, each with a prefix of its own, by these settings, which live as long as the
+    /// tests.
     Shared(&'static [(&'static str, String)]),
 }
 
 impl Store {
     /// A cluster for many fixtures.
     pub(crate) fn on_cluster(cluster: &Cluster) -> Self {
-        Self::shared(vec![
-            ("EA_REDIS_MODE", "cluster".to_owned()),
-            ("EA_REDIS_URLS", cluster.url()),
-            // A dozen agents come to it at once, each with a prefix of its own and so with all partitions anew.
-            ("EA_REDIS_PARTITIONS", "64".to_owned()),
-        ])
+        let mut settings = cluster.settings();
+        // A dozen agents come to it at once, each with a prefix of its own and so with all partitions anew.
+        settings.push(("EA_REDIS_PARTITIONS", "64".to_owned()));
+        Self::Shared(settings.leak())
     }
 
     /// A deployment that Sentinels watch, for many fixtures.
     pub(crate) fn on_sentinels(sentinels: &Sentinels) -> Self {
-        Self::shared(vec![
-            ("EA_REDIS_MODE", "failover".to_owned()),
-            ("EA_REDIS_MASTER", sentinels.name().to_owned()),
-            ("EA_REDIS_URLS", sentinels.urls()),
-        ])
-    }
-
-    /// The settings live as long as the tests.
-    fn shared(settings: Vec<(&'static str, String)>) -> Self {
-        Self::Shared(settings.leak())
+        Self::Shared(sentinels.settings().leak())
     }
 }
 
@@ -181,6 +181,47 @@ pub(crate) fn campaign(election: &str, candidate: &str, term: i32) -> CampaignRe
     }
 }
 
+pub(crate) fn extension(
+    election: &str,
+    leader: &str,
+    term: i32,
+    token: u64,
+) -> ExtendElectedTermRequest {
+    ExtendElectedTermRequest {
+        election: election.to_owned(),
+        leader: leader.to_owned(),
+        term,
+        token,
+        ..ExtendElectedTermRequest::default()
+    }
+}
+
+pub(crate) fn resignation(election: &str, leader: &str, token: u64) -> ResignRequest {
+    ResignRequest {
+        election: election.to_owned(),
+        leader: leader.to_owned(),
+        token,
+        ..ResignRequest::default()
+    }
+}
+
+/// From a leader with this token, or from whoever leads if there is no name.
+pub(crate) fn handover(
+    election: &str,
+    (current_leader, token): (&str, u64),
+    leader: &str,
+    term: i32,
+) -> HandoverRequest {
+    HandoverRequest {
+        election: election.to_owned(),
+        leader: leader.to_owned(),
+        term,
+        current_leader: current_leader.to_owned(),
+        token,
+        ..HandoverRequest::default()
+    }
+}
+
 /// The four calls that most tests make, by their answers' content.
 impl Agent {
     pub(crate) async fn campaign(
@@ -189,11 +230,19 @@ impl Agent {
         candidate: &str,
         term: i32,
     ) -> CampaignResult {
-        self.grpc()
-            .campaign(campaign(election, candidate, term))
-            .await
-            .expect("an answer")
-            .into_inner()
+        let answer = self.try_campaign(campaign(election, candidate, term));
+        answer.await.expect("an answer")
+    }
+
+    /// At this path of the REST interface, such as `/election/e`.
+    pub(crate) async fn campaign_over_rest(
+        &self,
+        path: &str,
+        candidate: &str,
+        term: u32,
+    ) -> Answer {
+        let body = json!({"candidate": candidate, "term": term});
+        self.rest(Method::POST, path, Some(body)).await
     }
 
     pub(crate) async fn extend(
@@ -203,32 +252,14 @@ impl Agent {
         term: i32,
         token: u64,
     ) -> BoolValue {
-        let request = ExtendElectedTermRequest {
-            election: election.to_owned(),
-            leader: leader.to_owned(),
-            term,
-            token,
-            ..ExtendElectedTermRequest::default()
-        };
-        self.grpc()
-            .extend_elected_term(request)
-            .await
-            .expect("an answer")
-            .into_inner()
+        let answer = self.try_extend(extension(election, leader, term, token));
+        answer.await.expect("an answer")
     }
 
     pub(crate) async fn resign(&self, election: &str, leader: &str, token: u64) -> BoolValue {
-        let request = ResignRequest {
-            election: election.to_owned(),
-            leader: leader.to_owned(),
-            token,
-            ..ResignRequest::default()
-        };
-        self.grpc()
-            .resign(request)
-            .await
-            .expect("an answer")
-            .into_inner()
+        let request = resignation(election, leader, token);
+        let answer = self.grpc().resign(request).await;
+        answer.expect("an answer").into_inner()
     }
 
     /// Who leads, or the status that says why that is not known.
@@ -242,31 +273,4 @@ impl Agent {
             .await
             .map(|answer| answer.into_inner().value)
     }
-}
-
-/// Asks again and again until the answer is there.
-///
-/// # Panics
-/// When it is not there in ten seconds.
-pub(crate) async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
-    eventually_within(Duration::from_secs(10), what, ask).await
-}
-
-/// As [`eventually`], for what may take longer.
-pub(crate) async fn eventually_within<T>(
-    limit: Duration,
-    what: &str,
-    mut ask: impl AsyncFnMut() -> Option<T>,
-) -> T {
-    let waiting = async {
-        loop {
-            if let Some(answer) = ask().await {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(limit, waiting)
-        .await
-        .unwrap_or_else(|_| panic!("not within {limit:?}: {what}"))
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use tonic::Code;
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::harness::{Agent, Ask, Protocol, eventually, new_token, owned};
+use crate::harness::{Agent, Ask, Protocol, eventually, new_token};
 
 /// How many requests pass at once.
 const BURST: usize = 8;
@@ -24,7 +24,7 @@ async fn agent(burst: usize, settings: &[(&str, &str)]) -> Agent {
         ("EA_RATE_LIMIT_PER_SECOND", "1"),
         ("EA_RATE_LIMIT_BURST", &*burst),
     ];
-    Agent::start(&owned(&[&limits, settings].concat())).await
+    Agent::start(&[&limits, settings].concat()).await
 }
 
 /// How many of these pass when they are asked at once, and how many can of one caller's: meanwhile it may ask more.

@@ -7,29 +7,20 @@ use election_proto::{Leaders, ListLeadersRequest};
 use redis::{Cmd, FromRedisValue, cmd};
 use tonic::Code;
 
-use crate::harness::{
-    Agent, Cluster, Redis, Sentinels, campaign, eventually, eventually_within, owned,
-};
+use crate::harness::{Agent, Cluster, Redis, Sentinels, campaign, eventually, eventually_within};
 
 const KEYS_OF_INDEX: [&str; 2] = ["ela:{0}:index", "ela:{0}:expiry"];
 const TERM: i32 = 60_000;
 
 /// An agent on a cluster with so many partitions.
 async fn on_cluster(cluster: &Cluster, partitions: &str) -> Agent {
-    let url = cluster.url();
-    let settings = [
-        ("EA_REDIS_MODE", "cluster"),
-        ("EA_REDIS_URLS", &url),
-        ("EA_REDIS_PARTITIONS", partitions),
-    ];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(cluster, &[("EA_REDIS_PARTITIONS", partitions)]).await;
     agent.readiness(200, &["\"guard\":0"]).await;
     agent
 }
 
 async fn on_servers(servers: &[Redis]) -> Agent {
-    let urls: Vec<_> = servers.iter().map(Redis::url).collect();
-    let agent = Agent::start(&owned(&[("EA_REDIS_URLS", &urls.join(","))])).await;
+    let agent = Agent::on(servers, &[]).await;
     agent.readiness(200, &[]).await;
     agent
 }
@@ -121,6 +112,14 @@ async fn lose_the_index(redis: &Redis) {
     assert_eq!(lost, 2);
 }
 
+/// A cluster with one partition, and an agent on it through which six elections are held.
+async fn six_on_a_cluster() -> (Cluster, Agent, Vec<Held>) {
+    let cluster = Cluster::start().await;
+    let agent = on_cluster(&cluster, "1").await;
+    let elections = elected(&agent, six()).await;
+    (cluster, agent, elections)
+}
+
 /// The only partition's slot, who serves it, and another primary.
 async fn the_slot(cluster: &Cluster) -> (u16, usize, usize) {
     let slot = ask(&cluster.nodes[0], &["CLUSTER", "KEYSLOT", "{0}"]).await;
@@ -131,9 +130,7 @@ async fn the_slot(cluster: &Cluster) -> (u16, usize, usize) {
 /// Whoever lists or campaigns is sent to the importing server, where the leases are not yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_moves_with_its_index_first_takes_no_election_off_the_list() {
-    let cluster = Cluster::start().await;
-    let agent = on_cluster(&cluster, "1").await;
-    let elections = elected(&agent, six()).await;
+    let (cluster, agent, elections) = six_on_a_cluster().await;
     let (slot, from, to) = the_slot(&cluster).await;
     let opened = cluster.open_slot(slot, from, to).await;
     opened.migrate(&KEYS_OF_INDEX.map(str::to_owned)).await;
@@ -164,9 +161,7 @@ async fn a_slot_that_moves_with_its_index_first_takes_no_election_off_the_list()
 /// not there yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_importing_server_drops_nothing() {
-    let cluster = Cluster::start().await;
-    let agent = on_cluster(&cluster, "1").await;
-    let elections = elected(&agent, six()).await;
+    let (cluster, agent, elections) = six_on_a_cluster().await;
     let (slot, from, to) = the_slot(&cluster).await;
     age_entries(&cluster.nodes[from]).await;
     let opened = cluster.open_slot(slot, from, to).await;
@@ -201,9 +196,7 @@ async fn an_importing_server_drops_nothing() {
 /// The index stays behind where nobody looks for it any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_is_lost_with_a_migration_given_up_half_way_comes_back() {
-    let cluster = Cluster::start().await;
-    let agent = on_cluster(&cluster, "1").await;
-    let elections = elected(&agent, six()).await;
+    let (cluster, agent, elections) = six_on_a_cluster().await;
     let (slot, from, to) = the_slot(&cluster).await;
     let opened = cluster.open_slot(slot, from, to).await;
     opened.migrate(&KEYS_OF_INDEX.map(str::to_owned)).await;
@@ -246,9 +239,7 @@ async fn listed_as_they_are_extended_beside(agent: &Agent, elections: &[Held], b
 async fn an_index_that_is_deleted_while_nothing_else_happens_comes_back() {
     let servers = [Redis::start().await];
     // Until nothing is in doubt any more.
-    let url = servers[0].url();
-    let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_MAX_TERM", "1s")];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(&servers[..], &[("EA_MAX_TERM", "1s")]).await;
     let won = agent.campaign("e", "a", 1_000).await;
     assert!(won.elected);
     let started = tokio::time::Instant::now();
@@ -275,13 +266,7 @@ async fn an_index_that_is_deleted_while_nothing_else_happens_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_replica_that_lacks_entries_gets_them_back() {
     let mut sentinels = Sentinels::start().await;
-    let urls = sentinels.urls();
-    let settings = [
-        ("EA_REDIS_MODE", "failover"),
-        ("EA_REDIS_MASTER", sentinels.name()),
-        ("EA_REDIS_URLS", &urls),
-    ];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(&sentinels, &[]).await;
     agent.readiness(200, &["\"guard\":0"]).await;
     let elections = elected(&agent, six()).await;
     // What a replica lacks of a stream it lacks from some time on; entries alone it lacks by hand.
@@ -338,15 +323,6 @@ fn sorted(elections: &[Held]) -> Vec<Held> {
     sorted
 }
 
-async fn complains(agent: &Agent, of: &str) {
-    let mut log = Vec::new();
-    eventually(&format!("the log says {of}"), async || {
-        log.extend(agent.log());
-        log.iter().any(|line| line.contains(of)).then_some(())
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_down_does_not_take_the_others_elections_off_the_list() {
     let mut cluster = Cluster::with(&["--cluster-require-full-coverage", "no"]).await;
@@ -373,7 +349,7 @@ async fn a_server_that_is_down_does_not_take_the_others_elections_off_the_list()
     .await;
     cluster.nodes[0].kill();
     lists(&agent, &others, true).await;
-    complains(&agent, "of 16 partitions").await;
+    agent.logs("of 16 partitions").await;
     for page_size in [1, 2] {
         let names: Vec<_> = others.iter().map(|held| held.name.clone()).collect();
         assert_eq!(
@@ -463,7 +439,7 @@ async fn an_entry_damaged_by_hand_does_not_take_others_off_the_list() {
             assert_eq!(answer, (names.clone(), incomplete), "{command:?}");
         }
         if incomplete {
-            complains(&agent, "the lease of default/e2 cannot be read").await;
+            agent.logs("the lease of default/e2 cannot be read").await;
         }
     }
 }
@@ -486,7 +462,7 @@ async fn many_entries_that_are_no_elections_do_not_hide_those_behind() {
         lists(&agent, &elections[..known], incomplete).await;
     }
     // What is asked of the operator helps.
-    complains(&agent, "delete the key ela:{0}:index").await;
+    agent.logs("delete the key ela:{0}:index").await;
     ask::<u32>(&servers[0], &["DEL", KEYS_OF_INDEX[0]]).await;
     listed_as_they_are_extended(&agent, &elections).await;
 }
@@ -505,7 +481,7 @@ async fn an_index_of_the_wrong_type_costs_its_partition_alone() {
     let index = keys[0].replace(&format!("lease:default/{}", elections[0].name), "index");
     ask::<()>(&cluster.nodes[0], &["SET", &index, "no set"]).await;
     lists(&agent, &sorted(&elections[1..]), true).await;
-    complains(&agent, "WRONGTYPE").await;
+    agent.logs("WRONGTYPE").await;
     let won = agent.campaign(&elections[0].name, "a", TERM).await;
     assert!(won.elected && won.token > elections[0].token);
     assert!(agent.resign(&elections[0].name, "a", won.token).await.value);
@@ -523,11 +499,7 @@ async fn an_index_of_the_wrong_type_costs_its_partition_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_quorum_of_servers_lists_is_complete() {
-    let mut servers = [
-        Redis::start().await,
-        Redis::start().await,
-        Redis::start().await,
-    ];
+    let mut servers = Redis::several(3, &[]).await;
     let agent = on_servers(&servers).await;
     let elections = elected(&agent, six()).await;
     let lease = "ela:{0}:lease:default/e2";

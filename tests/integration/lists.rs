@@ -2,48 +2,41 @@
 
 use std::time::Duration;
 
-use crate::harness::{Agent, Redis, eventually, eventually_within, owned};
+use crate::harness::{
+    Agent, Place as _, Redis, campaign, eventually, eventually_within, extension,
+};
 
 /// The longest term, and so how long an agent with the old list alone counts after it has gone.
 const MAX_TERM: &str = "3s";
 const TERM: i32 = 3_000;
 
 async fn agent(now: &[&Redis], next: &[&Redis]) -> Agent {
-    let urls = |servers: &[&Redis]| {
-        let urls: Vec<_> = servers.iter().map(|server| server.url()).collect();
-        urls.join(",")
-    };
-    let (now, next) = (urls(now), urls(next));
+    let next = next.settings();
     let mut settings = vec![
-        ("EA_REDIS_URLS", now.as_str()),
         ("EA_MAX_TERM", MAX_TERM),
         ("EA_REDIS_OPERATION_TIMEOUT", "500ms"),
     ];
-    if !next.is_empty() {
-        settings.push(("EA_REDIS_URLS_NEXT", next.as_str()));
+    if let [(_, urls)] = &next[..]
+        && !urls.is_empty()
+    {
+        settings.push(("EA_REDIS_URLS_NEXT", urls));
     }
-    Agent::start(&owned(&settings)).await
+    Agent::on(now, &settings).await
 }
 
 /// The leader extends, soon enough to keep its term; others campaign in vain.
 async fn leads(agent: &Agent, token: u64) {
     eventually_within(Duration::from_secs(3), "the leader extends", async || {
-        let request = election_proto::ExtendElectedTermRequest {
-            election: "e".to_owned(),
-            leader: "leader".to_owned(),
-            term: TERM,
-            token,
-            ..Default::default()
-        };
-        let extended = agent.grpc().extend_elected_term(request).await;
-        let extended = extended.ok()?.into_inner();
+        let request = extension("e", "leader", TERM, token);
+        let extended = agent.try_extend(request).await;
+        let extended = extended.ok()?;
         assert!(extended.value, "{extended:?}");
         Some(())
     })
     .await;
-    let other = crate::harness::campaign("e", "other", TERM);
-    if let Ok(answer) = agent.grpc().campaign(other).await {
-        assert!(!answer.into_inner().elected, "beside the leader");
+    let other = agent.try_campaign(campaign("e", "other", TERM));
+    if let Ok(answer) = other.await {
+        assert!(!answer.elected, "beside the leader");
     }
 }
 
@@ -51,10 +44,7 @@ async fn leads(agent: &Agent, token: u64) {
 /// one is closed, and one with the old list alone does not come back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_is_changed_while_a_leader_leads() {
-    let mut servers = Vec::new();
-    for _ in 0..5 {
-        servers.push(Redis::start().await);
-    }
+    let servers = Redis::several(5, &[]).await;
     let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|n: usize| &servers[n]);
     let (old, new) = ([a, b, c], [c, d, e]);
 
@@ -71,9 +61,8 @@ async fn a_list_is_changed_while_a_leader_leads() {
     assert_eq!(refused.status, 503, "{refused:?}");
     let refused = refused.body.to_string();
     assert!(refused.contains("another list of servers"), "{refused}");
-    let asked = early.grpc();
-    let campaign = crate::harness::campaign("e", "early", TERM);
-    assert!(asked.clone().campaign(campaign).await.is_err());
+    let asked = early.try_campaign(campaign("e", "early", TERM));
+    assert!(asked.await.is_err());
     leads(&joint, won.token).await;
 
     before.kill();
@@ -95,8 +84,8 @@ async fn a_list_is_changed_while_a_leader_leads() {
     let resigned = early.resign("e", "leader", won.token).await;
     assert!(resigned.value, "{resigned:?}");
     eventually("another is elected by the new list", async || {
-        let campaign = crate::harness::campaign("e", "other", TERM);
-        let answer = early.grpc().campaign(campaign).await.ok()?.into_inner();
+        let asked = early.try_campaign(campaign("e", "other", TERM));
+        let answer = asked.await.ok()?;
         (answer.elected && answer.token > won.token).then_some(())
     })
     .await;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_proto::{ExtendElectedTermRequest, election_client::ElectionClient};
+use election_proto::election_client::ElectionClient;
 use futures_util::{StreamExt as _, future::join_all, stream};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -17,8 +17,8 @@ use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
 use crate::harness::{
-    Agent, Collector, Redis, campaign as election_of, command, command_output, eventually,
-    eventually_within, new_token, owned, signal,
+    Agent, Collector, InProcess, Redis, campaign as election_of, command, command_output,
+    eventually, eventually_within, extension, new_token, owned, signal,
 };
 
 /// The lines of the audit trail that are new and say this.
@@ -61,16 +61,13 @@ fn triples(expected: &[(&str, &str, &str)]) -> Vec<(String, String, String)> {
 }
 
 async fn campaign(agent: &Agent, candidate: &str, term: u32) -> Value {
-    let campaign = json!({"candidate": candidate, "term": term});
-    agent
-        .rest(Method::POST, "/election/k/e", Some(campaign))
-        .await
-        .body
+    let answer = agent.campaign_over_rest("/election/k/e", candidate, term);
+    answer.await.body
 }
 
 #[tokio::test]
 async fn every_change_of_a_leadership_is_logged_whatever_the_level() {
-    let agent = Agent::start(&owned(&[("EA_LOG_LEVEL", "info")])).await;
+    let agent = Agent::start(&[("EA_LOG_LEVEL", "info")]).await;
     let token = campaign(&agent, "a", 60_000).await["token"].clone();
     let line = eventually("it is logged", async || audit(&agent).pop()).await;
     for (member, value) in [
@@ -113,7 +110,7 @@ async fn every_change_of_a_leadership_is_logged_whatever_the_level() {
     let expected = [("a", "b", "handover"), ("b", "-", "resign")];
     assert_eq!(changes(&agent, 2).await, triples(&expected));
 
-    let agent = Agent::start(&owned(&[("EA_LOG_LEVEL", "election_agent=info,h2=warn")])).await;
+    let agent = Agent::start(&[("EA_LOG_LEVEL", "election_agent=info,h2=warn")]).await;
     campaign(&agent, "a", 60_000).await;
     assert_eq!(changes(&agent, 1).await, triples(&[("-", "a", "campaign")]));
 }
@@ -124,11 +121,11 @@ async fn audit_lines_name_the_caller_its_address_and_its_request() {
     let (token, line) = new_token(&["worker"]);
     let file = directory.path().join("tokens");
     fs::write(&file, line).expect("written");
-    let agent = Agent::start(&owned(&[
+    let agent = Agent::start(&[
         ("EA_AUTH_MODES", "token"),
         ("EA_AUTH_TOKEN_FILE", &file.display().to_string()),
         ("EA_TRUSTED_PROXIES", "127.0.0.1"),
-    ]))
+    ])
     .await;
     let ask = async |method, candidate: &str, id: &str, term| {
         let request = agent
@@ -224,12 +221,12 @@ async fn whoever_may_not_see_the_agent_is_in_the_audit_trail_too() {
     )
     .expect("written");
     let path = directory.path().display().to_string();
-    let agent = Agent::start(&owned(&[
+    let agent = Agent::start(&[
         ("EA_AUTH_MODES", "token"),
         ("EA_AUTH_PUBLIC", "probes"),
         ("EA_AUTH_TOKEN_FILE", &format!("{path}/tokens")),
         ("EA_AUTH_POLICY_DIR", &path),
-    ]))
+    ])
     .await;
     let request = agent.request(Method::GET, "/metrics").bearer_auth(&token);
     assert_eq!(agent.send(request).await.status, 403);
@@ -255,13 +252,8 @@ async fn whoever_may_not_see_the_agent_is_in_the_audit_trail_too() {
 #[tokio::test]
 async fn every_line_of_a_traced_request_names_its_trace_and_span() {
     let collector = Collector::start().await;
-    let agent = Agent::start(&owned(&[
-        ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url()),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
-        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
-        ("EA_LOG_LEVEL", "info,election_agent::requests=debug"),
-    ]))
-    .await;
+    let settings = [("EA_LOG_LEVEL", "info,election_agent::requests=debug")];
+    let agent = collector.agent(&InProcess, &settings).await;
     let ask = async |id: &str, sampled: u8| {
         let trace = "0af7651916cd43dd8448eb211c80319c";
         let request = agent
@@ -314,7 +306,7 @@ async fn every_line_of_a_traced_request_names_its_trace_and_span() {
 #[tokio::test]
 async fn the_first_line_says_what_runs_with_which_configuration() {
     let first = async |settings: &[(&str, &str)]| {
-        let agent = Agent::start(&owned(settings)).await;
+        let agent = Agent::start(settings).await;
         let line: Value = serde_json::from_str(&agent.early_log()[0]).expect("JSON");
         line
     };
@@ -352,20 +344,12 @@ async fn the_first_line_says_what_runs_with_which_configuration() {
 
 #[tokio::test]
 async fn a_term_that_lapses_while_a_server_is_down_is_logged_as_what_it_is() {
-    let (mut first, second, third) = (
-        Redis::start().await,
-        Redis::start().await,
-        Redis::start().await,
-    );
-    let urls = [first.url(), second.url(), third.url()].join(",");
-    let settings = owned(&[
-        ("EA_REDIS_URLS", &urls),
-        ("EA_REDIS_OPERATION_TIMEOUT", "500ms"),
-    ]);
-    let agent = Agent::start(&settings).await;
+    let mut servers = Redis::several(3, &[]).await;
+    let settings = [("EA_REDIS_OPERATION_TIMEOUT", "500ms")];
+    let agent = Agent::on(&servers[..], &settings).await;
     agent.readiness(200, &[]).await;
     assert_eq!(campaign(&agent, "a", 1_000).await["elected"], true);
-    first.kill();
+    servers[0].kill();
     // `a` does not extend its term; `b` gets it as soon as it is over.
     let limit = Duration::from_secs(20);
     eventually_within(limit, "b leads", async || {
@@ -401,7 +385,7 @@ async fn a_hangup_has_the_level_read_again_and_changes_nothing_if_that_fails() {
     let write = |text: &str| fs::write(&file, text).expect("written");
     write("log_level: info\n");
     let path = file.display().to_string();
-    let agent = Agent::start(&owned(&[("EA_CONFIG_FILE", &path)])).await;
+    let agent = Agent::start(&[("EA_CONFIG_FILE", &path)]).await;
     let mut log = Vec::new();
     let mut logged = async |what: &str| {
         eventually(what, async || {
@@ -423,7 +407,7 @@ async fn a_hangup_has_the_level_read_again_and_changes_nothing_if_that_fails() {
 
 #[tokio::test]
 async fn whoever_may_administer_the_agent_says_what_is_logged() {
-    let open = Agent::start(&owned(&[])).await;
+    let open = Agent::on(&InProcess, &[]).await;
     let debug = || Some(json!({"level": "election_agent=debug,h2=warn"}));
     let refused = open.rest(Method::PUT, "/log", debug()).await;
     assert_eq!(
@@ -449,14 +433,14 @@ async fn whoever_may_administer_the_agent_says_what_is_logged() {
         "permit (principal, action == ElectionAgent::Action::\"admin\", resource) \
          when { principal.name == \"operator\" };",
     );
-    let agent = Agent::start(&owned(&[
+    let agent = Agent::start(&[
         ("EA_AUTH_MODES", "token"),
         ("EA_AUTH_TOKEN_FILE", &tokens),
         (
             "EA_AUTH_POLICY_DIR",
             &directory.path().display().to_string(),
         ),
-    ]))
+    ])
     .await;
     let put = async |token: &str, body: Value| {
         let request = agent
@@ -580,13 +564,7 @@ async fn a_reader_of_the_log_that_stalls_stops_nothing_and_what_it_missed_is_cou
     let lost = agent.lost().await;
     assert!(lost > 0, "nothing was lost: the reader did not stall");
     assert_eq!(agent.text("/livez").await, "ok\n");
-    let extend = ExtendElectedTermRequest {
-        election: "led".to_owned(),
-        leader: "a".to_owned(),
-        term: 60_000,
-        token: leader.token,
-        ..ExtendElectedTermRequest::default()
-    };
+    let extend = extension("led", "a", 60_000, leader.token);
     let extended = client.clone().extend_elected_term(extend).await;
     assert!(extended.expect("an answer").into_inner().value);
 

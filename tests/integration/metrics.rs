@@ -19,7 +19,6 @@ use crate::{
     clients::{script, tool},
     harness::{
         Agent, ApiServer, Authority, Redis, eventually, eventually_within, fixtures, new_token,
-        owned,
     },
 };
 
@@ -108,15 +107,9 @@ struct Three {
 
 impl Three {
     /// An agent on three servers of Redis, with these settings.
-    async fn start(settings: &[(String, String)]) -> Self {
-        let mut servers = Vec::new();
-        for _ in 0..3 {
-            servers.push(Redis::with(&["--maxmemory", "100mb"]).await);
-        }
-        let urls: Vec<_> = servers.iter().map(Redis::url).collect();
-        let mut settings = settings.to_vec();
-        settings.push(("EA_REDIS_URLS".to_owned(), urls.join(",")));
-        let agent = Agent::start(&settings).await;
+    async fn start(settings: &[(&str, &str)]) -> Self {
+        let servers = Redis::several(3, &["--maxmemory", "100mb"]).await;
+        let agent = Agent::on(&servers[..], settings).await;
         agent.readiness(200, &[]).await;
         Self { servers, agent }
     }
@@ -133,11 +126,13 @@ async fn every_metric_is_there_with_its_type_and_labels_as_two_parsers_read_it()
     for object in fixtures::web_rollout() {
         api.apply(object);
     }
-    let mut settings = api.settings();
-    settings.extend(owned(&[
+    let kubernetes = api.settings();
+    let kubernetes = kubernetes.iter().map(|(name, value)| (&**name, &**value));
+    let others = [
         ("EA_KUBE_ENABLE", "true"),
         ("EA_METRICS_PER_ELECTION", "default"),
-    ]));
+    ];
+    let settings: Vec<_> = kubernetes.chain(others).collect();
     let three = Three::start(&settings).await;
     let agent = &three.agent;
     eventually("the pods are listed", async || {
@@ -286,7 +281,7 @@ async fn series_do_not_grow_with_what_callers_make_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stops_dies_and_forgets_is_told_apart() {
-    let mut three = Three::start(&owned(&[("EA_REDIS_OPERATION_TIMEOUT", "1s")])).await;
+    let mut three = Three::start(&[("EA_REDIS_OPERATION_TIMEOUT", "1s")]).await;
     let (well, ill) = (three.node(0), three.node(2));
     let of = |node: &str, rest: &str| format!("{{node=\"{node}\"{rest}}}");
     let errors = |node: &str, operation: &str, error: &str| {
@@ -370,11 +365,11 @@ async fn refusals_are_counted_by_their_reason_over_every_protocol() {
     let (_, line) = new_token(&["a"]);
     writeln!(file, "{line}").expect("written");
     let path = file.path().display().to_string();
-    let agent = Agent::start(&owned(&[
+    let agent = Agent::start(&[
         ("EA_AUTH_MODES", "token"),
         ("EA_AUTH_TOKEN_FILE", &path),
         ("EA_AUTH_PUBLIC", "probes,metrics"),
-    ]))
+    ])
     .await;
     let told = agent.get("/election/e").await;
     assert_eq!(told.status, 401);

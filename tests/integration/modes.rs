@@ -8,34 +8,17 @@ use redis::cmd;
 use tonic::Code;
 
 use crate::harness::{
-    Agent, Cluster, Deployment, Redis, Sentinels, campaign, eventually, eventually_within, owned,
+    Agent, Cluster, Deployment, Redis, Sentinels, campaign, eventually, eventually_within,
+    extension,
 };
-
-async fn on_sentinels(sentinels: &Sentinels, settings: &[(&str, &str)]) -> Agent {
-    let urls = sentinels.urls();
-    let own = [
-        ("EA_REDIS_MODE", "failover"),
-        ("EA_REDIS_MASTER", sentinels.name()),
-        ("EA_REDIS_URLS", &urls),
-    ];
-    Agent::start(&owned(&[&own, settings].concat())).await
-}
-
-async fn on_clusters(clusters: &[Cluster], settings: &[(&str, &str)]) -> Agent {
-    let urls: Vec<_> = clusters.iter().map(Cluster::url).collect();
-    let urls = urls.join(",");
-    let own = [("EA_REDIS_MODE", "cluster"), ("EA_REDIS_URLS", &urls)];
-    Agent::start(&owned(&[&own, settings].concat())).await
-}
 
 /// Campaigns until the candidate is elected, and meanwhile asserts that it is not before `not_before`.
 async fn elected_later(agent: &Agent, election: &str, candidate: &str, not_before: Instant) -> u64 {
     eventually_within(Duration::from_secs(30), "the next leader", async || {
         let answer = agent
-            .grpc()
-            .campaign(campaign(election, candidate, 1_000))
+            .try_campaign(campaign(election, candidate, 1_000))
             .await;
-        let won = answer.ok()?.into_inner();
+        let won = answer.ok()?;
         won.elected.then(|| {
             assert!(Instant::now() >= not_before, "the leader has time left");
             won.token
@@ -66,7 +49,7 @@ async fn replicated(primary: &Redis) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_primary_serves_soon_and_abstains_from_grants() {
     let mut sentinels = Sentinels::start().await;
-    let agent = on_sentinels(&sentinels, &[("EA_MAX_TERM", "20s")]).await;
+    let agent = Agent::on(&sentinels, &[("EA_MAX_TERM", "20s")]).await;
     let asked = Instant::now();
     let won = agent.campaign("e", "a", 20_000).await;
     assert!(won.elected);
@@ -83,7 +66,7 @@ async fn a_promoted_primary_serves_soon_and_abstains_from_grants() {
     assert!(took < Duration::from_secs(2), "{took:?}");
     assert!(agent.extend("e", "a", 20_000, won.token).await.value);
     assert!(!agent.campaign("e", "b", 1_000).await.elected);
-    let refused = agent.grpc().campaign(campaign("vacant", "b", 1_000)).await;
+    let refused = agent.try_campaign(campaign("vacant", "b", 1_000)).await;
     let refused = refused.expect_err("the new primary abstains");
     assert_eq!(refused.code(), Code::Unavailable);
     assert!(refused.message().contains("were promoted"), "{refused}");
@@ -99,7 +82,7 @@ async fn a_promoted_primary_serves_soon_and_abstains_from_grants() {
 async fn a_replica_that_lagged_elects_nobody_while_the_leader_it_does_not_know_has_time() {
     let mut sentinels = Sentinels::start().await;
     let settings = [("EA_MAX_TERM", "8s")];
-    let agent = on_sentinels(&sentinels, &settings).await;
+    let agent = Agent::on(&sentinels, &settings).await;
     let earlier = agent.campaign("e", "z", 1_000).await;
     assert!(earlier.elected && agent.resign("e", "z", earlier.token).await.value);
     replicated(&sentinels.servers[0]).await;
@@ -132,7 +115,7 @@ async fn a_replica_that_lagged_elects_nobody_while_the_leader_it_does_not_know_h
         Instant::now() < leads_until,
         "the machine is too slow for this test"
     );
-    let late = on_sentinels(&sentinels, &settings).await;
+    let late = Agent::on(&sentinels, &settings).await;
     let token = elected_later(&late, "e", "b", leads_until).await;
     assert!(token > won.token);
 }
@@ -140,7 +123,7 @@ async fn a_replica_that_lagged_elects_nobody_while_the_leader_it_does_not_know_h
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_primary_that_wakes_up_is_not_used() {
     let sentinels = Sentinels::start().await;
-    let agent = on_sentinels(&sentinels, &[("EA_MAX_TERM", "1s")]).await;
+    let agent = Agent::on(&sentinels, &[("EA_MAX_TERM", "1s")]).await;
     assert!(agent.campaign("before", "a", 1_000).await.elected);
     let stopped = Instant::now();
     sentinels.servers[0].signal("STOP");
@@ -181,7 +164,7 @@ async fn without_a_majority_of_sentinels_the_primary_is_not_used() {
         ("EA_REDIS_SENTINEL_PASSWORD", "sentinel-pw"),
         ("EA_MAX_TERM", "60s"),
     ];
-    let agent = on_sentinels(&sentinels, &settings).await;
+    let agent = Agent::on(&sentinels, &settings).await;
     let won = agent.campaign("e", "a", 60_000).await;
     assert!(won.elected);
     sentinels.sentinels[0].kill();
@@ -203,7 +186,7 @@ async fn without_a_majority_of_sentinels_the_primary_is_not_used() {
             ],
         )
         .await;
-    let refused = agent.grpc().campaign(campaign("e", "b", 1_000)).await;
+    let refused = agent.try_campaign(campaign("e", "b", 1_000)).await;
     assert_eq!(refused.expect_err("not known").code(), Code::Unavailable);
     sentinels.sentinels[0].run().await;
     agent.readiness(200, &[]).await;
@@ -236,7 +219,7 @@ async fn without_a_majority_of_sentinels_the_primary_is_not_used() {
             .copied()
             .chain([(variable, value)])
             .collect();
-        let agent = on_sentinels(&sentinels, &wrong).await;
+        let agent = Agent::on(&sentinels, &wrong).await;
         agent.readiness(503, &[says]).await;
         assert!(!agent.log().join("\n").contains("s3cret"), "{variable}");
     }
@@ -285,9 +268,9 @@ async fn a_mode_that_does_not_match_the_servers_is_told_with_the_mode_that_does(
         if mode == "failover" {
             settings.push(("EA_REDIS_MASTER", "elections"));
         }
-        let agent = Agent::start(&owned(&settings)).await;
+        let agent = Agent::start(&settings).await;
         agent.readiness(503, &[says]).await;
-        let refused = agent.grpc().campaign(campaign("e", "a", 1_000)).await;
+        let refused = agent.try_campaign(campaign("e", "a", 1_000)).await;
         assert_eq!(refused.expect_err(says).code(), Code::Unavailable);
     }
 }
@@ -326,7 +309,7 @@ async fn one_in_each_shard(agent: &Agent, cluster: &Cluster) -> Vec<(String, u16
 async fn a_shard_fails_over_while_the_others_go_on() {
     // The others serve although slots are missing.
     let clusters = [Cluster::with(&["--cluster-require-full-coverage", "no"]).await];
-    let agent = on_clusters(&clusters, &[("EA_MAX_TERM", "10s")]).await;
+    let agent = Agent::on(&clusters[..], &[("EA_MAX_TERM", "10s")]).await;
     let elections = one_in_each_shard(&agent, &clusters[0]).await;
     let mut tokens = Vec::new();
     for (election, _) in &elections {
@@ -366,8 +349,7 @@ async fn a_shard_fails_over_while_the_others_go_on() {
     agent.readiness(200, &["\"guard\""]).await;
     assert!(agent.resign(&elections[0].0, "a", tokens[0]).await.value);
     let refused = agent
-        .grpc()
-        .campaign(campaign(&elections[0].0, "b", 1_000))
+        .try_campaign(campaign(&elections[0].0, "b", 1_000))
         .await;
     let refused = refused.expect_err("the promoted replica abstains");
     assert!(refused.message().contains("in quarantine"), "{refused}");
@@ -389,7 +371,7 @@ async fn a_shard_fails_over_while_the_others_go_on() {
 async fn slots_move_while_their_leaders_extend() {
     let clusters = [Cluster::start().await];
     let settings = [("EA_MAX_TERM", "3s"), ("EA_REDIS_PARTITIONS", "8")];
-    let agent = on_clusters(&clusters, &settings).await;
+    let agent = Agent::on(&clusters[..], &settings).await;
     let elections = one_in_each_shard(&agent, &clusters[0]).await;
     let (election, slot) = &elections[0];
     let mut won = agent.campaign(election, "a", 3_000).await;
@@ -403,13 +385,7 @@ async fn slots_move_while_their_leaders_extend() {
     tokio::pin!(moving);
     let (mut extended, mut unknown) = (0, 0);
     loop {
-        let request = election_proto::ExtendElectedTermRequest {
-            election: election.clone(),
-            leader: "a".to_owned(),
-            term: 3_000,
-            token: won.token,
-            ..Default::default()
-        };
+        let request = extension(&election, "a", 3_000, won.token);
         let mut client = agent.grpc();
         tokio::select! {
             () = &mut moving => break,
@@ -441,7 +417,7 @@ async fn of_three_clusters_one_may_be_lost() {
     let (a, b, c) = tokio::join!(Cluster::start(), Cluster::start(), Cluster::start());
     let mut clusters = [a, b, c];
     let settings = [("EA_REDIS_PARTITIONS", "16")];
-    let agent = on_clusters(&clusters, &settings).await;
+    let agent = Agent::on(&clusters[..], &settings).await;
     let won = agent.campaign("e", "a", 60_000).await;
     assert!(won.elected);
     clusters[0].nodes.iter_mut().for_each(Redis::kill);
@@ -452,11 +428,11 @@ async fn of_three_clusters_one_may_be_lost() {
     agent
         .readiness(503, &["1 of 3 lease nodes answer, 2 are needed"])
         .await;
-    let refused = agent.grpc().campaign(campaign("e", "b", 1_000)).await;
+    let refused = agent.try_campaign(campaign("e", "b", 1_000)).await;
     assert_eq!(refused.expect_err("not known").code(), Code::Unavailable);
     // Agents that spread elections otherwise would look for them elsewhere.
     let last = std::slice::from_ref(&clusters[2]);
-    let other = on_clusters(last, &[("EA_REDIS_PARTITIONS", "32")]).await;
+    let other = Agent::on(last, &[("EA_REDIS_PARTITIONS", "32")]).await;
     other
         .readiness(503, &["another list of servers", "in 16 partitions"])
         .await;
@@ -467,14 +443,14 @@ async fn one_cluster_under_two_names_does_not_vote_twice() {
     let cluster = Cluster::start().await;
     let urls = [cluster.nodes[0].url(), cluster.nodes[1].url()].join(",");
     let settings = [("EA_REDIS_MODE", "cluster"), ("EA_REDIS_URLS", &urls)];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::start(&settings).await;
     agent.readiness(503, &["same server", "vote twice"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn leaders_of_all_partitions_are_listed_in_order_and_once() {
     let clusters = [Cluster::start().await];
-    let agent = on_clusters(&clusters, &[]).await;
+    let agent = Agent::on(&clusters[..], &[]).await;
     let mut names: Vec<_> = (0..120).map(|n| format!("e{n}")).collect();
     for name in &names {
         assert!(agent.campaign(name, "a", 60_000).await.elected);
@@ -521,7 +497,7 @@ async fn a_cluster_is_spoken_to_over_tls_with_its_password() {
         ("EA_REDIS_TLS_CA_FILE", &path),
         ("EA_REDIS_PARTITIONS", "16"),
     ];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::start(&settings).await;
     agent
         .readiness(503, &["nobody is known to serve 16 of 16 partitions"])
         .await;
@@ -565,7 +541,7 @@ async fn watching_a_cluster_costs_a_few_scripts_a_second() {
     // With the guard, all partitions are looked at once more when they have been marked.
     for (guard, says) in [("on", "\"guard\":0"), ("off", "\"up\":true")] {
         let settings = [("EA_RESTART_GUARD", guard), ("EA_REDIS_PREFIX", guard)];
-        let agent = on_clusters(&clusters, &settings).await;
+        let agent = Agent::on(&clusters[..], &settings).await;
         agent.readiness(200, &[says]).await;
         let before = scripts_run(&clusters[0]).await;
         // Not a condition to wait for: the time itself is what is measured.
@@ -579,7 +555,7 @@ async fn watching_a_cluster_costs_a_few_scripts_a_second() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partition_that_lost_its_data_abstains_and_serves_again() {
     let clusters = [Cluster::start().await];
-    let agent = on_clusters(&clusters, &[("EA_MAX_TERM", "2s")]).await;
+    let agent = Agent::on(&clusters[..], &[("EA_MAX_TERM", "2s")]).await;
     let won = agent.campaign("e", "a", 1_000).await;
     assert!(won.elected && agent.resign("e", "a", won.token).await.value);
     let mut deleted = 0;
@@ -611,8 +587,8 @@ async fn a_cluster_that_lost_everything_serves_again_under_load() {
     let clusters = [Cluster::start().await];
     let settings = [("EA_MAX_TERM", "2s")];
     let (one, other) = tokio::join!(
-        on_clusters(&clusters, &settings),
-        on_clusters(&clusters, &settings)
+        Agent::on(&clusters[..], &settings),
+        Agent::on(&clusters[..], &settings)
     );
     let agents = [one, other];
     for agent in &agents {
@@ -639,9 +615,9 @@ async fn a_cluster_that_lost_everything_serves_again_under_load() {
 async fn agents_that_spread_elections_otherwise_stay_out_while_a_shard_is_down() {
     let mut clusters = [Cluster::with(&["--cluster-require-full-coverage", "no"]).await];
     let with = |partitions| [("EA_REDIS_PARTITIONS", partitions), ("EA_MAX_TERM", "2s")];
-    let first = on_clusters(&clusters, &with("16")).await;
+    let first = Agent::on(&clusters[..], &with("16")).await;
     first.readiness(200, &[]).await;
-    let other = on_clusters(&clusters, &with("32")).await;
+    let other = Agent::on(&clusters[..], &with("32")).await;
     other.readiness(503, &["another list of servers"]).await;
     let slot: u16 = clusters[0].nodes[0]
         .ask(cmd("CLUSTER").arg("KEYSLOT").arg("{0}"))
@@ -657,10 +633,10 @@ async fn agents_that_spread_elections_otherwise_stay_out_while_a_shard_is_down()
         let mut elected = 0;
         for n in 0..8 {
             let election = format!("e{n}");
-            let refused = other.grpc().campaign(campaign(&election, "b", 1_000)).await;
+            let refused = other.try_campaign(campaign(&election, "b", 1_000)).await;
             assert_eq!(refused.expect_err("left out").code(), Code::Unavailable);
-            let answer = first.grpc().campaign(campaign(&election, "a", 1_000)).await;
-            elected += usize::from(answer.is_ok_and(|answer| answer.into_inner().elected));
+            let answer = first.try_campaign(campaign(&election, "a", 1_000)).await;
+            elected += usize::from(answer.is_ok_and(|answer| answer.elected));
         }
         assert!(elected > 0, "the other shards serve");
     }

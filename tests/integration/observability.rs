@@ -16,7 +16,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::harness::{Agent, Fixture, Store, eventually, owned};
+use crate::harness::{Agent, Fixture, Store, committed, eventually, repository};
 
 const RULES: [&str; 2] = [
     "observability/rules/alerts.yaml",
@@ -27,14 +27,6 @@ const RUNBOOK: &str = "docs/RUNBOOK.md";
 /// How many columns Grafana lays panels out in.
 const COLUMNS: u64 = 24;
 
-fn absolute(path: &str) -> String {
-    format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))
-}
-
-fn committed(path: &str) -> String {
-    fs::read_to_string(absolute(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
-}
-
 fn yaml(path: &str) -> Value {
     yaml_serde::from_str(&committed(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
@@ -42,7 +34,7 @@ fn yaml(path: &str) -> Value {
 /// The files of rules' tests.
 fn rule_tests() -> Vec<String> {
     let directory = "observability/rules/tests";
-    let files = fs::read_dir(absolute(directory)).expect("a directory");
+    let files = fs::read_dir(repository(directory)).expect("a directory");
     let names = files.map(|file| file.expect("a file").file_name());
     let mut paths: Vec<_> = names
         .map(|name| format!("{directory}/{}", name.display()))
@@ -55,7 +47,7 @@ fn rule_tests() -> Vec<String> {
 fn promtool(arguments: &[&str]) {
     let output = Command::new("promtool")
         .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .current_dir(repository(""))
         .output()
         .unwrap_or_else(|error| {
             panic!("promtool: {error}: run scripts/install-test-tools, which installs it")
@@ -358,13 +350,14 @@ impl Drop for Ended {
 
 #[tokio::test]
 async fn spans_are_shown_over_both_protocols() {
-    let python = absolute("target/test-tools/python/bin/python");
+    let python = repository("target/test-tools/python/bin/python");
     assert!(
         Path::new(&python).exists(),
-        "{python} is missing: run `make test`, which installs it"
+        "{python:?} is missing: run `make test`, which installs it"
     );
     let child = Command::new(python)
-        .args([&absolute("observability/show_spans.py"), "0", "0"])
+        .arg(repository("observability/show_spans.py"))
+        .args(["0", "0"])
         .stdout(Stdio::piped())
         .spawn()
         .expect("starts");
@@ -388,11 +381,11 @@ async fn spans_are_shown_over_both_protocols() {
     };
     for (protocol, port) in [("grpc", grpc), ("http/protobuf", http)] {
         let endpoint = format!("http://127.0.0.1:{port}");
-        let agent = Agent::start(&owned(&[
+        let agent = Agent::start(&[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str()),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
             ("OTEL_BSP_SCHEDULE_DELAY", "100"),
-        ]))
+        ])
         .await;
         agent.campaign("e", "c", 10_000).await;
         eventually("the campaign is shown", async || {

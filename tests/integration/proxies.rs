@@ -14,7 +14,10 @@ use tonic::transport::Endpoint;
 
 use crate::{
     clients::tool,
-    harness::{Agent, Redis, campaign, eventually, framed, free_port},
+    harness::{
+        Agent, CAMPAIGN, GRPC_WEB, InProcess, Redis, campaign, committed, eventually, framed,
+        free_port, unframed,
+    },
 };
 
 /// A proxy; killed when dropped.
@@ -78,8 +81,7 @@ impl Drop for Proxy {
 
 /// The example of this language in docs/PROXIES.md.
 fn example(language: &str) -> String {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/PROXIES.md");
-    let text = fs::read_to_string(path).expect("a document");
+    let text = committed("docs/PROXIES.md");
     let (_, rest) = text
         .split_once(&format!("```{language}\n"))
         .expect("an example");
@@ -99,11 +101,11 @@ fn replaced(mut text: String, all: &[(&str, String)]) -> String {
 impl Proxied {
     async fn start(program: &str) -> Self {
         let redis = Redis::start().await;
-        let settings = [
-            ("EA_REDIS_URLS".to_owned(), redis.url()),
-            ("EA_TRUSTED_PROXIES".to_owned(), "127.0.0.0/8".to_owned()),
+        let settings = [("EA_TRUSTED_PROXIES", "127.0.0.0/8")];
+        let agents = [
+            Agent::on(&redis, &settings).await,
+            Agent::on(&redis, &settings).await,
         ];
-        let agents = [Agent::start(&settings).await, Agent::start(&settings).await];
         let [a, b] = agents.each_ref().map(|agent| agent.address().to_string());
         let (grpc, mut http) = (free_port(), free_port());
         let listens = |port| SocketAddr::from(([127, 0, 0, 1], port)).to_string();
@@ -183,17 +185,16 @@ async fn rest(proxied: &Proxied, election: &str) -> Option<Value> {
 
 async fn grpc_web(proxied: &Proxied, request: &CampaignRequest) -> CampaignResult {
     let answer = reqwest::Client::new()
-        .post(proxied.url("/grpc.election_agent.v1.Election/Campaign"))
-        .header("content-type", "application/grpc-web+proto")
+        .post(proxied.url(CAMPAIGN))
+        .header("content-type", GRPC_WEB)
         .body(framed(&request.encode_to_vec()))
         .send()
         .await
         .expect("an answer");
     let bytes = answer.bytes().await.expect("a body");
-    let length = u32::from_be_bytes(bytes[1..5].try_into().expect("four bytes")) as usize;
-    let trailers = String::from_utf8_lossy(&bytes[5 + length..]).into_owned();
+    let (message, trailers) = unframed(&bytes);
     assert!(trailers.contains("grpc-status:0"), "{trailers}");
-    CampaignResult::decode(&bytes[5..5 + length]).expect("a result")
+    CampaignResult::decode(message).expect("a result")
 }
 
 async fn agents_are_reached(program: &str) {
@@ -261,7 +262,7 @@ async fn agents_are_reached_through_envoy() {
 /// As operators have it before they read the document.
 #[tokio::test]
 async fn checks_of_health_by_http_1_0_find_agents_well() {
-    let agent = Agent::start(&[]).await;
+    let agent = Agent::on(&InProcess, &[]).await;
     let (port, stats) = (free_port(), free_port());
     let configuration = format!(
         "defaults\n mode http\n timeout connect 2s\n timeout client 9s\n timeout server 9s\n\

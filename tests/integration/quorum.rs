@@ -4,37 +4,15 @@ use std::time::{Duration, Instant};
 
 use tonic::Code;
 
-use crate::harness::{Agent, Redis, campaign, eventually, owned};
-
-/// Three servers and what it takes to start agents on them.
-struct Three {
-    servers: Vec<Redis>,
-}
-
-impl Three {
-    async fn start(arguments: &[&str]) -> Self {
-        let mut servers = Vec::new();
-        for _ in 0..3 {
-            servers.push(Redis::with(arguments).await);
-        }
-        Self { servers }
-    }
-
-    async fn agent(&self, settings: &[(&str, &str)]) -> Agent {
-        let urls: Vec<_> = self.servers.iter().map(Redis::url).collect();
-        let urls = urls.join(",");
-        let all = [&[("EA_REDIS_URLS", urls.as_str())], settings].concat();
-        Agent::start(&owned(&all)).await
-    }
-}
+use crate::harness::{Agent, Redis, campaign, eventually, extension};
 
 /// Asks again and again for this long; the other candidate must never be elected.
 async fn never_elected(agent: &Agent, leader: &str, time: Duration) {
     let asked = Instant::now();
     while asked.elapsed() < time {
-        match agent.grpc().campaign(campaign("e", "other", 60_000)).await {
+        match agent.try_campaign(campaign("e", "other", 60_000)).await {
             Ok(answer) => {
-                let answer = answer.into_inner();
+                let answer = answer;
                 assert_eq!((answer.elected, answer.leader.as_str()), (false, leader));
             }
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
@@ -44,11 +22,11 @@ async fn never_elected(agent: &Agent, leader: &str, time: Duration) {
 
 #[tokio::test]
 async fn a_lease_is_written_to_all_and_one_server_may_die() {
-    let mut three = Three::start(&[]).await;
-    let agent = three.agent(&[]).await;
+    let mut three = Redis::several(3, &[]).await;
+    let agent = Agent::on(&three[..], &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
     assert!(won.elected);
-    for server in &three.servers {
+    for server in &three {
         let mut connection = server.connect().await;
         eventually("every server has the lease", async || {
             let leader: Option<String> = redis::cmd("HGET")
@@ -61,7 +39,7 @@ async fn a_lease_is_written_to_all_and_one_server_may_die() {
         })
         .await;
     }
-    three.servers[0].kill();
+    three[0].kill();
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
     assert!(!agent.campaign("e", "b", 60_000).await.elected);
     assert_eq!(agent.leader("e").await.expect("held"), "a");
@@ -80,10 +58,10 @@ async fn a_lease_is_written_to_all_and_one_server_may_die() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_costs_the_others_no_time() {
     const STOPPED: Duration = Duration::from_secs(10);
-    let three = Three::start(&[]).await;
-    let agent = three.agent(&[]).await;
+    let three = Redis::several(3, &[]).await;
+    let agent = Agent::on(&three[..], &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
-    three.servers[1].signal("STOP");
+    three[1].signal("STOP");
     let mut took: Vec<Duration> = Vec::new();
     let stopped = Instant::now();
     // The agent first waits for the server, then finds it dead, then tries to connect: nobody notices.
@@ -102,7 +80,7 @@ async fn a_server_that_stops_costs_the_others_no_time() {
         }
         took.push(asked.elapsed());
     }
-    three.servers[1].signal("CONT");
+    three[1].signal("CONT");
     let first = took.remove(0);
     took.sort_unstable();
     let (p50, p99) = (took[took.len() / 2], took[took.len() * 99 / 100]);
@@ -126,13 +104,13 @@ async fn a_server_that_stops_costs_the_others_no_time() {
 
 #[tokio::test]
 async fn without_two_of_three_nothing_is_known_until_they_are_back() {
-    let mut three = Three::start(&["--appendonly", "yes", "--appendfsync", "always"]).await;
-    let agent = three.agent(&[("EA_MAX_TERM", "3s")]).await;
+    let mut three = Redis::several(3, &["--appendonly", "yes", "--appendfsync", "always"]).await;
+    let agent = Agent::on(&three[..], &[("EA_MAX_TERM", "3s")]).await;
     let won = agent.campaign("e", "a", 3_000).await;
-    three.servers[0].kill();
-    three.servers[2].kill();
+    three[0].kill();
+    three[2].kill();
     for _ in 0..5 {
-        let refused = agent.grpc().campaign(campaign("e", "b", 1_000)).await;
+        let refused = agent.try_campaign(campaign("e", "b", 1_000)).await;
         assert_eq!(refused.expect_err("unknown").code(), Code::Unavailable);
     }
     assert_eq!(
@@ -140,24 +118,20 @@ async fn without_two_of_three_nothing_is_known_until_they_are_back() {
         Code::Unavailable
     );
     agent.readiness(503, &[]).await;
-    three.servers[0].run().await;
-    three.servers[2].run().await;
+    three[0].run().await;
+    three[2].run().await;
     agent.readiness(200, &[]).await;
     let next = eventually("elected again", async || {
-        let answer = agent
-            .grpc()
-            .campaign(campaign("e", "b", 1_000))
-            .await
-            .ok()?;
-        Some(answer.into_inner()).filter(|answer| answer.elected)
+        let answer = agent.try_campaign(campaign("e", "b", 1_000)).await.ok()?;
+        Some(answer).filter(|answer| answer.elected)
     });
     assert!(next.await.token > won.token);
 }
 
 #[tokio::test]
 async fn servers_that_come_back_empty_elect_nobody_while_the_leader_has_time() {
-    let mut three = Three::start(&[]).await;
-    let agent = three.agent(&[]).await;
+    let mut three = Redis::several(3, &[]).await;
+    let agent = Agent::on(&three[..], &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
     // Every server has the lease and the agent has seen every marker.
     eventually("all are marked", async || {
@@ -165,28 +139,22 @@ async fn servers_that_come_back_empty_elect_nobody_while_the_leader_has_time() {
         (0..3).all(|node| nodes[node]["guard"] == 0).then_some(())
     })
     .await;
-    three.servers[0].kill();
-    three.servers[0].run().await;
+    three[0].kill();
+    three[0].run().await;
     never_elected(&agent, "a", Duration::from_millis(1_500)).await;
-    three.servers[1].kill();
-    three.servers[1].run().await;
+    three[1].kill();
+    three[1].run().await;
     never_elected(&agent, "a", Duration::from_millis(1_500)).await;
     // An agent that has seen none of it.
-    let late = three.agent(&[]).await;
+    let late = Agent::on(&three[..], &[]).await;
     never_elected(&late, "a", Duration::from_millis(1_500)).await;
-    let refused = late.grpc().campaign(campaign("other", "b", 1_000)).await;
+    let refused = late.try_campaign(campaign("other", "b", 1_000)).await;
     let refused = refused.expect_err("two of three abstain");
     assert!(refused.message().contains("in quarantine"), "{refused}");
     // One server alone knows the leader: an extension is not known to hold, and is not denied.
-    let request = election_proto::ExtendElectedTermRequest {
-        election: "e".to_owned(),
-        leader: "a".to_owned(),
-        term: 60_000,
-        token: won.token,
-        ..Default::default()
-    };
+    let request = extension("e", "a", 60_000, won.token);
     for agent in [&agent, &late] {
-        let extended = agent.grpc().extend_elected_term(request.clone()).await;
+        let extended = agent.try_extend(request.clone()).await;
         assert_eq!(extended.expect_err("not known").code(), Code::Unavailable);
         let led = agent.leader("e").await;
         assert_eq!(led.expect_err("not known").code(), Code::Unavailable);
@@ -195,14 +163,14 @@ async fn servers_that_come_back_empty_elect_nobody_while_the_leader_has_time() {
 
 #[tokio::test]
 async fn one_empty_server_is_healed_by_the_next_extension() {
-    let mut three = Three::start(&[]).await;
-    let agent = three.agent(&[]).await;
+    let mut three = Redis::several(3, &[]).await;
+    let agent = Agent::on(&three[..], &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
-    three.servers[0].kill();
-    three.servers[0].run().await;
+    three[0].kill();
+    three[0].run().await;
     eventually("healed", async || {
         assert!(agent.extend("e", "a", 60_000, won.token).await.value);
-        let mut connection = three.servers[0].connect().await;
+        let mut connection = three[0].connect().await;
         let token: Option<u64> = redis::cmd("HGET")
             .arg("ela:{0}:lease:default/e")
             .arg("token")
@@ -213,17 +181,17 @@ async fn one_empty_server_is_healed_by_the_next_extension() {
     })
     .await;
     // The healed server and one other are enough.
-    three.servers[1].kill();
+    three[1].kill();
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
     never_elected(&agent, "a", Duration::from_millis(500)).await;
 }
 
 #[tokio::test]
 async fn servers_rolled_back_to_an_earlier_leader_elect_nobody_while_the_later_has_time() {
-    let mut three = Three::start(&[]).await;
-    let agent = three.agent(&[]).await;
+    let mut three = Redis::several(3, &[]).await;
+    let agent = Agent::on(&three[..], &[]).await;
     let first = agent.campaign("e", "a", 60_000).await;
-    for server in &three.servers[..2] {
+    for server in &three[..2] {
         let mut connection = server.connect().await;
         eventually("saved under a", async || {
             let saved = redis::cmd("SAVE").query_async::<()>(&mut connection).await;
@@ -234,7 +202,7 @@ async fn servers_rolled_back_to_an_earlier_leader_elect_nobody_while_the_later_h
     assert!(agent.resign("e", "a", first.token).await.value);
     let second = agent.campaign("e", "b", 60_000).await;
     assert!(second.elected);
-    for server in &mut three.servers[..2] {
+    for server in &mut three[..2] {
         server.kill();
         server.run().await;
     }
@@ -242,12 +210,8 @@ async fn servers_rolled_back_to_an_earlier_leader_elect_nobody_while_the_later_h
     let asked = Instant::now();
     while asked.elapsed() < Duration::from_secs(2) {
         for candidate in ["a", "c"] {
-            if let Ok(answer) = agent
-                .grpc()
-                .campaign(campaign("e", candidate, 60_000))
-                .await
-            {
-                let answer = answer.into_inner();
+            if let Ok(answer) = agent.try_campaign(campaign("e", candidate, 60_000)).await {
+                let answer = answer;
                 assert!(
                     !answer.elected,
                     "{candidate} is elected while b has time left"
@@ -259,18 +223,21 @@ async fn servers_rolled_back_to_an_earlier_leader_elect_nobody_while_the_later_h
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_and_of_a_hundred_candidates_one_wins_soon_though_a_server_is_down() {
-    let mut three = Three::start(&[]).await;
+    let mut three = Redis::several(3, &[]).await;
     // Whoever waits for the server that is down is not answered in time.
     let settings = [
         ("EA_REDIS_OPERATION_TIMEOUT", "30s"),
         ("EA_REQUEST_TIMEOUT", "15s"),
     ];
-    let agents = [three.agent(&settings).await, three.agent(&settings).await];
+    let agents = [
+        Agent::on(&three[..], &settings).await,
+        Agent::on(&three[..], &settings).await,
+    ];
     assert!(agents[0].campaign("warm-up", "a", 1_000).await.elected);
     // At first nobody knows that it does not answer; a split vote must not wait for it.
-    three.servers[2].signal("STOP");
+    three[2].signal("STOP");
     one_wins_soon(&agents, 100, "stopped").await;
-    three.servers[2].kill();
+    three[2].kill();
     for candidates in [2, 100] {
         one_wins_soon(&agents, candidates, "dead").await;
     }
@@ -287,11 +254,8 @@ async fn one_wins_soon(agents: &[Agent; 2], candidates: usize, third: &str) {
             let (agent, election) = (&agents[n % 2], &election);
             async move {
                 let name = format!("c{n}");
-                let answer = agent
-                    .grpc()
-                    .campaign(campaign(election, &name, 60_000))
-                    .await;
-                let answer = answer.expect("two of two agree in time").into_inner();
+                let answer = agent.try_campaign(campaign(election, &name, 60_000)).await;
+                let answer = answer.expect("two of two agree in time");
                 (answer, asked.elapsed())
             }
         });
@@ -328,14 +292,14 @@ async fn a_server_under_two_names_does_not_vote_twice() {
     let redis = Redis::start().await;
     let port = redis.port();
     let urls = format!("redis://127.0.0.1:{port},redis://localhost:{port}");
-    let agent = Agent::start(&[("EA_REDIS_URLS".to_owned(), urls)]).await;
+    let agent = Agent::start(&[("EA_REDIS_URLS", urls)]).await;
     let not_ready = agent.get("/readyz").await;
     assert_eq!(not_ready.status, 503);
     assert!(
         not_ready.text("message").contains("same server"),
         "{not_ready:?}"
     );
-    let refused = agent.grpc().campaign(campaign("e", "a", 1_000)).await;
+    let refused = agent.try_campaign(campaign("e", "a", 1_000)).await;
     assert_eq!(
         refused.expect_err("one place is no majority of two").code(),
         Code::Unavailable
@@ -344,18 +308,13 @@ async fn a_server_under_two_names_does_not_vote_twice() {
 
 #[tokio::test]
 async fn agents_with_different_lists_of_servers_are_told_so() {
-    let three = Three::start(&[]).await;
+    let three = Redis::several(3, &[]).await;
     let other = Redis::start().await;
     let settings = [("EA_MAX_TERM", "2s")];
-    let mut first = three.agent(&settings).await;
+    let mut first = Agent::on(&three[..], &settings).await;
     assert!(first.campaign("e", "a", 2_000).await.elected);
     // A majority of this list and one of the first need not have a server in common.
-    let urls = [three.servers[0].url(), other.url()].join(",");
-    let second = Agent::start(&[
-        ("EA_REDIS_URLS".to_owned(), urls),
-        ("EA_MAX_TERM".to_owned(), "2s".to_owned()),
-    ])
-    .await;
+    let second = Agent::on(&[&three[0], &other][..], &settings).await;
     let not_ready = second.get("/readyz").await;
     assert_eq!(not_ready.status, 503);
     assert!(
@@ -364,7 +323,7 @@ async fn agents_with_different_lists_of_servers_are_told_so() {
             .contains("another list of servers"),
         "{not_ready:?}"
     );
-    let refused = second.grpc().campaign(campaign("e", "b", 1_000)).await;
+    let refused = second.try_campaign(campaign("e", "b", 1_000)).await;
     assert_eq!(refused.expect_err("refused").code(), Code::Unavailable);
     assert_eq!(first.leader("e").await.expect("not disturbed"), "a");
     // When the agents with the first list are gone for as long as a term lasts, the new one counts.
@@ -375,8 +334,7 @@ async fn agents_with_different_lists_of_servers_are_told_so() {
 #[tokio::test]
 async fn a_server_that_evicts_keys_does_not_vote_unless_that_is_allowed() {
     let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
-    let url = ("EA_REDIS_URLS".to_owned(), redis.url());
-    let agent = Agent::start(std::slice::from_ref(&url)).await;
+    let agent = Agent::on(&redis, &[]).await;
     let not_ready = agent.get("/readyz").await;
     assert_eq!(not_ready.status, 503);
     for told in [
@@ -389,7 +347,7 @@ async fn a_server_that_evicts_keys_does_not_vote_unless_that_is_allowed() {
             "{told}: {not_ready:?}"
         );
     }
-    let refused = agent.grpc().campaign(campaign("e", "a", 1_000)).await;
+    let refused = agent.try_campaign(campaign("e", "a", 1_000)).await;
     assert_eq!(refused.expect_err("refused").code(), Code::Unavailable);
     let mut connection = redis.connect().await;
     redis::cmd("CONFIG")
@@ -401,11 +359,7 @@ async fn a_server_that_evicts_keys_does_not_vote_unless_that_is_allowed() {
     assert!(agent.campaign("e", "a", 1_000).await.elected);
 
     let evicting = Redis::with(&["--maxmemory-policy", "volatile-ttl"]).await;
-    let settings = [
-        ("EA_REDIS_URLS".to_owned(), evicting.url()),
-        ("EA_ALLOW_EVICTION".to_owned(), "true".to_owned()),
-    ];
-    let accepting = Agent::start(&settings).await;
+    let accepting = Agent::on(&evicting, &[("EA_ALLOW_EVICTION", "true")]).await;
     assert!(accepting.campaign("e", "a", 1_000).await.elected);
 }
 
@@ -465,10 +419,10 @@ async fn every_server_has_its_own_user_password_and_tls() {
 
 #[tokio::test]
 async fn an_agent_starts_with_fewer_servers_than_it_needs_and_keeps_trying() {
-    let mut three = Three::start(&[]).await;
-    three.servers[0].kill();
-    three.servers[2].kill();
-    let agent = three.agent(&[]).await;
+    let mut three = Redis::several(3, &[]).await;
+    three[0].kill();
+    three[2].kill();
+    let agent = Agent::on(&three[..], &[]).await;
     let not_ready = agent.get("/readyz").await;
     assert_eq!(not_ready.status, 503);
     let told = not_ready.text("message");
@@ -479,8 +433,8 @@ async fn an_agent_starts_with_fewer_servers_than_it_needs_and_keeps_trying() {
     // Not a campaign: it may take the server that answers for one that has restarted, so that all would wait.
     let unknown = agent.leader("e").await.expect_err("unknown");
     assert_eq!(unknown.code(), Code::Unavailable);
-    three.servers[0].run().await;
-    three.servers[2].run().await;
+    three[0].run().await;
+    three[2].run().await;
     // Two would suffice for an answer, but whether they are new is known only when all three have answered;
     // a campaign that comes before takes them for restarted ones.
     let mut log = String::new();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::{Code, Request};
 
-use crate::harness::{Agent, Answer, Redis, campaign, eventually, new_token, owned};
+use crate::harness::{Agent, Answer, Redis, campaign, eventually, new_token};
 
 /// Two callers with tokens, `ann` and `bob`.
 struct Callers {
@@ -35,7 +35,7 @@ impl Callers {
     async fn agent(&self, settings: &[(&str, &str)]) -> Agent {
         let tokens = self.directory.path().join("tokens").display().to_string();
         let own = [("EA_AUTH_MODES", "token"), ("EA_AUTH_TOKEN_FILE", &*tokens)];
-        Agent::start(&owned(&[&own, settings].concat())).await
+        Agent::start(&[&own, settings].concat()).await
     }
 }
 
@@ -96,7 +96,7 @@ async fn one_that_holds_as_many_as_it_may_is_refused_others_are_not_and_its_lead
     let mut over_grpc = Request::new(campaign("e3", "ann", 60_000));
     let bearer = format!("Bearer {ann}").parse().expect("metadata");
     over_grpc.metadata_mut().insert("authorization", bearer);
-    let refused = agent.grpc().campaign(over_grpc).await.expect_err("refused");
+    let refused = agent.try_campaign(over_grpc).await.expect_err("refused");
     assert_eq!(refused.code(), Code::ResourceExhausted);
     let code = refused.metadata().get("x-election-agent-code");
     assert_eq!(code.expect("a row"), "OverQuota");
@@ -135,7 +135,7 @@ async fn one_that_holds_as_many_as_it_may_is_refused_others_are_not_and_its_lead
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_term_that_lapses_gives_its_place_back() {
-    let agent = Agent::start(&owned(&[("EA_MAX_HELD_PER_IDENTITY", "1")])).await;
+    let agent = Agent::start(&[("EA_MAX_HELD_PER_IDENTITY", "1")]).await;
     let (won, until) = agent.elect("e1", "a", 1_000).await;
     assert!(won.elected);
     // Who proves no name counts as one, whatever its candidates are called.
@@ -198,16 +198,15 @@ async fn policies_may_limit_what_is_held_by_whom_they_like() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_has_just_started_counts_what_is_extended_through_it() {
     let redis = Redis::start().await;
-    let url = redis.url();
-    let settings = [("EA_MAX_HELD_PER_IDENTITY", "2"), ("EA_REDIS_URLS", &*url)];
-    let mut first = Agent::start(&owned(&settings)).await;
+    let settings = [("EA_MAX_HELD_PER_IDENTITY", "2")];
+    let mut first = Agent::on(&redis, &settings).await;
     let mut tokens = Vec::new();
     for election in ["e1", "e2"] {
         tokens.push(first.campaign(election, "a", 60_000).await.token);
     }
     first.kill();
 
-    let second = Agent::start(&owned(&settings)).await;
+    let second = Agent::on(&redis, &settings).await;
     second.readiness(200, &[]).await;
     let refused = async |request: CampaignRequest| {
         let refused = second.try_campaign(request).await;

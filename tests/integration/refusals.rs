@@ -1,19 +1,12 @@
 //! What every layer refuses is told in every protocol, by the row of the error table.
 
-use std::{
-    collections::BTreeSet, convert::Infallible, fs, net::SocketAddr, path::Path, time::Duration,
-};
+use std::{collections::BTreeSet, convert::Infallible, fs, net::SocketAddr, path::Path};
 
 use axum::{body::Body, response::Response};
 use election_agent::{
     app::Tree,
     auth::tokens,
     config::{Config, Values},
-    listener::{
-        Conduct, Lifetime, Server,
-        admission::{Admission, Limits},
-    },
-    peer::TrustedProxies,
     stack,
     status::{Code, Problem},
     workers::Workers,
@@ -25,12 +18,13 @@ use tempfile::TempDir;
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::DropGuard;
 use tower::{Service, service_fn};
 
-use crate::harness::{Ask, CAMPAIGN, HttpServer, Protocol, eventually};
+use crate::harness::{
+    Ask, CAMPAIGN, GRPC_WEB, HttpServer, Protocol, eventually, repository, serve,
+};
 
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
@@ -40,14 +34,8 @@ const TOKEN: &str = "Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci5
 /// Services behind a listener in this process.
 struct Agent {
     address: SocketAddr,
-    accepting: JoinHandle<()>,
+    _serving: DropGuard,
     directory: TempDir,
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
 }
 
 impl Agent {
@@ -60,32 +48,9 @@ impl Agent {
             + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let limits = Limits {
-            connections: 1_000,
-            per_peer: None,
-            bound_by: "EA_MAX_CONNECTIONS",
-        };
-        let server = Server {
-            tls: None,
-            admission: Admission::new(limits, TrustedProxies::default()),
-            service,
-            lifetime: Lifetime {
-                idle: None,
-                age: None,
-                age_grace: Duration::ZERO,
-            },
-            conduct: Conduct {
-                first_byte: Duration::from_secs(60),
-                head: Duration::from_secs(60),
-                min_ping_interval: Duration::ZERO,
-            },
-            workers: Workers::here(),
-            connections: TaskTracker::new(),
-            shutdown: CancellationToken::new(),
-        };
         Self {
             address: listener.local_addr().expect("an address"),
-            accepting: tokio::spawn(server.accept(listener)),
+            _serving: serve(listener, None, service),
             directory,
         }
     }
@@ -173,7 +138,7 @@ async fn is_told(
     } else {
         let content_type = match protocol {
             Protocol::Grpc => "application/grpc",
-            _ => "application/grpc-web+proto",
+            _ => GRPC_WEB,
         };
         // Trailers only: the status is in the headers, and nothing follows.
         assert_eq!(parts.status, 200, "{what}");
@@ -212,7 +177,7 @@ impl Seen {
 
 /// The layers whose documentation says that they refuse.
 fn that_refuse() -> BTreeSet<String> {
-    let layers = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/layers");
+    let layers = repository("src/layers");
     let layers = fs::read_dir(layers).expect("the layers");
     let layers = layers.map(|entry| entry.expect("an entry").path());
     let refuses = |path: &Path| {

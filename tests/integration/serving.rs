@@ -25,7 +25,10 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest,
 };
 
-use crate::harness::{Agent, Fixture, Redis, Store, campaign, eventually, framed, free_port};
+use crate::harness::{
+    Agent, CAMPAIGN, Fixture, GRPC_WEB, Redis, Store, campaign, eventually, framed, free_port,
+    unframed,
+};
 
 async fn agent(settings: &[(&str, &str)]) -> Agent {
     Fixture::with(Store::Memory, settings).await.agent
@@ -82,26 +85,18 @@ async fn grpc_web_works_over_http_1() {
     let agent = agent(&[]).await;
     let request = campaign("e", "a", 30_000).encode_to_vec();
     let answer = agent
-        .request(Method::POST, "/grpc.election_agent.v1.Election/Campaign")
-        .header("content-type", "application/grpc-web+proto")
+        .request(Method::POST, CAMPAIGN)
+        .header("content-type", GRPC_WEB)
         .body(framed(&request))
         .send()
         .await
         .expect("an answer");
-    assert_eq!(
-        answer.headers()["content-type"],
-        "application/grpc-web+proto"
-    );
+    assert_eq!(answer.headers()["content-type"], GRPC_WEB);
     let body = answer.bytes().await.expect("a body");
-    let message_ends = 5 + u32::from_be_bytes(body[1..5].try_into().expect("a frame")) as usize;
-    let result = CampaignResult::decode(&body[5..message_ends]).expect("a message");
+    let (message, trailers) = unframed(&body);
+    let result = CampaignResult::decode(message).expect("a message");
     assert!(result.elected && result.token > 0);
-    let trailers = &body[message_ends..];
-    assert_eq!(trailers[0], 0x80, "a frame of trailers");
-    assert!(
-        String::from_utf8_lossy(&trailers[5..]).contains("grpc-status:0"),
-        "{trailers:?}"
-    );
+    assert!(trailers.contains("grpc-status:0"), "{trailers}");
 }
 
 #[tokio::test]
@@ -112,18 +107,17 @@ async fn grpc_web_is_answered_as_it_asks_and_else_as_it_has_asked() {
     let message = campaign("e", "a", 30_000).encode_to_vec();
     let frame = framed(&message);
     let text = BASE64_STANDARD.encode(&frame).into_bytes();
-    const BINARY: &str = "application/grpc-web+proto";
     const TEXT: &str = "application/grpc-web-text+proto";
     for (asks, accepts, answered) in [
-        (BINARY, "", BINARY),
-        (BINARY, "*/*", BINARY),
+        (GRPC_WEB, "", GRPC_WEB),
+        (GRPC_WEB, "*/*", GRPC_WEB),
         (TEXT, "", TEXT),
         (TEXT, "*/*", TEXT),
         (TEXT, TEXT, TEXT),
-        (TEXT, BINARY, BINARY),
+        (TEXT, GRPC_WEB, GRPC_WEB),
     ] {
         let mut request = agent
-            .request(Method::POST, "/grpc.election_agent.v1.Election/Campaign")
+            .request(Method::POST, CAMPAIGN)
             .header("content-type", asks)
             .body(if asks == TEXT {
                 text.clone()
@@ -143,7 +137,7 @@ async fn grpc_web_is_answered_as_it_asks_and_else_as_it_has_asked() {
         // A message's frame begins with a zero.
         assert_eq!(
             body[0] == 0,
-            answered == BINARY,
+            answered == GRPC_WEB,
             "{asks} {accepts}: {body:?}"
         );
     }
@@ -153,8 +147,7 @@ async fn grpc_web_is_answered_as_it_asks_and_else_as_it_has_asked() {
 async fn what_is_switched_off_says_so_and_probes_stay() {
     let without_grpc = agent(&[("EA_GRPC_ENABLE", "false")]).await;
     let refused = without_grpc
-        .grpc()
-        .campaign(campaign("e", "a", 1_000))
+        .try_campaign(campaign("e", "a", 1_000))
         .await
         .expect_err("off");
     assert_eq!(refused.code(), Code::Unimplemented);
@@ -165,14 +158,8 @@ async fn what_is_switched_off_says_so_and_probes_stay() {
         without_grpc.get("/election/e").await.text("code"),
         "NotFound"
     );
-    let body = json!({"candidate": "a", "term": 1000});
-    assert_eq!(
-        without_grpc
-            .rest(Method::POST, "/election/e", Some(body))
-            .await
-            .status,
-        200
-    );
+    let won = without_grpc.campaign_over_rest("/election/e", "a", 1_000);
+    assert_eq!(won.await.status, 200);
 
     let without_http = agent(&[("EA_HTTP_ENABLE", "false"), ("EA_METRIC_ENABLE", "false")]).await;
     assert!(without_http.campaign("e", "a", 1_000).await.elected);
@@ -400,14 +387,7 @@ async fn a_second_signal_ends_at_once() {
     let _stuck = stuck(&agent).await;
     let asked = Instant::now();
     agent.signal("TERM");
-    eventually("it is draining", async || {
-        agent
-            .log()
-            .iter()
-            .any(|line| line.contains("shutting down"))
-            .then_some(())
-    })
-    .await;
+    agent.logs("shutting down").await;
     agent.signal("TERM");
     assert!(agent.exit().await.success());
     assert!(
@@ -421,11 +401,10 @@ async fn a_second_signal_ends_at_once() {
 async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_probes_are_not() {
     let redis = Redis::start().await;
     let settings = [
-        ("EA_REDIS_URLS".to_owned(), redis.url()),
-        ("EA_MAX_IN_FLIGHT".to_owned(), "1".to_owned()),
-        ("EA_REDIS_OPERATION_TIMEOUT".to_owned(), "20s".to_owned()),
+        ("EA_MAX_IN_FLIGHT", "1"),
+        ("EA_REDIS_OPERATION_TIMEOUT", "20s"),
     ];
-    let agent = Agent::start(&settings).await;
+    let agent = Agent::on(&redis, &settings).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
     // It does not answer, so the next request stays under way.
     redis.signal("STOP");
@@ -445,7 +424,7 @@ async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_
     assert_eq!(over_rest.headers()["retry-after"], "1");
     let problem: serde_json::Value = over_rest.json().await.expect("JSON");
     assert_eq!(problem["code"], "Overloaded");
-    let over_grpc = agent.grpc().campaign(campaign("e", "c", 1_000)).await;
+    let over_grpc = agent.try_campaign(campaign("e", "c", 1_000)).await;
     let over_grpc = over_grpc.expect_err("refused");
     assert_eq!(over_grpc.code(), Code::ResourceExhausted);
     assert!(
@@ -453,8 +432,8 @@ async fn more_requests_than_are_taken_are_refused_at_once_in_every_protocol_but_
         "{over_grpc}"
     );
     let over_web = agent
-        .request(Method::POST, "/grpc.election_agent.v1.Election/Campaign")
-        .header("content-type", "application/grpc-web+proto");
+        .request(Method::POST, CAMPAIGN)
+        .header("content-type", GRPC_WEB);
     let over_web = agent.send(over_web).await;
     assert_eq!(
         (over_web.status, over_web.header("grpc-status")),

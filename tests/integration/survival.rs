@@ -78,13 +78,10 @@ impl Bounds {
 }
 
 /// An agent that is started with one of the longest terms, and one of the timeouts.
-async fn start(settings: &[(String, String)], max_term: i32, timeout: u32) -> Agent {
+async fn start(settings: &[(&str, String)], max_term: i32, timeout: u32) -> Agent {
     let mut settings = settings.to_vec();
-    settings.push(("EA_MAX_TERM".to_owned(), format!("{max_term}ms")));
-    settings.push((
-        "EA_REDIS_OPERATION_TIMEOUT".to_owned(),
-        format!("{timeout}ms"),
-    ));
+    settings.push(("EA_MAX_TERM", format!("{max_term}ms")));
+    settings.push(("EA_REDIS_OPERATION_TIMEOUT", format!("{timeout}ms")));
     Agent::start(&settings).await
 }
 
@@ -235,8 +232,8 @@ async fn survive<T: Topology>() {
             "a winner",
             async || {
                 let request = campaign(election, "last", 1_000);
-                let answer = agents[0].grpc().campaign(request).await.ok()?;
-                answer.into_inner().elected.then_some(())
+                let answer = agents[0].try_campaign(request).await.ok()?;
+                answer.elected.then_some(())
             },
         )
         .await;
@@ -331,15 +328,7 @@ fn report(record: &Record, logs: &[String], seed: u64, ended: Instant) {
         .filter(|line| line.contains("panicked"))
         .collect();
     assert!(panics.is_empty(), "{panics:?}");
-    for kind in [
-        "elected",
-        "not elected",
-        "extended",
-        "resigned or handed over",
-    ] {
-        let count = counts.get(kind).copied().unwrap_or_default();
-        assert!(count >= 3, "too little happened to tell: {count} {kind}");
-    }
+    record::assert_enough(&counts, 3);
 }
 
 fn table<K: Display>(rows: impl Iterator<Item = (K, String)>) -> Vec<String> {
@@ -351,10 +340,7 @@ fn table<K: Display>(rows: impl Iterator<Item = (K, String)>) -> Vec<String> {
 async fn well(agents: &[Agent]) {
     eventually_within(Duration::from_secs(60), "all nodes are well", async || {
         for agent in agents {
-            let ready = agent.get("/readyz").await;
-            let nodes = ready.body["nodes"].as_array()?;
-            let well = |node: &serde_json::Value| node["up"] == true && node["guard"] == 0;
-            if nodes.is_empty() || !nodes.iter().all(well) {
+            if !agent.every_node_grants().await {
                 return None;
             }
         }

@@ -7,7 +7,7 @@ use http::Method;
 use serde_json::json;
 
 use crate::harness::{
-    Agent, Ask, Collector, Protocol, Received, Redis, campaign, command_output, eventually, owned,
+    Ask, Collector, InProcess, Protocol, Received, Redis, campaign, command_output, eventually,
 };
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -20,25 +20,12 @@ fn parent(sampled: bool) -> String {
     format!("00-{TRACE}-{SPAN}-0{}", u8::from(sampled))
 }
 
-/// An agent that sends its spans soon to this receiver.
-async fn agent(collector: &Collector, settings: &[(&str, &str)]) -> Agent {
-    let url = collector.url();
-    let all = [
-        &[
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
-            ("OTEL_BSP_SCHEDULE_DELAY", "20"),
-        ],
-        settings,
-    ]
-    .concat();
-    Agent::start(&owned(&all)).await
-}
-
 #[tokio::test]
 async fn a_callers_trace_goes_on_over_every_protocol() {
     let collector = Collector::start().await;
-    let agent = agent(&collector, &[("EA_ENV", "production")]).await;
+    let agent = collector
+        .agent(&InProcess, &[("EA_ENV", "production")])
+        .await;
     for (n, protocol) in Protocol::ALL.into_iter().enumerate() {
         let id = format!("request-{n}");
         let (code, headers) = Ask::new(protocol)
@@ -105,7 +92,7 @@ async fn a_callers_trace_goes_on_over_every_protocol() {
 /// The `service.instance.id` of all that a fresh agent with these settings sends.
 async fn instance_id(settings: &[(&str, &str)]) -> String {
     let collector = Collector::start().await;
-    let agent = agent(&collector, settings).await;
+    let agent = collector.agent(&InProcess, settings).await;
     for election in ["e", "f"] {
         agent.campaign(election, "a", 60_000).await;
         collector
@@ -151,11 +138,11 @@ async fn agents_are_told_apart_and_keep_their_id() {
 #[tokio::test]
 async fn tonics_own_client_is_continued_and_its_refusals_told() {
     let collector = Collector::start().await;
-    let agent = agent(&collector, &[]).await;
+    let agent = collector.agent(&InProcess, &[]).await;
     let mut request = tonic::Request::new(campaign("e", "", 1_000));
     let value = parent(true).parse().expect("a value");
     request.metadata_mut().insert("traceparent", value);
-    let refused = agent.grpc().campaign(request).await.expect_err("refused");
+    let refused = agent.try_campaign(request).await.expect_err("refused");
     assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     let span = collector
         .span("the span", |span| span.parent() == SPAN)
@@ -170,7 +157,7 @@ async fn tonics_own_client_is_continued_and_its_refusals_told() {
 #[tokio::test]
 async fn made_up_paths_and_methods_make_up_no_names() {
     let collector = Collector::start().await;
-    let agent = agent(&collector, &[]).await;
+    let agent = collector.agent(&InProcess, &[]).await;
     for protocol in [Protocol::Grpc, Protocol::Rest] {
         Ask::new(protocol)
             .at("/made.Up/Path", "/made/up/path")
@@ -200,7 +187,7 @@ fn has(bytes: &[u8], text: &str) -> bool {
 #[tokio::test]
 async fn probes_and_scrapes_are_recorded_only_for_who_records_them() {
     let collector = Collector::start().await;
-    let agent = agent(&collector, &[]).await;
+    let agent = collector.agent(&InProcess, &[]).await;
     for path in ["/livez", "/readyz", "/metrics", "/readyz"] {
         agent.get(path).await;
     }
@@ -229,7 +216,9 @@ async fn a_ratio_draws_and_the_callers_decision_wins() {
         ("parentbased_traceidratio", hardly, 1, 45),
         ("parentbased_always_off", never, 0, 0),
     ] {
-        let agent = agent(&collector, &[("OTEL_TRACES_SAMPLER", sampler), ratio]).await;
+        let agent = collector
+            .agent(&InProcess, &[("OTEL_TRACES_SAMPLER", sampler), ratio])
+            .await;
         let before = collector.spans().len();
         let client = reqwest::Client::new();
         let url = format!("http://{}/election/e", agent.address());
@@ -267,10 +256,8 @@ async fn a_ratio_draws_and_the_callers_decision_wins() {
 async fn names_are_told_only_if_that_is_set() {
     let collector = Collector::start().await;
     let redis = Redis::start().await;
-    let url = redis.url();
     for (keys, told) in [("false", false), ("true", true)] {
-        let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_TRACE_KEYS", keys)];
-        let agent = agent(&collector, &settings).await;
+        let agent = collector.agent(&redis, &[("EA_TRACE_KEYS", keys)]).await;
         let before = collector.spans().len();
         let body = json!({"candidate": "zweistein", "term": 1_000, "value": "gedoens"});
         let path = "/election/fantasia/xanadu";
@@ -288,7 +275,7 @@ async fn names_are_told_only_if_that_is_set() {
         refused.await.expect_err("no term");
         let mut request = campaign("xanadu", "zweistein", 1_000);
         request.kind = "fantasia".to_owned();
-        agent.grpc().campaign(request).await.expect("an answer");
+        agent.try_campaign(request).await.expect("an answer");
         agent.get("/kube/fantasia/xanadu/pods").await;
         let servers = |span: &Received| span.kind() == SERVER;
         eventually("all spans", async || {

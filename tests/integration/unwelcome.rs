@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::harness::{Agent, Redis, owned};
+use crate::harness::{Agent, Redis};
 
 /// Why the agent says that it cannot connect, each reason once, until now.
 fn reasons(agent: &Agent) -> Vec<String> {
@@ -30,8 +30,7 @@ fn reasons(agent: &Agent) -> Vec<String> {
 async fn a_server_that_takes_no_more_clients_is_told_as_such_and_connected_to_when_it_does() {
     let redis = Redis::with(&["--maxclients", "1"]).await;
     let mut only = redis.connect().await;
-    let urls = redis.url();
-    let agent = Agent::start(&owned(&[("EA_REDIS_URLS", &urls)])).await;
+    let agent = Agent::on(&redis, &[]).await;
     let told = "max number of clients reached";
     agent.readiness(503, &[told]).await;
     let reasons = reasons(&agent);
@@ -93,7 +92,7 @@ async fn what_a_server_says_before_it_closes_is_told_instead_of_how_the_connecti
         for access in ["", "user:s3cret@"] {
             let port = closing(words, asked);
             let url = format!("redis://{access}127.0.0.1:{port}/1");
-            let agent = Agent::start(&owned(&[("EA_REDIS_URLS", &url)])).await;
+            let agent = Agent::start(&[("EA_REDIS_URLS", &url)]).await;
             agent.readiness(503, &[told]).await;
             let reasons = reasons(&agent);
             assert!(
@@ -107,7 +106,7 @@ async fn what_a_server_says_before_it_closes_is_told_instead_of_how_the_connecti
     // There is nothing better to report of one that says nothing.
     let port = closing("", true);
     let url = format!("redis://127.0.0.1:{port}");
-    let agent = Agent::start(&owned(&[("EA_REDIS_URLS", &url)])).await;
+    let agent = Agent::start(&[("EA_REDIS_URLS", &url)]).await;
     agent
         .readiness(503, &[&format!("127.0.0.1:{port}: ")])
         .await;

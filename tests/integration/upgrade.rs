@@ -11,17 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use election_proto::{HandoverRequest, ListLeadersRequest};
+use election_proto::ListLeadersRequest;
 use fastrand::Rng;
 use redis::cmd;
 use tokio::task::JoinSet;
 
 use crate::{
-    harness::{Agent, Redis, eventually, eventually_within, owned},
+    harness::{Agent, Redis, eventually, eventually_within, handover},
     survival::{
         candidate::{Agents, Candidate},
         check::check,
-        record::{Record, counts},
+        record::{Record, assert_enough, counts},
     },
 };
 use old_agent::{Claim, Claimed, OPERATION_TIMEOUT, OldAgent};
@@ -40,10 +40,7 @@ struct Fleet {
 
 impl Fleet {
     async fn start() -> Self {
-        let mut servers = Vec::new();
-        for _ in 0..3 {
-            servers.push(Redis::start().await);
-        }
+        let servers = Redis::several(3, &[]).await;
         Self { servers }
     }
 
@@ -53,16 +50,14 @@ impl Fleet {
 
     /// An agent of this version that has asked every server.
     async fn newer(&self, max_term: Duration) -> Agent {
-        let urls: Vec<_> = self.servers.iter().map(Redis::url).collect();
         let max_term = format!("{}ms", max_term.as_millis());
         let timeout = format!("{}ms", OPERATION_TIMEOUT.as_millis());
-        let agent = Agent::start(&owned(&[
-            ("EA_REDIS_URLS", urls.join(",").as_str()),
-            ("EA_MAX_TERM", &max_term),
+        let settings = [
+            ("EA_MAX_TERM", &*max_term),
             ("EA_REDIS_OPERATION_TIMEOUT", &timeout),
             ("EA_WORKERS", "1"),
-        ]))
-        .await;
+        ];
+        let agent = Agent::on(&self.servers[..], &settings).await;
         eventually("every server is up", async || {
             let nodes = agent.get("/readyz").await.body["nodes"].clone();
             let is_up = |node: &serde_json::Value| node["up"] == true;
@@ -189,14 +184,7 @@ async fn a_new_agent_knows_the_leader_that_an_old_one_elected() {
     assert!(again.elected && again.token > token, "{again:?}");
     let stale = old.extend("e", "leader", OLD_TERM, token).await;
     assert_eq!(stale, Ok(false), "the token was replaced");
-    let handover = HandoverRequest {
-        election: "e".to_owned(),
-        leader: "heir".to_owned(),
-        term: TERM,
-        current_leader: "leader".to_owned(),
-        token: again.token,
-        ..HandoverRequest::default()
-    };
+    let handover = handover("e", ("leader", again.token), "heir", TERM);
     assert!(new.try_handover(handover).await.expect("an answer").value);
     assert_eq!(old.leader("e").await, Ok(Some("heir".to_owned())));
     assert!(new.resign("e", "heir", 0).await.value);
@@ -488,14 +476,6 @@ async fn nobody_leads_beside_another_while_agents_of_both_versions_are_asked() {
     let findings = check(&entries, &[]);
     let broken = [findings.overlaps, findings.regressions].concat();
     assert!(broken.is_empty(), "{}", broken.join("\n\n"));
-    for kind in [
-        "elected",
-        "not elected",
-        "extended",
-        "resigned or handed over",
-    ] {
-        let count = counts.get(kind).copied().unwrap_or_default();
-        assert!(count >= 5, "too little happened to tell: {count} {kind}");
-    }
+    assert_enough(&counts, 5);
     fleet.no_script_has_failed().await;
 }

@@ -15,7 +15,7 @@ use election_redis::{Deployment, Redis as RedisNode, Server, Use};
 use redis::cmd;
 use tokio::{net::TcpListener, sync::oneshot};
 
-use crate::harness::{Agent, Proxy, Redis, campaign, eventually, owned};
+use crate::harness::{Agent, Proxy, Redis, campaign, eventually};
 
 /// The ids of the connections that others than this question have.
 async fn connections(redis: &Redis) -> Vec<u64> {
@@ -33,9 +33,7 @@ async fn connections(redis: &Redis) -> Vec<u64> {
 #[tokio::test]
 async fn a_connection_that_breaks_is_replaced_whichever_worker_it_was_of() {
     let redis = Redis::start().await;
-    let url = redis.url();
-    let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_WORKERS", "3")];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(&redis, &[("EA_WORKERS", "3")]).await;
     let ids = connections(&redis).await;
     assert_eq!(ids.len(), 4, "each worker has one, and what goes on beside");
 
@@ -151,14 +149,9 @@ async fn a_connection_on_which_nothing_comes_back_is_replaced_alone() {
     let hole = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let hole = hole.local_addr().expect("an address").port();
     let proxy = Proxy::to_each(vec![redis.port(), hole, redis.port()]).await;
-    let url = proxy.url();
     // Longer than this test waits: nobody else may wait for that connection.
-    let settings = [
-        ("EA_REDIS_URLS", url.as_str()),
-        ("EA_WORKERS", "2"),
-        ("EA_REDIS_OPERATION_TIMEOUT", "60s"),
-    ];
-    let agent = Agent::start(&owned(&settings)).await;
+    let settings = [("EA_WORKERS", "2"), ("EA_REDIS_OPERATION_TIMEOUT", "60s")];
+    let agent = Agent::on(&proxy, &settings).await;
     eventually("each has a connection", async || {
         (connections(&redis).await.len() == 3).then_some(())
     })
@@ -177,9 +170,7 @@ async fn a_connection_on_which_nothing_comes_back_is_replaced_alone() {
 async fn a_name_that_leads_to_more_than_one_server_is_not_used() {
     let (one, two) = (Redis::start().await, Redis::start().await);
     let proxy = Proxy::to_each(vec![one.port(), two.port()]).await;
-    let url = proxy.url();
-    let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_WORKERS", "2")];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::on(&proxy, &[("EA_WORKERS", "2")]).await;
     let refused = eventually("it is told", async || {
         let ready = agent.get("/readyz").await;
         ready
@@ -189,7 +180,7 @@ async fn a_name_that_leads_to_more_than_one_server_is_not_used() {
     })
     .await;
     assert_eq!(refused.status, 503);
-    let asked = agent.grpc().campaign(campaign("e", "a", 60_000)).await;
+    let asked = agent.try_campaign(campaign("e", "a", 60_000)).await;
     let status = asked.expect_err("no answer");
     assert_eq!(status.code(), tonic::Code::Unavailable);
 }

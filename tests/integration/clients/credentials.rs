@@ -63,7 +63,7 @@ impl Caller {
             }
             Mode::Mtls => {
                 settings.extend(owned(&[
-                    ("EA_TLS_CLIENT_CA_FILE", &authority.path("ca.pem")),
+                    ("EA_TLS_CLIENT_CA_FILE", &*authority.path("ca.pem")),
                     // So that who shows none is told what is missing.
                     ("EA_TLS_CLIENT_AUTH", "optional"),
                 ]));

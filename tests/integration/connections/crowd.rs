@@ -13,11 +13,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::{agent, livez_from};
+use super::{REQUEST, agent, livez_from};
 use crate::harness::Agent;
 
 const CONNECTIONS: usize = 10_000;
-const REQUEST: &[u8] = b"GET /livez HTTP/1.1\r\nhost: agent\r\n\r\n";
 
 /// Lets this process, and those that it starts, have as many files open as the system permits.
 fn raise_file_limit() {

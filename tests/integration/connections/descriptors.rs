@@ -57,7 +57,7 @@ const READ: &str = "GET /election/k/e HTTP/1.1\r\nhost: agent\r\n\r\n";
 #[tokio::test]
 async fn clients_that_take_all_connections_keep_neither_lease_nodes_nor_probes_away() {
     let mut redis = Redis::start().await;
-    let settings = owned(&[("EA_REDIS_URLS", &redis.url()), ("EA_WORKERS", "2")]);
+    let settings = owned(&[("EA_REDIS_URLS", &*redis.url()), ("EA_WORKERS", "2")]);
     let agent = Agent::run(command_after("ulimit -n 64", &settings)).await;
     eventually("ready", async || {
         probe(&agent, "/readyz")

@@ -4,23 +4,21 @@ use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use axum::{body::Body, response::Response};
 use election_agent::{
-    listener::{Conduct, Lifetime, Server, admission},
     peer::Peer,
     tls::{Acceptor, ClientAuth, Files},
-    workers::Workers,
 };
 use http::Request;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::DropGuard;
 
 use super::{REQUEST, Stream};
-use crate::harness::Authority;
+use crate::harness::{Authority, serve};
 
 /// A server whose answers say who asks, and its address.
-async fn who_asks(tls: Option<Acceptor>) -> (SocketAddr, CancellationToken) {
+async fn who_asks(tls: Option<Acceptor>) -> (SocketAddr, DropGuard) {
     let service = tower::service_fn(|request: Request<Body>| async move {
         let peer = request.extensions().get::<Peer>().expect("a peer");
         let certificates = peer
@@ -31,35 +29,11 @@ async fn who_asks(tls: Option<Acceptor>) -> (SocketAddr, CancellationToken) {
         let text = format!("{} {lengths:?}", peer.address);
         Ok::<_, Infallible>(Response::new(Body::from(text)))
     });
-    let limits = admission::Limits {
-        connections: 10,
-        per_peer: None,
-        bound_by: "EA_MAX_CONNECTIONS",
-    };
-    let shutdown = CancellationToken::new();
-    let server = Server {
-        tls,
-        admission: admission::Admission::new(limits, Default::default()),
-        service,
-        lifetime: Lifetime {
-            idle: None,
-            age: None,
-            age_grace: Duration::ZERO,
-        },
-        conduct: Conduct {
-            first_byte: Duration::from_secs(10),
-            head: Duration::from_secs(10),
-            min_ping_interval: Duration::ZERO,
-        },
-        workers: Workers::here(),
-        connections: TaskTracker::new(),
-        shutdown: shutdown.clone(),
-    };
     // As both, so that IPv4 addresses come as mapped ones.
     let listener = TcpListener::bind("[::]:0").await.expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    tokio::spawn(server.accept(listener));
-    (SocketAddr::from(([127, 0, 0, 1], port)), shutdown)
+    let serving = serve(listener, tls, service);
+    (SocketAddr::from(([127, 0, 0, 1], port)), serving)
 }
 
 #[tokio::test]
@@ -80,7 +54,7 @@ async fn requests_tell_who_is_at_the_other_end() {
         (Some(tls), Some("worker"), format!("127.0.0.1 [{worker}]")),
     ] {
         let with_tls = tls.is_some();
-        let (address, shutdown) = who_asks(tls).await;
+        let (address, _serving) = who_asks(tls).await;
         let stream = TcpStream::connect(address).await.expect("connects");
         let mut stream: Box<dyn Stream> = match with_tls {
             true => Box::new(authority.shake_hands(stream, identity).await),
@@ -94,6 +68,5 @@ async fn requests_tell_who_is_at_the_other_end() {
             let answer = String::from_utf8_lossy(&answer[..length]);
             assert!(answer.ends_with(&told), "{told}: {answer}");
         }
-        shutdown.cancel();
     }
 }

@@ -8,11 +8,12 @@ use std::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{items, repository, text, yaml};
+use super::{items, yaml};
+use crate::harness::{committed, repository};
 
 /// What follows these words on a line of a file.
 fn after(path: &str, words: &str) -> String {
-    let text = text(path);
+    let text = committed(path);
     let line = text
         .lines()
         .find_map(|line| line.trim().strip_prefix(words));
@@ -85,7 +86,7 @@ struct Healthcheck {
 
 fn compose() -> Compose {
     let mut whole: yaml_serde::Value =
-        yaml_serde::from_str(&text("deploy/compose.yaml")).expect("YAML");
+        yaml_serde::from_str(&committed("deploy/compose.yaml")).expect("YAML");
     // The second time what the first has brought, as merging does not reach it.
     whole.apply_merge().expect("merged");
     whole.apply_merge().expect("merged");
@@ -150,7 +151,7 @@ fn compose_runs_redis_as_the_readme_demands() {
         // With volumes of their own.
         assert_eq!(redis.volumes, [format!("{host}:/data")]);
     }
-    let lines: Vec<_> = text("deploy/kubernetes/redis/redis.conf")
+    let lines: Vec<_> = committed("deploy/kubernetes/redis/redis.conf")
         .lines()
         .map(str::to_owned)
         .collect();
@@ -201,7 +202,7 @@ fn versions_are_the_same_everywhere() {
 
 #[test]
 fn the_build_is_sent_what_it_reads_and_little_else() {
-    let ignored = text(".dockerignore");
+    let ignored = committed(".dockerignore");
     let sent: Vec<_> = ignored
         .lines()
         .filter_map(|line| line.strip_prefix('!'))
@@ -252,7 +253,7 @@ fn workflows_are_what_actionlint_accepts() {
     // It can tell.
     let directory = tempfile::TempDir::new().expect("a directory");
     let wrong = directory.path().join("wrong.yaml");
-    let broken = text(".github/workflows/ci.yaml").replace("github.sha", "github.shaa");
+    let broken = committed(".github/workflows/ci.yaml").replace("github.sha", "github.shaa");
     std::fs::write(&wrong, broken).expect("written");
     let (printed, fine) = lint(&wrong);
     assert!(!fine && printed.contains("shaa"), "{printed}");
@@ -260,7 +261,7 @@ fn workflows_are_what_actionlint_accepts() {
 
 #[test]
 fn the_workflow_may_only_read_and_runs_what_developers_run() {
-    let workflow = yaml(&text(".github/workflows/ci.yaml")).remove(0);
+    let workflow = yaml(&committed(".github/workflows/ci.yaml")).remove(0);
     assert_eq!(
         workflow["permissions"],
         serde_json::json!({"contents": "read"})
@@ -280,7 +281,7 @@ fn the_workflow_may_only_read_and_runs_what_developers_run() {
     ] {
         assert!(commands.contains(command), "{command}: {commands:?}");
     }
-    let makefile = text("Makefile");
+    let makefile = committed("Makefile");
     for target in commands
         .iter()
         .filter_map(|command| command.strip_prefix("make "))

@@ -7,7 +7,8 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{kind, name, objects::lost, of_kind, render, repository, yaml};
+use super::{kind, name, objects::lost, of_kind, render, yaml};
+use crate::harness::repository;
 
 const CHART: &str = "deploy/helm/election-agent";
 

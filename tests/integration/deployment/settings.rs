@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use election_agent::config;
 use serde_json::Value;
 
-use super::{COMPONENTS, OVERLAYS, items, name, of_kind, render, renders, text, yaml};
-use crate::harness::command_output;
+use super::{COMPONENTS, OVERLAYS, items, name, of_kind, render, renders, yaml};
+use crate::harness::{command_output, committed};
 
 /// The agent's own variables among these.
 fn unknown<'a>(variables: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
@@ -58,7 +58,7 @@ fn lines(text: &str, comments: bool) -> impl Iterator<Item = (&str, &str)> {
 }
 
 fn compose() -> Value {
-    yaml(&text("deploy/compose.yaml")).remove(0)
+    yaml(&committed("deploy/compose.yaml")).remove(0)
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn settings_of_compose_exist_and_are_valid() {
 
 #[test]
 fn settings_of_the_unit_exist_and_are_valid() {
-    let file = text("deploy/systemd/election-agent.env");
+    let file = committed("deploy/systemd/election-agent.env");
     let given: BTreeMap<_, _> = lines(&file, false)
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
@@ -105,7 +105,7 @@ fn settings_of_the_unit_exist_and_are_valid() {
     assert!(all.contains(&"EA_TLS_CERT_FILE"), "{all:?}");
     assert_eq!(unknown(all), Vec::<&str>::new());
 
-    let unit = text("deploy/systemd/election-agent.service");
+    let unit = committed("deploy/systemd/election-agent.service");
     let value = |key: &str| {
         let line = unit
             .lines()
@@ -136,7 +136,7 @@ fn variables_that_are_no_settings_are_found() {
 
 /// The rows `| group | resources | verbs |` after this heading of docs/KUBERNETES.md.
 fn documented(heading: &str) -> BTreeMap<(String, String), BTreeSet<String>> {
-    let document = text("docs/KUBERNETES.md");
+    let document = committed("docs/KUBERNETES.md");
     let (_, section) = document
         .split_once(heading)
         .unwrap_or_else(|| panic!("{heading}"));

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{eventually, eventually_within};
+use super::{eventually, eventually_within, signal};
 
 /// A running agent; killed when dropped.
 pub(crate) struct Agent {
@@ -75,10 +75,10 @@ pub(crate) fn bare_command() -> Command {
 }
 
 /// Settings as an agent is started with.
-pub(crate) fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(crate) fn owned(settings: &[(impl AsRef<str>, impl AsRef<str>)]) -> Vec<(String, String)> {
     let owned = settings
         .iter()
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        .map(|(name, value)| (name.as_ref().to_owned(), value.as_ref().to_owned()));
     owned.collect()
 }
 
@@ -103,14 +103,6 @@ pub(crate) fn new_token(arguments: &[&str]) -> (String, String) {
     (token.to_owned(), text(output.stdout))
 }
 
-pub(crate) fn signal(pid: u32, name: &str) {
-    // The shell's own kill: slim systems have no other.
-    let sent = Command::new("sh")
-        .args(["-c", &format!("kill -{name} {pid}")])
-        .status();
-    assert!(sent.expect("sh runs").success(), "SIG{name} was not sent");
-}
-
 /// The agent's binary, with only these settings, after a shell's command such as `ulimit`, which it inherits.
 pub(crate) fn command_after(shell: &str, settings: &[(String, String)]) -> Command {
     let agent = command(settings);
@@ -128,8 +120,8 @@ pub(crate) fn command_after(shell: &str, settings: &[(String, String)]) -> Comma
 }
 
 impl Agent {
-    pub(crate) async fn start(settings: &[(String, String)]) -> Self {
-        Self::run(command(settings)).await
+    pub(crate) async fn start(settings: &[(impl AsRef<str>, impl AsRef<str>)]) -> Self {
+        Self::run(command(&owned(settings))).await
     }
 
     pub(crate) async fn run(mut command: Command) -> Self {
@@ -274,6 +266,18 @@ impl Agent {
             self.child.try_wait().expect("waits")
         })
         .await
+    }
+
+    /// Waits until the log says this; gives all lines until then that were not read before.
+    pub(crate) async fn logs(&self, text: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        eventually(&format!("the log says {text}"), async || {
+            lines.extend(self.log());
+            let says = lines.iter().any(|line| line.contains(text));
+            says.then_some(())
+        })
+        .await;
+        lines
     }
 
     /// The log lines until the agent listened.

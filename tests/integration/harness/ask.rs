@@ -18,6 +18,17 @@ pub(crate) fn framed(message: &[u8]) -> Vec<u8> {
     [&[0][..], &length.to_be_bytes(), message].concat()
 }
 
+/// A gRPC-Web answer's message, and its trailers.
+pub(crate) fn unframed(body: &[u8]) -> (&[u8], String) {
+    let length = body[1..5].try_into().map(u32::from_be_bytes);
+    let (message, trailers) = body[5..].split_at(length.expect("four bytes") as usize);
+    assert_eq!((body[0], trailers[0]), (0, 0x80), "two frames");
+    let trailers = String::from_utf8_lossy(&trailers[5..]).into_owned();
+    (message, trailers)
+}
+
+pub(crate) const GRPC_WEB: &str = "application/grpc-web+proto";
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Protocol {
     Grpc,
@@ -51,7 +62,7 @@ impl Ask {
             Protocol::Grpc | Protocol::GrpcWeb => {
                 let content_type = match protocol {
                     Protocol::Grpc => "application/grpc",
-                    _ => "application/grpc-web+proto",
+                    _ => GRPC_WEB,
                 };
                 let message = campaign(election, candidate, term).encode_to_vec();
                 (CAMPAIGN.to_owned(), content_type, framed(&message))

@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use super::eventually;
+use super::{Agent, Place, eventually};
 
 /// How the receiver treats what it is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +62,21 @@ struct State {
 }
 
 impl Collector {
+    /// An agent on these servers that sends its spans soon to this receiver.
+    pub(crate) async fn agent(
+        &self,
+        place: &(impl Place + ?Sized),
+        settings: &[(&str, &str)],
+    ) -> Agent {
+        let url = self.url();
+        let own = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", url.as_str()),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+        ];
+        Agent::on(place, &[&own, settings].concat()).await
+    }
+
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
         let listener = listener.expect("a port");

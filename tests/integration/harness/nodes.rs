@@ -11,9 +11,9 @@ use election_proto::{
 };
 use parking_lot::{Mutex, MutexGuard};
 use tokio::task::AbortHandle;
-use tonic::Status;
+use tonic::{IntoRequest, Status};
 
-use super::{Agent, Redis, campaign, eventually, gate::Gate, gate::Gates, owned};
+use super::{Agent, Redis, campaign, eventually, extension, gate::Gate, gate::Gates};
 
 /// Servers, each behind gates.
 pub(crate) struct Nodes {
@@ -23,10 +23,7 @@ pub(crate) struct Nodes {
 
 impl Nodes {
     pub(crate) async fn start(number: usize) -> Self {
-        let mut servers = Vec::new();
-        for _ in 0..number {
-            servers.push(Redis::start().await);
-        }
+        let servers = Redis::several(number, &[]).await;
         Self::of(servers).await
     }
 
@@ -64,7 +61,7 @@ impl Nodes {
         let urls = urls.join(",");
         // One connection to each server for requests, and one for what goes on beside them.
         let own = [("EA_REDIS_URLS", urls.as_str()), ("EA_WORKERS", "1")];
-        Agent::start(&owned(&[&own, settings].concat())).await
+        Agent::start(&[&own, settings].concat()).await
     }
 
     /// Kills these servers and starts them without what they kept.
@@ -95,7 +92,7 @@ pub(crate) fn extended_until(asked: Instant, term: i32) -> Instant {
 impl Agent {
     pub(crate) async fn try_campaign(
         &self,
-        request: CampaignRequest,
+        request: impl IntoRequest<CampaignRequest>,
     ) -> Result<CampaignResult, Status> {
         let result = self.grpc().campaign(request).await;
         result.map(tonic::Response::into_inner)
@@ -134,18 +131,8 @@ impl Agent {
 
     pub(crate) async fn try_extend(
         &self,
-        election: &str,
-        leader: &str,
-        term: i32,
-        token: u64,
+        request: ExtendElectedTermRequest,
     ) -> Result<BoolValue, Status> {
-        let request = ExtendElectedTermRequest {
-            election: election.to_owned(),
-            leader: leader.to_owned(),
-            term,
-            token,
-            ..ExtendElectedTermRequest::default()
-        };
         let result = self.grpc().extend_elected_term(request).await;
         result.map(tonic::Response::into_inner)
     }
@@ -155,13 +142,18 @@ impl Agent {
         result.map(tonic::Response::into_inner)
     }
 
+    /// Whether the agent says that each node can be used and grants.
+    pub(crate) async fn every_node_grants(&self) -> bool {
+        let ready = self.get("/readyz").await;
+        let grants = |node: &serde_json::Value| node["up"] == true && node["guard"] == 0;
+        let nodes = ready.body["nodes"].as_array();
+        nodes.is_some_and(|nodes| !nodes.is_empty() && nodes.iter().all(grants))
+    }
+
     /// Waits until the agent has asked every node in vain or not, and says that each can be used and grants.
     pub(crate) async fn serves(&self) {
         eventually("every node is up and grants", async || {
-            let nodes = self.get("/readyz").await.body["nodes"].clone();
-            let nodes = nodes.as_array()?;
-            let grants = |node: &serde_json::Value| node["up"] == true && node["guard"] == 0;
-            nodes.iter().all(grants).then_some(())
+            self.every_node_grants().await.then_some(())
         })
         .await;
     }
@@ -188,13 +180,7 @@ impl Leader {
             extensions: 0,
         }));
         let (mut client, noted) = (agent.grpc(), Arc::clone(&known));
-        let request = ExtendElectedTermRequest {
-            election: "e".to_owned(),
-            leader: name.to_owned(),
-            term,
-            token: won.token,
-            ..ExtendElectedTermRequest::default()
-        };
+        let request = extension("e", name, term, won.token);
         let third = Duration::from_millis(u64::try_from(term).expect("not negative") / 3);
         let extending = tokio::spawn(async move {
             let mut pace = tokio::time::interval(third);

@@ -9,8 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Ended, absolute, alerts, severity, text, yaml};
-use crate::harness::eventually;
+use super::{Ended, alerts, severity, text, yaml};
+use crate::harness::{eventually, repository};
 
 const CONFIGURATION: &str = "observability/alertmanager.yaml";
 const INSTALL: &str = "run scripts/install-test-tools, which installs it";
@@ -18,7 +18,8 @@ const INSTALL: &str = "run scripts/install-test-tools, which installs it";
 #[test]
 fn amtool_takes_the_configuration() {
     let output = Command::new("amtool")
-        .args(["check-config", &absolute(CONFIGURATION)])
+        .arg("check-config")
+        .arg(repository(CONFIGURATION))
         .output()
         .unwrap_or_else(|error| panic!("amtool: {error}: {INSTALL}"));
     let printed = [output.stdout, output.stderr].concat();
@@ -89,7 +90,10 @@ async fn alertmanager(storage: &tempfile::TempDir) -> (String, Ended) {
     let programs = ["prometheus-alertmanager", "alertmanager"];
     let started = programs.into_iter().find_map(|program| {
         Command::new(program)
-            .arg(format!("--config.file={}", absolute(CONFIGURATION)))
+            .arg(format!(
+                "--config.file={}",
+                repository(CONFIGURATION).display()
+            ))
             .arg(format!("--storage.path={}", storage.path().display()))
             .args([
                 "--web.listen-address=127.0.0.1:0",

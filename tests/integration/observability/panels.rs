@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, fs};
 
 use serde_json::{Value, json};
 
-use super::{DASHBOARD, committed, named, promtool, text};
+use super::{DASHBOARD, named, promtool, text};
+use crate::harness::committed;
 
 fn panels() -> Vec<Value> {
     let dashboard: Value = serde_json::from_str(&committed(DASHBOARD)).expect("JSON");

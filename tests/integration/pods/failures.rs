@@ -1,6 +1,6 @@
 //! What becomes of answers when watches break off and the API server fails.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     LONG, age, agent, another, eventually_web, filled, has, lookup, names, server, told_of,
@@ -219,9 +219,8 @@ async fn without_an_api_server_elections_go_on_and_pods_are_told_until_they_are_
 }
 
 async fn agent_campaigns(agent: &crate::harness::Agent) -> (Value, u16) {
-    let campaign = json!({"candidate": "worker", "term": 10_000});
     let answer = agent
-        .rest(reqwest::Method::POST, "/election/e", Some(campaign))
+        .campaign_over_rest("/election/e", "worker", 10_000)
         .await;
     (answer.body, answer.status)
 }

@@ -7,16 +7,22 @@ use futures_util::future::join_all;
 use tonic::{Code, Request};
 
 use super::{LONG, age, agent, eventually_web, server, told_of, web};
-use crate::harness::{Right, eventually_within};
+use crate::harness::{Agent, ApiServer, Right, eventually_within};
 
-#[tokio::test]
-async fn the_last_state_is_told_to_all_who_ask_while_the_api_server_is_away() {
-    let mut api = server(Right::looking_up()).await;
+/// An agent that has told of four pods, and reads them anew soon.
+async fn with_four_pods() -> (ApiServer, Agent) {
+    let api = server(Right::looking_up()).await;
     let agent = agent(&api, &[("EA_KUBE_CACHE_TTL", "100ms")]).await;
     eventually_web(&agent, "four pods", |items| {
         (items.len() == 4).then_some(())
     })
     .await;
+    (api, agent)
+}
+
+#[tokio::test]
+async fn the_last_state_is_told_to_all_who_ask_while_the_api_server_is_away() {
+    let (mut api, agent) = with_four_pods().await;
     api.stop();
     eventually_within(LONG, "it is old", async || {
         let answers = join_all((0..20).map(|_| web(&agent))).await;
@@ -30,12 +36,7 @@ async fn the_last_state_is_told_to_all_who_ask_while_the_api_server_is_away() {
 
 #[tokio::test]
 async fn the_last_state_is_told_in_time_while_the_api_server_hangs() {
-    let api = server(Right::looking_up()).await;
-    let agent = agent(&api, &[("EA_KUBE_CACHE_TTL", "100ms")]).await;
-    eventually_web(&agent, "four pods", |items| {
-        (items.len() == 4).then_some(())
-    })
-    .await;
+    let (api, agent) = with_four_pods().await;
     api.hold();
     eventually_within(LONG, "it is old", async || {
         let mut request = Request::new(GetPodsRequest {
@@ -64,12 +65,7 @@ async fn the_last_state_is_told_in_time_while_the_api_server_hangs() {
 
 #[tokio::test]
 async fn made_up_names_are_no_burden() {
-    let api = server(Right::looking_up()).await;
-    let agent = agent(&api, &[("EA_KUBE_CACHE_TTL", "100ms")]).await;
-    eventually_web(&agent, "four pods", |items| {
-        (items.len() == 4).then_some(())
-    })
-    .await;
+    let (api, agent) = with_four_pods().await;
     api.hold();
     let before = api.requests().len();
     let ask = async |n: usize| {

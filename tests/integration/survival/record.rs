@@ -169,3 +169,19 @@ pub(crate) fn counts(entries: &[Entry]) -> BTreeMap<&'static str, usize> {
     }
     counts
 }
+
+/// Panics when one of the kinds of answers came less often than that.
+pub(crate) fn assert_enough(counts: &BTreeMap<&'static str, usize>, least: usize) {
+    for kind in [
+        "elected",
+        "not elected",
+        "extended",
+        "resigned or handed over",
+    ] {
+        let count = counts.get(kind).copied().unwrap_or_default();
+        assert!(
+            count >= least,
+            "too little happened to tell: {count} {kind}"
+        );
+    }
+}

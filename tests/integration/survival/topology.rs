@@ -28,7 +28,7 @@ pub(crate) trait Topology: Sized {
     async fn start() -> Self;
 
     /// What tells an agent where to keep its leases.
-    fn settings(&self) -> Vec<(String, String)>;
+    fn settings(&self) -> Vec<(&'static str, String)>;
 
     /// Waits until the deployment can bear another fault.
     async fn ready(&mut self) {}

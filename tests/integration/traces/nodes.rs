@@ -1,20 +1,9 @@
 //! What lease nodes are asked, and what becomes of it under faults.
 
-use election_proto::ExtendElectedTermRequest;
 use tonic::Code;
 
-use super::{CLIENT, SERVER, agent};
-use crate::harness::{Collector, Received, Redis, campaign, eventually};
-
-async fn three() -> (Vec<Redis>, String) {
-    let mut servers = Vec::new();
-    for _ in 0..3 {
-        servers.push(Redis::start().await);
-    }
-    let urls: Vec<_> = servers.iter().map(Redis::url).collect();
-    let urls = urls.join(",");
-    (servers, urls)
-}
+use super::{CLIENT, SERVER};
+use crate::harness::{Collector, Received, Redis, campaign, eventually, extension};
 
 fn named(name: &str) -> impl Fn(&Received) -> bool {
     move |span| span.name() == name
@@ -25,8 +14,8 @@ const CAMPAIGN: &str = "grpc.election_agent.v1.Election/Campaign";
 #[tokio::test]
 async fn every_node_has_a_span_below_the_requests() {
     let collector = Collector::start().await;
-    let (servers, urls) = three().await;
-    let agent = agent(&collector, &[("EA_REDIS_URLS", &urls)]).await;
+    let servers = Redis::several(3, &[]).await;
+    let agent = collector.agent(&servers[..], &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
     assert!(won.elected);
     let request = collector.span("the request's", named(CAMPAIGN)).await;
@@ -74,12 +63,9 @@ async fn every_node_has_a_span_below_the_requests() {
 #[tokio::test]
 async fn a_node_that_fails_or_does_not_answer_is_told_as_such() {
     let collector = Collector::start().await;
-    let (mut servers, urls) = three().await;
-    let settings = [
-        ("EA_REDIS_URLS", urls.as_str()),
-        ("EA_REDIS_OPERATION_TIMEOUT", "300ms"),
-    ];
-    let agent = agent(&collector, &settings).await;
+    let mut servers = Redis::several(3, &[]).await;
+    let settings = [("EA_REDIS_OPERATION_TIMEOUT", "300ms")];
+    let agent = collector.agent(&servers[..], &settings).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
     servers[0].signal("STOP");
     assert!(agent.campaign("f", "a", 60_000).await.elected);
@@ -99,7 +85,7 @@ async fn a_node_that_fails_or_does_not_answer_is_told_as_such() {
     let answer = client.campaign(campaign("g", "a", 60_000)).await;
     assert_eq!(answer.expect_err("no quorum").code(), Code::Unavailable);
     eventually("the dead one's failure", async || {
-        let _ = agent.grpc().campaign(campaign("g", "a", 60_000)).await;
+        let _ = agent.try_campaign(campaign("g", "a", 60_000)).await;
         let spans = collector.spans();
         let mut errors = spans.iter().filter(|span| span.get("server.port") == dead);
         errors.find(|span| matches!(&*span.get("error.type"), "failed" | "not_sent"))?;
@@ -126,8 +112,8 @@ async fn a_node_that_fails_or_does_not_answer_is_told_as_such() {
 #[tokio::test]
 async fn a_lease_that_is_healed_is_told() {
     let collector = Collector::start().await;
-    let (servers, urls) = three().await;
-    let agent = agent(&collector, &[("EA_REDIS_URLS", &urls)]).await;
+    let servers = Redis::several(3, &[]).await;
+    let agent = collector.agent(&servers[..], &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
     let mut connection = servers[2].connect().await;
     // The node may be the last to answer, and then what it lacks is found after the request is answered; and it
@@ -138,15 +124,9 @@ async fn a_lease_that_is_healed_is_told() {
             .query_async(&mut connection)
             .await
             .expect("deleted");
-        let request = ExtendElectedTermRequest {
-            election: "e".to_owned(),
-            leader: "a".to_owned(),
-            term: 60_000,
-            token: won.token,
-            ..Default::default()
-        };
-        let extended = agent.grpc().extend_elected_term(request).await;
-        assert!(extended.expect("an answer").get_ref().value);
+        let request = extension("e", "a", 60_000, won.token);
+        let extended = agent.try_extend(request).await;
+        assert!(extended.expect("an answer").value);
         assert!(forgotten <= 1);
         let spans = collector.spans();
         let told = |span: &&Received| span.event("election_agent.healing").is_some();
@@ -167,15 +147,13 @@ async fn a_lease_that_is_healed_is_told() {
 async fn a_grant_that_nodes_abstain_from_is_told() {
     let collector = Collector::start().await;
     let mut redis = Redis::start().await;
-    let url = redis.url();
-    let settings = [("EA_REDIS_URLS", url.as_str()), ("EA_MAX_TERM", "60s")];
-    let agent = agent(&collector, &settings).await;
+    let agent = collector.agent(&redis, &[("EA_MAX_TERM", "60s")]).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
     redis.kill();
     redis.run().await;
     let told = |span: &Received| span.event("election_agent.guard").is_some();
     let request = eventually("guarded", async || {
-        let _ = agent.grpc().campaign(campaign("e", "b", 1_000)).await;
+        let _ = agent.try_campaign(campaign("e", "b", 1_000)).await;
         collector.spans().into_iter().find(told)
     })
     .await;

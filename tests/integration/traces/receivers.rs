@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use http::Response;
 
-use super::{SERVER, agent};
-use crate::harness::{Agent, Authority, Collector, HttpServer, Mood, Received, eventually, owned};
+use super::SERVER;
+use crate::harness::{
+    Agent, Authority, Collector, HttpServer, InProcess, Mood, Received, eventually,
+};
 
 const PROTOCOLS: [&str; 2] = ["grpc", "http/protobuf"];
 
@@ -33,7 +35,7 @@ async fn headers_and_attributes_arrive_over_both_protocols() {
             ("OTEL_SERVICE_NAME", "mine"),
             ("OTEL_RESOURCE_ATTRIBUTES", "zone=a"),
         ];
-        let agent = agent(&collector, &settings).await;
+        let agent = collector.agent(&InProcess, &settings).await;
         campaigns(&agent, 1).await;
         collector.span("a span", |span| span.kind() == SERVER).await;
         let headers = collector.headers().remove(0);
@@ -55,7 +57,9 @@ async fn headers_and_attributes_arrive_over_both_protocols() {
 #[tokio::test]
 async fn spans_are_compressed_if_that_is_set() {
     let collector = Collector::start().await;
-    let agent = agent(&collector, &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")]).await;
+    let agent = collector
+        .agent(&InProcess, &[("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip")])
+        .await;
     campaigns(&agent, 1).await;
     collector.span("a span", |span| span.kind() == SERVER).await;
     assert_eq!(collector.headers()[0]["grpc-encoding"], "gzip");
@@ -71,7 +75,7 @@ async fn what_waits_is_sent_before_the_end() {
             ("OTEL_BSP_SCHEDULE_DELAY", "600000"),
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100"),
         ];
-        let mut agent = agent(&collector, &settings).await;
+        let mut agent = collector.agent(&InProcess, &settings).await;
         campaigns(&agent, 10).await;
         assert_eq!(collector.requests(), 0);
         agent.signal("TERM");
@@ -84,7 +88,7 @@ async fn what_waits_is_sent_before_the_end() {
 async fn a_receiver_that_hangs_does_not_hold_the_end_up() {
     let collector = Collector::start().await;
     collector.set(Mood::Hangs);
-    let mut agent = agent(&collector, &[]).await;
+    let mut agent = collector.agent(&InProcess, &[]).await;
     campaigns(&agent, 1).await;
     eventually("the receiver is asked", async || {
         (collector.requests() > 0).then_some(())
@@ -108,7 +112,7 @@ async fn a_receiver_that_hangs_costs_requests_nothing() {
             ("OTEL_BSP_MAX_QUEUE_SIZE", &QUEUE.to_string()),
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "32"),
         ];
-        let agent = agent(&collector, &settings).await;
+        let agent = collector.agent(&InProcess, &settings).await;
         campaigns(&agent, 1).await;
         eventually("the receiver is asked", async || {
             (collector.requests() > 0).then_some(())
@@ -132,7 +136,7 @@ async fn a_receiver_that_refuses_or_dies_gets_spans_when_it_is_back_and_is_told_
             ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "300"),
         ];
-        let agent = agent(&collector, &settings).await;
+        let agent = collector.agent(&InProcess, &settings).await;
         for asked in 1..4 {
             campaigns(&agent, 1).await;
             eventually("refused", async || {
@@ -152,13 +156,7 @@ async fn a_receiver_that_refuses_or_dies_gets_spans_when_it_is_back_and_is_told_
                 .find(|span: &Received| span.kind() == SERVER)
         })
         .await;
-        let mut log = Vec::new();
-        eventually("it is told", async || {
-            log.extend(agent.log());
-            let again = log.iter().any(|line| line.contains("spans are sent again"));
-            again.then_some(())
-        })
-        .await;
+        let log = agent.logs("spans are sent again").await;
         let told = log.iter().filter(|line| line.contains("cannot be sent"));
         assert_eq!(told.count(), 1, "{log:#?}");
     }
@@ -175,7 +173,7 @@ async fn an_agent_starts_without_its_receiver() {
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "300"),
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
     ];
-    let agent = Agent::start(&owned(&settings)).await;
+    let agent = Agent::start(&settings).await;
     campaigns(&agent, 1).await;
     collector.revive().await;
     eventually("spans arrive", async || {
@@ -198,18 +196,12 @@ async fn a_receivers_certificate_is_checked_over_both_protocols() {
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "1000"),
             ("OTEL_BSP_SCHEDULE_DELAY", "20"),
         ];
-        let stranger = Agent::start(&owned(&settings)).await;
+        let stranger = Agent::start(&settings).await;
         campaigns(&stranger, 1).await;
-        let mut log = Vec::new();
-        eventually("the stranger tells of its failure", async || {
-            log.extend(stranger.log());
-            let failed = log.iter().any(|line| line.contains("cannot be sent"));
-            failed.then_some(())
-        })
-        .await;
+        stranger.logs("cannot be sent").await;
         assert_eq!(server.answered(), 0, "{protocol}");
         let trusting = [&settings[..], &[("OTEL_EXPORTER_OTLP_CERTIFICATE", &ca)]].concat();
-        let agent = Agent::start(&owned(&trusting)).await;
+        let agent = Agent::start(&trusting).await;
         campaigns(&agent, 1).await;
         eventually("spans arrive", async || {
             (server.answered() > 0).then_some(())

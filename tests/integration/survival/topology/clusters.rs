@@ -6,7 +6,7 @@ use fastrand::Rng;
 use futures_util::future::join_all;
 
 use super::{KEEPS, Topology, cut_off, last, lease_on, lost_writes, offset};
-use crate::harness::{Cluster, eventually};
+use crate::harness::{Cluster, Place as _, eventually};
 
 pub(crate) struct Clusters<const N: usize> {
     clusters: Vec<Cluster>,
@@ -47,14 +47,8 @@ impl<const N: usize> Topology for Clusters<N> {
         }
     }
 
-    fn settings(&self) -> Vec<(String, String)> {
-        let urls: Vec<_> = self.clusters.iter().map(Cluster::url).collect();
-        [
-            ("EA_REDIS_MODE", "cluster".to_owned()),
-            ("EA_REDIS_URLS", urls.join(",")),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .to_vec()
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        self.clusters[..].settings()
     }
 
     async fn ready(&mut self) {

@@ -8,7 +8,7 @@ use std::{
 use fastrand::Rng;
 
 use super::{KEEPS, Topology, cut_off, last, lease_on, lost_writes, offset};
-use crate::harness::{Deployment, Sentinels, eventually};
+use crate::harness::{Deployment, Place as _, Sentinels, eventually};
 
 pub(crate) struct Failover {
     deployment: Sentinels,
@@ -53,14 +53,8 @@ impl Topology for Failover {
         }
     }
 
-    fn settings(&self) -> Vec<(String, String)> {
-        [
-            ("EA_REDIS_MODE", "failover"),
-            ("EA_REDIS_MASTER", self.deployment.name()),
-            ("EA_REDIS_URLS", &self.deployment.urls()),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec()
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        self.deployment.settings()
     }
 
     async fn ready(&mut self) {

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tokio::time::sleep;
 
 use super::{KEEPS, Topology, last, lease_on};
-use crate::harness::Redis;
+use crate::harness::{Place as _, Redis};
 
 pub(crate) struct Three {
     servers: Vec<Redis>,
@@ -53,16 +53,12 @@ impl Topology for Three {
     const BRIEFLY: usize = 6;
 
     async fn start() -> Self {
-        let mut servers = Vec::new();
-        for _ in 0..3 {
-            servers.push(Redis::with(&KEEPS).await);
-        }
+        let servers = Redis::several(3, &KEEPS).await;
         Self { servers }
     }
 
-    fn settings(&self) -> Vec<(String, String)> {
-        let urls: Vec<_> = self.servers.iter().map(Redis::url).collect();
-        vec![("EA_REDIS_URLS".to_owned(), urls.join(","))]
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        self.servers[..].settings()
     }
 
     async fn suffer(&mut self, fault: Fault, whole_term: Duration, rng: &mut Rng) {

@@ -23,7 +23,7 @@ const READY: [&str; 2] = ["Ready to accept connections", "Sentinel ID is"];
 const ASK_LIMIT: Duration = Duration::from_millis(500);
 
 /// A running Redis server; killed when dropped.
-pub(crate) struct Redis {
+pub struct Redis {
     child: Option<Child>,
     kind: Kind,
     arguments: Vec<String>,
@@ -43,29 +43,38 @@ enum Kind {
 
 impl Redis {
     /// A server without persistence.
-    pub(crate) async fn start() -> Self {
+    pub async fn start() -> Self {
         Self::with(&[]).await
     }
 
     /// A server with these arguments besides.
-    pub(crate) async fn with(arguments: &[&str]) -> Self {
+    pub async fn with(arguments: &[&str]) -> Self {
         Self::new(Kind::Server, arguments, "").begin().await
     }
 
+    /// So many servers, each with these arguments besides.
+    pub async fn several(number: usize, arguments: &[&str]) -> Vec<Self> {
+        let mut servers = Vec::new();
+        for _ in 0..number {
+            servers.push(Self::with(arguments).await);
+        }
+        servers
+    }
+
     /// A server of which the harness has to ask with `user:password@`.
-    pub(crate) async fn with_login(login: &str, arguments: &[&str]) -> Self {
+    pub async fn with_login(login: &str, arguments: &[&str]) -> Self {
         Self::new(Kind::Server, arguments, login).begin().await
     }
 
     /// A server with this clock.
-    pub(crate) async fn with_clock(clock: &Clock) -> Self {
+    pub async fn with_clock(clock: &Clock) -> Self {
         let mut redis = Self::new(Kind::Server, &[], "");
         redis.environment.extend(clock.environment());
         redis.begin().await
     }
 
     /// A server that speaks TLS only, with this certificate and key.
-    pub(crate) async fn with_tls(certificate: &str, key: &str, arguments: &[&str]) -> Self {
+    pub async fn with_tls(certificate: &str, key: &str, arguments: &[&str]) -> Self {
         let mut redis = Self::new(Kind::Tls, arguments, "");
         let (certificate_file, key_file) = (
             redis.directory.path().join("server.crt"),
@@ -85,14 +94,14 @@ impl Redis {
     }
 
     /// A server that may be made a member of a cluster.
-    pub(super) async fn member(arguments: &[&str]) -> Self {
+    pub(crate) async fn member(arguments: &[&str]) -> Self {
         Self::new(Kind::Member { bus: 0 }, arguments, "")
             .begin()
             .await
     }
 
     /// A Sentinel that starts with this configuration, and then keeps its own.
-    pub(super) async fn sentinel(config: String, login: &str) -> Self {
+    pub(crate) async fn sentinel(config: String, login: &str) -> Self {
         Self::new(Kind::Sentinel { config }, &[], login)
             .begin()
             .await
@@ -129,13 +138,13 @@ impl Redis {
     }
 
     /// Starts the server again on the same port, with whatever it kept.
-    pub(crate) async fn run(&mut self) {
+    pub async fn run(&mut self) {
         let started = self.launch(&[]).await;
         assert!(started, "redis-server does not start:\n{}", self.log());
     }
 
     /// What the server keeps now, as it would be found on its disk.
-    pub(crate) async fn snapshot(&self) -> Vec<u8> {
+    pub async fn snapshot(&self) -> Vec<u8> {
         eventually("saved", async || {
             // Refused while the server is writing its log anew.
             self.ask::<()>(&redis::cmd("SAVE")).await.ok()
@@ -145,7 +154,7 @@ impl Redis {
     }
 
     /// Starts a server that is not running with a snapshot instead of what it kept.
-    pub(crate) async fn run_from(&mut self, snapshot: &[u8]) {
+    pub async fn run_from(&mut self, snapshot: &[u8]) {
         self.forget();
         std::fs::write(self.directory.path().join(SNAPSHOT), snapshot).expect("written");
         // A server that appends to a log does not look for a snapshot.
@@ -226,58 +235,62 @@ impl Redis {
     }
 
     /// Ends the server at once, as a crash would.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("killed");
             child.wait().expect("reaped");
         }
     }
 
-    pub(crate) fn is_running(&self) -> bool {
+    /// Whether it was started and has not been killed since.
+    pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
 
     /// Deletes what a server that is not running has kept.
-    pub(crate) fn forget(&mut self) {
+    pub fn forget(&mut self) {
         assert!(self.child.is_none(), "it is running");
         self.directory = TempDir::new().expect("a directory");
     }
 
-    pub(crate) fn signal(&self, name: &str) {
+    /// Sends the process a signal, such as `STOP`.
+    pub fn signal(&self, name: &str) {
         let child = self.child.as_ref().expect("running");
-        super::agent::signal(child.id(), name);
+        super::signal(child.id(), name);
     }
 
-    pub(crate) fn port(&self) -> u16 {
+    /// The port on which it listens.
+    pub fn port(&self) -> u16 {
         self.port
     }
 
     /// The port on which it speaks with the other members of its cluster.
-    pub(super) fn bus(&self) -> u16 {
+    pub(crate) fn bus(&self) -> u16 {
         match self.kind {
             Kind::Member { bus } => bus,
             _ => panic!("not a member of a cluster"),
         }
     }
 
-    pub(crate) fn url(&self) -> String {
+    /// The URL, without credentials.
+    pub fn url(&self) -> String {
         self.url_as("")
     }
 
     /// The URL with these credentials: `user:password@`.
-    pub(crate) fn url_as(&self, credentials: &str) -> String {
+    pub fn url_as(&self, credentials: &str) -> String {
         match self.kind {
             Kind::Tls => format!("rediss://{credentials}localhost:{}", self.port),
             _ => format!("redis://{credentials}127.0.0.1:{}", self.port),
         }
     }
 
-    pub(super) fn client(&self) -> redis::Client {
+    pub(crate) fn client(&self) -> redis::Client {
         redis::Client::open(self.url_as(&self.login)).expect("a URL")
     }
 
     /// A connection beside the agent's.
-    pub(crate) async fn connect(&self) -> MultiplexedConnection {
+    pub async fn connect(&self) -> MultiplexedConnection {
         self.client()
             .get_multiplexed_async_connection()
             .await
@@ -285,7 +298,7 @@ impl Redis {
     }
 
     /// One command on a connection of its own.
-    pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+    pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ASK_LIMIT))
             .set_response_timeout(Some(ASK_LIMIT));
@@ -298,7 +311,7 @@ impl Redis {
 
     /// The keys in whose values this word is, and in how many ms they lapse (-1: never); `None` when the server
     /// does not answer.
-    pub(crate) async fn keys_with(&self, word: &str) -> Option<Vec<(String, i64)>> {
+    pub async fn keys_with(&self, word: &str) -> Option<Vec<(String, i64)>> {
         let ask = async |command: &str, key: &str| -> Option<redis::Value> {
             self.ask(redis::cmd(command).arg(key)).await.ok()
         };
@@ -320,7 +333,7 @@ impl Redis {
     }
 
     /// A line of `INFO`, if the server answers.
-    pub(crate) async fn info(&self, section: &str, field: &str) -> Option<String> {
+    pub async fn info(&self, section: &str, field: &str) -> Option<String> {
         let info: String = self.ask(redis::cmd("INFO").arg(section)).await.ok()?;
         value_of(&info, field).map(str::to_owned)
     }
@@ -345,7 +358,7 @@ fn values_contain(content: &redis::Value, word: &str) -> bool {
 }
 
 /// The value in the line `field:value`.
-pub(super) fn value_of<'a>(lines: &'a str, field: &str) -> Option<&'a str> {
+pub(crate) fn value_of<'a>(lines: &'a str, field: &str) -> Option<&'a str> {
     lines
         .lines()
         .filter_map(|line| line.split_once(':'))

@@ -1,11 +1,15 @@
 //! The same random operations on the in-process node and on a real Redis give the same replies.
 
+#![expect(
+    clippy::expect_used,
+    reason = "a test that cannot go on should say where"
+)]
+
 mod lists;
 mod twins;
 
 use std::{sync::LazyLock, time::Duration};
 
-use election_agent::config::REDIS_NAMES;
 use election_core::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
@@ -14,17 +18,15 @@ use election_core::{
         embedded::Embedded,
     },
 };
-use election_redis::{Askers, Deployment, Redis as RedisNode, Server, Use};
+use election_redis::{Askers, Deployment, Names, Redis as RedisNode, Server, Use};
 use futures_util::future::join_all;
 use proptest::{
     prelude::*,
     strategy::ValueTree as _,
     test_runner::{Config, TestRunner},
 };
-
+use test_servers::{Cluster, Redis};
 use tokio::time::Instant;
-
-use crate::harness::{Cluster, Redis};
 
 const SETTINGS: Settings = Settings {
     retention: Duration::from_secs(3600),
@@ -49,6 +51,17 @@ const LOOK: Look = Look {
     vote: NONE,
     write: true,
     closed: false,
+};
+
+/// What errors would call settings.
+const NAMES: Names = Names {
+    urls: "urls",
+    mode: "mode",
+    master: "master",
+    sentinel_username: "username",
+    sentinel_password: "password",
+    prefix: "prefix",
+    allow_eviction: "eviction",
 };
 
 /// Stands for the run that a node is in.
@@ -380,6 +393,18 @@ fn on_server(redis: &Redis) -> Deployment {
     Deployment::Server(Server::from_url(&redis.url(), None).expect("a URL"))
 }
 
+/// A node on the server or servers, which uses this prefix and names this list of nodes.
+async fn node(deployment: Deployment, prefix: &str, nodes: &str) -> RedisNode {
+    let usage = Use {
+        prefix: prefix.to_owned(),
+        nodes: nodes.to_owned(),
+        max_term: Duration::from_secs(60),
+        allow_eviction: false,
+        names: NAMES,
+    };
+    RedisNode::start(deployment, usage, VOTE, SETTINGS, Askers::here()).await
+}
+
 /// Both nodes, new, and marked ready if they are to be.
 async fn pair(deployment: Deployment, prefix: usize, marked: bool) -> (Embedded, RedisNode) {
     pair_with(Embedded::in_memory(SETTINGS), deployment, prefix, marked).await
@@ -391,14 +416,8 @@ async fn pair_with(
     prefix: usize,
     marked: bool,
 ) -> (Embedded, RedisNode) {
-    let usage = Use {
-        prefix: format!("p{prefix}"),
-        nodes: deployment.identity(),
-        max_term: Duration::from_secs(60),
-        allow_eviction: false,
-        names: REDIS_NAMES,
-    };
-    let real = RedisNode::start(deployment, usage, VOTE, SETTINGS, Askers::here()).await;
+    let nodes = deployment.identity();
+    let real = node(deployment, &format!("p{prefix}"), &nodes).await;
     // What it is not asked for, it does not know: its run.
     real.probe(LOOK).await.expect("answers");
     if marked {

@@ -2,20 +2,19 @@
 
 use std::time::Duration;
 
-use election_agent::config::REDIS_NAMES;
 use election_core::lease::{Bounds, LeaseNode as _, Look};
-use election_redis::{Askers, Deployment, Redis as RedisNode, Server, Use};
+use election_redis::Redis as RedisNode;
 use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
+use test_servers::Redis;
 use tokio::time::Instant;
 
-use super::{BOUNDS, LOOK, SETTINGS, VOTE};
-use crate::harness::Redis;
+use super::{BOUNDS, LOOK, node, on_server};
 use model::{Coming, Lists, Recorded, Told};
 
-#[path = "../../../crates/core/tests/simulation/lists.rs"]
+#[path = "../../../core/tests/simulation/lists.rs"]
 mod model;
 
 /// Two lists, and the ways between them; a third, and the way to it.
@@ -86,15 +85,7 @@ fn step() -> impl Strategy<Value = Step> {
 async fn agents(redis: &Redis, prefix: &str) -> Vec<RedisNode> {
     let mut agents = Vec::new();
     for list in LISTS {
-        let usage = Use {
-            prefix: prefix.to_owned(),
-            nodes: list.to_owned(),
-            max_term: Duration::from_secs(60),
-            allow_eviction: false,
-            names: REDIS_NAMES,
-        };
-        let server = Deployment::Server(Server::from_url(&redis.url(), None).expect("a URL"));
-        agents.push(RedisNode::start(server, usage, VOTE, SETTINGS, Askers::here()).await);
+        agents.push(node(on_server(redis), prefix, list).await);
     }
     agents
 }

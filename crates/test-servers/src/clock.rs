@@ -5,12 +5,12 @@ use std::{fs, io::Write as _, path::Path, process::Command};
 use tempfile::TempDir;
 
 /// How far the clock is ahead of this machine's; the processes that have it see every change at once.
-pub(crate) struct Clock {
+pub struct Clock {
     directory: TempDir,
 }
 
 /// Compiles a library for `LD_PRELOAD` to this path.
-pub(crate) fn preload(source: &str, to: &Path) {
+pub fn preload(source: &str, to: &Path) {
     let from = to.with_extension("c");
     fs::write(&from, source).expect("written");
     // The compiler is the one that links the tests. Programs from packages that do the same do not go with
@@ -27,7 +27,7 @@ const LIBRARY: &str = "clock.so";
 
 impl Clock {
     /// A clock that is ahead by so many seconds.
-    pub(crate) fn ahead(seconds: i64) -> Self {
+    pub fn ahead(seconds: i64) -> Self {
         let directory = TempDir::new().expect("a directory");
         fs::write(directory.path().join(AHEAD), seconds.to_ne_bytes()).expect("written");
         let source = include_str!("clock.c");
@@ -36,7 +36,7 @@ impl Clock {
     }
 
     /// Lets the clock step.
-    pub(crate) fn set_ahead(&self, seconds: i64) {
+    pub fn set_ahead(&self, seconds: i64) {
         // In place: it is mapped into the processes' memory.
         let mut file = fs::OpenOptions::new()
             .write(true)
@@ -46,7 +46,7 @@ impl Clock {
     }
 
     /// What a process needs in its environment to have this clock.
-    pub(crate) fn environment(&self) -> [(&'static str, String); 2] {
+    pub fn environment(&self) -> [(&'static str, String); 2] {
         let path = |name| self.directory.path().join(name).display().to_string();
         [
             ("LD_PRELOAD", path(LIBRARY)),

@@ -20,6 +20,7 @@ use election_redis::{Deployment, Server};
 use futures_util::future::join_all;
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 use redis::Script;
+use test_servers::Redis;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
@@ -34,7 +35,6 @@ use super::{
     BOUNDS, Candidate, ElectionId, LOOK, OWN_RUN, Op, RequestId, SETTINGS, Term, Token, Value,
     on_server, op, pair, pair_with, past, same_replies,
 };
-use crate::harness::Redis;
 
 /// How many random sequences may pass before one of them differs.
 const CASES: usize = 60;
@@ -76,7 +76,7 @@ macro_rules! twin {
     ($rule:ident, $file:literal, $old:expr, $new:expr, $found:expr) => {
         Twin {
             rule: Rule::$rule,
-            file: include_str!(concat!("../../../crates/redis/src/lua/", $file, ".lua")),
+            file: include_str!(concat!("../../src/lua/", $file, ".lua")),
             name: $file,
             old: $old,
             new: $new,
@@ -646,7 +646,7 @@ async fn a_script_that_lacks_a_rule_differs_from_the_in_process_node() {
 
 #[test]
 fn every_rule_of_the_in_process_node_has_a_script_that_lacks_it() {
-    let memory = include_str!("../../../crates/core/src/lease/memory.rs");
+    let memory = include_str!("../../../core/src/lease/memory.rs");
     let rules: BTreeSet<_> = memory
         .split("Rule::")
         .skip(1)

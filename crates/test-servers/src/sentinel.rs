@@ -20,20 +20,21 @@ const SETTLING: Duration = Duration::from_secs(40);
 
 /// What to start.
 #[derive(Default)]
-pub(crate) struct Deployment<'a> {
+pub struct Deployment<'a> {
     /// Arguments of the servers besides.
-    pub(crate) arguments: &'a [&'a str],
+    pub arguments: &'a [&'a str],
     /// User and password of the servers; anybody when not given.
-    pub(crate) servers: Option<(&'a str, &'a str)>,
+    pub servers: Option<(&'a str, &'a str)>,
     /// User and password of the Sentinels; anybody when not given.
-    pub(crate) sentinels: Option<(&'a str, &'a str)>,
+    pub sentinels: Option<(&'a str, &'a str)>,
 }
 
 /// One primary, two replicas and three Sentinels; all are killed when dropped.
-pub(crate) struct Sentinels {
+pub struct Sentinels {
     /// The primary is first until a failover.
-    pub(crate) servers: Vec<Redis>,
-    pub(crate) sentinels: Vec<Redis>,
+    pub servers: Vec<Redis>,
+    /// Those that watch the servers.
+    pub sentinels: Vec<Redis>,
     sentinel_login: String,
     switches: Arc<Mutex<Vec<Switch>>>,
     listening: Vec<AbortHandle>,
@@ -47,11 +48,13 @@ struct Switch {
 }
 
 impl Sentinels {
-    pub(crate) async fn start() -> Self {
+    /// Servers and Sentinels that ask for no credentials.
+    pub async fn start() -> Self {
         Self::with(Deployment::default()).await
     }
 
-    pub(crate) async fn with(deployment: Deployment<'_>) -> Self {
+    /// What is described, settled.
+    pub async fn with(deployment: Deployment<'_>) -> Self {
         let mut servers: Vec<Redis> = Vec::new();
         for _ in 0..3 {
             let mut arguments = vec!["--repl-diskless-sync-delay 0".to_owned()];
@@ -106,18 +109,18 @@ impl Sentinels {
     }
 
     /// The name under which the Sentinels know the primary.
-    pub(crate) fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         "elections"
     }
 
     /// The Sentinels, comma separated.
-    pub(crate) fn urls(&self) -> String {
+    pub fn urls(&self) -> String {
         let urls: Vec<_> = self.sentinels.iter().map(Redis::url).collect();
         urls.join(",")
     }
 
     /// Which of the servers the Sentinels say is the primary, when those that answer agree.
-    pub(crate) async fn primary(&self) -> Option<usize> {
+    pub async fn primary(&self) -> Option<usize> {
         let mut told = None;
         for sentinel in running(&self.sentinels) {
             let mut question = cmd("SENTINEL");
@@ -135,7 +138,7 @@ impl Sentinels {
 
     /// Waits until every running server but the primary follows it, and every running Sentinel sees all
     /// of them and the other Sentinels; gives the primary.
-    pub(crate) async fn settled(&self) -> usize {
+    pub async fn settled(&self) -> usize {
         eventually_within(SETTLING, "servers and Sentinels agree", async || {
             let primary = self.primary().await?;
             if !self.servers[primary].is_running() {
@@ -174,7 +177,7 @@ impl Sentinels {
 
     /// Waits until a Sentinel has reported, at `since` or later, that this server is no longer the primary;
     /// gives when the first one did.
-    pub(crate) async fn failed_over_from(&self, server: usize, since: Instant) -> Instant {
+    pub async fn failed_over_from(&self, server: usize, since: Instant) -> Instant {
         let port = self.servers[server].port();
         eventually_within(SETTLING, "a failover", async || {
             let switches = self.switches.lock();
@@ -188,7 +191,7 @@ impl Sentinels {
     }
 
     /// `user:password@` of the Sentinels.
-    pub(crate) fn sentinel_login(&self) -> &str {
+    pub fn sentinel_login(&self) -> &str {
         &self.sentinel_login
     }
 }

@@ -14,9 +14,9 @@ const SLOTS: u16 = 16_384;
 const SETTLING: Duration = Duration::from_secs(30);
 
 /// Six servers that are one cluster; all are killed when dropped.
-pub(crate) struct Cluster {
+pub struct Cluster {
     /// The first three are the primaries until one fails.
-    pub(crate) nodes: Vec<Redis>,
+    pub nodes: Vec<Redis>,
 }
 
 /// What a node says of another, or of itself.
@@ -64,12 +64,13 @@ impl Seen {
 }
 
 impl Cluster {
-    pub(crate) async fn start() -> Self {
+    /// A cluster that has settled.
+    pub async fn start() -> Self {
         Self::with(&[]).await
     }
 
     /// A cluster of servers with these arguments besides.
-    pub(crate) async fn with(arguments: &[&str]) -> Self {
+    pub async fn with(arguments: &[&str]) -> Self {
         let common = [
             "--cluster-node-timeout",
             "1500",
@@ -123,7 +124,7 @@ impl Cluster {
     }
 
     /// One URL that names all nodes.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         let others: Vec<_> = self.nodes[1..]
             .iter()
             .map(|node| format!("addr=127.0.0.1:{}", node.port()))
@@ -133,7 +134,7 @@ impl Cluster {
 
     /// Waits until every running node knows every other, has all slots served, and follows its primary if
     /// it is a replica.
-    pub(crate) async fn settled(&self) {
+    pub async fn settled(&self) {
         eventually_within(SETTLING, "the cluster is whole", async || {
             let running: Vec<_> = self.nodes.iter().filter(|node| node.is_running()).collect();
             for node in &running {
@@ -159,7 +160,7 @@ impl Cluster {
 
     /// Which node is the primary of a slot, by what the nodes that answer know; of several, the one that
     /// became it last. `None` while the slot's primary is known to have failed.
-    pub(crate) async fn primary_of(&self, slot: u16) -> Option<usize> {
+    pub async fn primary_of(&self, slot: u16) -> Option<usize> {
         let mut newest: Option<Seen> = None;
         for node in self.nodes.iter().filter(|node| node.is_running()) {
             let all = self.seen_by(node).await.unwrap_or_default();
@@ -176,7 +177,7 @@ impl Cluster {
     }
 
     /// The primaries that serve slots.
-    pub(crate) async fn primaries(&self) -> Vec<usize> {
+    pub async fn primaries(&self) -> Vec<usize> {
         let mut primaries = Vec::new();
         for (n, node) in self.nodes.iter().enumerate() {
             let seen = match node.is_running() {
@@ -192,7 +193,7 @@ impl Cluster {
     }
 
     /// A replica of a primary, as that one sees it.
-    pub(crate) async fn replica_of(&self, primary: usize) -> Option<usize> {
+    pub async fn replica_of(&self, primary: usize) -> Option<usize> {
         let node = &self.nodes[primary];
         let seen = self.seen_by(node).await?;
         let own = seen.iter().find(|seen| seen.port == node.port())?;
@@ -203,7 +204,7 @@ impl Cluster {
     }
 
     /// The slots of all keys that match a pattern.
-    pub(crate) async fn slots_with(&self, pattern: &str) -> BTreeSet<u16> {
+    pub async fn slots_with(&self, pattern: &str) -> BTreeSet<u16> {
         let mut slots = BTreeSet::new();
         for primary in self.primaries().await {
             let node = &self.nodes[primary];
@@ -218,7 +219,7 @@ impl Cluster {
 
     /// Waits until another node than this is the primary of a slot, and serves it; gives which, and when
     /// that was seen.
-    pub(crate) async fn failed_over_from(&self, node: usize, slot: u16) -> (usize, Instant) {
+    pub async fn failed_over_from(&self, node: usize, slot: u16) -> (usize, Instant) {
         eventually_within(SETTLING, "a replica is promoted", async || {
             let primary = self.primary_of(slot).await.filter(|other| *other != node)?;
             let state: String = self.nodes[primary].ask(&cluster("INFO")).await.ok()?;
@@ -228,7 +229,7 @@ impl Cluster {
     }
 
     /// Moves a slot and its keys to another primary, while the cluster serves.
-    pub(crate) async fn move_slot(&self, slot: u16, to: usize) {
+    pub async fn move_slot(&self, slot: u16, to: usize) {
         let from = self.primary_of(slot).await.expect("a primary");
         let moving = self.open_slot(slot, from, to).await;
         loop {
@@ -242,7 +243,7 @@ impl Cluster {
     }
 
     /// Begins to move a slot from one primary to another; none of its keys has moved.
-    pub(crate) async fn open_slot(&self, slot: u16, from: usize, to: usize) -> MovingSlot<'_> {
+    pub async fn open_slot(&self, slot: u16, from: usize, to: usize) -> MovingSlot<'_> {
         assert_ne!(from, to, "it is there");
         let (source, target) = (&self.nodes[from], &self.nodes[to]);
         let id = |node| async move { Redis::ask::<String>(node, &cluster("MYID")).await };
@@ -271,7 +272,7 @@ impl Cluster {
 }
 
 /// A slot on its way from one primary to another.
-pub(crate) struct MovingSlot<'a> {
+pub struct MovingSlot<'a> {
     cluster: &'a Cluster,
     slot: u16,
     source: &'a Redis,
@@ -287,14 +288,14 @@ impl MovingSlot<'_> {
     }
 
     /// Some of the keys that have not moved; none when all have.
-    pub(crate) async fn keys(&self) -> Vec<String> {
+    pub async fn keys(&self) -> Vec<String> {
         let mut keys = cluster("GETKEYSINSLOT");
         keys.arg(self.slot).arg(100);
         self.source.ask(&keys).await.expect("keys")
     }
 
     /// Moves these keys.
-    pub(crate) async fn migrate(&self, keys: &[String]) {
+    pub async fn migrate(&self, keys: &[String]) {
         let mut migrate = cmd("MIGRATE");
         migrate.arg("127.0.0.1").arg(self.target.port());
         migrate.arg("").arg(0).arg(5_000);
@@ -303,7 +304,7 @@ impl MovingSlot<'_> {
     }
 
     /// Asks the importing primary.
-    pub(crate) async fn ask_importing(&self, command: &Cmd) -> redis::Value {
+    pub async fn ask_importing(&self, command: &Cmd) -> redis::Value {
         let mut connection = self.target.connect().await;
         let mut both = redis::pipe();
         both.cmd("ASKING").ignore().add_command(command.clone());
@@ -312,7 +313,7 @@ impl MovingSlot<'_> {
     }
 
     /// Gives the slot to the importing primary, which has all keys.
-    pub(crate) async fn give(self) {
+    pub async fn give(self) {
         // The new owner first, so that no node sends clients to one that does not know yet.
         for node in [self.target, self.source] {
             told(node, self.set("NODE").arg(&self.target_id)).await;
@@ -332,7 +333,7 @@ impl MovingSlot<'_> {
     }
 
     /// Leaves the slot where it was, and what has moved where it is.
-    pub(crate) async fn give_up(self) {
+    pub async fn give_up(self) {
         for node in [self.source, self.target] {
             told(node, &self.set("STABLE")).await;
         }
