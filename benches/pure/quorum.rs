@@ -138,7 +138,12 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             let prepare = move |_| ready(held.clone());
             calls(bencher, &runtime, prepare, move |held| {
                 let asked = asked.clone();
-                async move { matches!(asked.read(&held, deadline).await, Ok(Some(_))) }
+                async move {
+                    matches!(
+                        asked.read(&held, deadline).await,
+                        Ok(election_core::lease::State::Held(_))
+                    )
+                }
             });
         });
     }

@@ -40,6 +40,7 @@ scripts! {
     roll_back: "incarnation" "chain" "withdraw";
     read: "lease" "read" "incarnation" "vacancy";
     list: "lease" "list";
+    kinds: "kinds";
     index: "incarnation" "index" "tidy";
     mark: "incarnation" "mark";
     probe: "incarnation" "probe";

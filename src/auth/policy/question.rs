@@ -26,6 +26,10 @@ pub enum Action {
     Read,
     /// List the leaders of a kind.
     List,
+    /// List kinds, and the leaders of all kinds.
+    ListKinds,
+    /// Verify a token of an election.
+    Verify,
     /// List a deployment's pods.
     Pods,
     /// Administer the agent.
@@ -34,7 +38,7 @@ pub enum Action {
 
 impl Action {
     /// Every action.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Campaign,
         Self::Extend,
         Self::Resign,
@@ -42,6 +46,8 @@ impl Action {
         Self::ForceHandover,
         Self::Read,
         Self::List,
+        Self::ListKinds,
+        Self::Verify,
         Self::Pods,
         Self::Admin,
     ];
@@ -57,6 +63,8 @@ impl Action {
             Self::ForceHandover => "forceHandover",
             Self::Read => "read",
             Self::List => "list",
+            Self::ListKinds => "listKinds",
+            Self::Verify => "verify",
             Self::Pods => "pods",
             Self::Admin => "admin",
         }

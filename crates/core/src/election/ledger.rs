@@ -50,6 +50,10 @@ pub enum Request {
     Leader,
     /// Return the leaders of the elections of a kind.
     List,
+    /// Return the kinds that have elections.
+    ListKinds,
+    /// Return whether a token is the leader's.
+    Verify,
 }
 
 /// The outcome of a request.
@@ -71,11 +75,13 @@ pub enum Outcome {
     Unavailable,
     /// The request was served.
     Done,
+    /// No grant with the token in question is known.
+    NotGranted,
 }
 
 impl Outcome {
     /// Every outcome, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Elected,
         Self::Held,
         Self::Used,
@@ -84,6 +90,7 @@ impl Outcome {
         Self::StoreFull,
         Self::Unavailable,
         Self::Done,
+        Self::NotGranted,
     ];
 
     /// The name of the outcome in telemetry.
@@ -98,6 +105,7 @@ impl Outcome {
             Self::StoreFull => "store_full",
             Self::Unavailable => "unavailable",
             Self::Done => "done",
+            Self::NotGranted => "not_granted",
         }
     }
 }

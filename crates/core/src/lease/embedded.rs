@@ -23,8 +23,8 @@ use redb::backends::FileBackend;
 use tokio::time::Instant;
 
 use super::{
-    Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, LeaseNode, Look, NodeError, Page,
-    Probe, Reading, Repair, Resign, ResignReply, Settings, Unrecorded, memory::Memory,
+    Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, LeaseNode, Look, NodeError,
+    Page, Probe, Reading, Repair, Resign, ResignReply, Settings, Unrecorded, memory::Memory,
 };
 use crate::election::types::{ElectionId, Kind};
 use clock::Clock;
@@ -318,11 +318,16 @@ impl LeaseNode for Embedded {
 
     async fn list(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
         self.run(None, |memory, now| memory.list(kind, after, limit, now))
+            .await
+    }
+
+    async fn kinds(&self, after: Option<&Kind>, limit: usize) -> Result<Kinds, NodeError> {
+        self.run(None, |memory, now| memory.kinds(after, limit, now))
             .await
     }
 

@@ -21,6 +21,8 @@ pub enum Operation {
     Read,
     /// To list leases.
     List,
+    /// List kinds.
+    Kinds,
     /// Write incarnation records.
     Mark,
     /// Report the node's state.
@@ -29,7 +31,7 @@ pub enum Operation {
 
 impl Operation {
     /// Every operation, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Grant,
         Self::Extend,
         Self::Repair,
@@ -37,6 +39,7 @@ impl Operation {
         Self::RollBack,
         Self::Read,
         Self::List,
+        Self::Kinds,
         Self::Mark,
         Self::Probe,
     ];
@@ -52,6 +55,7 @@ impl Operation {
             Self::RollBack => "withdraw",
             Self::Read => "read",
             Self::List => "list",
+            Self::Kinds => "kinds",
             Self::Mark => "mark",
             Self::Probe => "probe",
         }

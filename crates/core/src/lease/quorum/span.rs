@@ -9,7 +9,7 @@ use super::{Called, Operation, node::Node};
 use crate::{
     election::types::{Candidate, ElectionId, Kind},
     lease::{
-        ExtendReply, GrantReply, Page, Probe, Reading, ResignReply, System,
+        ExtendReply, GrantReply, Kinds, Page, Probe, Reading, ResignReply, System,
         policy::{Call, Reply},
     },
 };
@@ -224,6 +224,12 @@ impl Outcome for Reading {
 }
 
 impl Outcome for Page {
+    fn outcome(&self) -> &'static str {
+        "listed"
+    }
+}
+
+impl Outcome for Kinds {
     fn outcome(&self) -> &'static str {
         "listed"
     }
