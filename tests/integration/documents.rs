@@ -216,7 +216,7 @@ fn the_safety_argument_names_tests_that_exist() {
 }
 
 /// What operators and callers read.
-const DOCUMENTS: [&str; 19] = [
+const DOCUMENTS: [&str; 20] = [
     "README.md",
     "CHANGELOG.md",
     "deploy/README.md",
@@ -225,6 +225,7 @@ const DOCUMENTS: [&str; 19] = [
     "docs/AUTHORIZATION.md",
     "docs/CONFIGURATION.md",
     "docs/DEVELOPING.md",
+    "docs/FENCING.md",
     "docs/KUBERNETES.md",
     "docs/METRICS.md",
     "docs/OPERATING.md",

@@ -23,6 +23,7 @@ mod documents;
 mod duplicates;
 mod durability;
 mod faults;
+mod fencing;
 mod forgotten;
 mod full;
 mod full_disk;
