@@ -15,8 +15,12 @@ pub const ELECTION: &str = "/election/{kind}/{name}";
 pub const ELECTION_OF_DEFAULT_KIND: &str = "/election/{name}";
 /// Reads the state of an election.
 pub const STATE: &str = "/election/{kind}/{name}/state";
-/// Lists the leaders of a kind.
+/// Reports whether a token is that of an election's leader.
+pub const TOKEN: &str = "/election/{kind}/{name}/tokens/{token}";
+/// Lists the leaders of a kind, or of all kinds.
 pub const ELECTIONS: &str = "/elections";
+/// Lists the kinds that have elections.
+pub const KINDS: &str = "/kinds";
 /// Changes the log level.
 pub const LOG: &str = "/log";
 /// Lists the pods of a Deployment.
@@ -180,7 +184,7 @@ impl Area {
 
 /// The action of a request, from a small fixed set regardless of the paths that callers send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
-#[strum(serialize_all = "lowercase")]
+#[strum(serialize_all = "snake_case")]
 pub enum Action {
     /// To campaign.
     Campaign,
@@ -190,10 +194,14 @@ pub enum Action {
     Resign,
     /// To hand over.
     Handover,
-    /// To read the leader.
+    /// To read the leader or the state.
     Leader,
     /// To list leaders.
     List,
+    /// To list kinds.
+    ListKinds,
+    /// To verify a token.
+    Verify,
     /// To list pods.
     Pods,
     /// To probe the agent.
@@ -222,7 +230,7 @@ struct Served {
 }
 
 /// Paths without names.
-const PLAIN: [Served; 22] = [
+const PLAIN: [Served; 25] = [
     rpc("/grpc.election_agent.v1.Election/Campaign", |_| {
         Action::Campaign
     }),
@@ -241,8 +249,14 @@ const PLAIN: [Served; 22] = [
     rpc("/grpc.election_agent.v1.Election/GetElection", |_| {
         Action::Leader
     }),
+    rpc("/grpc.election_agent.v1.Election/VerifyToken", |_| {
+        Action::Verify
+    }),
     rpc("/grpc.election_agent.v1.Election/ListLeaders", |_| {
         Action::List
+    }),
+    rpc("/grpc.election_agent.v1.Election/ListKinds", |_| {
+        Action::ListKinds
     }),
     rpc("/grpc.election_agent.v1.Election/GetPods", |_| Action::Pods),
     rpc("/grpc.health.v1.Health/Check", probe).of(Area::Probes, Counted::Never),
@@ -259,6 +273,7 @@ const PLAIN: [Served; 22] = [
     )
     .of(Area::Documents, Counted::Stream),
     rest(ELECTIONS, |_| Action::List),
+    rest(KINDS, |_| Action::ListKinds),
     rest(LOG, other),
     rest(LIVEZ, probe).of(Area::Probes, Counted::Never),
     rest(READYZ, probe).of(Area::Probes, Counted::Never),
@@ -270,10 +285,11 @@ const PLAIN: [Served; 22] = [
 ];
 
 /// Paths that contain names.
-const NAMED: [Served; 5] = [
+const NAMED: [Served; 6] = [
     rest(ELECTION, lead),
     rest(ELECTION_OF_DEFAULT_KIND, lead),
     rest(STATE, |_| Action::Leader),
+    rest(TOKEN, |_| Action::Verify),
     rest(PODS, |_| Action::Pods),
     rest(SIBLINGS, |_| Action::Pods),
 ];

@@ -43,6 +43,8 @@ impl Observer for Observed {
             Request::Handover => Action::Handover,
             Request::Leader => Action::Leader,
             Request::List => Action::List,
+            Request::ListKinds => Action::ListKinds,
+            Request::Verify => Action::Verify,
         };
         self.metrics.outcome(action, outcome);
     }

@@ -8,9 +8,11 @@ use std::{sync::Arc, time::Duration};
 use election_core::{
     board::{Board, Patience},
     election::{
-        self, Campaign, Denial, Elections, Handover, Leaders, List, Outcome, Retry,
+        self, Campaign, Denial, Elections, Handover, Kinds, Leaders, List, ListKinds, Outcome,
+        Retry,
         quota::{self, Entry, Exceeded, Held, Quotas},
-        types::{Candidate, ElectionId, Term},
+        state::Standing,
+        types::{Candidate, ElectionId, Kind, Term, Token},
     },
     lease::{Extend, Resign, State},
 };
@@ -240,7 +242,22 @@ impl Gate {
         Ok(self.elections.state(election, deadline).await?)
     }
 
-    /// [`Elections::leaders`].
+    /// [`Elections::verify`].
+    ///
+    /// # Errors
+    /// [`Error`]: the request is denied, or the elections fail.
+    pub async fn verify(
+        &self,
+        caller: &Identity,
+        election: &ElectionId,
+        token: Token,
+        deadline: Instant,
+    ) -> Result<(Standing, State), Error> {
+        self.authorize_read(caller, Action::Verify, Resource::Election(election))?;
+        Ok(self.elections.verify(election, token, deadline).await?)
+    }
+
+    /// [`Elections::leaders`]; of all kinds only those that the caller may list.
     ///
     /// # Errors
     /// [`Error`]: the request is denied, or the elections fail.
@@ -250,8 +267,43 @@ impl Gate {
         list: List,
         deadline: Instant,
     ) -> Result<Leaders, Error> {
-        self.authorize_read(caller, Action::List, Resource::Kind(list.kind()))?;
+        let Some(kind) = list.kind() else {
+            self.authorize_read(caller, Action::ListKinds, Resource::Agent)?;
+            let mut page = self.elections.leaders(list, deadline).await?;
+            // Elections of a kind follow each other.
+            let mut last = (String::new(), false);
+            page.leaders.retain(|(election, _)| {
+                if last.0 != election.kind() {
+                    let kind = Kind::new(election.kind());
+                    let may = kind.is_ok_and(|kind| self.may_list(caller, &kind));
+                    last = (election.kind().to_owned(), may);
+                }
+                last.1
+            });
+            return Ok(page);
+        };
+        self.authorize_read(caller, Action::List, Resource::Kind(kind))?;
         Ok(self.elections.leaders(list, deadline).await?)
+    }
+
+    /// [`Elections::kinds`]; only those that the caller may list.
+    ///
+    /// # Errors
+    /// [`Error`]: the request is denied, or the elections fail.
+    pub async fn kinds(
+        &self,
+        caller: &Identity,
+        list: ListKinds,
+        deadline: Instant,
+    ) -> Result<Kinds, Error> {
+        self.authorize_read(caller, Action::ListKinds, Resource::Agent)?;
+        let mut page = self.elections.kinds(list, deadline).await?;
+        page.kinds.retain(|kind| self.may_list(caller, kind));
+        Ok(page)
+    }
+
+    fn may_list(&self, caller: &Identity, kind: &Kind) -> bool {
+        self.permits(&Question::new(caller, Action::List, Resource::Kind(kind)))
     }
 
     /// Checks that the pod lookup is on. Transports check this before they validate a request for pods.

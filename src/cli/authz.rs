@@ -297,9 +297,10 @@ impl Asked {
                 "held-of-kind",
             ],
             Action::Read => &["kind", "election", "agent"],
+            Action::Verify => &["kind", "election"],
             Action::List => &["kind"],
             Action::Pods => &["namespace", "deployment", "pod"],
-            Action::Admin => &["agent"],
+            Action::Admin | Action::ListKinds => &["agent"],
         };
         for (option, given) in [
             ("kind", self.kind.is_some()),
@@ -319,7 +320,7 @@ impl Asked {
         }
         let kind = self.kind.as_deref().unwrap_or_default();
         let object = match action {
-            Action::Admin => Some(Object::Agent),
+            Action::Admin | Action::ListKinds => Some(Object::Agent),
             Action::List => valid(Kind::new(kind).map(Object::Kind), wrong),
             Action::Pods => self.pods(wrong),
             Action::Read if self.agent && self.election.is_none() && self.kind.is_none() => {

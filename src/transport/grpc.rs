@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use election_core::election::types::ElectionId;
+use election_core::election::{
+    ListKinds,
+    types::{ElectionId, Token},
+};
 use election_proto as proto;
 use futures_util::{
     StreamExt as _,
@@ -145,6 +148,23 @@ impl crate::proto::election_server::Election for Handler {
         Ok(convert::state(&election, &state).into())
     }
 
+    async fn verify_token(
+        &self,
+        request: tonic::Request<proto::VerifyTokenRequest>,
+    ) -> Result<tonic::Response<proto::VerifyTokenResult>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let caller = identity(request.extensions())?;
+        let request = request.get_ref();
+        let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
+        let token = Token::required(request.token).map_err(Problem::from)?;
+        let (standing, state) = self
+            .gate
+            .verify(caller, &election, token, deadline)
+            .await
+            .map_err(Problem::from)?;
+        Ok(convert::verified(&election, standing, &state).into())
+    }
+
     async fn list_leaders(
         &self,
         request: tonic::Request<proto::ListLeadersRequest>,
@@ -158,6 +178,23 @@ impl crate::proto::election_server::Election for Handler {
             .await
             .map_err(Problem::from)?;
         Ok(convert::leaders(page).into())
+    }
+
+    async fn list_kinds(
+        &self,
+        request: tonic::Request<proto::ListKindsRequest>,
+    ) -> Result<tonic::Response<proto::Kinds>, Status> {
+        let deadline = Deadline::of(request.extensions()).instant();
+        let caller = identity(request.extensions())?;
+        let request = request.get_ref();
+        let list =
+            ListKinds::new(request.page_size.into(), &request.page_token).map_err(Problem::from)?;
+        let page = self
+            .gate
+            .kinds(caller, list, deadline)
+            .await
+            .map_err(Problem::from)?;
+        Ok(convert::kinds(page).into())
     }
 
     async fn get_pods(

@@ -1,6 +1,8 @@
 //! Maps errors of the domain to rows of the error table.
 
-use election_core::election::{self, Denial, types::Invalid};
+use std::time::Duration;
+
+use election_core::election::{self, Denial, state::Standing, types::Invalid};
 
 use crate::{
     auth::gate,
@@ -93,6 +95,16 @@ pub fn reason(denial: Denial) -> &'static str {
         Denial::NoTerm => "NO_TERM",
         Denial::HeldByOther => "HELD_BY_OTHER",
         Denial::StaleToken => "STALE_TOKEN",
+    }
+}
+
+/// The answer about a token in both transports: how long it is valid for, and otherwise the reason why it is not current.
+pub(super) fn verified(standing: Standing) -> (Duration, &'static str) {
+    match standing {
+        Standing::Current(valid_for) => (valid_for, ""),
+        Standing::NoTerm => (Duration::ZERO, reason(Denial::NoTerm)),
+        Standing::Stale => (Duration::ZERO, reason(Denial::StaleToken)),
+        Standing::NotGranted => (Duration::ZERO, "NOT_GRANTED"),
     }
 }
 

@@ -328,6 +328,7 @@ impl Message {
                     Page::Next => known.page.clone(),
                     Page::Any(text) => text.clone(),
                 },
+                ..ListLeadersRequest::default()
             }
             .encode_to_vec(),
             Self::GetPods(namespace, deployment, pod_name) => GetPodsRequest {

@@ -12,7 +12,10 @@ use election_core::election::{
 };
 use tempfile::TempDir;
 
-use crate::harness::{command_output, committed};
+use reqwest::Method;
+use serde_json::json;
+
+use crate::harness::{Agent, command_output, committed, new_token, owned};
 
 /// The exit code, the output, and the errors of `authz` with these arguments.
 fn authz(arguments: &[&str], directory: Option<&Path>) -> (i32, String, String) {
@@ -317,6 +320,56 @@ fn explain_says_what_to_give() {
             errors.contains(told),
             "{arguments}: {told} is not in: {errors}"
         );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_all_kinds_a_caller_sees_those_that_it_may_list() {
+    let made = directory(&[(
+        "a.cedar",
+        "permit (principal, action, resource);\n\
+         forbid (principal, action == ElectionAgent::Action::\"list\", resource == ElectionAgent::Kind::\"b\");\n\
+         forbid (principal == ElectionAgent::Identity::\"bob\", action in [ElectionAgent::Action::\"listKinds\", \
+         ElectionAgent::Action::\"verify\"], resource);",
+    )]);
+    let ((ann, of_ann), (bob, of_bob)) = (new_token(&["ann"]), new_token(&["bob"]));
+    fs::write(made.path().join("tokens"), format!("{of_ann}\n{of_bob}\n")).expect("written");
+    let path = made.path().display().to_string();
+    let agent = Agent::start(&owned(&[
+        ("EA_AUTH_MODES", "token"),
+        ("EA_AUTH_TOKEN_FILE", &format!("{path}/tokens")),
+        ("EA_AUTH_POLICY_DIR", &path),
+    ]))
+    .await;
+    for election in ["a/1", "b/1", "b/2", "c/1"] {
+        let request = agent.request(Method::POST, &format!("/election/{election}"));
+        let body = json!({"candidate": "ann", "term": 60_000});
+        let won = agent.send(request.bearer_auth(&ann).json(&body)).await;
+        assert_eq!(won.body["elected"], true, "{won:?}");
+    }
+    let ask = async |token: &str, path: &str| {
+        let request = agent.request(Method::GET, path).bearer_auth(token);
+        agent.send(request).await
+    };
+    let listed = ask(&ann, "/elections?all_kinds=true").await;
+    let leaders = listed.body["leaders"].as_array().expect("a list");
+    let kinds: Vec<_> = leaders.iter().map(|leader| &leader["kind"]).collect();
+    assert_eq!(kinds, ["a", "c"], "{listed:?}");
+    let listed = ask(&ann, "/kinds").await;
+    assert_eq!(listed.body["kinds"], json!(["a", "c"]), "{listed:?}");
+    for (path, what) in [
+        ("/elections?all_kinds=true", "listKinds the agent"),
+        ("/kinds", "listKinds the agent"),
+        ("/election/a/1/tokens/7", "verify the election a/1"),
+    ] {
+        let refused = ask(&bob, path).await;
+        assert_eq!(refused.status, 403, "{path}");
+        let told = refused.text("message");
+        assert!(told.contains(what), "{path}: {told}");
+        assert_eq!(ask(&ann, path).await.status, 200, "{path}");
+    }
+    for path in ["/elections?kind=a", "/election/a/1", "/election/a/1/state"] {
+        assert_eq!(ask(&bob, path).await.status, 200, "{path}");
     }
 }
 

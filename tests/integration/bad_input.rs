@@ -2,8 +2,8 @@
 //! is asked: one kind will do.
 
 use election_proto::{
-    CampaignRequest, ExtendElectedTermRequest, GetLeaderRequest, HandoverRequest,
-    ListLeadersRequest, ResignRequest,
+    CampaignRequest, ExtendElectedTermRequest, GetElectionRequest, GetLeaderRequest,
+    HandoverRequest, ListKindsRequest, ListLeadersRequest, ResignRequest, VerifyTokenRequest,
 };
 use prost::Message as _;
 use reqwest::Method;
@@ -258,6 +258,39 @@ async fn grpc_requests_out_of_range_are_refused() {
     ] {
         refused(client().handover(request).await.map(drop), told);
     }
+    let election = |election: &str| GetElectionRequest {
+        election: election.to_owned(),
+        kind: String::new(),
+    };
+    for (request, told) in [
+        (election(""), "`election` is empty"),
+        (election("a/b"), "`election` holds a \"/\""),
+    ] {
+        refused(client().get_election(request).await.map(drop), told);
+    }
+    for (name, token, told) in [
+        ("held", 0, "`token` is 0: give the token in question"),
+        ("held", 1 << 53, "`token` is 9007199254740992"),
+        ("", 1, "`election` is empty"),
+    ] {
+        let request = VerifyTokenRequest {
+            election: name.to_owned(),
+            kind: String::new(),
+            token,
+        };
+        refused(client().verify_token(request).await.map(drop), told);
+    }
+    for (page_size, page_token, told) in [
+        (-1, "", "`page_size` is -1"),
+        (1001, "", "give 1 to 1000"),
+        (0, "?", "`page_token`"),
+    ] {
+        let request = ListKindsRequest {
+            page_size,
+            page_token: page_token.to_owned(),
+        };
+        refused(client().list_kinds(request).await.map(drop), told);
+    }
     let request = GetLeaderRequest::default();
     refused(
         client().get_leader(request).await.map(drop),
@@ -291,6 +324,14 @@ async fn grpc_requests_out_of_range_are_refused() {
                 ..Default::default()
             },
             "`kind` holds a \"/\"",
+        ),
+        (
+            ListLeadersRequest {
+                kind: "default".into(),
+                all_kinds: true,
+                ..Default::default()
+            },
+            "`kind` is given beside `all_kinds`",
         ),
     ] {
         refused(client().list_leaders(request).await.map(drop), told);
@@ -453,6 +494,45 @@ async fn rest_requests_out_of_range_are_refused() {
         (Method::GET, "/elections?kind=a%2Fb", "`kind` holds a \"/\""),
         (Method::GET, "/elections?page=2", "unknown field `page`"),
         (Method::GET, "/elections?page_token=e30", "`page_token`"),
+        (
+            Method::GET,
+            "/elections?kind=a&all_kinds=true",
+            "`kind` is given beside `all_kinds`",
+        ),
+        (
+            Method::GET,
+            "/elections?all_kinds=1",
+            "provided string was not `true` or `false`",
+        ),
+        (Method::GET, "/kinds?kind=a", "unknown field `kind`"),
+        (Method::GET, "/kinds?page_size=-1", "`page_size` is -1"),
+        (Method::GET, "/kinds?page_token=e30", "`page_token`"),
+        (
+            Method::GET,
+            "/election/default/held/state?x=1",
+            "unknown field `x`",
+        ),
+        (Method::GET, "/election//held/state", "`kind` is empty"),
+        (
+            Method::GET,
+            "/election/default/held/tokens/0",
+            "`token` is 0",
+        ),
+        (
+            Method::GET,
+            "/election/default/held/tokens/9007199254740992",
+            "`token` is 9007199254740992",
+        ),
+        (
+            Method::GET,
+            "/election/default/held/tokens/-1",
+            "the path cannot be read",
+        ),
+        (
+            Method::GET,
+            "/election/default/held/tokens/x",
+            "the path cannot be read",
+        ),
     ] {
         let refused = agent.rest(method, path, None).await;
         assert_eq!(

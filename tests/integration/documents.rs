@@ -210,7 +210,7 @@ fn the_safety_argument_names_tests_that_exist() {
 }
 
 /// What operators and callers read.
-const DOCUMENTS: [&str; 19] = [
+const DOCUMENTS: [&str; 20] = [
     "README.md",
     "CHANGELOG.md",
     "deploy/README.md",
@@ -219,6 +219,7 @@ const DOCUMENTS: [&str; 19] = [
     "docs/AUTHORIZATION.md",
     "docs/CONFIGURATION.md",
     "docs/DEVELOPING.md",
+    "docs/FENCING.md",
     "docs/KUBERNETES.md",
     "docs/METRICS.md",
     "docs/OPERATING.md",

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use election_proto::{Leaders, ListLeadersRequest};
+use election_proto::{CampaignRequest, Leaders, ListKindsRequest, ListLeadersRequest};
 use redis::{Cmd, FromRedisValue, cmd};
 use tonic::Code;
 
@@ -30,6 +30,7 @@ async fn page(agent: &Agent, page_size: i32, page_token: &str) -> Result<Leaders
         kind: String::new(),
         page_size,
         page_token: page_token.to_owned(),
+        ..ListLeadersRequest::default()
     };
     let page = agent.grpc().list_leaders(request).await?;
     Ok(page.into_inner())
@@ -54,6 +55,17 @@ async fn lists(agent: &Agent, elections: &[Held], incomplete: bool) {
     let names: Vec<_> = elections.iter().map(|held| held.name.clone()).collect();
     let answer = listed(agent, 100).await.expect("a page");
     assert_eq!(answer, (names, incomplete));
+    if !incomplete && !elections.is_empty() {
+        assert_eq!(kinds(agent).await, (vec!["default".to_owned()], false));
+    }
+}
+
+/// What one page lists of the kinds, and whether it is incomplete.
+async fn kinds(agent: &Agent) -> (Vec<String>, bool) {
+    let page = agent.grpc().list_kinds(ListKindsRequest::default()).await;
+    let page = page.expect("a page").into_inner();
+    assert_eq!(page.next_page_token, "");
+    (page.kinds, page.incomplete)
 }
 
 /// An election, who leads it, and its token.
@@ -102,6 +114,35 @@ async fn ask<T: FromRedisValue>(redis: &Redis, command: &[&str]) -> T {
     let mut asked = cmd(command[0]);
     asked.arg(&command[1..]);
     redis.ask(&asked).await.expect("an answer")
+}
+
+/// A node examines a thousand entries for a page, and more elections of a kind than that are one step to it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kind_with_very_many_elections_is_found_by_a_few_of_them() {
+    let servers = [Redis::start().await];
+    let agent = on_servers(&servers).await;
+    let request = CampaignRequest {
+        kind: "b".to_owned(),
+        ..campaign("e", "a", TERM)
+    };
+    let won = agent.grpc().campaign(request).await.expect("an answer");
+    assert!(won.into_inner().elected);
+    // Entries whose elections may all be over, as far as the few that are looked at go; entries that all are; and what
+    // belongs to no election.
+    let mut entries: Vec<_> = (0..3_000).map(|n| format!("a/{n}")).collect();
+    entries.extend((0..31).map(|n| format!("over/{n}")));
+    entries.extend(["", "/", "/x", "no slash", "a\nb/x"].map(str::to_owned));
+    let mut add = cmd("ZADD");
+    add.arg(KEYS_OF_INDEX[0]);
+    for entry in &entries {
+        add.arg(0).arg(entry);
+    }
+    let added: usize = servers[0].ask(&add).await.expect("an answer");
+    assert_eq!(added, entries.len());
+    assert_eq!(
+        kinds(&agent).await,
+        (vec!["a".to_owned(), "b".to_owned()], false)
+    );
 }
 
 async fn lose_the_index(redis: &Redis) {

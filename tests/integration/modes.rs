@@ -462,6 +462,7 @@ async fn leaders_of_all_partitions_are_listed_in_order_and_once() {
             kind: String::new(),
             page_size: 7,
             page_token,
+            ..ListLeadersRequest::default()
         };
         let page = agent
             .grpc()

@@ -379,36 +379,34 @@ impl Board {
         deadline: Instant,
     ) -> Option<Result<Vec<(ElectionId, Lease)>, Error>> {
         let quorum = self.0.elections.quorum();
-        let kinds = match scope {
-            Scope::One(_) => Vec::new(),
-            Scope::Kind(kind, _) => vec![kind.clone()],
+        let kind = match scope {
+            // An election of its own is read, not listed.
+            Scope::One(_) => return Some(Ok(Vec::new())),
+            Scope::Kind(kind, _) => Some(kind),
+            Scope::All => None,
         };
-        let mut leases = Vec::new();
-        for kind in &kinds {
-            let mut after = None;
-            loop {
-                let page = quorum.list(kind, after, crate::election::MAX_PAGE, deadline);
-                let page = match page.await {
-                    Ok(page) => page,
-                    Err(error) => return Some(Err(error)),
-                };
-                if let Some(why) = page.incomplete {
-                    return Some(Err(Error::unavailable(format!(
-                        "some elections cannot be listed: {why}"
-                    ))));
-                }
-                let covered = page.leases.into_iter();
-                leases.extend(covered.filter(|(election, _)| scope.covers(election)));
-                if leases.len() > MOST_ELECTIONS {
-                    return None;
-                }
-                after = page.next;
-                if after.is_none() {
-                    break;
-                }
+        let (mut leases, mut after) = (Vec::new(), None);
+        loop {
+            let page = quorum.list(kind, after, crate::election::MAX_PAGE, deadline);
+            let page = match page.await {
+                Ok(page) => page,
+                Err(error) => return Some(Err(error)),
+            };
+            if let Some(why) = page.incomplete {
+                return Some(Err(Error::unavailable(format!(
+                    "some elections cannot be listed: {why}"
+                ))));
+            }
+            let covered = page.leases.into_iter();
+            leases.extend(covered.filter(|(election, _)| scope.covers(election)));
+            if leases.len() > MOST_ELECTIONS {
+                return None;
+            }
+            after = page.next;
+            if after.is_none() {
+                return Some(Ok(leases));
             }
         }
-        Some(Ok(leases))
     }
 }
 

@@ -19,6 +19,7 @@ use crate::lease::{
     quorum::{Claim, Claimed, Quorum, too_slow},
 };
 use ledger::{Cause, Ledger, Request};
+use state::Standing;
 use types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token, Value};
 
 /// How many leaders a page holds when the request does not say.
@@ -118,53 +119,107 @@ pub struct Handover {
 /// A request for a page of leaders.
 #[derive(Debug, Clone)]
 pub struct List {
-    kind: Kind,
+    kind: Option<Kind>,
     limit: usize,
     after: Option<ElectionId>,
 }
 
 impl List {
-    /// The kind.
+    /// The kind; [`None`] for all kinds.
     #[must_use]
-    pub fn kind(&self) -> &Kind {
-        &self.kind
+    pub fn kind(&self) -> Option<&Kind> {
+        self.kind.as_ref()
     }
 
-    /// Validates a request for up to `page_size` leaders (0 means [`DEFAULT_PAGE`]) of `kind`, from where the page that
-    /// returned `page_token` ended.
+    /// Validates a request for up to `page_size` leaders (0 means [`DEFAULT_PAGE`]) of `kind`, or of
+    /// `all_kinds`, from where the page that returned `page_token` ended.
     ///
     /// # Errors
-    /// [`Invalid`]: a kind or page size out of range, or a page token that belongs to another kind.
-    pub fn new(kind: &str, page_size: i64, page_token: &str) -> Result<Self, Invalid> {
-        let kind = Kind::new(kind)?;
-        let limit = match usize::try_from(page_size) {
-            Ok(0) => DEFAULT_PAGE,
-            Ok(size) if size <= MAX_PAGE => size,
-            _ => {
-                return Err(Invalid(format!(
-                    "`page_size` is {page_size}: give 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}"
-                )));
+    /// [`Invalid`]: a kind or page size out of range, a kind beside `all_kinds`, or a page token of another listing.
+    pub fn new(
+        kind: &str,
+        all_kinds: bool,
+        page_size: i64,
+        page_token: &str,
+    ) -> Result<Self, Invalid> {
+        if all_kinds && !kind.is_empty() {
+            return Err(Invalid(
+                "`kind` is given beside `all_kinds`: give one of them".to_owned(),
+            ));
+        }
+        let kind = match all_kinds {
+            true => None,
+            false => Some(Kind::new(kind)?),
+        };
+        let after = after(page_token, "of this kind, or of all kinds,", |text| {
+            match &kind {
+                // No path begins so.
+                None => ElectionId::from_path(text.strip_prefix('/')?).ok(),
+                Some(kind) => ElectionId::from_path(text)
+                    .ok()
+                    .filter(|after| after.kind() == kind.as_str()),
             }
-        };
-        let after = if page_token.is_empty() {
-            None
-        } else {
-            let after = BASE64_URL_SAFE_NO_PAD
-                .decode(page_token)
-                .ok()
-                .and_then(|path| String::from_utf8(path).ok())
-                .and_then(|path| ElectionId::from_path(&path).ok())
-                .filter(|after| after.kind() == kind.as_str());
-            Some(after.ok_or_else(|| {
-                Invalid(
-                    "`page_token` is not one that a page of this kind gave: give the last page's \
-                     next_page_token unchanged, or leave it out for the first page"
-                        .to_owned(),
-                )
-            })?)
-        };
-        Ok(Self { kind, limit, after })
+        })?;
+        Ok(Self {
+            kind,
+            limit: limit(page_size)?,
+            after,
+        })
     }
+}
+
+/// A request for a page of kinds.
+#[derive(Debug, Clone)]
+pub struct ListKinds {
+    limit: usize,
+    after: Option<Kind>,
+}
+
+impl ListKinds {
+    /// Validates a request for up to `page_size` kinds (0 means [`DEFAULT_PAGE`]), from where the page that returned
+    /// `page_token` ended.
+    ///
+    /// # Errors
+    /// [`Invalid`]: a page size out of range, or a page token of another listing.
+    pub fn new(page_size: i64, page_token: &str) -> Result<Self, Invalid> {
+        // No path ends so.
+        let kind = |text: &str| Kind::new(text.strip_suffix('/')?).ok();
+        Ok(Self {
+            limit: limit(page_size)?,
+            after: after(page_token, "of kinds", kind)?,
+        })
+    }
+}
+
+/// The size of a page.
+fn limit(page_size: i64) -> Result<usize, Invalid> {
+    match usize::try_from(page_size) {
+        Ok(0) => Ok(DEFAULT_PAGE),
+        Ok(size) if size <= MAX_PAGE => Ok(size),
+        _ => Err(Invalid(format!(
+            "`page_size` is {page_size}: give 1 to {MAX_PAGE}, or 0 for {DEFAULT_PAGE}"
+        ))),
+    }
+}
+
+/// What a page token names, if there is one.
+fn after<T>(
+    page_token: &str,
+    of: &str,
+    read: impl FnOnce(&str) -> Option<T>,
+) -> Result<Option<T>, Invalid> {
+    if page_token.is_empty() {
+        return Ok(None);
+    }
+    let text = BASE64_URL_SAFE_NO_PAD.decode(page_token).ok();
+    let text = text.and_then(|text| String::from_utf8(text).ok());
+    let after = text.and_then(|text| read(&text)).ok_or_else(|| {
+        Invalid(format!(
+            "`page_token` is not one that a page {of} gave: give the last page's next_page_token unchanged, or leave \
+             it out for the first page"
+        ))
+    })?;
+    Ok(Some(after))
 }
 
 /// A page of leaders.
@@ -175,6 +230,17 @@ pub struct Leaders {
     /// Where the next page starts; empty on the last.
     pub next_page_token: String,
     /// Whether held elections may be missing because parts of the lease nodes did not reply.
+    pub incomplete: bool,
+}
+
+/// A page of kinds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kinds {
+    /// The kinds.
+    pub kinds: Vec<Kind>,
+    /// Where the next page starts; empty on the last.
+    pub next_page_token: String,
+    /// Whether kinds may be missing because parts of the lease nodes did not reply.
     pub incomplete: bool,
 }
 
@@ -407,50 +473,86 @@ impl Elections {
     /// [`Error`]: no quorum of nodes agreed.
     pub async fn state(&self, election: &ElectionId, deadline: Instant) -> Result<State, Error> {
         let read = self.quorum.read(election, deadline).await;
-        self.enter(Request::Leader, &read, |ledger, state| match state {
-            State::Held(lease) => {
-                ledger.seen(election, lease);
-                ledger::Outcome::Held
-            }
-            State::Vacant(_) => {
-                ledger.vacant(election);
-                ledger::Outcome::Vacant
+        self.enter(Request::Leader, &read, |ledger, state| {
+            enter_state(ledger, election, state);
+            match state {
+                State::Held(_) => ledger::Outcome::Held,
+                State::Vacant(_) => ledger::Outcome::Vacant,
             }
         });
         read
     }
 
-    /// The leader of an election; `None` when the election is vacant.
+    /// Whether a token is that of the election's leader, and the state that says so.
     ///
     /// # Errors
     /// [`Error`]: no quorum of nodes agreed.
-    pub async fn leader(
+    pub async fn verify(
         &self,
         election: &ElectionId,
+        token: Token,
         deadline: Instant,
-    ) -> Result<Option<Lease>, Error> {
-        self.state(election, deadline).await.map(State::into_lease)
+    ) -> Result<(Standing, State), Error> {
+        let asked = Instant::now();
+        let read = self.quorum.read(election, deadline).await;
+        let verified = read.map(|state| (Standing::of(token, &state, asked.elapsed()), state));
+        self.enter(Request::Verify, &verified, |ledger, (standing, state)| {
+            enter_state(ledger, election, state);
+            match standing {
+                Standing::Current(_) => ledger::Outcome::Done,
+                Standing::NoTerm => ledger::Outcome::Vacant,
+                Standing::Stale => ledger::Outcome::Stale,
+                Standing::NotGranted => ledger::Outcome::NotGranted,
+            }
+        });
+        verified
     }
 
-    /// A page of the elections of a kind that are known to be held.
+    /// A page of the elections of a kind, or of all kinds, that are known to be held.
     ///
     /// # Errors
     /// [`Error`]: fewer nodes than a quorum answered.
     pub async fn leaders(&self, list: List, deadline: Instant) -> Result<Leaders, Error> {
         let listed = self
             .quorum
-            .list(&list.kind, list.after, list.limit, deadline)
+            .list(list.kind(), list.after.clone(), list.limit, deadline)
             .await;
         self.enter(Request::List, &listed, |_, _| ledger::Outcome::Done);
         let page = listed?;
         Ok(Leaders {
             incomplete: page.incomplete.is_some(),
             leaders: page.leases,
-            next_page_token: page
-                .next
-                .map(|next| BASE64_URL_SAFE_NO_PAD.encode(next.path()))
-                .unwrap_or_default(),
+            next_page_token: page.next.map_or_else(String::new, |next| {
+                // Tokens of one listing are no tokens of another.
+                BASE64_URL_SAFE_NO_PAD.encode(match list.kind {
+                    Some(_) => next.path().to_owned(),
+                    None => format!("/{next}"),
+                })
+            }),
         })
+    }
+
+    /// A page of the kinds that have elections. A kind may be among them whose last leader has gone.
+    ///
+    /// # Errors
+    /// [`Error`]: fewer nodes than a quorum answered.
+    pub async fn kinds(&self, list: ListKinds, deadline: Instant) -> Result<Kinds, Error> {
+        let listed = self.quorum.kinds(list.after, list.limit, deadline).await;
+        self.enter(Request::ListKinds, &listed, |_, _| ledger::Outcome::Done);
+        let page = listed?;
+        let token = |next: Kind| BASE64_URL_SAFE_NO_PAD.encode(format!("{}/", next.as_str()));
+        Ok(Kinds {
+            kinds: page.kinds,
+            next_page_token: page.next.map(token).unwrap_or_default(),
+            incomplete: page.incomplete.is_some(),
+        })
+    }
+}
+
+fn enter_state(ledger: &Ledger, election: &ElectionId, state: &State) {
+    match state {
+        State::Held(lease) => ledger.seen(election, lease),
+        State::Vacant(_) => ledger.vacant(election),
     }
 }
 
@@ -479,19 +581,30 @@ mod tests {
     }
 
     #[test]
-    fn a_page_token_must_be_one_of_the_kind() {
-        let token = BASE64_URL_SAFE_NO_PAD.encode("batch/nightly");
-        assert!(List::new("batch", 0, &token).is_ok());
-        for (kind, size, token) in [
-            ("other", 0, token.as_str()),
-            ("batch", 0, "no token"),
-            ("batch", -1, ""),
-            ("batch", 1001, ""),
+    fn a_page_token_must_be_one_of_the_listing() {
+        let [of_kind, of_all, of_kinds] = ["batch/nightly", "/batch/nightly", "batch/"]
+            .map(|text| BASE64_URL_SAFE_NO_PAD.encode(text));
+        assert!(List::new("batch", false, 0, &of_kind).is_ok());
+        assert!(List::new("", true, 0, &of_all).is_ok());
+        assert!(ListKinds::new(0, &of_kinds).is_ok());
+        for (kind, all, size, token) in [
+            ("other", false, 0, &*of_kind),
+            ("batch", false, 0, &of_all),
+            ("batch", false, 0, &of_kinds),
+            ("", true, 0, &of_kind),
+            ("", true, 0, &of_kinds),
+            ("batch", true, 0, ""),
+            ("batch", false, 0, "no token"),
+            ("batch", false, -1, ""),
+            ("batch", false, 1001, ""),
         ] {
             assert!(
-                List::new(kind, size, token).is_err(),
-                "{kind} {size} {token}"
+                List::new(kind, all, size, token).is_err(),
+                "{kind} {all} {size} {token}"
             );
+        }
+        for (size, token) in [(0, &*of_kind), (0, &of_all), (0, "no token"), (1001, "")] {
+            assert!(ListKinds::new(size, token).is_err(), "{size} {token}");
         }
     }
 }

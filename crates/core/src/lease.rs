@@ -136,16 +136,21 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// Returns the election's lease.
     async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError>;
 
-    /// Lists up to `limit` leases of a kind whose elections come after `after`, ordered by the bytes of their names. A
-    /// node examines at most [`LIST_EXAMINES`] entries of its index, so that a listing never delays other requests. A
+    /// Lists up to `limit` leases of a kind, or of all kinds, whose elections come after `after`, ordered by the bytes of
+    /// their paths. A node examines at most [`LIST_EXAMINES`] entries of its index, so that a listing never delays other requests. A
     /// page may therefore be short, or even empty, and still have a next one. Elections that cannot be looked up are
     /// left out and do not prevent the listing of others: [`Page::incomplete`].
     async fn list(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError>;
+
+    /// Lists up to `limit` kinds that have leases and come after `after`, in their order. A node examines at most
+    /// [`KIND_EXAMINES`] entries of a kind: if none of them has a lease and there are more, it lists the kind. It
+    /// examines at most [`LIST_EXAMINES`] entries in all, and then completes the kind that it is at.
+    async fn kinds(&self, after: Option<&Kind>, limit: usize) -> Result<Kinds, NodeError>;
 
     /// Writes incarnation records that permit grants after `wait` (zero: the node is new, and has nothing to forget).
     /// Returns how many records were written. A partition that already has a record, or whose incarnation is not the
@@ -185,6 +190,20 @@ pub trait LeaseNode: Send + Sync + 'static {
 
 /// How many entries of its index a node examines to make a [`Page`].
 pub const LIST_EXAMINES: usize = 1000;
+
+/// How many entries of its index a node examines to find out whether a kind has a lease.
+pub const KIND_EXAMINES: usize = 32;
+
+/// A page of kinds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kinds {
+    /// The kinds, in order.
+    pub kinds: Vec<Kind>,
+    /// The last kind that was examined, when there may be more after it.
+    pub next: Option<Kind>,
+    /// Why kinds may be missing, as in [`Page::incomplete`].
+    pub incomplete: Option<String>,
+}
 
 /// A page of held elections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

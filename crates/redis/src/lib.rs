@@ -28,9 +28,9 @@ use async_trait::async_trait;
 use election_core::{
     election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
     lease::{
-        Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Lease, LeaseNode,
-        Listener, Look, NodeError, Onto, Page, Probe, Reading, Refusal, Repair, Replaces, Resign,
-        ResignReply, Settings, System, Unrecorded,
+        Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, Lease,
+        LeaseNode, Listener, Look, NodeError, Onto, Page, Probe, Reading, Refusal, Repair,
+        Replaces, Resign, ResignReply, Settings, System, Unrecorded,
     },
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -698,11 +698,15 @@ impl LeaseNode for Redis {
 
     async fn list(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
         self.list_partitions(kind, after, limit).await
+    }
+
+    async fn kinds(&self, after: Option<&Kind>, limit: usize) -> Result<Kinds, NodeError> {
+        self.kinds_of_partitions(after, limit).await
     }
 
     async fn mark(

@@ -3,17 +3,17 @@
 //! A partition in trouble does not affect the others: a listing omits what could not be looked up, and the page reports
 //! this.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, pin::pin};
 
 use election_core::{
     election::types::{ElectionId, Kind},
     lease::{
-        LIST_EXAMINES, Lease, LeaseNode as _, NodeError, Page, Reading,
-        merge::merge,
+        KIND_EXAMINES, Kinds, LIST_EXAMINES, Lease, LeaseNode as _, NodeError, Page, Reading,
+        merge::{merge, merge_kinds},
         policy::{Electorate, Nodes},
     },
 };
-use futures_util::{StreamExt as _, future::join_all, stream};
+use futures_util::{Stream, StreamExt as _, future::join_all, stream};
 use tokio::time::timeout;
 
 use super::{
@@ -29,9 +29,8 @@ const READS: usize = 8;
 const CAUSES: usize = 3;
 
 /// The results of some partitions.
-#[derive(Default)]
-struct Listed {
-    pages: Vec<Page>,
+struct Listed<P> {
+    pages: Vec<P>,
     errors: Vec<NodeError>,
 }
 
@@ -49,13 +48,59 @@ impl Redis {
     /// See [`LeaseNode::list`](election_core::lease::LeaseNode::list).
     pub(super) async fn list_partitions(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
         let partitions = self.keys.len();
         // Elections spread evenly, so a few of each partition make up a page.
         let few = (8 * limit).div_ceil(partitions).max(4).min(limit);
+        let listed =
+            self.of_all_partitions(|partition| self.list_partition(partition, kind, after, few));
+        let mut listed = listed.await?;
+        let pages = listed.pages.iter_mut();
+        let causes = pages.filter_map(|page| page.incomplete.take()).collect();
+        let why = incomplete(
+            causes,
+            &listed.errors,
+            partitions - listed.pages.len(),
+            partitions,
+        );
+        // An election is in one partition only.
+        let pages: Vec<_> = listed.pages.into_iter().map(|page| (0, page)).collect();
+        let mut page = merge(&pages, Electorate::of(Nodes::one(0)), limit).page;
+        page.incomplete = why;
+        Ok(page)
+    }
+
+    /// See [`LeaseNode::kinds`](election_core::lease::LeaseNode::kinds).
+    pub(super) async fn kinds_of_partitions(
+        &self,
+        after: Option<&Kind>,
+        limit: usize,
+    ) -> Result<Kinds, NodeError> {
+        let partitions = self.keys.len();
+        let listed = self.of_all_partitions(|partition| self.kinds_of(partition, after, limit));
+        let mut listed = listed.await?;
+        let pages = listed.pages.iter_mut();
+        let causes = pages.filter_map(|page| page.incomplete.take()).collect();
+        let why = incomplete(
+            causes,
+            &listed.errors,
+            partitions - listed.pages.len(),
+            partitions,
+        );
+        Ok(Kinds {
+            incomplete: why,
+            ..merge_kinds(listed.pages, limit)
+        })
+    }
+
+    /// Lists every partition, each server's with its share of the calls at once.
+    async fn of_all_partitions<P, F: Future<Output = Result<P, NodeError>>>(
+        &self,
+        list: impl Fn(u16) -> F,
+    ) -> Result<Listed<P>, NodeError> {
         let mut servers: BTreeMap<Option<String>, Vec<u16>> = BTreeMap::new();
         for (partition, _) in (0..).zip(&self.keys) {
             let server = self.connections.server(partition);
@@ -64,9 +109,13 @@ impl Redis {
         // Each server has its share, so that a stopped one takes none of the others' share.
         let at_once = (AT_ONCE / servers.len()).max(4);
         let listing = servers.into_iter().map(|(server, partitions)| {
-            self.list_server(server, partitions, at_once, kind, after, few)
+            let pages = stream::iter(partitions).map(&list);
+            self.list_server(server, pages.buffer_unordered(at_once))
         });
-        let mut all = Listed::default();
+        let mut all = Listed {
+            pages: Vec::new(),
+            errors: Vec::new(),
+        };
         for listed in join_all(listing).await {
             all.pages.extend(listed.pages);
             all.errors.extend(listed.errors);
@@ -75,34 +124,26 @@ impl Redis {
             let nothing = || NodeError::unknown(format!("{}: it listed nothing", self.name));
             return Err(all.errors.into_iter().next().unwrap_or_else(nothing));
         }
-        // An election is in one partition only.
-        let why = incomplete(&all, partitions);
-        let pages: Vec<_> = all.pages.into_iter().map(|page| (0, page)).collect();
-        let mut page = merge(&pages, Electorate::of(Nodes::one(0)), limit).page;
-        page.incomplete = why;
-        Ok(page)
+        Ok(all)
     }
 
     /// Lists the partitions of one server. Stops waiting for a server that does not reply for too long.
-    async fn list_server(
+    async fn list_server<P>(
         &self,
         server: Option<String>,
-        partitions: Vec<u16>,
-        at_once: usize,
-        kind: &Kind,
-        after: Option<&ElectionId>,
-        limit: usize,
-    ) -> Listed {
+        pages: impl Stream<Item = Result<P, NodeError>>,
+    ) -> Listed<P> {
         // The other servers' partitions must be under way before the node's time is over. With only one partition,
         // nothing else waits.
         let within = match self.keys.len() {
             1 => self.limit,
             _ => self.limit / 2,
         };
-        let mut listed = Listed::default();
-        let mut pages = stream::iter(partitions)
-            .map(|partition| self.list_partition(partition, kind, after, limit))
-            .buffer_unordered(at_once);
+        let mut listed = Listed {
+            pages: Vec::new(),
+            errors: Vec::new(),
+        };
+        let mut pages = pin!(pages);
         loop {
             match timeout(within, pages.next()).await {
                 Ok(Some(Ok(page))) => listed.pages.push(page),
@@ -122,17 +163,17 @@ impl Redis {
     async fn list_partition(
         &self,
         partition: u16,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
         let keys = &self.keys[usize::from(partition)];
-        let mut least = match after {
-            Some(after) => format!("({}", after.path()).into_bytes(),
-            None => format!("[{}/", kind.as_str()).into_bytes(),
+        let mut least = match (after, kind) {
+            (Some(after), _) => format!("({}", after.path()).into_bytes(),
+            (None, Some(kind)) => format!("[{}/", kind.as_str()).into_bytes(),
+            (None, None) => b"-".to_vec(),
         };
-        // "0" follows "/": every path of the kind, and of no other, is below.
-        let greatest = format!("({}0", kind.as_str());
+        let greatest = kind.map_or_else(|| "+".to_owned(), |kind| format!("({}", kind.end()));
         for _ in 0..STRANGE {
             let call = Call::new(&SCRIPTS.list, [(&keys.index).into()])
                 .arg(&least)
@@ -168,6 +209,50 @@ impl Redis {
         })
     }
 
+    async fn kinds_of(
+        &self,
+        partition: u16,
+        after: Option<&Kind>,
+        limit: usize,
+    ) -> Result<Kinds, NodeError> {
+        let keys = &self.keys[usize::from(partition)];
+        let least = after.map_or_else(|| "-".to_owned(), |after| format!("[{}", after.end()));
+        let call = Call::new(&SCRIPTS.kinds, [(&keys.index).into()])
+            .arg(least)
+            .arg(limit)
+            .arg(KIND_EXAMINES)
+            .arg(LIST_EXAMINES)
+            .arg(keys.lease_prefix());
+        let reply: Vec<Vec<u8>> = self.connections.run(partition, &call).await?;
+        let unexpected = || self.unexpected("kinds", &reply);
+        let [last, skipped, kinds @ ..] = &reply[..] else {
+            return Err(unexpected());
+        };
+        if skipped != b"0" {
+            self.index.untidy(partition);
+        }
+        // Other entries in the index name no election.
+        let kind = |text: &Vec<u8>| Kind::new(str::from_utf8(text).ok()?).ok();
+        Ok(Kinds {
+            kinds: kinds.iter().filter_map(kind).collect(),
+            next: match last.is_empty() {
+                true => None,
+                false => Some(kind(last).ok_or_else(unexpected)?),
+            },
+            incomplete: self.lacks(partition),
+        })
+    }
+
+    /// Why elections of a partition may be missing although it replied, if any may.
+    fn lacks(&self, partition: u16) -> Option<String> {
+        self.index.lacks(partition).then(|| {
+            format!(
+                "{}: entries of the index of partition {partition} were lost; leaders put theirs back as they extend",
+                self.name
+            )
+        })
+    }
+
     /// Reads the leases that the list script could not return.
     async fn page(
         &self,
@@ -175,16 +260,9 @@ impl Redis {
         elections: Vec<(ElectionId, Option<Lease>)>,
         next: Option<ElectionId>,
     ) -> Page {
-        let lacks = || {
-            format!(
-                "{}: entries of the index of partition {partition} were lost; leaders put theirs back as they \
-                 extend",
-                self.name
-            )
-        };
         let mut page = Page {
             next,
-            incomplete: self.index.lacks(partition).then(lacks),
+            incomplete: self.lacks(partition),
             ..Page::default()
         };
         if elections.is_empty() {
@@ -243,14 +321,13 @@ fn election(path: &[u8]) -> Option<ElectionId> {
 }
 
 /// Why elections may be missing, if any may.
-fn incomplete(listed: &Listed, partitions: usize) -> Option<String> {
-    let lacking = partitions - listed.pages.len();
-    let in_pages = listed
-        .pages
-        .iter()
-        .filter_map(|page| page.incomplete.clone());
-    let errors = listed.errors.iter().map(ToString::to_string);
-    let mut causes: Vec<_> = errors.chain(in_pages).collect();
+fn incomplete(
+    mut causes: Vec<String>,
+    errors: &[NodeError],
+    lacking: usize,
+    partitions: usize,
+) -> Option<String> {
+    causes.extend(errors.iter().map(ToString::to_string));
     if lacking == 0 && causes.is_empty() {
         return None;
     }

@@ -41,6 +41,7 @@ scripts! {
     read: "lease" "read" "incarnation" "vacancy" "absent";
     read_many: "lease" "incarnation" "vacancy" "read_many";
     list: "lease" "list";
+    kinds: "kinds";
     index: "incarnation" "index" "tidy";
     mark: "incarnation" "mark";
     probe: "incarnation" "probe";

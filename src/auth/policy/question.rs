@@ -28,6 +28,10 @@ pub enum Action {
     Read,
     /// List the leaders of a kind.
     List,
+    /// List kinds, and the leaders of all kinds.
+    ListKinds,
+    /// Verify a token of an election.
+    Verify,
     /// List a deployment's pods.
     Pods,
     /// Administer the agent.

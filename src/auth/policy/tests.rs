@@ -138,11 +138,13 @@ proptest! {
             ("read", "k/e"),
             ("read", "agent"),
             ("list", "kind k"),
+            ("listKinds", "agent"),
+            ("verify", "k/e"),
             ("pods", "deployment n/d"),
             ("pods", "pod n/p"),
             ("admin", "agent"),
         ] {
-            let acts = resource.contains("/") && action != "read" && action != "pods";
+            let acts = resource.contains("/") && !["read", "verify", "pods"].contains(&action);
             let (candidate, leader) = if acts { (&*candidate, &*leader) } else { ("", "") };
             let asked = Asked::new(identity.clone(), action, resource, candidate, leader);
             let checked = facts::Facts::new(&asked.question(), Some(&PARSED_SCHEMA));

@@ -2,8 +2,8 @@
 
 use election_core::{
     election::{
-        self, Campaign, Handover, Leaders, List, Outcome, Retry,
-        state::Position,
+        self, Campaign, Handover, Kinds, Leaders, List, Outcome, Retry,
+        state::{Position, Standing},
         types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
     lease::{Extend, Lease, Resign, State},
@@ -14,7 +14,7 @@ use crate::{
     auth::gate,
     kube::{Pod, Pods, Wanted},
     status::Problem,
-    transport::{reason, term::term},
+    transport::{problem, reason, term::term},
 };
 use std::time::Duration;
 
@@ -102,7 +102,12 @@ pub(super) fn handover(
 }
 
 pub(super) fn list(request: &proto::ListLeadersRequest) -> Result<List, Invalid> {
-    List::new(&request.kind, request.page_size.into(), &request.page_token)
+    List::new(
+        &request.kind,
+        request.all_kinds,
+        request.page_size.into(),
+        &request.page_token,
+    )
 }
 
 pub(super) fn leaders(page: Leaders) -> proto::Leaders {
@@ -112,6 +117,15 @@ pub(super) fn leaders(page: Leaders) -> proto::Leaders {
             .into_iter()
             .map(|(election, lease)| leader(&election, &lease))
             .collect(),
+        next_page_token: page.next_page_token,
+        incomplete: page.incomplete,
+    }
+}
+
+pub(super) fn kinds(page: Kinds) -> proto::Kinds {
+    let kinds = page.kinds.iter();
+    proto::Kinds {
+        kinds: kinds.map(|kind| kind.as_str().to_owned()).collect(),
         next_page_token: page.next_page_token,
         incomplete: page.incomplete,
     }
@@ -143,6 +157,20 @@ pub(super) fn state(election: &ElectionId, state: &State) -> proto::State {
         cause: proto::state::Cause::Present.into(),
         position: Position::of(state).to_string(),
         missed: false,
+    }
+}
+
+pub(super) fn verified(
+    election: &ElectionId,
+    standing: Standing,
+    found: &State,
+) -> proto::VerifyTokenResult {
+    let (valid_for, reason) = problem::verified(standing);
+    proto::VerifyTokenResult {
+        current: reason.is_empty(),
+        reason: reason.to_owned(),
+        state: Some(state(election, found)),
+        valid_for: millis_i32(valid_for),
     }
 }
 

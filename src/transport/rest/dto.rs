@@ -9,7 +9,7 @@ pub(super) use pods::{DeploymentPath, PodLookup, PodPath, Pods};
 use election_core::{
     election::{
         self, Campaign, Handover, Outcome, Retry,
-        state::Position,
+        state::{Position, Standing},
         types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
     lease::{self, Lease},
@@ -18,7 +18,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{null, whole};
-use crate::{status::Problem, telemetry::log::LogFilter, transport::term::term};
+use crate::{
+    status::Problem,
+    telemetry::log::LogFilter,
+    transport::{problem, term::term},
+};
 
 /// Names an election in a path.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -391,16 +395,110 @@ impl State {
     }
 }
 
+/// Names a token of an election in a path.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct TokenPath {
+    /// The election's kind: 1 to 256 bytes without control characters and "/".
+    #[param(
+        example = "batch",
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f/]+$"
+    )]
+    kind: String,
+    /// The election's name: 1 to 256 bytes without control characters and "/".
+    #[param(
+        example = "nightly-report",
+        min_length = 1,
+        max_length = 256,
+        pattern = r"^[^\x00-\x1f\x7f-\x9f/]+$"
+    )]
+    name: String,
+    /// The token in question.
+    #[param(minimum = 1, maximum = 9_007_199_254_740_991_u64)]
+    token: u64,
+}
+
+impl TokenPath {
+    pub(super) fn token(self) -> Result<(ElectionId, Token), Invalid> {
+        let election = ElectionPath {
+            kind: Some(self.kind),
+            name: self.name,
+        };
+        Ok((election.election()?, Token::required(self.token)?))
+    }
+}
+
+/// Whether a token is that of the leader.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "current": false, "reason": "NO_TERM", "state": {
+        "kind": "batch", "election": "nightly-report", "phase": "VACANT", "token": 1_795_449_600_000_000_u64,
+        "cause": "PRESENT", "position": "v1795449600000000", "missed": false
+    }, "valid_for": 0
+}))]
+pub(super) struct Verified {
+    /// Whether the election is held with this token.
+    current: bool,
+    /// Why current is false: NO_TERM (the election is vacant, and the token is at most the highest that the lease nodes
+    /// remember), STALE_TOKEN (the election is held with a larger token), NOT_GRANTED (the token is larger than every one
+    /// that the lease nodes know: it was not granted, or they have forgotten it after EA_TOKEN_RETENTION). Empty when
+    /// current is true.
+    reason: &'static str,
+    /// What the answer is based on.
+    state: State,
+    /// For how many ms, counted from before the caller sent the request, no other candidate is elected unless the leader
+    /// resigns or hands over; 0 when current is false.
+    valid_for: u64,
+}
+
+impl Verified {
+    pub(super) fn new(election: &ElectionId, standing: Standing, state: &lease::State) -> Self {
+        let (valid_for, reason) = problem::verified(standing);
+        Self {
+            current: reason.is_empty(),
+            reason,
+            state: State::new(election, state),
+            valid_for: millis(valid_for),
+        }
+    }
+}
+
 /// Asks for a page of leaders.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ListQuery {
-    /// The kind whose elections are listed; "default" when left out.
+    /// The kind whose elections are listed; "default" when left out. Must be left out with all_kinds.
     #[serde(default)]
     #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
     kind: String,
     /// How many leaders a page holds; 0 or left out means 100.
+    #[serde(default)]
+    #[param(minimum = 0, maximum = 1000)]
+    page_size: i64,
+    /// next_page_token of the page before; left out for the first page. Belongs to the listing that gave it: of this
+    /// kind, or of all kinds.
+    #[serde(default)]
+    page_token: String,
+    /// Lists the elections of all kinds. With policies, those of kinds whose leaders the caller may list.
+    #[serde(default)]
+    all_kinds: bool,
+}
+
+impl ListQuery {
+    pub(super) fn list(&self) -> Result<election::List, Invalid> {
+        election::List::new(&self.kind, self.all_kinds, self.page_size, &self.page_token)
+    }
+}
+
+/// Asks for a page of kinds.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct KindsQuery {
+    /// How many kinds a page holds; 0 or left out means 100.
     #[serde(default)]
     #[param(minimum = 0, maximum = 1000)]
     page_size: i64,
@@ -409,9 +507,32 @@ pub(super) struct ListQuery {
     page_token: String,
 }
 
-impl ListQuery {
-    pub(super) fn list(&self) -> Result<election::List, Invalid> {
-        election::List::new(&self.kind, self.page_size, &self.page_token)
+impl KindsQuery {
+    pub(super) fn list(&self) -> Result<election::ListKinds, Invalid> {
+        election::ListKinds::new(self.page_size, &self.page_token)
+    }
+}
+
+/// A page of kinds that have elections.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"kinds": ["batch", "default"], "next_page_token": "", "incomplete": false}))]
+pub(super) struct Kinds {
+    /// At most page_size kinds; a page may be shorter than asked even if more follow.
+    kinds: Vec<String>,
+    /// Where the next page starts; empty on the last page.
+    next_page_token: String,
+    /// Some partitions could not be asked: kinds may be missing. The same request lists them when they answer again.
+    incomplete: bool,
+}
+
+impl From<election::Kinds> for Kinds {
+    fn from(page: election::Kinds) -> Self {
+        let kinds = page.kinds.iter();
+        Self {
+            kinds: kinds.map(|kind| kind.as_str().to_owned()).collect(),
+            next_page_token: page.next_page_token,
+            incomplete: page.incomplete,
+        }
     }
 }
 

@@ -19,16 +19,16 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     dto::{
         self, CampaignRequest, CampaignResult, DeploymentPath, Done, ElectionPath, ExtendRequest,
-        HandoverRequest, Leader, Leaders, ListQuery, LogLevel, NotReady, PodPath, Pods, Readiness,
-        ResignRequest,
+        HandoverRequest, Kinds, KindsQuery, Leader, Leaders, ListQuery, LogLevel, NotReady,
+        PodPath, Pods, Readiness, ResignRequest, TokenPath, Verified,
     },
     extract::{Json, Named, Search, Target},
 };
 use crate::{
     auth::{Identity, gate::Gate},
     endpoint::{
-        ELECTION, ELECTION_OF_DEFAULT_KIND, ELECTIONS, LIVEZ, LOG, METRICS, PODS, READYZ, SIBLINGS,
-        STATE,
+        ELECTION, ELECTION_OF_DEFAULT_KIND, ELECTIONS, KINDS, LIVEZ, LOG, METRICS, PODS, READYZ,
+        SIBLINGS, STATE, TOKEN,
     },
     kube::{Lookup, Wanted},
     readiness::Report,
@@ -50,7 +50,9 @@ pub(super) fn api() -> OpenApiRouter<Gate> {
         .route(ELECTION_OF_DEFAULT_KIND, election.clone())
         .routes((schemas, paths, election))
         .routes(routes!(state))
+        .routes(routes!(verify))
         .routes(routes!(leaders))
+        .routes(routes!(kinds))
         .routes(routes!(log))
         .routes(routes!(pods))
         .routes(routes!(siblings))
@@ -240,7 +242,25 @@ pub(super) async fn resign(
     Ok(Answer(Done::new(Duration::ZERO)))
 }
 
-/// Lists the leaders of a kind's elections, page by page.
+/// Tells whether a token is that of the present leader: advice for those who have no storage that compares tokens.
+#[utoipa::path(
+    get, path = TOKEN, tag = "elections", params(TokenPath),
+    responses((status = 200, description = "Whether it is, and why not", body = Verified))
+)]
+pub(super) async fn verify(
+    State(gate): State<Gate>,
+    caller: Identity,
+    deadline: Deadline,
+    Named(path): Named<TokenPath>,
+) -> Result<Answer<Verified>, Problem> {
+    let (election, token) = path.token()?;
+    let (standing, state) = gate
+        .verify(&caller, &election, token, deadline.instant())
+        .await?;
+    Ok(Answer(Verified::new(&election, standing, &state)))
+}
+
+/// Lists the leaders of a kind's elections, or of all kinds', page by page.
 #[utoipa::path(
     get, path = ELECTIONS, tag = "elections", params(ListQuery),
     responses((status = 200, description = "A page of leaders", body = Leaders))
@@ -253,6 +273,23 @@ pub(super) async fn leaders(
 ) -> Result<Answer<Leaders>, Problem> {
     let page = gate
         .leaders(&caller, query.list()?, deadline.instant())
+        .await?;
+    Ok(Answer(page.into()))
+}
+
+/// Lists the kinds that have elections, page by page. One whose last leader has just gone may be among them.
+#[utoipa::path(
+    get, path = KINDS, tag = "elections", params(KindsQuery),
+    responses((status = 200, description = "A page of kinds", body = Kinds))
+)]
+pub(super) async fn kinds(
+    State(gate): State<Gate>,
+    caller: Identity,
+    deadline: Deadline,
+    Search(query): Search<KindsQuery>,
+) -> Result<Answer<Kinds>, Problem> {
+    let page = gate
+        .kinds(&caller, query.list()?, deadline.instant())
         .await?;
     Ok(Answer(page.into()))
 }

@@ -21,6 +21,8 @@ pub enum Scope {
     One(Arc<ElectionId>),
     /// The elections of a kind whose names begin so.
     Kind(Kind, Box<str>),
+    /// All elections.
+    All,
 }
 
 impl Scope {
@@ -32,6 +34,7 @@ impl Scope {
             Self::Kind(kind, prefix) => {
                 election.kind() == kind.as_str() && election.name().starts_with(&**prefix)
             }
+            Self::All => true,
         }
     }
 }

@@ -51,6 +51,10 @@ pub enum Request {
     Leader,
     /// Return the leaders of the elections of a kind.
     List,
+    /// Return the kinds that have elections.
+    ListKinds,
+    /// Return whether a token is the leader's.
+    Verify,
 }
 
 /// The outcome of a request.
@@ -73,6 +77,8 @@ pub enum Outcome {
     Unavailable,
     /// The request was served.
     Done,
+    /// No grant with the token in question is known.
+    NotGranted,
 }
 
 impl Outcome {

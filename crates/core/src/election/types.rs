@@ -2,7 +2,7 @@
 //!
 //! A value of these types is valid: the rest of the program never checks again.
 
-use std::{fmt, time::Duration};
+use std::{cmp::Ordering, fmt, time::Duration};
 
 /// The longest name of an election, kind, candidate or request id, in bytes.
 pub const MAX_NAME: usize = 256;
@@ -104,11 +104,32 @@ impl Kind {
         &self.0
     }
 
+    /// The text between the path of the last election of the kind and the first of the next kind.
+    #[must_use]
+    pub fn end(&self) -> String {
+        // "0" follows "/".
+        format!("{}0", self.0)
+    }
+
     fn election(&self, name: &str) -> ElectionId {
         ElectionId {
             path: format!("{}/{name}", self.0).into(),
             slash: self.0.len(),
         }
+    }
+}
+
+/// Kinds are in the order of their elections' paths.
+impl Ord for Kind {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let in_paths = |kind: &Self| kind.0.bytes().chain([b'/']).collect::<Vec<_>>();
+        in_paths(self).cmp(&in_paths(other))
+    }
+}
+
+impl PartialOrd for Kind {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -284,6 +305,19 @@ impl Token {
                 Self::MAX.0
             ))),
         }
+    }
+
+    /// A token that a request has to give.
+    ///
+    /// # Errors
+    /// [`Invalid`] when it is 0 or over [`Token::MAX`].
+    pub fn required(token: u64) -> Result<Self, Invalid> {
+        Self::new(token).ok_or_else(|| {
+            Invalid(format!(
+                "`token` is {token}: give the token in question, 1 to {}",
+                Self::MAX.0
+            ))
+        })
     }
 
     /// The number.

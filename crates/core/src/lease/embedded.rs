@@ -26,9 +26,9 @@ use tokio::{
 };
 
 use super::{
-    Bounds, Extend, ExtendReply, Grant, GrantReply, Hint, Incarnation, LeaseNode, Listener, Look,
-    NodeError, Page, Probe, Reading, Repair, Replaces, Resign, ResignReply, Settings, Unrecorded,
-    hint::Cause, memory::Memory,
+    Bounds, Extend, ExtendReply, Grant, GrantReply, Hint, Incarnation, Kinds, LeaseNode, Listener,
+    Look, NodeError, Page, Probe, Reading, Repair, Replaces, Resign, ResignReply, Settings,
+    Unrecorded, hint::Cause, memory::Memory,
 };
 use crate::election::types::{ElectionId, Kind, Token};
 use clock::Clock;
@@ -373,11 +373,16 @@ impl LeaseNode for Embedded {
 
     async fn list(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
         self.run(None, |memory, now| memory.list(kind, after, limit, now))
+            .await
+    }
+
+    async fn kinds(&self, after: Option<&Kind>, limit: usize) -> Result<Kinds, NodeError> {
+        self.run(None, |memory, now| memory.kinds(after, limit, now))
             .await
     }
 

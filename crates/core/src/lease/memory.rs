@@ -6,8 +6,9 @@ use std::{collections::BTreeMap, ops::Bound, time::Duration};
 use tokio::time::Instant;
 
 use super::{
-    Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, LIST_EXAMINES, Lease, Look, Onto,
-    Page, REMEMBER, Reading, Refusal, Registered, Repair, Replaces, Resign, ResignReply, Settings,
+    Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, KIND_EXAMINES, Kinds, LIST_EXAMINES,
+    Lease, Look, Onto, Page, REMEMBER, Reading, Refusal, Registered, Repair, Replaces, Resign,
+    ResignReply, Settings,
     policy::{Call, Reply},
 };
 use crate::{
@@ -606,12 +607,13 @@ impl Memory {
     /// See [`LeaseNode::list`](super::LeaseNode::list).
     pub(super) fn list(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
         now: Instant,
     ) -> Page {
-        let prefix = format!("{}/", kind.as_str());
+        // Every path has the empty prefix.
+        let prefix = kind.map_or_else(String::new, |kind| format!("{}/", kind.as_str()));
         let from = after.map_or(prefix.as_str(), ElectionId::path);
         let mut page = Page::default();
         let leases = self
@@ -632,6 +634,41 @@ impl Memory {
             }
         }
         page
+    }
+
+    /// See [`LeaseNode::kinds`](super::LeaseNode::kinds).
+    pub(super) fn kinds(&self, after: Option<&Kind>, limit: usize, now: Instant) -> Kinds {
+        let mut page = Kinds::default();
+        let mut from = after.map(Kind::end).unwrap_or_default();
+        let mut examined = 0;
+        loop {
+            let mut leases = self
+                .leases
+                .range::<str, _>((Bound::Included(from.as_str()), Bound::Unbounded))
+                .peekable();
+            let first = leases.peek().and_then(|(path, _)| path.split_once('/'));
+            // Every path comes from an election.
+            let Some(kind) = first.and_then(|(kind, _)| Kind::new(kind).ok()) else {
+                page.next = None;
+                return page;
+            };
+            let end = kind.end();
+            let mut seen = 0;
+            let held = leases
+                .take_while(|(path, _)| ***path < *end)
+                .take(KIND_EXAMINES)
+                .inspect(|_| seen += 1)
+                .any(|(_, held)| held.expires > now);
+            if held || seen == KIND_EXAMINES {
+                page.kinds.push(kind.clone());
+            }
+            page.next = Some(kind);
+            from = end;
+            examined += seen;
+            if page.kinds.len() == limit || examined >= LIST_EXAMINES {
+                return page;
+            }
+        }
     }
 
     /// Writes the record of this incarnation, unless there is one.

@@ -1,11 +1,11 @@
 //! One page of leaders from the pages of several nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     election::types::ElectionId,
     lease::{
-        Lease, Page,
+        Kinds, Lease, Page,
         policy::{Electorate, Nodes},
         tally::{agreed, votes},
     },
@@ -72,12 +72,32 @@ pub fn merge(pages: &[(usize, Page)], electorate: Electorate, limit: usize) -> M
     }
 }
 
+/// Merges the kinds of several nodes, or of several partitions, into one page of at most `limit` kinds: each kind that
+/// one of them has. A kind with an election that a majority holds is on one of any majority.
+#[must_use]
+pub fn merge_kinds(pages: Vec<Kinds>, limit: usize) -> Kinds {
+    // A page says nothing of kinds after its last.
+    let upto = pages.iter().filter_map(|page| page.next.clone()).min();
+    let incomplete = pages.iter().find_map(|page| page.incomplete.clone());
+    let kinds = pages.into_iter().flat_map(|page| page.kinds);
+    let kinds: BTreeSet<_> = kinds
+        .filter(|kind| upto.as_ref().is_none_or(|upto| kind <= upto))
+        .collect();
+    let full = kinds.len() >= limit;
+    let kinds: Vec<_> = kinds.into_iter().take(limit).collect();
+    Kinds {
+        next: if full { kinds.last().cloned() } else { upto },
+        kinds,
+        incomplete,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::election::types::{Candidate, Token, Value};
+    use crate::election::types::{Candidate, Kind, Token, Value};
 
     fn election(name: &str) -> ElectionId {
         ElectionId::new("k", name).expect("valid")
@@ -135,6 +155,45 @@ mod tests {
             (names, next, unanimous),
             (vec!["a".into()], Some("b".into()), true)
         );
+    }
+
+    #[test]
+    fn kinds_are_those_of_any_page_up_to_where_all_pages_go() {
+        let page = |kinds: &[&str], next: Option<&str>| Kinds {
+            kinds: kinds.iter().map(|kind| kind_of(kind)).collect(),
+            next: next.map(kind_of),
+            incomplete: None,
+        };
+        let merged = |pages: &[Kinds], limit| merge_kinds(pages.to_vec(), limit);
+        let (one, two) = (page(&["a", "c"], None), page(&["b", "c"], None));
+        assert_eq!(
+            merged(&[one.clone(), two.clone()], 9),
+            page(&["a", "b", "c"], None)
+        );
+        assert_eq!(
+            merged(&[one.clone(), two.clone()], 2),
+            page(&["a", "b"], Some("b"))
+        );
+        let short = page(&["a", "b"], Some("b"));
+        assert_eq!(
+            merged(&[one.clone(), short], 9),
+            page(&["a", "b"], Some("b"))
+        );
+        // In the order of paths: "a!/" comes before "a/".
+        let odd = page(&["a!"], Some("a!"));
+        assert_eq!(merged(&[one, odd], 9), page(&["a!"], Some("a!")));
+        let lacking = Kinds {
+            incomplete: Some("a partition is silent".to_owned()),
+            ..page(&[], None)
+        };
+        assert_eq!(
+            merged(&[two, lacking.clone()], 9).incomplete,
+            lacking.incomplete
+        );
+    }
+
+    fn kind_of(kind: &str) -> Kind {
+        Kind::new(kind).expect("valid")
     }
 
     #[test]

@@ -27,9 +27,10 @@ use tracing::Instrument as _;
 pub use span::SPANS;
 
 use super::{
-    Extend, Lease, LeaseNode, Memory, NodeError, Page, Probe, Reading, Replaces, Resign, State,
+    Extend, Kinds, Lease, LeaseNode, Memory, NodeError, Page, Probe, Reading, Replaces, Resign,
+    State,
     guard::{IncarnationRecords, RestartGuard},
-    merge::merge,
+    merge::{merge, merge_kinds},
     policy::{
         Electorate, Event, Nodes, claim::Claiming, extension::Extending, resignation::Resigning,
     },
@@ -417,27 +418,30 @@ impl Quorum {
         })
     }
 
-    /// Lists the leases of a kind that a quorum is known to hold, after `after`, in order of their names. A short page
+    /// Lists the leases of a kind, or of all kinds, that a quorum is known to hold, after `after`, in order of their names. A short page
     /// may have a next one, and [`Page::incomplete`] says whether a quorum may hold more.
     ///
     /// # Errors
     /// [`Error`]: fewer nodes than a quorum replied.
     pub async fn list(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<ElectionId>,
         limit: usize,
         deadline: Instant,
     ) -> Result<Page, Error> {
-        let request = Arc::new((kind.clone(), after));
+        let request = Arc::new((kind.cloned(), after));
         let about = About {
-            kind: Some(kind),
+            kind,
             election: request.1.as_ref(),
             ..About::default()
         };
         let mut round = self.ask(Operation::List, about, deadline, |_, node| {
             let request = Arc::clone(&request);
-            Box::pin(async move { node.list(&request.0, request.1.as_ref(), limit).await })
+            Box::pin(async move {
+                node.list(request.0.as_ref(), request.1.as_ref(), limit)
+                    .await
+            })
         });
         let electorate = self.inner.electorate;
         let (mut pages, mut answered) = (Vec::new(), Nodes::NONE);
@@ -468,6 +472,47 @@ impl Quorum {
             causes.next().unwrap_or_else(silent)
         });
         Ok(page)
+    }
+
+    /// Lists every kind with an election that a quorum holds, after `after`, in their order; and perhaps kinds without
+    /// one. A short page may have a next one, and [`Kinds::incomplete`] says whether there may be more kinds.
+    ///
+    /// # Errors
+    /// [`Error`]: fewer nodes than a quorum replied.
+    pub async fn kinds(
+        &self,
+        after: Option<Kind>,
+        limit: usize,
+        deadline: Instant,
+    ) -> Result<Kinds, Error> {
+        let after = Arc::new(after);
+        let about = About::default();
+        let mut round = self.ask(Operation::Kinds, about, deadline, |_, node| {
+            let after = Arc::clone(&after);
+            Box::pin(async move { node.kinds(Option::as_ref(&after), limit).await })
+        });
+        let electorate = self.inner.electorate;
+        let (mut pages, mut answered, mut whole) = (Vec::new(), Nodes::NONE, Nodes::NONE);
+        while let Some((_, node, reply)) = round.next().await {
+            let Ok(page) = reply else { continue };
+            answered.add(node);
+            match &page.incomplete {
+                Some(cause) => self.inner.nodes[node].complain(&NodeError::unknown(cause)),
+                None => whole.add(node),
+            }
+            pages.push(page);
+            if electorate.all(whole) {
+                break;
+            }
+        }
+        if !electorate.all(answered) {
+            return Err(self.undecided(deadline));
+        }
+        let page = merge_kinds(pages, limit);
+        Ok(Kinds {
+            incomplete: page.incomplete.filter(|_| !electorate.all(whole)),
+            ..page
+        })
     }
 
     fn undecided(&self, deadline: Instant) -> Error {
@@ -526,7 +571,8 @@ mod tests {
     use super::observer::Retry;
     use super::*;
     use crate::lease::{
-        Bounds, ExtendReply, Grant, Incarnation, Look, Onto, Reading, Repair, Settings,
+        Bounds, ExtendReply, Grant, Incarnation, LIST_EXAMINES, Look, Onto, Reading, Repair,
+        Settings,
         embedded::Embedded,
         policy::{Machine, Step, View},
     };
@@ -642,6 +688,54 @@ mod tests {
         assert_eq!(notes.count(("withdrawn", 2)), 1, "{notes:?}");
     }
 
+    /// More than a node examines for a page, and more than one page has room for.
+    #[tokio::test(start_paused = true)]
+    async fn kinds_are_listed_without_a_look_at_all_their_elections() {
+        let node = Arc::new(Embedded::in_memory(SETTINGS));
+        let grant = grant_of(&claim());
+        let many = (0..LIST_EXAMINES + 1).map(|n| ("a", n.to_string()));
+        let few = ["b", "c"].map(|kind| (kind, "e".to_owned()));
+        for (kind, name) in many.chain(few) {
+            let election = ElectionId::new(kind, &name).expect("valid");
+            let grant = Grant {
+                election,
+                ..grant.clone()
+            };
+            node.grant(&grant).await.expect("granted");
+        }
+        let options = Options::new(SECOND, RestartGuard::Off, MINUTE);
+        let quorum = Quorum::new(vec![node], options);
+        let deadline = Instant::now() + SECOND;
+        let [a, b, c] = ["a", "b", "c"].map(|kind| Kind::new(kind).expect("valid"));
+        for (after, limit, kinds, next) in [
+            (None, 9, vec![a.clone(), b.clone(), c.clone()], None),
+            (None, 2, vec![a.clone(), b.clone()], Some(b.clone())),
+            (Some(b.clone()), 9, vec![c.clone()], None),
+            (Some(c), 9, vec![], None),
+        ] {
+            let listed = quorum.kinds(after, limit, deadline).await;
+            let incomplete = None;
+            assert_eq!(
+                listed,
+                Ok(Kinds {
+                    kinds,
+                    next,
+                    incomplete
+                })
+            );
+        }
+        // Nothing is listed that is over.
+        tokio::time::advance(2 * MINUTE).await;
+        let deadline = Instant::now() + SECOND;
+        let listed = quorum.kinds(None, 9, deadline).await;
+        let all_over = Kinds {
+            // So many elections of the kind were not looked at.
+            kinds: vec![a],
+            ..Kinds::default()
+        };
+        assert_eq!(listed, Ok(all_over));
+    }
+
     /// A node that counts towards the quorum of a lease must not let another candidate continue from its own grant.
     #[tokio::test(start_paused = true)]
     async fn what_counts_is_written_under_no_other_lease() {
@@ -733,10 +827,13 @@ mod tests {
         }
         async fn list(
             &self,
-            _: &Kind,
+            _: Option<&Kind>,
             _: Option<&ElectionId>,
             _: usize,
         ) -> Result<Page, NodeError> {
+            std::future::pending().await
+        }
+        async fn kinds(&self, _: Option<&Kind>, _: usize) -> Result<Kinds, NodeError> {
             std::future::pending().await
         }
         async fn mark(
@@ -807,11 +904,14 @@ mod tests {
         }
         async fn list(
             &self,
-            kind: &Kind,
+            kind: Option<&Kind>,
             after: Option<&ElectionId>,
             limit: usize,
         ) -> Result<Page, NodeError> {
             self.node.list(kind, after, limit).await
+        }
+        async fn kinds(&self, after: Option<&Kind>, limit: usize) -> Result<Kinds, NodeError> {
+            self.node.kinds(after, limit).await
         }
         async fn mark(
             &self,

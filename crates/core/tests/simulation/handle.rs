@@ -15,8 +15,9 @@ pub(crate) use election_core::lease::quorum::observer::Operation as To;
 use election_core::{
     election::types::{ElectionId, Kind},
     lease::{
-        Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, LeaseNode, Look, NodeError,
-        Page, Probe, Reading, Repair, Resign, ResignReply, Unrecorded, embedded::Embedded,
+        Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, LeaseNode, Look,
+        NodeError, Page, Probe, Reading, Repair, Resign, ResignReply, Unrecorded,
+        embedded::Embedded,
     },
 };
 use tokio::{
@@ -265,14 +266,26 @@ impl LeaseNode for Handle {
 
     async fn list(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
-        let request = Arc::new((kind.clone(), after.cloned()));
+        let request = Arc::new((kind.cloned(), after.cloned()));
         self.call(To::List, move |node| {
             let request = Arc::clone(&request);
-            async move { node.list(&request.0, request.1.as_ref(), limit).await }
+            async move {
+                node.list(request.0.as_ref(), request.1.as_ref(), limit)
+                    .await
+            }
+        })
+        .await
+    }
+
+    async fn kinds(&self, after: Option<&Kind>, limit: usize) -> Result<Kinds, NodeError> {
+        let after = Arc::new(after.cloned());
+        self.call(To::Kinds, move |node| {
+            let after = Arc::clone(&after);
+            async move { node.kinds(Option::as_ref(&after), limit).await }
         })
         .await
     }

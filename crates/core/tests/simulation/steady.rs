@@ -214,7 +214,11 @@ impl Steady {
     async fn is_listed(&self) {
         let kind = Kind::new("sim").expect("valid");
         let deadline = Instant::now() + Duration::from_secs(3);
-        let page = self.agent.quorum.list(&kind, None, 10, deadline).await;
+        let page = self
+            .agent
+            .quorum
+            .list(Some(&kind), None, 10, deadline)
+            .await;
         let page = page.expect("a quorum answers");
         let found = page.leases.iter().find(|(of, _)| *of == election());
         let leader = found.map(|(_, lease)| lease.leader.as_str());

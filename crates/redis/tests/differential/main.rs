@@ -13,9 +13,9 @@ use std::{sync::LazyLock, time::Duration};
 use election_core::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
-        Bounds, Extend, ExtendReply, Grant, GrantReply, Lease, LeaseNode, Look, NodeError, Onto,
-        Page, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings, Unrecorded,
-        embedded::Embedded,
+        Bounds, Extend, ExtendReply, Grant, GrantReply, Kinds, Lease, LeaseNode, Look, NodeError,
+        Onto, Page, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings,
+        Unrecorded, embedded::Embedded,
     },
 };
 use election_redis::{Askers, Deployment, Names, Redis as RedisNode, Server, Use};
@@ -76,7 +76,9 @@ enum Op {
     Resign(Resign),
     RollBack(Grant),
     Read(ElectionId),
-    List(Kind, Option<ElectionId>, usize),
+    /// Of a kind, or of all kinds.
+    List(Option<Kind>, Option<ElectionId>, usize),
+    Kinds(Option<Kind>, usize),
     /// How long to wait, and whether it names the run that the node is in.
     Mark(Duration, bool),
     Probe(Look),
@@ -93,6 +95,7 @@ enum Reply {
     Marked(usize),
     Read(Reading),
     Page(Page),
+    Kinds(Kinds),
     /// How long the node abstains, how many partitions have no marker, and the longest bounds.
     Probed(Option<Duration>, usize, [Registered; 2]),
 }
@@ -150,7 +153,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
             reading => reading,
         }),
         Op::List(kind, after, limit) => {
-            let page = node.list(kind, after.as_ref(), *limit).await?;
+            let page = node.list(kind.as_ref(), after.as_ref(), *limit).await?;
             Reply::Page(Page {
                 leases: page
                     .leases
@@ -161,6 +164,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
                 incomplete: page.incomplete,
             })
         }
+        Op::Kinds(after, limit) => Reply::Kinds(node.kinds(after.as_ref(), *limit).await?),
         Op::Mark(wait, of_this_run) => {
             let any = ElectionId::new("k", "a").expect("valid");
             let own = own_run(node, &any).await?.filter(|_| *of_this_run);
@@ -364,16 +368,25 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
             })
         },
     );
+    let kind = || {
+        let kinds = prop::sample::select(vec!["k", "k0", "none"]);
+        kinds.prop_map(|kind| Kind::new(kind).expect("valid"))
+    };
     let list = (
-        prop::sample::select(vec!["k", "k0", "none"]),
+        prop::option::weighted(0.7, kind()),
         prop::option::of(election()),
         1..4_usize,
     )
         .prop_map(|(kind, after, limit)| {
-            let kind = Kind::new(kind).expect("valid");
-            let after = after.filter(|after| after.kind() == kind.as_str());
+            let of_kind = |after: &ElectionId| {
+                let kind = kind.as_ref();
+                kind.is_none_or(|kind| after.kind() == kind.as_str())
+            };
+            let after = after.filter(of_kind);
             Op::List(kind, after, limit)
         });
+    let kinds = (prop::option::of(kind()), 1..4_usize);
+    let kinds = kinds.prop_map(|(after, limit)| Op::Kinds(after, limit));
     prop_oneof![
         8 => grant().prop_map(Op::Grant),
         4 => extend,
@@ -382,6 +395,7 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
         3 => grant().prop_map(Op::RollBack),
         2 => election().prop_map(Op::Read),
         2 => list,
+        1 => kinds,
         1 => (prop::sample::select(vec![0, 60]), prop::bool::weighted(0.8))
             .prop_map(|(s, of_this_run)| Op::Mark(Duration::from_secs(s), of_this_run)),
         1 => (bounds(), registered(), registered(), prop::bool::weighted(0.8))

@@ -60,6 +60,8 @@ fn the_default_policies() {
         ("nobody", "read", "default/e", "", "", READ),
         ("nobody", "read", "agent", "", "", READ),
         ("nobody", "list", "kind batch", "", "", READ),
+        ("nobody", "listKinds", "agent", "", "", READ),
+        ("nobody", "verify", "default/e", "", "", READ),
         ("nobody", "pods", "deployment web/shop", "", "", READ),
         ("nobody", "pods", "pod web/shop-1", "", "", READ),
         ("nobody", "campaign", "default/e", "anonymous", "", NONE),
@@ -111,6 +113,8 @@ fn the_policies_of_a_company() {
         // An identity outside the company.
         ("nobody", "read", "default/e", "", "", NONE),
         ("nobody", "list", "kind default", "", "", NONE),
+        ("nobody", "listKinds", "agent", "", "", NONE),
+        ("nobody", "verify", "default/e", "", "", NONE),
         ("nobody", "campaign", "default/e", "anonymous", "", NONE),
         // A developer.
         ("ann", "read", "default/e", "", "", Ok("developers-read")),

@@ -155,7 +155,12 @@ async fn a_vacancy_between_the_lost_claim_and_the_queue_is_seen() {
 /// What happens after a read or a listing has begun, and before its reply, was not heard.
 #[tokio::test(start_paused = true)]
 async fn what_nobody_heard_during_a_read_is_read_when_hearing_returns() {
-    for (scope, fault) in [(one("e"), Fault::LateReads), (kind(), Fault::LateLists)] {
+    let scopes = [
+        (one("e"), Fault::LateReads),
+        (kind(), Fault::LateLists),
+        (Scope::All, Fault::LateLists),
+    ];
+    for (scope, fault) in scopes {
         let scene = Scene::new();
         let (here, (there, links)) = (scene.agent().await, scene.linked().await);
         let token = here.wins("e", "a").await;
@@ -176,7 +181,7 @@ async fn what_nobody_heard_during_a_read_is_read_when_hearing_returns() {
                 here.wins("e", "c").await;
                 "e c Campaign missed"
             }
-            Scope::Kind(..) => {
+            Scope::Kind(..) | Scope::All => {
                 let token = here.wins("new", "b").await;
                 here.resigns("new", "b", token).await;
                 here.wins("new", "c").await;

@@ -8,8 +8,8 @@ use super::*;
 use crate::{
     election::types::Kind,
     lease::{
-        Bounds, ExtendReply, Grant, GrantReply, Incarnation, Look, NodeError, Page, Probe, Reading,
-        Repair, ResignReply, Unrecorded,
+        Bounds, ExtendReply, Grant, GrantReply, Incarnation, Kinds, Look, NodeError, Page, Probe,
+        Reading, Repair, ResignReply, Unrecorded,
     },
 };
 
@@ -133,13 +133,17 @@ impl LeaseNode for Link {
 
     async fn list(
         &self,
-        kind: &Kind,
+        kind: Option<&Kind>,
         after: Option<&ElectionId>,
         limit: usize,
     ) -> Result<Page, NodeError> {
         let page = self.reached()?.list(kind, after, limit).await;
         self.until(Fault::LateLists, false).await;
         page
+    }
+
+    async fn kinds(&self, after: Option<&Kind>, limit: usize) -> Result<Kinds, NodeError> {
+        self.reached()?.kinds(after, limit).await
     }
 
     async fn mark(

@@ -26,6 +26,8 @@ pub enum Operation {
     Read,
     /// List leases.
     List,
+    /// List kinds.
+    Kinds,
     /// Write incarnation records.
     Mark,
     /// Report the node's state.

@@ -9,7 +9,8 @@ use super::{Called, Operation, node::Node};
 use crate::{
     election::types::{Candidate, ElectionId, Kind},
     lease::{
-        ExtendReply, GrantReply, NodeError, Page, Probe, Reading, Refusal, ResignReply, System,
+        ExtendReply, GrantReply, Kinds, NodeError, Page, Probe, Reading, Refusal, ResignReply,
+        System,
         policy::{Call, Reply},
     },
 };
@@ -234,6 +235,12 @@ impl Outcome for Vec<Result<Reading, NodeError>> {
 }
 
 impl Outcome for Page {
+    fn outcome(&self) -> &'static str {
+        "listed"
+    }
+}
+
+impl Outcome for Kinds {
     fn outcome(&self) -> &'static str {
         "listed"
     }
