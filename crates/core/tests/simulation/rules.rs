@@ -11,7 +11,7 @@ use election_core::lease::rules::{Rule, weaken};
 
 use crate::{
     in_simulated_time, number, run,
-    scenario::{grants, guards, lists, new_nodes, paused, repairs, requests},
+    scenario::{grants, guards, lists, new_nodes, paused, repairs, requests, waits},
 };
 
 /// A scenario and its name.
@@ -30,6 +30,9 @@ macro_rules! scenario {
 fn scenario(rule: Rule) -> Scenario {
     match rule {
         Rule::Drift => scenario!(grants::clock_is_fast),
+        Rule::DriftOfTheWait => scenario!(waits::candidates_clock_is_slow),
+        Rule::TermBeginsWithTheVote => scenario!(waits::votes_are_slow),
+        Rule::CountsFromTheRequest => scenario!(waits::reply_is_read_late),
         Rule::HighWaterMark => scenario!(grants::agents_clock_is_slow),
         Rule::OwnLeaseGuarded => scenario!(guards::own_lease_comes_back),
         Rule::NodeDecidesGuard => scenario!(guards::caller_knows_less_than_the_server),
