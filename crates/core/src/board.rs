@@ -341,7 +341,9 @@ impl Board {
                     None => std::future::pending().await,
                 }
             };
+            // All come to the same. In an order, so that a simulation can repeat a run.
             tokio::select! {
+                biased;
                 () = due => {}
                 () = self.0.nudge.notified() => {}
                 Some(_) = reading.join_next() => {}

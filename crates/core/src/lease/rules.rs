@@ -8,6 +8,12 @@
 pub enum Rule {
     /// The possible drift of clocks is subtracted from a term.
     Drift,
+    /// The possible drift of clocks over the wait of a campaign is subtracted, too.
+    DriftOfTheWait,
+    /// A term begins when the agent sends the grants of the vote that decides, not when it counts them.
+    TermBeginsWithTheVote,
+    /// A candidate counts its time from before it sent the request, not from the reply.
+    CountsFromTheRequest,
     /// A token must be above the election's high-water mark.
     HighWaterMark,
     /// The restart guard also applies to a candidate's own lease.
@@ -95,10 +101,7 @@ pub(crate) const fn holds(_rule: Rule) -> bool {
 }
 
 #[cfg(feature = "weaken")]
-pub use weakened::weaken;
-
-#[cfg(feature = "weaken")]
-pub(crate) use weakened::holds;
+pub use weakened::{holds, weaken};
 
 #[cfg(feature = "weaken")]
 mod weakened {
@@ -115,7 +118,9 @@ mod weakened {
         WITHOUT.set(rule);
     }
 
-    pub(crate) fn holds(rule: Rule) -> bool {
+    /// Whether the rule holds: unless this thread has removed it.
+    #[must_use]
+    pub fn holds(rule: Rule) -> bool {
         WITHOUT.get() != Some(rule)
     }
 }

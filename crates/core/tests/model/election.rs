@@ -13,7 +13,7 @@ use election_core::{
             resignation::Resigning,
         },
         quorum::Claim,
-        rules::{Rule, weaken},
+        rules::{Rule, holds, weaken},
     },
 };
 use stateright::{Model, Property};
@@ -49,6 +49,8 @@ pub(crate) struct Election {
 pub(crate) enum Action {
     Tick,
     Campaign(usize, usize),
+    /// As a campaign, with a request that has waited since the beginning.
+    ClaimAfterWait(usize, usize),
     Extend(usize, usize),
     Resign(usize, usize),
     /// Through an agent, from one candidate to another.
@@ -243,13 +245,20 @@ impl Election {
         }
     }
 
-    fn begin(&self, state: &mut State, agent: usize, candidate: usize, request: Request) {
+    fn begin(
+        &self,
+        state: &mut State,
+        agent: usize,
+        candidate: usize,
+        asked: Instant,
+        request: Request,
+    ) {
         let above = state.told.iter().map(|(_, token)| *token).max();
         let operation = Operation {
             request,
             candidate,
             token: state.leads[candidate].map(|lead| lead.token),
-            asked: state.now(),
+            asked,
             above,
             waits: BTreeMap::new(),
             wake: None,
@@ -264,21 +273,37 @@ impl Election {
     }
 
     fn claim(&self, state: &mut State, agent: usize, wants: usize, replaces: Replaces) {
+        let now = state.now();
+        self.claim_since(state, agent, wants, replaces, now);
+    }
+
+    /// Claims for a request that was sent at this time. After a wait, a grant is provisional.
+    fn claim_since(
+        &self,
+        state: &mut State,
+        agent: usize,
+        wants: usize,
+        replaces: Replaces,
+        asked: Instant,
+    ) {
+        let now = state.now();
+        let waited = asked < now;
+        let term = self.term(wants);
         let claim = Claim {
             election: ELECTION.clone(),
             candidate: candidate(wants),
-            term: self.term(wants),
+            term: if waited { term.at_most(TICK) } else { term },
             value: Value::default(),
-            waited_since: None,
+            waited_since: waited.then_some(asked),
             request_id: self.request_id(wants),
             replaces,
         };
-        let now = state.now();
         let deadline = now + 2 * TICK;
         self.begin(
             state,
             agent,
             wants,
+            asked,
             Request::Claim(Claiming::new(claim, now, deadline)),
         );
     }
@@ -293,7 +318,7 @@ impl Election {
         let now = state.now();
         let eyes = self.eyes(state, agent);
         let extending = Extending::new(extend, now, now + 2 * TICK, &eyes);
-        self.begin(state, agent, leader, Request::Extend(extending));
+        self.begin(state, agent, leader, now, Request::Extend(extending));
     }
 
     fn resign(&self, state: &mut State, agent: usize, leader: usize) {
@@ -306,7 +331,7 @@ impl Election {
         state.leads[leader] = None;
         let now = state.now();
         let resigning = Resigning::new(resign, now, now + 2 * TICK);
-        self.begin(state, agent, leader, Request::Resign(resigning));
+        self.begin(state, agent, leader, now, Request::Resign(resigning));
     }
 
     fn eyes<'a>(&self, state: &'a State, agent: usize) -> Eyes<'a> {
@@ -385,7 +410,11 @@ impl Election {
                         if state.told.insert((operation.candidate, token)) {
                             state.fell |= Some(token) <= operation.above;
                         }
-                        state.lead(operation.candidate, token, operation.asked + valid_for);
+                        let from = match holds(Rule::CountsFromTheRequest) {
+                            true => operation.asked,
+                            false => now,
+                        };
+                        state.lead(operation.candidate, token, from + valid_for);
                     }
                     Wanted::Extended(valid_for) => {
                         operation.answered = true;
@@ -468,6 +497,11 @@ impl Election {
                 state.named = state.named.max(wants + 1);
                 self.claim(state, agent, wants, Replaces::Own);
             }
+            Action::ClaimAfterWait(agent, wants) => {
+                left.waits -= 1;
+                state.named = state.named.max(wants + 1);
+                self.claim_since(state, agent, wants, Replaces::Own, *BEGINNING);
+            }
             Action::Extend(agent, leader) => {
                 left.extensions -= 1;
                 self.extend(state, agent, leader);
@@ -526,7 +560,7 @@ impl Election {
                 node.saved = None;
             }
         }
-        let asks = left.campaigns + left.extensions + left.handovers;
+        let asks = left.campaigns + left.waits + left.extensions + left.handovers;
         if asks == 0 && !self.remains && state.operations().all(|(_, _, it)| it.answered) {
             // No candidate will receive another reply.
             state.left = Budget::default();
@@ -669,6 +703,9 @@ impl Model for Election {
                 if left.campaigns > 0 {
                     actions.push(Action::Campaign(number, wants));
                 }
+                if left.waits > 0 && state.ticks > 0 {
+                    actions.push(Action::ClaimAfterWait(number, wants));
+                }
                 if state.leads[wants].is_none() {
                     continue;
                 }
@@ -729,18 +766,31 @@ impl Model for Election {
         }
         let Budget {
             campaigns,
+            waits,
             extensions,
             resignations,
             handovers,
             ..
         } = self.budget;
         let led = u8::from(self.world.start == Start::Led);
-        if campaigns + handovers + led > 1 {
+        if campaigns + waits + handovers + led > 1 {
             properties.push(Property::sometimes(
                 "another leads after the first",
                 |_, state: &State| {
                     let leaders = state.told.iter().map(|(candidate, _)| candidate);
                     leaders.collect::<std::collections::BTreeSet<_>>().len() > 1
+                },
+            ));
+        }
+        if waits > 0 && led == 0 {
+            properties.push(Property::sometimes(
+                "who has waited leads for longer than a term after its request",
+                |model: &Self, state: &State| {
+                    let term = |candidate: usize| TICK * model.world.terms[candidate];
+                    let mut leads = state.leads.iter().take(LATECOMER).enumerate();
+                    leads.any(|(candidate, lead)| {
+                        lead.is_some_and(|lead| lead.until > *BEGINNING + term(candidate))
+                    })
                 },
             ));
         }

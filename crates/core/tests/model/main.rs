@@ -15,7 +15,7 @@
 //!
 //! # What is modelled
 //! - Time in whole ticks. A leader counts its term from before its request, a node from the receipt of the
-//!   request.
+//!   request. Some requests wait before the agent claims.
 //! - A network that is a set of requests: each is executed at any time, in any order, or never. A reply
 //!   arrives as soon as the request is executed, or is lost. A later arrival adds nothing: a leader learns of
 //!   its term later, but the term does not last longer.
@@ -203,6 +203,18 @@ fn extensions_and_repairs_make_no_second_leader() {
     check(&election(world().led().votes(1).ticks(2), budget));
 }
 
+/// Candidates that claim after a wait, and count their time from before it. Their leases are provisional.
+#[test]
+fn campaigns_that_waited_make_no_second_leader() {
+    let waits = |waits| Budget::default().waits(waits);
+    check(&election(world().led().votes(1).ticks(4), waits(2)));
+    check(&election(world().votes(1).ticks(3), waits(2)));
+    check(&election(world().votes(1).ticks(3), waits(1).extensions(1)));
+    let unequal = || world().agents(unequal(false)).votes(1);
+    check(&election(unequal().ticks(3), waits(2)));
+    check(&election(unequal().ticks(2), waits(1).faults(1)));
+}
+
 /// Leaders that resign or hand over.
 #[test]
 fn resignations_and_handovers_make_no_second_leader() {
@@ -298,6 +310,17 @@ fn rules_whose_absence_a_small_world_shows() {
         RISING,
         Rule::HighWaterMark,
         election(no_clocks().votes(1).ticks(2), campaigns(2).resignations(1)),
+    );
+    let waited = |plans| world().agents(plans).votes(1).ticks(3);
+    find(
+        EXCLUSION,
+        Rule::CountsFromTheRequest,
+        election(waited(vec![Plan::of(3); 2]), campaigns(1).waits(1)),
+    );
+    find(
+        EXCLUSION,
+        Rule::TermBeginsWithTheVote,
+        election(waited(unequal(false)), campaigns(1).waits(1)),
     );
     find(
         EXCLUSION,

@@ -109,6 +109,8 @@ impl World {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Budget {
     pub(crate) campaigns: u8,
+    /// A candidate that sent its request at the beginning claims the election.
+    pub(crate) waits: u8,
     pub(crate) extensions: u8,
     pub(crate) resignations: u8,
     pub(crate) handovers: u8,
@@ -131,6 +133,10 @@ pub(crate) fn campaigns(campaigns: u8) -> Budget {
 }
 
 impl Budget {
+    pub(crate) fn waits(self, waits: u8) -> Self {
+        Self { waits, ..self }
+    }
+
     pub(crate) fn extensions(self, extensions: u8) -> Self {
         Self { extensions, ..self }
     }

@@ -11,6 +11,7 @@ use std::{
 };
 
 use election_core::{
+    board::{self, Board, Counts},
     election::Elections,
     lease::{
         LeaseNode,
@@ -20,14 +21,22 @@ use election_core::{
     },
 };
 use fastrand::Rng;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::{
+    runtime,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
 
 use crate::{handle::Handle, record::Record, server::Server};
+
+/// How long a lease granted after a wait is stored until its first extension, besides 1 % of the wait.
+pub(crate) const PROVISIONAL: Duration = Duration::from_millis(1_200);
 
 /// One agent. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Agent {
     pub(crate) elections: Elections,
+    pub(crate) board: Board,
     pub(crate) quorum: Quorum,
     pub(crate) handles: Vec<Handle>,
     /// The nodes of this agent.
@@ -104,8 +113,21 @@ impl Plan {
         let mut options = Options::new(self.vote, self.guard, self.longest);
         options.clock = Arc::new(clock);
         let quorum = Quorum::of(nodes.collect(), electorate, options);
+        let elections = Elections::new(quorum.clone(), self.longest);
+        let settings = board::Settings {
+            provisional_term: PROVISIONAL,
+            max_wait: Duration::from_secs(60),
+        };
+        let board = Board::new(
+            elections.clone(),
+            settings,
+            runtime::Handle::current(),
+            CancellationToken::new(),
+            Arc::new(board::Nobody),
+        );
         Agent {
-            elections: Elections::new(quorum.clone(), self.longest),
+            elections,
+            board,
             quorum,
             handles,
             servers: servers.to_vec(),
@@ -152,6 +174,24 @@ impl Agent {
         for (name, until) in &*self.asked.lock().expect("not poisoned") {
             record.may_lead(name, *until);
         }
+    }
+
+    /// Asserts that its board keeps nothing for candidates that have gone.
+    pub(crate) fn keeps_nobody_waiting(&self, record: &Record) {
+        let Counts {
+            elections,
+            timers,
+            waiters,
+            watches,
+            running,
+            ..
+        } = self.board.counts();
+        assert_eq!(
+            (elections, timers, waiters, watches, running),
+            (0, 0, 0, 0, false),
+            "who waits although nobody does, after\n{}",
+            record.history()
+        );
     }
 
     /// Returns whether its restart guard is off, so that it reads no incarnation records.

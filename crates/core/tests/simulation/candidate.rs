@@ -4,17 +4,21 @@
 use std::{sync::Arc, time::Duration};
 
 use election_core::{
+    board::Patience,
     election::{
-        Campaign, Denial, Error, Handover, Outcome, Retry,
+        Campaign, Denial, Error, Handover, Outcome, Retry, Wait,
         types::{Candidate as Name, RequestId, Term, Token, Value},
     },
-    lease::{Extend, Resign},
+    lease::{
+        Extend, Resign,
+        rules::{Rule, holds},
+    },
 };
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    agent::Agent,
+    agent::{Agent, PROVISIONAL},
     election,
     faults::{LONGEST_PAUSE, SLOWEST},
     record::Record,
@@ -26,6 +30,9 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// After this time without an election, a candidate counts as unable to win.
 const NEVER: Duration = Duration::from_secs(300);
 
+/// The longest wait of a campaign, in ms.
+const LONGEST_WAIT: u64 = 6_000;
+
 /// Agents, each with its own view of the nodes.
 pub(crate) type Agents = Arc<Vec<Agent>>;
 
@@ -34,6 +41,8 @@ pub(crate) struct Candidate {
     agents: Agents,
     rng: Rng,
     record: Record,
+    /// The speed of its clock: below 1 if it is slow, so that its terms last longer.
+    clock: f64,
     /// Whether it has sent a resignation or handover since it was last elected. It has then given up the
     /// lease under its name and must not extend it.
     gave_up: bool,
@@ -52,15 +61,21 @@ impl Candidate {
             agents,
             rng,
             record,
+            clock: 1.0,
             gave_up: false,
         }
+    }
+
+    /// A candidate whose clock has this speed.
+    pub(crate) fn with_clock(self, clock: f64) -> Self {
+        Self { clock, ..self }
     }
 
     /// Campaigns until elected, then resigns.
     pub(crate) async fn be_elected_once_and_resign(mut self) {
         let began = Instant::now();
         loop {
-            if let Some(leading) = self.campaign(None).await {
+            if let Some(leading) = self.campaign(None, Waits::Not).await {
                 return self.resign(&leading).await;
             }
             sleep(Duration::from_millis(20)).await;
@@ -76,7 +91,7 @@ impl Candidate {
     /// Campaigns repeatedly until the time is over, with pauses of up to `pause_ms`.
     pub(crate) async fn challenge(mut self, pause_ms: u64, until: Instant) {
         while Instant::now() < until {
-            self.campaign(None).await;
+            self.campaign(None, Waits::Not).await;
             self.pause(pause_ms).await;
         }
     }
@@ -88,11 +103,17 @@ impl Candidate {
             self.pause(400).await;
             tries += 1;
             let id = self.rng.bool().then(|| format!("{} {tries}", self.name));
-            let mut leading = self.campaign(id.as_deref()).await;
+            let wait = Duration::from_millis(self.rng.u64(..LONGEST_WAIT));
+            let waits = match self.rng.u32(..6) {
+                0 => Waits::Idly(wait),
+                1 => Waits::OnTheBoard(wait),
+                _ => Waits::Not,
+            };
+            let mut leading = self.campaign(id.as_deref(), waits).await;
             if leading.is_none() && self.rng.u32(..4) == 0 {
                 leading = match id {
                     // A retry, perhaps through another agent.
-                    Some(id) => self.campaign(Some(&id)).await,
+                    Some(id) => self.campaign(Some(&id), Waits::Not).await,
                     // The campaign may have been granted: an extension by name alone finds out.
                     None if !self.gave_up => self.extend(None).await,
                     None => None,
@@ -123,7 +144,7 @@ impl Candidate {
                     }
                 }
                 12..14 => {
-                    if let Some(again) = self.campaign(None).await {
+                    if let Some(again) = self.campaign(None, Waits::Not).await {
                         leading = Leading {
                             token: again.token,
                             until: leading.until.max(again.until),
@@ -147,7 +168,7 @@ impl Candidate {
         }
     }
 
-    async fn campaign(&mut self, request_id: Option<&str>) -> Option<Leading> {
+    async fn campaign(&mut self, request_id: Option<&str>, waits: Waits) -> Option<Leading> {
         let asked = Instant::now();
         let agent = self.agent();
         let term = self.term(&agent);
@@ -159,8 +180,16 @@ impl Candidate {
             request_id: RequestId::new(request_id.unwrap_or_default()).expect("valid"),
             wait: None,
         };
-        let answer = agent.elections.campaign(request, asked + DEADLINE);
-        let answer = self.or_gives_up(answer).await;
+        let transit = Duration::from_micros(self.rng.u64(..20_000));
+        let answer = waits.campaign(&agent, request, transit);
+        let answer = match self.rng.bool() {
+            true => self.or_gives_up(answer, waits.time()).await,
+            false => self.or_gives_up(answer, Duration::ZERO).await,
+        };
+        if self.rng.u32(..10) == 0 {
+            // It is paused, and reads the reply late.
+            self.pause(2_000).await;
+        }
         // Copies of the grant arrive until the vote is over. A dead agent rolls nothing back.
         let lasts = Instant::now() + agent.vote + slowly(term);
         if agent.is_dead() || matches!(answer, Some(Ok(Outcome::Elected { .. }))) {
@@ -169,9 +198,11 @@ impl Candidate {
         agent.asked(&self.name, lasts);
         match answer {
             Some(Ok(Outcome::Elected {
-                token, valid_for, ..
+                token,
+                valid_for,
+                provisional,
             })) => {
-                let until = asked + valid_for;
+                let until = self.ends(asked, valid_for);
                 if until <= Instant::now() {
                     // The reply came after the end of the term.
                     self.record.unknown(&self.name, "campaign, late");
@@ -179,6 +210,9 @@ impl Candidate {
                 }
                 self.gave_up = false;
                 self.record.elected(&self.name, Some(token), asked, until);
+                if provisional {
+                    self.record.provisional();
+                }
                 Some(Leading {
                     token: Some(token),
                     until,
@@ -222,9 +256,9 @@ impl Candidate {
         };
         let retry = Retry::new(self.rng.i64(0..3), 50).expect("in range");
         let answer = agent.elections.extend(request, retry, asked + DEADLINE);
-        match self.or_gives_up(answer).await {
+        match self.or_gives_up(answer, Duration::ZERO).await {
             Some(Ok(valid_for)) => {
-                let until = asked + valid_for;
+                let until = self.ends(asked, valid_for);
                 if until > Instant::now() {
                     self.record.extended(&self.name, until);
                 }
@@ -252,7 +286,7 @@ impl Candidate {
         };
         let agent = self.agent();
         let answer = agent.elections.resign(request, Instant::now() + DEADLINE);
-        match self.or_gives_up(answer).await {
+        match self.or_gives_up(answer, Duration::ZERO).await {
             Some(Ok(()) | Err(Error::Denied(_))) => {}
             Some(Err(_)) | None => self.record.unknown(&self.name, "resignation"),
         }
@@ -274,7 +308,7 @@ impl Candidate {
         let answer = agent
             .elections
             .handover(request, false, Instant::now() + DEADLINE);
-        let answer = self.or_gives_up(answer).await;
+        let answer = self.or_gives_up(answer, Duration::ZERO).await;
         let lasts = Instant::now() + agent.vote + slowly(term);
         if agent.is_dead() || matches!(answer, Some(Ok(_))) {
             self.record.may_lead(&to, lasts);
@@ -286,15 +320,21 @@ impl Candidate {
         }
     }
 
-    /// Awaits the reply, unless the candidate stops waiting.
+    /// When this time is over by its clock.
+    fn ends(&self, asked: Instant, time: Duration) -> Instant {
+        counted_from(asked) + time.div_f64(self.clock)
+    }
+
+    /// Awaits the reply, unless the candidate stops waiting, soon after this time.
     async fn or_gives_up<T>(
         &mut self,
         answer: impl Future<Output = Result<T, Error>>,
+        after: Duration,
     ) -> Option<Result<T, Error>> {
         if self.rng.u32(..20) > 0 {
             return Some(answer.await);
         }
-        let patience = Duration::from_micros(self.rng.u64(..20_000));
+        let patience = after + Duration::from_micros(self.rng.u64(..40_000));
         timeout(patience, answer).await.ok()
     }
 
@@ -316,6 +356,69 @@ impl Candidate {
 
     async fn pause(&mut self, most_ms: u64) {
         sleep(Duration::from_millis(self.rng.u64(..most_ms))).await;
+    }
+}
+
+/// How a campaign waits for a vacancy.
+#[derive(Debug, Clone, Copy)]
+enum Waits {
+    Not,
+    /// It claims when the time is over.
+    Idly(Duration),
+    /// It claims when the agent's board says so, until the time is over.
+    OnTheBoard(Duration),
+}
+
+impl Waits {
+    fn time(self) -> Duration {
+        match self {
+            Self::Not => Duration::ZERO,
+            Self::Idly(time) | Self::OnTheBoard(time) => time,
+        }
+    }
+
+    async fn campaign(
+        self,
+        agent: &Agent,
+        request: Campaign,
+        transit: Duration,
+    ) -> Result<Outcome, Error> {
+        sleep(transit).await;
+        let since = Instant::now();
+        match self {
+            Self::Not => agent.elections.campaign(request, since + DEADLINE).await,
+            Self::Idly(time) => {
+                sleep(time).await;
+                let deadline = Instant::now() + DEADLINE;
+                let request = waited(request, since);
+                agent.elections.campaign(request, deadline).await
+            }
+            Self::OnTheBoard(time) => {
+                let patience = Patience {
+                    since,
+                    until: since + time,
+                    deadline: since + time + DEADLINE,
+                };
+                agent.board.campaign(request, patience).await
+            }
+        }
+    }
+}
+
+/// The request of a campaign that has waited since then.
+pub(crate) fn waited(request: Campaign, since: Instant) -> Campaign {
+    let stored = request.term.at_most(PROVISIONAL + since.elapsed() / 100);
+    Campaign {
+        wait: Some(Wait { since, stored }),
+        ..request
+    }
+}
+
+/// From when a candidate counts its time.
+pub(crate) fn counted_from(asked: Instant) -> Instant {
+    match holds(Rule::CountsFromTheRequest) {
+        true => asked,
+        false => Instant::now(),
     }
 }
 

@@ -15,8 +15,8 @@ pub(crate) use election_core::lease::quorum::observer::Operation as To;
 use election_core::{
     election::types::{ElectionId, Kind},
     lease::{
-        Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, LeaseNode, Look,
-        NodeError, Page, Probe, Reading, Repair, Resign, ResignReply, Unrecorded,
+        Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, LeaseNode, Listener,
+        Look, NodeError, Page, Probe, Reading, Repair, Resign, ResignReply, Unrecorded,
         embedded::Embedded,
     },
 };
@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::{lists::Told, server::Server};
+use crate::{hints::Post, lists::Told, server::Server};
 
 /// The planned fate of a call.
 #[derive(Debug, Clone, Copy)]
@@ -334,6 +334,23 @@ impl LeaseNode for Handle {
             });
         }
         Ok(probe)
+    }
+
+    async fn listen(&self, listener: &dyn Listener) -> NodeError {
+        let server = &self.0.server;
+        let node = server.memory();
+        let post = Post::new(server, listener);
+        let breaks = async {
+            while !self.is_cut() && Arc::ptr_eq(&node, &server.memory()) {
+                sleep(Duration::from_millis(server.draw(1_000))).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = breaks => NodeError::unknown("the connection broke"),
+            () = post.deliver() => NodeError::unknown("nothing is delivered"),
+            error = node.listen(&post) => error,
+        }
     }
 
     fn incarnation(&self, _election: &ElectionId) -> Option<Incarnation> {

@@ -39,6 +39,8 @@ struct Inner {
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Totals {
     pub(crate) grants: u64,
+    /// Grants after a wait, for less than the term.
+    pub(crate) provisional: u64,
     pub(crate) extensions: u64,
     pub(crate) resignations: u64,
     pub(crate) handovers: u64,
@@ -100,6 +102,11 @@ impl Record {
             inner.history()
         );
         inner.tokens.push((Instant::now(), token));
+    }
+
+    /// The grant that was recorded last is provisional.
+    pub(crate) fn provisional(&self) {
+        self.lock().totals.provisional += 1;
     }
 
     /// The leader receives an extension of its term.
@@ -219,6 +226,7 @@ impl Inner {
 impl Totals {
     pub(crate) fn add(&mut self, other: &Self) {
         self.grants.add_assign(other.grants);
+        self.provisional.add_assign(other.provisional);
         self.extensions.add_assign(other.extensions);
         self.resignations.add_assign(other.resignations);
         self.handovers.add_assign(other.handovers);
@@ -230,6 +238,7 @@ impl Totals {
     pub(crate) fn is_plausible(&self) -> bool {
         let Self {
             grants,
+            provisional,
             extensions,
             resignations,
             handovers,
@@ -238,6 +247,7 @@ impl Totals {
         } = *self;
         [
             grants,
+            provisional,
             extensions,
             resignations,
             handovers,
@@ -253,8 +263,9 @@ impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} grants, {} extensions, {} resignations, {} handovers, {} refusals, {} unknown outcomes",
+            "{} grants, {} of them provisional, {} extensions, {} resignations, {} handovers, {} refusals, {} unknown outcomes",
             self.grants,
+            self.provisional,
             self.extensions,
             self.resignations,
             self.handovers,

@@ -12,7 +12,7 @@ use strum::VariantArray;
 
 use crate::{
     in_simulated_time, number, run,
-    scenario::{grants, guards, lists, new_nodes, paused, repairs, requests},
+    scenario::{grants, guards, lists, new_nodes, paused, repairs, requests, waits},
 };
 
 /// A scenario and its name.
@@ -31,6 +31,9 @@ macro_rules! scenario {
 fn scenario(rule: Rule) -> Scenario {
     match rule {
         Rule::Drift => scenario!(grants::clock_is_fast),
+        Rule::DriftOfTheWait => scenario!(waits::candidates_clock_is_slow),
+        Rule::TermBeginsWithTheVote => scenario!(waits::votes_are_slow),
+        Rule::CountsFromTheRequest => scenario!(waits::reply_is_read_late),
         Rule::HighWaterMark => scenario!(grants::agents_clock_is_slow),
         Rule::OwnLeaseGuarded => scenario!(guards::own_lease_comes_back),
         Rule::NodeDecidesGuard => scenario!(guards::caller_knows_less_than_the_server),

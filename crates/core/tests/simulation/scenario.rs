@@ -8,6 +8,7 @@ pub(crate) mod new_nodes;
 pub(crate) mod paused;
 pub(crate) mod repairs;
 pub(crate) mod requests;
+pub(crate) mod waits;
 
 use std::time::Duration;
 

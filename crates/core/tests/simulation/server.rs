@@ -224,6 +224,11 @@ impl Server {
         self.0.rng.lock().expect("not poisoned").u32(..1000) < share
     }
 
+    /// Draws a number below this one.
+    pub(crate) fn draw(&self, below: u64) -> u64 {
+        self.0.rng.lock().expect("not poisoned").u64(..below)
+    }
+
     /// Draws the transit time of a message.
     pub(crate) fn transit(&self) -> Duration {
         let slow = self.chance(|faults| faults.slow);

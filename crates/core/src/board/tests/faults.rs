@@ -260,6 +260,46 @@ async fn a_grant_to_who_has_gone_is_rolled_back() {
     there.until_nothing_is_left().await;
 }
 
+/// A claim that no quorum decides is made again, and takes nobody's turn.
+#[tokio::test(start_paused = true)]
+async fn a_claim_without_a_quorum_is_repeated() {
+    let scene = Scene::new();
+    let (here, (there, links)) = (scene.agent().await, scene.linked().await);
+    let token = here.wins("e", "a").await;
+    let waiting = there.waiting("e", "b", 60 * SECOND);
+    there
+        .until("it waits", |counts| counts.waiters == 1 && !counts.deaf)
+        .await;
+    all(&links[1..], Fault::NoGrants);
+    here.resigns("e", "a", token).await;
+    there.until("it claims", |counts| counts.claims > 2).await;
+    let claims = there.counts().claims;
+    sleep(3 * SECOND).await;
+    let more = there.counts().claims - claims;
+    assert!((4..10).contains(&more), "{more} claims in 3 s");
+    work(&links);
+    let (outcome, took) = timed(waiting).await;
+    assert!(elected(&outcome.expect("no panic")).is_some());
+    assert!(took < 700 * MS, "{took:?}");
+    there.until_nothing_is_left().await;
+}
+
+/// What was known before does not answer a wait that ends while nothing is known.
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_ends_without_a_quorum_ends_with_an_error() {
+    let scene = Scene::new();
+    let (here, (there, links)) = (scene.agent().await, scene.linked().await);
+    here.wins("e", "a").await;
+    let waiting = there.waiting("e", "b", 5 * SECOND);
+    there
+        .until("it waits", |counts| counts.waiters == 1 && !counts.deaf)
+        .await;
+    all(&links[1..], Fault::Down);
+    let outcome = waiting.await.expect("no panic");
+    assert!(outcome.is_err(), "{outcome:?}");
+    there.until_nothing_is_left().await;
+}
+
 /// Everybody who waits on a connection that is to end is answered.
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_on_a_connection_that_is_to_end() {

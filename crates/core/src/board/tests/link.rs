@@ -22,6 +22,8 @@ pub(super) enum Fault {
     Deaf,
     /// Hints are lost, which nobody notices.
     Mute,
+    /// Grants fail; reads do not.
+    NoGrants,
     /// The replies to grants are late until the fault ends.
     LateGrants,
     /// The replies to reads are late until the fault ends.
@@ -103,6 +105,9 @@ impl LeaseNode for Link {
     }
 
     async fn grant(&self, grant: &Grant) -> Result<GrantReply, NodeError> {
+        if self.has(Fault::NoGrants) {
+            return Err(NodeError::NotSent("no grants".to_owned()));
+        }
         let reply = self.reached()?.grant(grant).await;
         *self.grants.lock() += 1;
         self.until(Fault::LateGrants, false).await;

@@ -221,6 +221,134 @@ async fn claims_of_many_agents_are_spread_over_half_a_second_at_the_most() {
     }
 }
 
+/// A place in the queue.
+fn wait(table: &mut Table, now: Instant) -> Arc<Place> {
+    let place = Arc::new(Place::default());
+    table.enqueue(&election("e"), Arc::clone(&place), lease(1), now, now);
+    place
+}
+
+/// Reads the election now, if it is due, and finds this.
+fn read(table: &mut Table, found: Result<State, Error>, now: Instant) {
+    assert_eq!(table.take_due(now).len(), 1);
+    table.learn(&election("e"), found, now, now);
+}
+
+/// Nothing but its leaving tells the board that the first of the queue does not claim.
+#[test]
+fn who_goes_when_its_turn_has_come_is_passed_over() {
+    let (mut table, now) = table();
+    let (first, second) = (wait(&mut table, now), wait(&mut table, now));
+    table.learn(&election("e"), vacant(1), now, now);
+    assert!(first.is_called() && !second.is_called());
+    table.leave(&election("e"), &first, now);
+    read(&mut table, vacant(1), now);
+    assert!(second.is_called());
+    table.leave(&election("e"), &second, now);
+    assert!(table.is_idle());
+}
+
+/// A hint waits for those of a majority, and not for long. Hints of what is known cause no read.
+#[test]
+fn a_read_follows_a_majority_of_hints() {
+    let (mut table, now) = table();
+    wait(&mut table, now);
+    table.learn(&election("e"), held(5), now, now);
+    let quiet = table.next_read().expect("it looks now and then");
+    assert!(quiet > now + SECOND);
+    for (cause, number) in [
+        (Hinted::Campaign, 5),
+        (Hinted::Repaired, 5),
+        (Hinted::Resign, 4),
+        (Hinted::RolledBack, 4),
+    ] {
+        table.heard(0, &hint(cause, number), now);
+        assert_eq!(table.next_read(), Some(quiet), "{cause:?} {number}");
+    }
+    table.heard(0, &hint(Hinted::Resign, 5), now);
+    table.heard(0, &hint(Hinted::Resign, 5), now);
+    assert_eq!(table.next_read(), Some(now + 5 * MS));
+    table.heard(2, &hint(Hinted::Resign, 5), now);
+    assert_eq!(table.next_read(), Some(now));
+}
+
+/// A node that counts slowly, and nodes that do not reply, are not read all the time.
+#[test]
+fn reads_are_paced_at_the_end_of_a_term_and_while_they_fail() {
+    let (mut table, now) = table();
+    wait(&mut table, now);
+    let over = Lease {
+        remaining: Duration::ZERO,
+        ..lease(1)
+    };
+    table.take_due(now);
+    table.learn(&election("e"), Ok(State::Held(over)), now, now);
+    assert_eq!(table.next_read(), Some(now + 2 * MS));
+    read(&mut table, Err(Error::DeadlineExceeded), now + 2 * MS);
+    let next = table.next_read().expect("it polls") - now;
+    assert!(next > 400 * MS && next < 605 * MS, "{next:?}");
+}
+
+/// Reads that overtake others.
+#[test]
+fn reads_that_began_earlier_take_nothing_back() {
+    let (mut table, now) = table();
+    let watch = table.watch(one(), now);
+    let later = now + SECOND;
+    table.learn(&election("e"), held(2), later, later);
+    assert_eq!(events(&watch), ["held 2", "synced"]);
+    for older in [held(1), vacant(1)] {
+        table.learn(&election("e"), older, now, later);
+        assert_eq!(events(&watch), [""; 0]);
+    }
+    table.learn(&election("e"), held(1), later, later);
+    assert_eq!(events(&watch), ["held 1"], "it was rolled back");
+    table.learn(&election("e"), vacant(1), later, later);
+    table.learn(&election("e"), held(1), now, later);
+    assert_eq!(events(&watch), ["vacant"]);
+}
+
+/// What a listing does not name may be vacant, and more news than a group may read one by one are listed.
+#[test]
+fn groups_read_what_a_listing_lacks_and_list_what_they_cannot_read() {
+    let (mut table, now) = table();
+    let group = table.watch(kind(), now);
+    assert!(table.take_listing(now).is_some());
+    let held = vec![(election("e"), lease(1))];
+    table.listed(&kind(), Some(Ok(held)), now, now);
+    assert_eq!(events(&group), ["held 1", "synced"]);
+    assert!(table.next_read() > Some(now + SECOND));
+    table.listed(&kind(), Some(Ok(Vec::new())), now, now);
+    assert_eq!(table.next_read(), Some(now));
+    assert!(table.next_listing() > Some(now + SECOND));
+    for number in 0..1_000 {
+        let hint = Hint {
+            election: election(&number.to_string()),
+            ..hint(Hinted::Campaign, 1)
+        };
+        table.heard(0, &hint, now);
+    }
+    assert_eq!(table.counts().elections, 1 + 200);
+    assert!(table.next_listing() <= Some(now + 500 * MS));
+}
+
+/// A watch whose owner does not read keeps a bounded number of changes.
+#[test]
+fn a_watch_of_too_many_elections_says_so() {
+    for listing in [Some(Ok(())), None] {
+        let (mut table, now) = table();
+        let group = table.watch(kind(), now);
+        let all = |()| {
+            let number = 0..=MOST_ELECTIONS;
+            let leases = number.map(|number| (election(&number.to_string()), lease(1)));
+            leases.collect()
+        };
+        let listing = listing.map(|found: Result<(), Error>| found.map(all));
+        table.listed(&kind(), listing, now, now);
+        assert!(matches!(group.take(), Some(Event::TooMany)));
+    }
+}
+
 /// Terms that end at about the same time are read together.
 #[test]
 fn what_is_due_soon_is_read_in_one_batch() {

@@ -272,15 +272,21 @@ impl Claiming {
         };
         self.phase = Phase::Decided;
         let term = self.claim.term;
-        // The caller's clock measures its wait, too.
         let received = self.claim.waited_since.unwrap_or(vote.started);
-        let waited = vote.started.saturating_duration_since(received);
-        let drift = match holds(Rule::Drift) {
-            true => term.drift_after(waited),
-            false => Duration::ZERO,
+        // From then on, nodes may have stored the lease.
+        let sent = match holds(Rule::TermBeginsWithTheVote) {
+            true => vote.started,
+            false => now,
+        };
+        let waited = sent.saturating_duration_since(received);
+        let drift = match (holds(Rule::Drift), holds(Rule::DriftOfTheWait)) {
+            // The caller's clock measures its wait, too.
+            (true, true) => term.drift_after(waited),
+            (true, false) => term.drift(),
+            (false, _) => Duration::ZERO,
         };
         let took = now - vote.started;
-        let valid_for = (waited + term.duration()).saturating_sub(took + drift);
+        let valid_for = (waited + term.duration()).saturating_sub(now - sent + drift);
         // `valid_for` counts from before the caller's request: subtract the time since then.
         let left = valid_for.saturating_sub(now - self.claim.waited_since.unwrap_or(self.began));
         // Rejects a vote that outlived the vote lifetime: a repair of a node that may have forgotten a vote assumes
