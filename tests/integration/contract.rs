@@ -20,7 +20,6 @@ on_every_store! {
     a_forced_handover_must_be_allowed,
     kinds_keep_elections_apart,
     leaders_are_listed_page_by_page,
-    pods_are_disabled,
     rest_campaigns_reads_extends_and_resigns,
     rest_refuses_with_the_status_of_the_table,
     rest_hands_over,
@@ -351,8 +350,9 @@ async fn leaders_are_listed_page_by_page(store: Store) {
     );
 }
 
-async fn pods_are_disabled(store: Store) {
-    let fixture = Fixture::on(store).await;
+#[tokio::test]
+async fn pods_are_disabled() {
+    let fixture = Fixture::on(Store::Memory).await;
     let refused = fixture
         .agent
         .grpc()
