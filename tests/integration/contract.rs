@@ -24,7 +24,6 @@ on_every_store! {
     kinds_keep_elections_apart,
     leaders_are_listed_page_by_page,
     all_kinds_are_listed_page_by_page,
-    pods_are_disabled,
     rest_campaigns_reads_extends_and_resigns,
     rest_refuses_with_the_status_of_the_table,
     rest_hands_over,
@@ -679,8 +678,9 @@ async fn kinds_are_listed(agent: &Agent) {
     );
 }
 
-async fn pods_are_disabled(store: Store) {
-    let fixture = Fixture::on(store).await;
+#[tokio::test]
+async fn pods_are_disabled() {
+    let fixture = Fixture::on(Store::Memory).await;
     let refused = fixture
         .agent
         .grpc()

@@ -8,6 +8,11 @@ use tonic::Code;
 
 use crate::harness::{Agent, Proxy, Redis, campaign, eventually, extension, handover};
 
+/// For an agent that would have all the time for an answer.
+const NO_DEADLINE: (&str, &str) = ("EA_REQUEST_TIMEOUT", "1m");
+/// Far longer than an answer takes, and far shorter than that deadline.
+const LONG: Duration = Duration::from_secs(30);
+
 async fn code(agent: &Agent, candidate: &str) -> Option<Code> {
     let answer = agent.try_campaign(campaign("e", candidate, 1_000)).await;
     answer.err().map(|status| status.code())
@@ -16,7 +21,8 @@ async fn code(agent: &Agent, candidate: &str) -> Option<Code> {
 #[tokio::test]
 async fn a_server_that_does_not_answer_is_unavailable_within_the_operation_timeout() {
     let redis = Redis::start().await;
-    let agent = Agent::on(&redis, &[("EA_REDIS_OPERATION_TIMEOUT", "300ms")]).await;
+    let settings = [("EA_REDIS_OPERATION_TIMEOUT", "300ms"), NO_DEADLINE];
+    let agent = Agent::on(&redis, &settings).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
     redis.signal("STOP");
     let asked = Instant::now();
@@ -26,7 +32,7 @@ async fn a_server_that_does_not_answer_is_unavailable_within_the_operation_timeo
         took >= Duration::from_millis(290),
         "an unknown outcome needs the time: {took:?}"
     );
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(took < LONG, "it waits for the deadline: {took:?}");
     let extend = agent.rest(
         reqwest::Method::PATCH,
         "/election/e",
@@ -45,14 +51,19 @@ async fn a_server_that_does_not_answer_is_unavailable_within_the_operation_timeo
 #[tokio::test]
 async fn a_server_that_dies_is_named_and_used_again_when_it_is_back() {
     let mut redis = Redis::start().await;
-    let settings = [("EA_RESTART_GUARD", "off"), ("EA_METRIC_ENABLE", "true")];
+    let settings = [
+        ("EA_RESTART_GUARD", "off"),
+        ("EA_METRIC_ENABLE", "true"),
+        ("EA_REDIS_OPERATION_TIMEOUT", "1m"),
+        NO_DEADLINE,
+    ];
     let agent = Agent::on(&redis, &settings).await;
     assert!(agent.campaign("e", "a", 60_000).await.elected);
     redis.kill();
     let asked = Instant::now();
     assert_eq!(code(&agent, "b").await, Some(Code::Unavailable));
     assert!(
-        asked.elapsed() < Duration::from_secs(1),
+        asked.elapsed() < LONG,
         "a refused connection needs no timeout"
     );
     let not_ready = eventually("not ready", async || {
@@ -409,7 +420,6 @@ async fn stays_the_leader(agent: &Agent, leader: &str) {
     let asked = Instant::now();
     while asked.elapsed() < Duration::from_millis(800) {
         if let Ok(answer) = agent.try_campaign(campaign("e", "other", 60_000)).await {
-            let answer = answer;
             assert_eq!((answer.elected, answer.leader.as_str()), (false, leader));
         }
     }
@@ -495,21 +505,15 @@ async fn requests_that_never_reached_the_server_leave_nothing_to_clean_up() {
     let mut connection = redis.connect().await;
     let keys: Vec<String> = connection.keys("*never*").await.expect("keys");
     assert_eq!(keys, Vec::<String>::new());
-    let asked = Instant::now();
     agent.signal("TERM");
     assert!(agent.exit().await.success());
-    assert!(
-        asked.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        asked.elapsed()
-    );
 }
 
 #[tokio::test]
 async fn a_read_only_server_is_told_to_the_operator_and_not_to_everybody() {
     let primary = Redis::start().await;
     let replica = Redis::with(&["--replicaof", "127.0.0.1", &primary.port().to_string()]).await;
-    let agent = Agent::on(&replica, &[("EA_REQUEST_TIMEOUT", "10s")]).await;
+    let agent = Agent::on(&replica, &[NO_DEADLINE]).await;
     let asked = Instant::now();
     let refused = agent
         .try_campaign(campaign("e", "a", 1_000))
@@ -517,8 +521,8 @@ async fn a_read_only_server_is_told_to_the_operator_and_not_to_everybody() {
         .expect_err("read-only");
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     assert!(
-        asked.elapsed() < Duration::from_secs(5),
-        "{:?}",
+        asked.elapsed() < LONG,
+        "it is asked until the deadline: {:?}",
         asked.elapsed()
     );
     assert!(

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     process::{Child, ChildStderr, Stdio},
     sync::mpsc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use election_proto::election_client::ElectionClient;
@@ -594,16 +594,10 @@ async fn an_agent_whose_log_nobody_reads_ends_when_it_is_to() {
             let requests = (0..50).map(|_| agent.text("/elections"));
             join_all(requests).await;
         }
-        let asked = Instant::now();
         for _ in 0..signals {
             signal(agent.child.id(), "TERM");
         }
         let ended = eventually("it ends", async || agent.child.try_wait().expect("waits")).await;
         assert_eq!(ended.code(), Some(0));
-        assert!(
-            asked.elapsed() < Duration::from_secs(10),
-            "{:?}",
-            asked.elapsed()
-        );
     }
 }

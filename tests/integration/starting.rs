@@ -4,7 +4,6 @@ use std::{
     fs::File,
     net::TcpListener,
     process::{Child, Stdio},
-    time::{Duration, Instant},
 };
 
 use reqwest::StatusCode;
@@ -14,9 +13,7 @@ use tonic::{Code, transport::Endpoint};
 
 use crate::harness::{campaign, command, eventually, free_port, owned, preload, signal};
 
-/// How soon an agent ends that has nothing to wait for. What it might wait for takes longer.
-const SOON: Duration = Duration::from_secs(10);
-/// How long agents of these tests would wait for a server that does not answer.
+/// How long agents of these tests would wait for a server that does not answer: longer than tests wait for their end.
 const LONG: (&str, &str) = ("EA_REDIS_OPERATION_TIMEOUT", "50s");
 
 /// An agent that need not get as far as serving.
@@ -60,9 +57,7 @@ impl Started {
     }
 
     async fn ends(&mut self, with: Option<i32>) {
-        let asked = Instant::now();
         let ended = eventually("it ends", async || self.child.try_wait().expect("waits")).await;
-        assert!(asked.elapsed() < SOON, "{:?}", asked.elapsed());
         assert_eq!(ended.code(), with, "{}", self.log());
     }
 

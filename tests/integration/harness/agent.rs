@@ -260,7 +260,7 @@ impl Agent {
         self.child.wait().expect("reaped");
     }
 
-    /// Waits for the agent's own end.
+    /// Waits for the agent's own end, for a third of the 30 s that requests under way are given unless set otherwise.
     pub(crate) async fn exit(&mut self) -> ExitStatus {
         eventually("the agent exits", async || {
             self.child.try_wait().expect("waits")

@@ -25,7 +25,6 @@ use tokio::{
     runtime,
     time::{Instant, sleep, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{handle::Handle, record::Record, server::Server};
 
@@ -122,7 +121,6 @@ impl Plan {
             elections.clone(),
             settings,
             runtime::Handle::current(),
-            CancellationToken::new(),
             Arc::new(board::Nobody),
         );
         Agent {

@@ -16,6 +16,7 @@ use election_core::{
 };
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::{Agent, PROVISIONAL},
@@ -398,6 +399,7 @@ impl Waits {
                     since,
                     until: since + time,
                     deadline: since + time + DEADLINE,
+                    ending: CancellationToken::new(),
                 };
                 agent.board.campaign(request, patience).await
             }
