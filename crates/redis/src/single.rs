@@ -59,7 +59,7 @@ pub(super) enum Expect {
 /// Connections to one server. A task maintains them, and ends with this value.
 #[derive(Debug)]
 pub(super) struct Link {
-    server: Server,
+    server: Box<Server>,
     name: String,
     expect: Expect,
     names: Names,
@@ -118,7 +118,7 @@ impl Link {
             broken: Arc::default(),
         };
         Self {
-            server: server.clone(),
+            server: Box::new(server.clone()),
             name,
             expect,
             names,
