@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use ::redis::cmd;
 use election_proto::{CampaignRequest, CampaignResult};
 use reqwest::Method;
 use serde_json::json;
@@ -10,7 +9,8 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use crate::harness::{
-    Agent, Fixture, Nodes, Redis, Store, campaign, elected_until, eventually, on_every_store,
+    Agent, Fixture, Nodes, Redis, Store, campaign, committed, elected_until, eventually,
+    on_every_store,
 };
 
 on_every_store! {
@@ -256,16 +256,23 @@ async fn an_agent_that_shuts_down_answers_who_waits() {
 /// what to add.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_without_the_right_to_channels_polls_and_says_what_to_add() {
-    for (channels, hears) in [(true, true), (false, false)] {
-        let users =
-            "--user default on >agent ~* resetchannels +@all --user admin on >admin ~* &* +@all";
-        let users: Vec<_> = users.split_whitespace().collect();
-        let redis = Redis::with_login("admin:admin@", &users).await;
-        if channels {
-            let mut user = cmd("ACL");
-            user.arg(&["SETUSER", "default", "&election-agent:*"]);
-            redis.ask::<()>(&user).await.expect("set");
-        }
+    let stores = committed("docs/STORES.md");
+    let rules = stores
+        .split("```text\n")
+        .find(|block| block.starts_with("-@all"));
+    let rules = rules
+        .and_then(|block| block.split("```").next())
+        .expect("the rules of an ACL");
+    for hears in [true, false] {
+        let users = format!(
+            "--user default on >agent resetchannels {rules} --user admin on >admin ~* &* +@all"
+        );
+        let of_channels = |word: &&str| word.contains("publish") || word.contains("subscribe");
+        let granted = users.split_whitespace();
+        let granted: Vec<_> = granted
+            .filter(|word| hears || !(of_channels(word) || *word == "&election-agent:*"))
+            .collect();
+        let redis = Redis::with_login("admin:admin@", &granted).await;
         let nodes = Nodes::of(vec![redis]).await;
         let agent = nodes
             .agent("agent", &[("EA_REDIS_PREFIX", "election-agent")])
