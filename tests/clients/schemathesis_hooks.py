@@ -13,7 +13,9 @@ UNSPEAKABLE = (
     # JSON Schema counts characters; the agent bounds bytes, because it stores them.
     "bytes long: give at most",
     # A token is opaque, and made by the page before.
-    "`page_token` is not one that a page of this kind gave",
+    "`page_token` is not one that a page of",
+    # Two parameters of which at most one may be given.
+    "`kind` is given beside `all_kinds`",
 )
 
 
