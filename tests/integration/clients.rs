@@ -235,6 +235,9 @@ fn examples() -> usize {
 // The document allows every term that an agent may be configured to allow.
 const LONGEST_TERM: (&str, &str) = ("EA_MAX_TERM", "24h");
 
+// Whoever tests waits as long as the agent does.
+const SHORT_WAITS: (&str, &str) = ("EA_MAX_WAIT", "1s");
+
 /// Whatever names schemathesis makes up, and whatever the agent is asked.
 fn permit_everything(directory: &TempDir) {
     let all = "permit (principal, action, resource);";
@@ -246,7 +249,7 @@ async fn schemathesis_finds_nothing_that_the_openapi_document_does_not_say() {
     let directory = TempDir::new().expect("a directory");
     permit_everything(&directory);
     let policies = directory.path().display().to_string();
-    let settings = owned(&[LONGEST_TERM, ("EA_AUTH_POLICY_DIR", &policies)]);
+    let settings = owned(&[LONGEST_TERM, SHORT_WAITS, ("EA_AUTH_POLICY_DIR", &policies)]);
     let agent = Agent::start(&settings).await;
     let examples = format!("--max-examples={}", examples());
     assert_nothing_found(schemathesis(&agent, &["--checks=all", &examples], &[]));
@@ -262,6 +265,7 @@ async fn schemathesis_finds_nothing_where_credentials_are_needed_and_no_way_arou
     let start = async |modes: &str| {
         Agent::start(&[
             LONGEST_TERM,
+            SHORT_WAITS,
             ("EA_AUTH_MODES", modes),
             ("EA_AUTH_TOKEN_FILE", &at("tokens")),
             (
