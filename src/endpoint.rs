@@ -76,13 +76,14 @@ impl Endpoint {
         let (method, path) = (request.method(), request.uri().path());
         let served = Served::at(path);
         let over_grpc = protocol != Protocol::Rest;
+        let action = (served.action)(method);
         Self {
             protocol,
             area: served.area,
-            action: (served.action)(method),
-            counted: match served.counted {
-                Counted::Request if may_wait(&served, request) => Counted::MayWait,
-                counted => counted,
+            action,
+            counted: match action {
+                Action::Campaign => Counted::MayWait,
+                _ => served.counted,
             },
             route: served.path.filter(|_| served.over_grpc == over_grpc),
         }
@@ -108,10 +109,8 @@ pub fn classified<B>(mut request: Request<B>) -> Request<B> {
 pub enum Counted {
     /// As a request.
     Request,
-    /// As a request until it begins to wait, then as a stream of the API.
+    /// As a request until it begins to wait for a change: a campaign.
     MayWait,
-    /// As a stream of the API.
-    ApiStream,
     /// As a stream outside the API, of the health service or of reflection. Such a stream lasts as long as its client
     /// keeps it open.
     Stream,
@@ -327,19 +326,6 @@ fn lead(method: &Method) -> Action {
         Method::PUT => Action::Handover,
         Method::GET => Action::Leader,
         _ => Action::Other,
-    }
-}
-
-/// Whether the request may wait for a change: a campaign, or a read of an election that says so.
-fn may_wait<B>(served: &Served, request: &Request<B>) -> bool {
-    match (served.action)(request.method()) {
-        Action::Campaign => true,
-        Action::Leader if !served.over_grpc => {
-            let query = request.uri().query();
-            query.is_some_and(|query| query.contains("wait="))
-                || request.headers().contains_key("prefer")
-        }
-        _ => false,
     }
 }
 
