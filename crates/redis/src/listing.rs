@@ -29,9 +29,28 @@ const READS: usize = 8;
 const CAUSES: usize = 3;
 
 /// The results of some partitions.
+#[derive(Default)]
 struct Listed<P> {
     pages: Vec<P>,
     errors: Vec<NodeError>,
+}
+
+/// A page that may lack something.
+trait Partial: Default {
+    /// Takes the reason why it does.
+    fn cause(&mut self) -> Option<String>;
+}
+
+impl Partial for Page {
+    fn cause(&mut self) -> Option<String> {
+        self.incomplete.take()
+    }
+}
+
+impl Partial for Kinds {
+    fn cause(&mut self) -> Option<String> {
+        self.incomplete.take()
+    }
 }
 
 /// What the list script replies.
@@ -57,20 +76,13 @@ impl Redis {
         let few = (8 * limit).div_ceil(partitions).max(4).min(limit);
         let listed =
             self.of_all_partitions(|partition| self.list_partition(partition, kind, after, few));
-        let mut listed = listed.await?;
-        let pages = listed.pages.iter_mut();
-        let causes = pages.filter_map(|page| page.incomplete.take()).collect();
-        let why = incomplete(
-            causes,
-            &listed.errors,
-            partitions - listed.pages.len(),
-            partitions,
-        );
+        let (pages, incomplete) = listed.await?;
         // An election is in one partition only.
-        let pages: Vec<_> = listed.pages.into_iter().map(|page| (0, page)).collect();
-        let mut page = merge(&pages, Electorate::of(Nodes::one(0)), limit).page;
-        page.incomplete = why;
-        Ok(page)
+        let pages: Vec<_> = pages.into_iter().map(|page| (0, page)).collect();
+        Ok(Page {
+            incomplete,
+            ..merge(&pages, Electorate::of(Nodes::one(0)), limit).page
+        })
     }
 
     /// See [`LeaseNode::kinds`](election_core::lease::LeaseNode::kinds).
@@ -79,28 +91,20 @@ impl Redis {
         after: Option<&Kind>,
         limit: usize,
     ) -> Result<Kinds, NodeError> {
-        let partitions = self.keys.len();
         let listed = self.of_all_partitions(|partition| self.kinds_of(partition, after, limit));
-        let mut listed = listed.await?;
-        let pages = listed.pages.iter_mut();
-        let causes = pages.filter_map(|page| page.incomplete.take()).collect();
-        let why = incomplete(
-            causes,
-            &listed.errors,
-            partitions - listed.pages.len(),
-            partitions,
-        );
+        let (pages, incomplete) = listed.await?;
         Ok(Kinds {
-            incomplete: why,
-            ..merge_kinds(listed.pages, limit)
+            incomplete,
+            ..merge_kinds(pages, limit)
         })
     }
 
-    /// Lists every partition, each server's with its share of the calls at once.
-    async fn of_all_partitions<P, F: Future<Output = Result<P, NodeError>>>(
+    /// Lists every partition, each server's with its share of the calls at once. Returns the pages, and why something
+    /// may be missing from them.
+    async fn of_all_partitions<P: Partial, F: Future<Output = Result<P, NodeError>>>(
         &self,
         list: impl Fn(u16) -> F,
-    ) -> Result<Listed<P>, NodeError> {
+    ) -> Result<(Vec<P>, Option<String>), NodeError> {
         let mut servers: BTreeMap<Option<String>, Vec<u16>> = BTreeMap::new();
         for (partition, _) in (0..).zip(&self.keys) {
             let server = self.connections.server(partition);
@@ -112,10 +116,7 @@ impl Redis {
             let pages = stream::iter(partitions).map(&list);
             self.list_server(server, pages.buffer_unordered(at_once))
         });
-        let mut all = Listed {
-            pages: Vec::new(),
-            errors: Vec::new(),
-        };
+        let mut all = Listed::default();
         for listed in join_all(listing).await {
             all.pages.extend(listed.pages);
             all.errors.extend(listed.errors);
@@ -124,11 +125,12 @@ impl Redis {
             let nothing = || NodeError::unknown(format!("{}: it listed nothing", self.name));
             return Err(all.errors.into_iter().next().unwrap_or_else(nothing));
         }
-        Ok(all)
+        let why = all.incomplete(self.keys.len());
+        Ok((all.pages, why))
     }
 
     /// Lists the partitions of one server. Stops waiting for a server that does not reply for too long.
-    async fn list_server<P>(
+    async fn list_server<P: Partial>(
         &self,
         server: Option<String>,
         pages: impl Stream<Item = Result<P, NodeError>>,
@@ -139,10 +141,7 @@ impl Redis {
             1 => self.limit,
             _ => self.limit / 2,
         };
-        let mut listed = Listed {
-            pages: Vec::new(),
-            errors: Vec::new(),
-        };
+        let mut listed = Listed::default();
         let mut pages = pin!(pages);
         loop {
             match timeout(within, pages.next()).await {
@@ -320,25 +319,25 @@ fn election(path: &[u8]) -> Option<ElectionId> {
     ElectionId::from_path(str::from_utf8(path).ok()?).ok()
 }
 
-/// Why elections may be missing, if any may.
-fn incomplete(
-    mut causes: Vec<String>,
-    errors: &[NodeError],
-    lacking: usize,
-    partitions: usize,
-) -> Option<String> {
-    causes.extend(errors.iter().map(ToString::to_string));
-    if lacking == 0 && causes.is_empty() {
-        return None;
+impl<P: Partial> Listed<P> {
+    /// Why elections may be missing, if any may. Takes the reasons from the pages.
+    fn incomplete(&mut self, partitions: usize) -> Option<String> {
+        let lacking = partitions - self.pages.len();
+        let in_pages = self.pages.iter_mut().filter_map(Partial::cause);
+        let errors = self.errors.iter().map(ToString::to_string);
+        let mut causes: Vec<_> = errors.chain(in_pages).collect();
+        if lacking == 0 && causes.is_empty() {
+            return None;
+        }
+        causes.sort_unstable();
+        causes.dedup();
+        causes.truncate(CAUSES);
+        let causes = causes.join("; ");
+        Some(match lacking {
+            0 => format!("a listing may lack elections: {causes}"),
+            _ => format!("a listing lacks {lacking} of {partitions} partitions: {causes}"),
+        })
     }
-    causes.sort_unstable();
-    causes.dedup();
-    causes.truncate(CAUSES);
-    let causes = causes.join("; ");
-    Some(match lacking {
-        0 => format!("a listing may lack elections: {causes}"),
-        _ => format!("a listing lacks {lacking} of {partitions} partitions: {causes}"),
-    })
 }
 
 #[cfg(test)]
