@@ -394,7 +394,7 @@ impl Redis {
         };
         let (partition, keys) = self.keys(&elections[*first]);
         let leases = places.iter().map(|place| keys.lease(&elections[*place]));
-        let call = Call::with_keys(&SCRIPTS.read_many, leases);
+        let call = Call::new(&SCRIPTS.read_many, leases);
         let replies: Result<Vec<Option<String>>, _> = self.connections.run(partition, &call).await;
         let mut readings = Vec::with_capacity(places.len());
         match replies {

@@ -59,21 +59,12 @@ const ARGUMENTS: usize = 20;
 const BYTES: usize = 384;
 
 impl Call {
-    pub(super) fn new<const KEYS: usize>(script: &'static Script, keys: [Key<'_>; KEYS]) -> Self {
-        let mut command = Cmd::with_capacity(ARGUMENTS, BYTES);
-        command.arg("EVALSHA").arg(script.get_hash()).arg(KEYS);
-        for key in keys {
-            command.arg(key);
-        }
-        Self { script, command }
-    }
-
-    /// A call with any number of keys.
-    pub(super) fn with_keys<'a>(
+    pub(super) fn new<'a>(
         script: &'static Script,
-        keys: impl ExactSizeIterator<Item = Key<'a>>,
+        keys: impl IntoIterator<Item = Key<'a>, IntoIter: ExactSizeIterator>,
     ) -> Self {
-        let mut command = Cmd::new();
+        let keys = keys.into_iter();
+        let mut command = Cmd::with_capacity(ARGUMENTS, BYTES);
         command
             .arg("EVALSHA")
             .arg(script.get_hash())
