@@ -9,16 +9,19 @@ use std::{
     time::Duration,
 };
 
-use election_core::election::{
-    ListKinds,
-    types::{ElectionId, Token},
+use election_core::{
+    election::{
+        ListKinds,
+        types::{ElectionId, Token},
+    },
+    lease::State,
 };
 use election_proto as proto;
 use futures_util::{
     StreamExt as _,
     future::{BoxFuture, FutureExt as _, TryFutureExt as _, ready},
 };
-use http::{HeaderMap, Request, Response};
+use http::{Extensions, HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use tokio_util::sync::CancellationToken;
@@ -51,6 +54,20 @@ impl Handler {
     #[must_use]
     pub fn new(gate: Gate) -> Self {
         Self { gate }
+    }
+
+    /// The state of an election that a request with these extensions names.
+    async fn state(
+        &self,
+        extensions: &Extensions,
+        kind: &str,
+        name: &str,
+    ) -> Result<(ElectionId, State), Problem> {
+        let deadline = Deadline::of(extensions).instant();
+        let caller = identity(extensions)?;
+        let election = ElectionId::new(kind, name)?;
+        let state = self.gate.state(caller, &election, deadline).await?;
+        Ok((election, state))
     }
 }
 
@@ -116,15 +133,8 @@ impl crate::proto::election_server::Election for Handler {
         &self,
         request: tonic::Request<proto::GetLeaderRequest>,
     ) -> Result<tonic::Response<proto::StringValue>, Status> {
-        let deadline = Deadline::of(request.extensions()).instant();
-        let caller = identity(request.extensions())?;
-        let request = request.get_ref();
-        let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
-        let state = self
-            .gate
-            .state(caller, &election, deadline)
-            .await
-            .map_err(Problem::from)?;
+        let (extensions, asked) = (request.extensions(), request.get_ref());
+        let (_, state) = self.state(extensions, &asked.kind, &asked.election).await?;
         let lease = state.lease().ok_or_else(vacant)?;
         Ok(proto::StringValue {
             value: lease.leader.as_str().to_owned(),
@@ -136,15 +146,8 @@ impl crate::proto::election_server::Election for Handler {
         &self,
         request: tonic::Request<proto::GetElectionRequest>,
     ) -> Result<tonic::Response<proto::State>, Status> {
-        let deadline = Deadline::of(request.extensions()).instant();
-        let caller = identity(request.extensions())?;
-        let request = request.get_ref();
-        let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
-        let state = self
-            .gate
-            .state(caller, &election, deadline)
-            .await
-            .map_err(Problem::from)?;
+        let (extensions, asked) = (request.extensions(), request.get_ref());
+        let (election, state) = self.state(extensions, &asked.kind, &asked.election).await?;
         Ok(convert::state(&election, &state).into())
     }
 
