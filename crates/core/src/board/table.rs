@@ -123,8 +123,8 @@ struct Entry {
     known: Option<Arc<Seen>>,
     /// When `known` was learnt.
     since: Instant,
-    /// When the read in flight began.
-    reading: Option<Instant>,
+    /// Whether a read is in flight.
+    reading: bool,
     /// Whether to read again when the read or claim in flight ends.
     again: bool,
     due: Option<Instant>,
@@ -143,8 +143,31 @@ struct Entry {
     /// Whether one of the queue is claiming.
     claiming: bool,
     watches: HashMap<u64, Arc<Watch>>,
-    /// Since when reads fail, and why the last one did.
-    unconfirmed: Option<(Instant, Error)>,
+    unconfirmed: Unconfirmed,
+}
+
+impl Entry {
+    /// Whether a read or a claim is in flight, which says more than what else becomes known.
+    fn is_busy(&self) -> bool {
+        self.reading || self.claiming
+    }
+}
+
+/// Since when reads or listings fail, and why the last one did.
+type Unconfirmed = Option<(Instant, Error)>;
+
+/// Notes that one that began at this time has failed. Returns since when, if those before had not.
+fn doubt(unconfirmed: &mut Unconfirmed, error: &Error, began: Instant) -> Option<Instant> {
+    match unconfirmed {
+        Some((_, last)) => {
+            *last = error.clone();
+            None
+        }
+        None => {
+            *unconfirmed = Some((began, error.clone()));
+            Some(began)
+        }
+    }
 }
 
 /// Hints that say the same.
@@ -167,7 +190,7 @@ struct Group {
     listing: bool,
     due: Instant,
     added: Allowance,
-    unconfirmed: Option<(Instant, Error)>,
+    unconfirmed: Unconfirmed,
 }
 
 /// Elections of interest. Empty when nobody is interested.
@@ -245,15 +268,21 @@ impl Table {
         }
     }
 
+    /// The name of an election of interest, as the table shares it.
+    fn id(&self, election: &ElectionId) -> Option<Arc<ElectionId>> {
+        let (id, _) = self.entries.get_key_value(election)?;
+        Some(Arc::clone(id))
+    }
+
     fn entry(&mut self, election: &ElectionId, now: Instant) -> Arc<ElectionId> {
-        if let Some((id, _)) = self.entries.get_key_value(election) {
-            return Arc::clone(id);
+        if let Some(id) = self.id(election) {
+            return id;
         }
         let id = Arc::new(election.clone());
         let entry = Entry {
             known: None,
             since: now,
-            reading: None,
+            reading: false,
             again: false,
             due: None,
             lazy: false,
@@ -276,7 +305,7 @@ impl Table {
         let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
-        if entry.reading.is_some() || entry.claiming {
+        if entry.is_busy() {
             entry.again |= !lazy;
             return;
         }
@@ -322,7 +351,7 @@ impl Table {
         for id in &taken {
             self.disarm(id);
             if let Some(entry) = self.entries.get_mut(id) {
-                (entry.reading, entry.again) = (Some(now), false);
+                (entry.reading, entry.again) = (true, false);
                 entry.allowance.take(now);
             }
         }
@@ -377,28 +406,21 @@ impl Table {
             let granted = entry.granted.get_or_insert(hint.token);
             *granted = (*granted).min(hint.token);
         }
-        let at = match &mut entry.hinted {
-            Some(hinted) if (hinted.cause, hinted.token) == (hint.cause, hint.token) => {
-                hinted.nodes.add(node);
-                match electorate.all(hinted.nodes) {
-                    true => now,
-                    false => hinted.first + HINT_WAITS,
-                }
+        let same = |it: &Hinted| (it.cause, it.token) == (hint.cause, hint.token);
+        let mut hinted = entry.hinted.filter(same).unwrap_or_else(|| {
+            entry.repeated = 0;
+            Hinted {
+                cause: hint.cause,
+                token: hint.token,
+                nodes: Nodes::NONE,
+                first: now,
             }
-            hinted => {
-                let nodes = Nodes::one(node);
-                *hinted = Some(Hinted {
-                    cause: hint.cause,
-                    token: hint.token,
-                    nodes,
-                    first: now,
-                });
-                entry.repeated = 0;
-                match electorate.all(nodes) {
-                    true => now,
-                    false => now + HINT_WAITS,
-                }
-            }
+        });
+        hinted.nodes.add(node);
+        entry.hinted = Some(hinted);
+        let at = match electorate.all(hinted.nodes) {
+            true => now,
+            false => hinted.first + HINT_WAITS,
         };
         let at = entry.allowance.next(now).max(at);
         self.arm(&id, at, false);
@@ -451,25 +473,18 @@ impl Table {
         began: Instant,
         now: Instant,
     ) {
-        let Some((id, _)) = self.entries.get_key_value(election) else {
+        let Some(id) = self.id(election) else {
             return;
         };
-        let id = Arc::clone(id);
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        entry.reading = None;
+        entry.reading = false;
         let again = std::mem::take(&mut entry.again);
         match read {
             Ok(state) => self.found(&id, &state, again, began, now),
             Err(error) => {
-                let first = entry.unconfirmed.is_none();
-                let since = entry
-                    .unconfirmed
-                    .as_ref()
-                    .map_or(began, |(since, _)| *since);
-                entry.unconfirmed = Some((since, error.clone()));
-                if first {
+                if let Some(since) = doubt(&mut entry.unconfirmed, &error, began) {
                     self.each_watch(&id, |watch| watch.doubt(since, &error));
                 }
                 self.arm(&id, now + jittered(POLL_EVERY, 0.2), false);
@@ -616,7 +631,7 @@ impl Table {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.queue.push_back(place);
             let later = entry.since > began;
-            if entry.reading.is_none() && !entry.claiming {
+            if !entry.is_busy() {
                 self.found(&id, &State::Held(lease), false, began, now);
             }
             if later {
@@ -642,10 +657,9 @@ impl Table {
 
     /// Takes one who waited out of the queue, and ends its claim if it has one.
     pub(super) fn leave(&mut self, election: &ElectionId, place: &Arc<Place>, now: Instant) {
-        let Some((id, _)) = self.entries.get_key_value(election) else {
+        let Some(id) = self.id(election) else {
             return;
         };
-        let id = Arc::clone(id);
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
@@ -685,15 +699,18 @@ impl Table {
                     if let Some(seen) = &entry.known {
                         watch.present(seen);
                         watch.synced();
-                    } else {
+                    }
+                    if let Some((since, error)) = &entry.unconfirmed {
+                        watch.doubt(*since, error);
+                    }
+                    if entry.known.is_none() {
                         self.arm(&id, now, false);
                     }
                 }
             }
             _ => {
-                let groups = self.groups.iter_mut();
-                let group = groups.into_iter().find(|group| group.scope == *scope);
-                match group {
+                let mut groups = self.groups.iter_mut();
+                match groups.find(|group| group.scope == *scope) {
                     Some(group) => {
                         group.watches.insert(watch.id(), Arc::clone(&watch));
                         if group.synced {
@@ -721,13 +738,13 @@ impl Table {
                         unconfirmed: None,
                     }),
                 }
-            }
-        }
-        for (id, entry) in &self.entries {
-            if let Some((since, error)) = &entry.unconfirmed
-                && scope.covers(id)
-            {
-                watch.doubt(*since, error);
+                for (id, entry) in &self.entries {
+                    if let Some((since, error)) = &entry.unconfirmed
+                        && scope.covers(id)
+                    {
+                        watch.doubt(*since, error);
+                    }
+                }
             }
         }
         watch
@@ -736,8 +753,7 @@ impl Table {
     /// Removes a watch, and what nobody else is interested in.
     pub(super) fn unwatch(&mut self, watch: &Watch) {
         if let Scope::One(election) = watch.scope() {
-            if let Some((id, _)) = self.entries.get_key_value(&**election) {
-                let id = Arc::clone(id);
+            if let Some(id) = self.id(election) {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.watches.remove(&watch.id());
                 }
@@ -782,13 +798,7 @@ impl Table {
             Some(Ok(leases)) => leases,
             Some(Err(error)) => {
                 group.due = group.due.min(now + jittered(POLL_EVERY, 0.2));
-                let first = group.unconfirmed.is_none();
-                let since = group
-                    .unconfirmed
-                    .as_ref()
-                    .map_or(began, |(since, _)| *since);
-                group.unconfirmed = Some((since, error.clone()));
-                if first {
+                if let Some(since) = doubt(&mut group.unconfirmed, &error, began) {
                     for watch in group.watches.values() {
                         watch.doubt(since, &error);
                     }
@@ -810,8 +820,7 @@ impl Table {
         let mut held = std::collections::HashSet::with_capacity(leases.len());
         for (election, lease) in leases {
             let id = self.entry(&election, now);
-            let busy = |entry: &Entry| entry.reading.is_some() || entry.claiming;
-            if !self.entries.get(&id).is_some_and(busy) {
+            if !self.entries.get(&id).is_some_and(Entry::is_busy) {
                 self.found(&id, &State::Held(lease), false, began, now);
             }
             held.insert(id);

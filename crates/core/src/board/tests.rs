@@ -93,6 +93,14 @@ impl Board {
         }
     }
 
+    /// How long the election's lease is stored from now on.
+    async fn remaining(&self, name: &str) -> Duration {
+        let deadline = Instant::now() + SECOND;
+        let state = self.0.elections.state(&election(name), deadline).await;
+        let lease = state.expect("known").into_lease();
+        lease.expect("held").remaining
+    }
+
     async fn resigns(&self, name: &str, by: &str, token: Token) {
         let resign = Resign {
             election: election(name),
@@ -222,16 +230,7 @@ async fn who_waits_is_elected_when_the_leader_resigns_or_its_term_ends() {
             "{valid_for:?}"
         );
         there.until_nothing_is_left().await;
-        let observed = there
-            .0
-            .elections
-            .state(&election("e"), Instant::now() + SECOND)
-            .await;
-        let remaining = observed
-            .expect("known")
-            .into_lease()
-            .expect("held")
-            .remaining;
+        let remaining = there.remaining("e").await;
         assert!(
             remaining <= PROVISIONAL + Duration::from_millis(200),
             "{remaining:?}"
@@ -239,16 +238,7 @@ async fn who_waits_is_elected_when_the_leader_resigns_or_its_term_ends() {
         let least = PROVISIONAL + waited / 100 - Duration::from_millis(10);
         assert!(remaining > least, "{remaining:?}");
         there.extends("e", "b", later).await;
-        let observed = there
-            .0
-            .elections
-            .state(&election("e"), Instant::now() + SECOND)
-            .await;
-        let remaining = observed
-            .expect("known")
-            .into_lease()
-            .expect("held")
-            .remaining;
+        let remaining = there.remaining("e").await;
         assert_eq!(remaining, TERM);
     }
 }
