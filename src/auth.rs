@@ -10,8 +10,11 @@ mod certificates;
 pub mod gate;
 pub mod jwt;
 pub mod policy;
+mod recheck;
 pub mod reviews;
 pub mod tokens;
+
+pub use recheck::Recheck;
 
 use std::{fmt, sync::Arc};
 

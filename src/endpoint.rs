@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use http::{Extensions, HeaderMap, Method, Request, header};
+use http::{Extensions, HeaderMap, HeaderName, Method, Request, header};
 use strum::{IntoStaticStr, VariantArray, VariantNames};
 
 /// Reads the leader of an election; campaigns, extends, resigns and hands over.
@@ -21,6 +21,10 @@ pub const TOKEN: &str = "/election/{kind}/{name}/tokens/{token}";
 pub const ELECTIONS: &str = "/elections";
 /// Lists the kinds that have elections.
 pub const KINDS: &str = "/kinds";
+/// Streams the changes of an election.
+pub const EVENTS: &str = "/election/{kind}/{name}/events";
+/// Streams the changes of several elections.
+pub const ALL_EVENTS: &str = "/elections/events";
 /// Changes the log level.
 pub const LOG: &str = "/log";
 /// Lists the pods of a Deployment.
@@ -42,8 +46,13 @@ pub const OPENAPI_YAML: &str = "/openapi_v3.yaml";
 /// The Swagger UI; further paths lie below it.
 pub const USER_INTERFACE: &str = "/swagger-ui/";
 
+/// The header in which a caller asks for a wait ([RFC 7240](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)).
+pub const PREFER: HeaderName = HeaderName::from_static("prefer");
+
 /// Path prefix of the election service's methods.
 pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
+/// Path prefix of the methods of the service that streams.
+pub const LEADERSHIP_PATH: &str = "/grpc.election_agent.v1.Leadership/";
 /// Path prefix of the health service's methods.
 pub const HEALTH_PATH: &str = "/grpc.health.v1.Health/";
 /// The full names of the reflection services.
@@ -83,6 +92,7 @@ impl Endpoint {
             action,
             counted: match action {
                 Action::Campaign => Counted::MayWait,
+                Action::Leader if waits(request) => Counted::MayWait,
                 _ => served.counted,
             },
             route: served.path.filter(|_| served.over_grpc == over_grpc),
@@ -109,8 +119,11 @@ pub fn classified<B>(mut request: Request<B>) -> Request<B> {
 pub enum Counted {
     /// As a request.
     Request,
-    /// As a request until it begins to wait for a change: a campaign.
+    /// As a request until it begins to wait for a change, then as a stream of the API: a campaign, or a read of an
+    /// election that says so.
     MayWait,
+    /// As a stream of the API.
+    ApiStream,
     /// As a stream outside the API, of the health service or of reflection. Such a stream lasts as long as its client
     /// keeps it open.
     Stream,
@@ -201,6 +214,8 @@ pub enum Action {
     ListKinds,
     /// To verify a token.
     Verify,
+    /// To observe changes.
+    Observe,
     /// To list pods.
     Pods,
     /// To probe the agent.
@@ -229,7 +244,7 @@ struct Served {
 }
 
 /// Paths without names.
-const PLAIN: [Served; 25] = [
+const PLAIN: [Served; 27] = [
     rpc("/grpc.election_agent.v1.Election/Campaign", |_| {
         Action::Campaign
     }),
@@ -258,6 +273,10 @@ const PLAIN: [Served; 25] = [
         Action::ListKinds
     }),
     rpc("/grpc.election_agent.v1.Election/GetPods", |_| Action::Pods),
+    rpc("/grpc.election_agent.v1.Leadership/Observe", |_| {
+        Action::Observe
+    })
+    .of(Area::Api, Counted::ApiStream),
     rpc("/grpc.health.v1.Health/Check", probe).of(Area::Probes, Counted::Never),
     rpc("/grpc.health.v1.Health/Watch", probe).of(Area::Probes, Counted::Stream),
     rpc("/grpc.health.v1.Health/List", probe).of(Area::Probes, Counted::Request),
@@ -273,6 +292,7 @@ const PLAIN: [Served; 25] = [
     .of(Area::Documents, Counted::Stream),
     rest(ELECTIONS, |_| Action::List),
     rest(KINDS, |_| Action::ListKinds),
+    rest(ALL_EVENTS, |_| Action::Observe).of(Area::Api, Counted::ApiStream),
     rest(LOG, other),
     rest(LIVEZ, probe).of(Area::Probes, Counted::Never),
     rest(READYZ, probe).of(Area::Probes, Counted::Never),
@@ -284,11 +304,12 @@ const PLAIN: [Served; 25] = [
 ];
 
 /// Paths that contain names.
-const NAMED: [Served; 6] = [
+const NAMED: [Served; 7] = [
     rest(ELECTION, lead),
     rest(ELECTION_OF_DEFAULT_KIND, lead),
     rest(STATE, |_| Action::Leader),
     rest(TOKEN, |_| Action::Verify),
+    rest(EVENTS, |_| Action::Observe).of(Area::Api, Counted::ApiStream),
     rest(PODS, |_| Action::Pods),
     rest(SIBLINGS, |_| Action::Pods),
 ];
@@ -327,6 +348,12 @@ fn lead(method: &Method) -> Action {
         Method::GET => Action::Leader,
         _ => Action::Other,
     }
+}
+
+/// Returns whether a read over REST may wait for a change.
+fn waits<B>(request: &Request<B>) -> bool {
+    let query = request.uri().query();
+    query.is_some_and(|query| query.contains("wait=")) || request.headers().contains_key(PREFER)
 }
 
 /// Returns the first segment of a path.

@@ -198,7 +198,7 @@ where
     fn serve_for<I>(
         &self,
         stream: I,
-        peer: Peer,
+        mut peer: Peer,
         lifetime: Lifetime,
         is_spare: bool,
     ) -> impl Future<Output = ()> + Send + use<S, I>
@@ -207,6 +207,7 @@ where
     {
         let requests = Requests::default();
         let ending = peer.ending.clone();
+        peer.shutdown = self.shutdown.clone();
         let (counted, service) = (requests.clone(), self.service.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             let under_way = counted.begin(request.version());

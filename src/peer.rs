@@ -28,6 +28,8 @@ pub struct Peer {
     /// Cancelled when the connection is to end. Requests that wait and streams end then, so that the client opens another
     /// connection in time.
     pub ending: CancellationToken,
+    /// Cancelled when the agent shuts down.
+    pub shutdown: CancellationToken,
 }
 
 impl Peer {
@@ -38,6 +40,7 @@ impl Peer {
             address: address.to_canonical(),
             certificates: certificates.map(|chain| Arc::new(Chain::new(chain))),
             ending: CancellationToken::new(),
+            shutdown: CancellationToken::new(),
         }
     }
 }

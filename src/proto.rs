@@ -1,4 +1,4 @@
-//! The service of `proto/election_agent/v1`, decoded by the agent's own codec. The messages are those of
+//! The services of `proto/election_agent/v1`, decoded by the agent's own codec. The messages are those of
 //! [`election_proto`].
 
 #[expect(
@@ -11,4 +11,4 @@ mod generated {
     tonic::include_proto!("grpc.election_agent.v1");
 }
 
-pub use generated::election_server;
+pub use generated::{election_server, leadership_server};

@@ -144,6 +144,24 @@ impl Problem {
         self
     }
 
+    /// The RFC 9457 problem document, with the members `code` and `message`.
+    #[must_use]
+    pub fn document(&self) -> Value {
+        let status = self.code.http();
+        let mut document = json!({
+            "type": "about:blank",
+            "title": status.canonical_reason().unwrap_or("Error"),
+            "status": status.as_u16(),
+            "detail": self.message,
+            "message": self.message,
+            "code": self.code.name(),
+        });
+        if let Some(members) = document.as_object_mut() {
+            members.extend(self.details.clone());
+        }
+        document
+    }
+
     /// Renders the response in the caller's protocol. Its extensions contain the row, which a gRPC status
     /// alone does not identify.
     #[must_use]
@@ -163,23 +181,11 @@ impl Problem {
     }
 }
 
-/// Renders an RFC 9457 problem document with the members `code` and `message`.
+/// Renders the [document](Problem::document).
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let status = self.code.http();
-        let mut document = json!({
-            "type": "about:blank",
-            "title": status.canonical_reason().unwrap_or("Error"),
-            "status": status.as_u16(),
-            "detail": self.message,
-            "message": self.message,
-            "code": self.code.name(),
-        });
-        if let Some(members) = document.as_object_mut() {
-            members.extend(self.details);
-        }
-        let mut response = Response::new(Body::from(document.to_string()));
-        *response.status_mut() = status;
+        let mut response = Response::new(Body::from(self.document().to_string()));
+        *response.status_mut() = self.code.http();
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,

@@ -1,6 +1,7 @@
 //! The mux: one service that handles gRPC, gRPC-Web, REST and probes on every port.
 
 pub mod grpc;
+pub mod observe;
 mod problem;
 pub mod request;
 pub mod rest;

@@ -42,7 +42,7 @@ use crate::{
     kube::Lookup,
     layers::{rate_limit::RateLimiter, trace::TraceLayer},
     outcomes,
-    proto::election_server::ElectionServer,
+    proto::{election_server::ElectionServer, leadership_server::LeadershipServer},
     readiness::Monitor,
     reload,
     stack::{self, stack},
@@ -135,7 +135,10 @@ impl Tree {
         let closing = CancellationToken::new();
         let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
         let mut services = vec![HealthServer::<HealthService>::NAME];
-        services.extend(election.as_ref().map(|_| ElectionServer::<Handler>::NAME));
+        if election.is_some() {
+            services.push(ElectionServer::<Handler>::NAME);
+            services.push(LeadershipServer::<Handler>::NAME);
+        }
         services.extend(REFLECTION);
         let grpc = grpc::Services::new(
             election,

@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use election_core::{
-    board::{Board, Patience},
+    board::{Board, Observation, Patience, Scope},
     election::{
         self, Campaign, Denial, Elections, Handover, Kinds, Leaders, List, ListKinds, Outcome,
         Retry,
@@ -302,7 +302,24 @@ impl Gate {
         Ok(page)
     }
 
-    fn may_list(&self, caller: &Identity, kind: &Kind) -> bool {
+    /// [`Board::observe`].
+    ///
+    /// # Errors
+    /// [`Error`]: the request is denied.
+    pub fn observe(&self, caller: &Identity, scope: Scope) -> Result<Observation, Error> {
+        self.authorize(&observes(caller, &scope))?;
+        Ok(self.board.observe(scope))
+    }
+
+    /// Returns whether policies permit the caller to observe this.
+    #[must_use]
+    pub fn may_observe(&self, caller: &Identity, scope: &Scope) -> bool {
+        self.permits(&observes(caller, scope))
+    }
+
+    /// Returns whether policies permit the caller to list the kind.
+    #[must_use]
+    pub fn may_list(&self, caller: &Identity, kind: &Kind) -> bool {
         self.permits(&Question::new(caller, Action::List, Resource::Kind(kind)))
     }
 
@@ -494,4 +511,13 @@ pub(crate) fn denied(question: &Question<'_>) -> Error {
     Error::Denied(format!(
         "policies do not permit this: {question} (`election-agent authz explain` shows an operator which of them)"
     ))
+}
+
+fn observes<'a>(caller: &'a Identity, scope: &'a Scope) -> Question<'a> {
+    let resource = match scope {
+        Scope::One(election) => Resource::Election(election),
+        Scope::Kind(kind, _) => Resource::Kind(kind),
+        Scope::All => Resource::Agent,
+    };
+    Question::new(caller, Action::Observe, resource)
 }

@@ -296,7 +296,7 @@ impl Asked {
                 "held-by-identity",
                 "held-of-kind",
             ],
-            Action::Read => &["kind", "election", "agent"],
+            Action::Read | Action::Observe => &["kind", "election", "agent"],
             Action::Verify => &["kind", "election"],
             Action::List => &["kind"],
             Action::Pods => &["namespace", "deployment", "pod"],
@@ -323,22 +323,27 @@ impl Asked {
             Action::Admin | Action::ListKinds => Some(Object::Agent),
             Action::List => valid(Kind::new(kind).map(Object::Kind), wrong),
             Action::Pods => self.pods(wrong),
-            Action::Read if self.agent && self.election.is_none() && self.kind.is_none() => {
+            Action::Read | Action::Observe
+                if self.agent && self.election.is_none() && self.kind.is_none() =>
+            {
                 Some(Object::Agent)
             }
-            Action::Read if self.agent => {
+            Action::Read | Action::Observe if self.agent => {
                 wrong.push("--agent: give it or an election, not both".into());
                 None
+            }
+            Action::Observe if self.election.is_none() && self.kind.is_some() => {
+                valid(Kind::new(kind).map(Object::Kind), wrong)
             }
             _ => match &self.election {
                 Some(election) => {
                     valid(ElectionId::new(kind, election).map(Object::Election), wrong)
                 }
                 None => {
-                    let or = if action == Action::Read {
-                        ", or --agent"
-                    } else {
-                        ""
+                    let or = match action {
+                        Action::Read => ", or --agent",
+                        Action::Observe => ", or --kind alone, or --agent",
+                        _ => "",
                     };
                     wrong.push(format!(
                         "--election: {name} needs the name of an election{or}"

@@ -21,10 +21,10 @@ use tower::{Layer, Service, ServiceExt as _};
 use super::rate_limit::RateLimiter;
 use crate::{
     auth::{
-        Caller, Refusal,
+        Caller, Recheck, Refusal,
         authenticator::{Authenticator, Known},
     },
-    endpoint::Area,
+    endpoint::{Area, Counted, Endpoint},
     status::{Code, Problem},
     transport::request::{endpoint, peer},
 };
@@ -103,7 +103,7 @@ where
             Err(problem) => return Either::Left(Either::Right(ready(Err(problem)))),
         };
         if self.shared.public.contains(&endpoint.area) {
-            let request = introduced(request, Caller::Public);
+            let request = introduced(request, Caller::Public, None);
             return Either::Left(Either::Left(self.inner.call(request)));
         }
         let chain = match peer(request.extensions()) {
@@ -123,7 +123,8 @@ where
         };
         match self.shared.authenticator.identify(bearer, chain) {
             Known::Yes(Ok(identity)) => {
-                let request = introduced(request, Caller::Known(identity));
+                let recheck = self.shared.recheck(endpoint, bearer, &request);
+                let request = introduced(request, Caller::Known(identity), recheck);
                 Either::Left(Either::Left(self.inner.call(request)))
             }
             Known::Yes(Err(refusal)) => {
@@ -137,11 +138,12 @@ where
                     return Either::Left(Either::Right(ready(Err(problem))));
                 }
                 let token = bearer.unwrap_or_default().to_owned();
+                let recheck = self.shared.recheck(endpoint, bearer, &request);
                 let (inner, shared) = (self.inner.clone(), Arc::clone(&self.shared));
                 let verified = async move {
                     match shared.authenticator.verify(&token, hash).await {
                         Ok(identity) => {
-                            let request = introduced(request, Caller::Known(identity));
+                            let request = introduced(request, Caller::Known(identity), recheck);
                             inner.oneshot(request).await
                         }
                         Err(refusal) => Err(problem_of(refusal)),
@@ -154,9 +156,14 @@ where
 }
 
 /// Returns the request with its caller and without the credential.
-fn introduced(mut request: Request<Body>, caller: Caller) -> Request<Body> {
+fn introduced(
+    mut request: Request<Body>,
+    caller: Caller,
+    recheck: Option<Recheck>,
+) -> Request<Body> {
     request.headers_mut().remove(header::AUTHORIZATION);
     request.extensions_mut().insert(caller);
+    recheck.map(|recheck| request.extensions_mut().insert(recheck));
     request
 }
 
@@ -188,6 +195,21 @@ fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
 }
 
 impl Shared {
+    /// Keeps the credential of a stream, which is checked again while the stream lasts.
+    fn recheck(
+        &self,
+        endpoint: Endpoint,
+        bearer: Option<&str>,
+        request: &Request<Body>,
+    ) -> Option<Recheck> {
+        if endpoint.counted != Counted::ApiStream {
+            return None;
+        }
+        let chain = peer(request.extensions()).ok()?.certificates.clone();
+        let bearer = bearer.map(ToOwned::to_owned);
+        Some(Recheck::new(self.authenticator.clone(), bearer, chain))
+    }
+
     /// Counts an invalid or unknown credential against the address that sent it.
     fn count(&self, request: &Request<Body>) -> Result<(), Problem> {
         match &self.limiter {

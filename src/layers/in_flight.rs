@@ -28,7 +28,10 @@ use crate::{
     body::Holding,
     endpoint::Counted,
     status::{Code, Problem},
-    transport::{request::endpoint, stay::Stay},
+    transport::{
+        request::endpoint,
+        stay::{Stay, too_many_streams},
+    },
 };
 
 /// Applies [`InFlight`]; clones share the counts.
@@ -52,6 +55,12 @@ impl Counts {
         let counted = endpoint(request.extensions())?.counted;
         let count = match counted {
             Counted::Request | Counted::MayWait => &self.requests,
+            Counted::ApiStream => {
+                let place = Arc::clone(&self.streams).try_acquire_owned();
+                return place
+                    .map(|permit| Some(Place::Of { _permit: permit }))
+                    .map_err(|_| too_many_streams());
+            }
             Counted::Stream => &self.others,
             Counted::Never => return Ok(None),
         };

@@ -20,6 +20,7 @@ use election_proto as proto;
 use futures_util::{
     StreamExt as _,
     future::{BoxFuture, FutureExt as _, TryFutureExt as _, ready},
+    stream::BoxStream,
 };
 use http::{Extensions, HeaderMap, Request, Response};
 use http_body::Frame;
@@ -32,18 +33,19 @@ use tower::{Service, util::BoxCloneSyncService};
 
 use super::{
     CACHE_AGE, cache_age,
+    observe::Observing,
     problem::vacant,
     request::{Deadline, MAX_BODY, identity, too_large},
     stay,
 };
 use crate::{
     auth::gate::Gate,
-    endpoint::{Action, ELECTION_PATH, Endpoint, HEALTH_PATH, REFLECTION},
-    proto::election_server::ElectionServer,
+    endpoint::{Action, ELECTION_PATH, Endpoint, HEALTH_PATH, LEADERSHIP_PATH, REFLECTION},
+    proto::{election_server::ElectionServer, leadership_server::LeadershipServer},
     status::{Code, Problem},
 };
 
-/// The election service.
+/// The services of elections.
 #[derive(Debug, Clone)]
 pub struct Handler {
     gate: Gate,
@@ -221,10 +223,28 @@ impl crate::proto::election_server::Election for Handler {
     }
 }
 
+#[tonic::async_trait]
+impl crate::proto::leadership_server::Leadership for Handler {
+    type ObserveStream = BoxStream<'static, Result<proto::Observation, Status>>;
+
+    async fn observe(
+        &self,
+        request: tonic::Request<proto::ObserveRequest>,
+    ) -> Result<tonic::Response<Self::ObserveStream>, Status> {
+        let wanted = convert::wanted_of(request.get_ref()).map_err(Problem::from)?;
+        let observing = Observing::begin(&self.gate, wanted, request.extensions())?;
+        let said = observing.stream().map(|said| match said {
+            Ok(said) => Ok(convert::observation(said)),
+            Err(problem) => Err(problem.into()),
+        });
+        Ok(tonic::Response::new(said.boxed()))
+    }
+}
+
 /// All gRPC services, by path. Responds with UNIMPLEMENTED to other paths.
 #[derive(Clone)]
 pub struct Services {
-    election: Option<ElectionServer<Handler>>,
+    election: Option<(ElectionServer<Handler>, LeadershipServer<Handler>)>,
     health: HealthServer<HealthService>,
     /// The full names and services of reflection.
     reflection: [(&'static str, Boxed); 2],
@@ -234,7 +254,7 @@ pub struct Services {
 type Boxed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
 impl Services {
-    /// Creates the election service (unless it is disabled), health and reflection. When `closing` is
+    /// Creates the services of elections (unless they are disabled), health and reflection. When `closing` is
     /// cancelled, reflection streams end.
     ///
     /// # Errors
@@ -263,8 +283,13 @@ impl Services {
                 (REFLECTION[0], Boxed::new(v1)),
                 (REFLECTION[1], Boxed::new(v1alpha)),
             ],
-            election: election
-                .map(|handler| ElectionServer::new(handler).max_decoding_message_size(MAX_BODY)),
+            election: election.map(|handler| {
+                let streams = LeadershipServer::new(handler.clone());
+                (
+                    ElectionServer::new(handler).max_decoding_message_size(MAX_BODY),
+                    streams.max_decoding_message_size(MAX_BODY),
+                )
+            }),
             health: HealthServer::new(health).max_decoding_message_size(MAX_BODY),
             closing,
         })
@@ -283,13 +308,15 @@ impl Service<Request<Body>> for Services {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
-        if path.starts_with(ELECTION_PATH) {
+        let streams = path.starts_with(LEADERSHIP_PATH);
+        if streams || path.starts_with(ELECTION_PATH) {
             let action = Endpoint::among(request.extensions()).map(|endpoint| endpoint.action);
             return match &mut self.election {
-                Some(election) if action == Some(Action::Pods) => {
+                Some((_, leadership)) if streams => leadership.call(request),
+                Some((election, _)) if action == Some(Action::Pods) => {
                     election.call(request).map_ok(repeat_age).boxed()
                 }
-                Some(election) => election.call(request),
+                Some((election, _)) => election.call(request),
                 None => refuse(Problem::new(
                     Code::Disabled,
                     "this agent does not serve elections over gRPC (EA_GRPC_ENABLE=false)",

@@ -1,6 +1,7 @@
 //! REST: JSON over HTTP/1.1 and HTTP/2, probes, metrics, and the OpenAPI document.
 
 mod dto;
+mod events;
 mod extract;
 mod null;
 pub mod openapi;

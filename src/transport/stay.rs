@@ -89,7 +89,7 @@ pub fn begin(
 }
 
 /// The problem of a stream over the limit.
-fn too_many_streams() -> Problem {
+pub(crate) fn too_many_streams() -> Problem {
     Problem::new(
         Code::Overloaded,
         "the agent has as many streams and waiting requests as it takes (EA_MAX_STREAMS): try again later, or ask \

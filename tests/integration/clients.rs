@@ -216,10 +216,14 @@ fn schemathesis(agent: &Agent, arguments: &[&str], variables: &[(&str, &str)]) -
     run(&mut schemathesis)
 }
 
+/// The operations whose answers have no end, which schemathesis would wait for.
+const STREAMS: usize = 2;
+
 /// Every operation was tested, and nothing was found.
 fn assert_nothing_found((printed, fine): (String, bool)) {
     assert!(fine, "{printed}");
     let operations: usize = openapi::documented().values().map(Vec::len).sum();
+    let operations = operations - STREAMS;
     assert!(
         printed.contains(&format!("Tested: {operations}\n")),
         "not {operations} operations were tested: {printed}"

@@ -210,7 +210,7 @@ fn the_safety_argument_names_tests_that_exist() {
 }
 
 /// What operators and callers read.
-const DOCUMENTS: [&str; 20] = [
+const DOCUMENTS: [&str; 21] = [
     "README.md",
     "CHANGELOG.md",
     "deploy/README.md",
@@ -222,6 +222,7 @@ const DOCUMENTS: [&str; 20] = [
     "docs/FENCING.md",
     "docs/KUBERNETES.md",
     "docs/METRICS.md",
+    "docs/OBSERVING.md",
     "docs/OPERATING.md",
     "docs/PERFORMANCE.md",
     "docs/PROXIES.md",

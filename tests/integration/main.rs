@@ -36,6 +36,7 @@ mod logs;
 mod metrics;
 mod modes;
 mod observability;
+mod observing;
 mod old_clients;
 mod pods;
 mod proxies;

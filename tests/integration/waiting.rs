@@ -45,7 +45,7 @@ impl Agent {
         })
     }
 
-    async fn metric(&self, name: &str) -> u64 {
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
         let metrics = self.get("/metrics").await;
         let text = metrics.body.as_str().expect("text");
         let line = text
@@ -65,7 +65,16 @@ impl Agent {
         .await;
     }
 
-    async fn is_idle(&self) {
+    /// Waits until there are so many observers, and changes are heard.
+    pub(crate) async fn has_observers(&self, observers: u64) {
+        eventually("observers", async || {
+            let heard = self.metric("board_deaf").await == 0;
+            (self.metric("observers").await == observers && heard).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn is_idle(&self) {
         eventually("nothing is left", async || {
             for name in ["waiters", "observers", "board_elections"] {
                 if self.metric(name).await > 0 {

@@ -28,7 +28,7 @@ pub use table::{Counts, MOST_ELECTIONS};
 pub use watch::{Doubt, Event, Scope};
 
 use crate::{
-    election::{Campaign, Elections, Outcome, Wait, types::ElectionId},
+    election::{Campaign, Elections, Outcome, Wait, state::Position, types::ElectionId},
     lease::{Hint, Lease, LeaseNode, Listener, State, quorum::Error},
 };
 use queue::Place;
@@ -45,7 +45,8 @@ const READS: usize = 16;
 const LISTINGS: usize = 4;
 
 /// Why an election came into its state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr)]
+#[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum Cause {
     /// It was in this state when the watch began.
     Present,
@@ -59,6 +60,14 @@ pub enum Cause {
     Expiry,
     /// A grant was rolled back that a majority had carried out too late.
     RolledBack,
+}
+
+impl Cause {
+    /// Its name in the contract.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// The state of an election, as a quorum last confirmed it.
@@ -79,6 +88,21 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// The position of the state.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position::of(&self.state)
+    }
+
+    /// The state with the time that is left now.
+    #[must_use]
+    pub fn state(&self, now: Instant) -> State {
+        match self.lease(now) {
+            Some(lease) => State::Held(lease),
+            None => self.state.clone(),
+        }
+    }
+
     /// The lease with the time that is left now.
     #[must_use]
     pub fn lease(&self, now: Instant) -> Option<Lease> {

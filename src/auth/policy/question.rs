@@ -32,6 +32,8 @@ pub enum Action {
     ListKinds,
     /// Verify a token of an election.
     Verify,
+    /// Observe an election, the elections of a kind, or all.
+    Observe,
     /// List a deployment's pods.
     Pods,
     /// Administer the agent.

@@ -140,11 +140,14 @@ proptest! {
             ("list", "kind k"),
             ("listKinds", "agent"),
             ("verify", "k/e"),
+            ("observe", "k/e"),
+            ("observe", "kind k"),
+            ("observe", "agent"),
             ("pods", "deployment n/d"),
             ("pods", "pod n/p"),
             ("admin", "agent"),
         ] {
-            let acts = resource.contains("/") && !["read", "verify", "pods"].contains(&action);
+            let acts = resource.contains("/") && !["read", "verify", "observe", "pods"].contains(&action);
             let (candidate, leader) = if acts { (&*candidate, &*leader) } else { ("", "") };
             let asked = Asked::new(identity.clone(), action, resource, candidate, leader);
             let checked = facts::Facts::new(&asked.question(), Some(&PARSED_SCHEMA));

@@ -1,6 +1,7 @@
 //! Conversions between protobuf messages and the domain's types.
 
 use election_core::{
+    board::{Cause, Doubt},
     election::{
         self, Campaign, Handover, Kinds, Leaders, List, Outcome, Retry,
         state::{Position, Standing},
@@ -14,9 +15,14 @@ use crate::{
     auth::gate,
     kube::{Pod, Pods, Wanted},
     status::Problem,
-    transport::{problem, reason, term::term},
+    transport::{
+        observe::{self, Said},
+        problem, reason,
+        term::term,
+    },
 };
 use std::time::Duration;
+use tokio::time::Instant;
 
 pub(super) fn campaign(
     request: &proto::CampaignRequest,
@@ -158,6 +164,60 @@ pub(super) fn state(election: &ElectionId, state: &State) -> proto::State {
         position: Position::of(state).to_string(),
         missed: false,
     }
+}
+
+/// A message of a stream.
+pub(super) fn observation(said: Said) -> proto::Observation {
+    use proto::observation::What;
+    let what = match said {
+        Said::Heartbeat => What::Heartbeat(proto::Heartbeat {}),
+        Said::Goodbye(reason, reconnect_after) => What::Goodbye(proto::Goodbye {
+            reason: <&str>::from(reason).to_owned(),
+            reconnect_after: i32::try_from(reconnect_after).unwrap_or(i32::MAX),
+        }),
+        Said::Synced => What::Synced(proto::Synced {}),
+        Said::Certainty(doubt) => What::Certainty(certainty(doubt.as_ref())),
+        Said::State {
+            seen,
+            cause,
+            missed,
+        } => What::State(proto::State {
+            cause: match cause {
+                Cause::Present => proto::state::Cause::Present,
+                Cause::Campaign => proto::state::Cause::Campaign,
+                Cause::Resign => proto::state::Cause::Resign,
+                Cause::Handover => proto::state::Cause::Handover,
+                Cause::Expiry => proto::state::Cause::Expiry,
+                Cause::RolledBack => proto::state::Cause::RolledBack,
+            }
+            .into(),
+            missed,
+            ..state(&seen.election, &seen.state(Instant::now()))
+        }),
+    };
+    proto::Observation { what: Some(what) }
+}
+
+fn certainty(doubt: Option<&Doubt>) -> proto::Certainty {
+    let (unconfirmed_for, reason) = doubt.map(observe::doubt).unwrap_or_default();
+    proto::Certainty {
+        certain: doubt.is_none(),
+        unconfirmed_for: i64::try_from(millis(unconfirmed_for)).unwrap_or(i64::MAX),
+        reason,
+    }
+}
+
+pub(super) fn wanted_of(request: &proto::ObserveRequest) -> Result<observe::Wanted, Invalid> {
+    use proto::observe_request::What;
+    let what = match &request.what {
+        None => observe::What::Kind,
+        Some(What::Election(name)) => observe::What::Election(name),
+        Some(What::Prefix(prefix)) => observe::What::Prefix(prefix),
+        Some(What::AllKinds(true)) => observe::What::All,
+        Some(What::AllKinds(false)) => observe::What::Kind,
+    };
+    let (heartbeat, after) = (request.heartbeat.into(), &request.after);
+    observe::Wanted::new(&request.kind, what, heartbeat, after)
 }
 
 pub(super) fn verified(

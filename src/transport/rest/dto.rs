@@ -6,7 +6,9 @@ use std::time::Duration;
 
 pub(super) use pods::{DeploymentPath, PodLookup, PodPath, Pods};
 
+use axum::http::HeaderMap;
 use election_core::{
+    board::Cause,
     election::{
         self, Campaign, Handover, Outcome, Retry,
         state::{Position, Standing},
@@ -19,6 +21,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{null, whole};
 use crate::{
+    endpoint::PREFER,
     status::Problem,
     telemetry::log::LogFilter,
     transport::{problem, term::term},
@@ -367,17 +370,29 @@ pub(super) struct State {
     /// HELD: the leader's fencing token. VACANT: the highest token that the lease nodes remember: no grant that counted
     /// had a larger one. 0 when they remember none.
     token: u64,
-    /// Always PRESENT: the state was asked for, and what led to it is not said.
+    /// Why the state is told. PRESENT: it was the state when it was asked for. Of changes: CAMPAIGN, RESIGN, HANDOVER,
+    /// EXPIRY (the leader's term ended), ROLLED_BACK (a grant was rolled back that a majority of the lease nodes had
+    /// carried out too late: the state is an earlier one again).
     cause: &'static str,
     /// Identifies the leadership or the vacancy: opaque, and only to be compared with other positions of this election.
     /// It stays the same while the leader extends its term.
     position: String,
-    /// Always false: nothing was told before.
+    /// Whether others may have led between the state told before and this one.
     missed: bool,
 }
 
 impl State {
+    /// The state that was asked for.
     pub(super) fn new(election: &ElectionId, state: &lease::State) -> Self {
+        Self::told(election, state, Cause::Present, false)
+    }
+
+    pub(super) fn told(
+        election: &ElectionId,
+        state: &lease::State,
+        cause: Cause,
+        missed: bool,
+    ) -> Self {
         let (phase, token) = match state {
             lease::State::Held(lease) => ("HELD", Some(lease.token)),
             lease::State::Vacant(mark) => ("VACANT", *mark),
@@ -388,11 +403,92 @@ impl State {
             phase,
             leader: state.lease().map(|lease| Leader::new(election, lease)),
             token: token.map_or(0, Token::get),
-            cause: "PRESENT",
+            cause: cause.name(),
             position: Position::of(state).to_string(),
-            missed: false,
+            missed,
         }
     }
+}
+
+/// Chooses the elections to observe.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct EventsQuery {
+    /// The kind; "default" if it is left out.
+    #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
+    pub(super) kind: String,
+    /// Only elections of the kind whose names begin so.
+    #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
+    pub(super) prefix: String,
+    /// All elections of all kinds that the caller may list; without kind and prefix.
+    #[serde(default)]
+    pub(super) all_kinds: bool,
+}
+
+/// The data of the event `certainty`: whether the states sent last are known to be the present ones.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"certain": false, "unconfirmed_for": 812, "reason": "no quorum of lease nodes"}))]
+pub(super) struct Certainty {
+    /// Whether they are.
+    pub(super) certain: bool,
+    /// For how many ms the lease nodes have not confirmed them; 0 when certain.
+    pub(super) unconfirmed_for: u64,
+    /// Why, for people; empty when certain.
+    pub(super) reason: String,
+}
+
+/// The data of the event `goodbye`: the stream ends soon.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({"reason": "AGE", "reconnect_after": 217}))]
+pub(super) struct Goodbye {
+    /// AGE: the connection is to end. SHUTDOWN: the agent ends. SLOW: the caller has not read for 30 s.
+    /// UNAUTHENTICATED: the caller's credential or rights are no longer good.
+    pub(super) reason: &'static str,
+    /// After how many ms to open another stream.
+    pub(super) reconnect_after: u32,
+}
+
+/// For how long a read waits for a change.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct WaitQuery {
+    /// How long to wait for another position than the known ones, such as 30s or 500ms: at most EA_MAX_WAIT.
+    #[param(example = "30s", pattern = "^(0|[0-9]{1,7}(ms|s|m))$")]
+    wait: Option<String>,
+    /// The position that the caller knows, as an ETag without quotes.
+    pub(super) after: Option<String>,
+}
+
+impl WaitQuery {
+    /// The wait in ms. What is preferred is shortened to the longest wait; what is requested is refused if it is longer.
+    pub(super) fn wait(&self, headers: &HeaderMap, longest: Duration) -> Result<i64, Invalid> {
+        let wait = match &self.wait {
+            Some(wait) => humantime::parse_duration(wait).map_err(|_| {
+                Invalid(format!(
+                    "`wait` is {wait:?}: give a time such as 30s or 500ms"
+                ))
+            })?,
+            None => preferred(headers).unwrap_or_default().min(longest),
+        };
+        Ok(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX))
+    }
+}
+
+/// The wait of a `Prefer` header. Like all preferences, one that is not understood is ignored.
+fn preferred(headers: &HeaderMap) -> Option<Duration> {
+    let given = headers.get_all(PREFER).iter();
+    let preferences = given.filter_map(|value| value.to_str().ok());
+    let mut preferences = preferences.flat_map(|value| value.split([',', ';']));
+    preferences.find_map(|preference| {
+        let (name, seconds) = preference.split_once('=')?;
+        let is_wait = name.trim().eq_ignore_ascii_case("wait");
+        let seconds = seconds.trim().trim_matches('"').parse().ok();
+        seconds.filter(|_| is_wait).map(Duration::from_secs)
+    })
 }
 
 /// Names a token of an election in a path.

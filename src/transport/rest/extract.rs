@@ -4,7 +4,7 @@ use std::fmt;
 
 use axum::{
     extract::{FromRequest, FromRequestParts, OptionalFromRequest, Path, Query, Request},
-    http::{HeaderMap, Method, header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
 use bytes::Bytes;
 use election_core::election::types::ElectionId;
@@ -91,31 +91,34 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| refuse(&error))
 }
 
-/// The parameters of the path. Except for DELETE, these paths have no query.
+/// The parameters of a path that takes no query.
 pub(super) struct Named<T>(pub(super) T);
 
 impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Named<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        check_encoding("path", parts.uri.path())?;
-        if parts.method != Method::DELETE {
-            Search::<NoQuery>::from_request_parts(parts, state).await?;
-        }
-        let Path(path) =
-            Path::<T>::from_request_parts(parts, state)
-                .await
-                .map_err(|rejection| {
-                    Problem::new(
-                        Code::InvalidArgument,
-                        format!("the path cannot be read: {}", rejection.body_text()),
-                    )
-                })?;
-        Ok(Self(path))
+        let named = named(parts, state).await?;
+        Search::<NoQuery>::from_request_parts(parts, state).await?;
+        Ok(Self(named))
     }
 }
 
-/// The election in the path.
+async fn named<S: Send + Sync, T: DeserializeOwned + Send>(
+    parts: &mut Parts,
+    state: &S,
+) -> Result<T, Problem> {
+    check_encoding("path", parts.uri.path())?;
+    let path = Path::<T>::from_request_parts(parts, state).await;
+    path.map(|Path(path)| path).map_err(|rejection| {
+        Problem::new(
+            Code::InvalidArgument,
+            format!("the path cannot be read: {}", rejection.body_text()),
+        )
+    })
+}
+
+/// The election in a path that takes no query.
 pub(super) struct Target(pub(super) ElectionId);
 
 impl<S: Send + Sync> FromRequestParts<S> for Target {
@@ -123,6 +126,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Target {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Named(path) = Named::<ElectionPath>::from_request_parts(parts, state).await?;
+        Ok(Self(path.election()?))
+    }
+}
+
+/// The election in a path that takes a query, which another extractor reads.
+pub(super) struct Queried(pub(super) ElectionId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Queried {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path: ElectionPath = named(parts, state).await?;
         Ok(Self(path.election()?))
     }
 }

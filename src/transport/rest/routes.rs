@@ -20,9 +20,10 @@ use super::{
     dto::{
         self, CampaignRequest, CampaignResult, DeploymentPath, Done, ElectionPath, ExtendRequest,
         HandoverRequest, Kinds, KindsQuery, Leader, Leaders, ListQuery, LogLevel, NotReady,
-        PodPath, Pods, Readiness, ResignRequest, TokenPath, Verified,
+        PodPath, Pods, Readiness, ResignRequest, TokenPath, Verified, WaitQuery,
     },
-    extract::{Json, Named, Search, Target},
+    events::{__path_all_events, __path_events, all_events, events},
+    extract::{Json, Named, Queried, Search, Target},
 };
 use crate::{
     auth::{Identity, gate::Gate},
@@ -37,7 +38,7 @@ use crate::{
         self,
         metrics::{Format, Metrics},
     },
-    transport::{CACHE_AGE, cache_age, problem::vacant, request::Deadline, stay},
+    transport::{CACHE_AGE, cache_age, observe, problem::vacant, request::Deadline, stay},
 };
 
 /// The body of a successful liveness probe.
@@ -51,6 +52,8 @@ pub(super) fn api() -> OpenApiRouter<Gate> {
         .routes((schemas, paths, election))
         .routes(routes!(state))
         .routes(routes!(verify))
+        .routes(routes!(events))
+        .routes(routes!(all_events))
         .routes(routes!(leaders))
         .routes(routes!(kinds))
         .routes(routes!(log))
@@ -76,21 +79,36 @@ pub(super) fn described() -> OpenApi {
 }
 
 /// Returns the leader of the election. Both answers, held and vacant (404), name the state's position as their ETag.
+///
+/// With `wait` and `after`, or `Prefer: wait=…` and `If-None-Match`, the answer comes when the state is at another
+/// position, or at the end of the wait (304).
 #[utoipa::path(
-    get, path = ELECTION, tag = "elections", params(ElectionPath, ("if-none-match" = Option<String>, Header, description = "Positions that the caller knows, as ETags")),
+    get, path = ELECTION, tag = "elections", params(ElectionPath, WaitQuery,
+        ("if-none-match" = Option<String>, Header, description = "Positions that the caller knows, as ETags"),
+        ("prefer" = Option<String>, Header, description = "wait=S: for how many seconds to wait for a position that the caller does not know; at most EA_MAX_WAIT")),
     responses((status = 200, description = "The election is held", body = Leader, headers(("etag" = String, description = "The state's position, in quotes"))),
-        (status = 304, description = "Its state is at the position that If-None-Match names", headers(("etag" = String, description = "The state's position, in quotes"))),
+        (status = 304, description = "Its state is at the position that the caller knows", headers(("etag" = String, description = "The state's position, in quotes"))),
         (status = 404))
 )]
 pub(super) async fn leader(
     State(gate): State<Gate>,
     caller: Identity,
     deadline: Deadline,
-    Target(election): Target,
+    Queried(election): Queried,
+    Search(query): Search<WaitQuery>,
     headers: HeaderMap,
+    extensions: Extensions,
 ) -> Result<Response, Problem> {
-    let state = gate.state(&caller, &election, deadline.instant()).await?;
-    Ok(at(&headers, &state, || match state.lease() {
+    let known = Known::new(&headers, query.after.as_deref());
+    let wait = query.wait(&headers, gate.max_wait())?;
+    let patience = stay::begin(wait, gate.max_wait(), &extensions)?;
+    let mut state = gate.state(&caller, &election, deadline.instant()).await?;
+    if let Some(patience) = patience
+        && known.has(Position::of(&state))
+    {
+        state = observe::change(&gate, &caller, &election, state, patience).await?;
+    }
+    Ok(at(&known, &state, || match state.lease() {
         Some(lease) => Answer(Leader::new(&election, lease)).into_response(),
         None => vacant().into_response(),
     }))
@@ -110,26 +128,48 @@ pub(super) async fn state(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let state = gate.state(&caller, &election, deadline.instant()).await?;
-    Ok(at(&headers, &state, || {
+    Ok(at(&Known::new(&headers, None), &state, || {
         Answer(dto::State::new(&election, &state)).into_response()
     }))
 }
 
-/// Adds the state's position to the answer as its entity tag. A caller that names this position in `If-None-Match` has
-/// the answer: 304. That holds for vacant elections, too, although the standard ignores the header where there is
-/// nothing: the vacancy is the answer here.
-fn at(headers: &HeaderMap, state: &lease::State, answer: impl FnOnce() -> Response) -> Response {
-    let tag = format!("\"{}\"", Position::of(state));
-    let given = headers.get_all(header::IF_NONE_MATCH).iter();
-    let tags = given.filter_map(|tags| tags.to_str().ok());
-    let mut tags = tags.flat_map(|tags| tags.split(',')).map(str::trim);
-    // Proxies that compress make tags weak.
-    let known = tags.any(|known| known.strip_prefix("W/").unwrap_or(known) == tag);
-    let answer = match known {
+/// Adds the state's position to the answer as its entity tag. A caller that knows this position has the answer: 304.
+/// That holds for vacant elections, too, although the standard ignores `If-None-Match` where there is nothing: the
+/// vacancy is the answer here.
+fn at(known: &Known<'_>, state: &lease::State, answer: impl FnOnce() -> Response) -> Response {
+    let position = Position::of(state);
+    let answer = match known.has(position) {
         true => StatusCode::NOT_MODIFIED.into_response(),
         false => answer(),
     };
-    ([(header::ETAG, tag)], answer).into_response()
+    ([(header::ETAG, format!("\"{position}\""))], answer).into_response()
+}
+
+/// The positions that a caller knows.
+struct Known<'a> {
+    headers: &'a HeaderMap,
+    after: Option<&'a str>,
+}
+
+impl<'a> Known<'a> {
+    /// Those of `If-None-Match`, and this one.
+    fn new(headers: &'a HeaderMap, after: Option<&'a str>) -> Self {
+        Self { headers, after }
+    }
+
+    fn has(&self, position: Position) -> bool {
+        let position = position.to_string();
+        let given = self.headers.get_all(header::IF_NONE_MATCH).iter();
+        let tags = given.filter_map(|tags| tags.to_str().ok());
+        let mut tags = tags.flat_map(|tags| tags.split(',')).map(str::trim);
+        self.after == Some(&position)
+            || tags.any(|tag| {
+                // Proxies that compress make tags weak.
+                let tag = tag.strip_prefix("W/").unwrap_or(tag);
+                let tag = tag.strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+                tag == Some(&position)
+            })
+    }
 }
 
 /// Asks to become the leader; with `wait`, waits for the election to become vacant.
@@ -206,7 +246,7 @@ pub(super) async fn resign(
     State(gate): State<Gate>,
     caller: Identity,
     deadline: Deadline,
-    Target(election): Target,
+    Queried(election): Queried,
     uri: Uri,
     request: Request,
 ) -> Result<Answer<Done>, Problem> {

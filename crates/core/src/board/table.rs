@@ -545,7 +545,7 @@ impl Table {
                 entry.known = Some(Arc::clone(&seen));
                 entry.since = now;
                 entry.granted = None;
-                self.each_watch(id, |watch| match first {
+                self.report(id, |watch| match first {
                     true => watch.discovered(&seen, missed),
                     false => watch.changed(&seen),
                 });
@@ -714,14 +714,7 @@ impl Table {
                     Some(group) => {
                         group.watches.insert(watch.id(), Arc::clone(&watch));
                         if group.synced {
-                            let entries = self.entries.iter();
-                            let covered = entries.filter(|(id, _)| scope.covers(id));
-                            for (_, entry) in covered {
-                                if let Some(seen) = &entry.known {
-                                    watch.present(seen);
-                                }
-                            }
-                            watch.synced();
+                            present(&self.entries, &watch);
                         }
                         if let Some((since, error)) = &group.unconfirmed {
                             watch.doubt(*since, error);
@@ -820,7 +813,9 @@ impl Table {
         let mut held = std::collections::HashSet::with_capacity(leases.len());
         for (election, lease) in leases {
             let id = self.entry(&election, now);
-            if !self.entries.get(&id).is_some_and(Entry::is_busy) {
+            let entry = self.entries.get(&id);
+            // What is in flight says more, but may come after the group is complete.
+            if entry.is_some_and(|entry| entry.known.is_none() || !entry.is_busy()) {
                 self.found(&id, &State::Held(lease), false, began, now);
             }
             held.insert(id);
@@ -838,18 +833,28 @@ impl Table {
         let group = &mut self.groups[place];
         if !std::mem::replace(&mut group.synced, true) {
             for watch in group.watches.values() {
-                watch.synced();
+                present(&self.entries, watch);
             }
         }
     }
 
+    /// Reports a state to all who watch the election. A group hears of none before all present states are known.
+    fn report(&self, id: &Arc<ElectionId>, act: impl Fn(&Watch)) {
+        self.each_of(id, |group| group.synced, act);
+    }
+
     fn each_watch(&self, id: &Arc<ElectionId>, act: impl Fn(&Watch)) {
+        self.each_of(id, |_| true, act);
+    }
+
+    fn each_of(&self, id: &Arc<ElectionId>, among: impl Fn(&Group) -> bool, act: impl Fn(&Watch)) {
         if let Some(entry) = self.entries.get(id) {
             for watch in entry.watches.values() {
                 act(watch);
             }
         }
-        for group in self.groups.iter().filter(|group| group.scope.covers(id)) {
+        let groups = self.groups.iter().filter(|group| among(group));
+        for group in groups.filter(|group| group.scope.covers(id)) {
             for watch in group.watches.values() {
                 act(watch);
             }
@@ -874,6 +879,17 @@ impl Table {
             self.entries.remove(id);
         }
     }
+}
+
+/// Reports all present states to a watch of a group.
+fn present(entries: &HashMap<Arc<ElectionId>, Entry>, watch: &Watch) {
+    let covered = entries.iter().filter(|(id, _)| watch.scope().covers(id));
+    for (_, entry) in covered {
+        if let Some(seen) = entry.known.as_ref().filter(|seen| seen.until.is_some()) {
+            watch.present(seen);
+        }
+    }
+    watch.synced();
 }
 
 /// The order of states: by token, and a vacancy after the term of the same token.

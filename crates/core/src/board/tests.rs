@@ -333,6 +333,7 @@ async fn next(observation: &mut Observation) -> String {
         Event::Certainty(None) => "certain".to_owned(),
         Event::Certainty(Some(_)) => "uncertain".to_owned(),
         Event::TooMany => "too many".to_owned(),
+        Event::Slow => "slow".to_owned(),
     }
 }
 

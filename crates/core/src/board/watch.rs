@@ -3,6 +3,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
@@ -13,6 +14,9 @@ use crate::election::{
     Error,
     types::{ElectionId, Kind},
 };
+
+/// How long changes wait for a reader.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is watched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub enum Event {
     Certainty(Option<Doubt>),
     /// There are more elections than a watch may cover. Nothing follows.
     TooMany,
+    /// Nobody has read for [`PATIENCE`]. Nothing follows.
+    Slow,
 }
 
 /// Since when the state is not confirmed, and why.
@@ -86,6 +92,9 @@ struct Pending {
     doubts: usize,
     certainty: Option<Option<Doubt>>,
     too_many: bool,
+    /// Since when something is pending.
+    since: Option<Instant>,
+    slow: bool,
 }
 
 /// Whether all present states have been collected, and [`Event::Synced`] was reported.
@@ -125,6 +134,13 @@ impl Watch {
     fn add(&self, seen: &Arc<Seen>, cause: Cause, missed: bool) {
         let mut pending = self.pending.lock();
         let pending = &mut *pending;
+        let since = *pending.since.get_or_insert_with(Instant::now);
+        if since.elapsed() > PATIENCE {
+            pending.slow = true;
+            pending.changed.clear();
+            pending.order.clear();
+            return;
+        }
         let full = pending.changed.len() == MOST_ELECTIONS;
         match pending.changed.get_mut(&seen.election) {
             Some(change) => {
@@ -167,11 +183,7 @@ impl Watch {
             self.present(seen);
             self.synced();
         } else if seen.until.is_some() {
-            let synced = self.pending.lock().synced != Synced::NotYet;
-            match synced {
-                true => self.add(seen, Cause::Campaign, missed),
-                false => self.present(seen),
-            }
+            self.add(seen, Cause::Campaign, missed);
         }
     }
 
@@ -224,9 +236,13 @@ impl Watch {
     /// The next event, if there is one now.
     pub(super) fn take(&self) -> Option<Event> {
         let mut pending = self.pending.lock();
+        if pending.slow {
+            return Some(Event::Slow);
+        }
         if pending.too_many {
             return Some(Event::TooMany);
         }
+        pending.since = None;
         // A doubt concerns what was reported before; certainty, what is pending, too.
         if let Some(Some(doubt)) = pending.certainty.take_if(|it| it.is_some()) {
             return Some(Event::Certainty(Some(doubt)));

@@ -28,6 +28,13 @@ impl Position {
         let token = token.map_or(0, Token::get);
         Self { held, token }
     }
+
+    /// Whether this state comes before the other one, if no grant is rolled back: a vacancy follows the term of its
+    /// token, and the term of a larger token follows the vacancy.
+    #[must_use]
+    pub fn precedes(self, other: Self) -> bool {
+        (self.token, !self.held) < (other.token, !other.held)
+    }
 }
 
 /// `h` or `v`, and the token. URLs and HTTP's entity tags need no escapes for it.
@@ -104,6 +111,22 @@ mod tests {
         assert_eq!(text(held(8, SECOND)), "h8");
         assert_eq!(text(State::Vacant(Some(token(8)))), "v8");
         assert_eq!(text(State::Vacant(None)), "v0");
+    }
+
+    #[test]
+    fn states_follow_each_other_by_their_tokens_and_a_vacancy_follows_its_term() {
+        let positions = [
+            State::Vacant(None),
+            held(7, SECOND),
+            State::Vacant(Some(token(7))),
+            held(9, SECOND),
+        ]
+        .map(|state| Position::of(&state));
+        for (number, one) in positions.iter().enumerate() {
+            for (other_number, other) in positions.iter().enumerate() {
+                assert_eq!(one.precedes(*other), number < other_number, "{one} {other}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@ use super::{
     super::{queue::Place, table::Table, watch::Event},
     *,
 };
+use tokio::time::advance;
+
 use crate::lease::{
     hint::Cause as Hinted,
     policy::{Electorate, Nodes},
@@ -72,6 +74,7 @@ fn events(watch: &Watch) -> Vec<String> {
                 None => "certain".to_owned(),
             },
             Event::TooMany => "too many".to_owned(),
+            Event::Slow => "slow".to_owned(),
         })
         .collect()
 }
@@ -103,6 +106,77 @@ fn older_claims_do_not_answer_a_hint() {
     // It was forged, or undone.
     let due = table.next_read().expect("it is to be read");
     assert!(due > later + SECOND);
+}
+
+/// A group is told of all present states before it is complete, also of those that others know and that are being read.
+#[test]
+fn a_group_knows_all_present_states_when_it_is_complete() {
+    for (read, known) in [(true, true), (true, false), (false, true), (false, false)] {
+        let (mut table, now) = table();
+        let _watch = table.watch(one(), now);
+        if known {
+            assert_eq!(table.take_due(now).len(), 1);
+            table.learn(&election("e"), held(1), now, now);
+            table.heard(0, &hint(Hinted::Resign, 1), now);
+            table.heard(1, &hint(Hinted::Resign, 1), now);
+        }
+        if read {
+            assert_eq!(table.take_due(now).len(), 1);
+        }
+        let group = table.watch(kind(), now);
+        assert!(table.take_listing(now).is_some());
+        assert_eq!(events(&group), [""; 0], "it is not complete");
+        let listed = vec![(election("e"), lease(1))];
+        table.listed(&kind(), Some(Ok(listed)), now, now);
+        assert_eq!(events(&group), ["held 1", "synced"], "{read} {known}");
+        table.learn(&election("e"), vacant(1), now + MS, now + MS);
+        assert_eq!(events(&group), ["vacant"], "{read} {known}");
+        let late = table.watch(kind(), now);
+        assert_eq!(
+            events(&late),
+            ["synced"],
+            "what is vacant is none of a kind's"
+        );
+    }
+}
+
+/// What a reader that stands still has not read is dropped, and it hears of that alone.
+#[tokio::test(start_paused = true)]
+async fn who_does_not_read_for_long_is_told_so_and_nothing_else() {
+    let (mut table, _) = table();
+    let change = |table: &mut Table, number| {
+        let now = Instant::now();
+        table.learn(&election("e"), held(number), now, now);
+    };
+    let (reads, stands) = (
+        table.watch(one(), Instant::now()),
+        table.watch(one(), Instant::now()),
+    );
+    let late = table.watch(one(), Instant::now());
+    change(&mut table, 1);
+    assert_eq!(events(&reads), ["held 1", "synced"]);
+    assert_eq!(events(&stands), ["held 1", "synced"]);
+    advance(60 * SECOND).await;
+    change(&mut table, 2);
+    advance(29 * SECOND).await;
+    change(&mut table, 3);
+    // A pause without a change is no fault of the reader, and one that is not over yet is none either.
+    assert_eq!(events(&reads), ["held 3 missed"]);
+    advance(2 * SECOND).await;
+    change(&mut table, 4);
+    assert_eq!(events(&reads), ["held 4"]);
+    assert_eq!(
+        stands.take().map(|event| format!("{event:?}")),
+        Some("Slow".to_owned())
+    );
+    assert_eq!(
+        late.take().map(|event| format!("{event:?}")),
+        Some("Slow".to_owned())
+    );
+    assert_eq!(
+        late.take().map(|event| format!("{event:?}")),
+        Some("Slow".to_owned())
+    );
 }
 
 /// A leader between two reads, of which only a hint tells.

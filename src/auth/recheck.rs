@@ -1,0 +1,72 @@
+//! Checks the credential of a stream again while the stream lasts.
+
+use std::{fmt, sync::Arc};
+
+use http::Extensions;
+
+use super::{
+    Identity, Refusal,
+    authenticator::{Authenticator, Known},
+};
+use crate::tls::Chain;
+
+/// The credential that a stream began with. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Recheck(Option<Arc<Credential>>);
+
+struct Credential {
+    authenticator: Authenticator,
+    bearer: Option<String>,
+    chain: Option<Arc<Chain>>,
+}
+
+impl Recheck {
+    /// Keeps a credential.
+    #[must_use]
+    pub fn new(
+        authenticator: Authenticator,
+        bearer: Option<String>,
+        chain: Option<Arc<Chain>>,
+    ) -> Self {
+        Self(Some(Arc::new(Credential {
+            authenticator,
+            bearer,
+            chain,
+        })))
+    }
+
+    /// The credential of the request with these extensions.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Self {
+        extensions.get().cloned().unwrap_or_default()
+    }
+
+    /// Authenticates the credential again, which had this identity. [`None`]: it is no longer valid, or it has become
+    /// somebody else's.
+    ///
+    /// While the verifying server does not respond, the identity stays: an outage of that server must not end the
+    /// streams of all callers.
+    pub async fn again(&self, before: &Identity) -> Option<Identity> {
+        let credential = self.0.as_ref()?;
+        let (bearer, chain) = (credential.bearer.as_deref(), credential.chain.as_deref());
+        let identified = match credential.authenticator.identify(bearer, chain) {
+            Known::Yes(identity) => identity,
+            Known::NotYet(hash) => {
+                let token = bearer.unwrap_or_default();
+                credential.authenticator.verify(token, hash).await
+            }
+        };
+        match identified {
+            Ok(now) if (now.mode(), now.name()) == (before.mode(), before.name()) => Some(now),
+            Ok(_) | Err(Refusal::Unauthenticated(_)) => None,
+            Err(Refusal::Unavailable(_)) => Some(before.clone()),
+        }
+    }
+}
+
+impl fmt::Debug for Recheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the credential.
+        f.write_str("Recheck")
+    }
+}

@@ -1,0 +1,344 @@
+//! Streams of what happens to elections, the same over every protocol.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use election_core::{
+    board::{Cause, Doubt, Event, MOST_ELECTIONS, Observation, Patience, Scope, Seen},
+    election::{
+        state::Position,
+        types::{ElectionId, Invalid, Kind},
+    },
+    lease::State,
+};
+use futures_util::{
+    Stream,
+    future::{BoxFuture, FutureExt as _},
+    stream,
+};
+use http::Extensions;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::request::{identity, peer};
+use crate::{
+    auth::{Identity, Recheck, gate::Gate},
+    status::{Code, Problem},
+};
+
+/// The pause before a heartbeat that callers get if they do not say.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// The pauses that they may ask for, in ms.
+const HEARTBEATS: std::ops::RangeInclusive<i64> = 1_000..=60_000;
+/// How often a caller's credential and rights are checked again.
+const CHECK_EVERY: Duration = Duration::from_secs(60);
+/// How long a stream goes on after its goodbye, so that the caller can open another one first.
+const GOES_ON: Duration = Duration::from_secs(2);
+/// After how many ms a caller is to open another stream, at the most; spread at random.
+const RECONNECT_WITHIN: u32 = 500;
+
+/// What a caller wants to observe.
+#[derive(Debug, Clone, Copy)]
+pub enum What<'a> {
+    /// One election of the kind.
+    Election(&'a str),
+    /// Those of the kind whose names begin so.
+    Prefix(&'a str),
+    /// All of the kind.
+    Kind,
+    /// All elections.
+    All,
+}
+
+/// A validated request to observe.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The elections.
+    pub scope: Scope,
+    heartbeat: Duration,
+    /// The position that the caller has; empty for none.
+    after: String,
+}
+
+impl Wanted {
+    /// Validates a request. `heartbeat` is in ms; 0 means 5000. `after` is a position, of one election only.
+    ///
+    /// # Errors
+    /// [`Invalid`] names what is out of range.
+    pub fn new(kind: &str, what: What<'_>, heartbeat: i64, after: &str) -> Result<Self, Invalid> {
+        let scope = match what {
+            What::Election(name) => Scope::One(ElectionId::new(kind, name)?.into()),
+            What::Prefix(prefix) => Scope::Kind(Kind::new(kind)?, valid(prefix)?.into()),
+            What::Kind => Scope::Kind(Kind::new(kind)?, "".into()),
+            What::All if kind.is_empty() => Scope::All,
+            What::All => {
+                return Err(Invalid(
+                    "`kind` is given with all_kinds: leave one of them out".to_owned(),
+                ));
+            }
+        };
+        if !after.is_empty() && !matches!(scope, Scope::One(_)) {
+            return Err(Invalid(
+                "`after` is given without an election: leave it out".to_owned(),
+            ));
+        }
+        let heartbeat = match heartbeat {
+            0 => HEARTBEAT,
+            ms if HEARTBEATS.contains(&ms) => Duration::from_millis(ms.unsigned_abs()),
+            ms => {
+                return Err(Invalid(format!(
+                    "`heartbeat` is {ms}: give 1000 to 60000 milliseconds, or 0 for 5000"
+                )));
+            }
+        };
+        Ok(Self {
+            scope,
+            heartbeat,
+            after: after.to_owned(),
+        })
+    }
+}
+
+/// Validates a prefix of names: what is no name begins none.
+fn valid(prefix: &str) -> Result<&str, Invalid> {
+    match ElectionId::new("", prefix) {
+        Ok(_) => Ok(prefix),
+        Err(Invalid(wrong)) => Err(Invalid(wrong.replace("`election`", "`prefix`"))),
+    }
+}
+
+/// Why a stream ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "UPPERCASE")]
+pub enum Reason {
+    /// The connection is to end.
+    Age,
+    /// The agent shuts down.
+    Shutdown,
+    /// The caller does not read.
+    Slow,
+    /// The caller's credential or rights are no longer good.
+    Unauthenticated,
+}
+
+/// What a stream says.
+#[derive(Debug, Clone)]
+pub enum Said {
+    /// The state of an election.
+    State {
+        /// The state.
+        seen: Arc<Seen>,
+        /// Why it is told.
+        cause: Cause,
+        /// Whether others may have led between the state told before and this one.
+        missed: bool,
+    },
+    /// All present states have been told.
+    Synced,
+    /// Whether the states told last are known to be the present ones.
+    Certainty(Option<Doubt>),
+    /// Nothing has happened for a while.
+    Heartbeat,
+    /// The stream ends soon: why, and after how many ms the caller is to open another.
+    Goodbye(Reason, u32),
+}
+
+/// A stream.
+pub struct Observing {
+    gate: Gate,
+    caller: Identity,
+    wanted: Wanted,
+    observation: Observation,
+    /// Of all kinds: whether the caller may list a kind.
+    may_list: HashMap<Box<str>, bool>,
+    heartbeat: Interval,
+    recheck: Recheck,
+    /// The next result of `recheck`.
+    checked: BoxFuture<'static, Option<Identity>>,
+    ending: CancellationToken,
+    shutdown: CancellationToken,
+    /// When the stream ends, once it has said goodbye.
+    until: Option<Instant>,
+}
+
+impl Observing {
+    /// Begins a stream for the caller of the request with these extensions.
+    ///
+    /// # Errors
+    /// The caller may not observe that.
+    pub fn begin(gate: &Gate, wanted: Wanted, extensions: &Extensions) -> Result<Self, Problem> {
+        let caller = identity(extensions)?.clone();
+        let peer = peer(extensions)?;
+        let observation = gate.observe(&caller, wanted.scope.clone())?;
+        let mut heartbeat = interval_at(Instant::now() + wanted.heartbeat, wanted.heartbeat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let recheck = Recheck::of(extensions);
+        Ok(Self {
+            gate: gate.clone(),
+            checked: checked(recheck.clone(), caller.clone()),
+            caller,
+            wanted,
+            observation,
+            may_list: HashMap::new(),
+            heartbeat,
+            recheck,
+            ending: peer.ending.clone(),
+            shutdown: peer.shutdown.clone(),
+            until: None,
+        })
+    }
+
+    /// What the stream says, until it ends. An error ends it: there are more elections than a stream covers.
+    pub fn stream(self) -> impl Stream<Item = Result<Said, Problem>> + Send + 'static {
+        stream::unfold(Some(self), async |state| {
+            let mut observing = state?;
+            match observing.next().await? {
+                Ok(said) => {
+                    observing.heartbeat.reset();
+                    Some((Ok(said), Some(observing)))
+                }
+                Err(problem) => Some((Err(problem), None)),
+            }
+        })
+    }
+
+    async fn next(&mut self) -> Option<Result<Said, Problem>> {
+        loop {
+            let until = self.until;
+            let over = async {
+                match until {
+                    Some(until) => sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = over => return None,
+                () = self.ending.cancelled(), if until.is_none() => {
+                    let reason = match self.shutdown.is_cancelled() {
+                        true => Reason::Shutdown,
+                        false => Reason::Age,
+                    };
+                    return Some(Ok(self.goodbye(reason)));
+                }
+                identity = &mut self.checked => match identity {
+                    Some(caller) if self.gate.may_observe(&caller, &self.wanted.scope) => {
+                        self.checked = checked(self.recheck.clone(), caller.clone());
+                        self.caller = caller;
+                        self.may_list.clear();
+                    }
+                    _ => {
+                        tracing::info!(caller = %self.caller, "a stream ends: its credential or rights are no longer good");
+                        return Some(Ok(self.goodbye(Reason::Unauthenticated)));
+                    }
+                },
+                event = self.observation.next() => match event {
+                    Event::State { ref seen, .. } if !self.shows(seen) || self.has(seen) => {}
+                    Event::State { seen, cause, missed } => {
+                        return Some(Ok(Said::State { seen, cause, missed }));
+                    }
+                    Event::Synced => return Some(Ok(Said::Synced)),
+                    Event::Certainty(doubt) => return Some(Ok(Said::Certainty(doubt))),
+                    Event::Slow => return Some(Ok(self.goodbye(Reason::Slow))),
+                    Event::TooMany => return Some(Err(too_many())),
+                },
+                _ = self.heartbeat.tick() => return Some(Ok(Said::Heartbeat)),
+            }
+        }
+    }
+
+    fn goodbye(&mut self, reason: Reason) -> Said {
+        let goes_on = match reason {
+            Reason::Age | Reason::Shutdown => GOES_ON,
+            // Nothing more is for this caller.
+            Reason::Slow | Reason::Unauthenticated => Duration::ZERO,
+        };
+        self.until = Some(Instant::now() + goes_on);
+        Said::Goodbye(reason, fastrand::u32(..RECONNECT_WITHIN))
+    }
+
+    /// Whether the caller has this very state already. Asked of the first one only.
+    fn has(&mut self, seen: &Seen) -> bool {
+        let after = std::mem::take(&mut self.wanted.after);
+        !after.is_empty() && after == seen.position().to_string()
+    }
+
+    /// Whether the caller may see the election.
+    fn shows(&mut self, seen: &Seen) -> bool {
+        if !matches!(self.wanted.scope, Scope::All) {
+            return true;
+        }
+        let kind = seen.election.kind();
+        if let Some(may) = self.may_list.get(kind) {
+            return *may;
+        }
+        let may = Kind::new(kind).is_ok_and(|kind| self.gate.may_list(&self.caller, &kind));
+        self.may_list.insert(kind.into(), may);
+        may
+    }
+}
+
+/// Waits until the state of the election is at another position than the one that has just been read, and returns it
+/// then, or the same one at the end of the wait.
+///
+/// # Errors
+/// The caller may not observe the election, or the state is not known at the end of the wait.
+pub async fn change(
+    gate: &Gate,
+    caller: &Identity,
+    election: &ElectionId,
+    read: State,
+    patience: Patience,
+) -> Result<State, Problem> {
+    let scope = Scope::One(Arc::new(election.clone()));
+    let mut observation = gate.observe(caller, scope)?;
+    let known = Position::of(&read);
+    let mut doubt = None;
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = sleep_until(patience.until) => break,
+            () = patience.ending.cancelled() => break,
+            event = observation.next() => event,
+        };
+        match event {
+            // What the board has known since before may be older than what was read.
+            Event::State { seen, cause, .. }
+                if known.precedes(seen.position())
+                    || (cause == Cause::RolledBack && known != seen.position()) =>
+            {
+                return Ok(seen.state(Instant::now()));
+            }
+            Event::Certainty(uncertain) => doubt = uncertain,
+            Event::State { .. } | Event::Synced | Event::Slow | Event::TooMany => {}
+        }
+    }
+    match doubt {
+        Some(doubt) => Err(doubt.error.into()),
+        None => Ok(read),
+    }
+}
+
+/// Checks a credential again in a while.
+fn checked(recheck: Recheck, caller: Identity) -> BoxFuture<'static, Option<Identity>> {
+    async move {
+        sleep(CHECK_EVERY).await;
+        recheck.again(&caller).await
+    }
+    .boxed()
+}
+
+/// How long the states have not been confirmed, and why, in a caller's words.
+#[must_use]
+pub fn doubt(doubt: &Doubt) -> (Duration, String) {
+    (doubt.since.elapsed(), doubt.error.to_string())
+}
+
+fn too_many() -> Problem {
+    Problem::new(
+        Code::Overloaded,
+        format!(
+            "there are more than {} elections to observe: give a prefix or a kind with fewer",
+            MOST_ELECTIONS
+        ),
+    )
+}
