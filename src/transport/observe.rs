@@ -342,3 +342,235 @@ fn too_many() -> Problem {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use election_core::{
+        board::{self, Board, Nobody},
+        election::{
+            Campaign, Elections, types::Candidate, types::RequestId, types::Term, types::Value,
+        },
+        lease::{
+            self,
+            embedded::Embedded,
+            guard::RestartGuard,
+            policy::{Electorate, Nodes},
+            quorum::{Options, Quorum},
+        },
+    };
+    use futures_util::StreamExt as _;
+    use tokio::{
+        runtime::Handle,
+        sync::watch,
+        time::{advance, timeout},
+    };
+
+    use super::*;
+    use crate::{
+        auth::{
+            Caller, Mode,
+            authenticator::Authenticator,
+            policy::Policies,
+            tokens::{File, New, Tokens},
+        },
+        kube::Lookup,
+        peer::Peer,
+        reload::Source as _,
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// An agent's gate, and what its operator may change while it runs.
+    struct Scene {
+        gate: Gate,
+        elections: Elections,
+        policies: watch::Sender<Arc<Policies>>,
+        tokens: watch::Sender<Arc<Tokens>>,
+        extensions: Extensions,
+        peer: Peer,
+    }
+
+    fn listed(lines: &[String]) -> Arc<Tokens> {
+        let file = lines.concat().into_bytes();
+        Arc::new(File("tokens".into()).make(&file).expect("valid"))
+    }
+
+    fn permitting(policy: &str) -> Arc<Policies> {
+        Arc::new(Policies::new([("test.cedar", policy)]).expect("valid"))
+    }
+
+    const EVERYTHING: &str = "permit (principal, action, resource);";
+
+    impl Scene {
+        fn new() -> Self {
+            let settings = lease::Settings {
+                retention: 600 * SECOND,
+                guard: None,
+                vote: SECOND,
+            };
+            let node = Arc::new(Embedded::in_memory(settings));
+            let options = Options::new(SECOND, RestartGuard::Off, Duration::ZERO);
+            let quorum = Quorum::of(vec![node], Electorate::of(Nodes::one(0)), options);
+            let elections = Elections::new(quorum, 600 * SECOND);
+            let settings = board::Settings {
+                provisional_term: 3 * SECOND,
+                max_wait: 60 * SECOND,
+            };
+            let board = Board::new(
+                elections.clone(),
+                settings,
+                Handle::current(),
+                Arc::new(Nobody),
+            );
+            let (policies, permitted) = watch::channel(permitting(EVERYTHING));
+            let new = New::make("worker", &[]).expect("a token");
+            let (tokens, known) = watch::channel(listed(&[new.line]));
+            let authenticator = Authenticator {
+                tokens: Some(known),
+                ..Authenticator::default()
+            };
+            let peer = Peer::new(Ipv4Addr::LOCALHOST.into(), None);
+            let identity = Identity::new(Mode::Token, "worker", Vec::new()).expect("a name");
+            let mut extensions = Extensions::new();
+            extensions.insert(peer.clone());
+            extensions.insert(Caller::Known(identity));
+            extensions.insert(Recheck::new(authenticator, Some(new.token), None));
+            let lookup = Lookup::off("not asked for");
+            Self {
+                gate: Gate::new(board, lookup, Some(permitted), None, false),
+                elections,
+                policies,
+                tokens,
+                extensions,
+                peer,
+            }
+        }
+
+        fn observe(&self, what: What<'_>) -> Observed {
+            let wanted = Wanted::new("", what, 60_000, "").expect("valid");
+            let observing = Observing::begin(&self.gate, wanted, &self.extensions);
+            Observed(Box::pin(observing.expect("permitted").stream()))
+        }
+
+        async fn elect(&self, kind: &str, name: &str) {
+            let campaign = Campaign {
+                election: ElectionId::new(kind, name).expect("valid"),
+                candidate: Candidate::new("candidate", "a").expect("valid"),
+                term: Term::from_millis(600_000, 600 * SECOND).expect("valid"),
+                value: Value::default(),
+                request_id: RequestId::new("").expect("valid"),
+                wait: None,
+            };
+            let deadline = Instant::now() + SECOND;
+            self.elections
+                .campaign(campaign, deadline)
+                .await
+                .expect("an outcome");
+        }
+    }
+
+    struct Observed(std::pin::Pin<Box<dyn Stream<Item = Result<Said, Problem>> + Send>>);
+
+    impl Observed {
+        /// What is said next besides heartbeats, within two minutes.
+        async fn next(&mut self) -> String {
+            let next = async {
+                loop {
+                    return match self.0.next().await {
+                        Some(Ok(Said::Heartbeat)) => continue,
+                        Some(Ok(Said::State { seen, .. })) => seen.election.path().to_string(),
+                        Some(Ok(Said::Synced)) => "synced".to_owned(),
+                        Some(Ok(Said::Certainty(doubt))) => format!("certain {}", doubt.is_none()),
+                        Some(Ok(Said::Goodbye(reason, _))) => <&str>::from(reason).to_owned(),
+                        Some(Err(problem)) => problem.to_string(),
+                        None => "end".to_owned(),
+                    };
+                }
+            };
+            timeout(120 * SECOND, next)
+                .await
+                .unwrap_or_else(|_| "nothing".to_owned())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_when_its_credential_or_its_right_is_gone() {
+        type Change = fn(&Scene);
+        let withdrawn: Change = |scene| {
+            scene.tokens.send_replace(listed(&[]));
+        };
+        let denied: Change = |scene| {
+            scene.policies.send_replace(permitting(
+                r#"permit (principal, action == ElectionAgent::Action::"read", resource);"#,
+            ));
+        };
+        for change in [withdrawn, denied] {
+            let scene = Scene::new();
+            let mut observed = scene.observe(What::Election("e"));
+            assert_eq!(observed.next().await, "default/e");
+            assert_eq!(observed.next().await, "synced");
+            assert_eq!(observed.next().await, "nothing", "both are still good");
+            change(&scene);
+            let began = Instant::now();
+            assert_eq!(observed.next().await, "UNAUTHENTICATED");
+            assert!(began.elapsed() <= CHECK_EVERY, "{:?}", began.elapsed());
+            assert_eq!(observed.next().await, "end");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_all_kinds_those_are_shown_that_the_caller_may_list_now() {
+        let scene = Scene::new();
+        let only = |kind| {
+            permitting(&format!(
+                r#"permit (principal, action == ElectionAgent::Action::"observe", resource);
+                permit (principal, action, resource in ElectionAgent::Kind::"{kind}");"#
+            ))
+        };
+        scene.policies.send_replace(only("one"));
+        scene.elect("one", "e").await;
+        scene.elect("two", "e").await;
+        let mut observed = scene.observe(What::All);
+        assert_eq!(observed.next().await, "one/e");
+        assert_eq!(observed.next().await, "synced");
+        scene.policies.send_replace(only("two"));
+        advance(CHECK_EVERY).await;
+        assert_eq!(observed.next().await, "nothing");
+        scene.elect("one", "f").await;
+        scene.elect("two", "f").await;
+        assert_eq!(observed.next().await, "two/f");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_says_goodbye_once_and_goes_on_until_the_next_one_is_open() {
+        for (shuts_down, reason) in [(false, "AGE"), (true, "SHUTDOWN")] {
+            let scene = Scene::new();
+            let mut observed = scene.observe(What::Kind);
+            assert_eq!(observed.next().await, "synced");
+            if shuts_down {
+                scene.peer.shutdown.cancel();
+            }
+            scene.peer.ending.cancel();
+            assert_eq!(observed.next().await, reason);
+            scene.elect("", "e").await;
+            assert_eq!(observed.next().await, "default/e");
+            assert_eq!(observed.next().await, "end");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_is_told_so_at_last() {
+        let scene = Scene::new();
+        let mut observed = scene.observe(What::Kind);
+        assert_eq!(observed.next().await, "synced");
+        for name in ["e", "f"] {
+            scene.elect("", name).await;
+            // The board hears of it and reads it.
+            sleep(40 * SECOND).await;
+        }
+        assert_eq!(observed.next().await, "SLOW");
+        assert_eq!(observed.next().await, "end");
+    }
+}
