@@ -54,7 +54,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_GRPC_MIN_PING_INTERVAL,
         "10s",
-        "HTTP/2 PINGs that come sooner after the one before, three of them without an answer of the agent's in between, close the connection (GOAWAY, too_many_pings) (up to 1h); 0s: no limit",
+        "HTTP/2 PINGs that come sooner than 9/10 of it after the one before, three of them without an answer of the agent's in between, close the connection (GOAWAY, too_many_pings) (up to 1h); 0s: no limit",
     ),
     setting(
         EA_FIRST_BYTE_TIMEOUT,

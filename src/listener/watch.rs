@@ -8,8 +8,8 @@
 //!   a header block counts as one frame with its CONTINUATIONs. Between requests and frames there is no limit here,
 //!   because gRPC channels connect long before the first request. If a partial request arrives together with the
 //!   previous one, its time counts from its next byte.
-//! - **Pings.** As in [gRPC's keepalive][keepalive], a PING that arrives sooner than [`Conduct::min_ping_interval`]
-//!   after the previous one is a strike. Sending a reply clears all strikes, so pings by which a client measures the
+//! - **Pings.** As in [gRPC's keepalive][keepalive], a PING that arrives sooner than nine tenths of
+//!   [`Conduct::min_ping_interval`] after the previous one is a strike. Sending a reply clears all strikes, so pings by which a client measures the
 //!   bandwidth of a reply never count.
 //!
 //! All bytes pass unchanged, except authorities that list addresses ([`AddressLists`]).
@@ -36,6 +36,10 @@ use super::{
 
 /// Maximum number of strikes; the next one closes the connection.
 const MAX_STRIKES: u32 = 2;
+
+/// The share of the minimum interval after which a PING is no strike. Clients that ping exactly at the interval are sometimes
+/// early, as their timers and the network vary.
+const PUNCTUAL: f64 = 0.9;
 
 /// Reply to a client whose request stays incomplete.
 const REQUEST_TIMEOUT: &[u8] =
@@ -226,6 +230,7 @@ impl Http2 {
             return false;
         }
         let now = Instant::now();
+        let min_interval = min_interval.mul_f64(PUNCTUAL);
         let soon = self.last_ping.is_some_and(|last| now - last < min_interval);
         self.last_ping = Some(now);
         self.strikes += pings - u32::from(!soon);

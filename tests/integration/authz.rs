@@ -330,7 +330,7 @@ async fn of_all_kinds_a_caller_sees_those_that_it_may_list() {
         "permit (principal, action, resource);\n\
          forbid (principal, action == ElectionAgent::Action::\"list\", resource == ElectionAgent::Kind::\"b\");\n\
          forbid (principal == ElectionAgent::Identity::\"bob\", action in [ElectionAgent::Action::\"listKinds\", \
-         ElectionAgent::Action::\"verify\"], resource);",
+         ElectionAgent::Action::\"observe\", ElectionAgent::Action::\"verify\"], resource);",
     )]);
     let ((ann, of_ann), (bob, of_bob)) = (new_token(&["ann"]), new_token(&["bob"]));
     fs::write(made.path().join("tokens"), format!("{of_ann}\n{of_bob}\n")).expect("written");
@@ -357,17 +357,31 @@ async fn of_all_kinds_a_caller_sees_those_that_it_may_list() {
     assert_eq!(kinds, ["a", "c"], "{listed:?}");
     let listed = ask(&ann, "/kinds").await;
     assert_eq!(listed.body["kinds"], json!(["a", "c"]), "{listed:?}");
+    let position = ask(&ann, "/election/a/1").await.header("etag").to_owned();
+    let waits = &format!(
+        "/election/a/1?wait=1ms&after={}",
+        position.trim_matches('"')
+    );
     for (path, what) in [
         ("/elections?all_kinds=true", "listKinds the agent"),
         ("/kinds", "listKinds the agent"),
         ("/election/a/1/tokens/7", "verify the election a/1"),
+        ("/election/a/1/events", "observe the election a/1"),
+        ("/elections/events?kind=a&prefix=1", "observe the kind a"),
+        ("/elections/events?all_kinds=true", "observe the agent"),
+        (waits, "observe the election a/1"),
     ] {
         let refused = ask(&bob, path).await;
         assert_eq!(refused.status, 403, "{path}");
         let told = refused.text("message");
         assert!(told.contains(what), "{path}: {told}");
-        assert_eq!(ask(&ann, path).await.status, 200, "{path}");
+        let request = agent.request(Method::GET, path).bearer_auth(&ann);
+        // Of a stream, the beginning is enough.
+        let permitted = request.send().await.expect("an answer").status();
+        let expected = if path == waits { 304 } else { 200 };
+        assert_eq!(permitted.as_u16(), expected, "{path}");
     }
+    agent.logs(r#""action":"observe""#).await;
     for path in ["/elections?kind=a", "/election/a/1", "/election/a/1/state"] {
         assert_eq!(ask(&bob, path).await.status, 200, "{path}");
     }
