@@ -282,6 +282,7 @@ fn the_dashboard_is_one_that_grafana_shows() {
         "Is it well?",
         "Traffic",
         "Leadership",
+        "Waiting and observing",
         "Nodes",
         "Clients",
         "Pods",

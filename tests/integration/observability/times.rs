@@ -115,6 +115,11 @@ fn bounds() -> BTreeMap<&'static str, (Duration, Holds)> {
             "ElectionAgentLogLinesLost warning",
             (nothing, Holds::Window),
         ),
+        // An agent that has lost its connection to a channel connects again within a second or two.
+        (
+            "ElectionAgentDeaf warning",
+            (5 * SECOND, Holds::UntilMended),
+        ),
         (
             "ElectionAgentKubeCacheStale warning",
             (nothing, Holds::Window),
