@@ -343,10 +343,12 @@ impl Board {
                     return;
                 }
                 let now = Instant::now();
-                while listing.len() < LISTINGS
-                    && let Some(scope) = table.take_listing(now)
-                {
-                    listing.spawn(self.clone().list(scope));
+                while listing.len() < LISTINGS {
+                    let due = table.take_listing(now);
+                    if due.is_empty() {
+                        break;
+                    }
+                    listing.spawn(self.clone().list(due));
                 }
                 while reading.len() < READS {
                     let due = table.take_due(now);
@@ -392,49 +394,59 @@ impl Board {
         });
     }
 
-    async fn list(self, scope: Scope) {
+    async fn list(self, scopes: Vec<Scope>) {
         let began = Instant::now();
-        let listed = self.list_all(&scope, began + READ_WITHIN).await;
-        self.with(|table, now| table.listed(&scope, listed, began, now));
+        let listed = self.list_all(&scopes, began + READ_WITHIN).await;
+        self.with(|table, now| match listed {
+            Ok(all) => {
+                for (scope, held) in scopes.iter().zip(all) {
+                    table.listed(scope, held.map(Ok), began, now);
+                }
+            }
+            Err(error) => {
+                for scope in &scopes {
+                    table.listed(scope, Some(Err(error.clone())), began, now);
+                }
+            }
+        });
     }
 
-    /// All held elections of the scope; [`None`] if there are too many.
+    /// The held elections of each scope; [`None`] where there are too many. All scopes are of one kind, or of all kinds.
     async fn list_all(
         &self,
-        scope: &Scope,
+        scopes: &[Scope],
         deadline: Instant,
-    ) -> Option<Result<Vec<(ElectionId, Lease)>, Error>> {
+    ) -> Result<Vec<Option<Held>>, Error> {
         let quorum = self.0.elections.quorum();
-        let kind = match scope {
-            // An election of its own is read, not listed.
-            Scope::One(_) => return Some(Ok(Vec::new())),
-            Scope::Kind(kind, _) => Some(kind),
-            Scope::All => None,
-        };
-        let (mut leases, mut after) = (Vec::new(), None);
+        let kind = scopes.first().and_then(Scope::kind);
+        let mut all = vec![Some(Vec::new()); scopes.len()];
+        let mut after = None;
         loop {
             let page = quorum.list(kind, after, crate::election::MAX_PAGE, deadline);
-            let page = match page.await {
-                Ok(page) => page,
-                Err(error) => return Some(Err(error)),
-            };
+            let page = page.await?;
             if let Some(why) = page.incomplete {
-                return Some(Err(Error::unavailable(format!(
+                return Err(Error::unavailable(format!(
                     "some elections cannot be listed: {why}"
-                ))));
+                )));
             }
-            let covered = page.leases.into_iter();
-            leases.extend(covered.filter(|(election, _)| scope.covers(election)));
-            if leases.len() > MOST_ELECTIONS {
-                return None;
+            for (scope, held) in scopes.iter().zip(&mut all) {
+                let Some(found) = held else { continue };
+                let covered = page.leases.iter().filter(|(it, _)| scope.covers(it));
+                found.extend(covered.cloned());
+                if found.len() > MOST_ELECTIONS {
+                    *held = None;
+                }
             }
             after = page.next;
-            if after.is_none() {
-                return Some(Ok(leases));
+            if after.is_none() || all.iter().all(Option::is_none) {
+                return Ok(all);
             }
         }
     }
 }
+
+/// Held elections with their leases.
+type Held = Vec<(ElectionId, Lease)>;
 
 /// Listens to a node for the board.
 struct Ear {

@@ -359,14 +359,23 @@ impl Table {
         taken
     }
 
-    /// A group to list now.
-    pub(super) fn take_listing(&mut self, now: Instant) -> Option<Scope> {
-        let mut groups = self.groups.iter_mut();
-        let group = groups.find(|group| !group.listing && group.due <= now)?;
-        group.listing = true;
-        // Or earlier, if hearing returns meanwhile.
-        group.due = now + LOOK_EVERY;
-        Some(group.scope.clone())
+    /// The groups to list now that one listing serves: those of a kind, or that of all kinds.
+    pub(super) fn take_listing(&mut self, now: Instant) -> Vec<Scope> {
+        let due = |group: &Group| !group.listing && group.due <= now;
+        let Some(first) = self.groups.iter().find(|group| due(group)) else {
+            return Vec::new();
+        };
+        let kind = first.scope.kind().cloned();
+        let mut taken = Vec::new();
+        for group in &mut self.groups {
+            if due(group) && group.scope.kind() == kind.as_ref() {
+                group.listing = true;
+                // Or earlier, if hearing returns meanwhile.
+                group.due = now + LOOK_EVERY;
+                taken.push(group.scope.clone());
+            }
+        }
+        taken
     }
 
     /// Notes a hint.

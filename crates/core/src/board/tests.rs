@@ -403,6 +403,31 @@ async fn a_watch_of_a_kind_reports_elections_that_it_did_not_know() {
 }
 
 /// Whoever may publish on a node can send any hint: it changes no answer, and costs a bounded number of reads.
+/// Of one listing, each watch gets its own elections, and one that covers too many takes none from the others.
+#[tokio::test(start_paused = true)]
+async fn watches_of_a_kind_share_a_listing() {
+    let scene = Scene::new();
+    let board = scene.agent().await;
+    for number in 0..=MOST_ELECTIONS {
+        board.wins(&format!("many{number}"), "a").await;
+    }
+    board.wins("few1", "b").await;
+    board.wins("other", "c").await;
+    let of = |prefix: &str| Scope::Kind(Kind::new("").expect("valid"), prefix.into());
+    let mut watches = ["few", "many", "none", "other"].map(|prefix| board.observe(of(prefix)));
+    let expected: [&[&str]; 4] = [
+        &["few1 b Present", "synced"],
+        &["too many"],
+        &["synced"],
+        &["other c Present", "synced"],
+    ];
+    for (watch, expected) in watches.iter_mut().zip(expected) {
+        for expected in expected {
+            assert_eq!(next(watch).await, *expected);
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn forged_hints_change_nothing_and_cost_little() {
     let scene = Scene::new();

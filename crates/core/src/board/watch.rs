@@ -30,6 +30,14 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// The kind of all its elections, if they are of one.
+    pub(super) fn kind(&self) -> Option<&Kind> {
+        match self {
+            Self::Kind(kind, _) => Some(kind),
+            Self::One(_) | Self::All => None,
+        }
+    }
+
     /// Whether the election is watched.
     #[must_use]
     pub fn covers(&self, election: &ElectionId) -> bool {

@@ -124,7 +124,7 @@ fn a_group_knows_all_present_states_when_it_is_complete() {
             assert_eq!(table.take_due(now).len(), 1);
         }
         let group = table.watch(kind(), now);
-        assert!(table.take_listing(now).is_some());
+        assert_eq!(table.take_listing(now), [kind()]);
         assert_eq!(events(&group), [""; 0], "it is not complete");
         let listed = vec![(election("e"), lease(1))];
         table.listed(&kind(), Some(Ok(listed)), now, now);
@@ -138,6 +138,36 @@ fn a_group_knows_all_present_states_when_it_is_complete() {
             "what is vacant is none of a kind's"
         );
     }
+}
+
+/// One listing serves all groups of a kind that are due.
+#[test]
+fn groups_of_a_kind_are_listed_together() {
+    let (mut table, now) = table();
+    let of = |kind: &str, prefix: &str| Scope::Kind(Kind::new(kind).expect("valid"), prefix.into());
+    let scopes = [
+        of("a", ""),
+        of("b", ""),
+        of("a", "x"),
+        Scope::All,
+        of("a", "y"),
+    ];
+    let watches = scopes.clone().map(|scope| table.watch(scope, now));
+    assert_eq!(
+        table.take_listing(now),
+        [of("a", ""), of("a", "x"), of("a", "y")]
+    );
+    assert_eq!(table.take_listing(now), [of("b", "")]);
+    assert_eq!(table.take_listing(now), [Scope::All]);
+    assert_eq!(table.take_listing(now), []);
+    table.listed(&of("a", "x"), Some(Ok(Vec::new())), now, now);
+    let later = now + 11 * SECOND;
+    assert_eq!(
+        table.take_listing(later),
+        [of("a", "x")],
+        "the others are being listed"
+    );
+    drop(watches);
 }
 
 /// What a reader that stands still has not read is dropped, and it hears of that alone.
@@ -184,7 +214,7 @@ async fn who_does_not_read_for_long_is_told_so_and_nothing_else() {
 fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten() {
     let (mut table, now) = table();
     let group = table.watch(kind(), now);
-    assert!(table.take_listing(now).is_some());
+    assert_eq!(table.take_listing(now), [kind()]);
     table.listed(&kind(), Some(Ok(Vec::new())), now, now);
     assert_eq!(events(&group), ["synced"]);
     for (hints, event) in [
@@ -220,11 +250,11 @@ fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten
 fn a_listing_from_before_the_watch_does_not_complete_it() {
     let (mut table, now) = table();
     let first = table.watch(kind(), now);
-    assert!(table.take_listing(now).is_some());
+    assert_eq!(table.take_listing(now), [kind()]);
     table.unwatch(&first);
     let later = now + MS;
     let second = table.watch(kind(), later);
-    assert!(table.take_listing(later).is_some());
+    assert_eq!(table.take_listing(later), [kind()]);
     table.listed(&kind(), Some(Ok(Vec::new())), now, later + MS);
     assert_eq!(events(&second), [""; 0]);
     table.listed(&kind(), Some(Ok(Vec::new())), later, later + MS);
@@ -387,7 +417,7 @@ fn reads_that_began_earlier_take_nothing_back() {
 fn groups_read_what_a_listing_lacks_and_list_what_they_cannot_read() {
     let (mut table, now) = table();
     let group = table.watch(kind(), now);
-    assert!(table.take_listing(now).is_some());
+    assert_eq!(table.take_listing(now), [kind()]);
     let held = vec![(election("e"), lease(1))];
     table.listed(&kind(), Some(Ok(held)), now, now);
     assert_eq!(events(&group), ["held 1", "synced"]);
