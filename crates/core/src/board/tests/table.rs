@@ -152,7 +152,7 @@ fn groups_of_a_kind_are_listed_together() {
         Scope::All,
         of("a", "y"),
     ];
-    let watches = scopes.clone().map(|scope| table.watch(scope, now));
+    let watches = scopes.map(|scope| table.watch(scope, now));
     assert_eq!(
         table.take_listing(now),
         [of("a", ""), of("a", "x"), of("a", "y")]
