@@ -25,7 +25,7 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use super::measure::grpc_status;
 use crate::{
-    endpoint::{Area, Endpoint, Protocol},
+    endpoint::{Area, Counted, Endpoint, Protocol},
     peer::{Peer, TrustedProxies},
     telemetry::trace::{REQUEST, Recorder, SPANS, sampler::Parent},
 };
@@ -250,6 +250,7 @@ where
             _span: span.clone(),
             context: span.context(),
             protocol: endpoint.protocol,
+            endless: endpoint.counted == Counted::ApiStream,
             ended: false,
         });
         let reply = span.in_scope(|| self.inner.call(request));
@@ -269,6 +270,8 @@ struct ServerSpan {
     _span: Span,
     context: Context,
     protocol: Protocol,
+    /// Whether the reply goes on until the caller leaves.
+    endless: bool,
     ended: bool,
 }
 
@@ -364,8 +367,10 @@ pin_project! {
     impl PinnedDrop for TracedBody {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            // A sender that finds the body at its end need not poll it again.
-            if this.body.is_end_stream() {
+            // A sender that finds the body at its end need not poll it again. Events have no end but their reader's, and
+            // HTTP has no status for that.
+            let events = this.span.endless && this.span.protocol == Protocol::Rest;
+            if this.body.is_end_stream() || events {
                 this.span.end(Some(*this.answer));
             }
         }
@@ -546,10 +551,22 @@ mod tests {
         drop(answer);
         assert_eq!(attribute(&kept.one(), "rpc.grpc.status_code"), "1");
 
-        let request = Request::get("/elections")
-            .body(Body::empty())
-            .map(classified);
-        let answer = layer.layer(never).oneshot(request.expect("a request"));
+        let get = |path| {
+            let request = Request::get(path).body(Body::empty());
+            classified(request.expect("a request"))
+        };
+        // Of a stream of events, that is the usual end.
+        let Ok(answer) = layer.layer(service).oneshot(get("/elections/events")).await;
+        drop(answer);
+        let span = kept.one();
+        assert_eq!(attribute(&span, "http.response.status_code"), "200");
+        assert_eq!(span.status, Status::Unset, "{span:?}");
+
+        let Ok(answer) = layer.layer(service).oneshot(get("/elections")).await;
+        drop(answer);
+        assert_eq!(attribute(&kept.one(), "error.type"), "cancelled");
+
+        let answer = layer.layer(never).oneshot(get("/elections"));
         assert!(answer.now_or_never().is_none());
         let span = kept.one();
         assert_eq!(span.name, "GET /elections");

@@ -903,6 +903,7 @@ async fn health_follows_readiness(store: Store) {
         "liveness",
         "readiness",
         "grpc.election_agent.v1.Election",
+        "grpc.election_agent.v1.Leadership",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
