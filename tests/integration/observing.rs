@@ -439,6 +439,40 @@ async fn streams_count_apart_from_requests_and_are_no_more_than_are_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_too_many_elections_ends_with_what_to_do() {
+    const MANY: usize = 10_001;
+    let agent = Agent::start(&[("EA_LOG_LEVEL", "info")]).await;
+    let wins = (0..MANY).map(async |n| agent.elect(&format!("many{n}"), "a", 60_000).await);
+    let won = futures_util::stream::iter(wins).buffer_unordered(64);
+    assert_eq!(won.count().await, MANY);
+    agent.elect("few", "a", 60_000).await;
+    let mut observed = agent.observe(ObserveRequest::default()).await;
+    let refused = timeout(Duration::from_secs(20), observed.0.message()).await;
+    let refused = refused.expect("in time").expect_err("too many");
+    assert_eq!(refused.code(), Code::ResourceExhausted);
+    let says = "there are more than 10000 elections to observe";
+    assert!(refused.message().contains(says), "{refused:?}");
+    let mut events = agent.events("/elections/events", &[]).await;
+    events.next().await;
+    let (name, _, problem) = event(&mut events).await;
+    assert_eq!(
+        (name.as_str(), &problem["code"]),
+        ("problem", &"Overloaded".into())
+    );
+    assert!(events.next().await.is_none(), "it has ended");
+    let few = Some(observe_request::What::Prefix("few".to_owned()));
+    let few = ObserveRequest {
+        what: few,
+        ..ObserveRequest::default()
+    };
+    agent
+        .observe(few)
+        .await
+        .expect(&["few a PRESENT", "synced"])
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_quorum_nothing_is_certain_and_nothing_is_vacant() {
     let nodes = Nodes::start(3).await;
     let settings = [("EA_REDIS_OPERATION_TIMEOUT", "300ms")];
