@@ -204,6 +204,10 @@ impl Observing {
     async fn next(&mut self) -> Option<Result<Said, Problem>> {
         loop {
             let until = self.until;
+            // A timer may be a millisecond late, and then nothing more may be said.
+            if until.is_some_and(|until| until <= Instant::now()) {
+                return None;
+            }
             let over = async {
                 match until {
                     Some(until) => sleep_until(until).await,
@@ -220,7 +224,7 @@ impl Observing {
                     };
                     return Some(Ok(self.goodbye(reason)));
                 }
-                identity = &mut self.checked => match identity {
+                identity = &mut self.checked, if until.is_none() => match identity {
                     Some(caller) if self.gate.may_observe(&caller, &self.wanted.scope) => {
                         self.checked = checked(self.recheck.clone(), caller.clone());
                         self.caller = caller;
