@@ -19,6 +19,7 @@ mod faults;
 mod handle;
 mod hints;
 mod lists;
+mod observer;
 mod record;
 mod rules;
 mod run;

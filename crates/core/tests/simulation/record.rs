@@ -31,6 +31,8 @@ struct Inner {
     may_lead: BTreeMap<String, Instant>,
     /// The tokens of grants, and when each was reported.
     tokens: Vec<(Instant, Token)>,
+    /// The token with which each candidate was elected last, if it is known.
+    elected_with: BTreeMap<String, Option<Token>>,
     events: Vec<String>,
     totals: Totals,
 }
@@ -46,6 +48,8 @@ pub(crate) struct Totals {
     pub(crate) handovers: u64,
     pub(crate) refusals: u64,
     pub(crate) unknown: u64,
+    /// States that observers were told.
+    pub(crate) observed: u64,
 }
 
 impl Default for Record {
@@ -57,6 +61,7 @@ impl Default for Record {
                 leads: BTreeMap::new(),
                 may_lead: BTreeMap::new(),
                 tokens: Vec::new(),
+                elected_with: BTreeMap::new(),
                 events: Vec::new(),
                 totals: Totals::default(),
             })),
@@ -83,6 +88,7 @@ impl Record {
         inner.totals.grants += 1;
         inner.event(&format!("{name} elected with {token:?}"));
         inner.leads(name, until);
+        inner.elected_with.insert(name.to_owned(), token);
         let Some(token) = token else {
             return;
         };
@@ -134,6 +140,30 @@ impl Record {
             "{name} is said to lead, of which it was told nothing that is in force:\n{}",
             inner.history()
         );
+    }
+
+    /// An observer is told of a state.
+    pub(crate) fn observed(&self, what: &str) {
+        let mut inner = self.lock();
+        inner.totals.observed += 1;
+        inner.event(&format!("an observer is told of {what}"));
+    }
+
+    /// The election is said to be vacant after the term with this token: nobody acts with it any more.
+    pub(crate) fn is_over(&self, token: Token) {
+        let inner = self.lock();
+        let elected = inner.elected_with.iter();
+        let mut named = elected.filter(|(_, with)| **with == Some(token));
+        let acts = named.find(|(name, _)| {
+            let until = inner.leads.get(*name);
+            until.is_some_and(|until| *until > Instant::now())
+        });
+        if let Some((name, _)) = acts.filter(|_| !inner.tokens_alone) {
+            panic!(
+                "an observer is told of a vacancy while {name} leads with {token}:\n{}",
+                inner.history()
+            );
+        }
     }
 
     /// Until when the candidate leads, if it does.
@@ -232,6 +262,7 @@ impl Totals {
         self.handovers.add_assign(other.handovers);
         self.refusals.add_assign(other.refusals);
         self.unknown.add_assign(other.unknown);
+        self.observed.add_assign(other.observed);
     }
 
     /// Returns whether enough of everything happened for the checks to be meaningful.
@@ -244,6 +275,7 @@ impl Totals {
             handovers,
             refusals,
             unknown,
+            observed,
         } = *self;
         [
             grants,
@@ -253,6 +285,7 @@ impl Totals {
             handovers,
             refusals,
             unknown,
+            observed,
         ]
         .iter()
         .all(|count| *count > 100)
@@ -263,14 +296,16 @@ impl fmt::Display for Totals {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} grants, {} of them provisional, {} extensions, {} resignations, {} handovers, {} refusals, {} unknown outcomes",
+            "{} grants, {} of them provisional, {} extensions, {} resignations, {} handovers, {} refusals, {} unknown outcomes, {} \
+             observed states",
             self.grants,
             self.provisional,
             self.extensions,
             self.resignations,
             self.handovers,
             self.refusals,
-            self.unknown
+            self.unknown,
+            self.observed
         )
     }
 }

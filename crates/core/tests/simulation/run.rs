@@ -16,6 +16,7 @@ use crate::{
     change::{Change, Has},
     election,
     faults::{Event, Faults, SLOWEST},
+    observer::observe,
     record::Record,
     server::{RETENTION, Server},
     steady::Steady,
@@ -134,6 +135,14 @@ pub(crate) async fn run(seed: u64) -> Record {
 
     let until = Instant::now() + RUN;
     let mut tasks = JoinSet::new();
+    // The others are as they are without observers. While the list changes, agents of a later generation that do not serve
+    // yet would be observed, too.
+    if seed.is_multiple_of(4) && world.change.is_none() {
+        for (n, agent) in agents.iter().enumerate() {
+            let (agent, of_kind, record) = (agent.clone(), n % 2 == 1, record.clone());
+            tasks.spawn(observe(agent, of_kind, until, record));
+        }
+    }
     for server in &servers {
         tasks.spawn(
             server
