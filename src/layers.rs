@@ -60,7 +60,10 @@ mod tests {
         assert_eq!(through(in_flight::InFlightLayer::new(1, 1)).await, refused);
         let authenticate = authenticate::AuthenticateLayer::new(authenticator, Vec::new(), None);
         assert_eq!(through(authenticate).await, refused);
-        assert_eq!(through(rate_limit::rate_limit(limiter)).await, refused);
+        assert_eq!(
+            through(rate_limit::rate_limit(Some(limiter))).await,
+            refused
+        );
         assert_eq!(through(authorize::authorize(None)).await, refused);
         assert_eq!(through(body_limit::BodyLimitLayer).await, refused);
     }

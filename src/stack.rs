@@ -124,7 +124,7 @@ where
             settings.limiter.clone(),
         ))
         // After authentication: limits the rate per caller.
-        .option_layer(settings.limiter.clone().map(rate_limit))
+        .layer(rate_limit(settings.limiter.clone()))
         // After authentication, and outside of everything that denies requests or changes leaders: audit
         // lines name the origin.
         .layer(OriginLayer::new(settings.proxies.clone()))
