@@ -19,6 +19,7 @@ pub(crate) use agent::{
 pub(crate) use ask::{Ask, CAMPAIGN, GRPC_WEB, Protocol, framed, unframed};
 pub(crate) use authority::Authority;
 pub(crate) use collector::{Collector, Mood, Received};
+pub(crate) use gate::Gates;
 pub(crate) use http::HttpServer;
 pub(crate) use issuer::{
     AUDIENCE, ISSUER, Key, key_set, now as token_now, settings as jwt_settings,
@@ -28,7 +29,7 @@ pub(crate) use kubernetes::{
     fixtures, rollout,
 };
 pub(crate) use listener::serve;
-pub(crate) use nodes::{Leader, Nodes, elected_until};
+pub(crate) use nodes::{Leader, Nodes, elected_until, extended_until};
 pub(crate) use place::{InProcess, Place};
 pub(crate) use proxy::Proxy;
 pub(crate) use test_servers::{

@@ -40,6 +40,7 @@ mod observing;
 mod old_clients;
 mod pods;
 mod proxies;
+mod push_faults;
 mod quorum;
 mod quotas;
 mod reflection;

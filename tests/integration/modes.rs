@@ -28,7 +28,7 @@ async fn elected_later(agent: &Agent, election: &str, candidate: &str, not_befor
 }
 
 /// Waits until the replicas have what the primary has written.
-async fn replicated(primary: &Redis) {
+pub(crate) async fn replicated(primary: &Redis) {
     let mut connection = primary.connect().await;
     // WAIT is about what this connection has written.
     let mut write = cmd("SET");

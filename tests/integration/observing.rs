@@ -1,9 +1,12 @@
 //! Streams of what happens to elections, and reads that wait for it.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use election_proto::{
-    Certainty, Goodbye, Observation, ObserveRequest,
+    Certainty, Goodbye, Observation, ObserveRequest, State,
     leadership_client::LeadershipClient,
     observation::What,
     observe_request,
@@ -15,7 +18,7 @@ use prost::Message as _;
 use reqwest::Method;
 use serde_json::Value;
 use tokio::time::timeout;
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::harness::{
     Agent, Answer, Ask, Fixture, Nodes, Protocol, Store, eventually, framed, handover,
@@ -30,14 +33,14 @@ const TERM: i32 = 10_000;
 const OBSERVE: &str = "/grpc.election_agent.v1.Leadership/Observe";
 
 /// A request to observe one election of the kind `default`.
-fn one(election: &str) -> ObserveRequest {
+pub(crate) fn one(election: &str) -> ObserveRequest {
     ObserveRequest {
         what: Some(observe_request::What::Election(election.to_owned())),
         ..ObserveRequest::default()
     }
 }
 
-fn everything() -> ObserveRequest {
+pub(crate) fn everything() -> ObserveRequest {
     ObserveRequest {
         what: Some(observe_request::What::AllKinds(true)),
         ..ObserveRequest::default()
@@ -45,8 +48,8 @@ fn everything() -> ObserveRequest {
 }
 
 /// A state as `election leader CAUSE`, or the message's name. [`None`] for a heartbeat.
-fn told(observation: &Observation) -> Option<String> {
-    Some(match observation.what.as_ref().expect("something") {
+fn told(what: &What) -> Option<String> {
+    Some(match what {
         What::State(state) => {
             let cause = Cause::try_from(state.cause).expect("known").as_str_name();
             let leader = match (Phase::try_from(state.phase), &state.leader) {
@@ -67,15 +70,53 @@ fn told(observation: &Observation) -> Option<String> {
     })
 }
 
-/// A stream of observations that is read in a test.
-struct Watched(Streaming<Observation>);
+/// The last state of each election that a stream has told. The next must come after it, unless it was rolled back.
+#[derive(Debug, Default)]
+pub(crate) struct Monotone(HashMap<String, (u64, bool)>);
+
+impl Monotone {
+    /// Panics if the state does not come after the one before.
+    fn follow(&mut self, state: &State) {
+        let rank = (state.token, state.phase() == Phase::Vacant);
+        let path = format!("{}/{}", state.kind, state.election);
+        let before = self.0.insert(path, rank);
+        assert!(
+            state.cause() == Cause::RolledBack || before.is_none_or(|before| before < rank),
+            "after {before:?}, by token and vacancy: {state:?}"
+        );
+    }
+}
+
+/// A stream of observations that is read in a test: its states follow each other.
+pub(crate) struct Watched {
+    stream: Streaming<Observation>,
+    states: Monotone,
+}
 
 impl Watched {
-    /// The next message that is no heartbeat, as text.
-    async fn next(&mut self) -> String {
+    pub(crate) async fn open(channel: Channel, request: ObserveRequest) -> Result<Self, Status> {
+        let stream = LeadershipClient::new(channel).observe(request).await?;
+        Ok(Self {
+            stream: stream.into_inner(),
+            states: Monotone::default(),
+        })
+    }
+
+    /// The next message; [`None`] at the end.
+    pub(crate) async fn message(&mut self) -> Result<Option<What>, Status> {
+        let message = self.stream.message().await?;
+        let what = message.map(|message| message.what.expect("something"));
+        if let Some(What::State(state)) = &what {
+            self.states.follow(state);
+        }
+        Ok(what)
+    }
+
+    /// The next message that is no heartbeat, as text, if there is one within 20 s. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<String> {
         let next = async {
             loop {
-                let message = self.0.message().await.expect("no error");
+                let message = self.message().await.expect("no error");
                 match message.as_ref().map(told) {
                     Some(None) => {}
                     Some(Some(told)) => return told,
@@ -83,26 +124,42 @@ impl Watched {
                 }
             }
         };
-        timeout(Duration::from_secs(20), next)
-            .await
-            .expect("something within 20 s")
+        timeout(Duration::from_secs(20), next).await.ok()
     }
 
-    async fn expect(&mut self, expected: &[&str]) {
+    /// Reads until all of this is told, in any order and whatever was missed; gives what else was told.
+    pub(crate) async fn until(&mut self, wanted: &[&str]) -> Vec<String> {
+        let (mut wanted, mut others) = (wanted.to_vec(), Vec::new());
+        while !wanted.is_empty() {
+            let next = self.next().await;
+            let next = next.unwrap_or_else(|| panic!("{wanted:?} within 20 s, not {others:?}"));
+            let told = next.trim_end_matches(" missed");
+            match wanted.iter().position(|wanted| *wanted == told) {
+                Some(place) => {
+                    wanted.remove(place);
+                }
+                None => {
+                    assert_ne!(told, "end", "without {wanted:?}: {others:?}");
+                    others.push(next);
+                }
+            }
+        }
+        others
+    }
+
+    pub(crate) async fn expect(&mut self, expected: &[&str]) {
         for expected in expected {
-            assert_eq!(self.next().await, *expected);
+            assert_eq!(self.next().await.as_deref(), Some(*expected), "within 20 s");
         }
     }
 }
 
 impl Agent {
     async fn try_observe(&self, request: ObserveRequest) -> Result<Watched, Status> {
-        let mut client = LeadershipClient::new(self.channel());
-        let stream = client.observe(request).await?;
-        Ok(Watched(stream.into_inner()))
+        Watched::open(self.channel(), request).await
     }
 
-    async fn observe(&self, request: ObserveRequest) -> Watched {
+    pub(crate) async fn observe(&self, request: ObserveRequest) -> Watched {
         self.try_observe(request).await.expect("a stream")
     }
 
@@ -589,7 +646,8 @@ async fn browsers_observe_over_grpc_web() {
                 break;
             }
             let message: Vec<_> = bytes.drain(..end).skip(5).collect();
-            seen.extend(told(&Observation::decode(&*message).expect("a message")));
+            let message = Observation::decode(&*message).expect("a message");
+            seen.extend(told(&message.what.expect("something")));
         }
     }
     assert_eq!(seen, ["e a PRESENT", "synced"]);
@@ -598,4 +656,43 @@ async fn browsers_observe_over_grpc_web() {
     let body = framed(&one("").encode_to_vec());
     let (code, _) = ask.sending(body).told(agent.address()).await;
     assert_eq!(code, Code::InvalidArgument);
+}
+
+/// States of one election, by token, vacancy and cause, as they may follow each other.
+const FOLLOWING: [(u64, bool, Cause); 6] = [
+    (1, true, Cause::Present),
+    (2, false, Cause::Campaign),
+    (2, true, Cause::Expiry),
+    // A majority carried the grant out too late, and it was rolled back.
+    (2, false, Cause::RolledBack),
+    (2, true, Cause::Resign),
+    (4, false, Cause::Handover),
+];
+
+fn follow(states: &[(u64, bool, Cause)]) {
+    let mut monotone = Monotone::default();
+    for (token, vacant, cause) in states {
+        let phase = if *vacant { Phase::Vacant } else { Phase::Held };
+        let state = State {
+            token: *token,
+            phase: phase.into(),
+            cause: (*cause).into(),
+            ..State::default()
+        };
+        monotone.follow(&state);
+    }
+}
+
+#[test]
+fn states_that_do_not_follow_each_other_are_found() {
+    follow(&FOLLOWING);
+    for wrong in [
+        (3, true, Cause::Expiry),
+        (4, false, Cause::Campaign),
+        (3, false, Cause::Present),
+    ] {
+        let states = [&FOLLOWING[..], &[wrong]].concat();
+        let found = std::panic::catch_unwind(|| follow(&states));
+        assert!(found.is_err(), "{wrong:?}");
+    }
 }

@@ -22,7 +22,7 @@ const TERM: i32 = 10_000;
 /// For how long a lease is stored after a wait, in ms, without the 1 % of the wait.
 const PROVISIONAL: u64 = 3_000;
 
-fn waiting(election: &str, candidate: &str, wait: i32) -> CampaignRequest {
+pub(crate) fn waiting(election: &str, candidate: &str, wait: i32) -> CampaignRequest {
     CampaignRequest {
         wait,
         ..campaign(election, candidate, TERM)
@@ -30,7 +30,7 @@ fn waiting(election: &str, candidate: &str, wait: i32) -> CampaignRequest {
 }
 
 impl Agent {
-    fn waits(
+    pub(crate) fn waits(
         &self,
         election: &str,
         candidate: &str,
@@ -57,7 +57,7 @@ impl Agent {
     }
 
     /// Waits until so many campaigns wait, and changes are heard.
-    async fn has_waiters(&self, waiters: u64) {
+    pub(crate) async fn has_waiters(&self, waiters: u64) {
         eventually("campaigns wait", async || {
             let heard = self.metric("board_deaf").await == 0;
             (self.metric("waiters").await == waiters && heard).then_some(())

@@ -545,6 +545,7 @@ impl Observation {
 
 impl Drop for Observation {
     fn drop(&mut self) {
-        self.board.with(|table, _| table.unwatch(&self.watch));
+        self.board
+            .with(|table, now| table.unwatch(&self.watch, now));
     }
 }

@@ -1,7 +1,8 @@
 //! A server behind gates: each agent has its own way to it, on which messages are held, or which is cut.
 //!
 //! All agents are given the same address, so that they have the same list of servers; the password with which
-//! they connect says whose connection it is.
+//! they connect says whose connection it is. Before an agent, any word in the first bytes of a connection says that of
+//! its clients.
 
 use std::{
     collections::BTreeMap,
@@ -64,6 +65,7 @@ impl Gate {
         self.set(Flow::Open);
     }
 
+    /// Breaks the connections; what was held is lost.
     pub(crate) fn cut(&self) {
         self.set(Flow::Cut);
     }
@@ -119,6 +121,10 @@ impl Gates {
             of_agents,
             accepting,
         }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// The URL for an agent.
@@ -201,7 +207,10 @@ async fn requests(
         match &now {
             Flow::HoldRequests(word) if gate.finds(word, bytes) => {
                 // An error means that the test is over.
-                let _ = flow.wait_for(|flow| *flow != now).await;
+                let after = flow.wait_for(|flow| *flow != now).await;
+                if after.is_ok_and(|flow| *flow == Flow::Cut) {
+                    return;
+                }
             }
             Flow::HoldReplies(word) if gate.finds(word, bytes) => {
                 held.store(true, Ordering::SeqCst);
@@ -223,9 +232,12 @@ async fn replies(
     let (mut flow, mut reply) = (gate.flow.subscribe(), vec![0; 65_536]);
     while let Ok(length @ 1..) = server.read(&mut reply).await {
         if held.load(Ordering::SeqCst) {
-            let _ = flow
+            let after = flow
                 .wait_for(|flow| !matches!(flow, Flow::HoldReplies(_)))
                 .await;
+            if after.is_ok_and(|flow| *flow == Flow::Cut) {
+                return;
+            }
             held.store(false, Ordering::SeqCst);
         }
         // A client that has gone does not want to know, but the server goes on.

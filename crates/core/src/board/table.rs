@@ -47,6 +47,9 @@ const NOT_YET: [Duration; 3] = [
 const HINTED_READS: (u32, Duration) = (20, Duration::from_millis(50));
 /// How many elections of scopes that nobody has read before hints can add in a second.
 const ADDED_BY_HINTS: (u32, Duration) = (200, Duration::from_millis(5));
+/// How long a vacancy is remembered that a group was told of: a listing or a claim that began before it and ends after it
+/// shows the former leader.
+const REMEMBERED: Duration = Duration::from_secs(10);
 /// The most elections that one watch covers.
 pub const MOST_ELECTIONS: usize = 10_000;
 
@@ -499,7 +502,7 @@ impl Table {
                 self.arm(&id, now + jittered(POLL_EVERY, 0.2), false);
             }
         }
-        self.forget_if_idle(&id);
+        self.forget_if_idle(&id, now);
     }
 
     fn found(
@@ -640,10 +643,12 @@ impl Table {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.queue.push_back(place);
             let later = entry.since > began;
-            if !entry.is_busy() {
+            // What a later read has found may be forgotten again.
+            let old = began + REMEMBERED <= now;
+            if !entry.is_busy() && !old {
                 self.found(&id, &State::Held(lease), false, began, now);
             }
-            if later {
+            if later || old {
                 // What is known is newer, or no hint of what happened since was heard.
                 self.arm(&id, now, false);
             }
@@ -676,7 +681,7 @@ impl Table {
         if place.is_called() && std::mem::take(&mut entry.claiming) {
             self.arm(&id, now, false);
         }
-        self.forget_if_idle(&id);
+        self.forget_if_idle(&id, now);
     }
 
     /// The leader as far as is known for sure, or why that is not known; [`None`] if there is none.
@@ -753,13 +758,13 @@ impl Table {
     }
 
     /// Removes a watch, and what nobody else is interested in.
-    pub(super) fn unwatch(&mut self, watch: &Watch) {
+    pub(super) fn unwatch(&mut self, watch: &Watch, now: Instant) {
         if let Scope::One(election) = watch.scope() {
             if let Some(id) = self.id(election) {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.watches.remove(&watch.id());
                 }
-                self.forget_if_idle(&id);
+                self.forget_if_idle(&id, now);
             }
             return;
         }
@@ -771,7 +776,7 @@ impl Table {
         if self.groups.len() < before {
             let all: Vec<_> = self.entries.keys().cloned().collect();
             for id in all {
-                self.forget_if_idle(&id);
+                self.forget_if_idle(&id, now);
             }
         }
     }
@@ -870,14 +875,17 @@ impl Table {
         }
     }
 
-    /// Forgets an election in which nobody is interested. Groups are interested in elections that are held or not read
-    /// yet.
-    fn forget_if_idle(&mut self, id: &Arc<ElectionId>) {
+    /// Forgets an election in which nobody is interested. Groups are interested in elections that are held, not read yet,
+    /// or were held a short time ago.
+    fn forget_if_idle(&mut self, id: &Arc<ElectionId>, now: Instant) {
         let Some(entry) = self.entries.get(id) else {
             return;
         };
-        let settled = matches!(&entry.known, Some(seen) if seen.until.is_none())
-            && entry.hinted.is_none()
+        let over = entry.since + REMEMBERED <= now;
+        let settled = matches!(
+            &entry.known,
+            Some(seen) if seen.until.is_none() && (over || seen.cause == Cause::Present)
+        ) && entry.hinted.is_none()
             && entry.unconfirmed.is_none();
         let grouped = || self.groups.iter().any(|group| group.scope.covers(id));
         let wanted =
