@@ -504,7 +504,7 @@ async fn a_stream_of_too_many_elections_ends_with_what_to_do() {
     assert_eq!(won.count().await, MANY);
     agent.elect("few", "a", 60_000).await;
     let mut observed = agent.observe(ObserveRequest::default()).await;
-    let refused = timeout(Duration::from_secs(20), observed.0.message()).await;
+    let refused = timeout(Duration::from_secs(20), observed.message()).await;
     let refused = refused.expect("in time").expect_err("too many");
     assert_eq!(refused.code(), Code::ResourceExhausted);
     let says = "there are more than 10000 elections to observe";
