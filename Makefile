@@ -21,12 +21,9 @@ build: ## Build the agent: target/release/election-agent
 profiling: ## Build it with line numbers, for profilers and backtraces: target/profiling/election-agent
 	cargo build --profile profiling --locked
 
-# Tests of processes wait more than they work, so two of them share a processor.
-TEST_THREADS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
-
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
-	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --workspace --locked
+	cargo test --workspace --locked
 	cargo test --workspace --features election-core/weaken --locked --test model --test simulation
 
 # SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is the number of seeds
