@@ -5,7 +5,7 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build profiling test test-sim test-model test-faults fuzz lint openapi bench growth microbench static sbom
+.PHONY: help run build profiling test test-sim test-model test-faults fuzz lint openapi bench growth push microbench static sbom
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -67,6 +67,12 @@ bench: ## Measure what requests cost, with real servers, and fail if it is more 
 growth: ## Measure how cost grows with clients, Redis servers and elections held
 	cargo build --release --locked -p election-agent -p loadtest
 	target/release/loadtest growth --agent target/release/election-agent $(GROWTH_FLAGS)
+
+# WAIT_FLAGS="--agents 1 --waiters 1000" and OBSERVE_FLAGS="--observers 1000" measure with other numbers.
+push: ## Measure campaigns that wait and observers, beside goals
+	cargo build --release --locked -p election-agent -p loadtest
+	target/release/loadtest wait --agent target/release/election-agent $(WAIT_FLAGS)
+	target/release/loadtest observe --agent target/release/election-agent $(OBSERVE_FLAGS)
 
 # BENCH="--bench pure -- quorum/" runs a part. The flags -- --save-baseline and -- --baseline compare.
 microbench: ## Measure with criterion: the pure parts, and single calls

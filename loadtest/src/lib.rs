@@ -5,6 +5,7 @@ pub mod caller;
 pub mod floor;
 pub mod growth;
 pub mod options;
+pub mod push;
 pub mod report;
 pub mod run;
 pub mod usage;

@@ -8,6 +8,7 @@ use loadtest::{
     caller::Protocol,
     floor, growth,
     options::{Command, Load, Options},
+    push,
     report::{Report, compare},
     run::run,
 };
@@ -25,6 +26,8 @@ async fn main() -> ExitCode {
             .map(|(a, b)| print!("{}", compare(&a, &b))),
         Command::Bench(options) => unless_stopped(bench::bench(&options)).await,
         Command::Growth(options) => unless_stopped(growth::growth(&options)).await,
+        Command::Wait(options) => unless_stopped(push::wait(&options)).await,
+        Command::Observe(options) => unless_stopped(push::observe(&options)).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -40,6 +40,10 @@ pub enum Command {
     Bench(Bench),
     /// Starts Redis servers and agents, and shows how cost grows with clients, nodes and elections
     Growth(Growth),
+    /// Starts Redis servers and agents, and measures campaigns that wait
+    Wait(Wait),
+    /// Starts Redis servers and an agent, and measures observers
+    Observe(Observe),
 }
 
 /// What `bench` measures with.
@@ -86,6 +90,64 @@ pub struct Growth {
     /// How many elections are held
     #[arg(long, value_delimiter = ',', default_value = "1000,100000,1000000", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub elections: Vec<u32>,
+    /// Writes all figures to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+/// What `wait` measures with.
+#[derive(Debug, Clone, Args)]
+pub struct Wait {
+    /// The agent's binary
+    #[arg(long)]
+    pub agent: PathBuf,
+    /// How many agents, each number in turn
+    #[arg(long, value_delimiter = ',', default_value = "1,10", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub agents: Vec<u32>,
+    /// How many campaigns wait
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub waiters: u32,
+    /// For how many elections
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub elections: u32,
+    /// How many connections they share
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub connections: u32,
+    /// How long each waits before it campaigns again; an agent permits up to its EA_MAX_WAIT
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub wait: Duration,
+    /// How often a leader resigns, and how often a term ends
+    #[arg(long, default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub changes: u32,
+    /// How long nothing changes while the cost of waiting is measured
+    #[arg(long, default_value = "20s", value_parser = duration)]
+    pub idle: Duration,
+    /// Writes all figures to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+/// What `observe` measures with.
+#[derive(Debug, Clone, Args)]
+pub struct Observe {
+    /// The agent's binary
+    #[arg(long)]
+    pub agent: PathBuf,
+    /// How many streams observe one election
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub observers: u32,
+    /// How many connections they share
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub connections: u32,
+    /// How often the election changes
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub changes: u32,
+    /// How many held elections one more stream watches
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub watched: u32,
+    /// How long nothing changes while idle costs are measured
+    #[arg(long, default_value = "20s", value_parser = duration)]
+    pub idle: Duration,
     /// Writes all figures to this file
     #[arg(long)]
     pub json: Option<PathBuf>,
@@ -196,6 +258,11 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}: give a duration such as 500ms, 10s or 2m"))
 }
 
+/// By how much a term may end sooner by another clock than by this one: 1 % and 2 ms.
+pub(crate) fn allowance(term: Duration) -> Duration {
+    term / 100 + Duration::from_millis(2)
+}
+
 /// How much to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amount {
@@ -276,9 +343,7 @@ impl Load {
     /// The minimum duration of a term by any clock: 1 % and 2 ms less than the nominal term.
     #[must_use]
     pub fn least_term(&self) -> Duration {
-        self.term
-            .mul_f64(0.99)
-            .saturating_sub(Duration::from_millis(2))
+        self.term.saturating_sub(allowance(self.term))
     }
 
     /// The term in ms.

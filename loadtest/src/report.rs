@@ -90,7 +90,7 @@ pub struct Quantiles {
 
 impl Quantiles {
     /// `None` without values.
-    fn of(latencies: &Latencies) -> Option<Self> {
+    pub(crate) fn of(latencies: &Latencies) -> Option<Self> {
         (!latencies.is_empty()).then(|| Self {
             p50: latencies.value_at_quantile(0.5),
             p90: latencies.value_at_quantile(0.9),

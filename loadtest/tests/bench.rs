@@ -1,4 +1,4 @@
-//! `loadtest bench` and `loadtest growth`, with real servers and a real agent. What they measure here is no
+//! `loadtest bench`, `growth`, `wait` and `observe`, with real servers and a real agent. What they measure here is no
 //! measure: builds are debug builds, and loads are short.
 
 #![expect(
@@ -7,10 +7,12 @@
 )]
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
-    path::PathBuf,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     thread::sleep,
     time::{Duration, Instant},
@@ -157,6 +159,156 @@ fn growth_has_a_row_for_each_step() {
     let held = &document["elections"][1];
     assert!(number(&held["documents"]["page"]) > 0.0, "{held}");
     assert_eq!(text.matches("requests/s").count(), 3, "{text}");
+}
+
+/// Checks that the table says of each figure what the document does, and returns the values by name.
+fn figures<'a>(document: &'a Value, text: &str) -> BTreeMap<&'a str, f64> {
+    let figures = document.as_array().expect("figures");
+    let values = figures.iter().map(|figure| {
+        let name = figure["name"].as_str().expect("a name");
+        let row = text.lines().find(|line| line.contains(name)).expect(name);
+        let within = match figure["goal"].as_f64() {
+            None => "",
+            Some(goal) if number(&figure["value"]) <= goal => "yes",
+            Some(_) => "NO",
+        };
+        assert!(
+            row.trim_end().ends_with(&format!("| {within:<4} |")),
+            "{row}"
+        );
+        (name, number(&figure["value"]))
+    });
+    values.collect()
+}
+
+/// Runs a measurement of the agent, whose figures it writes to a file.
+fn written(arguments: &[&str], agent: &Path) -> (Output, Value) {
+    let directory = TempDir::new().expect("a directory");
+    let file = directory.path().join("figures.json");
+    let output = loadtest(arguments)
+        .arg("--agent")
+        .arg(agent)
+        .arg("--json")
+        .arg(&file)
+        .output()
+        .expect("it runs");
+    let text = printed(&output);
+    let document = fs::read_to_string(&file).expect(&text);
+    (output, serde_json::from_str(&document).expect("JSON"))
+}
+
+/// An agent with other settings than the measurement gives it.
+fn agent_with(directory: &TempDir, settings: &str) -> PathBuf {
+    let script = directory.path().join("agent");
+    let text = format!("#!/bin/sh\n{settings} exec {}\n", agent().display());
+    fs::write(&script, text).expect("written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a program");
+    script
+}
+
+const WAIT: [&str; 11] = [
+    "wait",
+    "--waiters",
+    "40",
+    "--elections",
+    "4",
+    "--connections",
+    "4",
+    "--wait",
+    "3s",
+    "--idle",
+    "1s",
+];
+
+#[test]
+fn wait_measures_changes_and_waiters_beside_their_goals() {
+    let more = ["--agents", "1,2", "--changes", "8"];
+    let (output, document) = written(&[&WAIT[..], &more].concat(), &agent());
+    let text = printed(&output);
+    // A missed goal is no error: this is a debug build.
+    assert!(output.status.success(), "{text}");
+    for (agents, claims) in [("1", 0.5), ("2", 0.25)] {
+        let table = text.split("Agents: ").find(|table| {
+            table.starts_with(&format!("{agents}; waiting campaigns: 40;")) && table.contains('|')
+        });
+        let found = figures(&document[agents], table.expect(&text));
+        for change in ["resign → next leader", "end of term → next leader"] {
+            let of = |what: &str| found[&*format!("{change}: {what}")];
+            assert!(of("p50") <= of("p99") && of("p99") <= of("max"), "{text}");
+            assert!(of("p50") > 0.0 && of("CPU of this tool") > 0.0, "{text}");
+            // One agent claims every change but those that a renewed campaign meets; another may hear of it first.
+            assert!(of("claims an agent") >= claims, "{text}");
+        }
+        assert!(
+            found["idle, waits are renewed: how many a second"] > 0.0,
+            "{text}"
+        );
+        assert!(found.contains_key("idle: CPU of an agent"), "{text}");
+        assert!(found.contains_key("idle: memory of a waiter"), "{text}");
+    }
+}
+
+#[test]
+fn two_leaders_are_no_measure() {
+    let directory = TempDir::new().expect("a directory");
+    // Each agent has leases of its own.
+    let apart = agent_with(&directory, "unset EA_REDIS_URLS; EA_STORE=memory");
+    let output = loadtest(&WAIT)
+        .args(["--agents", "2", "--agent"])
+        .arg(apart)
+        .output()
+        .expect("it runs");
+    let text = printed(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("has two leaders"), "{text}");
+}
+
+#[test]
+fn observe_measures_changes_and_commands_beside_their_goals() {
+    let arguments = [
+        "observe",
+        "--observers",
+        "40",
+        "--connections",
+        "4",
+        "--changes",
+        "3",
+        "--watched",
+        "20",
+        "--idle",
+        "2s",
+    ];
+    let (output, document) = written(&arguments, &agent());
+    let text = printed(&output);
+    assert!(output.status.success(), "{text}");
+    let found = figures(&document, &text);
+    let of = |what: &str| found[&*format!("change → the last observer has it: {what}")];
+    assert!(of("p50") > 0.0 && of("p50") <= of("max"), "{text}");
+    let each = "an observer and change: CPU of this tool";
+    assert!(found[each] > 0.0, "{text}");
+    // Twenty leaders extend every five seconds at three servers.
+    let extensions = found["Redis commands a second: without it"];
+    assert!(extensions > 0.0, "{text}");
+    for name in [
+        "an observer and change: CPU of the agent",
+        "idle: memory of an observer",
+        "Redis commands a second: for the observer",
+    ] {
+        assert!(found.contains_key(name), "{text}");
+    }
+}
+
+#[test]
+fn observers_that_are_refused_are_no_measure() {
+    let directory = TempDir::new().expect("a directory");
+    let few = agent_with(&directory, "EA_MAX_STREAMS=10");
+    let output = loadtest(&["observe", "--observers", "11", "--agent"])
+        .arg(few)
+        .output()
+        .expect("it runs");
+    let text = printed(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("ResourceExhausted"), "{text}");
 }
 
 #[test]

@@ -241,12 +241,12 @@ fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten
         table.heard(0, &hint(Hinted::Resign, last), now);
         table.learn(&election("e"), vacant(last), now, now);
         assert_eq!(events(&group), ["vacant"]);
-        now = forget(&mut table, vacant(last));
+        now = forget(&mut table, &vacant(last));
     }
 }
 
 /// Reads the election when it is due, again and again until it is forgotten; gives when.
-fn forget(table: &mut Table, found: Result<State, Error>) -> Instant {
+fn forget(table: &mut Table, found: &Result<State, Error>) -> Instant {
     loop {
         let due = table.next_read().expect("it is to be read");
         read(table, found.clone(), due);
@@ -282,7 +282,7 @@ fn a_group_is_not_told_again_of_a_leader_that_has_gone() {
     waits(&mut table, late);
     assert_eq!(events(&group), [""; 0]);
     // When the vacancy is forgotten, a claim is so old that it is not believed.
-    let late = forget(&mut table, vacant(1));
+    let late = forget(&mut table, &vacant(1));
     assert!(late >= later + 10 * SECOND);
     waits(&mut table, late);
     assert_eq!(events(&group), [""; 0]);
