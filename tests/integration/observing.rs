@@ -235,6 +235,8 @@ async fn an_observer_sees_the_present_state_and_then_every_change(store: Store) 
     let mut of_kind = agent.observe(ObserveRequest::default()).await;
     observed.expect(&["e a PRESENT", "synced"]).await;
     of_kind.expect(&["e a PRESENT", "synced"]).await;
+    // As long as changes may go unheard, others may have led in between.
+    agent.has_observers(2).await;
     // Extensions are no changes.
     assert!(agent.extend("e", "a", TERM, first.token).await.value);
     assert!(agent.resign("e", "a", first.token).await.value);
