@@ -307,7 +307,8 @@ impl Board {
         self.0.table.lock().counts()
     }
 
-    /// Changes the table, starts the task if there is none, and wakes it if something is due earlier.
+    /// Changes the table, starts the task if there is none, wakes it if something is due earlier, and wakes the readers of
+    /// watches that have changed.
     fn with<T>(&self, change: impl FnOnce(&mut Table, Instant) -> T) -> T {
         let mut table = self.0.table.lock();
         let next = |table: &Table| [table.next_read(), table.next_listing()];
@@ -323,6 +324,9 @@ impl Board {
         } else if table.is_idle() || sooner {
             self.0.nudge.notify_one();
         }
+        let calls = std::mem::take(&mut table.calls);
+        drop(table);
+        calls.wake();
         done
     }
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::{
     Cause, Seen,
     queue::Place,
-    watch::{Scope, Watch},
+    watch::{Calls, Scope, Watch},
 };
 use crate::{
     election::{
@@ -212,6 +212,8 @@ pub(super) struct Table {
     /// Whether the board's task runs.
     pub(super) running: bool,
     totals: Counts,
+    /// Whom to wake.
+    pub(super) calls: Calls,
 }
 
 impl Table {
@@ -228,6 +230,7 @@ impl Table {
             next_watch: 0,
             running: false,
             totals: Counts::default(),
+            calls: Calls::default(),
         }
     }
 
@@ -497,7 +500,7 @@ impl Table {
             Ok(state) => self.found(&id, &state, again, began, now),
             Err(error) => {
                 if let Some(since) = doubt(&mut entry.unconfirmed, &error, began) {
-                    self.each_watch(&id, |watch| watch.doubt(since, &error));
+                    self.each_watch(&id, |watch, calls| watch.doubt(since, &error, calls));
                 }
                 self.arm(&id, now + jittered(POLL_EVERY, 0.2), false);
             }
@@ -557,9 +560,9 @@ impl Table {
                 entry.known = Some(Arc::clone(&seen));
                 entry.since = now;
                 entry.granted = None;
-                self.report(id, |watch| match first {
-                    true => watch.discovered(&seen, missed),
-                    false => watch.changed(&seen),
+                self.report(id, |watch, calls| match first {
+                    true => watch.discovered(&seen, missed, calls),
+                    false => watch.changed(&seen, calls),
                 });
             }
             None => {
@@ -711,11 +714,11 @@ impl Table {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.watches.insert(watch.id(), Arc::clone(&watch));
                     if let Some(seen) = &entry.known {
-                        watch.present(seen);
-                        watch.synced();
+                        watch.present(seen, &mut self.calls);
+                        watch.synced(&mut self.calls);
                     }
                     if let Some((since, error)) = &entry.unconfirmed {
-                        watch.doubt(*since, error);
+                        watch.doubt(*since, error, &mut self.calls);
                     }
                     if entry.known.is_none() {
                         self.arm(&id, now, false);
@@ -728,10 +731,10 @@ impl Table {
                     Some(group) => {
                         group.watches.insert(watch.id(), Arc::clone(&watch));
                         if group.synced {
-                            present(&self.entries, &watch);
+                            present(&self.entries, &watch, &mut self.calls);
                         }
                         if let Some((since, error)) = &group.unconfirmed {
-                            watch.doubt(*since, error);
+                            watch.doubt(*since, error, &mut self.calls);
                         }
                     }
                     None => self.groups.push(Group {
@@ -749,7 +752,7 @@ impl Table {
                     if let Some((since, error)) = &entry.unconfirmed
                         && scope.covers(id)
                     {
-                        watch.doubt(*since, error);
+                        watch.doubt(*since, error, &mut self.calls);
                     }
                 }
             }
@@ -807,21 +810,21 @@ impl Table {
                 group.due = group.due.min(now + jittered(POLL_EVERY, 0.2));
                 if let Some(since) = doubt(&mut group.unconfirmed, &error, began) {
                     for watch in group.watches.values() {
-                        watch.doubt(since, &error);
+                        watch.doubt(since, &error, &mut self.calls);
                     }
                 }
                 return;
             }
             None => {
                 for watch in group.watches.values() {
-                    watch.too_many();
+                    watch.too_many(&mut self.calls);
                 }
                 return;
             }
         };
         if group.unconfirmed.take().is_some() {
             for watch in group.watches.values() {
-                watch.trust();
+                watch.trust(&mut self.calls);
             }
         }
         let mut held = std::collections::HashSet::with_capacity(leases.len());
@@ -847,30 +850,35 @@ impl Table {
         let group = &mut self.groups[place];
         if !std::mem::replace(&mut group.synced, true) {
             for watch in group.watches.values() {
-                present(&self.entries, watch);
+                present(&self.entries, watch, &mut self.calls);
             }
         }
     }
 
     /// Reports a state to all who watch the election. A group hears of none before all present states are known.
-    fn report(&self, id: &Arc<ElectionId>, act: impl Fn(&Watch)) {
+    fn report(&mut self, id: &Arc<ElectionId>, act: impl Fn(&Arc<Watch>, &mut Calls)) {
         self.each_of(id, |group| group.synced, act);
     }
 
-    fn each_watch(&self, id: &Arc<ElectionId>, act: impl Fn(&Watch)) {
+    fn each_watch(&mut self, id: &Arc<ElectionId>, act: impl Fn(&Arc<Watch>, &mut Calls)) {
         self.each_of(id, |_| true, act);
     }
 
-    fn each_of(&self, id: &Arc<ElectionId>, among: impl Fn(&Group) -> bool, act: impl Fn(&Watch)) {
+    fn each_of(
+        &mut self,
+        id: &Arc<ElectionId>,
+        among: impl Fn(&Group) -> bool,
+        act: impl Fn(&Arc<Watch>, &mut Calls),
+    ) {
         if let Some(entry) = self.entries.get(id) {
             for watch in entry.watches.values() {
-                act(watch);
+                act(watch, &mut self.calls);
             }
         }
         let groups = self.groups.iter().filter(|group| among(group));
         for group in groups.filter(|group| group.scope.covers(id)) {
             for watch in group.watches.values() {
-                act(watch);
+                act(watch, &mut self.calls);
             }
         }
     }
@@ -899,14 +907,14 @@ impl Table {
 }
 
 /// Reports all present states to a watch of a group.
-fn present(entries: &HashMap<Arc<ElectionId>, Entry>, watch: &Watch) {
+fn present(entries: &HashMap<Arc<ElectionId>, Entry>, watch: &Arc<Watch>, calls: &mut Calls) {
     let covered = entries.iter().filter(|(id, _)| watch.scope().covers(id));
     for (_, entry) in covered {
         if let Some(seen) = entry.known.as_ref().filter(|seen| seen.until.is_some()) {
-            watch.present(seen);
+            watch.present(seen, calls);
         }
     }
-    watch.synced();
+    watch.synced(calls);
 }
 
 /// The order of states: by token, and a vacancy after the term of the same token.

@@ -7,7 +7,11 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    runtime::{self, Handle},
+    sync::Notify,
+    time::Instant,
+};
 
 use super::{Cause, Seen, table::MOST_ELECTIONS};
 use crate::election::{
@@ -87,6 +91,8 @@ pub struct Doubt {
 pub(super) struct Watch {
     id: u64,
     scope: Scope,
+    /// Where its reader runs.
+    runtime: Option<Handle>,
     pending: Mutex<Pending>,
     ready: Notify,
 }
@@ -103,6 +109,51 @@ struct Pending {
     /// Since when something is pending.
     since: Option<Instant>,
     slow: bool,
+    /// Whether the reader is woken, or about to be, and has not read since.
+    called: bool,
+}
+
+/// Watches whose readers are to be woken, by runtime.
+///
+/// To wake a reader on another thread takes a system call, and its connection is written before the next one is awake.
+/// A task on the readers' own thread wakes all of them first, and those that share a connection share a write.
+#[derive(Debug, Default)]
+pub(super) struct Calls(Vec<Vec<Arc<Watch>>>);
+
+impl Calls {
+    fn add(&mut self, watch: &Arc<Watch>, pending: &mut Pending) {
+        if std::mem::replace(&mut pending.called, true) {
+            return;
+        }
+        let together = self.0.iter_mut().find(|it| {
+            it.first()
+                .is_some_and(|first| first.runs_on() == watch.runs_on())
+        });
+        match together {
+            Some(together) => together.push(Arc::clone(watch)),
+            None => self.0.push(vec![Arc::clone(watch)]),
+        }
+    }
+
+    /// Wakes them.
+    pub(super) fn wake(self) {
+        for together in self.0 {
+            match together.first().and_then(|first| first.runtime.clone()) {
+                Some(runtime) if together.len() > 1 => {
+                    runtime.spawn(async move {
+                        for watch in together {
+                            watch.ready.notify_one();
+                        }
+                    });
+                }
+                _ => {
+                    for watch in together {
+                        watch.ready.notify_one();
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// Whether all present states have been collected, and [`Event::Synced`] was reported.
@@ -126,6 +177,7 @@ impl Watch {
         Self {
             id,
             scope,
+            runtime: Handle::try_current().ok(),
             pending: Mutex::default(),
             ready: Notify::new(),
         }
@@ -139,7 +191,11 @@ impl Watch {
         &self.scope
     }
 
-    fn add(&self, seen: &Arc<Seen>, cause: Cause, missed: bool) {
+    fn runs_on(&self) -> Option<runtime::Id> {
+        self.runtime.as_ref().map(Handle::id)
+    }
+
+    fn add(self: &Arc<Self>, seen: &Arc<Seen>, cause: Cause, missed: bool, calls: &mut Calls) {
         let mut pending = self.pending.lock();
         let pending = &mut *pending;
         let since = *pending.since.get_or_insert_with(Instant::now);
@@ -171,49 +227,49 @@ impl Watch {
                 pending.changed.insert(Arc::clone(&seen.election), change);
             }
         }
-        self.ready.notify_one();
+        calls.add(self, pending);
     }
 
     /// Reports the present state.
-    pub(super) fn present(&self, seen: &Arc<Seen>) {
-        self.add(seen, Cause::Present, false);
+    pub(super) fn present(self: &Arc<Self>, seen: &Arc<Seen>, calls: &mut Calls) {
+        self.add(seen, Cause::Present, false, calls);
     }
 
     /// Reports a new state.
-    pub(super) fn changed(&self, seen: &Arc<Seen>) {
-        self.add(seen, seen.cause, seen.missed);
+    pub(super) fn changed(self: &Arc<Self>, seen: &Arc<Seen>, calls: &mut Calls) {
+        self.add(seen, seen.cause, seen.missed, calls);
     }
 
     /// Reports the state of an election of which nothing was known. A watch of a group hears of it only if it is held.
     /// `missed`: others may have led before, as far as the group is concerned.
-    pub(super) fn discovered(&self, seen: &Arc<Seen>, missed: bool) {
+    pub(super) fn discovered(self: &Arc<Self>, seen: &Arc<Seen>, missed: bool, calls: &mut Calls) {
         if matches!(self.scope, Scope::One(_)) {
-            self.present(seen);
-            self.synced();
+            self.present(seen, calls);
+            self.synced(calls);
         } else if seen.until.is_some() {
-            self.add(seen, Cause::Campaign, missed);
+            self.add(seen, Cause::Campaign, missed, calls);
         }
     }
 
-    pub(super) fn synced(&self) {
+    pub(super) fn synced(self: &Arc<Self>, calls: &mut Calls) {
         let mut pending = self.pending.lock();
         if pending.synced == Synced::NotYet {
             pending.synced = Synced::Pending;
-            self.ready.notify_one();
+            calls.add(self, &mut pending);
         }
     }
 
-    pub(super) fn doubt(&self, since: Instant, error: &Error) {
+    pub(super) fn doubt(self: &Arc<Self>, since: Instant, error: &Error, calls: &mut Calls) {
         let mut pending = self.pending.lock();
         pending.doubts += 1;
         if pending.doubts == 1 {
             let error = error.clone();
             pending.certainty = Some(Some(Doubt { since, error }));
-            self.ready.notify_one();
+            calls.add(self, &mut pending);
         }
     }
 
-    pub(super) fn trust(&self) {
+    pub(super) fn trust(self: &Arc<Self>, calls: &mut Calls) {
         let mut pending = self.pending.lock();
         pending.doubts = pending.doubts.saturating_sub(1);
         if pending.doubts == 0 {
@@ -222,13 +278,14 @@ impl Watch {
                 Some(Some(_)) => None,
                 _ => Some(None),
             };
-            self.ready.notify_one();
+            calls.add(self, &mut pending);
         }
     }
 
-    pub(super) fn too_many(&self) {
-        self.pending.lock().too_many = true;
-        self.ready.notify_one();
+    pub(super) fn too_many(self: &Arc<Self>, calls: &mut Calls) {
+        let mut pending = self.pending.lock();
+        pending.too_many = true;
+        calls.add(self, &mut pending);
     }
 
     /// The next event.
@@ -244,6 +301,7 @@ impl Watch {
     /// The next event, if there is one now.
     pub(super) fn take(&self) -> Option<Event> {
         let mut pending = self.pending.lock();
+        pending.called = false;
         if pending.slow {
             return Some(Event::Slow);
         }
@@ -268,5 +326,69 @@ impl Watch {
             return Some(Event::Synced);
         }
         pending.certainty.take().map(Event::Certainty)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::*;
+
+    fn runtime() -> Runtime {
+        Builder::new_current_thread().build().expect("a runtime")
+    }
+
+    #[test]
+    fn readers_of_a_runtime_are_woken_together_and_once() {
+        let runtimes = [runtime(), runtime()];
+        let watches: Vec<_> = (0..6)
+            .map(|id| {
+                let _entered = runtimes[id as usize % 2].enter();
+                Arc::new(Watch::new(id, Scope::All))
+            })
+            .collect();
+        let reading: Vec<_> = watches
+            .iter()
+            .map(|watch| {
+                let (runtime, watch) = (&runtimes[watch.id() as usize % 2], Arc::clone(watch));
+                runtime.spawn(async move { watch.next().await })
+            })
+            .collect();
+        let alive = |number: usize| runtimes[number].metrics().num_alive_tasks();
+        let mut calls = Calls::default();
+        for watch in &watches {
+            watch.synced(&mut calls);
+            // It has not been read since.
+            watch.too_many(&mut calls);
+        }
+        let sizes: Vec<_> = calls.0.iter().map(Vec::len).collect();
+        assert_eq!(sizes, [3, 3]);
+        calls.wake();
+        assert_eq!([alive(0), alive(1)], [4, 4], "one task wakes three");
+        for (number, reading) in reading.into_iter().enumerate() {
+            let read = runtimes[number % 2].block_on(reading).expect("no panic");
+            assert!(matches!(read, Event::TooMany));
+        }
+    }
+
+    #[test]
+    fn who_has_read_is_woken_again() {
+        let runtime = runtime();
+        runtime.block_on(async {
+            let watch = Arc::new(Watch::new(0, Scope::All));
+            for certain in [false, true] {
+                let mut calls = Calls::default();
+                match certain {
+                    false => watch.doubt(Instant::now(), &Error::DeadlineExceeded, &mut calls),
+                    true => watch.trust(&mut calls),
+                }
+                let reading = watch.next();
+                calls.wake();
+                assert!(
+                    matches!(reading.await, Event::Certainty(doubt) if doubt.is_none() == certain)
+                );
+            }
+        });
     }
 }
