@@ -9,6 +9,7 @@ use std::{
 
 use axum::body::Body;
 use bytes::{Buf as _, Bytes};
+use futures_util::future::{BoxFuture, FutureExt as _};
 use http::{HeaderMap, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
@@ -44,13 +45,10 @@ impl Rest {
         (Body::new(lent), Some(rest))
     }
 
-    /// Reads and discards the rest, within the limits.
-    pub(crate) async fn discard(self) {
-        let rest = self.0.lock().take();
-        let Some(mut body) = rest else {
-            return;
-        };
-        let reading = async {
+    /// Reads and discards the rest, within the limits; [`None`] if there is none.
+    pub(crate) fn discard(self) -> Option<BoxFuture<'static, ()>> {
+        let mut body = self.0.lock().take()?;
+        let reading = async move {
             let mut seen = 0;
             while seen < MAX_DISCARDED
                 && let Ok(Some(Ok(frame))) = timeout(DISCARD_PAUSE, body.frame()).await
@@ -59,7 +57,7 @@ impl Rest {
             }
         };
         // The reply is the same whether discarding succeeds or not.
-        let _ = timeout(DISCARD_TIME, reading).await;
+        Some(timeout(DISCARD_TIME, reading).map(drop).boxed())
     }
 }
 

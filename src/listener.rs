@@ -9,6 +9,7 @@
 
 mod addresses;
 pub mod admission;
+mod completing;
 mod frames;
 mod head;
 mod limits;
@@ -25,7 +26,7 @@ use std::{
 };
 
 use axum::{body::Body, response::Response};
-use http::{HeaderValue, Request, Version, header};
+use http::{Request, Version};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{rt::TokioIo, server::graceful::GracefulConnection};
 use tokio::{
@@ -37,13 +38,9 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::{Service, ServiceExt as _};
 
-use crate::{
-    body::{Holding, Rest},
-    peer::Peer,
-    tls::Acceptor,
-    workers::Workers,
-};
+use crate::{body::Rest, peer::Peer, tls::Acceptor, workers::Workers};
 use admission::{Admission, Place};
+use completing::Completing;
 use head::Heads;
 use requests::Requests;
 pub use watch::Conduct;
@@ -211,7 +208,6 @@ where
         let (counted, service) = (requests.clone(), self.service.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             let under_way = counted.begin(request.version());
-            let counted = counted.clone();
             let (mut head, body) = request.into_parts();
             head.extensions.insert(peer.clone());
             if is_spare {
@@ -224,17 +220,7 @@ where
                 _ => Rest::lend(&head.headers, body),
             };
             let answer = service.clone().oneshot(Request::from_parts(head, body));
-            async move {
-                let mut response = answer.await?;
-                if let Some(rest) = rest {
-                    rest.discard().await;
-                }
-                if is_last || counted.are_ending() {
-                    let close = HeaderValue::from_static("close");
-                    response.headers_mut().insert(header::CONNECTION, close);
-                }
-                Ok::<_, Infallible>(response.map(|body| Holding::new(body, under_way)))
-            }
+            Completing::new(answer, rest, is_last, under_way)
         });
         let heads = Heads::default();
         let stream = Watched::new(stream, self.conduct, heads.clone());

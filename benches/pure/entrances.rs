@@ -82,7 +82,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         wait: None,
     };
     let anonymous = Identity::anonymous();
-    let won = runtime.block_on(gate.campaign(&anonymous, campaign(LEADER), None, until));
+    let won = runtime.block_on(gate.campaign(&anonymous, &campaign(LEADER), None, until));
     assert!(matches!(won, Ok(Outcome::Elected { .. })), "{won:?}");
     let (handler, mux) = (Handler::new(gate.clone()), mux(&gate));
 
@@ -139,7 +139,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
         calls(bencher, &runtime, prepare, move |campaign| {
             let (gate, anonymous) = (gate.clone(), anonymous.clone());
             async move {
-                let lost = gate.campaign(&anonymous, campaign, None, until).await;
+                let lost = gate.campaign(&anonymous, &campaign, None, until).await;
                 matches!(lost, Ok(Outcome::NotElected(_)))
             }
         });

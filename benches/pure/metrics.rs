@@ -39,7 +39,7 @@ fn metrics(elections: usize) -> Metrics {
                 request_id: None,
                 wait: None,
             };
-            let outcome = won.campaign(campaign, Instant::now() + HOUR).await;
+            let outcome = won.campaign(&campaign, Instant::now() + HOUR).await;
             assert!(matches!(outcome, Ok(Outcome::Elected { .. })));
         }
     });

@@ -106,8 +106,8 @@ impl Gate {
     pub async fn campaign(
         &self,
         caller: &Identity,
-        campaign: Campaign,
-        wait: Option<Patience>,
+        campaign: &Campaign,
+        wait: Option<&Patience>,
         deadline: Instant,
     ) -> Result<Outcome, Error> {
         let (election, candidate) = (&campaign.election, &campaign.candidate);
@@ -118,8 +118,7 @@ impl Gate {
         let entry = self.enter(question, election, candidate, campaign.term)?;
         let outcome = match wait {
             None => self.elections.campaign(campaign, deadline).await,
-            // Boxed: most campaigns do not wait.
-            Some(patience) => Box::pin(self.board.campaign(campaign, patience)).await,
+            Some(patience) => self.board.campaign(campaign, patience).await,
         };
         note(entry, &outcome, |outcome| match outcome {
             Outcome::Elected { .. } => quota::Outcome::Won,
@@ -376,7 +375,7 @@ impl Gate {
         election: &ElectionId,
         candidate: &Candidate,
         term: Term,
-    ) -> Result<Option<Entry>, Error> {
+    ) -> Result<Option<Box<Entry>>, Error> {
         let held = self.besides(question.identity, election);
         let question = Question { held, ..question };
         // Policies come first: a caller that may not have the election must not take a place, even briefly.
@@ -396,7 +395,8 @@ impl Gate {
                 return Err(denied);
             }
         }
-        Ok(Some(entry))
+        // Boxed: campaigns that wait are many, and most agents have no quotas.
+        Ok(Some(Box::new(entry)))
     }
 
     /// Returns how many elections are held besides this one, if policies use that number.
@@ -448,7 +448,7 @@ impl Gate {
 
 /// Updates a quota entry with the result, unless the result is unknown.
 fn note<T>(
-    entry: Option<Entry>,
+    entry: Option<Box<Entry>>,
     result: &Result<T, election::Error>,
     quota_outcome: impl FnOnce(&T) -> quota::Outcome,
 ) {

@@ -66,11 +66,6 @@ impl Requests {
         announces
     }
 
-    /// Returns whether replies must announce the end of the connection.
-    pub(super) fn are_ending(&self) -> bool {
-        self.counted.ending.load(Ordering::Relaxed)
-    }
-
     /// Returns once there has been no request for this long, which may include past time.
     pub(super) async fn idle_for(&self, limit: Option<Duration>) {
         let Some(limit) = limit else {
@@ -98,6 +93,13 @@ impl Requests {
 /// A request whose reply has not been sent completely.
 #[derive(Debug)]
 pub(super) struct UnderWay(Requests);
+
+impl UnderWay {
+    /// Returns whether the reply must announce the end of the connection.
+    pub(super) fn ends_connection(&self) -> bool {
+        self.0.counted.ending.load(Ordering::Relaxed)
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {

@@ -10,8 +10,9 @@ use std::{
 };
 
 use election_core::{
+    board::Patience,
     election::{
-        ListKinds,
+        Campaign, ListKinds,
         types::{ElectionId, Token},
     },
     lease::State,
@@ -25,6 +26,7 @@ use futures_util::{
 use http::{Extensions, HeaderMap, Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, BodyStream, StreamBody};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, metadata::MetadataMap};
 use tonic_health::{pb::health_server::HealthServer, server::HealthService};
@@ -39,7 +41,7 @@ use super::{
     stay,
 };
 use crate::{
-    auth::gate::Gate,
+    auth::{Identity, gate::Gate},
     endpoint::{Action, ELECTION_PATH, Endpoint, HEALTH_PATH, LEADERSHIP_PATH, REFLECTION},
     proto::{election_server::ElectionServer, leadership_server::LeadershipServer},
     status::{Code, Problem},
@@ -71,6 +73,20 @@ impl Handler {
         let state = self.gate.state(caller, &election, deadline).await?;
         Ok((election, state))
     }
+
+    /// Who campaigns, for what, how long it waits, and by when it needs a reply. Consumes the request: a campaign that
+    /// waits keeps no headers.
+    fn campaigning(
+        &self,
+        request: tonic::Request<proto::CampaignRequest>,
+    ) -> Result<(Identity, Campaign, Option<Patience>, Instant), Problem> {
+        let (_, extensions, request) = request.into_parts();
+        let caller = identity(&extensions)?.clone();
+        let campaign = convert::campaign(&request, self.gate.max_term())?;
+        let wait = stay::begin(request.wait.into(), self.gate.max_wait(), &extensions)?;
+        let deadline = Deadline::of(&extensions).instant();
+        Ok((caller, campaign, wait, deadline))
+    }
 }
 
 #[tonic::async_trait]
@@ -79,18 +95,10 @@ impl crate::proto::election_server::Election for Handler {
         &self,
         request: tonic::Request<proto::CampaignRequest>,
     ) -> Result<tonic::Response<proto::CampaignResult>, Status> {
-        let deadline = Deadline::of(request.extensions()).instant();
-        let caller = identity(request.extensions())?;
-        let asked =
-            convert::campaign(request.get_ref(), self.gate.max_term()).map_err(Problem::from)?;
-        let wait = stay::begin(
-            request.get_ref().wait.into(),
-            self.gate.max_wait(),
-            request.extensions(),
-        )?;
+        let (caller, asked, wait, deadline) = self.campaigning(request)?;
         let outcome = self
             .gate
-            .campaign(caller, asked.clone(), wait, deadline)
+            .campaign(&caller, &asked, wait.as_ref(), deadline)
             .await
             .map_err(Problem::from)?;
         Ok(convert::campaign_result(&asked, outcome)?.into())

@@ -469,7 +469,7 @@ mod tests {
             };
             let deadline = Instant::now() + SECOND;
             self.elections
-                .campaign(campaign, deadline)
+                .campaign(&campaign, deadline)
                 .await
                 .expect("an outcome");
         }

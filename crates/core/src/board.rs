@@ -211,34 +211,31 @@ impl Board {
     ///
     /// # Errors
     /// [`Error`]: the outcome is unknown, as it is when no quorum replied at the end of the wait.
-    pub async fn campaign(&self, campaign: Campaign, patience: Patience) -> Result<Outcome, Error> {
-        let Patience {
-            since: received,
-            until,
-            deadline,
-            ending,
-        } = patience;
+    pub async fn campaign(
+        &self,
+        campaign: &Campaign,
+        patience: &Patience,
+    ) -> Result<Outcome, Error> {
+        let (until, deadline) = (patience.until, patience.deadline);
         let began = Instant::now();
-        let first = self.0.elections.campaign(campaign.clone(), deadline).await;
-        let Ok(Outcome::NotElected(lease)) = first else {
-            return first;
+        let lease = match self.0.elections.campaign(campaign, deadline).await {
+            Ok(Outcome::NotElected(lease)) if Instant::now() < until => lease,
+            outcome => return outcome,
         };
-        if Instant::now() >= until {
-            return Ok(Outcome::NotElected(lease));
-        }
         let queued = self.enqueue(&campaign.election, lease, began);
         loop {
             let spread = tokio::select! {
                 biased;
                 () = sleep_until(until) => break,
-                () = ending.cancelled() => break,
+                () = patience.ending.cancelled() => break,
                 spread = queued.place.turn() => spread,
             };
             if !spread.is_zero() {
                 sleep(spread).await;
             }
             let began = Instant::now();
-            let found = match self.claim(&campaign, received, deadline).await {
+            // Boxed, as those who wait are many and those who claim are few.
+            let found = match Box::pin(self.claim(campaign, patience)).await {
                 Ok(Outcome::NotElected(lease)) => Ok(lease),
                 Err(error @ Error::Unavailable { .. }) if Instant::now() < until => Err(error),
                 outcome => return outcome,
@@ -254,20 +251,15 @@ impl Board {
         match known? {
             Some(lease) => Ok(Outcome::NotElected(lease)),
             // Who leads now is not known without a claim.
-            None => self.claim(&campaign, received, deadline).await,
+            None => Box::pin(self.claim(campaign, patience)).await,
         }
     }
 
     /// Claims for one who has waited.
-    async fn claim(
-        &self,
-        campaign: &Campaign,
-        received: Instant,
-        deadline: Instant,
-    ) -> Result<Outcome, Error> {
-        let waited = received.elapsed();
+    async fn claim(&self, campaign: &Campaign, patience: &Patience) -> Result<Outcome, Error> {
+        let waited = patience.since.elapsed();
         let wait = Wait {
-            since: received,
+            since: patience.since,
             stored: campaign
                 .term
                 .at_most(self.0.settings.provisional_term + waited / 100),
@@ -276,7 +268,8 @@ impl Board {
             wait: Some(wait),
             ..campaign.clone()
         };
-        self.0.elections.campaign(waited, deadline).await
+        let deadline = patience.deadline;
+        self.0.elections.campaign(&waited, deadline).await
     }
 
     fn enqueue(&self, election: &ElectionId, lease: Lease, began: Instant) -> Queued {

@@ -289,17 +289,17 @@ impl Elections {
     ///
     /// # Errors
     /// [`Error`]: a node may have granted the lease for a moment; the grant is rolled back.
-    pub async fn campaign(&self, campaign: Campaign, deadline: Instant) -> Result<Outcome, Error> {
-        let (election, candidate) = (campaign.election.clone(), campaign.candidate.clone());
+    pub async fn campaign(&self, campaign: &Campaign, deadline: Instant) -> Result<Outcome, Error> {
+        let (election, candidate) = (&campaign.election, &campaign.candidate);
         let term = campaign.wait.map_or(campaign.term, |wait| wait.stored);
         let provisional = term < campaign.term;
         let claim = Claim {
-            election: campaign.election,
-            candidate: campaign.candidate,
+            election: election.clone(),
+            candidate: candidate.clone(),
             term,
             waited_since: campaign.wait.map(|wait| wait.since),
-            value: campaign.value,
-            request_id: campaign.request_id,
+            value: campaign.value.clone(),
+            request_id: campaign.request_id.clone(),
             replaces: Replaces::Own,
         };
         let outcome = match self.quorum.claim(claim, deadline).await {
@@ -320,11 +320,11 @@ impl Elections {
             |ledger, outcome| match outcome {
                 Outcome::Elected { token, .. } => {
                     let term = term.duration();
-                    ledger.won(&election, &candidate, *token, term, Cause::Campaign);
+                    ledger.won(election, candidate, *token, term, Cause::Campaign);
                     ledger::Outcome::Elected
                 }
                 Outcome::NotElected(lease) => {
-                    ledger.seen(&election, lease);
+                    ledger.seen(election, lease);
                     ledger::Outcome::Held
                 }
                 Outcome::Used => ledger::Outcome::Used,

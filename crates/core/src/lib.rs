@@ -31,7 +31,7 @@
 //!     wait: None,
 //! };
 //! let deadline = Instant::now() + Duration::from_secs(1);
-//! let outcome = elections.campaign(campaign, deadline).await?;
+//! let outcome = elections.campaign(&campaign, deadline).await?;
 //! assert!(matches!(outcome, Outcome::Elected { .. }));
 //! # Ok(())
 //! # }

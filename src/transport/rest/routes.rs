@@ -189,8 +189,10 @@ pub(super) async fn campaign(
 ) -> Result<Answer<CampaignResult>, Problem> {
     let asked = request.campaign(election, gate.max_term())?;
     let wait = stay::begin(request.wait, gate.max_wait(), &extensions)?;
+    // Those who wait need no more of their request.
+    drop((request, extensions));
     let outcome = gate
-        .campaign(&caller, asked.clone(), wait, deadline.instant())
+        .campaign(&caller, &asked, wait.as_ref(), deadline.instant())
         .await?;
     Ok(Answer(CampaignResult::new(&asked, outcome)?))
 }

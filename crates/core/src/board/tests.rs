@@ -85,7 +85,7 @@ impl Board {
         match self
             .0
             .elections
-            .campaign(campaign(name, by), deadline)
+            .campaign(&campaign(name, by), deadline)
             .await
         {
             Ok(Outcome::Elected { token, .. }) => token,
@@ -144,7 +144,7 @@ impl Board {
             deadline: now + wait + SECOND,
             ending,
         };
-        self.campaign(campaign(name, by), patience).await
+        self.campaign(&campaign(name, by), &patience).await
     }
 
     fn waiting(

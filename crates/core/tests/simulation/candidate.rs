@@ -387,12 +387,12 @@ impl Waits {
         sleep(transit).await;
         let since = Instant::now();
         match self {
-            Self::Not => agent.elections.campaign(request, since + DEADLINE).await,
+            Self::Not => agent.elections.campaign(&request, since + DEADLINE).await,
             Self::Idly(time) => {
                 sleep(time).await;
                 let deadline = Instant::now() + DEADLINE;
                 let request = waited(request, since);
-                agent.elections.campaign(request, deadline).await
+                agent.elections.campaign(&request, deadline).await
             }
             Self::OnTheBoard(time) => {
                 let patience = Patience {
@@ -401,7 +401,7 @@ impl Waits {
                     deadline: since + time + DEADLINE,
                     ending: CancellationToken::new(),
                 };
-                agent.board.campaign(request, patience).await
+                agent.board.campaign(&request, &patience).await
             }
         }
     }

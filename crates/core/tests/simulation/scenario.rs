@@ -114,7 +114,7 @@ impl Scene {
             request_id: RequestId::new(id).expect("valid"),
             wait: None,
         };
-        let answer = agent.elections.campaign(request, asked + patience).await;
+        let answer = agent.elections.campaign(&request, asked + patience).await;
         if let Ok(Outcome::Elected {
             token, valid_for, ..
         }) = &answer

@@ -154,7 +154,7 @@ impl Steady {
                 wait: None,
             };
             let deadline = asked + Duration::from_secs(3);
-            let answer = self.agent.elections.campaign(request, deadline).await;
+            let answer = self.agent.elections.campaign(&request, deadline).await;
             if let Ok(Outcome::Elected {
                 token, valid_for, ..
             }) = answer

@@ -38,7 +38,7 @@ impl Waiter {
         sleep(self.wait).await;
         let request = waited(request, asked);
         let deadline = Instant::now() + PATIENCE;
-        let answer = agent.elections.campaign(request, deadline).await;
+        let answer = agent.elections.campaign(&request, deadline).await;
         let Ok(Outcome::Elected {
             token,
             valid_for,
