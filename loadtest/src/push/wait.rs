@@ -113,7 +113,6 @@ async fn measure(options: &Wait, agents: &[Agent]) -> Result<Figures, String> {
     let mut figures = Figures::default();
     let renewed = Arc::clone(&waiting.renewed);
     let renewed = || renewed.load(Ordering::Relaxed);
-    let mut idle = None;
     for renewing in [false, true] {
         let name = match renewing {
             false => "idle",
@@ -149,7 +148,6 @@ async fn measure(options: &Wait, agents: &[Agent]) -> Result<Figures, String> {
         figures.goal(format!("{name}: memory of a waiter"), each, "KiB", MEMORY);
         let tool = spent.tool_percent();
         figures.plain(format!("{name}: CPU of this tool"), tool, "%");
-        idle = Some(spent);
     }
 
     for change in [Change::Resignation, Change::Lapse] {
@@ -164,8 +162,8 @@ async fn measure(options: &Wait, agents: &[Agent]) -> Result<Figures, String> {
         let each = |all: f64| all / changes as f64;
         let told = Quantiles::of(&told).ok_or("no change was in time to be measured")?;
         let of_agent = each(claims as f64) / agents.len() as f64;
-        let idle = idle.as_ref().ok_or("nothing was idle")?;
-        let agents_cpu = each(busy.agents_over(idle) * 1e6);
+        // With the renewals that come meanwhile.
+        let agents_cpu = each(busy.agents * 1e6);
         figures.latency(name, told, TOLD);
         figures.goal(format!("{name}: claims an agent"), of_agent, "", CLAIMS);
         figures.plain(format!("{name}: CPU of all agents"), agents_cpu, "µs");
