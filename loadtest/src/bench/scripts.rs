@@ -94,14 +94,18 @@ impl Scripts {
 
         let mut monitor = server.monitor().await?;
         let election = &*name(&format!("{:012}", 0));
-        let mut seen = async |other_than: Option<&Arguments>| {
+        // The agent may also repair a server that missed the election of the leader.
+        let mut seen = async |candidate: &str, other_than: Option<&Arguments>| {
             let seeing = async {
                 while let Some(line) = monitor.next().await {
                     let Some(command) = parse(&line) else {
                         continue;
                     };
                     let same = other_than.is_some_and(|other| other.get(1) == command.get(1));
-                    if let Some(command) = of_any(&command, election).filter(|_| !same) {
+                    let names = command
+                        .iter()
+                        .any(|argument| argument == candidate.as_bytes());
+                    if let Some(command) = of_any(&command, election).filter(|_| names && !same) {
                         return Ok(command);
                     }
                 }
@@ -113,7 +117,7 @@ impl Scripts {
         };
         let leader = LEADER;
         ask(Ask::Extend { election, leader }, Answer::Yes).await?;
-        let extension = seen(None).await?;
+        let extension = seen(leader, None).await?;
         let candidate = "rival";
         ask(
             Ask::Campaign {
@@ -123,7 +127,7 @@ impl Scripts {
             Answer::No,
         )
         .await?;
-        let campaign = seen(Some(&extension)).await?;
+        let campaign = seen(candidate, Some(&extension)).await?;
         Ok(Self {
             extension,
             campaign,
