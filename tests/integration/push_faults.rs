@@ -198,8 +198,12 @@ async fn without_subscriptions_changes_are_found_and_with_them_they_are_heard_ag
         nodes.gate("near", server).open();
     }
     is_deaf(0).await;
-    far.elect("other", "a", LONG).await;
+    let leader = far.elect("other", "a", LONG).await.0;
     observed.0[1].until(&["other a CAMPAIGN"]).await;
+    heard_since(before).await;
+    let before = hints().await;
+    assert!(far.resign("other", "a", leader.token).await.value);
+    observed.0[1].until(&["other - RESIGN"]).await;
     heard_since(before).await;
 }
 

@@ -58,18 +58,20 @@ impl Agent {
 
     /// Waits until so many campaigns wait, and changes are heard.
     pub(crate) async fn has_waiters(&self, waiters: u64) {
-        eventually("campaigns wait", async || {
-            let heard = self.metric("board_deaf").await == 0;
-            (self.metric("waiters").await == waiters && heard).then_some(())
-        })
-        .await;
+        self.settles("waiters", waiters, true).await;
     }
 
     /// Waits until there are so many observers, and changes are heard.
     pub(crate) async fn has_observers(&self, observers: u64) {
-        eventually("observers", async || {
-            let heard = self.metric("board_deaf").await == 0;
-            (self.metric("observers").await == observers && heard).then_some(())
+        self.settles("observers", observers, true).await;
+    }
+
+    /// Waits until the metric has this value, and changes are heard, or are not.
+    async fn settles(&self, metric: &str, expected: u64, hears: bool) {
+        let deaf = u64::from(!hears);
+        eventually(metric, async || {
+            let settled = self.metric("board_deaf").await == deaf;
+            (self.metric(metric).await == expected && settled).then_some(())
         })
         .await;
     }
@@ -211,10 +213,12 @@ async fn who_waits_takes_no_place_of_requests_and_no_more_wait_than_are_allowed(
     let settings = [("EA_MAX_IN_FLIGHT", "2"), ("EA_MAX_STREAMS", "3")];
     let agent = Agent::start(&settings).await;
     let leader = agent.elect("e", "a", TERM).await.0;
-    let waiting: Vec<_> = (0..3)
-        .map(|number| agent.waits("e", &number.to_string(), 60_000))
-        .collect();
-    agent.has_waiters(3).await;
+    // One after the other: until it waits, each takes one of the two places, and the first is to be elected first.
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        waiting.push(agent.waits("e", &number.to_string(), 60_000));
+        agent.has_waiters(number).await;
+    }
     let refused = agent
         .waits("e", "one more", 60_000)
         .await
@@ -288,17 +292,10 @@ async fn an_agent_without_the_right_to_channels_polls_and_says_what_to_add() {
             .await;
         let leader = agent.elect("e", "a", 60_000).await.0;
         let waiting = agent.waits("e", "b", 60_000);
-        let has_waiters = async |waiters| {
-            eventually("they wait", async || {
-                let deaf = agent.metric("board_deaf").await == u64::from(!hears);
-                (agent.metric("waiters").await == waiters && deaf).then_some(())
-            })
-            .await;
-        };
-        has_waiters(1).await;
+        agent.settles("waiters", 1, hears).await;
         // Hints are counted as long as somebody is interested in the election.
         let _still = agent.waits("e", "c", 60_000);
-        has_waiters(2).await;
+        agent.settles("waiters", 2, hears).await;
         if !hears {
             let advice = "+subscribe +ssubscribe +publish +spublish +pubsub &election-agent:*";
             agent.logs(advice).await;
