@@ -59,10 +59,8 @@ openapi: ## Write openapi/openapi_v3.yaml from the code
 	mv openapi/openapi_v3.yaml.new openapi/openapi_v3.yaml
 
 # Example: BENCH_FLAGS="--rounds 3 --json bench.json". `target/release/loadtest bench --help` lists all flags.
-bench: ## Measure what waits, changes and requests cost, with real servers, and fail if requests cost more than the bars allow
-	cargo build --release --locked -p election-agent -p loadtest
-	target/release/loadtest wait --agent target/release/election-agent --agents 1
-	target/release/loadtest observe --agent target/release/election-agent
+bench: WAIT_FLAGS ?= --agents 1
+bench: push ## Measure waits and observers, too, and what requests cost, and fail if these cost more than the bars allow
 	target/release/loadtest bench --agent target/release/election-agent $(BENCH_FLAGS)
 
 # GROWTH_FLAGS=clients, nodes or elections measures only that.

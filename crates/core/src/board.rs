@@ -300,7 +300,7 @@ impl Board {
         self.0.table.lock().counts()
     }
 
-    /// Changes the table, starts the task if there is none, wakes it if something is due earlier, and wakes the readers of
+    /// Changes the table, starts the task if there is none, wakes it if something is due earlier, and wakes those who read
     /// watches that have changed.
     fn with<T>(&self, change: impl FnOnce(&mut Table, Instant) -> T) -> T {
         let mut table = self.0.table.lock();
