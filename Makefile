@@ -21,6 +21,8 @@ build: ## Build the agent: target/release/election-agent
 profiling: ## Build it with line numbers, for profilers and backtraces: target/profiling/election-agent
 	cargo build --profile profiling --locked
 
+# Most tests wait for servers most of the time: twice as many run at once as there are cores.
+test: export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
 	cargo test --workspace --locked

@@ -125,46 +125,58 @@ async fn alertmanager(storage: &tempfile::TempDir) -> (String, Ended) {
 
 /// Which of these alerts, all of which fire, are kept back.
 async fn kept_back(firing: &[&[(&str, &str)]]) -> BTreeSet<String> {
+    const LAST: &str = "told last";
     let storage = tempfile::TempDir::new().expect("a directory");
     let (url, _alertmanager) = alertmanager(&storage).await;
     // The client wants one, also for what is not encrypted.
     election_agent::tls::install_provider();
     let client = reqwest::Client::new();
-    let alerts: Vec<Value> = firing
-        .iter()
-        .map(|labels| {
-            let labels: serde_json::Map<_, _> = labels
-                .iter()
-                .map(|(label, value)| ((*label).to_owned(), json!(value)))
-                .collect();
-            json!({ "labels": labels })
-        })
-        .collect();
-    let taken = client.post(&url).json(&alerts).send().await.expect("asked");
-    assert!(taken.status().is_success(), "{taken:?}");
-    // Those that nothing is known of yet are `unprocessed`.
-    eventually("all are decided", async || {
-        let listed = client.get(&url).send().await.ok()?;
-        let listed: Vec<Value> = listed.json().await.ok()?;
-        let decided = listed
-            .iter()
-            .filter(|alert| alert["status"]["state"] != "unprocessed");
-        if decided.count() < firing.len() {
-            return None;
-        }
-        let suppressed = listed
-            .iter()
-            .filter(|alert| alert["status"]["state"] == "suppressed");
-        let described = suppressed.map(|alert| {
-            let labels = &alert["labels"];
-            let label = |label: &str| labels[label].as_str().unwrap_or_default().to_owned();
-            let name = label("alertname").replace("ElectionAgent", "");
-            let parts = [name, label("severity"), label("job"), label("window")];
-            parts.join(" ").trim().to_owned()
+    // Alertmanager's inhibitor hears of alerts in their order, and after they have been taken. When it keeps back the
+    // last, it knows them all.
+    let last = [
+        [
+            ("alertname", "ElectionAgentStoreFull"),
+            ("severity", "critical"),
+            ("job", LAST),
+        ],
+        [
+            ("alertname", "ElectionAgentNodeMemoryHigh"),
+            ("severity", "warning"),
+            ("job", LAST),
+        ],
+    ];
+    for firing in [firing, &last.each_ref().map(|labels| &labels[..])] {
+        let alerts = firing.iter().map(|labels| {
+            let labels = labels.iter();
+            let labels = labels.map(|(label, value)| ((*label).to_owned(), json!(value)));
+            json!({ "labels": labels.collect::<serde_json::Map<_, _>>() })
         });
-        Some(described.collect())
+        let alerts: Vec<Value> = alerts.collect();
+        let taken = client.post(&url).json(&alerts).send().await.expect("asked");
+        assert!(taken.status().is_success(), "{taken:?}");
+    }
+    let suppressed = async || -> Option<Vec<Value>> {
+        let listed = client.get(&url).send().await.ok()?;
+        let mut listed: Vec<Value> = listed.json().await.ok()?;
+        assert_eq!(listed.len(), firing.len() + last.len(), "{listed:?}");
+        listed.retain(|alert| alert["status"]["state"] == "suppressed");
+        Some(listed)
+    };
+    let is_last = |alert: &Value| alert["labels"]["job"] == LAST;
+    eventually("the last is kept back", async || {
+        suppressed().await?.iter().any(is_last).then_some(())
     })
-    .await
+    .await;
+    // Each answer is made from what the inhibitor knows at that time, so the next one is made of all.
+    let suppressed = suppressed().await.expect("answered");
+    let others = suppressed.iter().filter(|alert| !is_last(alert));
+    let described = others.map(|alert| {
+        let label = |label: &str| alert["labels"][label].as_str().unwrap_or_default();
+        let name = label("alertname").replace("ElectionAgent", "");
+        let parts = [&name, label("severity"), label("job"), label("window")];
+        parts.join(" ").trim().to_owned()
+    });
+    described.collect()
 }
 
 #[tokio::test]
