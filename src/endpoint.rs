@@ -216,6 +216,8 @@ pub enum Action {
     Verify,
     /// To observe changes.
     Observe,
+    /// To lead by a stream.
+    Lead,
     /// To list pods.
     Pods,
     /// To probe the agent.
@@ -244,7 +246,7 @@ struct Served {
 }
 
 /// Paths without names.
-const PLAIN: [Served; 27] = [
+const PLAIN: [Served; 28] = [
     rpc("/grpc.election_agent.v1.Election/Campaign", |_| {
         Action::Campaign
     }),
@@ -277,6 +279,8 @@ const PLAIN: [Served; 27] = [
         Action::Observe
     })
     .of(Area::Api, Counted::ApiStream),
+    rpc("/grpc.election_agent.v1.Leadership/Lead", |_| Action::Lead)
+        .of(Area::Api, Counted::ApiStream),
     rpc("/grpc.health.v1.Health/Check", probe).of(Area::Probes, Counted::Never),
     rpc("/grpc.health.v1.Health/Watch", probe).of(Area::Probes, Counted::Stream),
     rpc("/grpc.health.v1.Health/List", probe).of(Area::Probes, Counted::Request),

@@ -5,7 +5,10 @@ pub mod observe;
 mod problem;
 pub mod request;
 pub mod rest;
+#[cfg(test)]
+mod scene;
 pub mod stay;
+pub mod stream;
 mod term;
 
 use std::{

@@ -61,7 +61,8 @@ impl Origin {
     }
 
     /// Returns the origin of the request that this task serves; empty outside of requests.
-    fn current() -> Self {
+    #[must_use]
+    pub fn current() -> Self {
         ORIGIN.try_with(Self::clone).unwrap_or_default()
     }
 

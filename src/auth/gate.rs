@@ -145,17 +145,43 @@ impl Gate {
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.extend(extend, retry, deadline).await?);
         };
-        let (election, leader) = (extend.election.clone(), extend.leader.clone());
-        let term = extend.term.duration();
+        let asked = extend.clone();
         let extended = self.elections.extend(extend, retry, deadline).await;
-        match &extended {
-            Ok(_) => quotas.extended(caller.name(), &election, &leader, term, true),
-            Err(election::Error::Denied(denial)) => {
-                note_denial(quotas, &election, &leader, *denial);
-            }
-            Err(_) => quotas.extended(caller.name(), &election, &leader, term, false),
-        }
+        note_extension(quotas, caller, &asked, &extended);
         Ok(extended?)
+    }
+
+    /// [`Elections::extend_many`]: one result for each, in their order.
+    pub async fn extend_many(
+        &self,
+        caller: &Identity,
+        extends: Vec<Arc<Extend>>,
+        deadline: Instant,
+    ) -> Vec<Result<Duration, Error>> {
+        let permitted = extends.iter().map(|extend| {
+            self.authorize_leader(caller, Action::Extend, &extend.election, &extend.leader)
+        });
+        let permitted: Vec<_> = permitted.collect();
+        let asked = extends.into_iter().zip(&permitted);
+        let asked = asked.filter_map(|(extend, permitted)| permitted.is_ok().then_some(extend));
+        let asked: Vec<_> = asked.collect();
+        let extended = self.elections.extend_many(asked.clone(), deadline).await;
+        if let Some(quotas) = &self.quotas {
+            for (extend, extended) in asked.iter().zip(&extended) {
+                note_extension(quotas, caller, extend, extended);
+            }
+        }
+        let mut extended = extended.into_iter();
+        let no_answer = || {
+            Err(election::Error::Internal(
+                "an extension has no answer".to_owned(),
+            ))
+        };
+        let results = permitted.into_iter().map(|permitted| {
+            permitted?;
+            Ok(extended.next().unwrap_or_else(no_answer)?)
+        });
+        results.collect()
     }
 
     /// [`Elections::resign`].
@@ -459,6 +485,20 @@ fn note<T>(
             entry.finish(quota::Outcome::Refused);
         }
         Err(_) => {}
+    }
+}
+
+/// Updates the quotas with the result of an extension.
+fn note_extension(
+    quotas: &Quotas,
+    caller: &Identity,
+    extend: &Extend,
+    extended: &Result<Duration, election::Error>,
+) {
+    let (election, leader, term) = (&extend.election, &extend.leader, extend.term.duration());
+    match extended {
+        Err(election::Error::Denied(denial)) => note_denial(quotas, election, leader, *denial),
+        extended => quotas.extended(caller.name(), election, leader, term, extended.is_ok()),
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
 /// Admits callers that these policies permit to read the agent; without policies, all callers.
 pub fn authorize(
     policies: Option<Current<Policies>>,
-) -> CheckLayer<impl Fn(&Request<Body>) -> Result<(), Problem> + Clone> {
+) -> CheckLayer<impl Fn(&mut Request<Body>) -> Result<(), Problem> + Clone> {
     check(move |request| permitted(policies.as_ref(), request))
 }
 

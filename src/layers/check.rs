@@ -17,7 +17,7 @@ pub struct CheckLayer<C>(C);
 #[must_use]
 pub fn check<C>(check: C) -> CheckLayer<C>
 where
-    C: Fn(&Request<Body>) -> Result<(), Problem> + Clone,
+    C: Fn(&mut Request<Body>) -> Result<(), Problem> + Clone,
 {
     CheckLayer(check)
 }
@@ -42,7 +42,7 @@ pub struct Check<C, S> {
 
 impl<C, S> Service<Request<Body>> for Check<C, S>
 where
-    C: Fn(&Request<Body>) -> Result<(), Problem>,
+    C: Fn(&mut Request<Body>) -> Result<(), Problem>,
     S: Service<Request<Body>, Error = Problem>,
 {
     type Response = S::Response;
@@ -53,8 +53,8 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match (self.check)(&request) {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        match (self.check)(&mut request) {
             Ok(()) => Either::Left(self.inner.call(request)),
             Err(problem) => Either::Right(ready(Err(problem))),
         }

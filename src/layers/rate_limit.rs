@@ -33,10 +33,10 @@ use tokio::time::Instant;
 use super::check::{CheckLayer, check};
 use crate::{
     auth::{Caller, Mode},
-    endpoint::Counted,
+    endpoint::{Action, Counted},
     peer::{TrustedProxies, network},
     status::{Code, Problem},
-    transport::request::{caller, endpoint, peer},
+    transport::request::{Allowance, caller, endpoint, peer},
 };
 
 /// Number of counters: 8 MiB, half for each hash. With 10,000 busy callers, about one in 2,700 shares both its counters
@@ -60,6 +60,7 @@ struct Inner {
     callers: governor::RateLimiter<[usize; 2], Cells, TokioClock>,
     hashes: [RandomState; 2],
     proxies: TrustedProxies,
+    burst: NonZeroU32,
 }
 
 /// A fixed number of counters. Each is the theoretical arrival time of the GCRA in nanoseconds: when a caller at
@@ -124,20 +125,28 @@ impl RateLimiter {
             callers: governor::RateLimiter::new(quota, Cells(cells.collect()), TokioClock),
             hashes: [RandomState::new(), RandomState::new()],
             proxies,
+            burst: rate.burst,
         }))
     }
 
-    /// Counts a request of its caller.
-    fn check(&self, request: &Request<Body>) -> Result<(), Problem> {
-        if endpoint(request.extensions())?.counted == Counted::Never {
+    /// Counts a request of its caller. A stream whose messages count, too, gets an [`Allowance`].
+    fn check(&self, request: &mut Request<Body>) -> Result<(), Problem> {
+        let endpoint = endpoint(request.extensions())?;
+        if endpoint.counted == Counted::Never {
             return Ok(());
         }
-        match caller(request.extensions())? {
+        let cells = match caller(request.extensions())? {
             Caller::Known(identity) if identity.mode() != Mode::None => {
-                self.count(&Key::Identity(identity.mode(), identity.name()))
+                self.cells(&Key::Identity(identity.mode(), identity.name()))
             }
-            Caller::Known(_) | Caller::Public => self.check_address(request),
+            Caller::Known(_) | Caller::Public => self.cells_of_address(request)?,
+        };
+        if endpoint.action == Action::Lead {
+            let limiter = self.clone();
+            let allowance = Allowance::new(move |messages| limiter.count(cells, messages));
+            request.extensions_mut().insert(allowance);
         }
+        self.count(cells, NonZeroU32::MIN)
     }
 
     /// Counts a request by its address, regardless of its identity.
@@ -145,22 +154,31 @@ impl RateLimiter {
     /// # Errors
     /// RateLimited; Internal if the request carries no address.
     pub(super) fn check_address(&self, request: &Request<Body>) -> Result<(), Problem> {
+        self.count(self.cells_of_address(request)?, NonZeroU32::MIN)
+    }
+
+    fn cells_of_address(&self, request: &Request<Body>) -> Result<[usize; 2], Problem> {
         let peer = peer(request.extensions())?;
         let address = self
             .0
             .proxies
             .client_address(peer.address, request.headers());
-        self.count(&Key::Address(network(address)))
+        Ok(self.cells(&Key::Address(network(address))))
     }
 
-    fn count(&self, caller: &Key<'_>) -> Result<(), Problem> {
+    fn cells(&self, caller: &Key<'_>) -> [usize; 2] {
         let half = CELLS / 2;
-        let cells = [0, 1].map(|which| {
+        [0, 1].map(|which| {
             let hash = self.0.hashes[which].hash_one(caller);
             which * half + (hash as usize) % half
-        });
+        })
+    }
+
+    /// Counts requests, or what one asks for. More than a burst counts as one: otherwise it would be refused for ever.
+    fn count(&self, cells: [usize; 2], requests: NonZeroU32) -> Result<(), Problem> {
         let callers = &self.0.callers;
-        let Err(refused) = callers.check_key(&cells) else {
+        let counted = callers.check_key_n(&cells, requests.min(self.0.burst));
+        let Ok(Err(refused)) = counted else {
             return Ok(());
         };
         Err(Problem {
@@ -179,7 +197,7 @@ impl RateLimiter {
 /// Not by `tower`'s optional layer: it would double the types, and the names, of all layers around.
 pub fn rate_limit(
     limiter: Option<RateLimiter>,
-) -> CheckLayer<impl Fn(&Request<Body>) -> Result<(), Problem> + Clone> {
+) -> CheckLayer<impl Fn(&mut Request<Body>) -> Result<(), Problem> + Clone> {
     check(move |request| match &limiter {
         Some(limiter) => limiter.check(request),
         None => Ok(()),
@@ -223,7 +241,7 @@ mod tests {
     /// Returns how many of `of` requests pass.
     fn passed(limiter: &RateLimiter, request: impl Fn() -> Request<Body>, of: usize) -> usize {
         (0..of)
-            .filter(|_| limiter.check(&request()).is_ok())
+            .filter(|_| limiter.check(&mut request()).is_ok())
             .count()
     }
 
@@ -233,7 +251,7 @@ mod tests {
         assert_eq!(passed(&limiter, || from("10.0.0.1"), 20), 5);
         advance(Duration::from_millis(250)).await;
         assert_eq!(passed(&limiter, || from("10.0.0.1"), 20), 2);
-        let refused = limiter.check(&from("10.0.0.1")).expect_err("too often");
+        let refused = limiter.check(&mut from("10.0.0.1")).expect_err("too often");
         assert_eq!(refused.code, Code::RateLimited);
         assert_eq!(refused.retry_after, Some(Duration::from_millis(50)));
         advance(Duration::from_secs(60)).await;
@@ -272,7 +290,9 @@ mod tests {
     async fn a_request_that_has_not_passed_authentication_is_refused() {
         let mut request = from("10.0.0.1");
         request.extensions_mut().remove::<Caller>();
-        let refused = limiter(10, 5, "").check(&request).expect_err("no caller");
+        let refused = limiter(10, 5, "")
+            .check(&mut request)
+            .expect_err("no caller");
         assert_eq!(refused.code, Code::Internal);
     }
 
@@ -280,7 +300,7 @@ mod tests {
     async fn a_request_without_a_peer_is_refused() {
         let mut request = from("10.0.0.1");
         request.extensions_mut().remove::<Peer>();
-        let refused = limiter(10, 5, "").check(&request).expect_err("no peer");
+        let refused = limiter(10, 5, "").check(&mut request).expect_err("no peer");
         assert_eq!(refused.code, Code::Internal);
     }
 
@@ -329,7 +349,7 @@ mod tests {
         let limiter = limiter(10, 10, "");
         for caller in 0..1_000_000_u32 {
             let address = IpAddr::from(caller.to_be_bytes());
-            let _ = limiter.count(&Key::Address(address));
+            let _ = limiter.count(limiter.cells(&Key::Address(address)), NonZeroU32::MIN);
         }
         // Each caller used one of ten requests, so newcomers find capacity in their counters.
         let newcomers = (0..1_000_u32)

@@ -2,6 +2,7 @@
 
 pub mod codec;
 mod convert;
+mod lead;
 
 use std::{
     convert::Infallible,
@@ -51,13 +52,19 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Handler {
     gate: Gate,
+    /// The agent's name, for callers that lead by streams.
+    agent: String,
 }
 
 impl Handler {
     /// Creates a handler that sends requests through this gate.
     #[must_use]
     pub fn new(gate: Gate) -> Self {
-        Self { gate }
+        let host = hostname::get().unwrap_or_default();
+        Self {
+            gate,
+            agent: host.to_string_lossy().into_owned(),
+        }
     }
 
     /// The state of an election that a request with these extensions names.
@@ -246,6 +253,16 @@ impl crate::proto::leadership_server::Leadership for Handler {
             Err(problem) => Err(problem.into()),
         });
         Ok(tonic::Response::new(said.boxed()))
+    }
+
+    type LeadStream = BoxStream<'static, Result<proto::LeadEvent, Status>>;
+
+    async fn lead(
+        &self,
+        request: tonic::Request<tonic::Streaming<proto::LeadRequest>>,
+    ) -> Result<tonic::Response<Self::LeadStream>, Status> {
+        let events = lead::begin(&self.gate, &self.agent, request)?;
+        Ok(tonic::Response::new(events.boxed()))
     }
 }
 

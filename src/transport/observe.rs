@@ -10,18 +10,13 @@ use election_core::{
     },
     lease::State,
 };
-use futures_util::{
-    Stream,
-    future::{BoxFuture, FutureExt as _},
-    stream,
-};
+use futures_util::{Stream, stream};
 use http::Extensions;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep, sleep_until};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
-use super::request::{identity, peer};
+use super::stream::{Goodbye, Life, Reason, Turn};
 use crate::{
-    auth::{Identity, Recheck, gate::Gate},
+    auth::{Identity, gate::Gate},
     status::{Code, Problem},
 };
 
@@ -29,13 +24,6 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The pauses that they may ask for, in ms.
 const HEARTBEATS: std::ops::RangeInclusive<i64> = 1_000..=60_000;
-/// How often a caller's credential and rights are checked again.
-const CHECK_EVERY: Duration = Duration::from_secs(60);
-/// How long a stream goes on after its goodbye, so that the caller can open another one first.
-const GOES_ON: Duration = Duration::from_secs(2);
-/// After how many ms a caller is to open another stream, at the most; spread at random.
-const RECONNECT_WITHIN: u32 = 500;
-
 /// What a caller wants to observe.
 #[derive(Debug, Clone, Copy)]
 pub enum What<'a> {
@@ -106,20 +94,6 @@ fn valid(prefix: &str) -> Result<&str, Invalid> {
     }
 }
 
-/// Why a stream ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, strum::IntoStaticStr)]
-#[strum(serialize_all = "UPPERCASE")]
-pub enum Reason {
-    /// The connection is to end.
-    Age,
-    /// The agent shuts down.
-    Shutdown,
-    /// The caller does not read.
-    Slow,
-    /// The caller's credential or rights are no longer good.
-    Unauthenticated,
-}
-
 /// What a stream says.
 #[derive(Debug, Clone)]
 pub enum Said {
@@ -138,26 +112,19 @@ pub enum Said {
     Certainty(Option<Doubt>),
     /// Nothing has happened for a while.
     Heartbeat,
-    /// The stream ends soon: why, and after how many ms the caller is to open another.
-    Goodbye(Reason, u32),
+    /// The stream ends soon.
+    Goodbye(Goodbye),
 }
 
 /// A stream.
 pub struct Observing {
     gate: Gate,
-    caller: Identity,
+    life: Life,
     wanted: Wanted,
     observation: Observation,
     /// Of all kinds: whether the caller may list a kind.
     may_list: HashMap<Box<str>, bool>,
     heartbeat: Interval,
-    recheck: Recheck,
-    /// The next result of `recheck`.
-    checked: BoxFuture<'static, Option<Identity>>,
-    ending: CancellationToken,
-    shutdown: CancellationToken,
-    /// When the stream ends, once it has said goodbye.
-    until: Option<Instant>,
 }
 
 impl Observing {
@@ -166,24 +133,17 @@ impl Observing {
     /// # Errors
     /// The caller may not observe that.
     pub fn begin(gate: &Gate, wanted: Wanted, extensions: &Extensions) -> Result<Self, Problem> {
-        let caller = identity(extensions)?.clone();
-        let peer = peer(extensions)?;
-        let observation = gate.observe(&caller, wanted.scope.clone())?;
+        let life = Life::begin(extensions)?;
+        let observation = gate.observe(life.caller(), wanted.scope.clone())?;
         let mut heartbeat = interval_at(Instant::now() + wanted.heartbeat, wanted.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let recheck = Recheck::of(extensions);
         Ok(Self {
             gate: gate.clone(),
-            checked: checked(recheck.clone(), caller.clone()),
-            caller,
+            life,
             wanted,
             observation,
             may_list: HashMap::new(),
             heartbeat,
-            recheck,
-            ending: peer.ending.clone(),
-            shutdown: peer.shutdown.clone(),
-            until: None,
         })
     }
 
@@ -203,37 +163,15 @@ impl Observing {
 
     async fn next(&mut self) -> Option<Result<Said, Problem>> {
         loop {
-            let until = self.until;
-            // A timer may be a millisecond late, and then nothing more may be said.
-            if until.is_some_and(|until| until <= Instant::now()) {
-                return None;
-            }
-            let over = async {
-                match until {
-                    Some(until) => sleep_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
-                () = over => return None,
-                () = self.ending.cancelled(), if until.is_none() => {
-                    let reason = match self.shutdown.is_cancelled() {
-                        true => Reason::Shutdown,
-                        false => Reason::Age,
-                    };
-                    return Some(Ok(self.goodbye(reason)));
-                }
-                identity = &mut self.checked, if until.is_none() => match identity {
-                    Some(caller) if self.gate.may_observe(&caller, &self.wanted.scope) => {
-                        self.checked = checked(self.recheck.clone(), caller.clone());
-                        self.caller = caller;
+                turn = self.life.next() => match turn {
+                    Turn::Over => return None,
+                    Turn::Ends(reason) => return Some(Ok(self.goodbye(reason))),
+                    Turn::Checked if self.gate.may_observe(self.life.caller(), &self.wanted.scope) => {
                         self.may_list.clear();
                     }
-                    _ => {
-                        tracing::info!(caller = %self.caller, "a stream ends: its credential or rights are no longer good");
-                        return Some(Ok(self.goodbye(Reason::Unauthenticated)));
-                    }
+                    Turn::Checked => return Some(Ok(self.goodbye(Reason::Unauthenticated))),
                 },
                 event = self.observation.next() => match event {
                     Event::State { ref seen, .. } if !self.shows(seen) || self.has(seen) => {}
@@ -251,13 +189,7 @@ impl Observing {
     }
 
     fn goodbye(&mut self, reason: Reason) -> Said {
-        let goes_on = match reason {
-            Reason::Age | Reason::Shutdown => GOES_ON,
-            // Nothing more is for this caller.
-            Reason::Slow | Reason::Unauthenticated => Duration::ZERO,
-        };
-        self.until = Some(Instant::now() + goes_on);
-        Said::Goodbye(reason, fastrand::u32(..RECONNECT_WITHIN))
+        Said::Goodbye(self.life.goodbye(reason))
     }
 
     /// Whether the caller has this very state already. Asked of the first one only.
@@ -275,7 +207,7 @@ impl Observing {
         if let Some(may) = self.may_list.get(kind) {
             return *may;
         }
-        let may = Kind::new(kind).is_ok_and(|kind| self.gate.may_list(&self.caller, &kind));
+        let may = Kind::new(kind).is_ok_and(|kind| self.gate.may_list(self.life.caller(), &kind));
         self.may_list.insert(kind.into(), may);
         may
     }
@@ -322,15 +254,6 @@ pub async fn change(
     }
 }
 
-/// Checks a credential again in a while.
-fn checked(recheck: Recheck, caller: Identity) -> BoxFuture<'static, Option<Identity>> {
-    async move {
-        sleep(CHECK_EVERY).await;
-        recheck.again(&caller).await
-    }
-    .boxed()
-}
-
 /// How long the states have not been confirmed, and why, in a caller's words.
 #[must_use]
 pub fn doubt(doubt: &Doubt) -> (Duration, String) {
@@ -349,129 +272,22 @@ fn too_many() -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
-    use election_core::{
-        board::{self, Board, Nobody},
-        election::{
-            Campaign, Elections, types::Candidate, types::RequestId, types::Term, types::Value,
-        },
-        lease::{
-            self,
-            embedded::Embedded,
-            guard::RestartGuard,
-            policy::{Electorate, Nodes},
-            quorum::{Options, Quorum},
-        },
-    };
     use futures_util::StreamExt as _;
-    use tokio::{
-        runtime::Handle,
-        sync::watch,
-        time::{advance, timeout},
-    };
+    use tokio::time::{advance, sleep, timeout};
 
     use super::*;
-    use crate::{
-        auth::{
-            Caller, Mode,
-            authenticator::Authenticator,
-            policy::Policies,
-            tokens::{File, New, Tokens},
-        },
-        kube::Lookup,
-        peer::Peer,
-        reload::Source as _,
+    use crate::transport::{
+        scene::{Scene, listed, permitting},
+        stream::CHECK_EVERY,
     };
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// An agent's gate, and what its operator may change while it runs.
-    struct Scene {
-        gate: Gate,
-        elections: Elections,
-        policies: watch::Sender<Arc<Policies>>,
-        tokens: watch::Sender<Arc<Tokens>>,
-        extensions: Extensions,
-        peer: Peer,
-    }
-
-    fn listed(lines: &[String]) -> Arc<Tokens> {
-        let file = lines.concat().into_bytes();
-        Arc::new(File("tokens".into()).make(&file).expect("valid"))
-    }
-
-    fn permitting(policy: &str) -> Arc<Policies> {
-        Arc::new(Policies::new([("test.cedar", policy)]).expect("valid"))
-    }
-
-    const EVERYTHING: &str = "permit (principal, action, resource);";
-
     impl Scene {
-        fn new() -> Self {
-            let settings = lease::Settings {
-                retention: 600 * SECOND,
-                guard: None,
-                vote: SECOND,
-            };
-            let node = Arc::new(Embedded::in_memory(settings));
-            let options = Options::new(SECOND, RestartGuard::Off, Duration::ZERO);
-            let quorum = Quorum::of(vec![node], Electorate::of(Nodes::one(0)), options);
-            let elections = Elections::new(quorum, 600 * SECOND);
-            let settings = board::Settings {
-                provisional_term: 3 * SECOND,
-                max_wait: 60 * SECOND,
-            };
-            let board = Board::new(
-                elections.clone(),
-                settings,
-                Handle::current(),
-                Arc::new(Nobody),
-            );
-            let (policies, permitted) = watch::channel(permitting(EVERYTHING));
-            let new = New::make("worker", &[]).expect("a token");
-            let (tokens, known) = watch::channel(listed(&[new.line]));
-            let authenticator = Authenticator {
-                tokens: Some(known),
-                ..Authenticator::default()
-            };
-            let peer = Peer::new(Ipv4Addr::LOCALHOST.into(), None);
-            let identity = Identity::new(Mode::Token, "worker", Vec::new()).expect("a name");
-            let mut extensions = Extensions::new();
-            extensions.insert(peer.clone());
-            extensions.insert(Caller::Known(identity));
-            extensions.insert(Recheck::new(authenticator, Some(new.token), None));
-            let lookup = Lookup::off("not asked for");
-            Self {
-                gate: Gate::new(board, lookup, Some(permitted), None, false),
-                elections,
-                policies,
-                tokens,
-                extensions,
-                peer,
-            }
-        }
-
         fn observe(&self, what: What<'_>) -> Observed {
             let wanted = Wanted::new("", what, 60_000, "").expect("valid");
             let observing = Observing::begin(&self.gate, wanted, &self.extensions);
             Observed(Box::pin(observing.expect("permitted").stream()))
-        }
-
-        async fn elect(&self, kind: &str, name: &str) {
-            let campaign = Campaign {
-                election: ElectionId::new(kind, name).expect("valid"),
-                candidate: Candidate::new("candidate", "a").expect("valid"),
-                term: Term::from_millis(600_000, 600 * SECOND).expect("valid"),
-                value: Value::default(),
-                request_id: RequestId::new("").expect("valid"),
-                wait: None,
-            };
-            let deadline = Instant::now() + SECOND;
-            self.elections
-                .campaign(&campaign, deadline)
-                .await
-                .expect("an outcome");
         }
     }
 
@@ -487,7 +303,7 @@ mod tests {
                         Some(Ok(Said::State { seen, .. })) => seen.election.path().to_string(),
                         Some(Ok(Said::Synced)) => "synced".to_owned(),
                         Some(Ok(Said::Certainty(doubt))) => format!("certain {}", doubt.is_none()),
-                        Some(Ok(Said::Goodbye(reason, _))) => <&str>::from(reason).to_owned(),
+                        Some(Ok(Said::Goodbye(goodbye))) => <&str>::from(goodbye.reason).to_owned(),
                         Some(Err(problem)) => problem.to_string(),
                         None => "end".to_owned(),
                     };

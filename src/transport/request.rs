@@ -2,7 +2,7 @@
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use http::Extensions;
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, fmt, num::NonZeroU32, sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use crate::{
@@ -64,9 +64,50 @@ impl Deadline {
         self.received + self.callers.map_or(limit, |callers| callers.min(limit))
     }
 
+    /// The server's limit.
+    pub(crate) fn limit(self) -> Duration {
+        self.limit
+    }
+
     /// When the request arrived.
     pub(crate) fn received(self) -> Instant {
         self.received
+    }
+}
+
+/// Counts the messages of a stream in the rate limit of its caller. Cheap to clone.
+#[derive(Clone)]
+pub struct Allowance(Arc<dyn Fn(NonZeroU32) -> Result<(), Problem> + Send + Sync>);
+
+impl Allowance {
+    /// An allowance that this function counts.
+    #[must_use]
+    pub fn new(count: impl Fn(NonZeroU32) -> Result<(), Problem> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(count))
+    }
+
+    /// The allowance of the request with these extensions. [`None`]: callers have no limit.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Option<Self> {
+        extensions.get().cloned()
+    }
+
+    /// Counts messages, or what a message asks for.
+    ///
+    /// # Errors
+    /// The caller is over its limit.
+    pub fn take(&self, messages: usize) -> Result<(), Problem> {
+        let messages = u32::try_from(messages).unwrap_or(u32::MAX);
+        match NonZeroU32::new(messages) {
+            Some(messages) => (self.0)(messages),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Allowance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Allowance")
     }
 }
 

@@ -82,6 +82,7 @@ pub fn begin(
     }
     Ok(Some(Patience {
         since,
+        waiter: None,
         until: (since + wait).min(deadline - BEFORE_THE_DEADLINE),
         deadline,
         ending: peer(extensions)?.ending.clone(),

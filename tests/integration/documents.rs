@@ -210,7 +210,7 @@ fn the_safety_argument_names_tests_that_exist() {
 }
 
 /// What operators and callers read.
-const DOCUMENTS: [&str; 21] = [
+const DOCUMENTS: [&str; 22] = [
     "README.md",
     "CHANGELOG.md",
     "deploy/README.md",
@@ -221,6 +221,7 @@ const DOCUMENTS: [&str; 21] = [
     "docs/DEVELOPING.md",
     "docs/FENCING.md",
     "docs/KUBERNETES.md",
+    "docs/LEADING.md",
     "docs/METRICS.md",
     "docs/OBSERVING.md",
     "docs/OPERATING.md",

@@ -29,6 +29,7 @@ mod full_disk;
 mod harness;
 mod kubernetes_server;
 mod late;
+mod leading;
 mod limits;
 mod listing;
 mod lists;

@@ -526,11 +526,7 @@ async fn a_cluster_is_spoken_to_over_tls_with_its_password() {
 async fn scripts_run(cluster: &Cluster) -> u64 {
     let mut all = 0;
     for node in &cluster.nodes[..3] {
-        let line = node.info("commandstats", "cmdstat_evalsha").await;
-        let line = line.unwrap_or_default();
-        let calls = line.split(',').next().unwrap_or_default();
-        let calls = calls.trim_start_matches("calls=");
-        all += calls.parse::<u64>().unwrap_or_default();
+        all += node.calls("evalsha").await;
     }
     all
 }

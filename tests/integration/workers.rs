@@ -110,18 +110,7 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
     standing.await.expect("runs");
 
     // The others' connections are pinged in each round, also in those in which the first one's says nothing.
-    let pings = async || {
-        let stats = redis.info("commandstats", "cmdstat_ping").await;
-        let calls = stats.and_then(|stats| {
-            stats
-                .strip_prefix("calls=")?
-                .split(',')
-                .next()?
-                .parse()
-                .ok()
-        });
-        calls.unwrap_or(0_u64)
-    };
+    let pings = async || redis.calls("ping").await;
     let before = pings().await;
     eventually("the others were looked at several times", async || {
         for asker in [1, 2] {

@@ -124,11 +124,22 @@ pub struct Settings {
     pub max_wait: Duration,
 }
 
+/// One who waits for longer than a request may take, on a stream.
+pub trait Waiter: fmt::Debug + Send + Sync + 'static {
+    /// When it was heard of last. A grant counts from before then, instead of from the beginning of the wait.
+    fn heard(&self) -> Instant;
+
+    /// The campaign waits from now on, because of this leader.
+    fn waits(&self, leader: &Lease);
+}
+
 /// How long a campaign waits.
 #[derive(Debug, Clone)]
 pub struct Patience {
     /// When the request arrived.
     pub since: Instant,
+    /// Who waits, if it is heard of during the wait.
+    pub waiter: Option<Arc<dyn Waiter>>,
     /// When the wait ends.
     pub until: Instant,
     /// When the outcome must be known: after `until`, by the time that a claim takes.
@@ -222,6 +233,9 @@ impl Board {
             Ok(Outcome::NotElected(lease)) if Instant::now() < until => lease,
             outcome => return outcome,
         };
+        if let Some(waiter) = &patience.waiter {
+            waiter.waits(&lease);
+        }
         let queued = self.enqueue(&campaign.election, lease, began);
         loop {
             let spread = tokio::select! {
@@ -257,9 +271,11 @@ impl Board {
 
     /// Claims for one who has waited.
     async fn claim(&self, campaign: &Campaign, patience: &Patience) -> Result<Outcome, Error> {
-        let waited = patience.since.elapsed();
+        let waiter = patience.waiter.as_ref();
+        let since = waiter.map_or(patience.since, |waiter| waiter.heard());
+        let waited = since.elapsed();
         let wait = Wait {
-            since: patience.since,
+            since,
             stored: campaign
                 .term
                 .at_most(self.0.settings.provisional_term + waited / 100),

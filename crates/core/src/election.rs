@@ -8,7 +8,7 @@ pub mod quota;
 pub mod state;
 pub mod types;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use tokio::time::{Instant, sleep};
@@ -66,6 +66,9 @@ pub enum Outcome {
         valid_for: Duration,
         /// Whether the lease is stored for a shorter time than the term until it is extended first.
         provisional: bool,
+        /// When the request arrived, by the agent's clock; after a wait on a [stream](crate::board::Waiter), when the
+        /// caller was heard of last. The caller counts from before then.
+        since: Instant,
     },
     /// Another candidate leads.
     NotElected(Lease),
@@ -293,6 +296,7 @@ impl Elections {
         let (election, candidate) = (&campaign.election, &campaign.candidate);
         let term = campaign.wait.map_or(campaign.term, |wait| wait.stored);
         let provisional = term < campaign.term;
+        let since = campaign.wait.map_or_else(Instant::now, |wait| wait.since);
         let claim = Claim {
             election: election.clone(),
             candidate: candidate.clone(),
@@ -307,6 +311,7 @@ impl Elections {
                 token,
                 valid_for,
                 provisional,
+                since,
             }),
             Ok(Claimed::Lost(lease)) => Ok(Outcome::NotElected(lease)),
             Ok(Claimed::Used) => Ok(Outcome::Used),
@@ -397,11 +402,29 @@ impl Elections {
                 result => break result,
             }
         };
-        self.enter_leaders(Request::Extend, &extend.election, &extended, |ledger| {
+        self.enter_extension(&extend, &extended);
+        extended
+    }
+
+    /// Extends several terms with few calls to the nodes, each as [`extend`](Self::extend) does without retries: one result
+    /// for each, in their order.
+    pub async fn extend_many(
+        &self,
+        extends: Vec<Arc<Extend>>,
+        deadline: Instant,
+    ) -> Vec<Result<Duration, Error>> {
+        let extended = self.quorum.extend_many(extends.clone(), deadline).await;
+        for (extend, extended) in extends.iter().zip(&extended) {
+            self.enter_extension(extend, extended);
+        }
+        extended
+    }
+
+    fn enter_extension(&self, extend: &Extend, extended: &Result<Duration, Error>) {
+        self.enter_leaders(Request::Extend, &extend.election, extended, |ledger| {
             let term = extend.term.duration();
             ledger.extended(&extend.election, &extend.leader, extend.token, term);
         });
-        extended
     }
 
     /// Resigns a leadership.

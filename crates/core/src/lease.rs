@@ -15,7 +15,7 @@ pub mod rules;
 pub mod tally;
 pub mod token;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 pub use hint::{Hint, Listener};
 pub use tally::Denial;
@@ -106,6 +106,16 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// forgets its grant id and what a rollback would restore, and no grant of the lease can be rolled back any more.
     /// The high-water mark is at least the lease's token, and outlives the new term by [`Settings::retention`].
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError>;
+
+    /// Extends several terms, each as [`extend`](Self::extend) does: one result for each, in their order. Each extension
+    /// is atomic, but not all together.
+    async fn extend_many(&self, extends: &[Arc<Extend>]) -> Vec<Result<ExtendReply, NodeError>> {
+        let mut replies = Vec::with_capacity(extends.len());
+        for extend in extends {
+            replies.push(self.extend(extend).await);
+        }
+        replies
+    }
 
     /// Writes a lease that a quorum is known to hold to a node that lacks it.
     ///

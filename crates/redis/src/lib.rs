@@ -13,6 +13,7 @@ mod script;
 mod sentinel;
 mod server;
 mod single;
+mod together;
 
 use std::{
     collections::HashMap,
@@ -60,9 +61,6 @@ const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_
 const NO_CLOCK: i64 = i64::MIN;
 /// How many partitions are called at once when all have to be.
 const AT_ONCE: usize = 64;
-
-/// How many elections one script reads.
-const TOGETHER: usize = 100;
 
 /// How many members the smallest Redis Cluster with replicas has.
 const SMALLEST_CLUSTER: usize = 6;
@@ -359,64 +357,26 @@ impl Redis {
         known.ok_or_else(|| self.unexpected("read", reply))
     }
 
-    /// See [`LeaseNode::read_many`]: one script for up to [`TOGETHER`] elections of a partition.
-    async fn read_partitions(&self, elections: &[ElectionId]) -> Vec<Result<Reading, NodeError>> {
-        let mut places: Vec<_> = (0..elections.len()).collect();
-        places.sort_by_key(|place| self.keys(&elections[*place]).0);
-        let of_one = |one: &usize, other: &usize| {
-            self.keys(&elections[*one]).0 == self.keys(&elections[*other]).0
-        };
-        let calls = places
-            .chunk_by(of_one)
-            .flat_map(|places| places.chunks(TOGETHER))
-            .map(|places| self.read_together(elections, places));
-        let calls: Vec<_> = calls.collect();
-        let mut read = stream::iter(calls).buffer_unordered(AT_ONCE);
-        let mut readings = vec![None; elections.len()];
-        while let Some(together) = read.next().await {
-            for (place, reading) in together {
-                readings[place] = Some(reading);
-            }
-        }
-        let missing = || Err(NodeError::unknown(format!("{}: no reply", self.name)));
-        let readings = readings.into_iter();
-        readings.map(|it| it.unwrap_or_else(missing)).collect()
-    }
-
-    /// Reads elections of one partition with one script.
-    async fn read_together(
+    /// Parses the reply of extend.lua.
+    fn extended(
         &self,
-        elections: &[ElectionId],
-        places: &[usize],
-    ) -> Vec<(usize, Result<Reading, NodeError>)> {
-        let Some(first) = places.first() else {
-            return Vec::new();
+        partition: u16,
+        election: &ElectionId,
+        reply: &str,
+    ) -> Result<ExtendReply, NodeError> {
+        let known = match word(reply) {
+            ("renewed", renewed) => token(renewed).map(ExtendReply::Renewed),
+            ("held", "") => Some(ExtendReply::Refused(Refusal::Held)),
+            ("stale", "") => Some(ExtendReply::Refused(Refusal::Stale)),
+            ("behind", "") => Some(ExtendReply::Behind),
+            (absent, _) => self
+                .absence(partition, absent)
+                .map(|absence| ExtendReply::Refused(absence.into())),
         };
-        let (partition, keys) = self.keys(&elections[*first]);
-        let leases = places.iter().map(|place| keys.lease(&elections[*place]));
-        let call = Call::new(&SCRIPTS.read_many, leases);
-        let replies: Result<Vec<Option<String>>, _> = self.connections.run(partition, &call).await;
-        let mut readings = Vec::with_capacity(places.len());
-        match replies {
-            Ok(replies) if replies.len() == places.len() => {
-                for (place, reply) in places.iter().zip(replies) {
-                    let reading = match reply.as_deref() {
-                        // Where the key is moving, the read is sent to its new server.
-                        Some("?") | None => self.read(&elections[*place]).await,
-                        Some(reply) => self.reading(partition, reply),
-                    };
-                    readings.push((*place, reading));
-                }
-            }
-            replies => {
-                let error = match replies {
-                    Err(error) => error,
-                    Ok(replies) => self.unexpected("read_many", replies.len()),
-                };
-                readings.extend(places.iter().map(|place| (*place, Err(error.clone()))));
-            }
+        if let Some(ExtendReply::Renewed(_)) = known {
+            self.index.extended(partition, election);
         }
-        readings
+        known.ok_or_else(|| self.unexpected("extend", reply))
     }
 
     fn unexpected(&self, script: &str, reply: impl fmt::Debug) -> NodeError {
@@ -588,19 +548,11 @@ impl LeaseNode for Redis {
             .arg(extend.term.millis())
             .arg(self.retention_ms());
         let reply = self.reply(partition, &call).await?;
-        let known = match word(&reply) {
-            ("renewed", renewed) => token(renewed).map(ExtendReply::Renewed),
-            ("held", "") => Some(ExtendReply::Refused(Refusal::Held)),
-            ("stale", "") => Some(ExtendReply::Refused(Refusal::Stale)),
-            ("behind", "") => Some(ExtendReply::Behind),
-            (absent, _) => self
-                .absence(partition, absent)
-                .map(|absence| ExtendReply::Refused(absence.into())),
-        };
-        if let Some(ExtendReply::Renewed(_)) = known {
-            self.index.extended(partition, &extend.election);
-        }
-        known.ok_or_else(|| self.unexpected("extend", &reply))
+        self.extended(partition, &extend.election, &reply)
+    }
+
+    async fn extend_many(&self, extends: &[Arc<Extend>]) -> Vec<Result<ExtendReply, NodeError>> {
+        self.together(extends).await
     }
 
     async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
@@ -689,7 +641,7 @@ impl LeaseNode for Redis {
     }
 
     async fn read_many(&self, elections: &[ElectionId]) -> Vec<Result<Reading, NodeError>> {
-        self.read_partitions(elections).await
+        self.together(elections).await
     }
 
     async fn listen(&self, listener: &dyn Listener) -> NodeError {

@@ -34,7 +34,8 @@ macro_rules! scripts {
 
 scripts! {
     grant: "lease" "held" "incarnation" "chain" "hint" "grant" "tidy";
-    extend: "extend" "incarnation" "vacancy" "absent";
+    extend: "renew" "extend" "incarnation" "vacancy" "absent";
+    extend_many: "incarnation" "vacancy" "renew" "extend_many";
     repair: "incarnation" "chain" "hint" "heal";
     resign: "incarnation" "chain" "hint" "resign" "vacancy" "absent";
     roll_back: "incarnation" "chain" "hint" "withdraw";

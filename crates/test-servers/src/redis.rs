@@ -332,6 +332,16 @@ impl Redis {
         Some(found)
     }
 
+    /// How often the server has run a command.
+    pub async fn calls(&self, command: &str) -> u64 {
+        let field = format!("cmdstat_{command}");
+        let line = self.info("commandstats", &field).await;
+        let line = line.unwrap_or_default();
+        let calls = line.split(',').next().unwrap_or_default();
+        let calls = calls.trim_start_matches("calls=");
+        calls.parse().unwrap_or_default()
+    }
+
     /// A line of `INFO`, if the server answers.
     pub async fn info(&self, section: &str, field: &str) -> Option<String> {
         let info: String = self.ask(redis::cmd("INFO").arg(section)).await.ok()?;

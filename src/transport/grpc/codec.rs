@@ -1,7 +1,8 @@
 //! A Protocol Buffers codec that treats malformed bytes as the caller's error, not the agent's.
 
-use std::marker::PhantomData;
+use std::{any::TypeId, marker::PhantomData};
 
+use election_proto::LeadRequest;
 use prost::Message;
 use tonic::{
     Status,
@@ -18,7 +19,7 @@ const BUFFER: usize = 512;
 const YIELD: usize = 32 * 1024;
 
 /// Prost's codec, except that a message that does not decode is InvalidArgument (in tonic, Internal), and so
-/// is a second message: no method takes a stream, and tonic would leave it unread.
+/// is a second message of a method that takes one: tonic would leave it unread.
 #[derive(Debug)]
 pub struct StrictCodec<T, U>(PhantomData<(T, U)>);
 
@@ -45,16 +46,18 @@ where
     fn decoder(&mut self) -> Self::Decoder {
         StrictDecoder {
             decoded: false,
+            takes_stream: TypeId::of::<U>() == TypeId::of::<LeadRequest>(),
             message: PhantomData,
         }
     }
 }
 
-/// Decodes exactly one message.
+/// Decodes exactly one message, or those of a stream.
 #[derive(Debug)]
 pub struct StrictDecoder<U> {
     /// Whether the message was decoded.
     decoded: bool,
+    takes_stream: bool,
     message: PhantomData<U>,
 }
 
@@ -63,7 +66,7 @@ impl<U: Message + Default> Decoder for StrictDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        if std::mem::replace(&mut self.decoded, true) {
+        if std::mem::replace(&mut self.decoded, true) && !self.takes_stream {
             let problem = Problem::new(
                 Code::InvalidArgument,
                 "the call has more than one message: send one",

@@ -17,7 +17,7 @@ use crate::{
     status::Problem,
     transport::{
         observe::{self, Said},
-        problem, reason,
+        problem, reason, stream,
         term::term,
     },
 };
@@ -49,6 +49,7 @@ pub(super) fn campaign_result(
             token,
             valid_for,
             provisional,
+            ..
         } => proto::CampaignResult {
             elected: true,
             leader: asked.candidate.as_str().to_owned(),
@@ -137,7 +138,7 @@ pub(super) fn kinds(page: Kinds) -> proto::Kinds {
     }
 }
 
-fn leader(election: &ElectionId, lease: &Lease) -> proto::Leader {
+pub(super) fn leader(election: &ElectionId, lease: &Lease) -> proto::Leader {
     proto::Leader {
         election: election.name().to_owned(),
         name: lease.leader.as_str().to_owned(),
@@ -171,10 +172,7 @@ pub(super) fn observation(said: Said) -> proto::Observation {
     use proto::observation::What;
     let what = match said {
         Said::Heartbeat => What::Heartbeat(proto::Heartbeat {}),
-        Said::Goodbye(reason, reconnect_after) => What::Goodbye(proto::Goodbye {
-            reason: <&str>::from(reason).to_owned(),
-            reconnect_after: i32::try_from(reconnect_after).unwrap_or(i32::MAX),
-        }),
+        Said::Goodbye(it) => What::Goodbye(goodbye(it)),
         Said::Synced => What::Synced(proto::Synced {}),
         Said::Certainty(doubt) => What::Certainty(certainty(doubt.as_ref())),
         Said::State {
@@ -196,6 +194,13 @@ pub(super) fn observation(said: Said) -> proto::Observation {
         }),
     };
     proto::Observation { what: Some(what) }
+}
+
+pub(super) fn goodbye(goodbye: stream::Goodbye) -> proto::Goodbye {
+    proto::Goodbye {
+        reason: <&str>::from(goodbye.reason).to_owned(),
+        reconnect_after: i32::try_from(goodbye.reconnect_after).unwrap_or(i32::MAX),
+    }
 }
 
 fn certainty(doubt: Option<&Doubt>) -> proto::Certainty {
@@ -292,6 +297,6 @@ fn pod(pod: Pod) -> proto::Pod {
     }
 }
 
-fn millis_i32(duration: Duration) -> i32 {
+pub(super) fn millis_i32(duration: Duration) -> i32 {
     i32::try_from(millis(duration)).unwrap_or(i32::MAX)
 }

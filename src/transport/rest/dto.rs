@@ -144,6 +144,7 @@ impl CampaignResult {
                 token,
                 valid_for,
                 provisional,
+                ..
             } => Self {
                 elected: true,
                 leader: asked.candidate.as_str().to_owned(),

@@ -150,9 +150,9 @@ fn event(said: Result<Said, Problem>) -> Result<sse::Event, axum::Error> {
             })
         }
         Ok(Said::Heartbeat) => Ok(sse::Event::default().comment("")),
-        Ok(Said::Goodbye(reason, reconnect_after)) => event("goodbye").json_data(Goodbye {
-            reason: reason.into(),
-            reconnect_after,
+        Ok(Said::Goodbye(goodbye)) => event("goodbye").json_data(Goodbye {
+            reason: goodbye.reason.into(),
+            reconnect_after: goodbye.reconnect_after,
         }),
         // A browser opens a stream that fails as a whole no more; one that ends, it opens again.
         Err(problem) => event("problem")

@@ -140,6 +140,7 @@ impl Board {
         let now = Instant::now();
         let patience = Patience {
             since: now,
+            waiter: None,
             until: now + wait,
             deadline: now + wait + SECOND,
             ending,
@@ -189,6 +190,7 @@ fn elected(outcome: &Result<Outcome, Error>) -> Option<(Token, Duration, bool)> 
             token,
             valid_for,
             provisional,
+            ..
         }) => Some((*token, *valid_for, *provisional)),
         _ => None,
     }

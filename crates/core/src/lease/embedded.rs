@@ -339,6 +339,21 @@ impl LeaseNode for Embedded {
         .await
     }
 
+    async fn extend_many(&self, extends: &[Arc<Extend>]) -> Vec<Result<ExtendReply, NodeError>> {
+        let (retention, guarded) = (self.settings.retention, self.is_guarded());
+        // The log is awaited once for all.
+        let replies = self
+            .run(None, |memory, now| {
+                let each = |extend: &Arc<Extend>| memory.extend(extend, retention, guarded, now);
+                extends.iter().map(each).collect::<Vec<_>>()
+            })
+            .await;
+        match replies {
+            Ok(replies) => replies.into_iter().map(Ok).collect(),
+            Err(error) => extends.iter().map(|_| Err(error.clone())).collect(),
+        }
+    }
+
     async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
         let retention = self.settings.retention;
         self.change(&repair.election, Cause::Repaired, |memory, now| {

@@ -234,7 +234,7 @@ pub enum Reply {
 
 impl Reply {
     /// The error that replaces a reply which does not match its call.
-    fn unexpected(self) -> NodeError {
+    pub(super) fn unexpected(self) -> NodeError {
         NodeError::unknown(format!("unexpected: {self:?}"))
     }
 }

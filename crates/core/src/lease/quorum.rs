@@ -8,6 +8,7 @@
 //! a vote. A task owns each grant, not the caller's future: when the caller drops the future, the task rolls the grant
 //! back.
 
+mod batch;
 mod drive;
 mod health;
 mod node;
@@ -38,6 +39,7 @@ use super::{
     token::{TokenSource, WallClock},
 };
 use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+use batch::Batch;
 use drive::Drive;
 use node::Node;
 use observer::{Called, Nobody, Observer, Operation};
@@ -298,6 +300,20 @@ impl Quorum {
         self.decide(Drive::begin(self, machine, deadline)).await
     }
 
+    /// Extends several terms with few calls, each as [`extend`](Self::extend) does: one result for each, in their order.
+    pub async fn extend_many(
+        &self,
+        extends: Vec<Arc<Extend>>,
+        deadline: Instant,
+    ) -> Vec<Result<Duration, Error>> {
+        let mut batch = Batch::begin(self, extends, deadline);
+        let answers = batch.answers().await;
+        if !batch.is_done().await {
+            self.inner.tasks.spawn(batch.finish().in_current_span());
+        }
+        answers
+    }
+
     /// Resigns a leadership.
     ///
     /// # Errors
@@ -316,14 +332,10 @@ impl Quorum {
     {
         let answer = drive.answer().await;
         if !drive.is_done().await {
-            let rest = drive.finish().in_current_span();
-            self.inner.tasks.spawn(rest);
+            let rest = async move { drive.finish().await };
+            self.inner.tasks.spawn(rest.in_current_span());
         }
-        answer.unwrap_or_else(|| {
-            Err(Error::Internal(
-                "the agent came to no decision: the outcome is not known".to_owned(),
-            ))
-        })
+        decided(answer)
     }
 
     /// Returns the state of an election that a quorum agrees on.
@@ -543,6 +555,15 @@ impl Quorum {
     }
 }
 
+/// The answer of a machine. A machine without one is at fault.
+fn decided<T>(answer: Option<Result<T, Error>>) -> Result<T, Error> {
+    answer.unwrap_or_else(|| {
+        Err(Error::Internal(
+            "the agent came to no decision: the outcome is not known".to_owned(),
+        ))
+    })
+}
+
 /// Why a quorum reached no decision. The cause is in the log only, as any caller may see this text.
 pub(super) fn undecided(electorate: Electorate, deadline: Instant, now: Instant) -> Error {
     if now >= deadline {
@@ -579,14 +600,14 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);
-    const SETTINGS: Settings = Settings {
+    pub(super) const SETTINGS: Settings = Settings {
         retention: MINUTE,
         guard: None,
         vote: SECOND,
     };
 
     /// A campaign for a term of a minute.
-    fn claim() -> Claim {
+    pub(super) fn claim() -> Claim {
         Claim {
             election: ElectionId::new("", "e").expect("valid"),
             candidate: Candidate::new("candidate", "a").expect("valid"),
@@ -599,7 +620,7 @@ mod tests {
     }
 
     /// An unacknowledged grant for a campaign.
-    fn grant_of(claim: &Claim) -> Grant {
+    pub(super) fn grant_of(claim: &Claim) -> Grant {
         Grant {
             election: claim.election.clone(),
             candidate: claim.candidate.clone(),
@@ -853,9 +874,11 @@ mod tests {
     }
 
     /// Wraps an in-process node with faulty replies to grants and rollbacks.
-    struct Faulty {
+    pub(super) struct Faulty {
         node: Embedded,
         reachable: bool,
+        /// Whether it replies to extensions.
+        extends: bool,
         rollbacks: std::sync::atomic::AtomicUsize,
     }
 
@@ -864,8 +887,19 @@ mod tests {
             Arc::new(Self {
                 node: Embedded::in_memory(SETTINGS),
                 reachable,
+                extends: true,
                 rollbacks: 0.into(),
             })
+        }
+
+        /// A node that replies to all but extensions.
+        pub(super) fn that_does_not_extend() -> Self {
+            Self {
+                node: Embedded::in_memory(SETTINGS),
+                reachable: true,
+                extends: false,
+                rollbacks: 0.into(),
+            }
         }
     }
 
@@ -881,7 +915,10 @@ mod tests {
             }
         }
         async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
-            self.node.extend(extend).await
+            match self.extends {
+                true => self.node.extend(extend).await,
+                false => std::future::pending().await,
+            }
         }
         async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
             self.node.repair(repair).await

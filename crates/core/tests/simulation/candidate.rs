@@ -7,7 +7,7 @@ use election_core::{
     board::Patience,
     election::{
         Campaign, Denial, Error, Handover, Outcome, Retry, Wait,
-        types::{Candidate as Name, RequestId, Term, Token, Value},
+        types::{Candidate as Name, ElectionId, RequestId, Term, Token, Value},
     },
     lease::{
         Extend, Resign,
@@ -202,6 +202,7 @@ impl Candidate {
                 token,
                 valid_for,
                 provisional,
+                ..
             })) => {
                 let until = self.ends(asked, valid_for);
                 if until <= Instant::now() {
@@ -256,7 +257,20 @@ impl Candidate {
             term,
         };
         let retry = Retry::new(self.rng.i64(0..3), 50).expect("in range");
-        let answer = agent.elections.extend(request, retry, asked + DEADLINE);
+        let deadline = asked + DEADLINE;
+        let together = self.rng.bool();
+        let answer = async {
+            if !together {
+                return agent.elections.extend(request, retry, deadline).await;
+            }
+            let other = Extend {
+                election: ElectionId::new("", "nobody's").expect("valid"),
+                ..request.clone()
+            };
+            let both = vec![Arc::new(other), Arc::new(request)];
+            let mut answers = agent.elections.extend_many(both, deadline).await;
+            answers.pop().expect("an answer for each")
+        };
         match self.or_gives_up(answer, Duration::ZERO).await {
             Some(Ok(valid_for)) => {
                 let until = self.ends(asked, valid_for);
@@ -397,6 +411,7 @@ impl Waits {
             Self::OnTheBoard(time) => {
                 let patience = Patience {
                     since,
+                    waiter: None,
                     until: since + time,
                     deadline: since + time + DEADLINE,
                     ending: CancellationToken::new(),

@@ -8,7 +8,10 @@
 mod lists;
 mod twins;
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use election_core::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
@@ -72,6 +75,7 @@ const OWN_RUN: &str = "own";
 enum Op {
     Grant(Grant),
     Extend(Extend),
+    ExtendMany(Vec<Arc<Extend>>),
     Repair(Repair),
     Resign(Resign),
     RollBack(Grant),
@@ -89,6 +93,7 @@ enum Op {
 enum Reply {
     Granted(GrantReply),
     Extended(ExtendReply),
+    ExtendedMany(Vec<ExtendReply>),
     Repaired(bool),
     Resigned(ResignReply),
     Nothing,
@@ -132,6 +137,10 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
             reply => reply,
         }),
         Op::Extend(extend) => Reply::Extended(node.extend(extend).await?),
+        Op::ExtendMany(extends) => {
+            let replies = node.extend_many(extends).await.into_iter();
+            Reply::ExtendedMany(replies.collect::<Result<_, _>>()?)
+        }
         Op::Repair(repair) => {
             // A heal names a run that each node calls otherwise: its own, or another.
             let own = own_run(node, &repair.election).await?;
@@ -315,20 +324,21 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                 },
             )
     };
-    let extend = (
-        election(),
-        candidate(),
-        prop::option::of(token()),
-        term(terms),
-    )
-        .prop_map(|(election, leader, token, term)| {
-            Op::Extend(Extend {
+    let extend = || {
+        (
+            election(),
+            candidate(),
+            prop::option::of(token()),
+            term(terms),
+        )
+            .prop_map(|(election, leader, token, term)| Extend {
                 election,
                 leader,
                 token,
                 term,
             })
-        });
+    };
+    let extend_many = prop::collection::vec(extend().prop_map(Arc::new), 0..4);
     let run = prop_oneof![9 => Just(OWN_RUN), 1 => Just("another")];
     let repair = (
         election(),
@@ -389,7 +399,8 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
     let kinds = kinds.prop_map(|(after, limit)| Op::Kinds(after, limit));
     prop_oneof![
         8 => grant().prop_map(Op::Grant),
-        4 => extend,
+        4 => extend().prop_map(Op::Extend),
+        2 => extend_many.prop_map(Op::ExtendMany),
         2 => repair,
         2 => resign,
         3 => grant().prop_map(Op::RollBack),

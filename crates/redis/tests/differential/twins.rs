@@ -224,8 +224,8 @@ const TWINS: &[Twin] = &[
     ),
     twin!(
         NeverShorter,
-        "extend",
-        "if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then",
+        "renew",
+        "if redis.call('PTTL', key) < tonumber(term) then",
         "if true then"
     ),
     twin!(NeverShorter, "grant", "math.max(term, lease[5])", "term"),

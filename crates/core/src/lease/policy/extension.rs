@@ -63,7 +63,8 @@ enum Purpose {
 type Answer = Result<Duration, Error>;
 type Steps = Vec<Step<Answer>>;
 
-const EXTEND: u32 = 0;
+/// The tag of the first vote.
+pub(in crate::lease) const EXTEND: u32 = 0;
 const READ: u32 = 1;
 const REPAIR: u32 = 2;
 /// As [`EXTEND`], for the second time.
@@ -72,9 +73,14 @@ const EXTEND_AGAIN: u32 = 3;
 impl Extending {
     /// Creates an extension with this deadline.
     #[must_use]
-    pub fn new(extend: Extend, now: Instant, deadline: Instant, view: &impl View) -> Self {
+    pub fn new(
+        extend: impl Into<Arc<Extend>>,
+        now: Instant,
+        deadline: Instant,
+        view: &impl View,
+    ) -> Self {
         Self {
-            extend: Arc::new(extend),
+            extend: extend.into(),
             started: now,
             deadline,
             votes: Extensions::new(view.electorate()),

@@ -43,7 +43,14 @@ pub(super) struct Drive<M: Machine> {
 impl<M: Machine> Drive<M> {
     /// Begins. The drive is boxed because it is large and passes through several futures.
     pub(super) fn begin(quorum: &Quorum, machine: M, deadline: Instant) -> Box<Self> {
-        let mut drive = Box::new(Self {
+        let mut drive = Box::new(Self::asked(quorum, machine, deadline));
+        drive.feed(Event::Begin);
+        drive
+    }
+
+    /// A drive whose first call another one makes, and [feeds](Self::feed) it the replies.
+    pub(super) fn asked(quorum: &Quorum, machine: M, deadline: Instant) -> Self {
+        Self {
             quorum: quorum.clone(),
             machine,
             steps: Vec::with_capacity(4),
@@ -52,17 +59,40 @@ impl<M: Machine> Drive<M> {
             checking_health: None,
             answer: None,
             deadline,
-        });
-        drive.feed(Event::Begin);
-        drive
+        }
+    }
+
+    /// Whether the machine has answered, or is done without an answer.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answer.is_some() || self.machine.is_done()
+    }
+
+    /// Whether nothing is left to do.
+    pub(super) fn is_finished(&self) -> bool {
+        self.machine.is_done()
+    }
+
+    /// Whether the drive waits for something that it has asked for itself.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.round.is_open() || self.wake.is_some() || self.checking_health.is_some()
     }
 
     /// Returns the machine's answer, or `None` if it has none when it is done.
     pub(super) async fn answer(&mut self) -> Option<M::Answer> {
-        while self.answer.is_none() && !self.machine.is_done() {
+        self.decide().await;
+        self.take_answer()
+    }
+
+    /// Runs until the machine has answered, or is done without an answer.
+    pub(super) async fn decide(&mut self) {
+        while !self.has_answered() {
             let event = self.next().await;
             self.feed(event);
         }
+    }
+
+    /// The machine's answer, if it has one that was not taken.
+    pub(super) fn take_answer(&mut self) -> Option<M::Answer> {
         self.answer.take()
     }
 
@@ -80,7 +110,7 @@ impl<M: Machine> Drive<M> {
     }
 
     /// Runs until nothing is left to do.
-    pub(super) async fn finish(mut self: Box<Self>) {
+    pub(super) async fn finish(&mut self) {
         while !self.machine.is_done() {
             let event = self.next().await;
             self.feed(event);
@@ -196,7 +226,11 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> A
 
 /// The substitute reply of a node on which this agent has not registered its bounds. Other agents would mistake a lease
 /// written there for one of a clock that was set back, and cut it.
-fn unprobed(inner: &Inner, call: &Call, number: usize) -> Option<Result<Reply, NodeError>> {
+pub(super) fn unprobed(
+    inner: &Inner,
+    call: &Call,
+    number: usize,
+) -> Option<Result<Reply, NodeError>> {
     let (rule, unprepared) = match call {
         Call::Grant(_) => (
             Rule::ProbedBeforeVoting,

@@ -234,6 +234,12 @@ impl Outcome for Vec<Result<Reading, NodeError>> {
     }
 }
 
+impl Outcome for Vec<Result<ExtendReply, NodeError>> {
+    fn outcome(&self) -> &'static str {
+        "extended"
+    }
+}
+
 impl Outcome for Page {
     fn outcome(&self) -> &'static str {
         "listed"

@@ -43,6 +43,7 @@ impl Waiter {
             token,
             valid_for,
             provisional: true,
+            ..
         }) = answer
         else {
             panic!("{answer:?}");

@@ -1,0 +1,261 @@
+//! Campaigns of a stream, and the grants that its caller is told of.
+
+use std::{sync::Arc, time::Duration};
+
+use election_core::{
+    board::{Patience, Waiter},
+    election::{self, Campaign, Outcome, types::ElectionId},
+    lease::Lease,
+};
+use election_proto as proto;
+use futures_util::{
+    StreamExt as _,
+    future::{FutureExt as _, abortable},
+};
+use parking_lot::Mutex;
+use proto::standing::Is;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+use super::{Granted, Heard, Leading, Place, convert, standing};
+use crate::{
+    auth::{
+        Identity,
+        gate::{self, Gate},
+    },
+    status::Problem,
+};
+
+/// Campaigns of streams have no end of their own. This is longer than any stream lasts.
+const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
+/// The shortest pause before a campaign is tried again whose outcome is not known; the longest is twice as long.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+
+/// A campaign that has ended: its election, its number, and its outcome.
+pub(super) type Campaigned = (ElectionId, u64, Result<Outcome, gate::Error>);
+
+/// A campaign waits: for its leader, or until its outcome can be known.
+pub(super) struct Waits {
+    election: ElectionId,
+    number: u64,
+    leader: Option<Lease>,
+    reason: String,
+}
+
+impl Leading {
+    /// Ends campaigns until the caller is heard of again. What they may have been granted is rolled back.
+    pub(super) fn fall_silent(&mut self) {
+        self.settle();
+        for joined in self.joined.values_mut() {
+            if let Place::Waiting { abort, .. } = &joined.place {
+                abort.abort();
+                joined.place = Place::Silent;
+            }
+        }
+    }
+
+    /// Processes outcomes that are here already: their campaigns must not be taken for ones that still wait.
+    pub(super) fn settle(&mut self) {
+        while let Some(Some(ended)) = self.campaigns.next().now_or_never() {
+            if let Ok(campaigned) = ended {
+                self.campaigned(campaigned);
+            }
+        }
+    }
+
+    /// Starts a campaign, unless the stream is to end.
+    pub(super) fn campaign(&mut self, election: &ElectionId) {
+        let Some(joined) = self.joined.get_mut(election) else {
+            return;
+        };
+        if self.life.is_ending() {
+            joined.place = Place::Silent;
+            return;
+        }
+        self.number += 1;
+        let number = self.number;
+        let now = Instant::now();
+        let campaigning = Campaigning {
+            gate: self.gate.clone(),
+            caller: self.life.caller().clone(),
+            campaign: Arc::clone(&joined.campaign),
+            waits: self.waits.0.clone(),
+            number,
+            patience: Patience {
+                since: now,
+                waiter: Some(Arc::new(InStream {
+                    election: election.clone(),
+                    number,
+                    heard: Arc::clone(&self.heard),
+                    waits: self.waits.0.clone(),
+                })),
+                until: now + FOR_EVER,
+                deadline: now + FOR_EVER,
+                ending: self.ending.clone(),
+            },
+        };
+        let (campaigning, abort) = abortable(campaigning.outcome());
+        joined.place = Place::Waiting { number, abort };
+        self.campaigns.push(campaigning.boxed());
+    }
+
+    pub(super) fn waits(&mut self, waits: Waits) {
+        let joined = self.joined.get(&waits.election);
+        let number = joined.and_then(|joined| match joined.place {
+            Place::Waiting { number, .. } => Some(number),
+            _ => None,
+        });
+        if number != Some(waits.number) {
+            return;
+        }
+        let leader = waits.leader.as_ref();
+        self.outbox.standing(proto::Standing {
+            leader: leader.map(|lease| convert::leader(&waits.election, lease)),
+            reason: waits.reason,
+            ..standing(&waits.election, Is::Waiting)
+        });
+    }
+
+    pub(super) fn campaigned(&mut self, (election, ended, outcome): Campaigned) {
+        let Some(joined) = self.joined.get_mut(&election) else {
+            return;
+        };
+        if !matches!(joined.place, Place::Waiting { number, .. } if number == ended) {
+            return;
+        }
+        match outcome {
+            Ok(Outcome::Elected {
+                token,
+                valid_for,
+                provisional,
+                since,
+            }) => {
+                let granted = Granted {
+                    valid_for,
+                    since,
+                    provisional,
+                };
+                joined.place = Place::Leading {
+                    token,
+                    untold: Some(granted),
+                    listed: provisional,
+                };
+                self.untold.push(election);
+                self.tell_grants();
+            }
+            // The stream is to end.
+            Ok(Outcome::NotElected(_)) => joined.place = Place::Silent,
+            Ok(Outcome::Used) => self.leaves(&election, Problem::request_id_used().message),
+            Err(error) => self.leaves(&election, Problem::from(error).message),
+        }
+    }
+
+    /// Tells grants, unless an extension is in progress that does not cover them: its pong would say that it did.
+    pub(super) fn tell_grants(&mut self) {
+        if self.extension.is_some() {
+            return;
+        }
+        for election in std::mem::take(&mut self.untold) {
+            let Some(joined) = self.joined.get_mut(&election) else {
+                continue;
+            };
+            let Place::Leading { token, untold, .. } = &mut joined.place else {
+                continue;
+            };
+            let Some(granted) = untold.take() else {
+                continue;
+            };
+            let (heard, term) = (*self.heard.lock(), joined.campaign.term);
+            // The caller counts from before that ping, and its clock measures the time from there to the grant, too.
+            let before = granted.since.saturating_duration_since(heard.at);
+            let ends = granted.since + granted.valid_for - before / 100;
+            let valid_for = ends.saturating_duration_since(heard.at);
+            if ends <= Instant::now() {
+                // Nobody has been told. The same request gets what is granted already.
+                self.campaign(&election);
+                continue;
+            }
+            self.outbox.standing(proto::Standing {
+                token: token.get(),
+                valid_for: convert::millis_i32(valid_for),
+                of_ping: heard.seq,
+                provisional: granted.provisional,
+                ping_valid_for: convert::millis_i32(term.duration() - term.drift()),
+                ..standing(&election, Is::Leading)
+            });
+        }
+    }
+
+    /// The election leaves the stream, because its campaign is refused.
+    fn leaves(&mut self, election: &ElectionId, why: String) {
+        self.joined.remove(election);
+        let (kind, name) = (election.kind().to_owned(), election.name().to_owned());
+        self.refuse(kind, name, 0, why);
+    }
+}
+
+/// A campaign of a stream.
+struct Campaigning {
+    gate: Gate,
+    caller: Identity,
+    campaign: Arc<Campaign>,
+    waits: mpsc::UnboundedSender<Waits>,
+    number: u64,
+    patience: Patience,
+}
+
+impl Campaigning {
+    /// Campaigns until an outcome is known.
+    async fn outcome(self) -> Campaigned {
+        let (campaign, patience) = (&*self.campaign, &self.patience);
+        loop {
+            let outcome = self
+                .gate
+                .campaign(&self.caller, campaign, Some(patience), patience.deadline)
+                .await;
+            let why = match outcome {
+                Err(gate::Error::Election(
+                    error @ (election::Error::Unavailable { .. }
+                    | election::Error::DeadlineExceeded
+                    | election::Error::StoreFull),
+                )) => error.to_string(),
+                outcome => return (campaign.election.clone(), self.number, outcome),
+            };
+            // An error means that the stream has ended.
+            let _ = self.waits.send(Waits {
+                election: campaign.election.clone(),
+                number: self.number,
+                leader: None,
+                reason: why,
+            });
+            sleep(TRY_AGAIN.mul_f64(1.0 + fastrand::f64())).await;
+        }
+    }
+}
+
+/// A caller that waits in a stream.
+#[derive(Debug)]
+struct InStream {
+    election: ElectionId,
+    number: u64,
+    heard: Arc<Mutex<Heard>>,
+    waits: mpsc::UnboundedSender<Waits>,
+}
+
+impl Waiter for InStream {
+    fn heard(&self) -> Instant {
+        self.heard.lock().at
+    }
+
+    fn waits(&self, leader: &Lease) {
+        // An error means that the stream has ended.
+        let _ = self.waits.send(Waits {
+            election: self.election.clone(),
+            number: self.number,
+            leader: Some(leader.clone()),
+            reason: String::new(),
+        });
+    }
+}

@@ -1,0 +1,211 @@
+//! The terms that a stream extends and gives up.
+
+use std::sync::Arc;
+
+use election_core::{
+    election::{
+        self,
+        types::{Candidate, ElectionId, Token},
+    },
+    lease::{Extend, Resign},
+};
+use election_proto as proto;
+use futures_util::future::FutureExt as _;
+use proto::standing::Is;
+use tokio::time::Instant;
+
+use super::{Joined, Leading, Place, convert, standing};
+use crate::{auth::gate, status::Problem, transport::reason};
+
+/// Terms that were to be extended.
+pub(super) struct Extended {
+    /// The ping that asked for it; [`None`] if the caller goes on with terms that it has.
+    ping: Option<u64>,
+    /// The last ping when they were.
+    heard: u64,
+    extends: Vec<Arc<Extend>>,
+    results: Vec<Result<(), Untold>>,
+}
+
+/// A term that was to be given up.
+pub(super) struct Resigned {
+    election: ElectionId,
+    token: Token,
+    result: Result<(), Untold>,
+}
+
+/// What an error of a leader's request says of its standing, and why.
+type Untold = (Is, String);
+
+impl Leading {
+    /// Extends what a ping or a Join asks for, unless an extension is in progress: it is followed by the next one.
+    pub(super) fn extend(&mut self) {
+        if self.extension.is_some() {
+            return;
+        }
+        let (ping, resumed) = (self.ping.take(), std::mem::take(&mut self.resumed));
+        if ping.is_none() && resumed.is_empty() {
+            return;
+        }
+        let leads = |(_, joined): (&ElectionId, &Joined)| match &joined.place {
+            Place::Leading { token, .. } => Some(Arc::new(Extend {
+                election: joined.campaign.election.clone(),
+                leader: joined.campaign.candidate.clone(),
+                token: Some(*token),
+                term: joined.campaign.term,
+            })),
+            _ => None,
+        };
+        let extends: Vec<_> = match ping {
+            Some(_) => self.joined.iter().filter_map(leads).collect(),
+            None => {
+                let resumed = resumed.iter();
+                let resumed = resumed.filter_map(|id| self.joined.get_key_value(id));
+                resumed.filter_map(leads).collect()
+            }
+        };
+        let heard = self.heard.lock().seq;
+        let of = |results| Extended {
+            ping,
+            heard,
+            extends: extends.clone(),
+            results,
+        };
+        if extends.is_empty() {
+            return self.extended(of(Vec::new()));
+        }
+        if ping.is_some()
+            && let Err(problem) = self.count(extends.len())
+        {
+            // The next ping tries again.
+            let refused = (Is::Jeopardy, problem.message);
+            return self.extended(of(vec![Err(refused); extends.len()]));
+        }
+        let (gate, caller) = (self.gate.clone(), self.life.caller().clone());
+        let deadline = Instant::now() + self.limit;
+        let extension = async move {
+            let results = gate.extend_many(&caller, extends.clone(), deadline).await;
+            let results = results.into_iter().map(|it| it.map(drop).map_err(told));
+            Extended {
+                ping,
+                heard,
+                extends,
+                results: results.collect(),
+            }
+        };
+        self.extension = Some(extension.boxed());
+    }
+
+    pub(super) fn extended(&mut self, extended: Extended) {
+        let mut standings = Vec::new();
+        for (extend, result) in extended.extends.iter().zip(extended.results) {
+            let election = &extend.election;
+            let Some(joined) = self.joined.get_mut(election) else {
+                continue;
+            };
+            let Place::Leading { token, listed, .. } = &mut joined.place else {
+                continue;
+            };
+            if Some(*token) != extend.token {
+                continue;
+            }
+            let (is, why) = match result {
+                Ok(()) if *listed => (Is::Leading, String::new()),
+                Ok(()) => continue,
+                Err(untold) => untold,
+            };
+            *listed = is != Is::Leading;
+            let lasts = match is {
+                Is::Leading => convert::millis_i32(extend.term.duration() - extend.term.drift()),
+                _ => 0,
+            };
+            standings.push(proto::Standing {
+                token: token.get(),
+                valid_for: lasts,
+                ping_valid_for: lasts,
+                of_ping: if lasts > 0 { extended.heard } else { 0 },
+                reason: why,
+                ..standing(election, is)
+            });
+            if is == Is::Lost {
+                self.joined.remove(election);
+            }
+        }
+        match extended.ping {
+            Some(seq) => self.outbox.pong(proto::Pong { seq, standings }),
+            None => {
+                for standing in standings {
+                    self.outbox.standing(standing);
+                }
+            }
+        }
+        self.tell_grants();
+        self.extend();
+    }
+
+    pub(super) fn leave(
+        &mut self,
+        leave: &proto::Leave,
+        candidate: Candidate,
+    ) -> Result<(), Problem> {
+        let election = ElectionId::new(&leave.kind, &leave.election)?;
+        let given = Token::optional(leave.token)?;
+        self.count(1)?;
+        self.settle();
+        let leads = match self.joined.get(&election).map(|joined| &joined.place) {
+            Some(Place::Leading { token, .. }) => Some(*token),
+            Some(Place::Waiting { abort, .. }) => {
+                abort.abort();
+                None
+            }
+            Some(Place::Silent) | None => None,
+        };
+        if given.is_none() || given == leads || leads.is_none() {
+            self.joined.remove(&election);
+        }
+        let Some(token) = given.or(leads) else {
+            self.outbox.standing(standing(&election, Is::Resigned));
+            return Ok(());
+        };
+        let resign = Resign {
+            election: election.clone(),
+            leader: candidate,
+            token: Some(token),
+        };
+        let (gate, caller) = (self.gate.clone(), self.life.caller().clone());
+        let deadline = Instant::now() + self.limit;
+        let resignation = async move {
+            let result = gate.resign(&caller, resign, deadline).await;
+            Resigned {
+                election,
+                token,
+                result: result.map_err(told),
+            }
+        };
+        self.resignations.push(resignation.boxed());
+        Ok(())
+    }
+
+    pub(super) fn resigned(&mut self, resigned: Resigned) {
+        let (is, why) = match resigned.result {
+            Ok(()) => (Is::Resigned, String::new()),
+            Err(untold) => untold,
+        };
+        self.outbox.standing(proto::Standing {
+            token: resigned.token.get(),
+            reason: why,
+            ..standing(&resigned.election, is)
+        });
+    }
+}
+
+/// What an error of a leader's request says of its standing.
+fn told(error: gate::Error) -> Untold {
+    match error {
+        gate::Error::Election(election::Error::Denied(denial)) => {
+            (Is::Lost, reason(denial).to_owned())
+        }
+        gate::Error::Election(error) => (Is::Jeopardy, Problem::from(error).message),
+        refused => (Is::Refused, Problem::from(refused).message),
+    }
+}
