@@ -21,7 +21,7 @@ use tokio::{
 };
 use url::Url;
 
-use super::Verified;
+use super::{Verified, signatures};
 use crate::{
     causes,
     reload::{self, Mistake, Source, read_file},
@@ -68,6 +68,7 @@ impl Keys {
     /// # Errors
     /// The input is not a key set, or none of its keys is usable; the text does not repeat the input.
     pub fn parse(json: &[u8]) -> Result<Self, String> {
+        signatures::verify_with_ring();
         let set: Set = serde_json::from_slice(json)
             .map_err(|error| format!("no JSON Web Key Set ({{\"keys\": […]}}): {error}"))?;
         let keys: Vec<_> = set.keys.into_iter().filter_map(Key::new).collect();
