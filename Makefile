@@ -70,11 +70,13 @@ growth: ## Measure how cost grows with clients, Redis servers and elections held
 	cargo build --release --locked -p election-agent -p loadtest
 	target/release/loadtest growth --agent target/release/election-agent $(GROWTH_FLAGS)
 
-# WAIT_FLAGS="--agents 1 --waiters 1000" and OBSERVE_FLAGS="--observers 1000" measure with other numbers.
-push: ## Measure campaigns that wait and observers, beside goals
+# WAIT_FLAGS="--agents 1 --waiters 1000", OBSERVE_FLAGS="--observers 1000" and LEAD_FLAGS="--elections 500" measure with
+# other numbers.
+push: ## Measure campaigns that wait, observers and streams that lead, beside goals
 	cargo build --release --locked -p election-agent -p loadtest
 	target/release/loadtest wait --agent target/release/election-agent $(WAIT_FLAGS)
 	target/release/loadtest observe --agent target/release/election-agent $(OBSERVE_FLAGS)
+	target/release/loadtest lead --agent target/release/election-agent $(LEAD_FLAGS)
 
 # BENCH="--bench pure -- quorum/" runs a part. The flags -- --save-baseline and -- --baseline compare.
 microbench: ## Measure with criterion: the pure parts, and single calls

@@ -28,6 +28,7 @@ async fn main() -> ExitCode {
         Command::Growth(options) => unless_stopped(growth::growth(&options)).await,
         Command::Wait(options) => unless_stopped(push::wait(&options)).await,
         Command::Observe(options) => unless_stopped(push::observe(&options)).await,
+        Command::Lead(options) => unless_stopped(push::lead(&options)).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

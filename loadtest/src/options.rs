@@ -44,6 +44,8 @@ pub enum Command {
     Wait(Wait),
     /// Starts Redis servers and an agent, and measures observers
     Observe(Observe),
+    /// Starts Redis servers and an agent, and measures streams that lead
+    Lead(Lead),
 }
 
 /// What `bench` measures with.
@@ -146,6 +148,26 @@ pub struct Observe {
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub watched: u32,
     /// How long nothing changes while idle costs are measured
+    #[arg(long, default_value = "20s", value_parser = duration)]
+    pub idle: Duration,
+    /// Writes all figures to this file
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+}
+
+/// What `lead` measures with.
+#[derive(Debug, Clone, Args)]
+pub struct Lead {
+    /// The agent's binary
+    #[arg(long)]
+    pub agent: PathBuf,
+    /// How many elections one stream leads, besides a stream of 100
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub elections: u32,
+    /// How often each stream pings, one ping after the other
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub pings: u32,
+    /// How long terms are kept while the cost of that is measured, and nothing happens beforehand
     #[arg(long, default_value = "20s", value_parser = duration)]
     pub idle: Duration,
     /// Writes all figures to this file

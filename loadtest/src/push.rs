@@ -1,25 +1,28 @@
-//! Measures what it takes to be told at once: campaigns that wait, and observers.
+//! Measures what it takes to be told at once: campaigns that wait, observers, and streams that lead.
 //!
 //! This program starts three Redis servers and agents. Its own clients share the machine with them, so their CPU time
 //! is printed, too.
 
 mod client;
 mod figures;
+mod lead;
 mod observe;
 mod wait;
 
+pub use lead::lead;
 pub use observe::observe;
 pub use wait::wait;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, ffi::OsStr, time::Duration};
 
+use futures_util::future::try_join_all;
 use http::StatusCode;
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     bench::{
         get,
-        processes::{Agent, until},
+        processes::{Agent, Redis, until},
     },
     usage,
 };
@@ -137,4 +140,44 @@ fn with_logs<T>(agents: &[Agent], done: Result<T, String>) -> Result<T, String> 
         let logs: Vec<_> = agents.iter().map(Agent::log).collect();
         format!("{error}\nthe agents' logs end:\n{}", logs.join("\n"))
     })
+}
+
+/// How many scripts and pings all servers have been sent.
+async fn sent(servers: &[Redis]) -> Result<u64, String> {
+    let infos = servers
+        .iter()
+        .map(|server| server.ask(["INFO", "commandstats"].map(OsStr::new)));
+    Ok(try_join_all(infos)
+        .await?
+        .iter()
+        .map(|info| calls(info))
+        .sum())
+}
+
+/// How many scripts were called and pings sent. The server also counts the commands that scripts call, which are no
+/// trips to it.
+fn calls(info: &str) -> u64 {
+    let calls = info.lines().filter_map(|line| {
+        let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(':')?;
+        let sent = command.starts_with("eval") || command.starts_with("fcall") || command == "ping";
+        let (calls, _) = figures.strip_prefix("calls=")?.split_once(',')?;
+        calls.parse::<u64>().ok().filter(|_| sent)
+    });
+    calls.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_of_scripts_are_no_commands_of_clients() {
+        let info = "# Commandstats\r\n\
+            cmdstat_evalsha:calls=30,usec=1,usec_per_call=0.03\r\n\
+            cmdstat_evalsha_ro:calls=5,usec=1\r\n\
+            cmdstat_hmget:calls=400,usec=1\r\n\
+            cmdstat_ping:calls=2,usec=1\r\n\
+            cmdstat_config|get:calls=1,usec=1\r\n";
+        assert_eq!(calls(info), 37);
+    }
 }

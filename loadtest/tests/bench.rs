@@ -1,4 +1,4 @@
-//! `loadtest bench`, `growth`, `wait` and `observe`, with real servers and a real agent. What they measure here is no
+//! `loadtest bench`, `growth`, `wait`, `observe` and `lead`, with real servers and a real agent. What they measure here is no
 //! measure: builds are debug builds, and loads are short.
 
 #![expect(
@@ -296,6 +296,30 @@ fn observe_measures_changes_and_commands_beside_their_goals() {
     ] {
         assert!(found.contains_key(name), "{text}");
     }
+}
+
+#[test]
+fn lead_measures_extensions_beside_their_goals() {
+    let arguments = ["lead", "--elections", "150", "--pings", "5", "--idle", "6s"];
+    let (output, document) = written(&arguments, &agent());
+    let text = printed(&output);
+    assert!(output.status.success(), "{text}");
+    let found = figures(&document, &text);
+    for elections in [100, 150] {
+        let of = |what: &str| found[&*format!("{elections} elections: {what}")];
+        assert!(of("CPU of an extension") > 0.0, "{text}");
+        assert!(
+            of("ping → pong, median") <= of("ping → pong, p99"),
+            "{text}"
+        );
+        // One script takes a hundred.
+        let scripts = of("Redis commands of a ping and node");
+        assert!(scripts >= f64::from(elections / 100), "{text}");
+    }
+    assert!(
+        found.contains_key("150 terms are kept: CPU of the agent"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -1,12 +1,11 @@
 //! Observers: how soon all of them have a change, and what they cost.
 
-use std::{convert::Infallible, ffi::OsStr, slice::from_ref, time::Duration};
+use std::{convert::Infallible, slice::from_ref, time::Duration};
 
 use election_proto::{
     Observation, ObserveRequest, leadership_client::LeadershipClient, observation::What as Said,
     observe_request::What, state::Phase,
 };
-use futures_util::future::try_join_all;
 use tokio::{
     sync::mpsc,
     task::JoinSet,
@@ -18,7 +17,7 @@ use super::{
     NODES, WITHIN,
     client::{Candidate, connect, connect_all, failed},
     figures::Figures,
-    memory, spent, unless_failed, until_all, with_logs,
+    memory, sent, spent, unless_failed, until_all, with_logs,
 };
 use crate::{
     bench::{
@@ -340,48 +339,8 @@ async fn commands<T>(
     servers: &[Redis],
     what: impl Future<Output = Result<T, String>>,
 ) -> Result<f64, String> {
-    let sent = async || {
-        let infos = servers
-            .iter()
-            .map(|server| server.ask(["INFO", "commandstats"].map(OsStr::new)));
-        Ok::<_, String>(
-            try_join_all(infos)
-                .await?
-                .iter()
-                .map(|info| calls(info))
-                .sum::<u64>(),
-        )
-    };
-    let (before, began) = (sent().await?, Instant::now());
+    let (before, began) = (sent(servers).await?, Instant::now());
     what.await?;
-    let (after, took) = (sent().await?, began.elapsed());
+    let (after, took) = (sent(servers).await?, began.elapsed());
     Ok((after - before) as f64 / took.as_secs_f64())
-}
-
-/// How many scripts were called and pings sent. The server also counts the commands that scripts call, which are no
-/// trips to it.
-fn calls(info: &str) -> u64 {
-    let calls = info.lines().filter_map(|line| {
-        let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(':')?;
-        let sent = command.starts_with("eval") || command.starts_with("fcall") || command == "ping";
-        let (calls, _) = figures.strip_prefix("calls=")?.split_once(',')?;
-        calls.parse::<u64>().ok().filter(|_| sent)
-    });
-    calls.sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_of_scripts_are_no_commands_of_clients() {
-        let info = "# Commandstats\r\n\
-            cmdstat_evalsha:calls=30,usec=1,usec_per_call=0.03\r\n\
-            cmdstat_evalsha_ro:calls=5,usec=1\r\n\
-            cmdstat_hmget:calls=400,usec=1\r\n\
-            cmdstat_ping:calls=2,usec=1\r\n\
-            cmdstat_config|get:calls=1,usec=1\r\n";
-        assert_eq!(calls(info), 37);
-    }
 }
