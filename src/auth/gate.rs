@@ -342,6 +342,17 @@ impl Gate {
         self.permits(&observes(caller, scope))
     }
 
+    /// Returns whether policies permit the caller this campaign.
+    #[must_use]
+    pub fn may_campaign(&self, caller: &Identity, campaign: &Campaign) -> bool {
+        let election = &campaign.election;
+        self.permits(&Question {
+            candidate: Some(&campaign.candidate),
+            held: self.besides(caller, election),
+            ..Question::new(caller, Action::Campaign, Resource::Election(election))
+        })
+    }
+
     /// Returns whether policies permit the caller to list the kind.
     #[must_use]
     pub fn may_list(&self, caller: &Identity, kind: &Kind) -> bool {

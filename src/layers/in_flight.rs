@@ -26,11 +26,11 @@ use tower::{Layer, Service};
 
 use crate::{
     body::Holding,
-    endpoint::Counted,
+    endpoint::{Action, Counted, Endpoint},
     status::{Code, Problem},
     transport::{
         request::endpoint,
-        stay::{Stay, too_many_streams},
+        stay::{Places, Stay},
     },
 };
 
@@ -52,14 +52,18 @@ struct Counts {
 impl Counts {
     /// Reserves a place for a request, unless the request is exempt.
     fn place(&self, request: &mut Request<Body>) -> Result<Option<Place>, Problem> {
-        let counted = endpoint(request.extensions())?.counted;
+        let Endpoint {
+            counted, action, ..
+        } = endpoint(request.extensions())?;
         let count = match counted {
             Counted::Request | Counted::MayWait => &self.requests,
             Counted::ApiStream => {
-                let place = Arc::clone(&self.streams).try_acquire_owned();
-                return place
-                    .map(|permit| Some(Place::Of { _permit: permit }))
-                    .map_err(|_| too_many_streams());
+                let places = Places::new(Arc::clone(&self.streams));
+                let permit = places.take()?;
+                if action == Action::Lead {
+                    request.extensions_mut().insert(places);
+                }
+                return Ok(Some(Place::Of { _permit: permit }));
             }
             Counted::Stream => &self.others,
             Counted::Never => return Ok(None),

@@ -55,6 +55,33 @@ impl Stay {
     }
 }
 
+/// The places of streams, for a stream whose campaigns wait. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Places(Arc<Semaphore>);
+
+impl Places {
+    /// These places.
+    #[must_use]
+    pub fn new(streams: Arc<Semaphore>) -> Self {
+        Self(streams)
+    }
+
+    /// The places of the request with these extensions. [`None`]: they are not limited.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Option<Self> {
+        extensions.get().cloned()
+    }
+
+    /// Takes a place.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn take(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let place = Arc::clone(&self.0).try_acquire_owned();
+        place.map_err(|_| too_many_streams())
+    }
+}
+
 /// Begins a wait of this many ms, within the caller's deadline; [`None`] if it is 0.
 ///
 /// # Errors
@@ -90,7 +117,7 @@ pub fn begin(
 }
 
 /// The problem of a stream over the limit.
-pub(crate) fn too_many_streams() -> Problem {
+fn too_many_streams() -> Problem {
     Problem::new(
         Code::Overloaded,
         "the agent has as many streams and waiting requests as it takes (EA_MAX_STREAMS): try again later, or ask \

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use election_proto::{
-    Hello, Join, LeadEvent, LeadRequest, Leave, Ping, Standing, lead_event::What as Event,
-    lead_request::What, leadership_client::LeadershipClient, standing::Is,
+    Hello, Join, LeadEvent, LeadRequest, Leave, ListLeadersRequest, Ping, Standing,
+    lead_event::What as Event, lead_request::What, leadership_client::LeadershipClient,
+    standing::Is,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use crate::harness::{Agent, Fixture, Nodes, Store, campaign, eventually, on_every_store};
+use crate::harness::{Agent, Cluster, Fixture, Nodes, Store, campaign, eventually, on_every_store};
 
 on_every_store! {
     a_stream_leads_while_it_pings,
@@ -562,4 +563,120 @@ async fn a_stream_says_goodbye_and_extends_until_the_next_one_is_open() {
     assert_eq!(stream.ends().await, Code::Ok);
     let seq = next.ping();
     assert_eq!(next.pong(seq).await, []);
+}
+
+/// A program that restarts its work gives an election up and campaigns again without a pause.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_election_may_be_joined_again_while_it_is_left() {
+    let nodes = Nodes::start(3).await;
+    let agent = nodes.agent("one", &[]).await;
+    let mut stream = agent.lead("a", SELDOM).await;
+    stream.join("e");
+    let mut token = stream.stands("e", Is::Leading).await.token;
+    for _ in 0..100 {
+        stream.leave("e", 0);
+        stream.join("e");
+        assert_eq!(stream.stands("e", Is::Resigned).await.token, token);
+        let next = stream.stands("e", Is::Leading).await.token;
+        assert!(next > token);
+        token = next;
+    }
+    let seq = stream.ping();
+    assert_eq!(stream.pong(seq).await, []);
+}
+
+/// The usual end of a program: it leaves what it leads, and says no more.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_left_is_given_up_though_nothing_more_is_said() {
+    let nodes = Nodes::start(3).await;
+    let agent = nodes.agent("one", &[]).await;
+    let mut stream = agent.lead("a", SELDOM).await;
+    const MANY: usize = 200;
+    for number in 0..MANY {
+        stream.join(&format!("e{number}"));
+    }
+    for _ in 0..MANY {
+        let standing = stream.next().await;
+        assert!(matches!(standing, Event::Standing(it) if it.is() == Is::Leading));
+    }
+    for number in 0..MANY {
+        stream.leave(&format!("e{number}"), 0);
+    }
+    let Leads {
+        messages,
+        mut events,
+        ..
+    } = stream;
+    drop(messages);
+    let mut resigned = 0;
+    while let Some(event) = events.message().await.expect("no error") {
+        let what = event.what.expect("something");
+        assert!(matches!(what, Event::Standing(it) if it.is() == Is::Resigned));
+        resigned += 1;
+    }
+    assert_eq!(resigned, MANY);
+    let leaders = agent
+        .grpc()
+        .list_leaders(ListLeadersRequest::default())
+        .await;
+    assert_eq!(leaders.expect("an answer").into_inner().leaders, []);
+}
+
+/// What a caller does not read must not take the agent's memory, nor keep from it what it leads.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_brief_and_few_until_they_are_read() {
+    let agent = Agent::start(&[("EA_LOG_LEVEL", "info")]).await;
+    let mut stream = agent.lead("a", SELDOM).await;
+    stream.join("e");
+    stream.stands("e", Is::Leading).await;
+    let before = agent.memory();
+    let long = "n".repeat(60_000);
+    const MANY: usize = 1_000;
+    for _ in 0..MANY {
+        stream.join(&long);
+    }
+    let mut refused = 0;
+    while refused < MANY {
+        match stream.next().await {
+            Event::Standing(standing) if standing.is() == Is::Refused => {
+                assert!(standing.election.len() < 300, "{}", standing.election.len());
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    let after = agent.memory();
+    assert!(
+        after < before + 32 * 1024 * 1024,
+        "{before} to {after} bytes"
+    );
+}
+
+/// A part of a cluster that hangs holds up its own elections and no others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_hangs_puts_only_its_own_elections_in_jeopardy() {
+    let clusters = [Cluster::start().await];
+    let agent = Agent::on(&clusters[..], &[]).await;
+    let mut stream = agent.lead("a", SELDOM).await;
+    const MANY: usize = 24;
+    for number in 0..MANY {
+        stream.join(&format!("e{number}"));
+    }
+    for _ in 0..MANY {
+        let standing = stream.next().await;
+        assert!(matches!(standing, Event::Standing(it) if it.is() == Is::Leading));
+    }
+    clusters[0].nodes[0].signal("STOP");
+    let seq = stream.ping();
+    let standings = stream.pong(seq).await;
+    clusters[0].nodes[0].signal("CONT");
+    // A third of the slots, more or less.
+    assert!(
+        (1..MANY / 2 + 6).contains(&standings.len()),
+        "{standings:?}"
+    );
+    assert!(
+        standings.iter().all(|it| it.is() == Is::Jeopardy),
+        "{standings:?}"
+    );
 }

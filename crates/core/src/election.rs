@@ -67,7 +67,7 @@ pub enum Outcome {
         /// Whether the lease is stored for a shorter time than the term until it is extended first.
         provisional: bool,
         /// When the request arrived, by the agent's clock; after a wait on a [stream](crate::board::Waiter), when the
-        /// caller was heard of last. The caller counts from before then.
+        /// caller was heard of last before the claim. The caller counts from before then.
         since: Instant,
     },
     /// Another candidate leads.

@@ -12,10 +12,15 @@ use futures_util::{
     stream,
 };
 
+use tokio::time::{Instant, timeout_at};
+
 use super::{AT_ONCE, Redis, keys::Keys, optional, script::Call, script::SCRIPTS};
 
 /// How many elections a script takes: so many are a millisecond of the server's time at the most.
 const TOGETHER: usize = 100;
+
+/// The part of the time of a call that its scripts have, so that their replies come before the call is over.
+const WITHIN: f64 = 0.75;
 
 /// A request that a script can take several of.
 pub(super) trait Together: Sync {
@@ -132,24 +137,31 @@ impl Redis {
         };
         let (partition, keys) = self.keys(first.election());
         let call = R::call(&of, keys, self);
-        let replies: Result<Vec<Option<String>>, _> = self.connections.run(partition, &call).await;
+        // Parts of a cluster that do not reply must not take the others' replies with them.
+        let until = Instant::now() + self.limit.mul_f64(WITHIN);
+        let silent = || NodeError::unknown(format!("{}: no answer in time", self.name));
+        let run = timeout_at(until, self.connections.run(partition, &call)).await;
+        let replies: Result<Vec<Option<String>>, _> = run.unwrap_or_else(|_| Err(silent()));
+        let alone = async |place: usize, request: &R| {
+            let reply = timeout_at(until, request.alone(self)).await;
+            (place, reply.unwrap_or_else(|_| Err(silent())))
+        };
         let mut made = Vec::with_capacity(places.len());
+        let mut apart = Vec::new();
         match replies {
             Ok(replies) if replies.len() == places.len() => {
                 for ((place, request), reply) in places.iter().zip(of).zip(replies) {
-                    let reply = match reply.as_deref() {
+                    match reply.as_deref() {
                         // Where the key is moving, the request is sent to its new server.
-                        Some("?") | None => request.alone(self).await,
-                        Some(reply) => request.parse(partition, reply, self),
-                    };
-                    made.push((*place, reply));
+                        Some("?") | None => apart.push(alone(*place, request)),
+                        Some(reply) => made.push((*place, request.parse(partition, reply, self))),
+                    }
                 }
             }
             // While a slot moves, its servers take no script whose keys are on both.
             Err(NodeError::NotSent(_)) if of.len() > 1 => {
-                for (place, request) in places.iter().zip(of) {
-                    made.push((*place, request.alone(self).await));
-                }
+                let each = places.iter().zip(of);
+                apart.extend(each.map(|(place, request)| alone(*place, request)));
             }
             replies => {
                 let error = match replies {
@@ -159,6 +171,12 @@ impl Redis {
                 made.extend(places.iter().map(|place| (*place, Err(error.clone()))));
             }
         }
+        made.extend(
+            stream::iter(apart)
+                .buffer_unordered(AT_ONCE)
+                .collect::<Vec<_>>()
+                .await,
+        );
         made
     }
 }

@@ -8,7 +8,7 @@ mod outbox;
 mod terms;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet, VecDeque},
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -16,7 +16,7 @@ use std::{
 
 use election_core::election::{
     Campaign,
-    types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
+    types::{Candidate, ElectionId, Invalid, MAX_NAME, RequestId, Token, Value, millis},
 };
 use election_proto as proto;
 use futures_util::{
@@ -27,7 +27,7 @@ use futures_util::{
 use parking_lot::Mutex;
 use proto::{lead_request::What, standing::Is};
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, mpsc},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -40,6 +40,7 @@ use crate::{
     status::{Code, Problem},
     transport::{
         request::{Allowance, Deadline, endpoint, peer},
+        stay::Places,
         stream::{GOES_ON, Life, Reason, Turn},
         term::term,
     },
@@ -56,8 +57,13 @@ const PING_EVERY: i64 = 5_000;
 const PINGS: std::ops::RangeInclusive<i64> = 100..=60_000;
 /// How long a caller may leave events unread.
 const UNREAD: Duration = Duration::from_secs(30);
-/// How many events may be unread before the stream hears no more messages.
+/// How many events, and refusals among them, may be unread before the stream hears no more messages.
 const MOST_UNREAD: usize = 2 * MOST_ELECTIONS;
+const MOST_REFUSALS: usize = 64;
+/// For how long it is remembered when the caller was heard of: longer than any claim takes.
+const KEPT: Duration = Duration::from_secs(600);
+/// Of messages that arrive within less time, one is remembered besides the last.
+const APART: Duration = Duration::from_millis(100);
 
 /// Begins a stream.
 ///
@@ -80,7 +86,7 @@ pub(super) fn begin(
         agent,
         Life::begin(&extensions)?,
         peer(&extensions)?.ending.clone(),
-        Allowance::of(&extensions),
+        (Allowance::of(&extensions), Places::of(&extensions)),
         Deadline::of(&extensions).limit(),
     );
     let (events, mut unsent) = mpsc::channel(1);
@@ -88,13 +94,47 @@ pub(super) fn begin(
     Ok(stream::poll_fn(move |cx| unsent.poll_recv(cx)))
 }
 
-/// The caller's last message that says that it is there.
+/// A message of the caller that says that it is there.
 #[derive(Debug, Clone, Copy)]
 struct Heard {
     /// The ping; 0 for Hello.
     seq: u64,
     /// When it arrived.
     at: Instant,
+}
+
+/// When the caller was heard of lately: a grant counts from the last message before its claim, and never from a later one.
+/// By the agent's clock, the time between two messages may be too short: it stands still while the machine is suspended.
+#[derive(Debug)]
+struct Pings(VecDeque<Heard>);
+
+impl Pings {
+    fn new(hello: Instant) -> Self {
+        Self(VecDeque::from([Heard { seq: 0, at: hello }]))
+    }
+
+    fn last(&self) -> Option<Heard> {
+        self.0.back().copied()
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        // A caller that pings all the time takes no more room than others.
+        let before = self.0.len().checked_sub(2);
+        let before = before.and_then(|place| self.0.get(place));
+        if before.is_some_and(|before| heard.at < before.at + APART) {
+            self.0.pop_back();
+        }
+        self.0.push_back(heard);
+        while self.0.get(1).is_some_and(|next| heard.at > next.at + KEPT) {
+            self.0.pop_front();
+        }
+    }
+
+    /// The last message until this instant.
+    fn until(&self, instant: Instant) -> Option<Heard> {
+        let mut all = self.0.iter().rev();
+        all.find(|heard| heard.at <= instant).copied()
+    }
 }
 
 /// An election that the caller has joined.
@@ -106,24 +146,20 @@ struct Joined {
 
 #[derive(Debug)]
 enum Place {
-    /// A campaign is in progress.
-    Waiting { number: u64, abort: AbortHandle },
-    /// The caller has been silent for too long to be elected.
+    /// A campaign is in progress, and has a place among the agent's streams.
+    Waiting {
+        number: u64,
+        abort: AbortHandle,
+        _place: Option<OwnedSemaphorePermit>,
+    },
+    /// No campaign is in progress: the caller has been silent for too long to be elected, or an earlier term is being given
+    /// up.
     Silent,
     Leading {
         token: Token,
-        /// A grant that the caller has not been told of yet.
-        untold: Option<Granted>,
         /// Whether the caller is to be told when the term is extended: it does not know that it leads for a whole term.
         listed: bool,
     },
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Granted {
-    valid_for: Duration,
-    since: Instant,
-    provisional: bool,
 }
 
 struct Leading {
@@ -133,12 +169,13 @@ struct Leading {
     /// Cancelled when the stream is to end: no campaign is to win then.
     ending: CancellationToken,
     allowance: Option<Allowance>,
+    places: Option<Places>,
     /// How long an extension or a resignation may take.
     limit: Duration,
     /// [`None`] before Hello.
     candidate: Option<Candidate>,
     ping_every: Duration,
-    heard: Arc<Mutex<Heard>>,
+    heard: Arc<Mutex<Pings>>,
     joined: HashMap<ElectionId, Joined>,
     /// The number of the last campaign.
     number: u64,
@@ -148,9 +185,11 @@ struct Leading {
     /// The newest ping that has not been answered, nor is being.
     ping: Option<u64>,
     /// Elections that the caller has joined with a token.
-    resumed: Vec<ElectionId>,
-    /// Elections whose grant the caller has not been told of.
-    untold: Vec<ElectionId>,
+    resumed: HashSet<ElectionId>,
+    /// Grants that were told while an extension was in progress: its pong must not say that it covers them.
+    uncovered: Vec<(ElectionId, proto::Standing)>,
+    /// Terms that are being given up, by elections. Until that is over, a campaign under the same name would replace them.
+    leaving: HashMap<ElectionId, usize>,
     waits: (mpsc::UnboundedSender<Waits>, mpsc::UnboundedReceiver<Waits>),
     outbox: Outbox,
     /// When the caller has last taken an event, or there was none.
@@ -163,7 +202,7 @@ impl Leading {
         agent: &str,
         life: Life,
         ending: CancellationToken,
-        allowance: Option<Allowance>,
+        (allowance, places): (Option<Allowance>, Option<Places>),
         limit: Duration,
     ) -> Self {
         let now = Instant::now();
@@ -173,18 +212,20 @@ impl Leading {
             life,
             ending,
             allowance,
+            places,
             limit,
             candidate: None,
             ping_every: Duration::ZERO,
-            heard: Arc::new(Mutex::new(Heard { seq: 0, at: now })),
+            heard: Arc::new(Mutex::new(Pings::new(now))),
             joined: HashMap::new(),
             number: 0,
             campaigns: FuturesUnordered::new(),
             resignations: FuturesUnordered::new(),
             extension: None,
             ping: None,
-            resumed: Vec::new(),
-            untold: Vec::new(),
+            resumed: HashSet::new(),
+            uncovered: Vec::new(),
+            leaving: HashMap::new(),
             waits: mpsc::unbounded_channel(),
             outbox: Outbox::default(),
             read: now,
@@ -197,6 +238,13 @@ impl Leading {
         events: mpsc::Sender<Result<proto::LeadEvent, Status>>,
     ) {
         let ended = self.serve(pin!(messages), &events).await;
+        // Others must not wait for campaigns that nobody polls.
+        self.campaigns.clear();
+        self.joined.clear();
+        // What the caller has asked for is done, also if it has gone.
+        while let Some(resigned) = self.resignations.next().await {
+            self.resigned(resigned);
+        }
         let rest = async {
             while let Some(event) = self.outbox.pop() {
                 events.send(Ok(event)).await.ok()?;
@@ -222,7 +270,7 @@ impl Leading {
                 turn = self.life.next() => match turn {
                     Turn::Over => return Ok(()),
                     Turn::Ends(why) => self.goodbye(why),
-                    Turn::Checked => {}
+                    Turn::Checked => self.check_rights(),
                 },
                 () = events.closed() => return Ok(()),
                 place = events.reserve(), if !self.outbox.is_empty() => {
@@ -236,6 +284,10 @@ impl Leading {
                     self.outbox.clear();
                     self.goodbye(Reason::Slow);
                 }
+                message = messages.next(), if self.hears() => match message {
+                    Some(message) => self.hear(message?)?,
+                    None => return Ok(()),
+                },
                 extended = or_never(&mut self.extension) => {
                     self.extension = None;
                     self.extended(extended);
@@ -250,10 +302,6 @@ impl Leading {
                 }
                 Some(waits) = self.waits.1.recv() => self.waits(waits),
                 () = sleep_until(silent), if self.waits_for_any() => self.fall_silent(),
-                message = messages.next(), if self.outbox.len() < MOST_UNREAD => match message {
-                    Some(message) => self.hear(message?)?,
-                    None => return Ok(()),
-                },
             }
         }
     }
@@ -263,9 +311,17 @@ impl Leading {
         self.outbox.goodbye(convert::goodbye(goodbye));
     }
 
+    /// Whether there is room for what another message may cause.
+    fn hears(&self) -> bool {
+        self.outbox.len() < MOST_UNREAD
+            && self.outbox.refusals() < MOST_REFUSALS
+            && self.resignations.len() < MOST_ELECTIONS
+    }
+
     /// When the caller has been silent for too long to be elected.
     fn silent_at(&self) -> Instant {
-        self.heard.lock().at + 2 * self.ping_every
+        let last = self.heard.lock().last();
+        last.map_or_else(Instant::now, |last| last.at) + 2 * self.ping_every
     }
 
     fn waits_for_any(&self) -> bool {
@@ -325,7 +381,7 @@ impl Leading {
         };
         self.candidate = Some(candidate);
         self.ping_every = Duration::from_millis(every.unsigned_abs());
-        self.heard.lock().at = Instant::now();
+        *self.heard.lock() = Pings::new(Instant::now());
         self.outbox.welcome(proto::Welcome {
             agent: self.agent.clone(),
             ping_every: i32::try_from(every).unwrap_or(i32::MAX),
@@ -334,6 +390,13 @@ impl Leading {
     }
 
     fn join(&mut self, join: &proto::Join, candidate: Candidate) -> Result<(), Problem> {
+        self.count(1)?;
+        if self.life.is_ending() {
+            return Err(Problem::new(
+                Code::Overloaded,
+                "the stream ends: join on another one",
+            ));
+        }
         let term = term(join.term.into(), self.gate.max_term())?;
         if term.duration() < 2 * self.ping_every {
             return Err(Invalid(format!(
@@ -366,23 +429,28 @@ impl Leading {
                 "the stream has joined the election already: leave it first",
             ));
         }
-        self.count(1)?;
+        let is_left = self.leaving.contains_key(&election);
         let place = match token {
             None => Place::Silent,
+            Some(_) if is_left => {
+                return Err(Problem::new(
+                    Code::Conflict,
+                    "the election is being left: join it when that is answered",
+                ));
+            }
             Some(token) => Place::Leading {
                 token,
-                untold: None,
                 listed: true,
             },
         };
         self.joined
             .insert(election.clone(), Joined { campaign, place });
-        match token {
-            None => self.campaign(&election),
-            Some(_) => {
-                self.resumed.push(election);
-                self.extend();
-            }
+        if token.is_some() {
+            self.resumed.insert(election);
+            self.extend();
+        } else if !is_left && let Err(problem) = self.campaign(&election) {
+            self.joined.remove(&election);
+            return Err(problem);
         }
         Ok(())
     }
@@ -397,36 +465,48 @@ impl Leading {
 
     fn ping(&mut self, seq: u64) -> Result<(), Invalid> {
         let mut heard = self.heard.lock();
-        if seq <= heard.seq {
-            let last = heard.seq;
+        let last = heard.last().map_or(0, |last| last.seq);
+        if seq <= last {
             return Err(Invalid(format!(
                 "`seq` is {seq} after {last}: give every ping a larger one"
             )));
         }
         let at = Instant::now();
-        *heard = Heard { seq, at };
+        heard.hear(Heard { seq, at });
         drop(heard);
         self.ping = Some(seq);
         self.extend();
         let silent = self.joined.iter();
         let silent = silent.filter(|(_, joined)| matches!(joined.place, Place::Silent));
-        let silent: Vec<_> = silent.map(|(election, _)| election.clone()).collect();
+        let silent = silent.map(|(election, _)| election);
+        let silent = silent.filter(|election| !self.leaving.contains_key(*election));
+        let silent: Vec<_> = silent.cloned().collect();
         for election in silent {
-            self.campaign(&election);
+            // Without a place among the agent's streams, the next ping tries again.
+            let _ = self.campaign(&election);
         }
         Ok(())
     }
 
     fn refuse(&mut self, kind: String, election: String, token: u64, why: String) {
         self.outbox.standing(proto::Standing {
-            kind,
-            election,
+            kind: brief(kind),
+            election: brief(election),
             is: Is::Refused.into(),
             token,
             reason: why,
             ..proto::Standing::default()
         });
     }
+}
+
+/// A name as it was given, or its beginning if it is too long for one.
+fn brief(mut name: String) -> String {
+    if name.len() > MAX_NAME {
+        name.truncate(name.floor_char_boundary(MAX_NAME));
+        name.push('…');
+    }
+    name
 }
 
 /// The result of a future, if there is one.
@@ -465,10 +545,20 @@ mod tests {
 
     impl Stream {
         fn of(scene: &Scene, candidate: &str, allowance: Option<Allowance>) -> Self {
+            Self::with(scene, candidate, allowance, None)
+        }
+
+        fn with(
+            scene: &Scene,
+            candidate: &str,
+            allowance: Option<Allowance>,
+            places: Option<Places>,
+        ) -> Self {
             let life = Life::begin(&scene.extensions).expect("known");
             let ending = scene.peer.ending.clone();
             let gate = scene.gate.clone();
-            let leading = Leading::new(gate, "agent", life, ending, allowance, 2 * SECOND);
+            let leading =
+                Leading::new(gate, "agent", life, ending, (allowance, places), 2 * SECOND);
             let (messages, mut heard) = mpsc::unbounded_channel();
             let (events, told) = mpsc::channel(1);
             let heard = stream::poll_fn(move |cx| heard.poll_recv(cx));
@@ -639,6 +729,64 @@ mod tests {
         stream.ping(2);
         let refused = stream.next().await;
         assert_eq!(refused.matches("JEOPARDY").count(), 3, "{refused}");
-        assert_eq!(*taken.lock(), [1, 1, 2, 1, 3]);
+        // What is invalid counts, too.
+        stream.join("a/b");
+        stream.expect(&["a/b REFUSED"]).await;
+        assert_eq!(*taken.lock(), [1, 1, 2, 1, 3, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_campaign_that_waits_takes_a_place_and_who_may_not_campaign_any_more_waits_no_more() {
+        let scene = Scene::new();
+        scene.elect("", "e").await;
+        let places = Places::new(Arc::new(tokio::sync::Semaphore::new(1)));
+        let mut stream = Stream::with(&scene, "b", None, Some(places.clone()));
+        stream.join("e");
+        stream.expect(&["welcome", "e WAITING"]).await;
+        assert!(places.take().is_err());
+        stream.join("f");
+        stream.expect(&["f REFUSED"]).await;
+        let seen = |seq: u64| format!("pong {seq} []");
+        scene.policies.send_replace(permitting(
+            r#"permit (principal, action == ElectionAgent::Action::"read", resource);"#,
+        ));
+        for seq in 1.. {
+            advance(4 * SECOND).await;
+            stream.ping(seq);
+            let next = stream.next().await;
+            if next == "e REFUSED" {
+                break;
+            }
+            assert_eq!(next, seen(seq));
+            assert!(seq < 20);
+        }
+        assert!(places.take().is_ok());
+    }
+
+    #[test]
+    fn a_grant_counts_from_the_last_ping_before_its_claim() {
+        let began = Instant::now();
+        let at = |ms| began + Duration::from_millis(ms);
+        let mut pings = Pings::new(began);
+        let seq = |pings: &Pings, ms| pings.until(at(ms)).map(|heard| heard.seq);
+        for (seq, ms) in [(1, 1_000), (2, 2_000), (3, 2_010), (4, 2_020), (5, 3_000)] {
+            pings.hear(Heard { seq, at: at(ms) });
+        }
+        assert_eq!(seq(&pings, 999), Some(0));
+        assert_eq!(seq(&pings, 1_999), Some(1));
+        assert_eq!(seq(&pings, 2_000), Some(2));
+        // Not a later one, where one between is not remembered.
+        assert_eq!(seq(&pings, 2_015), Some(2));
+        assert_eq!(seq(&pings, 2_999), Some(4));
+        assert_eq!(seq(&pings, 3_000), Some(5));
+        for turn in 0..100_000 {
+            let heard = Heard {
+                seq: 6 + turn,
+                at: at(3_001 + 20 * turn),
+            };
+            pings.hear(heard);
+        }
+        assert!(pings.0.len() <= 8_000, "{}", pings.0.len());
+        assert_eq!(seq(&pings, 3_001 + 20 * 99_999), Some(100_005));
     }
 }

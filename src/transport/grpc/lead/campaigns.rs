@@ -19,19 +19,20 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Granted, Heard, Leading, Place, convert, standing};
+use super::{Leading, Pings, Place, convert, standing};
 use crate::{
     auth::{
         Identity,
         gate::{self, Gate},
     },
     status::Problem,
+    transport::stay::Places,
 };
 
 /// Campaigns of streams have no end of their own. This is longer than any stream lasts.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The shortest pause before a campaign is tried again whose outcome is not known; the longest is twice as long.
-const TRY_AGAIN: Duration = Duration::from_millis(500);
+/// The first and the longest pause before a campaign is tried again whose outcome is not known.
+const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
 
 /// A campaign that has ended: its election, its number, and its outcome.
 pub(super) type Campaigned = (ElectionId, u64, Result<Outcome, gate::Error>);
@@ -65,15 +66,37 @@ impl Leading {
         }
     }
 
-    /// Starts a campaign, unless the stream is to end.
-    pub(super) fn campaign(&mut self, election: &ElectionId) {
-        let Some(joined) = self.joined.get_mut(election) else {
-            return;
-        };
-        if self.life.is_ending() {
-            joined.place = Place::Silent;
-            return;
+    /// Ends campaigns that the caller has no right to any more.
+    pub(super) fn check_rights(&mut self) {
+        self.settle();
+        let (gate, caller) = (&self.gate, self.life.caller());
+        let without = self.joined.iter().filter(|(_, joined)| {
+            let waits = matches!(joined.place, Place::Waiting { .. } | Place::Silent);
+            waits && !gate.may_campaign(caller, &joined.campaign)
+        });
+        let without: Vec<_> = without.map(|(election, _)| election.clone()).collect();
+        for election in without {
+            let joined = self.joined.get(&election);
+            if let Some(Place::Waiting { abort, .. }) = joined.map(|joined| &joined.place) {
+                abort.abort();
+            }
+            self.leaves(&election, "policies do not permit this any more".to_owned());
         }
+    }
+
+    /// Starts a campaign, unless the stream is to end.
+    ///
+    /// # Errors
+    /// The agent has as many streams and campaigns that wait as it takes.
+    pub(super) fn campaign(&mut self, election: &ElectionId) -> Result<(), Problem> {
+        let Some(joined) = self.joined.get_mut(election) else {
+            return Ok(());
+        };
+        joined.place = Place::Silent;
+        if self.life.is_ending() {
+            return Ok(());
+        }
+        let place = self.places.as_ref().map(Places::take).transpose()?;
         self.number += 1;
         let number = self.number;
         let now = Instant::now();
@@ -97,8 +120,13 @@ impl Leading {
             },
         };
         let (campaigning, abort) = abortable(campaigning.outcome());
-        joined.place = Place::Waiting { number, abort };
+        joined.place = Place::Waiting {
+            number,
+            abort,
+            _place: place,
+        };
         self.campaigns.push(campaigning.boxed());
+        Ok(())
     }
 
     pub(super) fn waits(&mut self, waits: Waits) {
@@ -132,59 +160,44 @@ impl Leading {
                 provisional,
                 since,
             }) => {
-                let granted = Granted {
-                    valid_for,
-                    since,
-                    provisional,
+                let heard = self.heard.lock().until(since);
+                let ends = since + valid_for;
+                let (Some(heard), true) = (heard, Instant::now() < ends) else {
+                    // Nobody has been told. The grant may be over, and its request id be used.
+                    let campaign = Campaign {
+                        request_id: None,
+                        ..(*joined.campaign).clone()
+                    };
+                    joined.campaign = Arc::new(campaign);
+                    // Without a place, the next ping tries again.
+                    let _ = self.campaign(&election);
+                    return;
                 };
                 joined.place = Place::Leading {
                     token,
-                    untold: Some(granted),
                     listed: provisional,
                 };
-                self.untold.push(election);
-                self.tell_grants();
+                // The caller counts from before that ping, and its clock measures the time from there to the claim, too.
+                let before = since.saturating_duration_since(heard.at);
+                let valid_for = (ends - before / 100).saturating_duration_since(heard.at);
+                let term = joined.campaign.term;
+                let told = proto::Standing {
+                    token: token.get(),
+                    valid_for: convert::millis_i32(valid_for),
+                    of_ping: heard.seq,
+                    provisional,
+                    ping_valid_for: convert::millis_i32(term.duration() - term.drift()),
+                    ..standing(&election, Is::Leading)
+                };
+                if self.extension.is_some() {
+                    self.uncovered.push((election, told.clone()));
+                }
+                self.outbox.standing(told);
             }
             // The stream is to end.
             Ok(Outcome::NotElected(_)) => joined.place = Place::Silent,
             Ok(Outcome::Used) => self.leaves(&election, Problem::request_id_used().message),
             Err(error) => self.leaves(&election, Problem::from(error).message),
-        }
-    }
-
-    /// Tells grants, unless an extension is in progress that does not cover them: its pong would say that it did.
-    pub(super) fn tell_grants(&mut self) {
-        if self.extension.is_some() {
-            return;
-        }
-        for election in std::mem::take(&mut self.untold) {
-            let Some(joined) = self.joined.get_mut(&election) else {
-                continue;
-            };
-            let Place::Leading { token, untold, .. } = &mut joined.place else {
-                continue;
-            };
-            let Some(granted) = untold.take() else {
-                continue;
-            };
-            let (heard, term) = (*self.heard.lock(), joined.campaign.term);
-            // The caller counts from before that ping, and its clock measures the time from there to the grant, too.
-            let before = granted.since.saturating_duration_since(heard.at);
-            let ends = granted.since + granted.valid_for - before / 100;
-            let valid_for = ends.saturating_duration_since(heard.at);
-            if ends <= Instant::now() {
-                // Nobody has been told. The same request gets what is granted already.
-                self.campaign(&election);
-                continue;
-            }
-            self.outbox.standing(proto::Standing {
-                token: token.get(),
-                valid_for: convert::millis_i32(valid_for),
-                of_ping: heard.seq,
-                provisional: granted.provisional,
-                ping_valid_for: convert::millis_i32(term.duration() - term.drift()),
-                ..standing(&election, Is::Leading)
-            });
         }
     }
 
@@ -210,6 +223,7 @@ impl Campaigning {
     /// Campaigns until an outcome is known.
     async fn outcome(self) -> Campaigned {
         let (campaign, patience) = (&*self.campaign, &self.patience);
+        let (mut pause, mut told) = (TRY_AGAIN.0, String::new());
         loop {
             let outcome = self
                 .gate
@@ -223,14 +237,18 @@ impl Campaigning {
                 )) => error.to_string(),
                 outcome => return (campaign.election.clone(), self.number, outcome),
             };
-            // An error means that the stream has ended.
-            let _ = self.waits.send(Waits {
-                election: campaign.election.clone(),
-                number: self.number,
-                leader: None,
-                reason: why,
-            });
-            sleep(TRY_AGAIN.mul_f64(1.0 + fastrand::f64())).await;
+            if why != told {
+                // An error means that the stream has ended.
+                let _ = self.waits.send(Waits {
+                    election: campaign.election.clone(),
+                    number: self.number,
+                    leader: None,
+                    reason: why.clone(),
+                });
+                told = why;
+            }
+            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(TRY_AGAIN.1);
         }
     }
 }
@@ -240,13 +258,14 @@ impl Campaigning {
 struct InStream {
     election: ElectionId,
     number: u64,
-    heard: Arc<Mutex<Heard>>,
+    heard: Arc<Mutex<Pings>>,
     waits: mpsc::UnboundedSender<Waits>,
 }
 
 impl Waiter for InStream {
     fn heard(&self) -> Instant {
-        self.heard.lock().at
+        let last = self.heard.lock().last();
+        last.map_or_else(Instant::now, |last| last.at)
     }
 
     fn waits(&self, leader: &Lease) {

@@ -1,77 +1,109 @@
 //! What a caller has not been sent yet.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
-use election_proto::{Goodbye, LeadEvent, Pong, Standing, Welcome, lead_event::What};
+use election_proto::{Goodbye, LeadEvent, Pong, Standing, Welcome, lead_event::What, standing::Is};
 
-/// Events in their order. Of an election only the last standing is kept, and of pongs only the last: a caller that does not
-/// read takes no more room than its elections.
+/// Events in their order. Of an election only the last standing with a token is kept, and of pongs only the last: a caller
+/// that does not read takes no more room than its elections. Refusals are answers rather than standings, and all kept.
 ///
 /// The order of what is kept matters: a pong says that all elections which the caller has been told to lead are extended.
 #[derive(Debug, Default)]
-pub(super) struct Outbox(VecDeque<What>);
+pub(super) struct Outbox {
+    events: VecDeque<What>,
+    /// How many of them are refusals.
+    refusals: usize,
+}
 
 impl Outbox {
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.events.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.events.is_empty()
     }
 
     /// The next event.
     pub(super) fn pop(&mut self) -> Option<LeadEvent> {
-        let what = self.0.pop_front();
+        let what = self.events.pop_front();
+        if let Some(What::Standing(standing)) = &what
+            && is_refusal(standing)
+        {
+            self.refusals -= 1;
+        }
         what.map(|what| LeadEvent { what: Some(what) })
     }
 
     pub(super) fn welcome(&mut self, welcome: Welcome) {
-        self.0.push_back(What::Welcome(welcome));
+        self.events.push_back(What::Welcome(welcome));
     }
 
     /// The last event.
     pub(super) fn goodbye(&mut self, goodbye: Goodbye) {
-        self.0.push_back(What::Goodbye(goodbye));
+        self.events.push_back(What::Goodbye(goodbye));
+    }
+
+    /// How many refusals there are.
+    pub(super) fn refusals(&self) -> usize {
+        self.refusals
     }
 
     /// Forgets everything: the caller does not read.
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
     pub(super) fn standing(&mut self, standing: Standing) {
-        self.0
-            .retain(|what| !matches!(what, What::Standing(earlier) if is_of(earlier, &standing)));
-        self.0.push_back(What::Standing(standing));
+        match is_refusal(&standing) {
+            true => self.refusals += 1,
+            false => self.events.retain(|what| match what {
+                What::Standing(earlier) => {
+                    !is_of(earlier, &standing)
+                        || is_refusal(earlier)
+                        || earlier.token > standing.token
+                }
+                _ => true,
+            }),
+        }
+        self.events.push_back(What::Standing(standing));
     }
 
     pub(super) fn pong(&mut self, mut pong: Pong) {
-        let earlier = self.0.iter().position(|what| matches!(what, What::Pong(_)));
+        let earlier = self
+            .events
+            .iter()
+            .position(|what| matches!(what, What::Pong(_)));
         if let Some(place) = earlier
-            && let Some(What::Pong(earlier)) = self.0.remove(place)
+            && let Some(What::Pong(earlier)) = self.events.remove(place)
         {
             // What has been said of an election since then counts.
-            let later = self.0.iter().skip(place);
-            let later: Vec<_> = later
-                .filter_map(|what| match what {
-                    What::Standing(standing) => Some(standing),
-                    _ => None,
-                })
-                .collect();
-            let unsaid = |standing: &Standing| {
-                let mut since = later.iter().copied().chain(&pong.standings);
-                !since.any(|later| is_of(later, standing))
-            };
-            let unsaid: Vec<_> = earlier.standings.into_iter().filter(unsaid).collect();
+            let later = self.events.iter().skip(place);
+            let later = later.filter_map(|what| match what {
+                What::Standing(standing) if !is_refusal(standing) => Some(standing),
+                _ => None,
+            });
+            let later = later.chain(&pong.standings);
+            let said: HashSet<_> = later.map(of).collect();
+            let mut unsaid = earlier.standings;
+            unsaid.retain(|standing| !said.contains(&of(standing)));
+            drop(said);
             pong.standings.extend(unsaid);
         }
-        self.0.push_back(What::Pong(pong));
+        self.events.push_back(What::Pong(pong));
     }
 }
 
+fn of(standing: &Standing) -> (&str, &str) {
+    (&standing.election, &standing.kind)
+}
+
 fn is_of(standing: &Standing, other: &Standing) -> bool {
-    standing.election == other.election && standing.kind == other.kind
+    of(standing) == of(other)
+}
+
+fn is_refusal(standing: &Standing) -> bool {
+    standing.is() == Is::Refused
 }
 
 #[cfg(test)]
@@ -107,6 +139,22 @@ mod tests {
                 other => format!("{other:?}"),
             })
             .collect()
+    }
+
+    /// Otherwise the caller would not know of what its pings go on to extend.
+    #[test]
+    fn neither_a_refusal_nor_the_end_of_an_earlier_term_takes_the_place_of_a_grant() {
+        let mut outbox = Outbox::default();
+        outbox.standing(standing("a", 2));
+        let refused = Standing {
+            is: Is::Refused.into(),
+            ..standing("a", 0)
+        };
+        outbox.standing(refused);
+        assert_eq!(outbox.refusals(), 1);
+        outbox.standing(standing("a", 1));
+        assert_eq!(said(&mut outbox), ["a2", "a0", "a1"]);
+        assert_eq!(outbox.refusals(), 0);
     }
 
     #[test]

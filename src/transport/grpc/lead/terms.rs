@@ -64,7 +64,7 @@ impl Leading {
                 resumed.filter_map(leads).collect()
             }
         };
-        let heard = self.heard.lock().seq;
+        let heard = self.heard.lock().last().map_or(0, |last| last.seq);
         let of = |results| Extended {
             ping,
             heard,
@@ -106,7 +106,8 @@ impl Leading {
             let Place::Leading { token, listed, .. } = &mut joined.place else {
                 continue;
             };
-            if Some(*token) != extend.token {
+            // It was left and joined again meanwhile.
+            if Some(*token) != extend.token || joined.campaign.term != extend.term {
                 continue;
             }
             let (is, why) = match result {
@@ -127,19 +128,31 @@ impl Leading {
                 reason: why,
                 ..standing(election, is)
             });
-            if is == Is::Lost {
+            // A Join that is refused has not joined.
+            if is == Is::Lost || (is == Is::Refused && extended.ping.is_none()) {
                 self.joined.remove(election);
             }
         }
+        let uncovered = std::mem::take(&mut self.uncovered);
         match extended.ping {
-            Some(seq) => self.outbox.pong(proto::Pong { seq, standings }),
+            Some(seq) => {
+                for (election, told) in uncovered {
+                    let joined = self.joined.get(&election);
+                    let leads = joined.is_some_and(|joined| {
+                        matches!(joined.place, Place::Leading { token, .. } if token.get() == told.token)
+                    });
+                    if leads {
+                        standings.push(told);
+                    }
+                }
+                self.outbox.pong(proto::Pong { seq, standings });
+            }
             None => {
                 for standing in standings {
                     self.outbox.standing(standing);
                 }
             }
         }
-        self.tell_grants();
         self.extend();
     }
 
@@ -148,9 +161,10 @@ impl Leading {
         leave: &proto::Leave,
         candidate: Candidate,
     ) -> Result<(), Problem> {
-        let election = ElectionId::new(&leave.kind, &leave.election)?;
-        let given = Token::optional(leave.token)?;
-        self.count(1)?;
+        let election = ElectionId::new(&leave.kind, &leave.election);
+        let given = Token::optional(leave.token);
+        let counted = self.count(1);
+        let (election, given) = (election?, given?);
         self.settle();
         let leads = match self.joined.get(&election).map(|joined| &joined.place) {
             Some(Place::Leading { token, .. }) => Some(*token),
@@ -163,6 +177,8 @@ impl Leading {
         if given.is_none() || given == leads || leads.is_none() {
             self.joined.remove(&election);
         }
+        // Also if it is not given up: the caller does not want to lead any more.
+        counted?;
         let Some(token) = given.or(leads) else {
             self.outbox.standing(standing(&election, Is::Resigned));
             return Ok(());
@@ -172,6 +188,7 @@ impl Leading {
             leader: candidate,
             token: Some(token),
         };
+        *self.leaving.entry(election.clone()).or_default() += 1;
         let (gate, caller) = (self.gate.clone(), self.life.caller().clone());
         let deadline = Instant::now() + self.limit;
         let resignation = async move {
@@ -187,6 +204,12 @@ impl Leading {
     }
 
     pub(super) fn resigned(&mut self, resigned: Resigned) {
+        if let Some(left) = self.leaving.get_mut(&resigned.election) {
+            *left -= 1;
+            if *left == 0 {
+                self.leaving.remove(&resigned.election);
+            }
+        }
         let (is, why) = match resigned.result {
             Ok(()) => (Is::Resigned, String::new()),
             Err(untold) => untold,
@@ -196,6 +219,13 @@ impl Leading {
             reason: why,
             ..standing(&resigned.election, is)
         });
+        // It was joined again meanwhile.
+        let joined = self.joined.get(&resigned.election);
+        let waits = joined.is_some_and(|joined| matches!(joined.place, Place::Silent));
+        if waits && !self.leaving.contains_key(&resigned.election) {
+            // Without a place among the agent's streams, the next ping tries again.
+            let _ = self.campaign(&resigned.election);
+        }
     }
 }
 
