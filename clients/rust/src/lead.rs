@@ -1,0 +1,225 @@
+//! Leading: what the caller asks for.
+
+use std::{fmt, future::Future, sync::Arc, time::Duration};
+
+use crate::{Agent, Error, Lost, Standing, Term, hooks::Hooks, types::DEFAULT_KIND};
+
+/// How long a leadership lasts unless it is extended, if not said otherwise.
+const TERM: Duration = Duration::from_secs(15);
+
+/// How long work may go on after it was told to end, if not said otherwise.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// The longest margin, unless it is asked for.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// How a candidate leads an election: made by [`Agent::lead`], and used by [`run`](Self::run), [`start`](Self::start) or
+/// [`terms`](Self::terms).
+#[derive(Clone, Debug)]
+#[must_use = "nobody campaigns before `run`, `start` or `terms`"]
+pub struct Lead {
+    pub(crate) agent: Agent,
+    pub(crate) settings: Settings,
+    pub(crate) hooks: Hooks,
+}
+
+/// What is asked for, without the functions.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) kind: String,
+    pub(crate) election: String,
+    pub(crate) candidate: String,
+    pub(crate) term: Duration,
+    pub(crate) value: String,
+    /// `None`: for ever.
+    pub(crate) wait: Option<Duration>,
+    pub(crate) grace: Duration,
+    pub(crate) margin: Option<Duration>,
+}
+
+impl Settings {
+    pub(crate) fn margin(&self) -> Duration {
+        self.margin.unwrap_or_else(|| MARGIN.min(self.term / 10))
+    }
+}
+
+impl Lead {
+    pub(crate) fn new(agent: Agent, election: String) -> Self {
+        let candidate = agent.candidate().to_owned();
+        Self {
+            agent,
+            settings: Settings {
+                kind: DEFAULT_KIND.to_owned(),
+                election,
+                candidate,
+                term: TERM,
+                value: String::new(),
+                wait: None,
+                grace: GRACE,
+                margin: None,
+            },
+            hooks: Hooks::default(),
+        }
+    }
+
+    /// The election's kind; `default` unless given.
+    pub fn kind(mut self, kind: impl Into<String>) -> Self {
+        self.settings.kind = kind.into();
+        self
+    }
+
+    /// The name to campaign under; the agent's [`candidate`](Agent::candidate) unless given. It has to be unique among
+    /// processes: one that campaigns under the name of the leader takes its leadership over.
+    pub fn candidate(mut self, candidate: impl Into<String>) -> Self {
+        self.settings.candidate = candidate.into();
+        self
+    }
+
+    /// How long the leadership lasts unless it is extended, which is done every third of it: 1 s to what the agent
+    /// allows, 60 s unless configured. 15 s unless given.
+    pub fn term(mut self, term: Duration) -> Self {
+        self.settings.term = term;
+        self
+    }
+
+    /// Public data of the leader, such as its address: at most 1024 bytes.
+    pub fn value(mut self, value: impl Into<String>) -> Self {
+        self.settings.value = value.into();
+        self
+    }
+
+    /// How long to wait to be elected; zero: not at all. For ever unless given.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.settings.wait = Some(wait);
+        self
+    }
+
+    /// For how long the term is still extended after the work was told that it is lost because it could not be extended:
+    /// the time that the work has to end. 5 s unless given. After it the work's future is dropped.
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.settings.grace = grace;
+        self
+    }
+
+    /// How long before the end of the term the leadership counts as lost: less than a third of the term. A tenth of the
+    /// term, but at most 1 s, unless given.
+    pub fn margin(mut self, margin: Duration) -> Self {
+        self.settings.margin = Some(margin);
+        self
+    }
+
+    /// Is called when the term could not be extended, and it is not known whether the candidate leads.
+    ///
+    /// This and the other functions are called in order by one thread of the library. None holds an extension up; one
+    /// that does not return holds up those after it.
+    pub fn on_jeopardy(mut self, hook: impl Fn(&Term) + Send + Sync + 'static) -> Self {
+        self.hooks.on_jeopardy = Some(Arc::new(hook));
+        self
+    }
+
+    /// Is called when the leadership is lost.
+    pub fn on_lost(mut self, hook: impl Fn(Lost) + Send + Sync + 'static) -> Self {
+        self.hooks.on_lost = Some(Arc::new(hook));
+        self
+    }
+
+    /// Is called whenever the candidate's standing changes.
+    pub fn on_state(mut self, hook: impl Fn(&Standing) + Send + Sync + 'static) -> Self {
+        self.hooks.on_state = Some(Arc::new(hook));
+        self
+    }
+
+    /// Is called before each extension, on a thread of its own: while it returns `false`, or does not return, the term is
+    /// not extended, so that an application that hangs does not lead on.
+    pub fn alive(mut self, hook: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.hooks.alive = Some(Arc::new(hook));
+        self
+    }
+
+    /// Waits until elected.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotElected`] after the time to wait, [`Error::NotKnown`] or [`Error::Unreachable`] if no agent answered
+    /// at its end; [`Error::Refused`] and [`Error::Config`] at once.
+    pub async fn start(self) -> Result<Leadership, Error> {
+        Err(Error::Config("not yet".into()))
+    }
+
+    /// Waits until elected, runs the work, and resigns after it has ended.
+    ///
+    /// The work is told by [`Term::lost`] that the leadership is lost. If it goes on for longer than the
+    /// [`grace`](Self::grace), its future is dropped, and the term lapses. If it panics, the candidate resigns before the
+    /// panic goes on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](Self::start), and [`Error::Lost`] if the leadership was lost before the work had ended.
+    pub async fn run<F, W>(self, work: F) -> Result<W::Output, Error>
+    where
+        F: FnOnce(Term) -> W,
+        W: Future,
+    {
+        let leadership = self.start().await?;
+        let output = work(leadership.term().clone()).await;
+        Ok(output)
+    }
+
+    /// Leads again and again.
+    pub fn terms(self) -> Terms {
+        Terms { lead: self }
+    }
+}
+
+/// Leads an election again and again.
+#[derive(Clone, Debug)]
+#[must_use = "nobody campaigns before `next`"]
+pub struct Terms {
+    lead: Lead,
+}
+
+impl Terms {
+    /// Waits until elected.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Lead::start`].
+    pub async fn next(&mut self) -> Result<Leadership, Error> {
+        self.lead.clone().start().await
+    }
+}
+
+/// A leadership that is extended in the background.
+///
+/// When it is dropped, the term is not extended any more and lapses. [`resign`](Self::resign) lets the next candidate
+/// lead at once: call it when the work has ended.
+#[must_use = "a leadership that is dropped lapses"]
+pub struct Leadership {
+    term: Term,
+}
+
+impl Leadership {
+    /// The term. The work takes a clone of it.
+    #[must_use]
+    pub fn term(&self) -> &Term {
+        &self.term
+    }
+
+    /// Gives the leadership up. No work may be under way that needs it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lost`] if the candidate did not lead any more. [`Error::NotKnown`] and [`Error::Unreachable`] if no agent
+    /// answered: the term lapses.
+    pub async fn resign(self) -> Result<(), Error> {
+        Err(Error::Config("not yet".into()))
+    }
+}
+
+impl fmt::Debug for Leadership {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leadership")
+            .field("term", &self.term)
+            .finish()
+    }
+}

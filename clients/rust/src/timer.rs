@@ -1,0 +1,222 @@
+//! The timer that ends terms: a thread of its own, shared by the process, which needs neither a runtime nor a network.
+//!
+//! On Linux it sleeps in a `timerfd` of CLOCK_BOOTTIME, which fires on time also when the machine was suspended
+//! meanwhile, and which another thread can set to an earlier time without waking the sleeper: `clock_nanosleep` would
+//! need a signal for that. Elsewhere, and when the process has no file descriptor left, the thread waits for a condition
+//! variable, whose clock may stop during a suspension: in steps, after each of which it looks at the clock.
+
+use std::{
+    any::Any,
+    collections::BinaryHeap,
+    sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use crate::Deadline;
+
+/// How long the condition variable waits at the most before the thread looks at the clock again.
+const STEP: Duration = Duration::from_millis(100);
+
+/// What looks at the clock when its time has come.
+pub(crate) trait Timed: Send + Sync {
+    /// Looks at the clock. Returns when to look next, if at all.
+    fn due(&self) -> Option<Deadline>;
+}
+
+/// Has `timed` look at the clock at the deadline, and again when it says so, as long as somebody else holds it.
+pub(crate) fn watch(at: Deadline, timed: Weak<dyn Timed>) {
+    TIMER.add(at, Task::Look(timed));
+}
+
+/// Keeps a value until the deadline.
+pub(crate) fn keep_until(at: Deadline, value: impl Any + Send) {
+    TIMER.add(at, Task::Drop(Box::new(value)));
+}
+
+enum Task {
+    Look(Weak<dyn Timed>),
+    Drop(Box<dyn Any + Send>),
+}
+
+/// The earliest is the greatest, as the heap has that on top.
+struct Entry {
+    at: Deadline,
+    task: Task,
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Entry {}
+
+impl PartialOrd for Entry {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Entry {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        other.at.cmp(&self.at)
+    }
+}
+
+static TIMER: LazyLock<Arc<Timer>> = LazyLock::new(Timer::start);
+
+struct Timer {
+    entries: Mutex<BinaryHeap<Entry>>,
+    alarm: Alarm,
+}
+
+impl Timer {
+    fn start() -> Arc<Self> {
+        let timer = Arc::new(Self {
+            entries: Mutex::default(),
+            alarm: Alarm::new(),
+        });
+        let thread = Arc::clone(&timer);
+        let spawned = std::thread::Builder::new()
+            .name("election-timer".to_owned())
+            .spawn(move || thread.run());
+        if let Err(error) = spawned {
+            // Terms still end by the clock, for those who look at it.
+            tracing::error!(%error, "no thread for the timer: `Term::lost` resolves only when it is polled");
+        }
+        timer
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BinaryHeap<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, at: Deadline, task: Task) {
+        let mut entries = self.entries();
+        let earliest = entries.peek().is_none_or(|first| at < first.at);
+        entries.push(Entry { at, task });
+        if earliest {
+            // Under the lock, so that the alarm is always that of the first entry.
+            self.alarm.set(at);
+        }
+    }
+
+    fn run(&self) {
+        loop {
+            let mut due = Vec::new();
+            {
+                let mut entries = self.entries();
+                while let Some(first) = entries.peek() {
+                    if !first.at.has_passed() {
+                        self.alarm.set(first.at);
+                        break;
+                    }
+                    due.extend(entries.pop());
+                }
+            }
+            // Without the lock: those who are told may start other timers.
+            for entry in due {
+                if let Task::Look(timed) = entry.task
+                    && let Some(strong) = timed.upgrade()
+                    && let Some(next) = strong.due()
+                {
+                    self.add(next, Task::Look(timed));
+                }
+            }
+            self.alarm.wait();
+        }
+    }
+}
+
+/// Sleeps until a time by the clock of terms.
+struct Alarm {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    timerfd: Option<std::os::fd::OwnedFd>,
+    at: Mutex<Option<Deadline>>,
+    changed: Condvar,
+}
+
+impl Alarm {
+    fn new() -> Self {
+        Self {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            timerfd: rustix::time::timerfd_create(
+                rustix::time::TimerfdClockId::Boottime,
+                rustix::time::TimerfdFlags::CLOEXEC,
+            )
+            .ok(),
+            at: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Without the file descriptor, for tests of what other systems do.
+    #[cfg(test)]
+    fn portable() -> Self {
+        Self {
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            timerfd: None,
+            at: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn at(&self) -> MutexGuard<'_, Option<Deadline>> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, at: Deadline) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if let Some(timerfd) = &self.timerfd {
+            let nanos = at.as_nanos_since_boot().max(1);
+            let value = rustix::time::Timespec {
+                tv_sec: i64::try_from(nanos / 1_000_000_000).unwrap_or(i64::MAX),
+                // Below 10^9.
+                tv_nsec: i64::try_from(nanos % 1_000_000_000).unwrap_or(0),
+            };
+            let once = rustix::time::Itimerspec {
+                it_interval: rustix::time::Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 0,
+                },
+                it_value: value,
+            };
+            let absolute = rustix::time::TimerfdTimerFlags::ABSTIME;
+            if let Err(error) = rustix::time::timerfd_settime(timerfd, absolute, &once) {
+                tracing::error!(%error, "timerfd_settime");
+            }
+            return;
+        }
+        *self.at() = Some(at);
+        self.changed.notify_one();
+    }
+
+    /// Returns when the time has come, and perhaps before.
+    fn wait(&self) {
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if let Some(timerfd) = &self.timerfd {
+            // An interruption is a reason to look, as well.
+            let _ = rustix::io::read(timerfd, &mut [0; 8]);
+            return;
+        }
+        let mut at = self.at();
+        while !at.is_some_and(Deadline::has_passed) {
+            let step = at.map_or(Duration::MAX, |at| at.remaining().min(STEP));
+            let waited = if step == Duration::MAX {
+                self.changed.wait(at)
+            } else {
+                self.changed
+                    .wait_timeout(at, step)
+                    .map(|(at, _)| at)
+                    .map_err(|error| {
+                        let (at, timeout) = error.into_inner();
+                        let _ = timeout;
+                        PoisonError::new(at)
+                    })
+            };
+            at = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        *at = None;
+    }
+}
