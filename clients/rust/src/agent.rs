@@ -1,11 +1,30 @@
 //! The agent, as its callers see it, and its plain calls.
 
-use std::{future::Future, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::{
-    Campaign, Campaigned, Deadline, Error, Handover, Kinds, Lead, Leaders, Observer, OfKind, Pod,
-    PodsOf, Scope, State, Verified,
+    Campaign, Campaigned, Deadline, Error, Handover, Kinds, Lead, Leaders, Lost, NotCurrent,
+    Observer, OfKind, Pod, PodsOf, Scope, State, Verified,
+    credentials::Tokens,
+    pool::{Configured, Plan, Pool, deepest},
+    proto,
+    seats::Seats,
+    types::{duration, millis},
+    unary::{promised, request_id},
 };
+
+/// How long a plain call may take.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// How many leaders or kinds a page of a listing has.
+const PAGE: i32 = 1_000;
 
 /// One or several agents of the same elections. Clones share connections.
 ///
@@ -18,7 +37,10 @@ pub struct Agent {
 
 #[derive(Debug)]
 struct Inner {
+    pool: Arc<Pool>,
+    seats: Seats,
     candidate: String,
+    timeout: Duration,
 }
 
 impl Agent {
@@ -34,9 +56,7 @@ impl Agent {
 
     /// The agents at these endpoints, with settings.
     pub fn builder(endpoints: impl AsRef<str>) -> AgentBuilder {
-        AgentBuilder {
-            endpoints: endpoints.as_ref().to_owned(),
-        }
+        AgentBuilder::new(endpoints.as_ref())
     }
 
     /// The name that leaders campaign under unless they give another: of this host and process, and random.
@@ -62,8 +82,36 @@ impl Agent {
     ///
     /// [`Error::Refused`], [`Error::NotKnown`], [`Error::Unreachable`].
     pub async fn verify(&self, election: &str, kind: &str, token: u64) -> Result<Verified, Error> {
-        let _ = (election, kind, token);
-        Err(Error::Config("not yet".into()))
+        let request = proto::VerifyTokenRequest {
+            election: election.to_owned(),
+            kind: kind.to_owned(),
+            token,
+        };
+        let answer = self
+            .inner
+            .pool
+            .call(
+                self.question(),
+                &request,
+                |mut client, request| async move { client.verify_token(request).await },
+            )
+            .await
+            .map_err(|failure| failure.of_question())?;
+        let result = answer.value;
+        let reason = (!result.current).then(|| match result.reason.as_str() {
+            "NO_TERM" => NotCurrent::NoTerm,
+            "STALE_TOKEN" => NotCurrent::StaleToken,
+            "NOT_GRANTED" => NotCurrent::NotGranted,
+            other => NotCurrent::Other(other.to_owned()),
+        });
+        Ok(Verified {
+            current: result.current,
+            reason,
+            state: result.state.and_then(State::of),
+            valid_until: result
+                .current
+                .then(|| answer.sent.plus(duration(result.valid_for))),
+        })
     }
 
     /// Lists the leaders of all held elections of a kind, or of all kinds.
@@ -72,8 +120,36 @@ impl Agent {
     ///
     /// [`Error::Refused`], [`Error::NotKnown`], [`Error::Unreachable`].
     pub async fn leaders(&self, of: impl Into<OfKind>) -> Result<Leaders, Error> {
-        let _ = of.into();
-        Err(Error::Config("not yet".into()))
+        let (kind, all_kinds) = match of.into() {
+            OfKind::Kind(kind) => (kind, false),
+            OfKind::All => (String::new(), true),
+        };
+        let mut request = proto::ListLeadersRequest {
+            kind,
+            page_size: PAGE,
+            page_token: String::new(),
+            all_kinds,
+        };
+        let mut all = Leaders::default();
+        loop {
+            let answer = self
+                .inner
+                .pool
+                .call(
+                    self.question(),
+                    &request,
+                    |mut client, request| async move { client.list_leaders(request).await },
+                )
+                .await
+                .map_err(|failure| failure.of_question())?;
+            let page = answer.value;
+            all.leaders.extend(page.leaders.into_iter().map(Into::into));
+            all.incomplete |= page.incomplete;
+            if page.next_page_token.is_empty() {
+                return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     /// Lists the kinds that have elections.
@@ -82,7 +158,30 @@ impl Agent {
     ///
     /// [`Error::Refused`], [`Error::NotKnown`], [`Error::Unreachable`].
     pub async fn kinds(&self) -> Result<Kinds, Error> {
-        Err(Error::Config("not yet".into()))
+        let mut request = proto::ListKindsRequest {
+            page_size: PAGE,
+            page_token: String::new(),
+        };
+        let mut all = Kinds::default();
+        loop {
+            let answer = self
+                .inner
+                .pool
+                .call(
+                    self.question(),
+                    &request,
+                    |mut client, request| async move { client.list_kinds(request).await },
+                )
+                .await
+                .map_err(|failure| failure.of_question())?;
+            let page = answer.value;
+            all.kinds.extend(page.kinds);
+            all.incomplete |= page.incomplete;
+            if page.next_page_token.is_empty() {
+                return Ok(all);
+            }
+            request.page_token = page.next_page_token;
+        }
     }
 
     /// The state of an election. One that was never held is vacant.
@@ -91,8 +190,23 @@ impl Agent {
     ///
     /// [`Error::Refused`], [`Error::NotKnown`], [`Error::Unreachable`].
     pub async fn state(&self, election: &str, kind: &str) -> Result<State, Error> {
-        let _ = (election, kind);
-        Err(Error::Config("not yet".into()))
+        let request = proto::GetElectionRequest {
+            election: election.to_owned(),
+            kind: kind.to_owned(),
+        };
+        let answer = self
+            .inner
+            .pool
+            .call(
+                self.question(),
+                &request,
+                |mut client, request| async move { client.get_election(request).await },
+            )
+            .await
+            .map_err(|failure| failure.of_question())?;
+        State::of(answer.value).ok_or_else(|| Error::NotKnown {
+            reason: "the agent's answer says neither who leads nor that nobody does".to_owned(),
+        })
     }
 
     /// Campaigns once, for those who extend on their own; [`lead`](Self::lead) does all of it.
@@ -101,8 +215,45 @@ impl Agent {
     ///
     /// [`Error::Refused`], [`Error::NotKnown`], [`Error::Unreachable`]. That another candidate leads is no error.
     pub async fn campaign(&self, campaign: Campaign) -> Result<Campaigned, Error> {
-        let _ = campaign;
-        Err(Error::Config("not yet".into()))
+        let wait = millis(campaign.wait, "the wait")?;
+        let request = proto::CampaignRequest {
+            election: campaign.election,
+            candidate: campaign.candidate,
+            term: millis(campaign.term, "the term")?,
+            kind: campaign.kind,
+            value: campaign.value,
+            request_id: match campaign.request_id {
+                Some(id) => id,
+                None => request_id()?,
+            },
+            wait,
+        };
+        let pool = &self.inner.pool;
+        let mut plan = Plan::one_by_one(self.inner.timeout + campaign.wait);
+        let mut _guard = None;
+        if wait > 0 {
+            let (lane, guard) = pool.wait_lane();
+            plan.lane = lane;
+            plan.attempt += campaign.wait;
+            _guard = Some(guard);
+        }
+        let answer = pool
+            .call(plan, &request, |mut client, request| async move {
+                client.campaign(request).await
+            })
+            .await
+            .map_err(|failure| failure.of_change())?;
+        let result = answer.value;
+        Ok(Campaigned {
+            elected: result.elected,
+            leader: result.leader,
+            token: result.token,
+            value: result.value,
+            valid_until: result
+                .elected
+                .then(|| answer.sent.plus(duration(result.valid_for))),
+            provisional: result.provisional,
+        })
     }
 
     /// Extends a term, and returns until when its leader may act, counted from before the request was sent.
@@ -119,8 +270,27 @@ impl Agent {
         token: u64,
         term: Duration,
     ) -> Result<Deadline, Error> {
-        let _ = (election, kind, candidate, token, term);
-        Err(Error::Config("not yet".into()))
+        let request = proto::ExtendElectedTermRequest {
+            election: election.to_owned(),
+            leader: candidate.to_owned(),
+            term: millis(term, "the term")?,
+            kind: kind.to_owned(),
+            token,
+            retries: 0,
+            retry_interval: 0,
+        };
+        let answer = self
+            .inner
+            .pool
+            .call(
+                self.question(),
+                &request,
+                |mut client, request| async move { client.extend_elected_term(request).await },
+            )
+            .await
+            .map_err(|failure| failure.of_change())?;
+        granted(&answer.value)?;
+        Ok(answer.sent.plus(promised(&answer.value, term)))
     }
 
     /// Gives a leadership up. The work that needs it has to have ended.
@@ -136,8 +306,27 @@ impl Agent {
         candidate: &str,
         token: u64,
     ) -> Result<(), Error> {
-        let _ = (election, kind, candidate, token);
-        Err(Error::Config("not yet".into()))
+        let request = proto::ResignRequest {
+            election: election.to_owned(),
+            leader: candidate.to_owned(),
+            kind: kind.to_owned(),
+            token,
+        };
+        let answer = self
+            .inner
+            .pool
+            .call(
+                self.question(),
+                &request,
+                |mut client, request| async move { client.resign(request).await },
+            )
+            .await
+            .map_err(|failure| failure.of_change())?;
+        match granted(&answer.value) {
+            // An attempt before has done it.
+            Err(Error::Lost(Lost::NoTerm)) if answer.uncertain => Ok(()),
+            result => result,
+        }
     }
 
     /// Moves a leadership to another candidate, and returns until when that may act. It takes the leadership up by
@@ -148,8 +337,35 @@ impl Agent {
     /// [`Error::Lost`] if the leader that hands over does not lead with its token, [`Error::Refused`],
     /// [`Error::NotKnown`], [`Error::Unreachable`].
     pub async fn handover(&self, handover: Handover) -> Result<Deadline, Error> {
-        let _ = handover;
-        Err(Error::Config("not yet".into()))
+        let term = handover.term;
+        let request = proto::HandoverRequest {
+            election: handover.election,
+            leader: handover.to,
+            term: millis(term, "the term")?,
+            kind: handover.kind,
+            current_leader: handover.from,
+            token: handover.token,
+        };
+        let plan = Plan::one_by_one(self.inner.timeout);
+        let answer = self
+            .inner
+            .pool
+            .call(plan, &request, |mut client, request| async move {
+                client.handover(request).await
+            })
+            .await
+            .map_err(|failure| failure.of_change())?;
+        match granted(&answer.value) {
+            Ok(()) => Ok(answer.sent.plus(promised(&answer.value, term))),
+            // An attempt before may have moved it.
+            Err(_) if answer.uncertain => Err(Error::NotKnown {
+                reason: format!(
+                    "{}; an attempt before was not answered",
+                    answer.value.reason
+                ),
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lists the pods of a Kubernetes Deployment, or the siblings of a pod, those of the newest revision first.
@@ -158,9 +374,51 @@ impl Agent {
     ///
     /// [`Error::Refused`] (also if the agent does not look pods up), [`Error::NotKnown`], [`Error::Unreachable`].
     pub async fn pods(&self, namespace: &str, of: PodsOf) -> Result<Vec<Pod>, Error> {
-        let _ = (namespace, of);
-        Err(Error::Config("not yet".into()))
+        let (deployment, pod_name) = match of {
+            PodsOf::Deployment(name) => (name, String::new()),
+            PodsOf::Pod(name) => (String::new(), name),
+        };
+        let request = proto::GetPodsRequest {
+            namespace: namespace.to_owned(),
+            deployment,
+            pod_name,
+        };
+        let answer = self
+            .inner
+            .pool
+            .call(
+                self.question(),
+                &request,
+                |mut client, request| async move { client.get_pods(request).await },
+            )
+            .await
+            .map_err(|failure| failure.of_question())?;
+        Ok(answer.value.items.into_iter().map(Into::into).collect())
     }
+
+    fn question(&self) -> Plan {
+        Plan::idempotent(self.inner.timeout)
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.inner.pool
+    }
+
+    pub(crate) fn seats(&self) -> &Seats {
+        &self.inner.seats
+    }
+}
+
+/// # Errors
+///
+/// Why the agent has denied it.
+fn granted(value: &proto::BoolValue) -> Result<(), Error> {
+    if value.value {
+        return Ok(());
+    }
+    Err(Error::Lost(
+        Lost::of_reason(&value.reason).unwrap_or(Lost::NoTerm),
+    ))
 }
 
 /// Settings of an [`Agent`].
@@ -168,16 +426,34 @@ impl Agent {
 #[must_use = "`build` makes the agent"]
 pub struct AgentBuilder {
     endpoints: String,
+    authorities: Option<Certificate>,
+    identity: Option<Identity>,
+    server_name: Option<String>,
+    tokens: Tokens,
+    candidate: Option<String>,
+    timeout: Duration,
 }
 
 impl AgentBuilder {
+    fn new(endpoints: &str) -> Self {
+        Self {
+            endpoints: endpoints.to_owned(),
+            authorities: None,
+            identity: None,
+            server_name: None,
+            tokens: Tokens::None,
+            candidate: None,
+            timeout: TIMEOUT,
+        }
+    }
+
     /// Trusts the authorities in a PEM file, and no others. Without it the system's are trusted.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] if the file cannot be read.
-    pub fn ca_file(self, path: impl AsRef<Path>) -> Result<Self, Error> {
-        let _ = path;
+    pub fn ca_file(mut self, path: impl AsRef<Path>) -> Result<Self, Error> {
+        self.authorities = Some(Certificate::from_pem(read(path.as_ref())?));
         Ok(self)
     }
 
@@ -187,53 +463,58 @@ impl AgentBuilder {
     ///
     /// [`Error::Config`] if a file cannot be read.
     pub fn identity_files(
-        self,
+        mut self,
         certificate: impl AsRef<Path>,
         key: impl AsRef<Path>,
     ) -> Result<Self, Error> {
-        let _ = (certificate, key);
+        self.identity = Some(Identity::from_pem(
+            read(certificate.as_ref())?,
+            read(key.as_ref())?,
+        ));
         Ok(self)
     }
 
     /// The name that the agent's certificate has to be for, if it is not the endpoint's.
-    pub fn server_name(self, name: impl Into<String>) -> Self {
-        let _ = name.into();
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.server_name = Some(name.into());
         self
     }
 
     /// A bearer token.
-    pub fn token(self, token: impl Into<String>) -> Self {
-        let _ = token.into();
+    pub fn token(mut self, token: impl Into<String>) -> Self {
+        self.tokens = Tokens::Static(token.into());
         self
     }
 
-    /// A file with a bearer token. It is read again when it has changed.
-    pub fn token_file(self, path: impl AsRef<Path>) -> Self {
-        let _ = path;
+    /// A file with a bearer token. Each attempt of a call shows the file's present content.
+    pub fn token_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.tokens = Tokens::File(path.into(), Arc::default());
         self
     }
 
-    /// A function that returns a bearer token. It is called before each attempt of a call, and keeps tokens that are
-    /// still good on its own.
-    pub fn token_from<F, T, E>(self, source: F) -> Self
+    /// A function that returns a bearer token. It is called for each attempt of a call: keep a token that is still good.
+    pub fn token_from<F, T, E>(mut self, source: F) -> Self
     where
         F: Fn() -> T + Send + Sync + 'static,
         T: Future<Output = Result<String, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let _ = source;
+        self.tokens = Tokens::Function(Arc::new(move || {
+            let token = source();
+            Box::pin(async move { token.await.map_err(|error| error.into().to_string()) })
+        }));
         self
     }
 
     /// The name that leaders campaign under unless they give another.
-    pub fn candidate(self, candidate: impl Into<String>) -> Self {
-        let _ = candidate.into();
+    pub fn candidate(mut self, candidate: impl Into<String>) -> Self {
+        self.candidate = Some(candidate.into());
         self
     }
 
     /// How long a plain call may take, with all its attempts; 10 s unless given. Leading has deadlines of its own.
-    pub fn timeout(self, timeout: Duration) -> Self {
-        let _ = timeout;
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
         self
     }
 
@@ -243,10 +524,75 @@ impl AgentBuilder {
     ///
     /// [`Error::Config`] if an endpoint is no address, or a file holds no certificate or key.
     pub fn build(self) -> Result<Agent, Error> {
+        let mut endpoints = Vec::new();
+        for text in self
+            .endpoints
+            .split(',')
+            .map(str::trim)
+            .filter(|text| !text.is_empty())
+        {
+            let endpoint = Configured::new(text, |template| {
+                let mut tls = ClientTlsConfig::new();
+                tls = match self.authorities.clone() {
+                    Some(authorities) => tls.ca_certificate(authorities),
+                    None => tls.with_native_roots(),
+                };
+                if let Some(identity) = self.identity.clone() {
+                    tls = tls.identity(identity);
+                }
+                if let Some(name) = self.server_name.clone() {
+                    tls = tls.domain_name(name);
+                }
+                template.tls_config(tls).map_err(|error| deepest(&error))
+            });
+            let endpoint =
+                endpoint.map_err(|why| Error::Config(format!("the endpoint {text}: {why}")))?;
+            if self.tokens.any() && !endpoint.is_encrypted() {
+                tracing::warn!(
+                    endpoint = text,
+                    "the bearer token goes over a connection that is not encrypted"
+                );
+            }
+            endpoints.push(endpoint);
+        }
+        if endpoints.is_empty() {
+            return Err(Error::Config("no endpoint is given".to_owned()));
+        }
+        let candidate = match self.candidate {
+            Some(candidate) => candidate,
+            None => name_of_process()?,
+        };
         Ok(Agent {
             inner: Arc::new(Inner {
-                candidate: self.endpoints,
+                pool: Arc::new(Pool::new(endpoints, self.tokens)),
+                seats: Seats::default(),
+                candidate,
+                timeout: self.timeout,
             }),
         })
     }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    fs::read(path).map_err(|error| Error::Config(format!("{}: {error}", path.display())))
+}
+
+/// The host's name, the process's number, and what tells agents of one process apart.
+fn name_of_process() -> Result<String, Error> {
+    #[cfg(unix)]
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    #[cfg(not(unix))]
+    let host = std::env::var("COMPUTERNAME").unwrap_or_else(|_| "host".to_owned());
+    // Of a host's name, at most what a candidate's name has room for.
+    let host: String = host
+        .chars()
+        .filter(|char| !char.is_control())
+        .take(48)
+        .collect();
+    let random = request_id()?;
+    let random = random.get(..8).unwrap_or_default();
+    Ok(format!("{host}-{}-{random}", std::process::id()))
 }

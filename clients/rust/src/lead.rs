@@ -1,8 +1,25 @@
 //! Leading: what the caller asks for.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    panic::{AssertUnwindSafe, resume_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
-use crate::{Agent, Error, Lost, Standing, Term, hooks::Hooks, types::DEFAULT_KIND};
+use futures_util::FutureExt as _;
+use tokio::{task::JoinHandle, time::sleep};
+
+use crate::{
+    Agent, Error, Lost, Standing, Term,
+    hooks::Hooks,
+    pool::Pool,
+    seats::Seated,
+    term::{Shared, Who},
+    types::{DEFAULT_KIND, millis},
+    unary::{self, Patience},
+};
 
 /// How long a leadership lasts unless it is extended, if not said otherwise.
 const TERM: Duration = Duration::from_secs(15);
@@ -40,6 +57,35 @@ pub(crate) struct Settings {
 impl Settings {
     pub(crate) fn margin(&self) -> Duration {
         self.margin.unwrap_or_else(|| MARGIN.min(self.term / 10))
+    }
+
+    fn who(&self) -> Who {
+        Who {
+            kind: self.kind.clone(),
+            election: self.election.clone(),
+            candidate: self.candidate.clone(),
+        }
+    }
+
+    /// # Errors
+    ///
+    /// What no agent can tell is wrong.
+    fn check(&self) -> Result<(), Error> {
+        millis(self.term, "the term")?;
+        if self.term < Duration::from_secs(1) {
+            return Err(Error::Config(format!(
+                "the term is {:?}: at least 1 s",
+                self.term
+            )));
+        }
+        if self.margin() > self.term / 2 {
+            return Err(Error::Config(format!(
+                "the margin is {:?}: at most half of the term, which is {:?}",
+                self.margin(),
+                self.term
+            )));
+        }
+        Ok(())
     }
 }
 
@@ -101,7 +147,7 @@ impl Lead {
         self
     }
 
-    /// How long before the end of the term the leadership counts as lost: less than a third of the term. A tenth of the
+    /// How long before the end of the term the leadership counts as lost: at most half of the term. A tenth of the
     /// term, but at most 1 s, unless given.
     pub fn margin(mut self, margin: Duration) -> Self {
         self.settings.margin = Some(margin);
@@ -143,7 +189,67 @@ impl Lead {
     /// [`Error::NotElected`] after the time to wait, [`Error::NotKnown`] or [`Error::Unreachable`] if no agent answered
     /// at its end; [`Error::Refused`] and [`Error::Config`] at once.
     pub async fn start(self) -> Result<Leadership, Error> {
-        Err(Error::Config("not yet".into()))
+        let Self {
+            agent,
+            mut settings,
+            hooks,
+        } = self;
+        if settings.kind.is_empty() {
+            DEFAULT_KIND.clone_into(&mut settings.kind);
+        }
+        settings.check()?;
+        let patience = Patience::new(settings.wait);
+        let who = settings.who();
+        let seat = tokio::select! {
+            biased;
+            seat = agent.seats().take(&who) => seat,
+            () = patience.over() => None,
+        };
+        let Some(seat) = seat else {
+            // A leadership of this process has not ended.
+            return Err(Error::NotElected {
+                leader: Some(settings.candidate),
+            });
+        };
+        let pool = agent.pool();
+        let granted = unary::campaign(pool, &settings, &hooks, patience).await?;
+        let margin = settings.margin();
+        let term = Shared::start(
+            who,
+            granted.token,
+            granted.valid_until,
+            granted.anchor,
+            margin,
+            hooks.clone(),
+        );
+        let seated = Seated::new(seat, Arc::clone(&term));
+        tracing::info!(
+            kind = settings.kind,
+            election = settings.election,
+            candidate = settings.candidate,
+            token = granted.token,
+            "elected"
+        );
+        hooks.state(Standing::Leading {
+            token: granted.token,
+            valid_until: granted.valid_until,
+        });
+        let keep = unary::keep(
+            Arc::clone(pool),
+            settings.clone(),
+            hooks.clone(),
+            Arc::clone(&term),
+            granted.extend_at,
+        );
+        Ok(Leadership {
+            term: Term::new(Arc::clone(&term)),
+            keeper: Keeper(tokio::spawn(keep)),
+            seated,
+            shared: term,
+            pool: Arc::clone(pool),
+            settings,
+            hooks,
+        })
     }
 
     /// Waits until elected, runs the work, and resigns after it has ended.
@@ -161,8 +267,43 @@ impl Lead {
         W: Future,
     {
         let leadership = self.start().await?;
-        let output = work(leadership.term().clone()).await;
-        Ok(output)
+        let term = leadership.term().clone();
+        let loss = term.lost();
+        // What it does before its first pause may panic, too.
+        let work = async move { work(term).await };
+        let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
+        let grace = leadership.settings.grace;
+        let too_long = async {
+            let why = loss.await;
+            sleep(grace).await;
+            why
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = &mut work => ended,
+            why = too_long => {
+                tracing::error!(
+                    kind = leadership.term.kind(),
+                    election = leadership.term.election(),
+                    "the work has not ended within the grace after the loss: it is dropped, and the term lapses"
+                );
+                drop(work);
+                return Err(Error::Lost(why));
+            }
+        };
+        drop(work);
+        let led = leadership.term.check();
+        // Who has lost to another has nothing to give up. Otherwise the work has ended: the next may lead at once, also
+        // if the time was over.
+        if matches!(led, Ok(()) | Err(Lost::TermOver | Lost::ClockJumped))
+            && let Err(error) = leadership.resign().await
+        {
+            tracing::warn!(%error, "the work has ended, but its term was not given up: it lapses");
+        }
+        match ended {
+            Ok(output) => led.map(|()| output).map_err(Error::Lost),
+            Err(panic) => resume_unwind(panic),
+        }
     }
 
     /// Leads again and again.
@@ -196,6 +337,30 @@ impl Terms {
 #[must_use = "a leadership that is dropped lapses"]
 pub struct Leadership {
     term: Term,
+    keeper: Keeper,
+    seated: Seated,
+    shared: Arc<Shared>,
+    pool: Arc<Pool>,
+    settings: Settings,
+    hooks: Hooks,
+}
+
+/// The task that extends a term. It ends when this is dropped.
+struct Keeper(JoinHandle<()>);
+
+impl Keeper {
+    /// Returns when the task has ended.
+    async fn stop(mut self) {
+        self.0.abort();
+        // It was cancelled, or had ended.
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl Leadership {
@@ -212,7 +377,32 @@ impl Leadership {
     /// [`Error::Lost`] if the candidate did not lead any more. [`Error::NotKnown`] and [`Error::Unreachable`] if no agent
     /// answered: the term lapses.
     pub async fn resign(self) -> Result<(), Error> {
-        Err(Error::Config("not yet".into()))
+        let Self {
+            keeper,
+            seated,
+            shared,
+            pool,
+            settings,
+            hooks,
+            ..
+        } = self;
+        // First, so that no extension is sent after this.
+        keeper.stop().await;
+        shared.give_up();
+        let resigned = unary::resign(&pool, &settings, shared.token).await;
+        if matches!(resigned, Ok(()) | Err(Error::Lost(_))) {
+            seated.free();
+        }
+        if resigned.is_ok() {
+            tracing::info!(
+                kind = settings.kind,
+                election = settings.election,
+                token = shared.token,
+                "resigned"
+            );
+            hooks.state(Standing::Resigned);
+        }
+        resigned
     }
 }
 

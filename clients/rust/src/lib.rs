@@ -2,14 +2,18 @@
 
 mod agent;
 mod clock;
+mod credentials;
 mod error;
 mod hooks;
 mod lead;
 mod observe;
+mod pool;
 mod proto;
+mod seats;
 mod term;
 mod timer;
 mod types;
+mod unary;
 
 pub use agent::{Agent, AgentBuilder};
 pub use clock::Deadline;

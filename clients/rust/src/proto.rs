@@ -1,8 +1,6 @@
 //! Generated code of `proto/election_agent/v1`.
 
 #[expect(
-    dead_code,
-    missing_docs,
     unreachable_pub,
     unused_qualifications,
     clippy::allow_attributes,

@@ -276,6 +276,15 @@ impl Shared {
         self.lose_if(why, |_| true);
     }
 
+    /// The leader gives the term up: who still looks at it must not act. That is no loss to report.
+    pub(crate) fn give_up(&self) {
+        self.now.send_if_modified(|now| {
+            let first = now.lost.is_none();
+            now.lost = now.lost.or(Some(Lost::NoTerm));
+            first
+        });
+    }
+
     fn lose_if(&self, why: Lost, condition: impl FnOnce(&Now) -> bool) {
         let lost = self.now.send_if_modified(|now| {
             let lost = now.lost.is_none() && condition(now);

@@ -35,7 +35,7 @@ pub(crate) fn keep_until(at: Deadline, value: impl Any + Send) {
 
 enum Task {
     Look(Weak<dyn Timed>),
-    Drop(Box<dyn Any + Send>),
+    Drop(#[expect(dead_code, reason = "held until then")] Box<dyn Any + Send>),
 }
 
 /// The earliest is the greatest, as the heap has that on top.

@@ -1,0 +1,10 @@
+//! The client against real agents, and against faults between the two.
+
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on should say where"
+)]
+
+mod lead;
+mod support;
