@@ -11,6 +11,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_server(false)
         .build_transport(false)
+        // No call has it any more.
+        .extern_path(".grpc.election_agent.v1.Empty", "()")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -3,11 +3,19 @@
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use tokio::{sync::mpsc, task::JoinHandle};
+
 use crate::{Agent, Error, Scope, State};
+
+mod follow;
+mod known;
+
+/// How many events wait to be read. Agents conflate the rest.
+const EVENTS: usize = 16;
 
 /// What an observer is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,14 +43,30 @@ pub enum Event {
 /// changes while it is not read, the last state is reported.
 #[must_use = "nothing is observed before `next`"]
 pub struct Observer {
-    scope: Scope,
-    #[expect(dead_code, reason = "soon")]
     agent: Agent,
+    scope: Scope,
+    following: Option<Following>,
+}
+
+/// The task that follows. It ends when this is dropped.
+struct Following {
+    events: mpsc::Receiver<Result<Event, Error>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Observer {
     pub(crate) fn new(agent: Agent, scope: Scope) -> Self {
-        Self { scope, agent }
+        Self {
+            agent,
+            scope,
+            following: None,
+        }
     }
 
     /// What is observed.
@@ -61,8 +85,17 @@ impl Observer {
         std::future::poll_fn(|context| self.poll(context)).await
     }
 
-    fn poll(&mut self, _context: &mut Context<'_>) -> Poll<Option<Result<Event, Error>>> {
-        Poll::Ready(None)
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Event, Error>>> {
+        let following = self.following.get_or_insert_with(|| {
+            let (sender, events) = mpsc::channel(EVENTS);
+            let task = follow::follow(self.agent.clone(), self.scope.clone(), sender);
+            Following {
+                events,
+                task: tokio::spawn(task),
+            }
+        });
+        let event = ready!(following.events.poll_recv(context));
+        Poll::Ready(event)
     }
 }
 

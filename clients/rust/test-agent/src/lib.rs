@@ -146,7 +146,8 @@ fn address(line: &str) -> Option<String> {
 
 /// The agent's binary: the one of the environment, or beside the test's, or in the workspace's target directory, where it
 /// is built if it is missing.
-fn binary() -> PathBuf {
+#[must_use]
+pub fn binary() -> PathBuf {
     if let Some(path) = env::var_os(BINARY) {
         return path.into();
     }

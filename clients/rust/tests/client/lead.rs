@@ -253,8 +253,7 @@ async fn an_agent_that_dies_costs_no_term() {
         b.set(Mode::Forward);
         soon("an extension", term.renewed()).await.expect("leads");
         // Whichever way the client goes.
-        let (before_a, before_b) = (a.connections(), b.connections());
-        let preferred = if before_b == 0 { &a } else { &b };
+        let preferred = if b.connections() == 0 { &a } else { &b };
         preferred.set(mode);
         let begun = Instant::now();
         soon("an extension by the other way", term.renewed())

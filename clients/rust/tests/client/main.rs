@@ -6,5 +6,7 @@
     reason = "a test that cannot go on should say where"
 )]
 
+mod calls;
 mod lead;
+mod observe;
 mod support;

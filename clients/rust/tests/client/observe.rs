@@ -1,0 +1,258 @@
+//! Following who leads, as an observer sees it.
+
+use std::{pin::Pin, task::Context, time::Duration};
+
+use election_agent_client::{Agent, Cause, Error, Event, Observer, Scope, State};
+use test_agent::Agent as Server;
+
+use crate::support::{Mode, Proxy, SECOND, client, soon};
+
+async fn next(observer: &mut Observer) -> Event {
+    let event = soon("an event", observer.next()).await;
+    event.expect("goes on").expect("no error")
+}
+
+async fn next_state(observer: &mut Observer) -> State {
+    loop {
+        if let Event::State(state) = next(observer).await {
+            return state;
+        }
+    }
+}
+
+/// The leader's name, the token, the cause.
+fn seen(state: &State) -> (Option<&str>, u64, Cause) {
+    (
+        state.leader.as_ref().map(|leader| leader.name.as_str()),
+        state.token,
+        state.cause,
+    )
+}
+
+/// Nothing is told in this time.
+async fn quiet(observer: &mut Observer, time: Duration) {
+    let event = tokio::time::timeout(time, observer.next()).await;
+    assert!(event.is_err(), "{event:?}");
+}
+
+async fn lead_once(agent: &Agent, election: &str, candidate: &str) -> u64 {
+    let lead = agent.lead(election).candidate(candidate);
+    lead.run(async |term| term.token()).await.expect("led")
+}
+
+#[tokio::test]
+async fn an_observer_is_told_the_present_state_and_each_change() {
+    let server = Server::start();
+    let agent = client(server.address());
+    let mut observer = agent.observe("nightly");
+    let Event::State(vacant) = next(&mut observer).await else {
+        panic!("the present state first");
+    };
+    assert_eq!(seen(&vacant), (None, 0, Cause::Present));
+    assert_eq!(next(&mut observer).await, Event::Synced);
+
+    let leadership = agent
+        .lead("nightly")
+        .candidate("a")
+        .value("here")
+        .start()
+        .await
+        .expect("elected");
+    let held = next_state(&mut observer).await;
+    let token = leadership.term().token();
+    assert_eq!(seen(&held), (Some("a"), token, Cause::Campaign));
+    assert_eq!(held.leader.expect("held").value, "here");
+    leadership.resign().await.expect("resigned");
+    let vacant = next_state(&mut observer).await;
+    assert_eq!(seen(&vacant), (None, token, Cause::Resign));
+    drop(
+        agent
+            .lead("nightly")
+            .candidate("b")
+            .term(SECOND)
+            .start()
+            .await
+            .expect("elected"),
+    );
+    assert_eq!(
+        next_state(&mut observer).await.leader.expect("held").name,
+        "b"
+    );
+    assert_eq!(next_state(&mut observer).await.cause, Cause::Expiry);
+}
+
+#[tokio::test]
+async fn scopes_are_kinds_prefixes_and_everything() {
+    let server = Server::start();
+    let agent = client(server.address());
+    let mut held = Vec::new();
+    for (kind, election) in [
+        ("batch", "nightly-a"),
+        ("batch", "nightly-b"),
+        ("batch", "weekly"),
+        ("web", "nightly-c"),
+    ] {
+        held.push(
+            agent
+                .lead(election)
+                .kind(kind)
+                .start()
+                .await
+                .expect("elected"),
+        );
+    }
+    for (scope, expected) in [
+        (
+            Scope::kind("batch"),
+            vec!["nightly-a", "nightly-b", "weekly"],
+        ),
+        (
+            Scope::prefix("batch", "nightly"),
+            vec!["nightly-a", "nightly-b"],
+        ),
+        (
+            Scope::All,
+            vec!["nightly-a", "nightly-b", "nightly-c", "weekly"],
+        ),
+        (Scope::election("web", "nightly-c"), vec!["nightly-c"]),
+    ] {
+        let mut observer = agent.observe(scope.clone());
+        assert_eq!(*observer.scope(), scope);
+        let mut names = Vec::new();
+        loop {
+            match next(&mut observer).await {
+                Event::State(state) => names.push(state.election),
+                Event::Synced => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        names.sort();
+        assert_eq!(names, expected, "{scope:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_observer_that_connects_again_is_told_what_has_changed_and_nothing_twice() {
+    let server = Server::start();
+    let proxy = Proxy::to(server.address()).await;
+    let direct = client(server.address());
+    let kept = direct
+        .lead("kept")
+        .candidate("a")
+        .start()
+        .await
+        .expect("elected");
+    let given_up = direct
+        .lead("given-up")
+        .candidate("a")
+        .start()
+        .await
+        .expect("elected");
+
+    let agent = client(proxy.address());
+    let mut observer = agent.observe(Scope::kind("default"));
+    while next(&mut observer).await != Event::Synced {}
+    proxy.set(Mode::Cut);
+    let Event::Certainty { certain: false, .. } = next(&mut observer).await else {
+        panic!("nothing is certain without a stream");
+    };
+    given_up.resign().await.expect("resigned");
+    let token = lead_once(&direct, "new", "b").await;
+    proxy.set(Mode::Forward);
+    let mut states = Vec::new();
+    loop {
+        match next(&mut observer).await {
+            Event::State(state) => states.push(state),
+            Event::Certainty {
+                certain: true,
+                unconfirmed_for,
+                ..
+            } => {
+                assert_eq!(unconfirmed_for, Duration::ZERO);
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    // The election that was held and lapsed meanwhile is not listed; `new` is vacant again, and was never told.
+    let states: Vec<_> = states
+        .iter()
+        .map(|state| (state.election.as_str(), state.is_held(), state.missed))
+        .collect();
+    assert_eq!(states, [("given-up", false, true)]);
+    let _ = token;
+    kept.resign().await.expect("resigned");
+    assert_eq!(next_state(&mut observer).await.election, "kept");
+}
+
+#[tokio::test]
+async fn a_stream_that_says_goodbye_is_followed_by_another_without_a_word() {
+    let server = Server::with(&[
+        ("EA_GRPC_MAX_CONNECTION_AGE", "1s"),
+        ("EA_GRPC_MAX_CONNECTION_AGE_GRACE", "1s"),
+    ]);
+    let proxy = Proxy::to(server.address()).await;
+    let direct = client(server.address());
+    let leadership = direct
+        .lead("nightly")
+        .candidate("a")
+        .start()
+        .await
+        .expect("elected");
+    let agent = client(proxy.address());
+    let mut observer = agent.observe("nightly");
+    assert_eq!(
+        next_state(&mut observer).await.leader.expect("held").name,
+        "a"
+    );
+    assert_eq!(next(&mut observer).await, Event::Synced);
+    quiet(&mut observer, 4 * SECOND).await;
+    assert!(
+        proxy.connections() >= 2,
+        "connections end after a second: {}",
+        proxy.connections()
+    );
+    leadership.resign().await.expect("resigned");
+    assert_eq!(next_state(&mut observer).await.cause, Cause::Resign);
+}
+
+#[tokio::test]
+async fn an_observer_goes_to_another_agent_when_its_own_dies() {
+    let server = Server::start();
+    let (a, b) = (
+        Proxy::to(server.address()).await,
+        Proxy::to(server.address()).await,
+    );
+    let agent = client(&format!("{},{}", a.address(), b.address()));
+    let mut observer = agent.observe("nightly");
+    while next(&mut observer).await != Event::Synced {}
+    let first = if a.connections() > 0 { &a } else { &b };
+    first.set(Mode::Cut);
+    let direct = client(server.address());
+    let leadership = direct
+        .lead("nightly")
+        .candidate("a")
+        .start()
+        .await
+        .expect("elected");
+    // Not even a doubt: the other answers at once.
+    let Event::State(state) = next(&mut observer).await else {
+        panic!("a state");
+    };
+    assert_eq!(state.token, leadership.term().token());
+}
+
+#[tokio::test]
+async fn an_observer_is_a_stream_and_a_refusal_is_its_end() {
+    let server = Server::start();
+    let mut observer = client(server.address()).observe("a/b");
+    let mut next = async || {
+        let poll = |context: &mut Context<'_>| {
+            futures_core::Stream::poll_next(Pin::new(&mut observer), context)
+        };
+        std::future::poll_fn(poll).await
+    };
+    let error = soon("an answer", next()).await.expect("an error");
+    assert!(matches!(error, Err(Error::Refused { .. })), "{error:?}");
+    assert_eq!(soon("the end", next()).await, None);
+}
