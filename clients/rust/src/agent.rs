@@ -17,6 +17,7 @@ use crate::{
     pool::{Configured, Plan, Pool, deepest},
     proto,
     seats::Seats,
+    streams::Streams,
     types::{duration, millis},
     unary::{promised, request_id},
 };
@@ -39,6 +40,7 @@ pub struct Agent {
 struct Inner {
     pool: Arc<Pool>,
     seats: Seats,
+    streams: Streams,
     candidate: String,
     timeout: Duration,
 }
@@ -404,6 +406,10 @@ impl Agent {
         &self.inner.pool
     }
 
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.inner.streams
+    }
+
     pub(crate) fn seats(&self) -> &Seats {
         &self.inner.seats
     }
@@ -432,6 +438,7 @@ pub struct AgentBuilder {
     tokens: Tokens,
     candidate: Option<String>,
     timeout: Duration,
+    streams: bool,
 }
 
 impl AgentBuilder {
@@ -444,6 +451,7 @@ impl AgentBuilder {
             tokens: Tokens::None,
             candidate: None,
             timeout: TIMEOUT,
+            streams: true,
         }
     }
 
@@ -518,6 +526,13 @@ impl AgentBuilder {
         self
     }
 
+    /// Whether leaders use streams, if the agent offers them: on unless given. Without them each leadership has calls of
+    /// its own, which proxies that know no streams in both directions let pass.
+    pub fn streams(mut self, streams: bool) -> Self {
+        self.streams = streams;
+        self
+    }
+
     /// Makes the agent. Nothing is connected yet.
     ///
     /// # Errors
@@ -566,6 +581,7 @@ impl AgentBuilder {
             inner: Arc::new(Inner {
                 pool: Arc::new(Pool::new(endpoints, self.tokens)),
                 seats: Seats::default(),
+                streams: Streams::new(self.streams),
                 candidate,
                 timeout: self.timeout,
             }),

@@ -9,17 +9,25 @@ use std::{
 };
 
 use futures_util::FutureExt as _;
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::{
+    sync::mpsc,
+    task::JoinHandle,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
     Agent, Error, Lost, Standing, Term,
     hooks::Hooks,
     pool::Pool,
     seats::Seated,
+    streams::{Joined, Left, Told},
     term::{Shared, Who},
     types::{DEFAULT_KIND, millis},
-    unary::{self, Patience},
+    unary::{self, Granted, Patience, Waiting},
 };
+
+/// How long an agent may take to confirm that a stream has given an election up, before a call does it.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// How long a leadership lasts unless it is extended, if not said otherwise.
 const TERM: Duration = Duration::from_secs(15);
@@ -212,43 +220,65 @@ impl Lead {
             });
         };
         let pool = agent.pool();
-        let granted = unary::campaign(pool, &settings, &hooks, patience).await?;
-        let margin = settings.margin();
-        let term = Shared::start(
-            who,
-            granted.token,
-            granted.valid_until,
-            granted.anchor,
-            margin,
-            hooks.clone(),
-        );
+        let streams = agent.streams();
+        let mut led = None;
+        // Noted by a campaign that was not made by a stream.
+        let mut extend_at = None;
+        let waits = settings.wait != Some(Duration::ZERO);
+        if waits && streams.are_offered() {
+            let (joined, mut told) = streams.join(pool, &settings, &hooks, None);
+            led = granted(&mut told, &hooks, patience)
+                .await?
+                .map(|term| (term, Some((joined, told))));
+        }
+        let (term, joined) = match led {
+            Some(led) => led,
+            None => {
+                let granted = unary::campaign(pool, &settings, &hooks, patience).await?;
+                let margin = settings.margin();
+                let Granted {
+                    token,
+                    valid_until,
+                    anchor,
+                    ..
+                } = granted;
+                extend_at = Some(granted.extend_at);
+                let term = Shared::start(who, token, valid_until, anchor, margin, hooks.clone());
+                let joined = streams.are_offered().then(|| {
+                    let term = Some(Arc::clone(&term));
+                    streams.join(pool, &settings, &hooks, term)
+                });
+                (term, joined)
+            }
+        };
         let seated = Seated::new(seat, Arc::clone(&term));
         tracing::info!(
             kind = settings.kind,
             election = settings.election,
             candidate = settings.candidate,
-            token = granted.token,
+            token = term.token,
             "elected"
         );
         hooks.state(Standing::Leading {
-            token: granted.token,
-            valid_until: granted.valid_until,
+            token: term.token,
+            valid_until: term.valid_until(),
         });
-        let keep = unary::keep(
-            Arc::clone(pool),
-            settings.clone(),
-            hooks.clone(),
-            Arc::clone(&term),
-            granted.extend_at,
-        );
-        Ok(Leadership {
-            term: Term::new(Arc::clone(&term)),
-            keeper: Keeper(tokio::spawn(keep)),
-            seated,
-            shared: term,
+        let keeping = Keeping {
             pool: Arc::clone(pool),
             settings,
             hooks,
+            term: Arc::clone(&term),
+        };
+        let (joined, told) = joined
+            .map(|(joined, told)| (Arc::new(joined), told))
+            .unzip();
+        let keeper = tokio::spawn(keeping.clone().run(joined.clone(), told, extend_at));
+        Ok(Leadership {
+            term: Term::new(term),
+            keeper: Keeper(keeper),
+            joined,
+            seated,
+            keeping,
         })
     }
 
@@ -272,7 +302,7 @@ impl Lead {
         // What it does before its first pause may panic, too.
         let work = async move { work(term).await };
         let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
-        let grace = leadership.settings.grace;
+        let grace = leadership.keeping.settings.grace;
         let too_long = async {
             let why = loss.await;
             sleep(grace).await;
@@ -338,11 +368,91 @@ impl Terms {
 pub struct Leadership {
     term: Term,
     keeper: Keeper,
+    /// The place in a stream, if it leads by one.
+    joined: Option<Arc<Joined>>,
     seated: Seated,
-    shared: Arc<Shared>,
+    keeping: Keeping,
+}
+
+/// What a term is extended with.
+#[derive(Clone)]
+struct Keeping {
     pool: Arc<Pool>,
     settings: Settings,
     hooks: Hooks,
+    term: Arc<Shared>,
+}
+
+impl Keeping {
+    /// Extends the term, by its stream as long as that does it.
+    async fn run(
+        self,
+        joined: Option<Arc<Joined>>,
+        told: Option<mpsc::UnboundedReceiver<Told>>,
+        extend_at: Option<Instant>,
+    ) {
+        let Self {
+            pool,
+            settings,
+            hooks,
+            term,
+        } = self;
+        let mut extend_at = extend_at.unwrap_or_else(Instant::now);
+        if let (Some(joined), Some(mut told)) = (joined, told) {
+            let fallback = async {
+                while let Some(told) = told.recv().await {
+                    if matches!(told, Told::Fallback) {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                biased;
+                () = unary::grace_over(&term, settings.grace) => {
+                    joined.lapse();
+                    return;
+                }
+                () = fallback => {}
+            }
+            // How long ago the stream extended it last is not known.
+            extend_at = Instant::now();
+        }
+        unary::keep(pool, settings, hooks, term, extend_at).await;
+    }
+}
+
+/// Waits until elected by a stream. `None`: calls have to do.
+async fn granted(
+    told: &mut mpsc::UnboundedReceiver<Told>,
+    hooks: &Hooks,
+    patience: Patience,
+) -> Result<Option<Arc<Shared>>, Error> {
+    let mut waiting = Waiting::new(hooks);
+    let mut last = Error::NotKnown {
+        reason: "no answer in time".to_owned(),
+    };
+    loop {
+        let told = tokio::select! {
+            biased;
+            told = told.recv() => told,
+            () = patience.over() => return Err(last),
+        };
+        match told {
+            Some(Told::Granted(term)) => return Ok(Some(term)),
+            Some(Told::Waiting { leader }) => {
+                waiting.tell(Standing::Waiting {
+                    leader: leader.clone(),
+                });
+                last = Error::NotElected { leader };
+            }
+            Some(Told::NotKnown(error)) => {
+                let reason = error.to_string();
+                waiting.tell(Standing::NotKnown { reason });
+                last = error;
+            }
+            Some(Told::Fallback) | None => return Ok(None),
+        }
+    }
 }
 
 /// The task that extends a term. It ends when this is dropped.
@@ -379,17 +489,32 @@ impl Leadership {
     pub async fn resign(self) -> Result<(), Error> {
         let Self {
             keeper,
+            joined,
             seated,
-            shared,
+            keeping,
+            ..
+        } = self;
+        let Keeping {
             pool,
             settings,
             hooks,
-            ..
-        } = self;
+            term,
+        } = keeping;
         // First, so that no extension is sent after this.
         keeper.stop().await;
-        shared.give_up();
-        let resigned = unary::resign(&pool, &settings, shared.token).await;
+        term.give_up();
+        let left = match &joined {
+            Some(joined) => timeout(LEAVE, joined.leave())
+                .await
+                .unwrap_or(Err(Left::NotKnown)),
+            None => Err(Left::NotJoined),
+        };
+        let resigned = match left {
+            Ok(()) => Ok(()),
+            Err(Left::Lost(why)) => Err(Error::Lost(why)),
+            Err(Left::NotJoined) => unary::resign(&pool, &settings, term.token, false).await,
+            Err(Left::NotKnown) => unary::resign(&pool, &settings, term.token, true).await,
+        };
         if matches!(resigned, Ok(()) | Err(Error::Lost(_))) {
             seated.free();
         }
@@ -397,7 +522,7 @@ impl Leadership {
             tracing::info!(
                 kind = settings.kind,
                 election = settings.election,
-                token = shared.token,
+                token = term.token,
                 "resigned"
             );
             hooks.state(Standing::Resigned);

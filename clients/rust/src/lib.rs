@@ -10,6 +10,7 @@ mod observe;
 mod pool;
 mod proto;
 mod seats;
+mod streams;
 mod term;
 mod timer;
 mod types;

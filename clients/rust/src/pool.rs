@@ -627,14 +627,22 @@ fn failed(status: &Status) -> Failed {
     if let Some(code) = Code::of(status.code()) {
         return Failed::Refused(code, status.message().to_owned());
     }
+    match unsent(status) {
+        Some(why) => Failed::Unsent(why),
+        None => Failed::Unknown(describe(status)),
+    }
+}
+
+/// Why there was no connection, if that is what a status says.
+pub(crate) fn unsent(status: &Status) -> Option<String> {
     let mut source = status.source();
     while let Some(error) = source {
         if let Some(connect) = error.downcast_ref::<tonic::ConnectError>() {
-            return Failed::Unsent(deepest(connect.0.as_ref()));
+            return Some(deepest(connect.0.as_ref()));
         }
         source = error.source();
     }
-    Failed::Unknown(describe(status))
+    None
 }
 
 /// The code and the text of a status, and what caused it.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{
-    Code, Deadline, Error, Lost, Standing,
+    Code, Deadline, Error, Lost, Standing, Term,
     clock::Anchor,
     hooks::Hooks,
     lead::Settings,
@@ -336,13 +336,7 @@ pub(crate) async fn keep(
     mut extend_at: Instant,
 ) {
     let third = settings.term / 3;
-    let over = async {
-        let why = crate::Term::new(Arc::clone(&term)).lost().await;
-        // Whoever leads now has a larger token: there is nothing to extend.
-        if matches!(why, Lost::TermOver | Lost::ClockJumped) {
-            sleep(settings.grace).await;
-        }
-    };
+    let over = grace_over(&term, settings.grace);
     let extending = async {
         let mut refused = None;
         let alive = Alive::new(&hooks);
@@ -379,6 +373,15 @@ pub(crate) async fn keep(
         biased;
         () = over => {}
         () = extending => {}
+    }
+}
+
+/// Resolves when the term need not be extended any more: after a grace for work that was told that its time is over.
+pub(crate) async fn grace_over(term: &Arc<Shared>, grace: Duration) {
+    let why = Term::new(Arc::clone(term)).lost().await;
+    // Whoever leads now has a larger token: there is nothing to extend.
+    if matches!(why, Lost::TermOver | Lost::ClockJumped) {
+        sleep(grace).await;
     }
 }
 
@@ -460,12 +463,17 @@ impl Alive {
     }
 }
 
-/// Gives a term up.
+/// Gives a term up. `uncertain`: it may have been given up before.
 ///
 /// # Errors
 ///
 /// The candidate did not lead any more, or no agent answered.
-pub(crate) async fn resign(pool: &Pool, settings: &Settings, token: u64) -> Result<(), Error> {
+pub(crate) async fn resign(
+    pool: &Pool,
+    settings: &Settings,
+    token: u64,
+    uncertain: bool,
+) -> Result<(), Error> {
     let request = proto::ResignRequest {
         election: settings.election.clone(),
         leader: settings.candidate.clone(),
@@ -481,7 +489,7 @@ pub(crate) async fn resign(pool: &Pool, settings: &Settings, token: u64) -> Resu
     match answer {
         Ok(answer) if answer.value.value => Ok(()),
         // An attempt before has done it.
-        Ok(answer) if answer.uncertain && answer.value.reason == "NO_TERM" => Ok(()),
+        Ok(answer) if (uncertain || answer.uncertain) && answer.value.reason == "NO_TERM" => Ok(()),
         Ok(answer) => Err(Error::Lost(
             Lost::of_reason(&answer.value.reason).unwrap_or(Lost::NoTerm),
         )),

@@ -15,12 +15,12 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{Log, Mode, Proxy, SECOND, client, eventually, soon};
+use crate::support::{Log, Mode, Proxy, SECOND, both, eventually, leading, soon};
 
-#[tokio::test]
-async fn work_runs_while_leading_and_the_next_leads_at_once_after_it() {
+both! {
+async fn work_runs_while_leading_and_the_next_leads_at_once_after_it(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let first = agent
         .lead("nightly")
         .kind("batch")
@@ -57,18 +57,16 @@ async fn work_runs_while_leading_and_the_next_leads_at_once_after_it() {
     assert!(second.expect("vacant").term().token() > token);
 }
 
-#[tokio::test]
-async fn a_lead_can_be_spawned() {
+async fn a_lead_can_be_spawned(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let led = tokio::spawn(agent.lead("nightly").run(async |term| term.token()));
     assert!(led.await.expect("no panic").expect("led") > 0);
 }
 
-#[tokio::test]
-async fn who_does_not_wait_is_told_who_leads() {
+async fn who_does_not_wait_is_told_who_leads(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let leadership = agent
         .lead("nightly")
         .candidate("a")
@@ -91,10 +89,9 @@ async fn who_does_not_wait_is_told_who_leads() {
     leadership.resign().await.expect("resigned");
 }
 
-#[tokio::test]
-async fn who_waits_is_elected_when_the_leader_resigns() {
+async fn who_waits_is_elected_when_the_leader_resigns(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let first = agent
         .lead("nightly")
         .candidate("a")
@@ -128,19 +125,17 @@ async fn who_waits_is_elected_when_the_leader_resigns() {
     })
     .await;
     let standings = standings.all();
-    assert!(
-        matches!(
-            standings[..],
-            [Standing::Leading { .. }, Standing::Resigned]
-        ),
-        "{standings:?}"
-    );
+    let [before @ .., Standing::Leading { .. }, Standing::Resigned] = &standings[..] else {
+        panic!("{standings:?}");
+    };
+    // A call that waits says nothing meanwhile.
+    let waiting = |it: &Standing| matches!(it, Standing::Waiting { leader: Some(leader), .. } if leader == "a");
+    assert!(before.len() == usize::from(streams) && before.iter().all(waiting), "{standings:?}");
 }
 
-#[tokio::test]
-async fn a_term_is_extended_while_the_work_runs() {
+async fn a_term_is_extended_while_the_work_runs(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let lead = agent.lead("nightly").term(SECOND).wait(Duration::ZERO);
     lead.run(async |mut term| {
         let (mut last, mut renewals) = (term.valid_until(), 0);
@@ -163,10 +158,9 @@ async fn a_term_is_extended_while_the_work_runs() {
     .expect("led");
 }
 
-#[tokio::test]
-async fn a_term_that_is_dropped_lapses_and_is_not_given_up() {
+async fn a_term_that_is_dropped_lapses_and_is_not_given_up(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let leadership = agent
         .lead("nightly")
         .candidate("a")
@@ -190,15 +184,13 @@ async fn a_term_that_is_dropped_lapses_and_is_not_given_up() {
     let loss = soon("the end of the term", term.lost()).await;
     assert_eq!(loss, Lost::TermOver);
     assert!(!term.valid_until().has_passed(), "told before it is over");
-    soon("the next", agent.lead("nightly").candidate("b").start())
-        .await
-        .expect("elected");
+    let next = soon("the next", agent.lead("nightly").candidate("b").start()).await;
+    next.expect("elected").resign().await.expect("resigned");
 }
 
-#[tokio::test]
-async fn leaderships_of_one_name_in_one_process_take_turns() {
+async fn leaderships_of_one_name_in_one_process_take_turns(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let first = agent
         .lead("nightly")
         .term(2 * SECOND)
@@ -231,15 +223,14 @@ async fn leaderships_of_one_name_in_one_process_take_turns() {
         .expect("resigned");
 }
 
-#[tokio::test]
-async fn an_agent_that_dies_costs_no_term() {
+async fn an_agent_that_dies_costs_no_term(streams: bool) {
     // Two ways to the same leases: they are in the memory of one process.
     let server = Server::start();
     let (a, b) = (
         Proxy::to(server.address()).await,
         Proxy::to(server.address()).await,
     );
-    let agent = client(&format!("{},{}", a.address(), b.address()));
+    let agent = leading(&format!("{},{}", a.address(), b.address()), streams);
     let leadership = agent
         .lead("nightly")
         .term(3 * SECOND)
@@ -270,11 +261,10 @@ async fn an_agent_that_dies_costs_no_term() {
     assert_eq!((term.check(), term.token()), (Ok(()), token));
 }
 
-#[tokio::test]
-async fn a_black_hole_is_a_loss_before_the_term_is_over() {
+async fn a_black_hole_is_a_loss_before_the_term_is_over(streams: bool) {
     let server = Server::start();
     let proxy = Proxy::to(server.address()).await;
-    let agent = client(proxy.address());
+    let agent = leading(proxy.address(), streams);
     let (jeopardy, lost) = (Log::new(), Log::new());
     let (on_jeopardy, on_lost) = (jeopardy.clone(), lost.clone());
     let lead = agent
@@ -304,8 +294,7 @@ async fn a_black_hole_is_a_loss_before_the_term_is_over() {
     );
 }
 
-#[tokio::test]
-async fn work_that_goes_on_after_the_loss_is_dropped_after_the_grace_and_the_term_lapses() {
+async fn work_that_goes_on_after_the_loss_is_dropped_after_the_grace_and_the_term_lapses(streams: bool) {
     struct Ends(Option<oneshot::Sender<Deadline>>);
     impl Drop for Ends {
         fn drop(&mut self) {
@@ -314,7 +303,7 @@ async fn work_that_goes_on_after_the_loss_is_dropped_after_the_grace_and_the_ter
     }
     let server = Server::start();
     let proxy = Proxy::to(server.address()).await;
-    let agent = client(proxy.address());
+    let agent = leading(proxy.address(), streams);
     let (sender, ended) = oneshot::channel();
     let grace = Duration::from_millis(1_500);
     let mut told = None;
@@ -342,15 +331,14 @@ async fn work_that_goes_on_after_the_loss_is_dropped_after_the_grace_and_the_ter
         "dropped before its grace was over"
     );
     // Not given up: the work may have left something behind.
-    let direct = client(server.address());
+    let direct = leading(server.address(), streams);
     let state = direct.state("nightly", "default").await.expect("a state");
     assert_eq!(state.leader.expect("the lease lapses").name, "a");
 }
 
-#[tokio::test]
-async fn a_panic_goes_on_after_the_resignation() {
+async fn a_panic_goes_on_after_the_resignation(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let led = tokio::spawn(agent.lead("nightly").run(async |term| {
         assert_eq!(term.token(), 0, "no such luck");
     }));
@@ -360,10 +348,9 @@ async fn a_panic_goes_on_after_the_resignation() {
     assert!(!state.is_held(), "{state:?}");
 }
 
-#[tokio::test(flavor = "current_thread")]
-async fn a_runtime_that_is_blocked_for_longer_than_the_term_does_not_lead_on() {
+async fn a_runtime_that_is_blocked_for_longer_than_the_term_does_not_lead_on(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let lost = Log::new();
     let on_lost = lost.clone();
     let lead = agent
@@ -388,10 +375,9 @@ async fn a_runtime_that_is_blocked_for_longer_than_the_term_does_not_lead_on() {
     assert!(token > 0);
 }
 
-#[tokio::test]
-async fn another_leader_is_a_loss_at_once() {
+async fn another_leader_is_a_loss_at_once(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let lead = agent.lead("nightly").candidate("a").term(3 * SECOND);
     let leadership = lead.start().await.expect("elected");
     let term = leadership.term();
@@ -413,7 +399,7 @@ async fn another_leader_is_a_loss_at_once() {
         .await
         .expect("elected");
     // Another agent of this process knows nothing of the first: so would another process.
-    let other = client(server.address());
+    let other = leading(server.address(), streams);
     let fencing = other
         .lead("nightly")
         .candidate("a")
@@ -437,10 +423,9 @@ async fn another_leader_is_a_loss_at_once() {
     drop(third);
 }
 
-#[tokio::test]
-async fn an_application_that_hangs_does_not_lead_on() {
+async fn an_application_that_hangs_does_not_lead_on(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let hangs = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&hangs);
     let lead = agent.lead("nightly").term(SECOND).alive(move || {
@@ -471,10 +456,9 @@ async fn an_application_that_hangs_does_not_lead_on() {
     );
 }
 
-#[tokio::test]
-async fn an_election_is_led_again_and_again() {
+async fn an_election_is_led_again_and_again(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let mut terms = agent.lead("nightly").wait(SECOND).terms();
     let mut last = 0;
     for _ in 0..3 {
@@ -485,10 +469,9 @@ async fn an_election_is_led_again_and_again() {
     }
 }
 
-#[tokio::test]
-async fn refusals_and_mistakes_are_told_apart() {
+async fn refusals_and_mistakes_are_told_apart(streams: bool) {
     let server = Server::start();
-    let agent = client(server.address());
+    let agent = leading(server.address(), streams);
     let refused = agent
         .lead("a/b")
         .start()
@@ -504,7 +487,7 @@ async fn refusals_and_mistakes_are_told_apart() {
         Err(Error::Config(_))
     ));
     // Nobody listens at port 1.
-    let nobody = client("127.0.0.1:1");
+    let nobody = leading("127.0.0.1:1", streams);
     let error = nobody
         .lead("x")
         .wait(Duration::from_millis(200))
@@ -517,4 +500,6 @@ async fn refusals_and_mistakes_are_told_apart() {
     assert_eq!(endpoints.len(), 1);
     assert_eq!(endpoints[0].0, "127.0.0.1:1");
     assert!(endpoints[0].1.contains("refused"), "{endpoints:?}");
+}
+
 }

@@ -6,7 +6,8 @@
     reason = "a test that cannot go on should say where"
 )]
 
+mod support;
+
 mod calls;
 mod lead;
 mod observe;
-mod support;

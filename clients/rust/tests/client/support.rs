@@ -46,6 +46,28 @@ pub(crate) fn client(endpoints: &str) -> Agent {
     Agent::new(endpoints).expect("endpoints")
 }
 
+/// A client that leads by streams, or by calls.
+pub(crate) fn leading(endpoints: &str, streams: bool) -> Agent {
+    Agent::builder(endpoints)
+        .streams(streams)
+        .build()
+        .expect("endpoints")
+}
+
+/// A test of leading, by streams and by calls.
+macro_rules! both {
+    ($($(#[$meta:meta])* async fn $name:ident($streams:ident: bool) $body:block)+) => {
+        mod by_streams {
+            $($(#[$meta])* #[tokio::test] async fn $name() { super::$name(true).await; })+
+        }
+        mod by_calls {
+            $($(#[$meta])* #[tokio::test] async fn $name() { super::$name(false).await; })+
+        }
+        $(async fn $name($streams: bool) $body)+
+    };
+}
+pub(crate) use both;
+
 /// What a proxy does with bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {

@@ -1,0 +1,212 @@
+//! An open stream.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures_core::Stream;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tonic::{Request, Status, Streaming};
+
+use crate::{
+    Code, Deadline, Error,
+    clock::Anchor,
+    error::listed,
+    pool::{Connection, Pool, Route, WaitGuard, describe, unsent},
+    proto::{self, lead_event, lead_request::What, leadership_client::LeadershipClient},
+};
+
+/// The shortest and the longest time in which an agent is to open a stream.
+const OPEN: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(2));
+/// How many pings are remembered, for standings that name them.
+const PINGS: usize = 64;
+
+/// A stream that an agent has welcomed.
+pub(super) struct Session {
+    requests: mpsc::UnboundedSender<proto::LeadRequest>,
+    pub(super) events: Streaming<proto::LeadEvent>,
+    pub(super) route: Route,
+    pub(super) connection: Connection,
+    _wait: WaitGuard,
+    /// When messages that times count from were sent: Hello and pings.
+    hello: Sent,
+    pings: VecDeque<(u64, Sent)>,
+    last_ping: u64,
+    last_pong: u64,
+}
+
+/// When a message was sent, noted before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) at: Deadline,
+    pub(super) anchor: Anchor,
+    /// For time-outs.
+    pub(super) instant: Instant,
+}
+
+impl Sent {
+    fn now() -> Self {
+        Self {
+            at: Deadline::now(),
+            anchor: Anchor::new(),
+            instant: Instant::now(),
+        }
+    }
+}
+
+/// Why there is no stream.
+#[derive(Debug)]
+pub(super) enum NotOpen {
+    /// Older agents have none.
+    NotOffered,
+    Refused(String),
+    Failed(Error),
+}
+
+impl Session {
+    /// Opens a stream at the first agent that answers.
+    pub(super) async fn open(
+        pool: Arc<Pool>,
+        candidate: String,
+        ping_every: Duration,
+    ) -> Result<Self, NotOpen> {
+        let (routes, mut tried) = pool.routes().await;
+        let mut reached = false;
+        for route in routes {
+            match Self::open_at(&pool, route, &candidate, ping_every).await {
+                Ok(session) => {
+                    pool.prefer(route);
+                    return Ok(session);
+                }
+                Err((connection, status)) => {
+                    match Code::of(status.code()) {
+                        Some(Code::Unimplemented) => return Err(NotOpen::NotOffered),
+                        Some(_) => return Err(NotOpen::Refused(describe(&status))),
+                        None => {}
+                    }
+                    pool.discard(&connection);
+                    let unsent = unsent(&status);
+                    reached |= unsent.is_none();
+                    tried.push((
+                        pool.label(route),
+                        unsent.unwrap_or_else(|| describe(&status)),
+                    ));
+                }
+            }
+        }
+        pool.forget_addresses();
+        Err(NotOpen::Failed(if reached {
+            Error::NotKnown {
+                reason: listed(&tried),
+            }
+        } else {
+            Error::Unreachable { endpoints: tried }
+        }))
+    }
+
+    async fn open_at(
+        pool: &Arc<Pool>,
+        route: Route,
+        candidate: &str,
+        ping_every: Duration,
+    ) -> Result<Self, (Connection, Status)> {
+        let (lane, wait) = pool.wait_lane();
+        let connection = pool.connection(route, lane);
+        let (requests, messages) = mpsc::unbounded_channel();
+        let opening = async {
+            let mut request = Request::new(Messages(messages));
+            pool.dress(request.metadata_mut())
+                .await
+                .map_err(Status::unavailable)?;
+            let hello = Sent::now();
+            let message = What::Hello(proto::Hello {
+                candidate: candidate.to_owned(),
+                ping_every: i32::try_from(ping_every.as_millis()).unwrap_or(0),
+            });
+            // Some agents say nothing before they know who is there.
+            let _ = requests.send(proto::LeadRequest {
+                what: Some(message),
+            });
+            let mut client = LeadershipClient::new(connection.channel.clone());
+            let mut events = client.lead(request).await?.into_inner();
+            match events.message().await?.and_then(|event| event.what) {
+                Some(lead_event::What::Welcome(_)) => Ok((hello, events)),
+                Some(lead_event::What::Goodbye(goodbye)) => {
+                    Err(Status::unavailable(format!("goodbye: {}", goodbye.reason)))
+                }
+                _ => Err(Status::unavailable("the agent did not welcome the stream")),
+            }
+        };
+        let within = (ping_every / 2).clamp(OPEN.0, OPEN.1);
+        let opened = timeout(within, opening).await;
+        match opened.unwrap_or_else(|_| {
+            Err(Status::deadline_exceeded(format!(
+                "no stream within {within:?}"
+            )))
+        }) {
+            Ok((hello, events)) => Ok(Self {
+                requests,
+                events,
+                route,
+                connection,
+                _wait: wait,
+                hello,
+                pings: VecDeque::new(),
+                last_ping: 0,
+                last_pong: 0,
+            }),
+            Err(status) => Err((connection, status)),
+        }
+    }
+
+    pub(super) fn send(&self, what: What) {
+        // Fails when the stream has ended, which its events tell.
+        let _ = self.requests.send(proto::LeadRequest { what: Some(what) });
+    }
+
+    pub(super) fn ping(&mut self) {
+        self.last_ping += 1;
+        if self.pings.len() == PINGS {
+            self.pings.pop_front();
+        }
+        // Before it is sent: what is granted counts from here.
+        self.pings.push_back((self.last_ping, Sent::now()));
+        self.send(What::Ping(proto::Ping {
+            seq: self.last_ping,
+        }));
+    }
+
+    /// When a ping was sent. One that is not remembered counts as sent with Hello, which was earlier.
+    pub(super) fn sent(&self, ping: u64) -> Sent {
+        let found = self.pings.iter().find(|(seq, _)| *seq == ping);
+        found.map_or(self.hello, |(_, sent)| *sent)
+    }
+
+    pub(super) fn answered(&mut self, ping: u64) {
+        self.last_pong = self.last_pong.max(ping);
+    }
+
+    /// When the first ping was sent that is not answered.
+    pub(super) fn silent_since(&self) -> Option<Instant> {
+        let first = self.pings.iter().find(|(seq, _)| *seq > self.last_pong);
+        first.map(|(_, sent)| sent.instant)
+    }
+}
+
+/// The messages to an agent.
+struct Messages(mpsc::UnboundedReceiver<proto::LeadRequest>);
+
+impl Stream for Messages {
+    type Item = proto::LeadRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.poll_recv(context)
+    }
+}
