@@ -502,7 +502,16 @@ impl Leadership {
         } = keeping;
         // First, so that no extension is sent after this.
         keeper.stop().await;
+        let known = match term.look().lost {
+            Some(why @ (Lost::HeldByOther | Lost::StaleToken | Lost::NoTerm)) => Err(why),
+            _ => Ok(()),
+        };
         term.give_up();
+        if let Err(why) = known {
+            // There is nothing to give up.
+            seated.free();
+            return Err(Error::Lost(why));
+        }
         let left = match &joined {
             Some(joined) => timeout(LEAVE, joined.leave())
                 .await

@@ -33,6 +33,8 @@ use crate::{
 const PONG: (Duration, Duration) = (Duration::from_millis(250), Duration::from_millis(750));
 /// How long an agent may take to confirm that an election has left.
 const LEAVE: Duration = Duration::from_secs(2);
+/// After how many attempts in a row streams are given up: what is between may let calls pass only.
+const FAILURES: u32 = 2;
 /// The longest pause between attempts to open a stream.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -58,6 +60,8 @@ pub(super) struct Task {
     /// How long a ping may be unanswered.
     pong: Duration,
     pause: Duration,
+    /// How often in a row agents were reached and gave no stream.
+    failures: u32,
     ping_at: Instant,
     /// The question whether the application is alive, before a ping.
     asking: Option<Pin<Box<dyn Future<Output = Result<(), &'static str>> + Send>>>,
@@ -98,6 +102,7 @@ impl Task {
             leaving: false,
             pong: (third / 3).clamp(PONG.0, PONG.1),
             pause: Duration::ZERO,
+            failures: 0,
             ping_at: Instant::now(),
             asking: None,
         }
@@ -128,7 +133,15 @@ impl Task {
                     );
                     return self.fall_back();
                 }
-                Event::Opened(Err(NotOpen::Failed(error))) => self.not_opened(&error),
+                Event::Opened(Err(NotOpen::Failed(error))) => {
+                    self.failures += u32::from(matches!(error, Error::NotKnown { .. }));
+                    if self.failures >= FAILURES && self.session.is_none() {
+                        tracing::warn!(%error, "there is no stream to lead by: calls have to do");
+                        self.not_offered();
+                        return self.fall_back();
+                    }
+                    self.not_opened(&error);
+                }
                 Event::Message(Ok(Some(event))) => {
                     if let Some(what) = event.what {
                         self.message(what);
@@ -205,6 +218,13 @@ impl Task {
         }
     }
 
+    fn not_offered(&self) {
+        *self
+            .not_offered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
     /// Begins to open another stream.
     fn open(&mut self, after: Duration) {
         let open = Session::open(
@@ -223,6 +243,7 @@ impl Task {
         self.opening = None;
         self.leaving = false;
         self.pause = Duration::ZERO;
+        self.failures = 0;
         self.session = Some(session);
         for entry in self.entries.values_mut() {
             if let Stage::Leading { extends, .. } = &mut entry.stage {

@@ -105,8 +105,11 @@ async fn who_waits_is_elected_when_the_leader_resigns(streams: bool) {
         .candidate("b")
         .on_state(move |standing| log.push(standing.clone()));
     let waits = tokio::spawn(next.start());
-    // Long enough for the first call to be under way; a wait that begins later is as good.
-    sleep(Duration::from_millis(200)).await;
+    // A call says nothing meanwhile. One that is made later is as good.
+    let waiting = |it: &Standing| matches!(it, Standing::Waiting { leader: Some(leader), .. } if leader == "a");
+    while streams && !standings.all().iter().any(waiting) {
+        sleep(Duration::from_millis(1)).await;
+    }
     first.resign().await.expect("resigned");
     let second = soon("the next is elected", waits)
         .await
@@ -128,8 +131,6 @@ async fn who_waits_is_elected_when_the_leader_resigns(streams: bool) {
     let [before @ .., Standing::Leading { .. }, Standing::Resigned] = &standings[..] else {
         panic!("{standings:?}");
     };
-    // A call that waits says nothing meanwhile.
-    let waiting = |it: &Standing| matches!(it, Standing::Waiting { leader: Some(leader), .. } if leader == "a");
     assert!(before.len() == usize::from(streams) && before.iter().all(waiting), "{standings:?}");
 }
 

@@ -9,5 +9,10 @@
 mod support;
 
 mod calls;
+mod cost;
+mod fake;
 mod lead;
 mod observe;
+mod rules;
+mod streams;
+mod tls;

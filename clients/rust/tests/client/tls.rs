@@ -1,0 +1,133 @@
+//! Encrypted connections to a real agent.
+
+use std::{fs, path::PathBuf};
+
+use election_agent_client::{Agent, Error};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+use test_agent::Agent as Server;
+
+/// An authority, and files with certificates that it has signed.
+struct Files {
+    directory: TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let directory = TempDir::new().expect("a directory");
+        let mut params = CertificateParams::new(Vec::<String>::new()).expect("valid");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let authority = CertifiedIssuer::self_signed(params, key).expect("signed");
+        fs::write(directory.path().join("ca.pem"), authority.pem()).expect("written");
+        for (file, name) in [("server", "localhost"), ("client", "batch")] {
+            let key = KeyPair::generate().expect("a key");
+            let params = CertificateParams::new(vec![name.to_owned()]).expect("valid");
+            let certificate = params.signed_by(&key, &authority).expect("signed");
+            fs::write(
+                directory.path().join(format!("{file}.pem")),
+                certificate.pem(),
+            )
+            .expect("written");
+            fs::write(
+                directory.path().join(format!("{file}.key")),
+                key.serialize_pem(),
+            )
+            .expect("written");
+        }
+        Self { directory }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+
+    fn text(&self, file: &str) -> String {
+        self.path(file).to_str().expect("text").to_owned()
+    }
+}
+
+#[tokio::test]
+async fn an_agent_is_reached_by_tls_and_told_who_asks_by_mtls() {
+    let files = Files::new();
+    let (certificate, key, authority) = (
+        files.text("server.pem"),
+        files.text("server.key"),
+        files.text("ca.pem"),
+    );
+    let tls = [
+        ("EA_TLS_CERT_FILE", &certificate[..]),
+        ("EA_TLS_KEY_FILE", &key),
+    ];
+    let server = Server::with(&tls);
+    let port = server
+        .address()
+        .rsplit(':')
+        .next()
+        .expect("a port")
+        .to_owned();
+    let by_name = format!("https://localhost:{port}");
+    let trusting = |endpoint: &str| {
+        Agent::builder(endpoint)
+            .ca_file(files.path("ca.pem"))
+            .expect("a file")
+    };
+
+    let agent = trusting(&by_name).build().expect("valid");
+    let token = agent
+        .lead("nightly")
+        .run(async |term| term.token())
+        .await
+        .expect("led");
+    assert!(token > 0);
+    let by_address = format!("https://127.0.0.1:{port}");
+    let agent = trusting(&by_address)
+        .server_name("localhost")
+        .build()
+        .expect("valid");
+    agent.kinds().await.expect("the name that was given");
+    let short = std::time::Duration::from_millis(500);
+    let wrong = trusting(&by_address)
+        .timeout(short)
+        .build()
+        .expect("valid")
+        .kinds()
+        .await
+        .expect_err("another name");
+    assert!(matches!(wrong, Error::Unreachable { .. }), "{wrong:?}");
+    let stranger = Agent::builder(&by_name).timeout(short).build();
+    // A system without authorities refuses it at once.
+    if let Ok(stranger) = stranger {
+        let error = stranger
+            .kinds()
+            .await
+            .expect_err("an authority that the system does not know");
+        assert!(error.to_string().contains("certificate"), "{error}");
+    }
+
+    let mtls = [
+        ("EA_TLS_CLIENT_CA_FILE", &authority[..]),
+        ("EA_AUTH_MODES", "mtls"),
+    ];
+    let server = Server::with(&[&tls[..], &mtls].concat());
+    let endpoint = format!(
+        "https://localhost:{}",
+        server.address().rsplit(':').next().expect("a port")
+    );
+    let nobody = trusting(&endpoint)
+        .timeout(short)
+        .build()
+        .expect("valid")
+        .kinds()
+        .await;
+    assert!(nobody.is_err(), "{nobody:?}");
+    let agent =
+        trusting(&endpoint).identity_files(files.path("client.pem"), files.path("client.key"));
+    agent
+        .expect("files")
+        .build()
+        .expect("valid")
+        .kinds()
+        .await
+        .expect("known");
+}
