@@ -220,3 +220,85 @@ impl Alarm {
         *at = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    };
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(30);
+    const LONG: Duration = Duration::from_secs(3_600);
+
+    #[test]
+    fn an_alarm_rings_at_its_time_and_an_earlier_time_counts() {
+        for alarm in [Alarm::new(), Alarm::portable()] {
+            let (alarm, at) = (Arc::new(alarm), Deadline::now().plus(SHORT));
+            alarm.set(Deadline::now().plus(LONG));
+            let (sender, rung) = mpsc::channel();
+            let waits = Arc::clone(&alarm);
+            std::thread::spawn(move || {
+                while !at.has_passed() {
+                    waits.wait();
+                }
+                let _ = sender.send(());
+            });
+            alarm.set(at);
+            rung.recv_timeout(Duration::from_secs(20))
+                .expect("it rings");
+            assert!(at.has_passed());
+        }
+    }
+
+    /// Looks again until it was looked at so often.
+    struct Looked(AtomicUsize, mpsc::Sender<Deadline>);
+
+    impl Timed for Looked {
+        fn due(&self) -> Option<Deadline> {
+            let _ = self.1.send(Deadline::now());
+            let left = self.0.fetch_sub(1, Ordering::SeqCst) - 1;
+            (left > 0).then(|| Deadline::now().plus(SHORT))
+        }
+    }
+
+    #[test]
+    fn what_is_watched_is_looked_at_when_it_is_due_and_again_when_it_says_so() {
+        let (sender, looked) = mpsc::channel();
+        let timed = Arc::new(Looked(AtomicUsize::new(3), sender));
+        let weak = Arc::downgrade(&timed);
+        let weak: Weak<dyn Timed> = weak;
+        let mut due = Deadline::now().plus(SHORT);
+        watch(Deadline::now().plus(LONG), Weak::clone(&weak));
+        watch(due, weak);
+        for _ in 0..3 {
+            let at = looked
+                .recv_timeout(Duration::from_secs(20))
+                .expect("it is looked at");
+            assert!(at >= due, "too early");
+            due = at.plus(SHORT);
+        }
+        assert_eq!(timed.0.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn what_is_kept_is_dropped_at_its_time() {
+        struct Ends(mpsc::Sender<Deadline>);
+        impl Drop for Ends {
+            fn drop(&mut self) {
+                let _ = self.0.send(Deadline::now());
+            }
+        }
+        let (sender, ended) = mpsc::channel();
+        let until = Deadline::now().plus(SHORT);
+        keep_until(until, Ends(sender));
+        assert!(
+            ended
+                .recv_timeout(Duration::from_secs(20))
+                .expect("it ends")
+                >= until
+        );
+    }
+}

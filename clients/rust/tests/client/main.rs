@@ -8,6 +8,7 @@
 
 mod support;
 
+mod api;
 mod calls;
 mod cost;
 mod fake;

@@ -361,3 +361,40 @@ async fn extensions_come_every_third_and_calls_have_whole_milliseconds() {
         );
     }
 }
+
+#[cfg(feature = "opentelemetry")]
+#[tokio::test]
+async fn calls_carry_the_current_trace_context() {
+    use opentelemetry::{
+        Context, SpanId, TraceFlags, TraceId,
+        trace::{SpanContext, TraceContextExt as _, TraceState},
+    };
+    opentelemetry::global::set_text_map_propagator(
+        opentelemetry_sdk::propagation::TraceContextPropagator::new(),
+    );
+    let fake = Script::default().start().await;
+    let agent = client(&fake.address);
+    let span = SpanContext::new(
+        TraceId::from_hex("0af7651916cd43dd8448eb211c80319c").expect("an id"),
+        SpanId::from_hex("b7ad6b7169203331").expect("an id"),
+        TraceFlags::SAMPLED,
+        true,
+        TraceState::default(),
+    );
+    let resigning = agent.resign("nightly", "default", "me", 7);
+    let context = Context::new().with_remote_span_context(span);
+    opentelemetry::context::FutureExt::with_context(resigning, context)
+        .await
+        .expect("resigned");
+    let asked = fake.asked.all();
+    let header = asked[0]
+        .metadata
+        .get("traceparent")
+        .expect("a header")
+        .to_str()
+        .expect("text");
+    assert_eq!(
+        header,
+        "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    );
+}
