@@ -11,8 +11,8 @@ use std::{
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::{
-    Campaign, Campaigned, Deadline, Error, Handover, Kinds, Lead, Leaders, Lost, NotCurrent,
-    Observer, OfKind, Pod, PodsOf, Scope, State, Verified,
+    Campaign, Campaigned, Deadline, Error, Handover, Kinds, Lead, Leader, Leaders, Lost,
+    NotCurrent, Observer, OfKind, Pod, PodsOf, Scope, State, Verified,
     credentials::Tokens,
     pool::{Configured, Plan, Pool, deepest},
     proto,
@@ -145,7 +145,7 @@ impl Agent {
                 .await
                 .map_err(|failure| failure.of_question())?;
             let page = answer.value;
-            all.leaders.extend(page.leaders.into_iter().map(Into::into));
+            all.leaders.extend(page.leaders.into_iter().map(Leader::of));
             all.incomplete |= page.incomplete;
             if page.next_page_token.is_empty() {
                 return Ok(all);
@@ -395,7 +395,7 @@ impl Agent {
             )
             .await
             .map_err(|failure| failure.of_question())?;
-        Ok(answer.value.items.into_iter().map(Into::into).collect())
+        Ok(answer.value.items.into_iter().map(Pod::of).collect())
     }
 
     fn question(&self) -> Plan {

@@ -1,4 +1,4 @@
-#![doc = include_str!("../README.md")]
+#![doc = include_str!("guide.md")]
 
 mod agent;
 mod clock;
@@ -27,3 +27,39 @@ pub use types::{
     Campaign, Campaigned, Cause, Handover, Kinds, Leader, Leaders, NotCurrent, OfKind, Pod, PodsOf,
     ReplicaSet, Scope, State, Verified,
 };
+
+/// The examples of the file that registries show.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use super::*;
+
+    #[test]
+    fn public_types_go_from_thread_to_thread_and_say_what_they_are() {
+        fn is<T: Debug + Send + Sync + Unpin + 'static>() {}
+        fn is_cloned<T: Clone>() {}
+        is::<Agent>();
+        is::<AgentBuilder>();
+        is::<Campaign>();
+        is::<Campaigned>();
+        is::<Deadline>();
+        is::<Error>();
+        is::<Event>();
+        is::<Handover>();
+        is::<Lead>();
+        is::<Leadership>();
+        is::<Loss>();
+        is::<Observer>();
+        is::<Standing>();
+        is::<State>();
+        is::<Term>();
+        is::<Terms>();
+        is::<Verified>();
+        is_cloned::<(Agent, Lead, Loss, Term, Error, Event, State)>();
+    }
+}

@@ -49,6 +49,9 @@ const RESOLVE: Duration = Duration::from_secs(2);
 /// Agents take 1000 streams a connection: what waits leaves room.
 const WAITS_A_CHANNEL: usize = 500;
 
+/// How many runtimes have channels at once.
+const RUNTIMES: usize = 4;
+
 /// An endpoint as it was configured.
 #[derive(Debug)]
 pub(crate) struct Configured {
@@ -164,11 +167,14 @@ pub(crate) struct Route {
     address: SocketAddr,
 }
 
+/// Which channel.
+type Key = (Option<runtime::Id>, Route, Lane);
+
 /// A channel, and which one it is.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) channel: Channel,
-    key: (Route, Lane),
+    key: Key,
     number: u64,
 }
 
@@ -183,8 +189,9 @@ pub(crate) struct Pool {
 #[derive(Default)]
 struct State {
     /// Channels live in the runtime in which they were made.
-    runtime: Option<runtime::Id>,
-    channels: HashMap<(Route, Lane), (Channel, u64)>,
+    channels: HashMap<Key, (Channel, u64)>,
+    /// The runtimes that have channels, the one that was new last at the end.
+    runtimes: Vec<runtime::Id>,
     made: u64,
     /// Of each endpoint, its addresses and when they were looked up.
     addresses: HashMap<usize, (Vec<SocketAddr>, Instant)>,
@@ -300,15 +307,7 @@ impl Pool {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let runtime = runtime::Handle::try_current()
-            .ok()
-            .map(|handle| handle.id());
-        if state.runtime != runtime {
-            state.channels.clear();
-            state.runtime = runtime;
-        }
-        state
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where calls may go, the best first; and the endpoints whose names have no address.
@@ -359,7 +358,7 @@ impl Pool {
                 addresses,
                 ..
             } = &mut *state;
-            channels.retain(|(route, _), _| {
+            channels.retain(|(_, route, _), _| {
                 addresses
                     .get(&route.endpoint)
                     .is_some_and(|(known, _)| known.contains(&route.address))
@@ -386,7 +385,10 @@ impl Pool {
 
     /// The connection to an address.
     pub(crate) fn connection(&self, route: Route, lane: Lane) -> Connection {
-        let key = (route, lane);
+        let runtime = runtime::Handle::try_current()
+            .ok()
+            .map(|handle| handle.id());
+        let key = (runtime, route, lane);
         let mut state = self.state();
         if let Some((channel, number)) = state.channels.get(&key) {
             return Connection {
@@ -396,6 +398,16 @@ impl Pool {
             };
         }
         let channel = self.endpoints[route.endpoint].channel(route.address);
+        if let Some(runtime) = runtime
+            && !state.runtimes.contains(&runtime)
+        {
+            state.runtimes.push(runtime);
+            if state.runtimes.len() > RUNTIMES {
+                // It has ended, mostly.
+                let first = state.runtimes.remove(0);
+                state.channels.retain(|(of, ..), _| *of != Some(first));
+            }
+        }
         state.made += 1;
         let number = state.made;
         state.channels.insert(key, (channel.clone(), number));

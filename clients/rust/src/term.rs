@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    Deadline, Lost,
+    Deadline, Lost, Standing,
     clock::Anchor,
     hooks::Hooks,
     timer::{self, Timed},
@@ -103,12 +103,8 @@ impl Term {
     pub async fn renewed(&mut self) -> Result<Deadline, Lost> {
         let mut changes = self.shared.now.subscribe();
         loop {
-            let now = self.shared.look();
-            changes.mark_unchanged();
-            if let Some(lost) = now.lost {
-                return Err(lost);
-            }
-            // What has changed after `look` is seen here.
+            // The clock first: it may know what nobody has reported.
+            self.shared.look();
             let now = *changes.borrow_and_update();
             if let Some(lost) = now.lost {
                 return Err(lost);
@@ -309,10 +305,19 @@ impl Shared {
     pub(crate) fn extend(&self, valid_until: Deadline) {
         // If the time was over before the extension arrived, the work has been told, or is about to be.
         self.expire();
+        let mut relieved = None;
         self.now.send_modify(|now| {
             now.valid_until = now.valid_until.max(valid_until);
-            now.jeopardy = false;
+            if std::mem::take(&mut now.jeopardy) && now.lost.is_none() {
+                relieved = Some(now.valid_until);
+            }
         });
+        if let Some(valid_until) = relieved {
+            self.hooks.state(Standing::Leading {
+                token: self.token,
+                valid_until,
+            });
+        }
     }
 
     /// An attempt to extend the term has failed, and it is not known whether the caller leads.

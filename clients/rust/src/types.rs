@@ -392,8 +392,8 @@ pub(crate) fn duration(millis: i32) -> Duration {
     Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
-impl From<proto::Leader> for Leader {
-    fn from(leader: proto::Leader) -> Self {
+impl Leader {
+    pub(crate) fn of(leader: proto::Leader) -> Self {
         Self {
             kind: leader.kind,
             election: leader.election,
@@ -425,7 +425,7 @@ impl State {
     pub(crate) fn of(state: proto::State) -> Option<Self> {
         let cause = Cause::of(state.cause());
         let leader = match state.phase() {
-            proto::state::Phase::Held => Some(Leader::from(state.leader?)),
+            proto::state::Phase::Held => Some(Leader::of(state.leader?)),
             proto::state::Phase::Vacant => None,
             proto::state::Phase::Unspecified => return None,
         };
@@ -441,8 +441,8 @@ impl State {
     }
 }
 
-impl From<proto::Pod> for Pod {
-    fn from(pod: proto::Pod) -> Self {
+impl Pod {
+    pub(crate) fn of(pod: proto::Pod) -> Self {
         let status = pod.status.unwrap_or_default();
         let set = pod.replica_set.unwrap_or_default();
         Self {

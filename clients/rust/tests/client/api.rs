@@ -5,7 +5,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use quote::ToTokens as _;
 use syn::{ImplItem, Item, Visibility};
 
 /// The files with public items, in the order of the text.
@@ -29,19 +28,26 @@ fn is_public(visibility: &Visibility) -> bool {
 
 /// Tokens as text, without what is only said in documentation.
 fn text(item: &impl quote::ToTokens) -> String {
-    let text = item.to_token_stream().to_string();
-    text.replace(" :: ", "::")
-        .replace(" . ", ".")
-        .replace("& ", "&")
-        .replace(" ,", ",")
-        .replace(" <", "<")
-        .replace("< ", "<")
-        .replace(" >", ">")
-        .replace(" ( ", "(")
-        .replace("( ", "(")
-        .replace(" )", ")")
-        .replace(" (", "(")
-        .replace(" :", ":")
+    let mut text = item.to_token_stream().to_string();
+    for (from, to) in [
+        (" :: ", "::"),
+        ("& ", "&"),
+        (" ,", ","),
+        (" <", "<"),
+        ("< ", "<"),
+        (" >", ">"),
+        ("( ", "("),
+        (" )", ")"),
+        (" (", "("),
+        (",)", ")"),
+        (" :", ":"),
+        (" ;", ";"),
+        ("# [", "#["),
+        ("mut self", "self"),
+    ] {
+        text = text.replace(from, to);
+    }
+    text
 }
 
 fn keep_markers(attributes: &mut Vec<syn::Attribute>) {

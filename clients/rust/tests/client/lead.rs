@@ -503,4 +503,22 @@ async fn refusals_and_mistakes_are_told_apart(streams: bool) {
     assert!(endpoints[0].1.contains("refused"), "{endpoints:?}");
 }
 
+async fn connections_that_end_of_age_cost_no_term(streams: bool) {
+    let settings = [("EA_GRPC_MAX_CONNECTION_AGE", "1s"), ("EA_GRPC_MAX_CONNECTION_AGE_GRACE", "1s")];
+    let server = Server::with(&settings);
+    let proxy = Proxy::to(server.address()).await;
+    let jeopardy = Log::new();
+    let log = jeopardy.clone();
+    let lead = leading(proxy.address(), streams).lead("nightly").term(2 * SECOND);
+    let leadership = lead.on_jeopardy(move |term| log.push(term.token())).start().await.expect("elected");
+    let mut term = leadership.term().clone();
+    let until = Deadline::now().plus(4 * SECOND);
+    while !until.has_passed() {
+        soon("an extension", term.renewed()).await.expect("leads");
+    }
+    assert!(proxy.connections() > 2, "{}", proxy.connections());
+    assert!(jeopardy.all().is_empty(), "the next stream is open before the last one ends");
+    leadership.resign().await.expect("resigned");
+}
+
 }
