@@ -348,7 +348,7 @@ impl Pool {
                     }
                     // The addresses known before may still be good.
                     Err(why) if known.0.is_empty() => {
-                        wrong.push((self.endpoints[index].label.clone(), why))
+                        wrong.push((self.endpoints[index].label.clone(), why));
                     }
                     Err(_) => {}
                 }

@@ -3,7 +3,6 @@
 #[expect(
     unreachable_pub,
     unused_qualifications,
-    clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated; the .proto's comments are the reference"
 )]

@@ -89,7 +89,6 @@ impl Term {
 
     /// Resolves when the leadership is lost: at once when another leads, and at the latest the margin before
     /// [`valid_until`](Self::valid_until).
-    #[must_use]
     pub fn lost(&self) -> Loss {
         Loss::new(Arc::clone(&self.shared))
     }

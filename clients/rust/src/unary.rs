@@ -269,7 +269,7 @@ async fn confirm(
             Extended::Denied(_) => return Ok(None),
             Extended::Failed(failure) => match &failure.refusal {
                 Some((Code::ResourceExhausted, _)) | None => {
-                    sleep(jittered(Duration::from_millis(50))).await
+                    sleep(jittered(Duration::from_millis(50))).await;
                 }
                 Some(_) => return Err(failure.of_change()),
             },

@@ -1,6 +1,6 @@
 //! The task of an observer: opens a stream, and the next one when that ends or is about to.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, pin::Pin, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -34,6 +34,8 @@ const REFUSALS: u32 = 4;
 const PAUSE: Duration = Duration::from_secs(2);
 
 type Events = mpsc::Sender<Result<Event, Error>>;
+
+type Opening = Pin<Box<dyn Future<Output = Result<(Session, Present), Error>> + Send>>;
 
 /// Follows until the observer is gone, or the agent refuses.
 pub(super) async fn follow(agent: Agent, scope: Scope, events: Events) {
@@ -159,9 +161,7 @@ impl Follower {
 
     /// Reads until the stream has broken, or another has taken its place.
     async fn read(&mut self, session: &mut Session) -> Result<Ended, End> {
-        let mut next: std::pin::Pin<
-            Box<dyn Future<Output = Result<(Session, Present), Error>> + Send>,
-        > = Box::pin(std::future::pending());
+        let mut next: Opening = Box::pin(std::future::pending());
         let mut leaving = false;
         loop {
             let message = tokio::select! {

@@ -40,6 +40,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 type Opening = Pin<Box<dyn Future<Output = Result<Session, NotOpen>> + Send>>;
 
+type Asking = Pin<Box<dyn Future<Output = Result<(), &'static str>> + Send>>;
+
 /// What a stream's task knows.
 pub(super) struct Task {
     pool: Arc<Pool>,
@@ -64,13 +66,13 @@ pub(super) struct Task {
     failures: u32,
     ping_at: Instant,
     /// The question whether the application is alive, before a ping.
-    asking: Option<Pin<Box<dyn Future<Output = Result<(), &'static str>> + Send>>>,
+    asking: Option<Asking>,
 }
 
 /// What has happened.
 enum Event {
     Command(Option<Command>),
-    Opened(Result<Session, NotOpen>),
+    Opened(Result<Box<Session>, NotOpen>),
     Message(Result<Option<proto::LeadEvent>, Status>),
     PingDue,
     Asked(Result<(), &'static str>),
@@ -117,7 +119,7 @@ impl Task {
             match self.event().await {
                 Event::Command(Some(command)) => self.command(command),
                 Event::Command(None) => return,
-                Event::Opened(Ok(session)) => self.opened(session),
+                Event::Opened(Ok(session)) => self.opened(*session),
                 Event::Opened(Err(NotOpen::NotOffered)) => {
                     tracing::debug!("the agent offers no streams to lead by: calls have to do");
                     *self
@@ -200,7 +202,7 @@ impl Task {
                     Some(opening) => opening.await,
                     None => pending().await,
                 }
-            } => Event::Opened(opened),
+            } => Event::Opened(opened.map(Box::new)),
             alive = async {
                 match &mut self.asking {
                     Some(asking) => asking.await,
@@ -605,7 +607,7 @@ impl Task {
                 Stage::Leaving { .. } => self.ended(number, None),
                 // Somebody gave it up in the candidate's name.
                 Stage::Leading { term, .. } if term.token == standing.token => {
-                    self.ended(number, Some(Lost::NoTerm))
+                    self.ended(number, Some(Lost::NoTerm));
                 }
                 _ => {}
             },

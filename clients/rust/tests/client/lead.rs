@@ -120,11 +120,7 @@ async fn who_waits_is_elected_when_the_leader_resigns(streams: bool) {
     assert_eq!(second.term().check(), Ok(()));
     second.resign().await.expect("resigned");
     eventually("on_state", async || {
-        standings
-            .all()
-            .iter()
-            .any(|it| *it == Standing::Resigned)
-            .then_some(())
+        standings.all().contains(&Standing::Resigned).then_some(())
     })
     .await;
     let standings = standings.all();
