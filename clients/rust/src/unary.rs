@@ -21,8 +21,10 @@ const WAIT: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long a campaign that does not wait may take, with all its attempts.
 const AT_ONCE: Duration = Duration::from_secs(10);
-/// How long giving up may take, with all its attempts.
-const RESIGN: Duration = Duration::from_secs(5);
+/// A last campaign may take so long when the wait is over.
+const LAST: Duration = Duration::from_secs(1);
+/// The shortest and the longest time that giving up may take, with all its attempts: a third of the term between them.
+const RESIGN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 
 /// A term that was granted.
 #[derive(Clone, Copy, Debug)]
@@ -145,7 +147,11 @@ pub(crate) async fn campaign(
         let anchor = Anchor::new();
         let asked = Instant::now();
         let answer = if wait.is_zero() {
-            let plan = Plan::one_by_one(AT_ONCE);
+            let within = match settings.wait {
+                Some(Duration::ZERO) => AT_ONCE,
+                _ => AT_ONCE.min(patience.left().max(LAST)),
+            };
+            let plan = Plan::one_by_one(within);
             pool.call(plan, &request, |mut client, request| async move {
                 client.campaign(request).await
             })
@@ -480,7 +486,7 @@ pub(crate) async fn resign(
         kind: settings.kind.clone(),
         token,
     };
-    let plan = Plan::idempotent(RESIGN);
+    let plan = Plan::idempotent((settings.term / 3).clamp(RESIGN.0, RESIGN.1));
     let answer = pool
         .call(plan, &request, |mut client, request| async move {
             client.resign(request).await

@@ -31,7 +31,7 @@ const QUIET: Duration = Duration::from_secs(1);
 /// How often in a row an agent may refuse for reasons that may pass.
 const REFUSALS: u32 = 4;
 /// The longest pause between attempts to open a stream.
-const PAUSE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_secs(1);
 
 type Events = mpsc::Sender<Result<Event, Error>>;
 

@@ -7,8 +7,9 @@ use std::{
 
 use election_agent_client::Deadline;
 use election_proto::{
-    BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, Goodbye, LeadEvent,
-    LeadRequest, Pong, ResignRequest, Standing, Welcome,
+    BoolValue, CampaignRequest, CampaignResult, ExtendElectedTermRequest, GetElectionRequest,
+    Goodbye, LeadEvent, LeadRequest, Observation, ObserveRequest, Pong, ResignRequest, Standing,
+    State, Welcome,
     election_server::{Election, ElectionServer},
     lead_event, lead_request,
     leadership_server::{Leadership, LeadershipServer},
@@ -41,6 +42,7 @@ pub(crate) enum What {
     Campaign(CampaignRequest),
     Extend(ExtendElectedTermRequest),
     Resign(ResignRequest),
+    State(GetElectionRequest),
 }
 
 type Answers<T> = Arc<Mutex<Box<dyn FnMut(usize) -> (Duration, Result<T, Status>) + Send>>>;
@@ -95,6 +97,7 @@ pub(crate) struct Fake {
     pub(crate) asked: Log<Asked>,
     changed: Arc<Notify>,
     streams: mpsc::UnboundedReceiver<Lead>,
+    observers: mpsc::UnboundedReceiver<Observer>,
     server: JoinHandle<()>,
 }
 
@@ -110,6 +113,7 @@ pub(crate) struct Script {
     campaign: Answers<CampaignResult>,
     extend: Answers<BoolValue>,
     resign: Answers<BoolValue>,
+    state: Answers<State>,
     streams: bool,
 }
 
@@ -119,6 +123,7 @@ impl Default for Script {
             campaign: answers(|_| (Duration::ZERO, elected())),
             extend: answers(|_| (Duration::ZERO, yes())),
             resign: answers(|_| (Duration::ZERO, yes())),
+            state: answers(|_| (Duration::ZERO, Err(Status::unavailable("no quorum")))),
             streams: false,
         }
     }
@@ -149,6 +154,14 @@ impl Script {
         self
     }
 
+    pub(crate) fn state(
+        mut self,
+        answer: impl FnMut(usize) -> (Duration, Result<State, Status>) + Send + 'static,
+    ) -> Self {
+        self.state = answers(answer);
+        self
+    }
+
     pub(crate) fn streams(mut self) -> Self {
         self.streams = true;
         self
@@ -158,12 +171,14 @@ impl Script {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound").to_string();
         let (sender, streams) = mpsc::unbounded_channel();
+        let (observing, observers) = mpsc::unbounded_channel();
         let changed = Arc::new(Notify::new());
         let handler = Handler {
             script: self,
             asked: Log::new(),
             changed: Arc::clone(&changed),
             streams: sender,
+            observers: observing,
         };
         let asked = handler.asked.clone();
         let server = tonic::transport::Server::builder()
@@ -176,6 +191,7 @@ impl Script {
             asked,
             changed,
             streams,
+            observers,
             server,
         }
     }
@@ -207,16 +223,26 @@ impl Fake {
 
     /// The next stream to lead by, after Hello and Welcome.
     pub(crate) async fn stream(&mut self) -> Lead {
+        let lead = self.stream_before_welcome().await;
+        lead.welcome();
+        lead
+    }
+
+    /// The next stream to lead by, after Hello.
+    pub(crate) async fn stream_before_welcome(&mut self) -> Lead {
         let mut lead = soon("a stream", self.streams.recv()).await.expect("serves");
         let lead_request::What::Hello(hello) = lead.next().await else {
             panic!("Hello first");
         };
         lead.hello = Some((Deadline::now(), hello));
-        lead.say(lead_event::What::Welcome(Welcome {
-            agent: "fake".into(),
-            ping_every: 0,
-        }));
         lead
+    }
+
+    /// The next observer.
+    pub(crate) async fn observer(&mut self) -> Observer {
+        soon("an observer", self.observers.recv())
+            .await
+            .expect("serves")
     }
 
     /// Whether a stream is opened in this time.
@@ -237,6 +263,13 @@ pub(crate) fn campaigns(what: &What) -> Option<CampaignRequest> {
 pub(crate) fn extensions(what: &What) -> Option<ExtendElectedTermRequest> {
     match what {
         What::Extend(request) => Some(request.clone()),
+        _ => None,
+    }
+}
+
+pub(crate) fn questions(what: &What) -> Option<GetElectionRequest> {
+    match what {
+        What::State(request) => Some(request.clone()),
         _ => None,
     }
 }
@@ -292,6 +325,13 @@ impl Lead {
         let _ = self.events.send(Ok(LeadEvent { what: Some(what) }));
     }
 
+    pub(crate) fn welcome(&self) {
+        self.say(lead_event::What::Welcome(Welcome {
+            agent: "fake".into(),
+            ping_every: 0,
+        }));
+    }
+
     pub(crate) fn stand(&self, standing: Standing) {
         self.say(lead_event::What::Standing(standing));
     }
@@ -339,7 +379,11 @@ struct Handler {
     asked: Log<Asked>,
     changed: Arc<Notify>,
     streams: mpsc::UnboundedSender<Lead>,
+    observers: mpsc::UnboundedSender<Observer>,
 }
+
+/// What an agent says to an observer.
+pub(crate) type Observer = mpsc::UnboundedSender<Result<Observation, Status>>;
 
 impl Handler {
     async fn answer<Q, T>(
@@ -391,10 +435,32 @@ impl Election for Handler {
         self.answer(request, What::Resign, is, &self.script.resign)
             .await
     }
+
+    async fn get_election(
+        &self,
+        request: Request<GetElectionRequest>,
+    ) -> Result<Response<State>, Status> {
+        let is = |what: &What| matches!(what, What::State(_));
+        self.answer(request, What::State, is, &self.script.state)
+            .await
+    }
 }
 
 #[tonic::async_trait]
 impl Leadership for Handler {
+    async fn observe(
+        &self,
+        _request: Request<ObserveRequest>,
+    ) -> Result<Response<BoxStream<Observation>>, Status> {
+        let (events, receiver) = mpsc::unbounded_channel();
+        self.observers
+            .send(events)
+            .map_err(|_| Status::unavailable("the test has ended"))?;
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(
+            receiver,
+        ))))
+    }
+
     async fn lead(
         &self,
         request: Request<Streaming<LeadRequest>>,

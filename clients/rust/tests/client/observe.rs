@@ -3,9 +3,14 @@
 use std::{pin::Pin, task::Context, time::Duration};
 
 use election_agent_client::{Agent, Cause, Error, Event, Observer, Scope, State};
+use election_proto as proto;
 use test_agent::Agent as Server;
+use tonic::Status;
 
-use crate::support::{Mode, Proxy, SECOND, client, soon};
+use crate::{
+    fake::{self, Script},
+    support::{Mode, Proxy, SECOND, client, soon},
+};
 
 async fn next(observer: &mut Observer) -> Event {
     let event = soon("an event", observer.next()).await;
@@ -255,4 +260,126 @@ async fn an_observer_is_a_stream_and_a_refusal_is_its_end() {
     let error = soon("an answer", next()).await.expect("an error");
     assert!(matches!(error, Err(Error::Refused { .. })), "{error:?}");
     assert_eq!(soon("the end", next()).await, None);
+}
+
+/// What an agent says of `nightly`.
+fn said(token: u64, held: bool, cause: proto::state::Cause) -> proto::State {
+    let phase = if held {
+        proto::state::Phase::Held
+    } else {
+        proto::state::Phase::Vacant
+    };
+    proto::State {
+        kind: "default".into(),
+        election: "nightly".into(),
+        phase: phase.into(),
+        leader: held.then(|| proto::Leader {
+            name: "a".into(),
+            token,
+            ..proto::Leader::default()
+        }),
+        token,
+        cause: cause.into(),
+        ..proto::State::default()
+    }
+}
+
+fn tell(observer: &fake::Observer, what: proto::observation::What) {
+    let _ = observer.send(Ok(proto::Observation { what: Some(what) }));
+}
+
+fn state(observer: &fake::Observer, token: u64, held: bool, cause: proto::state::Cause) {
+    tell(
+        observer,
+        proto::observation::What::State(said(token, held, cause)),
+    );
+}
+
+fn synced(observer: &fake::Observer) {
+    tell(observer, proto::observation::What::Synced(proto::Synced {}));
+}
+
+#[tokio::test]
+async fn a_listing_that_lacks_an_election_is_no_vacancy_and_an_older_state_is_no_news() {
+    use proto::state::Cause::{Campaign, Present, RolledBack};
+    let script = Script::default().state(|number| {
+        let answer = match number {
+            // Asked for what a listing lacked, and for what seemed to be older.
+            0 => Err(Status::unavailable("no quorum")),
+            1 | 2 => Ok(said(5, true, Present)),
+            _ => Ok(said(5, false, Present)),
+        };
+        (Duration::ZERO, answer)
+    });
+    let mut fake = script.start().await;
+    let mut observer = client(&fake.address).observe(Scope::kind("default"));
+    let reading = tokio::spawn(async move {
+        let first = next(&mut observer).await;
+        (observer, first)
+    });
+    let agent = fake.observer().await;
+    state(&agent, 5, true, Campaign);
+    synced(&agent);
+    let (mut observer, first) = reading.await.expect("no panic");
+    assert!(matches!(first, Event::State(state) if state.token == 5));
+    assert_eq!(next(&mut observer).await, Event::Synced);
+
+    // The next stream says nothing of it, and the one after that what was before: a quorum says that it is held.
+    drop(agent);
+    let agent = fake.observer().await;
+    synced(&agent);
+    fake.calls(2, fake::questions).await;
+    drop(agent);
+    let agent = fake.observer().await;
+    state(&agent, 4, false, Present);
+    synced(&agent);
+    fake.calls(3, fake::questions).await;
+    // The stream itself says when it goes back.
+    state(&agent, 3, true, RolledBack);
+    let back = next_state(&mut observer).await;
+    assert_eq!(seen(&back), (Some("a"), 3, Cause::RolledBack));
+
+    // And a quorum that it is vacant.
+    drop(agent);
+    let agent = fake.observer().await;
+    synced(&agent);
+    let vacant = next_state(&mut observer).await;
+    assert_eq!(
+        (vacant.is_held(), vacant.token, vacant.missed),
+        (false, 5, true)
+    );
+    assert_eq!(fake.calls(4, fake::questions).await.len(), 4);
+}
+
+#[tokio::test]
+async fn doubts_of_an_agent_are_told() {
+    let mut fake = Script::default().start().await;
+    let mut observer = client(&fake.address).observe("nightly");
+    let reading = tokio::spawn(async move {
+        while next(&mut observer).await != Event::Synced {}
+        observer
+    });
+    let agent = fake.observer().await;
+    state(&agent, 5, true, proto::state::Cause::Present);
+    synced(&agent);
+    let mut observer = reading.await.expect("no panic");
+    for certain in [false, true] {
+        tell(
+            &agent,
+            proto::observation::What::Certainty(proto::Certainty {
+                certain,
+                unconfirmed_for: if certain { 0 } else { 1_500 },
+                reason: String::new(),
+            }),
+        );
+        let Event::Certainty {
+            certain: told,
+            unconfirmed_for,
+            ..
+        } = next(&mut observer).await
+        else {
+            panic!("no certainty");
+        };
+        assert_eq!((told, unconfirmed_for.is_zero()), (certain, certain));
+    }
 }

@@ -82,8 +82,8 @@ async fn a_term_counts_from_before_the_request_was_sent() {
 #[tokio::test]
 async fn nothing_is_extended_after_a_resignation_and_nothing_is_given_up_under_running_work() {
     let script = Script::default().resign(|number| match number {
-        // Its outcome is not known: it may have been carried out.
-        0 => (NOW, Err(Status::unavailable("no quorum"))),
+        // Its outcome is not known: it may have been carried out. It takes longer than until the next extension.
+        0 => (TERM / 2, Err(Status::unavailable("no quorum"))),
         _ => (NOW, no("NO_TERM")),
     });
     let fake = script.start().await;

@@ -173,12 +173,17 @@ async fn a_provisional_grant_is_pinged_for_at_once_and_work_begins_after_that() 
 async fn after_goodbye_the_next_stream_is_joined_with_the_token_before_the_first_is_left() {
     let mut fake = fake().await;
     let (leadership, mut first) = led(&mut fake).await;
+    let mut term = leadership.term().clone();
+    let (_, seq) = first.ping().await;
     first.goodbye();
-    let mut second = fake.stream().await;
+    let mut second = fake.stream_before_welcome().await;
+    // Nobody has welcomed it: the first is what the client leads by.
+    first.pong(seq, vec![]);
+    soon("an extension", term.renewed()).await.expect("leads");
+    second.welcome();
     let join = second.join().await;
     assert_eq!((join.token, join.request_id.as_str()), (7, ""));
     second.stand(leads("nightly", 0));
-    let mut term = leadership.term().clone();
     soon("an extension", term.renewed()).await.expect("leads");
     // The first ends, and only now.
     while let Some(message) = first.next_or_end().await {
