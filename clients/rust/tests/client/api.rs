@@ -3,6 +3,7 @@
 use std::{
     env, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use syn::{ImplItem, Item, Visibility};
@@ -151,5 +152,42 @@ fn the_public_interface_is_the_one_that_was_reviewed() {
     // Nothing of the transport is part of it.
     for word in ["tonic", "prost", "proto"] {
         assert!(!present.contains(word), "{word}");
+    }
+}
+
+#[test]
+fn the_client_is_built_of_nothing_of_the_agent() {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--edges", "normal", "--prefix", "none"])
+        .args([
+            "--format",
+            "{p}",
+            "--all-features",
+            "--package",
+            env!("CARGO_PKG_NAME"),
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    let told = String::from_utf8_lossy(&tree.stderr);
+    assert!(tree.status.success(), "cargo tree: {told}");
+    let tree = String::from_utf8(tree.stdout).expect("UTF-8");
+    let names: Vec<_> = tree
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert!(names.contains(&"tonic") && names.contains(&"ring"));
+    for other in [
+        "election-agent",
+        "election-core",
+        "election-proto",
+        "election-redis",
+        "axum",
+        "aws-lc-sys",
+        "openssl",
+        "openssl-sys",
+        "redis",
+    ] {
+        assert!(!names.contains(&other), "{other}");
     }
 }

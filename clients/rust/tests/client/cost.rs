@@ -25,11 +25,20 @@ async fn no_task_left(before: usize) {
 }
 
 #[tokio::test]
-async fn a_thousand_leaderships_share_a_connection_and_threads() {
+async fn a_thousand_leaderships_share_a_connection_and_threads_by_streams() {
+    a_thousand(true).await;
+}
+
+#[tokio::test]
+async fn a_thousand_leaderships_share_a_connection_and_threads_by_calls() {
+    a_thousand(false).await;
+}
+
+async fn a_thousand(streams: bool) {
     let server = Server::start();
     let proxy = Proxy::to(server.address()).await;
     let before = Handle::current().metrics().num_alive_tasks();
-    let agent = client(proxy.address());
+    let agent = leading(proxy.address(), streams);
     let mut starting = JoinSet::new();
     for number in 0..1_000 {
         starting.spawn(agent.lead(format!("election-{number}")).start());
@@ -39,6 +48,7 @@ async fn a_thousand_leaderships_share_a_connection_and_threads() {
         .into_iter()
         .map(|led| led.expect("elected"))
         .collect();
+    // A stream, or two for calls that wait, and one for calls that do not.
     assert!(proxy.connections() <= 3, "{}", proxy.connections());
     assert_eq!(threads("election-timer"), 1);
     let mut renewed = JoinSet::new();

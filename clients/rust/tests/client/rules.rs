@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use election_agent_client::{Code, Deadline, Error, Lost, Standing};
+use election_proto::{BoolValue, CampaignResult};
 use tonic::Status;
 
 use crate::{
@@ -296,6 +297,52 @@ async fn a_shorter_longest_wait_of_an_agent_is_no_refusal() {
         .map(|(_, it)| it.wait)
         .collect();
     assert!(waits[0] > 0 && waits[1] == 0, "{waits:?}");
+}
+
+#[tokio::test]
+async fn another_agent_is_asked_beside_one_that_keeps_silent() {
+    let elected = || {
+        elected().map(|result| CampaignResult {
+            valid_for: 5_900,
+            ..result
+        })
+    };
+    let extended = || {
+        yes().map(|value| BoolValue {
+            valid_for: 5_900,
+            ..value
+        })
+    };
+    let script = || {
+        Script::default()
+            .campaign(move |_| (NOW, elected()))
+            .extend(move |_| (NOW, extended()))
+    };
+    let silent = script()
+        .extend(move |_| (60 * SECOND, extended()))
+        .start()
+        .await;
+    let other = script().start().await;
+    let agent = client(&format!("{},{}", silent.address, other.address));
+    let leadership = agent
+        .lead("nightly")
+        .candidate("me")
+        .term(6 * SECOND)
+        .start()
+        .await
+        .expect("elected");
+    let mut term = leadership.term().clone();
+    let first = silent.calls(1, extensions).await[0].0;
+    let second = other.calls(1, extensions).await[0].0;
+    assert!(
+        second < first.plus(Duration::from_millis(900)),
+        "within a second"
+    );
+    soon("an extension", term.renewed()).await.expect("leads");
+    assert!(!term.in_jeopardy());
+    // The one that has answered is asked first from now on.
+    other.calls(2, extensions).await;
+    assert_eq!(silent.calls(1, extensions).await.len(), 1);
 }
 
 #[tokio::test]
