@@ -46,8 +46,8 @@ struct Inner {
 }
 
 impl Agent {
-    /// The agents at these endpoints: `https://a:8443`, or several, separated by commas. `http://` may be left out. Of a
-    /// name that has several addresses, each is an endpoint.
+    /// The agents at these endpoints: `https://a:8443`, or several, separated by commas. `http://` may be left out. Of
+    /// a name that has several addresses, each is an endpoint.
     ///
     /// # Errors
     ///
@@ -500,7 +500,8 @@ impl AgentBuilder {
         self
     }
 
-    /// A function that returns a bearer token. It is called for each attempt of a call: keep a token that is still good.
+    /// A function that returns a bearer token. It is called for each attempt of a call: keep a token that is still
+    /// good.
     pub fn token_from<F, T, E>(mut self, source: F) -> Self
     where
         F: Fn() -> T + Send + Sync + 'static,
@@ -526,8 +527,8 @@ impl AgentBuilder {
         self
     }
 
-    /// Whether leaders use streams, if the agent offers them: on unless given. Without them each leadership has calls of
-    /// its own, which proxies that know no streams in both directions let pass.
+    /// Whether leaders use streams, if the agent offers them: on unless given. Without them each leadership has calls
+    /// of its own, which proxies that know no streams in both directions let pass.
     pub fn streams(mut self, streams: bool) -> Self {
         self.streams = streams;
         self

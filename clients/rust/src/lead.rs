@@ -38,8 +38,8 @@ const GRACE: Duration = Duration::from_secs(5);
 /// The longest margin, unless it is asked for.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// How a candidate leads an election: made by [`Agent::lead`], and used by [`run`](Self::run), [`start`](Self::start) or
-/// [`terms`](Self::terms).
+/// How a candidate leads an election: made by [`Agent::lead`], and used by [`run`](Self::run), [`start`](Self::start)
+/// or [`terms`](Self::terms).
 #[derive(Clone, Debug)]
 #[must_use = "nobody campaigns before `run`, `start` or `terms`"]
 pub struct Lead {
@@ -148,8 +148,8 @@ impl Lead {
         self
     }
 
-    /// For how long the term is still extended after the work was told that it is lost because it could not be extended:
-    /// the time that the work has to end. 5 s unless given. After it the work's future is dropped.
+    /// For how long the term is still extended after the work was told that it is lost because it could not be
+    /// extended: the time that the work has to end. 5 s unless given. After it the work's future is dropped.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
         self
@@ -183,8 +183,8 @@ impl Lead {
         self
     }
 
-    /// Is called before each extension, on a thread of its own: while it returns `false`, or does not return, the term is
-    /// not extended, so that an application that hangs does not lead on.
+    /// Is called before each extension, on a thread of its own: while it returns `false`, or does not return, the term
+    /// is not extended, so that an application that hangs does not lead on.
     pub fn alive(mut self, hook: impl Fn() -> bool + Send + Sync + 'static) -> Self {
         self.hooks.alive = Some(Arc::new(hook));
         self
@@ -285,8 +285,8 @@ impl Lead {
     /// Waits until elected, runs the work, and resigns after it has ended.
     ///
     /// The work is told by [`Term::lost`] that the leadership is lost. If it goes on for longer than the
-    /// [`grace`](Self::grace), its future is dropped, and the term lapses. If it panics, the candidate resigns before the
-    /// panic goes on.
+    /// [`grace`](Self::grace), its future is dropped, and the term lapses. If it panics, the candidate resigns before
+    /// the panic goes on.
     ///
     /// # Errors
     ///
@@ -484,8 +484,8 @@ impl Leadership {
     ///
     /// # Errors
     ///
-    /// [`Error::Lost`] if the candidate did not lead any more. [`Error::NotKnown`] and [`Error::Unreachable`] if no agent
-    /// answered: the term lapses.
+    /// [`Error::Lost`] if the candidate did not lead any more. [`Error::NotKnown`] and [`Error::Unreachable`] if no
+    /// agent answered: the term lapses.
     pub async fn resign(self) -> Result<(), Error> {
         let Self {
             keeper,

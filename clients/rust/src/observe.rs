@@ -75,8 +75,8 @@ impl Observer {
         &self.scope
     }
 
-    /// The next event. After an error, which is one that trying again does not help, there are none. Nothing is missed if
-    /// the future is dropped.
+    /// The next event. After an error, which is one that trying again does not help, there are none. Nothing is missed
+    /// if the future is dropped.
     ///
     /// # Errors
     ///

@@ -1,8 +1,8 @@
 //! Connections to the agents, and the way of a call from one to the next.
 //!
-//! Each address has channels of its own. One address that answered last is preferred; when it fails, or keeps silent for
-//! a while, the others are tried at once. A channel whose call got no answer in time is replaced, as its connection may
-//! lead nowhere: HTTP/2's own keep-alive, which agents allow every 20 s at most, finds out later.
+//! Each address has channels of its own. One address that answered last is preferred; when it fails, or keeps silent
+//! for a while, the others are tried at once. A channel whose call got no answer in time is replaced, as its connection
+//! may lead nowhere: HTTP/2's own keep-alive, which agents allow every 20 s at most, finds out later.
 
 use std::{
     collections::HashMap,

@@ -184,6 +184,8 @@ impl fmt::Debug for Loss {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Now {
     pub(crate) valid_until: Deadline,
+    /// Clocks, before what gave the term was sent.
+    anchor: Anchor,
     pub(crate) jeopardy: bool,
     pub(crate) lost: Option<Lost>,
 }
@@ -195,7 +197,6 @@ pub(crate) struct Shared {
     pub(crate) candidate: String,
     pub(crate) token: u64,
     margin: Duration,
-    anchor: Anchor,
     now: watch::Sender<Now>,
     hooks: Hooks,
 }
@@ -220,6 +221,7 @@ impl Shared {
     ) -> Arc<Self> {
         let now = Now {
             valid_until,
+            anchor,
             jeopardy: false,
             lost: None,
         };
@@ -229,7 +231,6 @@ impl Shared {
             candidate: who.candidate,
             token,
             margin,
-            anchor,
             now: watch::Sender::new(now),
             hooks,
         });
@@ -245,7 +246,7 @@ impl Shared {
         if now.lost.is_some() {
             return now;
         }
-        if self.anchor.has_jumped() {
+        if now.anchor.has_jumped() {
             self.lose(Lost::ClockJumped);
         } else if now.valid_until.minus(self.margin).has_passed() {
             self.expire();
@@ -301,12 +302,15 @@ impl Shared {
     }
 
     /// The term was extended. A promise that lasts longer still holds, and a loss that was reported stays one.
-    pub(crate) fn extend(&self, valid_until: Deadline) {
+    pub(crate) fn extend(&self, valid_until: Deadline, anchor: Anchor) {
         // If the time was over before the extension arrived, the work has been told, or is about to be.
-        self.expire();
+        self.look();
         let mut relieved = None;
         self.now.send_modify(|now| {
-            now.valid_until = now.valid_until.max(valid_until);
+            if valid_until > now.valid_until {
+                now.valid_until = valid_until;
+                now.anchor = anchor;
+            }
             if std::mem::take(&mut now.jeopardy) && now.lost.is_none() {
                 relieved = Some(now.valid_until);
             }

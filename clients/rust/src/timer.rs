@@ -2,8 +2,8 @@
 //!
 //! On Linux it sleeps in a `timerfd` of CLOCK_BOOTTIME, which fires on time also when the machine was suspended
 //! meanwhile, and which another thread can set to an earlier time without waking the sleeper: `clock_nanosleep` would
-//! need a signal for that. Elsewhere, and when the process has no file descriptor left, the thread waits for a condition
-//! variable, whose clock may stop during a suspension: in steps, after each of which it looks at the clock.
+//! need a signal for that. Elsewhere, and when the process has no file descriptor left, the thread waits for a
+//! condition variable, whose clock may stop during a suspension: in steps, after each of which it looks at the clock.
 
 use std::{
     any::Any,

@@ -265,8 +265,11 @@ async fn confirm(
         }
         let asked = Instant::now();
         match extend(pool, settings, granted.token, within).await {
-            Extended::Until(valid_until) => {
-                granted.valid_until = granted.valid_until.max(valid_until);
+            Extended::Until(valid_until, anchor) => {
+                if valid_until > granted.valid_until {
+                    granted.valid_until = valid_until;
+                    granted.anchor = anchor;
+                }
                 granted.extend_at = asked + settings.term / 3;
                 let alive =
                     granted.valid_until.minus(settings.margin()).remaining() > Duration::ZERO;
@@ -285,7 +288,8 @@ async fn confirm(
 
 /// How an extension ended.
 pub(crate) enum Extended {
-    Until(Deadline),
+    /// Until when, and clocks before it was asked for.
+    Until(Deadline, Anchor),
     Denied(Lost),
     Failed(Failure),
 }
@@ -307,6 +311,7 @@ pub(crate) async fn extend(
         retries: 0,
         retry_interval: 0,
     };
+    let anchor = Anchor::new();
     let plan = Plan::idempotent(within);
     let answer = pool
         .call(plan, &request, |mut client, request| async move {
@@ -314,9 +319,10 @@ pub(crate) async fn extend(
         })
         .await;
     match answer {
-        Ok(answer) if answer.value.value => {
-            Extended::Until(answer.sent.plus(promised(&answer.value, settings.term)))
-        }
+        Ok(answer) if answer.value.value => Extended::Until(
+            answer.sent.plus(promised(&answer.value, settings.term)),
+            anchor,
+        ),
         Ok(answer) => {
             Extended::Denied(Lost::of_reason(&answer.value.reason).unwrap_or(Lost::NoTerm))
         }
@@ -355,8 +361,8 @@ pub(crate) async fn keep(
             }
             let asked = Instant::now();
             match extend(&pool, &settings, term.token, third).await {
-                Extended::Until(valid_until) => {
-                    term.extend(valid_until);
+                Extended::Until(valid_until, anchor) => {
+                    term.extend(valid_until, anchor);
                     refused = None;
                     extend_at = asked + third;
                 }

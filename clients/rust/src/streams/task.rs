@@ -544,7 +544,7 @@ impl Task {
                     term,
                     extends: Some(extends),
                 } if pong.seq > extends.after && !listed(entry) => {
-                    term.extend(sent.at.plus(extends.by));
+                    term.extend(sent.at.plus(extends.by), sent.anchor);
                 }
                 Stage::Unconfirmed { token, extends }
                     if pong.seq > extends.after && !listed(entry) =>
@@ -663,7 +663,7 @@ impl Task {
         match &mut entry.stage {
             Stage::Leading { term, extends } => {
                 if standing.token == term.token {
-                    term.extend(valid_until);
+                    term.extend(valid_until, sent.anchor);
                     *extends = Some(extending);
                 } else if standing.token > term.token {
                     self.ended(number, Some(Lost::StaleToken));

@@ -144,8 +144,8 @@ fn address(line: &str) -> Option<String> {
     Some(rest[..end].to_owned())
 }
 
-/// The agent's binary: the one of the environment, or beside the test's, or in the workspace's target directory, where it
-/// is built if it is missing.
+/// The agent's binary: the one of the environment, or beside the test's, or in the workspace's target directory, where
+/// it is built if it is missing.
 #[must_use]
 pub fn binary() -> PathBuf {
     if let Some(path) = env::var_os(BINARY) {
