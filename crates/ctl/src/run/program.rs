@@ -1,0 +1,90 @@
+//! Where a command is.
+
+use std::{
+    env,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{Access, access};
+
+use crate::failure::Failure;
+
+/// Finds the file of a command as `execvp` does: in PATH, unless its name has a slash.
+///
+/// # Errors
+/// [`Failure::NOT_FOUND`], or [`Failure::NOT_EXECUTABLE`] if what was found may not be executed.
+pub(crate) fn find(name: &OsStr) -> Result<PathBuf, Failure> {
+    let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/bin:/usr/bin".into());
+    find_in(name, &path)
+}
+
+fn find_in(name: &OsStr, path: &OsStr) -> Result<PathBuf, Failure> {
+    let shown = name.display();
+    let candidates: Vec<PathBuf> = match name.as_bytes() {
+        [] => Vec::new(),
+        bytes if bytes.contains(&b'/') => vec![name.into()],
+        _ => env::split_paths(path)
+            .map(|directory| directory.join(name))
+            .collect(),
+    };
+    if let Some(found) = candidates.iter().find(|file| is_executable(file)) {
+        return Ok(found.clone());
+    }
+    match candidates.iter().find(|file| file.exists()) {
+        Some(file) if file.is_dir() => Err(Failure::new(
+            Failure::NOT_EXECUTABLE,
+            format!("{}: a directory", file.display()),
+        )),
+        Some(file) => Err(Failure::new(
+            Failure::NOT_EXECUTABLE,
+            format!("{}: not executable: chmod +x makes it so", file.display()),
+        )),
+        None => Err(Failure::new(
+            Failure::NOT_FOUND,
+            format!("{shown}: no such command in PATH, and no such file"),
+        )),
+    }
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.is_file() && access(file, Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    #[test]
+    fn looks_as_a_shell_does() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = |path: &str, mode| {
+            let path = directory.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+            fs::write(&path, "").expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
+            path
+        };
+        let (_, second) = (file("a/tool", 0o644), file("b/tool", 0o755));
+        let only = file("a/text", 0o644);
+        let path =
+            env::join_paths(["a", "b"].map(|name| directory.path().join(name))).expect("a path");
+        let code = |name: &str| find_in(name.as_ref(), &path).map_err(|failure| failure.code());
+        assert_eq!(code("tool"), Ok(second));
+        assert_eq!(code("text"), Err(Failure::NOT_EXECUTABLE));
+        assert_eq!(
+            code(only.to_str().expect("text")),
+            Err(Failure::NOT_EXECUTABLE)
+        );
+        assert_eq!(
+            code(directory.path().to_str().expect("text")),
+            Err(Failure::NOT_EXECUTABLE)
+        );
+        assert_eq!(code("nothing"), Err(Failure::NOT_FOUND));
+        assert_eq!(code("/nothing/there"), Err(Failure::NOT_FOUND));
+        assert_eq!(code(""), Err(Failure::NOT_FOUND));
+    }
+}

@@ -1,0 +1,72 @@
+//! Signals that are sent to the supervisor.
+
+use std::{fs, io, task::Poll};
+
+use rustix::process::Signal as Number;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// What is passed on to the command, and what asks the supervisor itself for something.
+const FORWARDED: [Number; 7] = [
+    Number::TERM,
+    Number::INT,
+    Number::HUP,
+    Number::QUIT,
+    Number::USR1,
+    Number::USR2,
+    Number::WINCH,
+];
+
+/// The signals of a supervisor. From its creation on none of them has its default effect.
+#[derive(Debug)]
+pub(crate) struct Signals(Vec<(Number, Signal)>);
+
+impl Signals {
+    /// Signals that are ignored already, as `nohup` has it, stay ignored, here and by the command.
+    pub(crate) fn new() -> io::Result<Self> {
+        let ignored = ignored();
+        let own = [Number::CHILD, Number::CONT];
+        let mut signals = Vec::new();
+        for number in FORWARDED.into_iter().chain(own) {
+            let raw = number.as_raw();
+            let is_ignored = ignored >> (raw - 1) & 1 == 1;
+            if !is_ignored || own.contains(&number) {
+                signals.push((number, signal(SignalKind::from_raw(raw))?));
+            }
+        }
+        Ok(Self(signals))
+    }
+
+    /// The next signal. Several of the same that come at once count as one.
+    pub(crate) async fn next(&mut self) -> Number {
+        std::future::poll_fn(|context| {
+            for (number, signal) in &mut self.0 {
+                if signal.poll_recv(context).is_ready() {
+                    return Poll::Ready(*number);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// The next signal that asks this process to end.
+    pub(crate) async fn end(&mut self) -> Number {
+        loop {
+            let number = self.next().await;
+            if matches!(
+                number,
+                Number::TERM | Number::INT | Number::HUP | Number::QUIT
+            ) {
+                return number;
+            }
+        }
+    }
+}
+
+/// The signals that this process ignores, as bits.
+fn ignored() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default()
+}
