@@ -1,11 +1,14 @@
 //! The agent that was named on the command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::ArgMatches;
 use election_agent_client::{Agent, Error};
 
 use crate::failure::Failure;
+
+/// How long a question may take, with all its attempts: people wait for the answer.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The agent, by `--agent` and the credentials; nothing is connected yet.
 pub(crate) fn agent(given: &ArgMatches) -> Result<Agent, Failure> {
@@ -15,7 +18,7 @@ pub(crate) fn agent(given: &ArgMatches) -> Result<Agent, Failure> {
             "no agent is named: use --agent or ELECTION_AGENT_URL",
         ));
     };
-    let mut builder = Agent::builder(endpoints);
+    let mut builder = Agent::builder(endpoints).timeout(TIMEOUT);
     if let Some(path) = file("token_file") {
         // Read now, so that a file that is not there is told before anything is asked.
         if let Err(error) = std::fs::read(path) {

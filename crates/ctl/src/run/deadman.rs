@@ -3,8 +3,8 @@
 //! The supervisor may be stopped (SIGSTOP, a debugger, no processor time) or killed while the command works on. The
 //! deadman sleeps until the deadline, which the supervisor moves with every extension, and kills the group at it; and
 //! at once if the supervisor ends. It is a program of its own, in a session of its own, without threads, an
-//! asynchronous runtime or a terminal, and holds three descriptors: the supervisor's socket (0), the deadline (1) and
-//! `/dev/null` (2). The supervisor ends it with SIGKILL, which also ends one that was stopped.
+//! asynchronous runtime or a terminal; its standard streams are the supervisor's socket (0), the deadline (1) and
+//! `/dev/null` (2), and it closes all others that it inherits. The supervisor ends it with SIGKILL, which also ends one that was stopped.
 
 use std::{
     fs,
@@ -116,6 +116,10 @@ pub(crate) fn main(mut args: impl Iterator<Item = std::ffi::OsString>) -> ExitCo
         return ExitCode::from(super::OWN_ERROR);
     };
     let cgroup = args.next().map(PathBuf::from);
+    // Before anything is opened.
+    if close_inherited().is_err() {
+        return ExitCode::from(super::OWN_ERROR);
+    }
     match watch(&Group::of(group), cgroup.as_deref()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::from(super::OWN_ERROR),
@@ -126,7 +130,6 @@ fn watch(group: &Group, cgroup: Option<&Path>) -> io::Result<()> {
     // `pkill NAME` means the supervisor, which asks the group to end and resigns.
     let _ = SigSet::all().thread_block();
     setsid()?;
-    close_inherited()?;
     let supervisor = io::stdin();
     let deadline = Deadline::shared(io::stdout());
     let alarm = Alarm::new()?;

@@ -3,6 +3,8 @@
 use std::{
     env,
     ffi::OsStr,
+    fs::File,
+    io::Read as _,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
@@ -30,7 +32,13 @@ fn find_in(name: &OsStr, path: &OsStr) -> Result<PathBuf, Failure> {
             .collect(),
     };
     if let Some(found) = candidates.iter().find(|file| is_executable(file)) {
-        return Ok(found.clone());
+        return match why_not(found) {
+            None => Ok(found.clone()),
+            Some(why) => Err(Failure::new(
+                Failure::NOT_EXECUTABLE,
+                format!("{}: {why}", found.display()),
+            )),
+        };
     }
     match candidates.iter().find(|file| file.exists()) {
         Some(file) if file.is_dir() => Err(Failure::new(
@@ -52,6 +60,32 @@ fn is_executable(file: &Path) -> bool {
     file.is_file() && access(file, Access::EXEC_OK).is_ok()
 }
 
+/// Why the kernel would not execute the file. C libraries give what it does not know to a shell, so that a text would
+/// run as a script, and any other file would do anything.
+fn why_not(file: &Path) -> Option<String> {
+    // One that cannot be read may be executed.
+    let mut head = Vec::new();
+    let file = File::open(file).ok()?;
+    file.take(HEAD).read_to_end(&mut head).ok()?;
+    let Some(line) = head.strip_prefix(b"#!") else {
+        let is_text = !head.contains(&0);
+        return is_text
+            .then(|| "a script's first line names its interpreter, as in #!/bin/sh".to_owned());
+    };
+    let line = line.split(|byte| *byte == b'\n').next()?;
+    let mut words = line.split(|byte| byte.is_ascii_whitespace());
+    let interpreter = Path::new(OsStr::from_bytes(words.find(|word| !word.is_empty())?));
+    (!is_executable(interpreter)).then(|| {
+        format!(
+            "its interpreter is not there or not executable: {}",
+            interpreter.display()
+        )
+    })
+}
+
+/// What the kernel reads of a file to find out what it is.
+const HEAD: u64 = 256;
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _};
@@ -64,7 +98,7 @@ mod tests {
         let file = |path: &str, mode| {
             let path = directory.path().join(path);
             fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-            fs::write(&path, "").expect("written");
+            fs::write(&path, "#!/bin/sh\n").expect("written");
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
             path
         };
@@ -73,7 +107,7 @@ mod tests {
         let path =
             env::join_paths(["a", "b"].map(|name| directory.path().join(name))).expect("a path");
         let code = |name: &str| find_in(name.as_ref(), &path).map_err(|failure| failure.code());
-        assert_eq!(code("tool"), Ok(second));
+        assert_eq!(code("tool"), Ok(second.clone()));
         assert_eq!(code("text"), Err(Failure::NOT_EXECUTABLE));
         assert_eq!(
             code(only.to_str().expect("text")),
@@ -86,5 +120,11 @@ mod tests {
         assert_eq!(code("nothing"), Err(Failure::NOT_FOUND));
         assert_eq!(code("/nothing/there"), Err(Failure::NOT_FOUND));
         assert_eq!(code(""), Err(Failure::NOT_FOUND));
+        for content in ["", "echo no first line\n", "#! /no/such/interpreter -x\n"] {
+            fs::write(&second, content).expect("written");
+            assert_eq!(code("tool"), Err(Failure::NOT_EXECUTABLE), "{content}");
+        }
+        fs::write(&second, "#! /bin/sh -e\n").expect("written");
+        assert_eq!(code("tool"), Ok(second));
     }
 }

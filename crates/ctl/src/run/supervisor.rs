@@ -168,8 +168,9 @@ pub(crate) async fn supervise(
     }
 
     let ended_at = Instant::now();
-    run.finish(lease.valid_until(), engine.killed()).await;
     let status = status.ok_or_else(|| Failure::own("the command's end was not seen"))?;
+    let killed = engine.killed() || status.terminating_signal().is_some();
+    run.finish(lease.valid_until(), killed).await;
     if let Some(error) = run.launch.failure() {
         return Err(not_executed(job, &error));
     }
@@ -198,11 +199,8 @@ fn not_executed(job: &Job, error: &io::Error) -> Failure {
         io::ErrorKind::NotFound => Failure::NOT_FOUND,
         _ => Failure::NOT_EXECUTABLE,
     };
-    let hint = match error.kind() {
-        io::ErrorKind::NotFound => ": is the interpreter there that its first line names?",
-        _ if error.raw_os_error() == Some(nix::errno::Errno::ENOEXEC as i32) => {
-            ": a script's first line names its interpreter, as in #!/bin/sh"
-        }
+    let hint = match code {
+        Failure::NOT_FOUND => ": it, its interpreter or its dynamic loader is not there",
         _ => "",
     };
     Failure::new(code, format!("{}: {error}{hint}", job.program.display()))
