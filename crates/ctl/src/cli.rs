@@ -19,7 +19,8 @@ Exit codes:
   127  there is no such command to run
   128+n  the command was ended by signal n";
 
-const AGENT: &str = "Agent";
+/// The heading of the arguments that say which agent is asked.
+pub(crate) const AGENT: &str = "Agent";
 
 /// `eactl`'s command line.
 #[must_use]

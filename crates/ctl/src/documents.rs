@@ -5,7 +5,11 @@ use std::io;
 use clap::{ArgMatches, Command};
 use clap_complete::Shell;
 
-use crate::{cli::EXIT_CODES, failure::Failure, output::written};
+use crate::{
+    cli::{AGENT, EXIT_CODES},
+    failure::Failure,
+    output::written,
+};
 
 pub(crate) fn completions(mut line: Command, given: &ArgMatches) -> Result<u8, Failure> {
     let shell = match given.get_one::<String>("shell").map(String::as_str) {
@@ -45,7 +49,11 @@ fn page(line: &Command, text: &mut Vec<u8>) -> io::Result<()> {
         roff.control("SH", [name.to_uppercase().as_str()]);
         roff.to_writer(text)?;
         let mut section = Vec::new();
-        let page = clap_mangen::Man::new(command.clone().after_help(""));
+        let own = command.clone().after_help("").mut_args(|arg| {
+            let general = arg.get_help_heading() == Some(AGENT);
+            arg.hide(general)
+        });
+        let page = clap_mangen::Man::new(own);
         page.render_synopsis_section(&mut section)?;
         page.render_description_section(&mut section)?;
         page.render_options_section(&mut section)?;

@@ -38,6 +38,11 @@ impl Failure {
         Self::new(Self::OWN, message.to_string())
     }
 
+    /// The end of a command that nobody listens to any more.
+    pub(crate) fn silent() -> Self {
+        Self::new(0, "")
+    }
+
     pub(crate) fn code(&self) -> u8 {
         self.code
     }

@@ -147,7 +147,12 @@ impl Sidecar {
 
 impl Known {
     fn answer(&self) -> Answer {
-        let own = self.own.as_ref().filter(|term| term.check().is_ok());
+        let leader = self.leader.as_ref();
+        let own = self.own.as_ref().filter(|term| {
+            // Another's larger token is seen here before the next extension is denied.
+            let replaced = leader.is_some_and(|leader| leader.token > term.token());
+            term.check().is_ok() && !replaced
+        });
         if let Some(term) = own {
             return Answer {
                 name: self.candidate.clone(),
@@ -157,10 +162,7 @@ impl Known {
             };
         }
         // What is observed may be late. Programs that find their own name here lead: only the term says so.
-        let other = self
-            .leader
-            .as_ref()
-            .filter(|leader| leader.name != self.candidate);
+        let other = leader.filter(|leader| leader.name != self.candidate);
         Answer {
             name: other.map(|leader| leader.name.clone()).unwrap_or_default(),
             token: other.map(|leader| leader.token).unwrap_or_default(),

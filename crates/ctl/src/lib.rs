@@ -58,7 +58,9 @@ pub fn run(line: clap::Command, matches: &ArgMatches) -> ExitCode {
     match done {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            output::complain(format_args!("{failure}"));
+            if failure != Failure::silent() {
+                output::complain(format_args!("{failure}"));
+            }
             ExitCode::from(failure.code())
         }
     }

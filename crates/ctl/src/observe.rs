@@ -301,7 +301,10 @@ impl Board {
     }
 
     fn draw(&mut self) -> Result<(), Failure> {
-        let (width, height) = crossterm::terminal::size().unwrap_or((80, 24));
+        let known = crossterm::terminal::size().ok();
+        // Some terminals do not tell, and say that they have none.
+        let size = known.filter(|(width, height)| *width > 0 && *height > 0);
+        let (width, height) = size.unwrap_or((80, 24));
         let text = self.text(usize::from(width), usize::from(height).saturating_sub(2));
         let mut out = io::stdout().lock();
         let queued = (|| {

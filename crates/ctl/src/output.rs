@@ -28,6 +28,9 @@ pub(crate) fn table<'a>(head: &[&'a str], rows: impl IntoIterator<Item = Vec<Str
     for row in rows {
         table.add_row(row.into_iter().map(printable));
     }
+    if table.is_empty() {
+        return head.join("  ");
+    }
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
@@ -64,7 +67,10 @@ pub(crate) fn print_json(line: &impl Serialize) -> Result<(), Failure> {
     print(serde_json::to_string(line).map_err(Failure::own)?)
 }
 
-/// A reader that has gone, as `head` does, has what it wanted.
+/// The failure of a write to the standard output. A reader that has gone, as `head` does, has what it wanted.
 pub(crate) fn written(done: io::Result<()>) -> Result<(), Failure> {
-    done.map_err(|error| Failure::own(format!("the standard output: {error}")))
+    done.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::silent(),
+        _ => Failure::own(format!("the standard output: {error}")),
+    })
 }

@@ -10,7 +10,7 @@ use crate::{
     cli::Deployment,
     connection,
     failure::Failure,
-    output::{complain, print, print_json, table},
+    output::{complain, print, print_json, printable, table},
 };
 
 /// What the arguments name.
@@ -98,7 +98,7 @@ pub(crate) async fn kinds(given: &ArgMatches) -> Result<u8, Failure> {
         if json {
             print_json(&json!({ "kind": kind }))?;
         } else {
-            print(crate::output::printable(kind.clone()))?;
+            print(printable(kind.clone()))?;
         }
     }
     Ok(complete(listed.incomplete))
@@ -124,6 +124,8 @@ pub(crate) async fn resign(given: &ArgMatches) -> Result<u8, Failure> {
         .await?;
     if asked.json {
         print_json(&json!({ "resigned": true, "leader": leader, "token": asked.token }))?;
+    } else {
+        print(printable(format!("{leader} has resigned")))?;
     }
     Ok(0)
 }
@@ -142,6 +144,8 @@ pub(crate) async fn handover(given: &ArgMatches) -> Result<u8, Failure> {
         print_json(
             &json!({ "handed_over": true, "from": leader, "to": to, "valid_for": millis(valid_until.remaining()) }),
         )?;
+    } else {
+        print(printable(format!("{to} leads, and {leader} no longer")))?;
     }
     Ok(0)
 }
@@ -181,7 +185,7 @@ pub(crate) async fn verify(given: &ArgMatches) -> Result<u8, Failure> {
             ),
             false => format!("not current ({}): {name} leads", reason.unwrap_or_default()),
         };
-        print(crate::output::printable(what))?;
+        print(printable(what))?;
     }
     Ok(if verified.current { 0 } else { Failure::NO })
 }

@@ -341,11 +341,12 @@ fn forward(mut from: TcpStream, mut to: TcpStream, swallows: Arc<AtomicBool>) {
     });
 }
 
-/// Runs a shell script on a terminal of its own, with this input as soon as it prints `ready`; returns what it printed
-/// and its exit code.
+/// Runs a shell script on a terminal of its own, with these keys as soon as it has printed what they wait for; returns
+/// what it printed and its exit code.
 pub(crate) fn on_a_terminal(
     agent: &str,
     script: impl AsRef<OsStr>,
+    wait_for: &str,
     keys: &[u8],
 ) -> (String, Option<i32>) {
     let mut command = Command::new("script");
@@ -372,14 +373,19 @@ pub(crate) fn on_a_terminal(
     });
     let mut all = Vec::new();
     let mut typed = false;
-    while let Ok(more) = printed.recv_timeout(SOON) {
+    let start = Instant::now();
+    while let Ok(more) = printed.recv_timeout(SOON.saturating_sub(start.elapsed())) {
         all.extend(more);
-        if !typed && text(&all).contains("ready") {
+        if !typed && text(&all).contains(wait_for) {
             typed = true;
             input.write_all(keys).expect("written");
         }
     }
-    assert!(typed, "{}", text(&all));
+    let in_time = start.elapsed() < SOON;
+    if !in_time || !typed {
+        let _ = child.kill();
+        panic!("it goes on after {SOON:?}: {}", text(&all));
+    }
     let status = eventually("the terminal's program ends", || {
         child.try_wait().expect("waits")
     });

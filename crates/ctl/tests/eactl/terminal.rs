@@ -12,7 +12,7 @@ fn a_command_reads_from_the_terminal_and_gives_it_back() {
         echo "code: $?"
         read line; echo "shell: $line"
     "#;
-    let (printed, code) = on_a_terminal(&agent.url(), script, b"one\ntwo\n");
+    let (printed, code) = on_a_terminal(&agent.url(), script, "ready", b"one\ntwo\n");
     assert!(printed.contains("command: one"), "{printed}");
     assert!(printed.contains("code: 0"), "{printed}");
     assert!(printed.contains("shell: two"), "{printed}");
@@ -26,7 +26,7 @@ fn ctrl_c_goes_to_the_command() {
         $EACTL run --election a -- sh -c 'trap "echo caught; exit 3" INT; echo ready; while :; do sleep 0.05; done'
         echo "code: $?"
     "#;
-    let (printed, _) = on_a_terminal(&agent.url(), script, b"\x03");
+    let (printed, _) = on_a_terminal(&agent.url(), script, "ready", b"\x03");
     assert!(printed.contains("caught"), "{printed}");
     assert!(printed.contains("code: 3"), "{printed}");
 }
@@ -38,7 +38,7 @@ fn ctrl_z_does_not_suspend_a_leader() {
         $EACTL run --election a --term 3s --grace 1s -- sh -c 'echo ready; read line; echo "command: $line"'
         echo "code: $?"
     "#;
-    let (printed, _) = on_a_terminal(&agent.url(), script, b"\x1aone\n");
+    let (printed, _) = on_a_terminal(&agent.url(), script, "ready", b"\x1aone\n");
     assert!(printed.contains("cannot be suspended"), "{printed}");
     assert!(printed.contains("code: 0"), "{printed}");
 }
@@ -54,7 +54,7 @@ fn the_modes_of_a_terminal_are_restored_after_a_kill() {
         echo "code: $?"
         stty -a | grep -o -- '-\?echo\b' | head -1 | sed 's/^/mode: /'
     "#;
-    let (printed, _) = on_a_terminal(&agent.url(), script, b"");
+    let (printed, _) = on_a_terminal(&agent.url(), script, "ready", b"");
     assert!(printed.contains("code: 137"), "{printed}");
     assert!(printed.contains("mode: echo"), "{printed}");
 }
