@@ -4,8 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Arg, ArgAction, Command, builder::PossibleValuesParser, value_parser};
 
-/// Commands that make a page of text, and ask no agent.
-const DOCUMENTS: [&str; 2] = ["completions", "man"];
+/// Commands that ask no agent.
+const DOCUMENTS: [&str; 3] = ["completions", "install", "man"];
 
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
@@ -111,6 +111,15 @@ fn bare_commands() -> Vec<Command> {
                     .value_name("SHELL")
                     .required(true)
                     .value_parser(PossibleValuesParser::new(["bash", "zsh", "fish"])),
+            ),
+        Command::new("install")
+            .about("Copies this program, for init containers of images without a shell")
+            .arg(
+                Arg::new("to")
+                    .value_name("FILE")
+                    .required(true)
+                    .value_parser(value_parser!(PathBuf))
+                    .help("Where to; a program that is there is replaced"),
             ),
         Command::new("man").about("Prints the manual page: eactl man | man -l -"),
     ]

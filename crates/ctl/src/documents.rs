@@ -1,6 +1,9 @@
-//! Completions and the manual page.
+//! What the program makes of itself: completions, the manual page, a copy.
 
-use std::io;
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use clap::{ArgMatches, Command};
 use clap_complete::Shell;
@@ -9,6 +12,7 @@ use crate::{
     cli::{AGENT, EXIT_CODES},
     failure::Failure,
     output::written,
+    run::OWN_BINARY,
 };
 
 pub(crate) fn completions(mut line: Command, given: &ArgMatches) -> Result<u8, Failure> {
@@ -22,6 +26,27 @@ pub(crate) fn completions(mut line: Command, given: &ArgMatches) -> Result<u8, F
     clap_complete::generate(shell, &mut line, name, &mut text);
     written(io::Write::write_all(&mut io::stdout(), &text))?;
     Ok(0)
+}
+
+/// Copies the program. One that is being executed at the place is replaced, not written to.
+pub(crate) fn install(given: &ArgMatches) -> Result<u8, Failure> {
+    let Some(to) = given.get_one::<PathBuf>("to") else {
+        return Err(Failure::own("no file is given"));
+    };
+    let copied = copy(Path::new(OWN_BINARY), to);
+    copied.map_err(|error| Failure::own(format!("{}: {error}", to.display())))?;
+    Ok(0)
+}
+
+fn copy(program: &Path, to: &Path) -> io::Result<()> {
+    let mut beside = to.as_os_str().to_owned();
+    beside.push(format!(".{}", std::process::id()));
+    let done = fs::copy(program, &beside).and_then(|_| fs::rename(&beside, to));
+    if done.is_err() {
+        // Says less than why it could not be copied.
+        let _ = fs::remove_file(&beside);
+    }
+    done
 }
 
 /// The page of the program, then those of its commands as sections.

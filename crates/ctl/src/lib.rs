@@ -53,6 +53,7 @@ pub fn run(line: clap::Command, matches: &ArgMatches) -> ExitCode {
     let done = match name {
         "completions" => documents::completions(line, given),
         "man" => documents::man(line),
+        "install" => documents::install(given),
         _ => command(name, given),
     };
     match done {

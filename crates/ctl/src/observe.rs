@@ -77,9 +77,9 @@ pub(crate) async fn observe(given: &ArgMatches) -> Result<u8, Failure> {
                 continue;
             }
             if json {
-                print_json(&line(&event))?
+                print_json(&line(&event))?;
             } else {
-                print_text(&event)?
+                print_text(&event)?;
             }
         }
         return Ok(0);

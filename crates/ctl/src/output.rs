@@ -20,7 +20,7 @@ pub(crate) fn complain(what: fmt::Arguments<'_>) {
 }
 
 /// A table without lines, each column as wide as it must be.
-pub(crate) fn table<'a>(head: &[&'a str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_content_arrangement(ContentArrangement::Disabled);

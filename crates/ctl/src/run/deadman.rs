@@ -52,14 +52,17 @@ pub(crate) struct Deadman {
 }
 
 impl Deadman {
-    /// Starts a deadman for this group, and waits until it watches.
+    /// Starts a deadman for this group, and waits until it watches, but not beyond the deadline: the supervisor can do
+    /// nothing else meanwhile.
     pub(crate) fn start(
         group: Pid,
         deadline: &Deadline,
         cgroup: Option<&Path>,
     ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
-        ours.set_read_timeout(Some(START))?;
+        let left = deadline.get().map_or(START, Instant::remaining);
+        // A time-out of zero would be none.
+        ours.set_read_timeout(Some(left.clamp(Duration::from_millis(1), START)))?;
         let mut command = Command::new(super::OWN_BINARY);
         command
             .arg(NAME)

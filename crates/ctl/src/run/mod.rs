@@ -52,7 +52,7 @@ use status::{Status, StatusStream};
 use supervisor::{Outcome, Report, supervise};
 
 /// This program.
-const OWN_BINARY: &str = "/proc/self/exe";
+pub(crate) const OWN_BINARY: &str = "/proc/self/exe";
 
 /// The exit code of a helper that could not do its work.
 const OWN_ERROR: u8 = Failure::OWN;

@@ -49,7 +49,7 @@ impl Options {
         let cgroup = given.get_flag("cgroup");
         if cgroup {
             // One that is empty is removed again.
-            Cgroup::new().map_err(cgroup_failure)?;
+            Cgroup::new().map_err(|why| cgroup_failure(&why))?;
         }
         let job = Job {
             program,

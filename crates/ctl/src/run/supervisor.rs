@@ -88,7 +88,7 @@ pub(crate) async fn supervise(
     };
     let mut engine = Engine::new(job.grace, lease.valid_until());
     let cgroup = if job.cgroup {
-        Some(Cgroup::new().map_err(cgroup_failure)?)
+        Some(Cgroup::new().map_err(|why| cgroup_failure(&why))?)
     } else {
         None
     };
@@ -190,7 +190,7 @@ pub(crate) async fn supervise(
 }
 
 /// The failure that tells what `--cgroup` lacks.
-pub(crate) fn cgroup_failure(why: String) -> Failure {
+pub(crate) fn cgroup_failure(why: &str) -> Failure {
     Failure::own(format!("--cgroup: {why}"))
 }
 

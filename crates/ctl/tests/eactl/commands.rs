@@ -418,6 +418,42 @@ fn completions_and_the_manual_page_name_every_command() {
 }
 
 #[test]
+fn a_copy_works_and_replaces_one_that_runs() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("copy");
+    let to = path.to_str().expect("text");
+    for _ in 0..2 {
+        assert_eq!(output("", &["install", to]).status.code(), Some(0));
+        let version = Command::new(&path).arg("--version").output().expect("runs");
+        assert!(text(&version.stdout).starts_with("eactl "), "{version:?}");
+    }
+    let agent = Agent::start();
+    let mut command = Command::new(&path);
+    command.args([
+        "run",
+        "--agent",
+        &agent.url(),
+        "--election",
+        "a",
+        "--",
+        to,
+        "install",
+        to,
+    ]);
+    assert_eq!(command.status().expect("runs").code(), Some(0));
+    assert_eq!(
+        std::fs::read_dir(directory.path()).expect("there").count(),
+        1
+    );
+    let nowhere = output("", &["install", "/nothing/there"]);
+    assert_eq!(nowhere.status.code(), Some(125));
+    assert!(
+        text(&nowhere.stderr).contains("/nothing/there"),
+        "{nowhere:?}"
+    );
+}
+
+#[test]
 fn a_reader_that_has_enough_is_no_error() {
     let agent = Agent::start();
     let run = Run::start(&agent.url(), "a", &[], "echo >up; exec sleep 60");

@@ -315,6 +315,30 @@ fn a_first_process_of_a_container_reaps_orphans() {
 }
 
 #[test]
+fn a_command_that_ends_is_led_again() {
+    let agent = Agent::start();
+    let script =
+        "echo $ELECTION_AGENT_TOKEN >>tokens; test $(wc -l <tokens) -lt 2 && exit 1; sleep 60";
+    let mut run = Run::start(&agent.url(), "a", &["--again"], script);
+    let tokens = eventually("led twice", || {
+        Some(run.read("tokens")).filter(|tokens| tokens.lines().count() == 2)
+    });
+    let tokens: Vec<u64> = tokens
+        .lines()
+        .map(|token| token.parse().expect("a token"))
+        .collect();
+    assert!(tokens[1] > tokens[0]);
+    let events: Vec<_> = run
+        .lead()
+        .iter()
+        .map(|line| line["event"].to_string())
+        .collect();
+    assert_eq!(events, [r#""elected""#, r#""over""#, r#""elected""#]);
+    run.signal(Signal::TERM);
+    assert_eq!(run.code(), Some(143));
+}
+
+#[test]
 fn a_command_is_led_again_after_a_loss() {
     let agent = Agent::start();
     let script = r#"echo $ELECTION_AGENT_TOKEN >>tokens; echo $$ >group; eval "$BEAT""#;

@@ -6,6 +6,7 @@
 )]
 
 mod commands;
+mod examples;
 mod faults;
 mod input;
 mod running;
