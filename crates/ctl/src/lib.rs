@@ -2,7 +2,7 @@
 //! hands over.
 //!
 //! `eactl` is this library and nothing else; `election-agent` offers the same commands. A program that embeds it
-//! calls [`helper`] first of all, adds [`commands`] to its own, and gives what was parsed to [`run`].
+//! calls [`helper`] first of all, adds [`commands`] to its own, and gives what was parsed to [`run()`].
 //!
 //! ```text
 //! main ── helper     the two processes that `run` starts: run::launch becomes the command, run::deadman watches it
