@@ -12,13 +12,18 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The agent, by `--agent` and the credentials; nothing is connected yet.
 pub(crate) fn agent(given: &ArgMatches) -> Result<Agent, Failure> {
+    agent_within(given, TIMEOUT)
+}
+
+/// The same, with another time for questions.
+pub(crate) fn agent_within(given: &ArgMatches, timeout: Duration) -> Result<Agent, Failure> {
     let file = |name| given.get_one::<PathBuf>(name);
     let Some(endpoints) = given.get_one::<String>("agent") else {
         return Err(Failure::own(
             "no agent is named: use --agent or ELECTION_AGENT_URL",
         ));
     };
-    let mut builder = Agent::builder(endpoints).timeout(TIMEOUT);
+    let mut builder = Agent::builder(endpoints).timeout(timeout);
     if let Some(path) = file("token_file") {
         // Read now, so that a file that is not there is told before anything is asked.
         if let Err(error) = std::fs::read(path) {

@@ -22,6 +22,9 @@ use crate::{
 /// How long before the end of the term the client takes it for lost. A command that runs has ended by then.
 const MARGIN: Duration = Duration::from_millis(100);
 
+/// How long an agent may take to answer at the start.
+const REACH: Duration = Duration::from_secs(3);
+
 /// How long a resignation may take. Without it the term lapses.
 const RESIGN: Duration = Duration::from_secs(5);
 
@@ -32,6 +35,8 @@ const RESIGN_LOST: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Candidacy {
     pub(crate) agent: Agent,
+    /// The same, asked whether it is there at all.
+    probed: Agent,
     pub(crate) kind: String,
     pub(crate) election: String,
     pub(crate) candidate: String,
@@ -47,6 +52,7 @@ impl Candidacy {
         let agent = connection::agent(given)?;
         let wait = given.get_one("wait").copied();
         Ok(Self {
+            probed: connection::agent_within(given, REACH)?,
             kind: text("kind").unwrap_or_default(),
             election: text("election").unwrap_or_default(),
             candidate: text("candidate").unwrap_or_else(|| agent.candidate().to_owned()),
@@ -63,7 +69,7 @@ impl Candidacy {
 
     /// Makes sure that an agent answers: who waits for ever would not hear of a wrong address.
     pub(crate) async fn reach(&self) -> Result<(), Failure> {
-        match self.agent.state(&self.election, &self.kind).await {
+        match self.probed.state(&self.election, &self.kind).await {
             Err(error @ (Error::Unreachable { .. } | Error::Config(_))) => Err(Failure::own(error)),
             Err(
                 error @ Error::Refused {
@@ -71,6 +77,9 @@ impl Candidacy {
                     ..
                 },
             ) => Err(Failure::own(error)),
+            Err(Error::NotKnown { reason, .. }) if no_agent(&reason) => {
+                Err(Failure::own(format!("no agent answers: {reason}")))
+            }
             // Who may lead may not be allowed to read, and a quorum may be there when the election is decided.
             _ => Ok(()),
         }
@@ -102,6 +111,15 @@ impl Candidacy {
             Err(error) => Err(Failure::own(error)),
         }
     }
+}
+
+/// Whether each endpoint ended the connection instead of answering, as one does that expects TLS, or a certificate. An
+/// agent that has no quorum answers.
+fn no_agent(reason: &str) -> bool {
+    const ENDED: [&str; 2] = ["transport error", "operation was canceled"];
+    reason
+        .split("; ")
+        .all(|endpoint| ENDED.iter().any(|what| endpoint.contains(what)))
 }
 
 /// Tells people why a term is not extended, each reason once.

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use test_agent::Agent;
 
-use crate::support::{eactl, file, output, text};
+use crate::support::{eactl, file, finished, output, text};
 
 /// Runs a command that leaves a mark, and checks that it was not run, and what was told.
 #[track_caller]
@@ -16,10 +16,7 @@ fn refused(agent: &str, options: &[&str], code: i32, says: &[&str]) {
 fn refused_with(agent: &str, options: &[&str], command: &[&str], code: i32, says: &[&str]) {
     let directory = tempfile::tempdir().expect("a directory");
     let arguments = [&["run", "--election", "a"], options, &["--"], command].concat();
-    let output = eactl(agent, &arguments)
-        .current_dir(directory.path())
-        .output()
-        .expect("runs");
+    let output = finished(eactl(agent, &arguments).current_dir(directory.path()));
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{told}");
     for part in says {

@@ -13,3 +13,4 @@ mod running;
 mod signals;
 mod support;
 mod terminal;
+mod tls;

@@ -60,7 +60,25 @@ pub(crate) fn eactl(agent: &str, arguments: &[&str]) -> Command {
 
 /// Runs it to its end.
 pub(crate) fn output(agent: &str, arguments: &[&str]) -> Output {
-    eactl(agent, arguments).output().expect("runs")
+    finished(&mut eactl(agent, arguments))
+}
+
+/// Runs a command to its end, and kills it if it takes too long.
+pub(crate) fn finished(command: &mut Command) -> Output {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let start = Instant::now();
+    while child.try_wait().expect("waits").is_none() {
+        if start.elapsed() > SOON {
+            let _ = child.kill();
+            break;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    child.wait_with_output().expect("ends")
 }
 
 /// What a program printed.
