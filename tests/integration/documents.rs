@@ -217,6 +217,7 @@ const DOCUMENTS: [&str; 22] = [
     "loadtest/README.md",
     "docs/ARCHITECTURE.md",
     "docs/AUTHORIZATION.md",
+    "docs/COMMAND_LINE.md",
     "docs/CONFIGURATION.md",
     "docs/DEVELOPING.md",
     "docs/FENCING.md",

@@ -4,8 +4,8 @@
 //! deadman sleeps until the deadline, which the supervisor moves with every extension, and kills the group at it; and
 //! at once if the supervisor ends. It is a program of its own, in a session of its own, without threads, an
 //! asynchronous runtime or a terminal. Its standard streams are the supervisor's socket (0), the deadline (1) and
-//! `/dev/null` (2); it closes all others that it inherits. The supervisor ends it with SIGKILL, which also ends one that
-//! was stopped.
+//! `/dev/null` (2); it closes all others that it inherits. The supervisor ends it with SIGKILL, which also ends one
+//! that was stopped.
 
 use std::{
     fs,
