@@ -24,12 +24,13 @@ impl Signals {
     /// Signals that are ignored already, as `nohup` has it, stay ignored, here and by the command.
     pub(crate) fn new() -> io::Result<Self> {
         let ignored = ignored();
-        let own = [Number::CHILD, Number::CONT];
+        // A leader that were suspended would lose its term.
+        let own = [Number::CHILD, Number::CONT, Number::TSTP];
         let mut signals = Vec::new();
         for number in FORWARDED.into_iter().chain(own) {
             let raw = number.as_raw();
             let is_ignored = ignored >> (raw - 1) & 1 == 1;
-            if !is_ignored || own.contains(&number) {
+            if !is_ignored || number == Number::CHILD {
                 signals.push((number, signal(SignalKind::from_raw(raw))?));
             }
         }

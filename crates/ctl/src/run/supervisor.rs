@@ -21,6 +21,9 @@ use crate::{failure::Failure, output::complain};
 /// How often a group is looked at whose leader has ended.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// How often the terminal is looked at that the command waits for.
+const LOOK_AT_TERMINAL: Duration = Duration::from_millis(100);
+
 /// The leadership under which a command runs.
 pub(crate) trait Lease {
     /// When the term ends, unless it is extended.
@@ -102,6 +105,7 @@ pub(crate) async fn supervise(
         cgroup,
         terminal,
         reaped: false,
+        wants_terminal: false,
     };
     run.start(&engine).map_err(not_started)?;
 
@@ -115,11 +119,19 @@ pub(crate) async fn supervise(
             (None, false) => Some(engine.wake()),
             (Some(_), _) => Some(engine.wake().min(Instant::now() + LOOK)),
         };
+        let wake = match run.wants_terminal {
+            true => wake.map(|wake| wake.min(Instant::now() + LOOK_AT_TERMINAL)),
+            false => wake,
+        };
         let event = select! {
             number = signals.next() => match number {
                 Signal::CHILD => Event::Tick,
                 Signal::CONT => {
                     run.resume();
+                    continue;
+                }
+                Signal::TSTP => {
+                    tell_not_suspended();
                     continue;
                 }
                 Signal::TERM => {
@@ -153,6 +165,9 @@ pub(crate) async fn supervise(
         run.act(engine.on(event, Instant::now()));
         if !before && engine.cause().is_some() {
             report(Report::Over);
+        }
+        if run.wants_terminal {
+            run.resume();
         }
         if status.is_none() {
             status = run.leader()?;
@@ -224,6 +239,8 @@ struct Run {
     cgroup: Option<Cgroup>,
     terminal: Option<Terminal>,
     reaped: bool,
+    /// The command was stopped because it used the terminal from the background.
+    wants_terminal: bool,
 }
 
 impl Run {
@@ -299,19 +316,19 @@ impl Run {
 
     /// How the command has ended, if it has: it stays unreaped. Reaps others, and continues what the terminal's keys
     /// have stopped.
-    fn leader(&self) -> Result<Option<WaitIdStatus>, Failure> {
+    fn leader(&mut self) -> Result<Option<WaitIdStatus>, Failure> {
         let leader = self.group.id();
         if getpid().is_init() {
             reap_orphans(leader, self.deadman.as_ref().map(Deadman::id));
         }
         let wait = |options| waitid(WaitId::Pid(leader), options | WaitIdOptions::NOHANG);
-        if let Ok(Some(stop)) = wait(WaitIdOptions::STOPPED)
-            && stop.stopping_signal() == Some(Signal::TSTP.as_raw())
-        {
-            complain(format_args!(
-                "it leads, and cannot be suspended: it goes on; Ctrl-C ends it"
-            ));
-            self.group.signal(Signal::CONT);
+        if let Ok(Some(stop)) = wait(WaitIdOptions::STOPPED) {
+            let by = |signal: Signal| stop.stopping_signal() == Some(signal.as_raw());
+            if by(Signal::TSTP) {
+                tell_not_suspended();
+                self.group.signal(Signal::CONT);
+            }
+            self.wants_terminal |= by(Signal::TTIN) || by(Signal::TTOU);
         }
         let ended = wait(WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
         ended.map_err(|error| Failure::own(format!("the command cannot be waited for: {error}")))
@@ -324,13 +341,15 @@ impl Run {
         members.is_some_and(|members| members.is_empty()) && !escaped
     }
 
-    /// After the supervisor was stopped and continued, as by a shell's `fg`.
-    fn resume(&self) {
+    /// Lends the terminal if this process has come to its foreground, as by a shell's `fg`, which does not tell a
+    /// process that was not stopped.
+    fn resume(&mut self) {
         if let Some(terminal) = &self.terminal
             && terminal.is_ours()
         {
             terminal.lend(self.group.id());
             self.group.signal(Signal::CONT);
+            self.wants_terminal = false;
         }
     }
 
@@ -378,6 +397,12 @@ impl Drop for Run {
             self.release();
         }
     }
+}
+
+fn tell_not_suspended() {
+    complain(format_args!(
+        "it leads, and cannot be suspended: it goes on; Ctrl-C ends it"
+    ));
 }
 
 /// Reaps what has ended and is not this process's own child: the first process of a container inherits all others.

@@ -58,3 +58,20 @@ fn the_modes_of_a_terminal_are_restored_after_a_kill() {
     assert!(printed.contains("code: 137"), "{printed}");
     assert!(printed.contains("mode: echo"), "{printed}");
 }
+
+#[test]
+fn a_command_of_the_background_gets_the_terminal_when_its_job_is_brought_forward() {
+    let agent = Agent::start();
+    let directory = tempfile::tempdir().expect("a directory");
+    let script = r#"
+        cd DIRECTORY; exec bash -c '
+            set -m
+            $EACTL run --election a -- sh -c "echo \$\$ >pid; read line; echo command: \$line" &
+            until grep -qs "^State:.T" /proc/$(cat pid 2>/dev/null)/status; do sleep 0.02; done
+            echo ready; fg >/dev/null; echo "code: $?"'
+    "#;
+    let script = script.replace("DIRECTORY", directory.path().to_str().expect("text"));
+    let (printed, _) = on_a_terminal(&agent.url(), script, "ready", b"one\n");
+    assert!(printed.contains("command: one"), "{printed}");
+    assert!(printed.contains("code: 0"), "{printed}");
+}
