@@ -14,9 +14,10 @@ run: ## Start an agent on ports 8080 (HTTP) and 8443 (gRPC)
 	EA_ENV=$${EA_ENV:-development} EA_BIND_ADDRESS=$${EA_BIND_ADDRESS:-127.0.0.1} \
 	EA_HTTP_PORT=$(HTTP_PORT) EA_GRPC_PORT=$(GRPC_PORT) cargo run --release --bin election-agent
 
-build: ## Build the agent: target/release/election-agent
-	cargo build --release --locked
+build: ## Build the agent and eactl: target/release/election-agent, target/release/eactl
+	cargo build --release --locked -p election-agent -p election-ctl
 	@scripts/check-size target/release/election-agent
+	@scripts/check-size target/release/eactl 12000000
 
 profiling: ## Build it with line numbers, for profilers and backtraces: target/profiling/election-agent
 	cargo build --profile profiling --locked
@@ -82,7 +83,7 @@ push: ## Measure campaigns that wait, observers and streams that lead, beside go
 microbench: ## Measure with criterion: the pure parts, and single calls
 	cargo bench --locked $(or $(BENCH),--bench pure --bench rpc)
 
-static: ## Build one static file, without a C library: target/static
+static: ## Build the agent and eactl as static files, without a C library: target/static
 	scripts/build-static
 
 sbom: ## List what is built in, with versions and licences: target/sbom

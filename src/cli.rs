@@ -29,6 +29,8 @@ pub enum Command {
     Restore(PathBuf),
     /// Report on the policies.
     Authz(authz::Command),
+    /// A command of those who ask agents, as `eactl` has it: the whole command line, and what was given.
+    Ask(Box<(clap::Command, clap::ArgMatches)>),
 }
 
 /// Parses the command line, the environment and the file.
@@ -43,6 +45,12 @@ pub fn parse(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<(Command, Result<Values, Mistakes>), clap::Error> {
     let mut matches = command_line().try_get_matches_from(args)?;
+    let name = matches.subcommand_name();
+    let mut asking = election_ctl::commands().into_iter();
+    if asking.any(|command| name == Some(command.get_name())) {
+        let values = Values::collect(Vec::new(), None, env);
+        return Ok((Command::Ask(Box::new((command_line(), matches))), values));
+    }
     let mut flags = Vec::new();
     for setting in settings() {
         if let Some(value) = matches.remove_one::<String>(setting.variable) {
@@ -203,6 +211,7 @@ fn command_line() -> clap::Command {
                 ),
         )
         .subcommand(authz::definition())
+        .subcommands(election_ctl::commands())
         .arg(
             clap::Arg::new("config_file")
                 .long("config-file")

@@ -37,6 +37,9 @@ const UNUSABLE: u8 = 2;
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    if let Some(code) = election_ctl::helper(std::env::args_os()) {
+        return code;
+    }
     let (command, values) = match cli::parse(std::env::args_os(), std::env::vars_os()) {
         Ok(parsed) => parsed,
         Err(answer) => return say(&answer),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
             }
             Err(mistakes) => refuse(&mistakes),
         },
+        Command::Ask(asked) => election_ctl::run(asked.0, &asked.1),
         Command::Serve => match values.and_then(Config::new) {
             Ok(config) => serve(&config),
             Err(mistakes) => refuse(&mistakes),

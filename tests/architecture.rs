@@ -15,7 +15,7 @@ use std::{
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
 /// What each crate must not be built of, by whatever way.
-const FORBIDDEN: [(&str, &[&str]); 5] = [
+const FORBIDDEN: [(&str, &[&str]); 7] = [
     (
         "election-core",
         &[
@@ -54,6 +54,29 @@ const FORBIDDEN: [(&str, &[&str]); 5] = [
             "cedar-policy",
             "election-agent",
             "election-core",
+            "election-redis",
+            "kube",
+            "redis",
+        ],
+    ),
+    (
+        "election-agent-client",
+        &[
+            "axum",
+            "election-agent",
+            "election-core",
+            "election-proto",
+            "election-redis",
+        ],
+    ),
+    (
+        "election-ctl",
+        &[
+            "axum",
+            "cedar-policy",
+            "election-agent",
+            "election-core",
+            "election-proto",
             "election-redis",
             "kube",
             "redis",

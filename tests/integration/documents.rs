@@ -210,7 +210,7 @@ fn the_safety_argument_names_tests_that_exist() {
 }
 
 /// What operators and callers read.
-const DOCUMENTS: [&str; 22] = [
+const DOCUMENTS: [&str; 23] = [
     "README.md",
     "CHANGELOG.md",
     "deploy/README.md",
