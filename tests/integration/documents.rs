@@ -105,6 +105,9 @@ fn the_committed_list_of_metrics_is_the_codes() {
     );
 }
 
+/// The agent that `make run` builds.
+const BUILT: &str = "target/release/election-agent";
+
 /// The commands of the README's tour, with the output that it prints below each.
 fn tour() -> Vec<(String, String)> {
     let readme = committed("README.md");
@@ -152,10 +155,12 @@ async fn the_readmes_tour_works_as_printed() {
     let mut curls = 0;
     for (command, printed) in tour() {
         // grpcurl is nothing that a test may take for granted; the reflection tests do what it does.
-        if !command.starts_with("curl ") {
+        if !command.starts_with("curl ") && !command.starts_with(BUILT) {
             continue;
         }
         let here = command.replace("localhost:8080", &address);
+        let here = here.replace("localhost:8443", &address);
+        let here = here.replace(BUILT, env!("CARGO_BIN_EXE_election-agent"));
         let output = Command::new("sh")
             .args(["-c", &here])
             .output()
