@@ -66,6 +66,8 @@ impl Sent {
 pub(super) enum NotOpen {
     /// Older agents have none.
     NotOffered,
+    /// The application does not say that it is alive: why.
+    NotAlive(&'static str),
     Refused(String),
     Failed(Error),
 }

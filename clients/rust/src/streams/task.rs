@@ -122,11 +122,12 @@ impl Task {
                 Event::Opened(Ok(session)) => self.opened(*session),
                 Event::Opened(Err(NotOpen::NotOffered)) => {
                     tracing::debug!("the agent offers no streams to lead by: calls have to do");
-                    *self
-                        .not_offered
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    self.not_offered();
                     return self.fall_back();
+                }
+                Event::Opened(Err(NotOpen::NotAlive(reason))) => {
+                    let reason = reason.to_owned();
+                    self.not_opened(&Error::NotKnown { reason });
                 }
                 Event::Opened(Err(NotOpen::Refused(why))) => {
                     tracing::warn!(
@@ -234,8 +235,18 @@ impl Task {
             self.candidate.clone(),
             self.ping_every,
         );
+        let alive = Arc::clone(&self.alive);
+        let within = self.ping_every / 2;
+        let leads = self
+            .entries
+            .values()
+            .any(|entry| matches!(entry.stage, Stage::Leading { .. }));
         self.opening = Some(Box::pin(async move {
             sleep(after).await;
+            // To join with a token extends its term.
+            if leads {
+                alive.ask(within).await.map_err(NotOpen::NotAlive)?;
+            }
             open.await
         }));
     }

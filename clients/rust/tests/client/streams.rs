@@ -1,6 +1,12 @@
 //! Leading by streams, as an agent sees it.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use election_agent_client::{Deadline, Error, Leadership, Lost};
 use election_proto::{lead_request::What, standing::Is};
@@ -374,4 +380,33 @@ async fn who_stops_to_wait_leaves() {
     };
     assert_eq!((left.election.as_str(), left.token), ("nightly", 0));
     other.abort();
+}
+
+#[tokio::test]
+async fn an_application_that_is_not_alive_joins_no_stream_with_its_token() {
+    let mut fake = fake().await;
+    let alive = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&alive);
+    let lead = client(&fake.address)
+        .lead("nightly")
+        .candidate("me")
+        .term(TERM);
+    let starting = tokio::spawn(lead.alive(move || asked.load(Ordering::SeqCst)).start());
+    let mut stream = fake.stream().await;
+    stream.join().await;
+    stream.stand(leads("nightly", 0));
+    let leadership = soon("elected", starting)
+        .await
+        .expect("no panic")
+        .expect("elected");
+    alive.store(false, Ordering::SeqCst);
+    stream.fail(Status::unavailable("gone"));
+    assert!(!fake.opens_stream_within(TERM / 3).await);
+    let mut term = leadership.term().clone();
+    assert_eq!(term.check(), Ok(()));
+    alive.store(true, Ordering::SeqCst);
+    let mut stream = fake.stream().await;
+    assert_eq!(stream.join().await.token, 7);
+    stream.stand(leads("nightly", 0));
+    soon("an extension", term.renewed()).await.expect("leads");
 }
