@@ -1,5 +1,6 @@
-/* Shifts the wall clock of the process that preloads it by the seconds in a file, which a test may change at any
- * time. Monotonic clocks are left alone. */
+/* Shifts clocks of the process that preloads it by what a file says, which a test may change at any time: the wall clock
+ * by seconds, and the monotonic clock by nanoseconds for which the machine is said to have been suspended.
+ * CLOCK_BOOTTIME is left alone: it counts suspension. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>
@@ -10,21 +11,32 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile const int64_t *ahead;
+struct shift {
+  int64_t ahead_s;
+  int64_t suspended_ns;
+};
 
-__attribute__((constructor)) static void map_ahead(void) {
+static volatile const struct shift *shift;
+
+__attribute__((constructor)) static void map_shift(void) {
   const char *path = getenv("TEST_CLOCK_AHEAD");
   int file = path ? open(path, O_RDONLY) : -1;
   if (file < 0) return;
-  void *mapped = mmap(NULL, sizeof *ahead, PROT_READ, MAP_SHARED, file, 0);
+  void *mapped = mmap(NULL, sizeof *shift, PROT_READ, MAP_SHARED, file, 0);
   close(file);
-  if (mapped != MAP_FAILED) ahead = mapped;
+  if (mapped != MAP_FAILED) shift = mapped;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *at) {
   int failed = syscall(SYS_clock_gettime, clock, at);
-  if (!failed && ahead && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) at->tv_sec += *ahead;
-  return failed;
+  if (failed || !shift) return failed;
+  if (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE) at->tv_sec += shift->ahead_s;
+  if (clock == CLOCK_MONOTONIC || clock == CLOCK_MONOTONIC_COARSE || clock == CLOCK_MONOTONIC_RAW) {
+    int64_t nanos = at->tv_nsec - shift->suspended_ns % 1000000000;
+    at->tv_sec -= shift->suspended_ns / 1000000000 + (nanos < 0);
+    at->tv_nsec = nanos < 0 ? nanos + 1000000000 : nanos;
+  }
+  return 0;
 }
 
 int gettimeofday(struct timeval *restrict at, void *restrict zone) {

@@ -1,10 +1,11 @@
-//! A wall clock that is wrong, for processes that are started with it.
+//! Clocks that are wrong, for processes that are started with them.
 
-use std::{fs, io::Write as _, path::Path, process::Command};
+use std::{fs, os::unix::fs::FileExt as _, path::Path, process::Command, time::Duration};
 
 use tempfile::TempDir;
 
-/// How far the clock is ahead of this machine's; the processes that have it see every change at once.
+/// How far the wall clock is ahead of this machine's, and for how long the machine seems to have been suspended; the
+/// processes that have it see every change at once.
 pub struct Clock {
     directory: TempDir,
 }
@@ -29,20 +30,34 @@ impl Clock {
     /// A clock that is ahead by so many seconds.
     pub fn ahead(seconds: i64) -> Self {
         let directory = TempDir::new().expect("a directory");
-        fs::write(directory.path().join(AHEAD), seconds.to_ne_bytes()).expect("written");
+        let shift = [seconds.to_ne_bytes(), 0_i64.to_ne_bytes()].concat();
+        fs::write(directory.path().join(AHEAD), shift).expect("written");
         let source = include_str!("clock.c");
         preload(source, &directory.path().join(LIBRARY));
         Self { directory }
     }
 
-    /// Lets the clock step.
+    /// Lets the wall clock step.
     pub fn set_ahead(&self, seconds: i64) {
+        self.set(0, seconds);
+    }
+
+    /// Lets the monotonic clock lag by so much, as it does when the machine was suspended for so long. Set it while the
+    /// processes are stopped, and for no longer than they have been: the clock never goes back.
+    ///
+    /// Programs that read the clock without the C library do not see it.
+    pub fn set_suspended(&self, time: Duration) {
+        self.set(8, i64::try_from(time.as_nanos()).expect("below 292 years"));
+    }
+
+    fn set(&self, offset: u64, value: i64) {
         // In place: it is mapped into the processes' memory.
-        let mut file = fs::OpenOptions::new()
+        let file = fs::OpenOptions::new()
             .write(true)
             .open(self.directory.path().join(AHEAD))
             .expect("opened");
-        file.write_all(&seconds.to_ne_bytes()).expect("written");
+        file.write_all_at(&value.to_ne_bytes(), offset)
+            .expect("written");
     }
 
     /// What a process needs in its environment to have this clock.

@@ -1,0 +1,2 @@
+//! Mutants.
+fn main() {}

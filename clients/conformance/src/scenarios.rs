@@ -1,0 +1,573 @@
+//! What is played with every program.
+
+use std::time::Duration;
+
+use election_proto::{CampaignRequest, ResignRequest, election_client::ElectionClient};
+use futures_util::future::LocalBoxFuture;
+use test_servers::{Clock, Redis, signal};
+use tonic::transport::Endpoint;
+
+use crate::{
+    checks::{self, Named, SAFETY},
+    protocol::{Body, Command, Name},
+    record::Record,
+    stage::{Front, KIND, PATIENCE, Play, Program, Stage, address, agent_on, agent_with},
+};
+
+/// The grace of the scenario whose body ignores that it is told of the loss, in ms.
+pub const GRACE_MS: u64 = 1_500;
+
+type Played<'a> = LocalBoxFuture<'a, Result<Record, String>>;
+
+/// A scenario: what is played, and what must be true of it besides [`SAFETY`].
+#[derive(Clone, Copy)]
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    play: for<'a> fn(&'a Stage, &'a Program) -> Played<'a>,
+    checks: &'static [Named],
+}
+
+/// What a check has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Which check.
+    pub check: &'static str,
+    /// What is wrong.
+    pub text: String,
+}
+
+impl Scenario {
+    /// Plays it with a program. Returns what is wrong, and what has happened.
+    pub async fn run(&self, stage: &Stage, program: &Program) -> (Vec<Finding>, Record) {
+        let record = match (self.play)(stage, program).await {
+            Ok(record) => record,
+            Err(text) => {
+                let check = "setup";
+                return (vec![Finding { check, text }], Record::default());
+            }
+        };
+        let checks = SAFETY.iter().chain(self.checks);
+        let findings = checks
+            .filter_map(|(check, holds)| holds(&record).err().map(|text| Finding { check, text }));
+        (findings.collect(), record)
+    }
+}
+
+macro_rules! scenarios {
+    ($($name:ident: $($check:ident),* $(,)?;)*) => {
+        /// All scenarios.
+        pub const ALL: &[Scenario] = &[$(Scenario {
+            name: stringify!($name),
+            play: |stage, program| Box::pin($name(stage, program)),
+            checks: &[$((stringify!($check), checks::$check)),*],
+        }),*];
+    };
+}
+
+scenarios! {
+    steady: nothing_is_lost, is_renewed, resigns_at_the_end;
+    unary_fallback: nothing_is_lost, is_renewed, resigns_at_the_end;
+    black_hole: loss_is_reported_in_time, jeopardy_is_reported, the_next_leads;
+    refused_connections: loss_is_reported_in_time, the_next_leads;
+    resets: nothing_is_lost, is_renewed_after_the_fault;
+    quorum_loss: loss_is_reported_in_time, no_vacancy_is_guessed, uncertainty_is_reported;
+    client_stopped: loss_is_reported, the_next_leads;
+    agent_stopped: loss_is_reported_in_time;
+    suspended: loss_is_reported, the_next_leads;
+    wall_clock_jumps: nothing_is_lost, is_renewed_after_the_fault;
+    request_ids: request_ids_name_attempts;
+    request_ids_of_calls: request_ids_name_attempts;
+    failover: nothing_is_lost, fails_over_within_a_second;
+    connection_age: nothing_is_lost, is_renewed, connections_have_aged;
+    hung_application: stops_to_extend_when_not_alive, loss_is_reported_in_time, the_next_leads;
+    body_ignores_loss: keeps_the_term_for_the_grace, lets_the_term_lapse_after_the_grace;
+    body_blocks: loss_is_reported, the_next_leads;
+    refused_extension: a_refusal_is_no_loss, loss_is_reported_in_time;
+    fenced: is_told_of_its_fencing;
+    observer: states_are_told_in_order;
+    unknown_outcome: unknown_is_not_denied;
+    verification: tokens_are_verified;
+}
+
+/// How long a loss may be awaited that may never come: past the end of a term.
+const TERM_AND_MORE: Duration = Duration::from_secs(5);
+
+/// Leads, is extended, and resigns, with an agent that answers late.
+async fn steady(stage: &Stage, program: &Program) -> Result<Record, String> {
+    leads_and_resigns(stage, program, "steady", false).await
+}
+
+/// The same with an agent that has no streams to lead by.
+async fn unary_fallback(stage: &Stage, program: &Program) -> Result<Record, String> {
+    leads_and_resigns(stage, program, "unary", true).await
+}
+
+async fn leads_and_resigns(
+    stage: &Stage,
+    program: &Program,
+    name: &str,
+    unary: bool,
+) -> Result<Record, String> {
+    let play = Play::new(program, name, stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    if unary {
+        front.forwarder().offer_no_streams();
+    }
+    front.forwarder().delay(250);
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    play.event(PATIENCE, "a", Name::Renewed, 3).await;
+    a.tell(&Command::EndBody { id: 1 }).await?;
+    play.event(PATIENCE, "a", Name::Done, 1).await;
+    // An extension would come within a third of the term.
+    play.pause(1_300).await;
+    Ok(play.record())
+}
+
+/// `a` leads, `b` waits, and something happens to `a`'s way to the agent.
+async fn cut_off(
+    stage: &Stage,
+    program: &Program,
+    name: &str,
+    cut: impl FnOnce(&Front),
+) -> Result<Record, String> {
+    let play = Play::new(program, name, stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let other = Front::recording(stage.agent(), 1, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 1).await?;
+    let mut b = play.start("b", &[&other]).await?;
+    b.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 2).await?;
+    play.book.deed("fault");
+    cut(&front);
+    play.event(TERM_AND_MORE, "a", Name::Lost, 1).await;
+    play.event(PATIENCE, "b", Name::Leading, 1).await;
+    play.pause(500).await;
+    Ok(play.record())
+}
+
+/// Packets to and from the agent are lost.
+async fn black_hole(stage: &Stage, program: &Program) -> Result<Record, String> {
+    cut_off(stage, program, "hole", |front| front.proxy.black_hole()).await
+}
+
+/// Connections are reset, and new ones as well.
+async fn refused_connections(stage: &Stage, program: &Program) -> Result<Record, String> {
+    cut_off(stage, program, "refused", |front| front.proxy.refuse()).await
+}
+
+/// Connections are reset again and again, but new ones are good.
+async fn resets(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "resets", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 1).await?;
+    for _ in 0..3 {
+        front.proxy.reset();
+        play.pause(1_100).await;
+    }
+    play.book.deed("fault");
+    front.proxy.reset();
+    play.pause(2_500).await;
+    Ok(play.record())
+}
+
+/// Two of three lease nodes do not answer for longer than the term.
+async fn quorum_loss(_: &Stage, program: &Program) -> Result<Record, String> {
+    let nodes = Redis::several(3, &[]).await;
+    let agent = agent_on(&nodes, &[]).await;
+    let play = Play::new(program, "quorum", address(&agent));
+    let front = Front::recording(address(&agent), 0, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    let mut o = play.start("o", &[&front]).await?;
+    let (kind, election) = (KIND.to_owned(), play.election.clone());
+    o.tell(&Command::Observe {
+        id: 1,
+        kind,
+        election,
+    })
+    .await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 1).await?;
+    let held = |record: &Record| {
+        let mut states = record.of("o", Name::State);
+        states
+            .any(|event| event.phase.as_deref() == Some("held"))
+            .then_some(())
+    };
+    play.book.until(PATIENCE, held).await;
+    play.book.deed("fault");
+    nodes[0].signal("STOP");
+    nodes[1].signal("STOP");
+    play.event(TERM_AND_MORE, "a", Name::Lost, 1).await;
+    play.event(PATIENCE, "o", Name::Certainty, 1).await;
+    let over = play.valid_until("a");
+    play.after(over, 1_000).await;
+    play.book.deed("healed");
+    nodes[0].signal("CONT");
+    nodes[1].signal("CONT");
+    let good = |record: &Record| {
+        let last = record.of("o", Name::Certainty).last()?;
+        (last.certain == Some(true)).then_some(())
+    };
+    play.book.until(PATIENCE, good).await;
+    Ok(play.record())
+}
+
+/// The program is stopped for longer than its term.
+async fn client_stopped(stage: &Stage, program: &Program) -> Result<Record, String> {
+    stopped(stage, program, "stopped", None).await
+}
+
+/// The machine of the program is suspended for longer than its term: its monotonic clock has not counted the time.
+async fn suspended(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let clock = tokio::task::spawn_blocking(|| Clock::ahead(0)).await;
+    let clock = clock.map_err(|error| format!("setup: {error}"))?;
+    stopped(stage, program, "suspended", Some(clock)).await
+}
+
+async fn stopped(
+    stage: &Stage,
+    program: &Program,
+    name: &str,
+    clock: Option<Clock>,
+) -> Result<Record, String> {
+    let play = Play::new(program, name, stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start_with("a", &[&front], clock.as_ref()).await?;
+    let mut b = play.start("b", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    b.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 2).await?;
+    play.book.deed("fault");
+    a.signal("STOP");
+    let stopped_at = crate::protocol::now();
+    play.event(PATIENCE, "b", Name::Leading, 1).await;
+    let over = play.valid_until("a");
+    play.after(over, 200).await;
+    if let Some(clock) = &clock {
+        clock.set_suspended(Duration::from_nanos(crate::protocol::now() - stopped_at));
+    }
+    play.book.deed("goes on");
+    a.signal("CONT");
+    play.event(PATIENCE, "a", Name::Lost, 1).await;
+    play.pause(800).await;
+    Ok(play.record())
+}
+
+/// The agent is stopped for longer than the term.
+async fn agent_stopped(_: &Stage, program: &Program) -> Result<Record, String> {
+    let agent = agent_with(&[]).await;
+    let play = Play::new(program, "agent", address(&agent));
+    let front = Front::plain(address(&agent)).await;
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 2).await?;
+    play.book.deed("fault");
+    signal(agent.pid(), "STOP");
+    let over = play.valid_until("a");
+    play.after(over, 1_500).await;
+    signal(agent.pid(), "CONT");
+    play.event(PATIENCE, "a", Name::Lost, 1).await;
+    play.pause(500).await;
+    Ok(play.record())
+}
+
+/// The wall clock is set forth and back.
+async fn wall_clock_jumps(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let clock = tokio::task::spawn_blocking(|| Clock::ahead(0)).await;
+    let clock = clock.map_err(|error| format!("setup: {error}"))?;
+    let play = Play::new(program, "wall", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start_with("a", &[&front], Some(&clock)).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 1).await?;
+    for seconds in [3_600, -3_600, 2] {
+        play.book.deed("fault");
+        clock.set_ahead(seconds);
+        play.pause(1_500).await;
+    }
+    Ok(play.record())
+}
+
+/// The answer that grants the leadership is lost; and later there is another attempt.
+async fn request_ids(stage: &Stage, program: &Program) -> Result<Record, String> {
+    loses_a_grant(stage, program, "ids", false).await
+}
+
+/// The same with an agent that has no streams to lead by.
+async fn request_ids_of_calls(stage: &Stage, program: &Program) -> Result<Record, String> {
+    loses_a_grant(stage, program, "ids-unary", true).await
+}
+
+async fn loses_a_grant(
+    stage: &Stage,
+    program: &Program,
+    name: &str,
+    unary: bool,
+) -> Result<Record, String> {
+    let play = Play::new(program, name, stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    if unary {
+        front.forwarder().offer_no_streams();
+    }
+    front.forwarder().lose_next_grant();
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    a.tell(&Command::EndBody { id: 1 }).await?;
+    play.must("a", Name::Done, 1).await?;
+    a.lead(&play.election, |lead| lead.id = 2).await?;
+    play.must("a", Name::Leading, 2).await?;
+    play.pause(200).await;
+    Ok(play.record())
+}
+
+/// The agent that the client uses is killed, and there is another with the same lease nodes.
+async fn failover(_: &Stage, program: &Program) -> Result<Record, String> {
+    let nodes = Redis::several(1, &[]).await;
+    let (mut one, mut two) = tokio::join!(agent_on(&nodes, &[]), agent_on(&nodes, &[]));
+    let play = Play::new(program, "failover", address(&two));
+    let first = Front::recording(address(&one), 0, &play.book).await;
+    let second = Front::recording(address(&two), 1, &play.book).await;
+    let mut a = play.start("a", &[&first, &second]).await?;
+    a.lead(&play.election, |lead| lead.term_ms = 2_400).await?;
+    play.must("a", Name::Renewed, 2).await?;
+    let used = |record: &Record| record.calls.last().map(|call| call.agent);
+    let used = play.book.read(used).ok_or("setup: there are no calls")?;
+    let (agent, front) = if used == 0 {
+        (&mut one, &first)
+    } else {
+        (&mut two, &second)
+    };
+    // Those who have connections to it see them end with it.
+    agent.kill();
+    play.book.deed("fault");
+    front.proxy.refuse();
+    play.pause(2_600).await;
+    Ok(play.record())
+}
+
+/// The agent ends connections that are old, with GOAWAY.
+async fn connection_age(_: &Stage, program: &Program) -> Result<Record, String> {
+    let agent = agent_with(&[
+        ("EA_GRPC_MAX_CONNECTION_AGE", "2s"),
+        ("EA_GRPC_MAX_CONNECTION_AGE_GRACE", "1s"),
+    ])
+    .await;
+    let play = Play::new(program, "age", address(&agent));
+    let front = Front::plain(address(&agent)).await;
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    play.pause(7_500).await;
+    let connections = front.proxy.accepted();
+    play.book
+        .write(|record| record.numbers.push(("connections", connections)));
+    Ok(play.record())
+}
+
+/// The application says that it is not alive.
+async fn hung_application(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "hung", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    let mut b = play.start("b", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    b.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 2).await?;
+    play.book.deed("fault");
+    a.tell(&Command::Alive {
+        id: 1,
+        alive: false,
+    })
+    .await?;
+    play.event(TERM_AND_MORE, "a", Name::Lost, 1).await;
+    play.event(TERM_AND_MORE, "b", Name::Leading, 1).await;
+    play.pause(300).await;
+    Ok(play.record())
+}
+
+/// The body goes on after the loss. The term could be extended again, and is until the grace is over.
+async fn body_ignores_loss(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "ignores", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |lead| {
+        lead.body = Body::Ignores;
+        lead.grace_ms = GRACE_MS;
+        // Time enough to extend the term after the loss.
+        lead.margin_ms = Some(1_400);
+    })
+    .await?;
+    play.must("a", Name::Renewed, 1).await?;
+    a.tell(&Command::Alive {
+        id: 1,
+        alive: false,
+    })
+    .await?;
+    play.event(TERM_AND_MORE, "a", Name::Lost, 1).await;
+    a.tell(&Command::Alive { id: 1, alive: true }).await?;
+    play.pause(GRACE_MS + 3_500).await;
+    a.tell(&Command::EndBody { id: 1 }).await?;
+    play.event(PATIENCE, "a", Name::Error, 1).await;
+    Ok(play.record())
+}
+
+/// The body blocks what it runs in for longer than the term, and goes on at once.
+async fn body_blocks(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "blocks", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    let mut b = play.start("b", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 1).await?;
+    b.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 2).await?;
+    play.book.deed("fault");
+    a.tell(&Command::Block { id: 1, ms: 4_500 }).await?;
+    play.event(PATIENCE, "b", Name::Leading, 1).await;
+    play.pause(2_000).await;
+    play.event(TERM_AND_MORE, "a", Name::BodyEnded, 1).await;
+    play.event(TERM_AND_MORE, "a", Name::Lost, 1).await;
+    Ok(play.record())
+}
+
+/// The agent refuses extensions.
+async fn refused_extension(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "refusal", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    front.forwarder().offer_no_streams();
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 1).await?;
+    play.book.deed("fault");
+    front.forwarder().refuse_extensions();
+    play.event(TERM_AND_MORE, "a", Name::Lost, 1).await;
+    play.pause(300).await;
+    Ok(play.record())
+}
+
+/// Another process campaigns under the leader's name.
+async fn fenced(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "fenced", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    let mut twin = play.start("twin", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Renewed, 1).await?;
+    play.book.deed("fault");
+    twin.lead(&play.election, |lead| "a".clone_into(&mut lead.candidate))
+        .await?;
+    play.must("twin", Name::Leading, 1).await?;
+    play.event(TERM_AND_MORE, "a", Name::Lost, 1).await;
+    play.pause(300).await;
+    Ok(play.record())
+}
+
+/// Leaders come and go, and the observer is cut off in between.
+async fn observer(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "observer", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut o = play.start("o", &[&front]).await?;
+    let (kind, election) = (KIND.to_owned(), play.election.clone());
+    o.tell(&Command::Observe {
+        id: 1,
+        kind,
+        election,
+    })
+    .await?;
+    play.must("o", Name::Synced, 1).await?;
+    let url = format!("http://{}", stage.agent());
+    let channel = Endpoint::from_shared(url).map_err(|error| error.to_string())?;
+    let mut client = ElectionClient::new(channel.connect_lazy());
+    let campaign = |candidate: &str, term| CampaignRequest {
+        election: play.election.clone(),
+        kind: KIND.to_owned(),
+        candidate: candidate.to_owned(),
+        term,
+        ..CampaignRequest::default()
+    };
+    let failed = |status: tonic::Status| format!("setup: {status}");
+    let told = async |phase: &'static str, leader: Option<&'static str>| {
+        let look = move |record: &Record| {
+            let last = record.of("o", Name::State).last()?;
+            let is = last.phase.as_deref() == Some(phase) && last.leader.as_deref() == leader;
+            is.then_some(())
+        };
+        play.book.until(PATIENCE, look).await
+    };
+    let granted = client.campaign(campaign("x", 60_000)).await;
+    let token = granted.map_err(failed)?.into_inner().token;
+    told("held", Some("x")).await;
+    let resign = ResignRequest {
+        election: play.election.clone(),
+        kind: KIND.to_owned(),
+        leader: "x".to_owned(),
+        token,
+    };
+    client.resign(resign).await.map_err(failed)?;
+    told("vacant", None).await;
+    let granted = client.campaign(campaign("y", 2_000)).await;
+    granted.map_err(failed)?;
+    told("held", Some("y")).await;
+    // The time of the election is not over, and the observer's connection is.
+    front.proxy.reset();
+    told("vacant", None).await;
+    play.pause(300).await;
+    Ok(play.record())
+}
+
+/// An attempt that does not wait, once while another leads, and once while no agent answers.
+async fn unknown_outcome(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "unknown", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let cut = Front::recording(stage.agent(), 1, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    cut.proxy.refuse();
+    let mut held = play.start("held", &[&front]).await?;
+    let mut unknown = play.start("unknown", &[&cut]).await?;
+    held.lead(&play.election, |lead| lead.wait_ms = Some(0))
+        .await?;
+    unknown
+        .lead(&play.election, |lead| lead.wait_ms = Some(0))
+        .await?;
+    play.event(PATIENCE, "held", Name::Error, 1).await;
+    play.event(PATIENCE, "unknown", Name::Error, 1).await;
+    Ok(play.record())
+}
+
+/// A resource asks about tokens.
+async fn verification(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "verify", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    let mut v = play.start("v", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    let leading = play.must("a", Name::Leading, 1).await?;
+    let token = leading.token.unwrap_or(0);
+    let verify = |id: u64, token: u64| Command::Verify {
+        id,
+        kind: KIND.to_owned(),
+        election: play.election.clone(),
+        token,
+    };
+    v.tell(&verify(1, token)).await?;
+    play.event(PATIENCE, "v", Name::Verified, 1).await;
+    v.tell(&verify(2, token + 1_000)).await?;
+    play.event(PATIENCE, "v", Name::Verified, 2).await;
+    a.tell(&Command::EndBody { id: 1 }).await?;
+    play.must("a", Name::Done, 1).await?;
+    v.tell(&verify(3, token)).await?;
+    play.event(PATIENCE, "v", Name::Verified, 3).await;
+    Ok(play.record())
+}
