@@ -200,6 +200,23 @@ pub fn loss_is_reported_in_time(record: &Record) -> Result<(), String> {
     Ok(())
 }
 
+/// A body that ends when it is told of the loss has ended before the time is over.
+///
+/// # Errors
+///
+/// It has not.
+pub fn body_is_cancelled_in_time(record: &Record) -> Result<(), String> {
+    let ended = first(record, A, Name::BodyEnded)?;
+    let until = record.valid_until(A, ended.id, u64::MAX).unwrap_or(0);
+    if ended.at > until {
+        return Err(format!(
+            "the body ends {:.1} ms after the end of the term",
+            ms(ended.at, until)
+        ));
+    }
+    Ok(())
+}
+
 /// The loss is reported, if late, because the program was stopped.
 ///
 /// # Errors

@@ -7,6 +7,7 @@
 
 pub mod checks;
 mod forwarder;
+pub mod mutants;
 pub mod protocol;
 mod proxy;
 mod record;
