@@ -582,3 +582,56 @@ pub fn connections_have_aged(record: &Record) -> Result<(), String> {
         other => Err(format!("setup: {other:?}")),
     }
 }
+
+/// A term whose body ended while nothing passed is given up when something passes again, or else lapses: and it is not
+/// extended for longer than requests are under way.
+///
+/// # Errors
+///
+/// It is.
+pub fn gives_up_what_was_cut_off(record: &Record) -> Result<(), String> {
+    first(record, A, Name::BodyEnded)?;
+    let ended = record.deed("fault").ok_or("setup: there was no fault")?;
+    let vacant = record
+        .seen
+        .iter()
+        .find(|seen| seen.at > ended && seen.leader.is_none());
+    vacant.ok_or("the election is still held")?;
+    // What was sent before the body ended may arrive when the way is open again, 200 ms later.
+    let late = record
+        .calls
+        .iter()
+        .find(|call| matches!(call.what, What::Extend | What::Ping) && call.at > ended + 600 * MS);
+    match late {
+        None => Ok(()),
+        Some(call) => Err(format!(
+            "the term is extended {:.0} ms after the body was let end",
+            ms(call.at, ended)
+        )),
+    }
+}
+
+/// Of two leaderships of a program, the one that is lost is, and the other goes on.
+///
+/// # Errors
+///
+/// What is lost.
+pub fn one_loss_is_not_anothers(record: &Record) -> Result<(), String> {
+    let fault = record.deed("fault").ok_or("setup: there was no fault")?;
+    let lost: Vec<_> = record.of(A, Name::Lost).collect();
+    let reasons: Vec<_> = lost
+        .iter()
+        .map(|event| (event.id, event.reason.as_deref().unwrap_or_default()))
+        .collect();
+    if reasons != [(2, "stale_token")] {
+        return Err(format!("the losses are {reasons:?}"));
+    }
+    let renewed = record.of(A, Name::Renewed);
+    let renewed = renewed.filter(|event| event.id == 1 && event.at > fault);
+    if renewed.count() == 0 {
+        return Err("the other term is not extended any more".to_owned());
+    }
+    let done = record.of(A, Name::Done).any(|event| event.id == 1);
+    done.then_some(())
+        .ok_or_else(|| "the other leadership does not end well".to_owned())
+}

@@ -64,7 +64,9 @@ mutants! {
     /// Lets the term lapse instead.
     NeverResigns: steady/resigns_at_the_end, unary_fallback/resigns_at_the_end;
     /// Goes on extending after it has resigned.
-    ExtendsAfterResign: steady/no_extension_after_resign;
+    ExtendsAfterResign:
+        steady/no_extension_after_resign,
+        resigns_while_cut_off/gives_up_what_was_cut_off;
     /// Does not extend terms.
     NeverExtends: steady/is_renewed;
     /// Names each repetition of an attempt anew.
@@ -72,11 +74,18 @@ mutants! {
     /// Names all attempts alike.
     OneRequestId: request_ids_of_calls/request_ids_name_attempts;
     /// Uses the first agent only.
-    NoFailover: failover/fails_over_within_a_second;
+    NoFailover:
+        failover/fails_over_within_a_second,
+        failover_of_calls/fails_over_within_a_second,
+        silent_agent/nothing_is_lost;
     /// Takes the end of a stream for a loss.
     StreamEndIsLoss: connection_age/nothing_is_lost, resets/nothing_is_lost;
     /// Does not try again when an extension has failed.
     GivesUp: resets/is_renewed_after_the_fault;
+    /// Takes an extension whose outcome is not known for a loss.
+    JeopardyIsLoss: quorum_returns/nothing_is_lost;
+    /// Takes the loss of one election for the loss of all.
+    LosesAll: two_elections/one_loss_is_not_anothers;
     /// Does not report that a term could not be extended.
     NoJeopardy: black_hole/jeopardy_is_reported;
     /// Does not wait for the election to become vacant.

@@ -38,7 +38,7 @@ pub enum Command {
         /// For how long, in ms.
         ms: u64,
     },
-    /// What the function says that tells whether the application is alive; `true` until told otherwise.
+    /// What the function of [`Lead::asks_alive`] says; `true` until told otherwise.
     Alive {
         /// Of which leadership.
         id: u64,
@@ -90,6 +90,9 @@ pub struct Lead {
     /// How long before the end of the term it counts as lost, in ms; none: the library's default.
     #[serde(default)]
     pub margin_ms: Option<u64>,
+    /// Whether the library is given a function that tells whether the application is alive.
+    #[serde(default)]
+    pub asks_alive: bool,
     /// What the body does.
     pub body: Body,
 }

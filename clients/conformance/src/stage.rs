@@ -205,6 +205,7 @@ impl Player {
             wait_ms: None,
             grace_ms: 1_000,
             margin_ms: None,
+            asks_alive: false,
             body: Body::Cooperative,
         };
         change(&mut lead);

@@ -33,6 +33,9 @@ use tonic::{
 
 const MS: u64 = 1_000_000;
 
+/// Whether a leadership of this process was lost.
+static ANY_LOST: AtomicBool = AtomicBool::new(false);
+
 static MUTANT: OnceLock<Mutant> = OnceLock::new();
 
 /// Whether the client has this fault.
@@ -206,6 +209,7 @@ impl Term {
             *lost = lost.or(Some((why, now())));
             first
         });
+        ANY_LOST.store(true, Ordering::SeqCst);
         if first && !is(Mutant::NeverReportsLoss) {
             Event::new(Name::Lost, self.id).because(why).send();
         }
@@ -244,7 +248,8 @@ impl Term {
                 if term.lost().is_some() {
                     return;
                 }
-                if term.is_over() {
+                let others = is(Mutant::LosesAll) && ANY_LOST.load(Ordering::SeqCst);
+                if term.is_over() || others {
                     term.lose("term_over");
                 }
                 drop(term);
@@ -505,7 +510,8 @@ async fn keep(client: Arc<Client>, lead: Lead, term: Arc<Term>, orders: Arc<Orde
             if is(Mutant::WaitsForTheCall) && term.is_over() {
                 term.lose("term_over");
             }
-            if is(Mutant::IgnoresDenial) && matches!(extended, Extended::Denied(_)) {
+            let deaf = is(Mutant::IgnoresDenial) || is(Mutant::ExtendsAfterResign);
+            if deaf && matches!(extended, Extended::Denied(_)) {
                 extended = Extended::NotKnown;
             }
             if is(Mutant::RefusalIsLoss) && matches!(extended, Extended::Refused(_)) {
@@ -533,6 +539,9 @@ async fn keep(client: Arc<Client>, lead: Lead, term: Arc<Term>, orders: Arc<Orde
                     refused = true;
                 }
                 Extended::NotKnown => {}
+            }
+            if is(Mutant::JeopardyIsLoss) {
+                term.lose("no_term");
             }
             client.fails();
             if !jeopardy && !is(Mutant::NoJeopardy) {

@@ -112,7 +112,6 @@ async fn leads(agent: Agent, lead: Lead, orders: Arc<Orders>) {
         .candidate(lead.candidate)
         .term(Duration::from_millis(lead.term_ms))
         .grace(Duration::from_millis(lead.grace_ms))
-        .alive(move || alive.alive.load(Ordering::SeqCst))
         .on_lost(move |why| Event::new(Name::Lost, id).because(lost(why)).send())
         .on_jeopardy(move |_| Event::new(Name::Jeopardy, id).send())
         .on_state(move |standing| match standing {
@@ -122,6 +121,9 @@ async fn leads(agent: Agent, lead: Lead, orders: Arc<Orders>) {
             }
             _ => {}
         });
+    if lead.asks_alive {
+        ask = ask.alive(move || alive.alive.load(Ordering::SeqCst));
+    }
     if let Some(wait) = lead.wait_ms {
         ask = ask.wait(Duration::from_millis(wait));
     }
