@@ -67,8 +67,8 @@ pub fn acts_within_validity(record: &Record) -> Result<(), String> {
     Ok(())
 }
 
-/// The time until which a library says that it may act is not later than what agents promised, counted from when the request
-/// arrived, which is after it was sent. Only where a forwarder has seen the promises.
+/// The time until which a library says that it may act is not later than what agents promised, counted from when the
+/// request arrived, which is after it was sent. Only where a forwarder has seen the promises.
 ///
 /// # Errors
 ///

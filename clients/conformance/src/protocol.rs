@@ -1,5 +1,5 @@
-//! What the driver and a conformance program say to each other: one JSON object a line. README.md describes it for authors
-//! of programs.
+//! What the driver and a conformance program say to each other: one JSON object a line. README.md describes it for
+//! authors of programs.
 
 use std::io::Write as _;
 

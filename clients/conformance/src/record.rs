@@ -1,6 +1,7 @@
 //! What happened in a scenario, as programs, forwarders and the witness saw it.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -122,32 +123,22 @@ impl fmt::Display for Record {
         let start = self.start();
         let ms = |at: u64| at.saturating_sub(start) as f64 / 1e6;
         let mut lines = Vec::new();
-        let mut acted: Option<(&Event, u64, usize)> = None;
-        let run = |acted: Option<(&Event, u64, usize)>, lines: &mut Vec<(u64, String)>| {
-            if let Some((first, last, times)) = acted {
-                let line = format!(
-                    "{} acting, {times} times until {:.1}",
-                    first.program,
-                    ms(last)
-                );
-                lines.push((first.at, line));
-            }
+        // Of each leadership, what was acted since something else was reported of it.
+        let mut acted: BTreeMap<(&str, u64), (u64, u64, usize)> = BTreeMap::new();
+        let run = |(program, id): (&str, u64), (first, last, times): (u64, u64, usize)| {
+            let until = ms(last);
+            let line = format!("{program} Acting id {id}, {times} times until {until:.1}");
+            (first, line)
         };
         for event in &self.events {
+            let leadership = (event.program.as_str(), event.id);
             if event.event == Name::Acting {
-                acted = match acted {
-                    Some((first, _, times)) if first.program == event.program => {
-                        Some((first, event.at, times + 1))
-                    }
-                    other => {
-                        run(other, &mut lines);
-                        Some((event, event.at, 1))
-                    }
-                };
+                let acted = acted.entry(leadership).or_insert((event.at, event.at, 0));
+                (acted.1, acted.2) = (event.at, acted.2 + 1);
                 continue;
             }
-            if acted.is_some_and(|(first, ..)| first.program == event.program) {
-                run(acted.take(), &mut lines);
+            if let Some(acted) = acted.remove(&leadership) {
+                lines.push(run(leadership, acted));
             }
             let mut line = format!("{} {:?} id {}", event.program, event.event, event.id);
             if let Some(until) = event.valid_until {
@@ -165,7 +156,11 @@ impl fmt::Display for Record {
             }
             lines.push((event.at, line));
         }
-        run(acted, &mut lines);
+        lines.extend(
+            acted
+                .into_iter()
+                .map(|(leadership, acted)| run(leadership, acted)),
+        );
         for call in &self.calls {
             let line = format!(
                 "  {} asks agent {} for {:?}, token {}, request id {:?}",

@@ -1,6 +1,14 @@
 //! Plays every scenario with every registered program, and those that have to find mutants with these.
 
-use std::{process::ExitCode, sync::Arc};
+#![expect(
+    clippy::expect_used,
+    reason = "a test that cannot go on should say where"
+)]
+
+use std::{
+    process::ExitCode,
+    sync::{Arc, OnceLock},
+};
 
 use client_conformance::{
     Program, Stage,
@@ -31,12 +39,13 @@ fn programs() -> Vec<Program> {
 #[derive(Clone)]
 struct Shared {
     runtime: Arc<Runtime>,
-    stage: Arc<Stage>,
+    /// Set up by the first trial: to list them, no agent is needed.
+    stage: Arc<OnceLock<Stage>>,
 }
 
 /// The scenario finds nothing.
 fn passes(shared: &Shared, scenario: Scenario, program: &Program) -> Result<(), Failed> {
-    let play = scenario.run(&shared.stage, program);
+    let play = scenario.run(shared.stage.get_or_init(Stage::new), program);
     let (findings, record) = shared.runtime.block_on(play);
     if std::env::var_os(SHOW).is_some() {
         println!("{} {}\n{record}", program.name, scenario.name);
@@ -51,7 +60,7 @@ fn passes(shared: &Shared, scenario: Scenario, program: &Program) -> Result<(), 
 fn finds(shared: &Shared, scenario: Scenario, check: &str, mutant: Mutant) -> Result<(), Failed> {
     let name = mutant.to_string();
     let program = Program::new(name.as_str(), MUTANT, &["--mutant", &name]);
-    let play = scenario.run(&shared.stage, &program);
+    let play = scenario.run(shared.stage.get_or_init(Stage::new), &program);
     let (findings, record) = shared.runtime.block_on(play);
     if findings.iter().any(|finding| finding.check == check) {
         return Ok(());
@@ -64,7 +73,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(AT_ONCE);
     let shared = Shared {
         runtime: Arc::new(Runtime::new().expect("a runtime")),
-        stage: Arc::new(Stage::new()),
+        stage: Arc::default(),
     };
     let mut trials = Vec::new();
     for program in programs() {

@@ -1,5 +1,5 @@
-/* Shifts clocks of the process that preloads it by what a file says, which a test may change at any time: the wall clock
- * by seconds, and the monotonic clock by nanoseconds for which the machine is said to have been suspended.
+/* Shifts clocks of the process that preloads it by what a file says, which a test may change at any time: the wall
+ * clock by seconds, and the monotonic clock by nanoseconds for which the machine is said to have been suspended.
  * CLOCK_BOOTTIME is left alone: it counts suspension. */
 #define _GNU_SOURCE
 #include <fcntl.h>

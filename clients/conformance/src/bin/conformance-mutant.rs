@@ -1,5 +1,5 @@
-//! A small client that leads by calls, and has on request one fault: `--mutant NAME`. Without, it keeps to the rules that
-//! the suite checks; with one, a scenario has to find it.
+//! A small client that leads by calls, and has on request one fault: `--mutant NAME`. Without, it keeps to the rules
+//! that the suite checks; with one, a scenario has to find it.
 
 use std::{
     collections::HashMap,
