@@ -635,3 +635,38 @@ pub fn one_loss_is_not_anothers(record: &Record) -> Result<(), String> {
     done.then_some(())
         .ok_or_else(|| "the other leadership does not end well".to_owned())
 }
+
+/// It is elected.
+///
+/// # Errors
+///
+/// It is not.
+pub fn is_elected(record: &Record) -> Result<(), String> {
+    first(record, A, Name::Leading).map(|_| ())
+}
+
+/// The observer tells that another leads.
+///
+/// # Errors
+///
+/// It does not.
+pub fn the_change_is_told(record: &Record) -> Result<(), String> {
+    let mut states = record.of(O, Name::State);
+    let held = states.any(|event| event.leader.as_deref() == Some(A));
+    held.then_some(())
+        .ok_or_else(|| "the observer does not tell that another leads".to_owned())
+}
+
+/// A candidate that was stopped is passed over, and is elected when it can take the election up.
+///
+/// # Errors
+///
+/// It is not.
+pub fn the_stopped_is_passed_over(record: &Record) -> Result<(), String> {
+    let next = first(record, "c", Name::Leading)?;
+    let last = first(record, B, Name::Leading)?;
+    if last.at < next.at || last.token <= next.token {
+        return Err("the candidate that was stopped leads first".to_owned());
+    }
+    Ok(())
+}

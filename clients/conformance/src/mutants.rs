@@ -35,7 +35,8 @@ impl fmt::Display for Mutant {
 
 mutants! {
     /// Counts `valid_for` from when the answer arrives.
-    CountsFromReceipt: steady/validity_is_as_promised, unary_fallback/validity_is_as_promised;
+    CountsFromReceipt: steady/validity_is_as_promised, unary_fallback/validity_is_as_promised,
+        stopped_while_waiting/the_stopped_is_passed_over;
     /// Takes a term for twice as long as it was promised.
     TermsAreTwiceAsLong: black_hole/acts_alone;
     /// Does not report losses.
@@ -77,7 +78,10 @@ mutants! {
     NoFailover:
         failover/fails_over_within_a_second,
         failover_of_calls/fails_over_within_a_second,
-        silent_agent/nothing_is_lost;
+        silent_agent/nothing_is_lost,
+        silent_endpoint/is_elected,
+        waits_at_a_silent_agent/the_next_leads,
+        observes_a_silent_agent/the_change_is_told;
     /// Takes the end of a stream for a loss.
     StreamEndIsLoss: connection_age/nothing_is_lost, resets/nothing_is_lost;
     /// Does not try again when an extension has failed.

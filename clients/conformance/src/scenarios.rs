@@ -82,6 +82,10 @@ scenarios! {
     failover: nothing_is_lost, fails_over_within_a_second;
     failover_of_calls: nothing_is_lost, fails_over_within_a_second;
     silent_agent: nothing_is_lost, is_renewed_after_the_fault;
+    silent_endpoint: nothing_is_lost, is_elected;
+    waits_at_a_silent_agent: the_next_leads;
+    observes_a_silent_agent: the_change_is_told, no_vacancy_is_guessed;
+    stopped_while_waiting: the_stopped_is_passed_over;
     quorum_returns: nothing_is_lost, is_renewed_after_the_fault;
     resigns_while_cut_off: gives_up_what_was_cut_off;
     two_elections: one_loss_is_not_anothers;
@@ -423,6 +427,138 @@ async fn of_two_agents(
     play.book.deed("fault");
     fault(agent, front);
     play.pause(term_ms + 800).await;
+    Ok(play.record())
+}
+
+/// Two agents with the same lease nodes, and what stands before them.
+struct Pair {
+    /// Kept as long as they are needed.
+    _agents: [Agent; 2],
+    _nodes: Vec<Redis>,
+    fronts: [Front; 2],
+    play: Play,
+}
+
+impl Pair {
+    async fn new(program: &Program, name: &str) -> Self {
+        let nodes = Redis::several(1, &[]).await;
+        let (one, two) = tokio::join!(agent_on(&nodes, &[]), agent_on(&nodes, &[]));
+        let play = Play::new(program, name, address(&two));
+        let fronts = [
+            Front::recording(address(&one), 0, &play.book).await,
+            Front::recording(address(&two), 1, &play.book).await,
+        ];
+        Self {
+            _agents: [one, two],
+            _nodes: nodes,
+            fronts,
+            play,
+        }
+    }
+}
+
+/// One of two agents keeps silent from the beginning.
+async fn silent_endpoint(_: &Stage, program: &Program) -> Result<Record, String> {
+    let pair = Pair::new(program, "endpoint").await;
+    let (play, [silent, good]) = (&pair.play, &pair.fronts);
+    silent.proxy.black_hole();
+    let mut a = play.start("a", &[silent, good]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.event(PATIENCE, "a", Name::Leading, 1).await;
+    play.event(LIMIT, "a", Name::Renewed, 2).await;
+    Ok(play.record())
+}
+
+/// The candidate waits at an agent from which nothing comes back any more, and the election becomes vacant.
+async fn waits_at_a_silent_agent(_: &Stage, program: &Program) -> Result<Record, String> {
+    let pair = Pair::new(program, "waits").await;
+    let (play, [silent, good]) = (&pair.play, &pair.fronts);
+    let mut a = play.start("a", &[good]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    // It finds one agent only, and then both.
+    good.proxy.refuse();
+    let mut b = play.start("b", &[silent, good]).await?;
+    b.lead(&play.election, |_| {}).await?;
+    let waits = |record: &Record| {
+        let mut calls = record.calls.iter();
+        let call = calls.find(|call| call.candidate == "b" && call.agent == 0);
+        call.map(|_| ())
+    };
+    let waits = play.book.until(PATIENCE, waits).await;
+    good.proxy.heal();
+    if waits.is_none() {
+        return Err("setup: b does not wait".to_owned());
+    }
+    play.book.deed("fault");
+    silent.proxy.black_hole();
+    a.tell(&Command::EndBody { id: 1 }).await?;
+    play.event(PATIENCE, "b", Name::Leading, 1).await;
+    Ok(play.record())
+}
+
+/// Nothing comes back any more from the agent that the observer follows, and then another leads.
+async fn observes_a_silent_agent(_: &Stage, program: &Program) -> Result<Record, String> {
+    let pair = Pair::new(program, "follows").await;
+    let (play, [silent, good]) = (&pair.play, &pair.fronts);
+    good.proxy.refuse();
+    let mut o = play.start("o", &[silent, good]).await?;
+    let (kind, election) = (KIND.to_owned(), play.election.clone());
+    o.tell(&Command::Observe {
+        id: 1,
+        kind,
+        election,
+    })
+    .await?;
+    play.must("o", Name::Synced, 1).await?;
+    good.proxy.heal();
+    play.book.deed("fault");
+    silent.proxy.black_hole();
+    let mut a = play.start("a", &[good]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    let told = |record: &Record| {
+        let mut states = record.of("o", Name::State);
+        states
+            .find(|event| event.phase.as_deref() == Some("held"))
+            .map(|_| ())
+    };
+    play.book.until(PATIENCE, told).await;
+    Ok(play.record())
+}
+
+/// A program that waits is stopped when the election becomes vacant, and goes on when its grant is over.
+async fn stopped_while_waiting(stage: &Stage, program: &Program) -> Result<Record, String> {
+    let play = Play::new(program, "waiting", stage.agent());
+    let front = Front::recording(stage.agent(), 0, &play.book).await;
+    let mut a = play.start("a", &[&front]).await?;
+    let mut b = play.start("b", &[&front]).await?;
+    let mut c = play.start("c", &[&front]).await?;
+    a.lead(&play.election, |_| {}).await?;
+    play.must("a", Name::Leading, 1).await?;
+    b.lead(&play.election, |lead| lead.term_ms = 6_000).await?;
+    let asks = |who: &'static str| {
+        move |record: &Record| {
+            let mut calls = record.calls.iter();
+            calls.find(|call| call.candidate == who).map(|_| ())
+        }
+    };
+    play.book.until(PATIENCE, asks("b")).await;
+    play.must("a", Name::Renewed, 1).await?;
+    b.signal("STOP");
+    play.book.deed("fault");
+    // It is the first in the queue of the agent, which does not know yet that it is stopped.
+    a.tell(&Command::EndBody { id: 1 }).await?;
+    play.must("a", Name::Done, 1).await?;
+    c.lead(&play.election, |_| {}).await?;
+    play.event(PATIENCE, "c", Name::Leading, 1).await;
+    play.pause(300).await;
+    play.book.deed("goes on");
+    b.signal("CONT");
+    play.pause(1_500).await;
+    c.tell(&Command::EndBody { id: 1 }).await?;
+    play.event(PATIENCE, "b", Name::Leading, 1).await;
+    play.pause(200).await;
     Ok(play.record())
 }
 

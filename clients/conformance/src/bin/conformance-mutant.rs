@@ -286,7 +286,7 @@ async fn campaign(client: &Client, lead: &Lead) -> Result<(CampaignResult, u64),
         let wait = if over || is(Mutant::DoesNotWait) {
             0
         } else {
-            1_000
+            4_000
         };
         let request = CampaignRequest {
             election: lead.election.clone(),
@@ -299,7 +299,7 @@ async fn campaign(client: &Client, lead: &Lead) -> Result<(CampaignResult, u64),
         };
         let sent = now();
         let mut election = client.election();
-        let answer = timeout(Duration::from_secs(3), election.campaign(request)).await;
+        let answer = timeout(Duration::from_secs(6), election.campaign(request)).await;
         match answer {
             Ok(Ok(answer)) => {
                 let result = answer.into_inner();
@@ -337,26 +337,31 @@ async fn leads(client: Arc<Client>, lead: Lead, orders: Arc<Orders>) {
         Event::new(Name::Error, id).because("refused").send();
         return;
     }
-    let (granted, sent) = match campaign(&client, &lead).await {
-        Ok(granted) => granted,
-        Err(why) => {
-            Event::new(Name::Error, id).because(why).send();
-            return;
+    let term = loop {
+        let (granted, sent) = match campaign(&client, &lead).await {
+            Ok(granted) => granted,
+            Err(why) => {
+                Event::new(Name::Error, id).because(why).send();
+                return;
+            }
+        };
+        let term = Arc::new(Term {
+            id,
+            token: granted.token,
+            margin: lead.margin_ms.unwrap_or((lead.term_ms / 10).min(1_000)) * MS,
+            valid_until: Mutex::new((0, Instant::now(), SystemTime::now())),
+            lost: watch::Sender::new(None),
+        });
+        term.extend(sent, granted.valid_for);
+        if granted.provisional && !term.is_over() {
+            // The first extension makes it a full term.
+            let third = Duration::from_millis(lead.term_ms / 3);
+            extend(&client, &lead, &term, third).await;
+        }
+        if !term.is_over() {
+            break term;
         }
     };
-    let term = Arc::new(Term {
-        id,
-        token: granted.token,
-        margin: lead.margin_ms.unwrap_or((lead.term_ms / 10).min(1_000)) * MS,
-        valid_until: Mutex::new((0, Instant::now(), SystemTime::now())),
-        lost: watch::Sender::new(None),
-    });
-    term.extend(sent, granted.valid_for);
-    if granted.provisional {
-        // The first extension makes it a full term.
-        let third = Duration::from_millis(lead.term_ms / 3);
-        let _ = timeout(third, extend(&client, &lead, &term, third)).await;
-    }
     if !is(Mutant::WaitsForTheCall) {
         term.watch();
     }
@@ -668,10 +673,12 @@ async fn follow_stream(client: Arc<Client>, lead: Lead, term: Arc<Term>) {
 
 async fn observes(client: Arc<Client>, id: u64, kind: String, election: String) {
     let mut last = None;
+    let silence = Duration::from_secs(5);
     loop {
         let request = ObserveRequest {
             kind: kind.clone(),
             what: Some(observe_request::What::Election(election.clone())),
+            heartbeat: 2_000,
             ..ObserveRequest::default()
         };
         let opened = LeadershipClient::new(client.channel())
@@ -683,7 +690,7 @@ async fn observes(client: Arc<Client>, id: u64, kind: String, election: String) 
             continue;
         };
         let mut stream = opened.into_inner();
-        while let Ok(Some(observed)) = stream.message().await {
+        while let Ok(Ok(Some(observed))) = timeout(silence, stream.message()).await {
             match observed.what {
                 Some(observation::What::State(state)) => {
                     let held = state.phase() == Phase::Held;
@@ -719,6 +726,7 @@ async fn observes(client: Arc<Client>, id: u64, kind: String, election: String) 
                 _ => {}
             }
         }
+        client.fails();
     }
 }
 
