@@ -1,5 +1,7 @@
 //! What must be true of a record. Each check says what it has found.
 
+use std::collections::BTreeMap;
+
 use crate::{
     protocol::{Event, Name},
     record::{Call, Record, What},
@@ -20,11 +22,14 @@ const O: &str = "o";
 
 const MS: u64 = 1_000_000;
 
-/// Agents tell in whole ms when a leader was elected.
-const ROUNDING: u64 = MS;
-
 /// A request that was sent before another may arrive after it by another connection.
 const OVERTAKING: u64 = 20 * MS;
+
+/// What the driver notes when ways that were silent pass everything on again, with what was sent meanwhile.
+pub const OPENS: &str = "silent ways are good again";
+
+/// How long after that such a request may arrive.
+const HELD_BACK: u64 = 300 * MS;
 
 /// What is true of every scenario.
 pub const SAFETY: [Named; 5] = [
@@ -77,7 +82,7 @@ pub fn validity_is_as_promised(record: &Record) -> Result<(), String> {
     if record.promises.is_empty() {
         return Ok(());
     }
-    let mut token = std::collections::HashMap::new();
+    let mut token = BTreeMap::new();
     for event in &record.events {
         let leadership = (event.program.as_str(), event.id);
         if let Some(known) = event.token {
@@ -104,34 +109,48 @@ pub fn validity_is_as_promised(record: &Record) -> Result<(), String> {
     Ok(())
 }
 
-/// Nothing acts under a token when another candidate has been elected with a larger one.
+/// Nothing acts under a token when another candidate has been elected with a larger one: which it was at the latest when
+/// it was told so, or the witness was. (When the agent says that it was elected is when the agent asked its lease nodes:
+/// one that was stopped meanwhile has granted it later.)
 ///
 /// # Errors
 ///
 /// What acts beside another leader.
 pub fn acts_alone(record: &Record) -> Result<(), String> {
-    let acting = record
+    let mut elected: BTreeMap<u64, (&str, u64)> = BTreeMap::new();
+    let seen = record.seen.iter().filter_map(|seen| {
+        let leader = seen.leader.as_deref()?;
+        Some((seen.token, leader, seen.at))
+    });
+    let promises = record.promises.iter();
+    let promised = promises.map(|promise| (promise.token, promise.candidate.as_str(), promise.at));
+    for (token, leader, at) in seen.chain(promised) {
+        let first = elected.entry(token).or_insert((leader, at));
+        first.1 = first.1.min(at);
+    }
+    for event in record
         .events
         .iter()
-        .filter(|event| event.event == Name::Acting);
-    for event in acting {
+        .filter(|event| event.event == Name::Acting)
+    {
         let token = event.token.unwrap_or(0);
-        let others = record.seen.iter().filter_map(|seen| {
-            let other = seen.leader.as_ref()?;
-            (seen.token > token && *other != event.program).then_some((other, seen))
-        });
-        for (other, seen) in others {
-            if event.at > seen.elected_at + ROUNDING {
+        for (other, (leader, at)) in elected.range(token + 1..) {
+            if event.at > *at && *leader != event.program {
                 return Err(format!(
-                    "{} acts with token {token} {:.1} ms after {other} was elected with {}",
+                    "{} acts with token {token} {:.1} ms after {leader} was elected with {other}",
                     event.program,
-                    ms(event.at, seen.elected_at),
-                    seen.token
+                    ms(event.at, *at)
                 ));
             }
         }
     }
     Ok(())
+}
+
+/// Whether a request may have been sent long before it arrived.
+fn was_held_back(record: &Record, call: &Call) -> bool {
+    let mut deeds = record.deeds.iter().filter(|(_, deed)| *deed == OPENS);
+    deeds.any(|(at, _)| (*at..*at + HELD_BACK).contains(&call.at))
 }
 
 /// A term that was given up is not extended.
@@ -145,6 +164,7 @@ pub fn no_extension_after_resign(record: &Record) -> Result<(), String> {
             call.what == What::Extend
                 && call.token == resign.token
                 && call.at > resign.at + OVERTAKING
+                && !was_held_back(record, call)
         });
         if let Some(late) = late {
             return Err(format!(
@@ -669,4 +689,20 @@ pub fn the_stopped_is_passed_over(record: &Record) -> Result<(), String> {
         return Err("the candidate that was stopped leads first".to_owned());
     }
     Ok(())
+}
+
+/// When the faults are over, the election is held, and the term is extended.
+///
+/// # Errors
+///
+/// It is not.
+pub fn somebody_leads_after_all(record: &Record) -> Result<(), String> {
+    let healed = record.deed("healed").ok_or("setup: the faults go on")?;
+    let renewed = record.events.iter().any(|event| {
+        // What an attempt of before has left may take a term to end.
+        event.event == Name::Renewed && event.at > healed
+    });
+    renewed
+        .then_some(())
+        .ok_or_else(|| "nobody leads when the faults are over".to_owned())
 }

@@ -161,17 +161,14 @@ impl Service {
     fn called(&self, call: Call) {
         self.book.write(|record| record.calls.push(call));
     }
-
-    fn promised(&self, token: u64, asked: u64, valid_for: i32) {
-        promised(&self.book, token, asked, valid_for);
-    }
 }
 
-fn promised(book: &Book, token: u64, asked: u64, valid_for: i32) {
+fn promised(book: &Book, candidate: &str, token: u64, asked: u64, valid_for: i32) {
     let valid_for = u64::try_from(valid_for).unwrap_or(0);
     if valid_for > 0 {
         let promise = Promise {
             at: now(),
+            candidate: candidate.to_owned(),
             token,
             until: asked + valid_for * 1_000_000,
         };
@@ -187,10 +184,11 @@ impl Election for Service {
     ) -> Result<Response<CampaignResult>, Status> {
         let at = now();
         let asked = request.get_ref();
+        let candidate = asked.candidate.clone();
         self.called(Call {
             at,
             what: What::Campaign,
-            candidate: asked.candidate.clone(),
+            candidate: candidate.clone(),
             election: asked.election.clone(),
             token: 0,
             request_id: asked.request_id.clone(),
@@ -199,7 +197,7 @@ impl Election for Service {
         let answer = self.election().campaign(request).await?;
         let result = answer.get_ref();
         if result.elected {
-            self.promised(result.token, at, result.valid_for);
+            promised(&self.book, &candidate, result.token, at, result.valid_for);
             if self.faults.loses_grant() {
                 return Err(Status::unavailable("the answer is lost"));
             }
@@ -214,11 +212,11 @@ impl Election for Service {
     ) -> Result<Response<BoolValue>, Status> {
         let at = now();
         let asked = request.get_ref();
-        let token = asked.token;
+        let (token, candidate) = (asked.token, asked.leader.clone());
         self.called(Call {
             at,
             what: What::Extend,
-            candidate: asked.leader.clone(),
+            candidate: candidate.clone(),
             election: asked.election.clone(),
             token,
             request_id: String::new(),
@@ -230,7 +228,7 @@ impl Election for Service {
         let answer = self.election().extend_elected_term(request).await?;
         let result = answer.get_ref();
         if result.value {
-            self.promised(token, at, result.valid_for);
+            promised(&self.book, &candidate, token, at, result.valid_for);
         }
         self.faults.delay().await;
         Ok(answer)
@@ -425,7 +423,7 @@ impl Leading {
                             standing.kind == *kind && standing.election == *election
                         });
                         if pong.seq > *after && !listed {
-                            promised(book, *token, *asked, *valid_for);
+                            promised(book, &self.candidate, *token, *asked, *valid_for);
                         }
                     }
                 }
@@ -444,7 +442,13 @@ impl Leading {
         match standing.is() {
             Is::Leading => {
                 if let Some(asked) = self.pings.get(&standing.of_ping) {
-                    promised(book, standing.token, *asked, standing.valid_for);
+                    promised(
+                        book,
+                        &self.candidate,
+                        standing.token,
+                        *asked,
+                        standing.valid_for,
+                    );
                 }
                 let extends = (standing.token, standing.ping_valid_for, standing.of_ping);
                 self.led.insert(name, extends);

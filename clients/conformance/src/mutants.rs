@@ -69,7 +69,10 @@ mutants! {
         steady/no_extension_after_resign,
         resigns_while_cut_off/gives_up_what_was_cut_off;
     /// Does not extend terms.
-    NeverExtends: steady/is_renewed;
+    NeverExtends:
+        steady/is_renewed,
+        chaos/somebody_leads_after_all,
+        chaos_of_calls/somebody_leads_after_all;
     /// Names each repetition of an attempt anew.
     NewRequestId: request_ids/request_ids_name_attempts;
     /// Names all attempts alike.

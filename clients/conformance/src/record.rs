@@ -48,6 +48,8 @@ pub enum What {
 pub struct Promise {
     /// When the forwarder received the agent's answer, by CLOCK_BOOTTIME, in ns.
     pub at: u64,
+    /// To whom.
+    pub candidate: String,
     /// Under which token.
     pub token: u64,
     /// Until when the leader may act at the latest: `valid_for` from when the forwarder received the request, which is
@@ -60,8 +62,6 @@ pub struct Promise {
 pub struct Seen {
     /// When the witness was told, by CLOCK_BOOTTIME, in ns.
     pub at: u64,
-    /// When the leader was elected, by the agent's word; 0 of a vacancy.
-    pub elected_at: u64,
     /// Who leads; `None`: nobody.
     pub leader: Option<String>,
     /// The leader's token, or the highest that is remembered.
@@ -170,7 +170,8 @@ impl fmt::Display for Record {
         }
         for promise in &self.promises {
             let line = format!(
-                "  promised until {:.1}, token {}",
+                "  {} is promised until {:.1}, token {}",
+                promise.candidate,
                 ms(promise.until),
                 promise.token
             );

@@ -10,9 +10,9 @@ use tonic::transport::Endpoint;
 
 use crate::{
     checks::{self, Named, SAFETY},
-    protocol::{Body, Command, Name},
+    protocol::{Body, Command, Name, now},
     record::Record,
-    stage::{Front, KIND, PATIENCE, Play, Program, Stage, address, agent_on, agent_with},
+    stage::{Front, KIND, PATIENCE, Play, Player, Program, Stage, address, agent_on, agent_with},
 };
 
 /// The grace of the scenario whose body ignores that it is told of the loss, in ms.
@@ -98,6 +98,8 @@ scenarios! {
     observer: states_are_told_in_order;
     unknown_outcome: unknown_is_not_denied;
     verification: tokens_are_verified;
+    chaos: somebody_leads_after_all;
+    chaos_of_calls: somebody_leads_after_all;
 }
 
 /// How long to wait for what a client with a fault never does: a check says so if it has not come. Longer than a term.
@@ -290,12 +292,12 @@ async fn stopped(
     play.must("a", Name::Renewed, 2).await?;
     play.book.deed("fault");
     a.signal("STOP");
-    let stopped_at = crate::protocol::now();
+    let stopped_at = now();
     play.event(LIMIT, "b", Name::Leading, 1).await;
     let over = play.valid_until("a");
     play.after(over, 200).await;
     if let Some(clock) = &clock {
-        clock.set_suspended(Duration::from_nanos(crate::protocol::now() - stopped_at));
+        clock.set_suspended(Duration::from_nanos(now() - stopped_at));
     }
     play.book.deed("goes on");
     a.signal("CONT");
@@ -576,6 +578,7 @@ async fn resigns_while_cut_off(stage: &Stage, program: &Program) -> Result<Recor
     a.tell(&Command::EndBody { id: 1 }).await?;
     play.event(LIMIT, "a", Name::BodyEnded, 1).await;
     play.pause(200).await;
+    play.book.deed(checks::OPENS);
     front.proxy.heal();
     let vacant = |record: &Record| {
         let last = record.seen.last()?;
@@ -829,5 +832,177 @@ async fn verification(stage: &Stage, program: &Program) -> Result<Record, String
     play.must("a", Name::Done, 1).await?;
     v.tell(&verify(3, token)).await?;
     play.event(LIMIT, "v", Name::Verified, 3).await;
+    Ok(play.record())
+}
+
+/// How long there are faults, in seconds, unless [`CHAOS`] says otherwise.
+const FAULTS_FOR: u64 = 12;
+
+/// In the environment: for how many seconds there are faults.
+const CHAOS: &str = "CONFORMANCE_CHAOS_SECONDS";
+
+/// Three candidates lead again and again, with two agents and three lease nodes, and at random faults of each.
+async fn chaos(_: &Stage, program: &Program) -> Result<Record, String> {
+    random_faults(program, "chaos", false).await
+}
+
+/// The same with agents that have no streams to lead by.
+async fn chaos_of_calls(_: &Stage, program: &Program) -> Result<Record, String> {
+    random_faults(program, "chaos-unary", true).await
+}
+
+/// A candidate, and its own ways to the agents.
+struct Candidate {
+    name: &'static str,
+    player: Player,
+    ways: [Front; 2],
+    /// Of the present attempt.
+    id: u64,
+    stopped_until: u64,
+}
+
+impl Candidate {
+    async fn lead(&mut self, play: &Play) -> Result<(), String> {
+        self.id += 1;
+        let id = self.id;
+        let change = |lead: &mut crate::protocol::Lead| {
+            (lead.id, lead.term_ms, lead.grace_ms) = (id, 2_000, 500);
+        };
+        self.player.lead(&play.election, change).await
+    }
+
+    async fn lead_again(&mut self, play: &Play) -> Result<(), String> {
+        let (name, id) = (self.name, self.id);
+        let has_ended = |record: &Record| {
+            let mut ended = record
+                .of(name, Name::Done)
+                .chain(record.of(name, Name::Error));
+            ended.any(|event| event.id == id)
+        };
+        if play.book.read(has_ended) {
+            self.lead(play).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn random_faults(program: &Program, name: &str, unary: bool) -> Result<Record, String> {
+    let nodes = Redis::several(3, &[]).await;
+    let agents = tokio::join!(agent_on(&nodes, &[]), agent_on(&nodes, &[]));
+    let agents = [&agents.0, &agents.1];
+    let play = Play::new(program, name, address(agents[1]));
+    let mut candidates = Vec::new();
+    for name in ["a", "b", "c"] {
+        let ways = [
+            Front::recording(address(agents[0]), 0, &play.book).await,
+            Front::recording(address(agents[1]), 1, &play.book).await,
+        ];
+        for way in ways.iter().filter(|_| unary) {
+            way.forwarder().offer_no_streams();
+        }
+        let player = play.start(name, &[&ways[0], &ways[1]]).await?;
+        let mut candidate = Candidate {
+            name,
+            player,
+            ways,
+            id: 0,
+            stopped_until: 0,
+        };
+        candidate.lead(&play).await?;
+        candidates.push(candidate);
+    }
+    let seconds = std::env::var(CHAOS).ok().and_then(|text| text.parse().ok());
+    let end = now() + seconds.unwrap_or(FAULTS_FOR) * 1_000_000_000;
+    let mut node_stopped = [false; 3];
+    while now() < end {
+        play.pause(fastrand::u64(50..500)).await;
+        for candidate in &mut candidates {
+            if candidate.stopped_until > 0 && candidate.stopped_until < now() {
+                candidate.player.signal("CONT");
+                play.book.deed("a candidate goes on");
+                candidate.stopped_until = 0;
+            }
+            candidate.lead_again(&play).await?;
+        }
+        let candidate = &mut candidates[fastrand::usize(..3)];
+        let way = &candidate.ways[fastrand::usize(..2)];
+        match fastrand::u32(..14) {
+            0 => {
+                play.book.deed("a way is silent");
+                way.proxy.black_hole();
+            }
+            1 => {
+                play.book.deed("all ways of a candidate are silent");
+                candidate.ways.iter().for_each(|way| way.proxy.black_hole());
+            }
+            2 => {
+                play.book.deed("a way is refused");
+                way.proxy.refuse();
+            }
+            3 => {
+                play.book.deed("a way is reset");
+                way.proxy.reset();
+            }
+            4 => {
+                play.book.deed("a grant is lost");
+                way.forwarder().lose_next_grant();
+            }
+            5 => {
+                play.book.deed("a way is slow");
+                way.forwarder().delay(fastrand::u64(0..400));
+            }
+            6 if candidate.stopped_until == 0 => {
+                play.book.deed("a candidate is stopped");
+                candidate.player.signal("STOP");
+                candidate.stopped_until = now() + fastrand::u64(100..3_500) * 1_000_000;
+            }
+            7 => {
+                let node = fastrand::usize(..3);
+                play.book.deed("a lease node is stopped, or goes on");
+                nodes[node].signal(if node_stopped[node] { "CONT" } else { "STOP" });
+                node_stopped[node] = !node_stopped[node];
+            }
+            8 => {
+                play.book.deed("all lease nodes go on");
+                nodes.iter().for_each(|node| node.signal("CONT"));
+                node_stopped = [false; 3];
+            }
+            9 | 10 => {
+                play.book.deed("a body is let end");
+                let id = candidate.id;
+                candidate.player.tell(&Command::EndBody { id }).await?;
+            }
+            _ => {
+                play.book.deed(checks::OPENS);
+                for way in &candidate.ways {
+                    way.forwarder().delay(0);
+                    way.proxy.heal();
+                }
+            }
+        }
+    }
+    play.book.deed(checks::OPENS);
+    nodes.iter().for_each(|node| node.signal("CONT"));
+    for candidate in &candidates {
+        candidate.player.signal("CONT");
+        for way in &candidate.ways {
+            way.forwarder().delay(0);
+            way.proxy.heal();
+        }
+    }
+    play.book.deed("healed");
+    let healed = now();
+    while now() < healed + 15_000_000_000 {
+        for candidate in &mut candidates {
+            candidate.lead_again(&play).await?;
+        }
+        if play
+            .book
+            .read(|record| checks::somebody_leads_after_all(record).is_ok())
+        {
+            break;
+        }
+        play.pause(100).await;
+    }
     Ok(play.record())
 }

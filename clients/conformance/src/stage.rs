@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use election_proto::{
@@ -421,10 +421,8 @@ async fn witness(agent: SocketAddr, election: String, book: Book) {
                     };
                     let held = state.phase() == Phase::Held;
                     let leader = state.leader.as_ref().filter(|_| held);
-                    let elected_at = leader.map_or(0, |leader| since_boot(leader.elected_at));
                     let seen = Seen {
                         at: now(),
-                        elected_at,
                         leader: leader.map(|leader| leader.name.clone()),
                         token: state.token,
                         cause: cause.to_owned(),
@@ -435,14 +433,4 @@ async fn witness(agent: SocketAddr, election: String, book: Book) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// A time of the wall clock, in ms, as one of CLOCK_BOOTTIME in ns: the agents are on this machine.
-fn since_boot(ms: i64) -> u64 {
-    let wall = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let wall = u64::try_from(wall.as_nanos()).unwrap_or(0);
-    let ago = wall.saturating_sub(u64::try_from(ms).unwrap_or(0) * 1_000_000);
-    now().saturating_sub(ago)
 }
