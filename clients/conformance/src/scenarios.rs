@@ -1006,3 +1006,34 @@ async fn random_faults(program: &Program, name: &str, unary: bool) -> Result<Rec
     }
     Ok(play.record())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutants::FOUND_BY;
+
+    /// Says whether the agent did what the scenario is about; no client can make it fail alone.
+    const OF_THE_SETUP: &str = "connections_have_aged";
+
+    #[test]
+    fn every_scenario_and_every_check_finds_a_mutant() {
+        for scenario in ALL {
+            let found = FOUND_BY.iter().any(|(_, name, _)| *name == scenario.name);
+            assert!(found, "{} has no mutant", scenario.name);
+            for (check, _) in SAFETY.iter().chain(scenario.checks) {
+                let found = FOUND_BY.iter().any(|(.., found_by)| found_by == check);
+                assert!(found || *check == OF_THE_SETUP, "{check} has no mutant");
+            }
+        }
+    }
+
+    #[test]
+    fn mutants_are_given_to_checks_of_scenarios() {
+        for (mutant, name, check) in FOUND_BY {
+            let scenario = ALL.iter().find(|scenario| scenario.name == *name);
+            let checks = scenario.map(|scenario| SAFETY.iter().chain(scenario.checks));
+            let known = checks.is_some_and(|mut checks| checks.any(|(known, _)| known == check));
+            assert!(known, "{mutant}: {name} has no check {check}");
+        }
+    }
+}
