@@ -132,6 +132,15 @@ fn flag(setting: &Setting, about: &'static str) -> clap::Arg {
         ))
 }
 
+/// The commands of those who ask agents. The help of `eactl` lists those that are for installing it, too.
+fn asking() -> impl Iterator<Item = clap::Command> {
+    let commands = election_ctl::commands().into_iter();
+    commands.map(|command| {
+        let hidden = matches!(command.get_name(), "completions" | "install" | "man");
+        command.hide(hidden)
+    })
+}
+
 fn command_line() -> clap::Command {
     clap::Command::new("election-agent")
         .about("Leader election as a service over gRPC, gRPC-Web and REST")
@@ -151,7 +160,8 @@ fn command_line() -> clap::Command {
         .subcommand(clap::Command::new("metrics").about("Prints what /metrics serves as Markdown"))
         .subcommand(
             clap::Command::new("probe")
-                .about(
+                .about("Asks the agent of this host whether it is ready")
+                .long_about(
                     "Asks the agent of this host whether it is ready: exits with 0 if so, else with 1 and says why",
                 )
                 .arg(
@@ -196,7 +206,8 @@ fn command_line() -> clap::Command {
         )
         .subcommand(
             clap::Command::new("restore")
-                .about(
+                .about("Puts a copy of the lease database in the place of EA_EMBEDDED_PATH")
+                .long_about(
                     "Puts a copy of the lease database in the place of EA_EMBEDDED_PATH, while the agent is \
                      stopped; keeps what it replaces beside it, and says for how long the agent will be in \
                      quarantine",
@@ -211,7 +222,7 @@ fn command_line() -> clap::Command {
                 ),
         )
         .subcommand(authz::definition())
-        .subcommands(election_ctl::commands())
+        .subcommands(asking())
         .arg(
             clap::Arg::new("config_file")
                 .long("config-file")
