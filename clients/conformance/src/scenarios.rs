@@ -126,7 +126,7 @@ async fn leads_and_resigns(
     if unary {
         front.forwarder().offer_no_streams();
     }
-    front.forwarder().delay(250);
+    front.forwarder().delay(100);
     let mut a = play.start("a", &[&front]).await?;
     a.lead(&play.election, |_| {}).await?;
     let fails = |record: &Record| record.of("a", Name::Error).next().map(|_| ());

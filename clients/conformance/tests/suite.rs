@@ -12,8 +12,9 @@ use std::{
 
 use client_conformance::{
     Program, Stage,
+    checks::SAFETY,
     mutants::{FOUND_BY, Mutant},
-    scenarios::{ALL, Scenario},
+    scenarios::{ALL, Finding, Scenario},
 };
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::Runtime;
@@ -43,29 +44,59 @@ struct Shared {
     stage: Arc<OnceLock<Stage>>,
 }
 
+/// How often a scenario is played at the most, if the machine is busy.
+const PLAYS: usize = 3;
+
+/// Whether so much waits for the machine's cores that clients cannot keep to times: more than two for each, by Linux's
+/// average of a minute.
+fn is_busy() -> bool {
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load: f64 = load
+        .split(' ')
+        .next()
+        .and_then(|load| load.parse().ok())
+        .unwrap_or(0.0);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    load > 2.0 * cores as f64
+}
+
+/// Plays a scenario until it comes out well. Again only on a busy machine, and never what two leaders could come of.
+fn play(
+    shared: &Shared,
+    scenario: Scenario,
+    program: &Program,
+    is_good: impl Fn(&[Finding]) -> bool,
+) -> Result<(), Failed> {
+    for played in 1.. {
+        let stage = shared.stage.get_or_init(Stage::new);
+        let (findings, record) = shared.runtime.block_on(scenario.run(stage, program));
+        if std::env::var_os(SHOW).is_some() {
+            println!("{} {}\n{record}", program.name, scenario.name);
+        }
+        if is_good(&findings) {
+            break;
+        }
+        let is_unsafe = findings
+            .iter()
+            .any(|finding| SAFETY.iter().any(|(check, _)| *check == finding.check));
+        if is_unsafe || played >= PLAYS || !is_busy() {
+            return Err(format!("{findings:#?}\n{record}").into());
+        }
+    }
+    Ok(())
+}
+
 /// The scenario finds nothing.
 fn passes(shared: &Shared, scenario: Scenario, program: &Program) -> Result<(), Failed> {
-    let play = scenario.run(shared.stage.get_or_init(Stage::new), program);
-    let (findings, record) = shared.runtime.block_on(play);
-    if std::env::var_os(SHOW).is_some() {
-        println!("{} {}\n{record}", program.name, scenario.name);
-    }
-    if findings.is_empty() {
-        return Ok(());
-    }
-    Err(format!("{findings:#?}\n{record}").into())
+    play(shared, scenario, program, <[Finding]>::is_empty)
 }
 
 /// The scenario's check finds the mutant.
 fn finds(shared: &Shared, scenario: Scenario, check: &str, mutant: Mutant) -> Result<(), Failed> {
     let name = mutant.to_string();
     let program = Program::new(name.as_str(), MUTANT, &["--mutant", &name]);
-    let play = scenario.run(shared.stage.get_or_init(Stage::new), &program);
-    let (findings, record) = shared.runtime.block_on(play);
-    if findings.iter().any(|finding| finding.check == check) {
-        return Ok(());
-    }
-    Err(format!("{check} has not found it, but: {findings:#?}\n{record}").into())
+    let found = |findings: &[Finding]| findings.iter().any(|finding| finding.check == check);
+    play(shared, scenario, &program, found)
 }
 
 fn main() -> ExitCode {
