@@ -513,7 +513,8 @@ async fn connections_that_end_of_age_cost_no_term(streams: bool) {
         soon("an extension", term.renewed()).await.expect("leads");
     }
     assert!(proxy.connections() > 2, "{}", proxy.connections());
-    assert!(jeopardy.all().is_empty(), "the next stream is open before the last one ends");
+    // A call on a connection that ends is sent again; the next stream is open before the last one ends.
+    assert!(!streams || jeopardy.all().is_empty(), "{:?}", jeopardy.all());
     leadership.resign().await.expect("resigned");
 }
 
