@@ -312,7 +312,11 @@ pub(crate) async fn extend(
         retry_interval: 0,
     };
     let anchor = Anchor::new();
-    let plan = Plan::idempotent(within);
+    let plan = Plan {
+        // An answer that comes late is as good: it counts from when its request was sent.
+        attempt: within,
+        ..Plan::idempotent(within)
+    };
     let answer = pool
         .call(plan, &request, |mut client, request| async move {
             client.extend_elected_term(request).await
