@@ -113,10 +113,14 @@ impl Candidacy {
     }
 }
 
-/// Whether each endpoint ended the connection instead of answering, as one does that expects TLS, or a certificate. An
-/// agent that has no quorum answers.
+/// Whether each endpoint ended the connection instead of answering, as one does that expects TLS, or a certificate, or
+/// sent what is no HTTP/2, as its alert of TLS. An agent that has no quorum answers.
 fn no_agent(reason: &str) -> bool {
-    const ENDED: [&str; 2] = ["transport error", "operation was canceled"];
+    const ENDED: [&str; 3] = [
+        "transport error",
+        "operation was canceled",
+        "connection error detected",
+    ];
     reason
         .split("; ")
         .all(|endpoint| ENDED.iter().any(|what| endpoint.contains(what)))
