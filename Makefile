@@ -16,6 +16,7 @@ run: ## Start an agent on ports 8080 (HTTP) and 8443 (gRPC)
 
 build: ## Build the agent and eactl: target/release/election-agent, target/release/eactl
 	cargo build --release --locked -p election-agent -p election-ctl
+	@scripts/strip-data target/release/election-agent
 	@scripts/check-size target/release/election-agent
 	@scripts/check-size target/release/eactl 12000000
 
