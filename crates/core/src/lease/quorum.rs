@@ -877,8 +877,8 @@ mod tests {
     pub(super) struct Faulty {
         node: Embedded,
         reachable: bool,
-        /// Whether it replies to extensions.
-        extends: bool,
+        /// It replies to extensions when there is a permit.
+        pub(super) extends: tokio::sync::Semaphore,
         rollbacks: std::sync::atomic::AtomicUsize,
     }
 
@@ -887,17 +887,17 @@ mod tests {
             Arc::new(Self {
                 node: Embedded::in_memory(SETTINGS),
                 reachable,
-                extends: true,
+                extends: tokio::sync::Semaphore::new(1),
                 rollbacks: 0.into(),
             })
         }
 
-        /// A node that replies to all but extensions.
+        /// A node that replies to extensions only when it is permitted to.
         pub(super) fn that_does_not_extend() -> Self {
             Self {
                 node: Embedded::in_memory(SETTINGS),
                 reachable: true,
-                extends: false,
+                extends: tokio::sync::Semaphore::new(0),
                 rollbacks: 0.into(),
             }
         }
@@ -915,10 +915,8 @@ mod tests {
             }
         }
         async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError> {
-            match self.extends {
-                true => self.node.extend(extend).await,
-                false => std::future::pending().await,
-            }
+            let _permit = self.extends.acquire().await;
+            self.node.extend(extend).await
         }
         async fn repair(&self, repair: &Repair) -> Result<bool, NodeError> {
             self.node.repair(repair).await

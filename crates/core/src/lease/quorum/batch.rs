@@ -3,7 +3,7 @@
 //! Each extension is a machine of its own, as if it were alone, and only its first vote is shared. What a machine asks for
 //! after that, to repair nodes, it asks for itself.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt as _, StreamExt as _,
@@ -31,6 +31,7 @@ type Replies = Vec<Result<ExtendReply, NodeError>>;
 
 /// Extensions in progress.
 pub(super) struct Batch {
+    /// In the order of the extensions, and so of each node's replies.
     drives: Vec<Drive<Extending>>,
     round: Round<Replies>,
 }
@@ -82,16 +83,10 @@ impl Batch {
 
     /// Processes the replies that have arrived already, without waiting. Returns whether nothing is left to do then.
     pub(super) async fn is_done(&mut self) -> bool {
-        while let Some((_, node, reply)) = poll_fn(|cx| match self.round.poll_next(cx) {
-            Poll::Ready(given) => Poll::Ready(given),
-            Poll::Pending => Poll::Ready(None),
-        })
-        .await
-        {
+        while let Some((_, node, reply)) = self.round.arrived().await {
             self.feed(node, reply);
         }
-        self.drives.retain(|drive| !drive.is_finished());
-        self.drives.is_empty()
+        !self.round.is_open() && self.drives.iter().all(Drive::is_finished)
     }
 
     /// Runs until nothing is left to do.
@@ -175,7 +170,7 @@ mod tests {
     }
 
     /// Grants the election on a node with this token, to the usual candidate or another one.
-    async fn held(node: &Embedded, election: &str, number: u64, by: &str) {
+    async fn held(node: &dyn LeaseNode, election: &str, number: u64, by: &str) {
         let claim = Claim {
             election: ElectionId::new("", election).expect("valid"),
             candidate: crate::election::types::Candidate::new("candidate", by).expect("valid"),
@@ -188,7 +183,7 @@ mod tests {
         node.grant(&grant).await.expect("granted");
     }
 
-    async fn has(node: &Embedded, election: &str) -> Option<u64> {
+    async fn has(node: &dyn LeaseNode, election: &str) -> Option<u64> {
         let election = ElectionId::new("", election).expect("valid");
         match node.read(&election).await {
             Ok(Reading::Held(lease)) => Some(lease.token.get()),
@@ -203,12 +198,12 @@ mod tests {
                 .map(|_| Arc::new(Embedded::in_memory(SETTINGS)))
                 .collect();
             for (number, node) in nodes.iter().enumerate() {
-                held(node, "held", 7, "a").await;
+                held(&**node, "held", 7, "a").await;
                 // All but one have an older token, and have to be repaired before the answer.
                 let older = if number == 0 { 7 } else { 5 };
-                held(node, "behind", older, "a").await;
-                held(node, "stale", 9, "a").await;
-                held(node, "other's", 7, "b").await;
+                held(&**node, "behind", older, "a").await;
+                held(&**node, "stale", 9, "a").await;
+                held(&**node, "other's", 7, "b").await;
             }
             let mut all: Vec<Arc<dyn LeaseNode>> = Vec::new();
             all.extend(nodes.iter().map(|node| Arc::clone(node) as _));
@@ -247,7 +242,7 @@ mod tests {
             quorum.drain().await;
             let mut repaired = 0;
             for node in &nodes {
-                repaired += usize::from(has(node, "behind").await == Some(7));
+                repaired += usize::from(has(&**node, "behind").await == Some(7));
             }
             assert!(repaired >= 3, "as many as the answer needs: {repaired}");
         }
@@ -258,12 +253,41 @@ mod tests {
         extended(Arc::new(Faulty::that_does_not_extend())).await;
     }
 
+    /// A machine may be done before a node replies to the others.
+    #[tokio::test(start_paused = true)]
+    async fn each_machine_gets_the_reply_to_its_own_extension() {
+        let third = Arc::new(Faulty::that_does_not_extend());
+        let mut nodes: Vec<Arc<dyn LeaseNode>> = vec![third.clone()];
+        nodes.extend((0..2).map(|_| Arc::new(Embedded::in_memory(SETTINGS)) as _));
+        for node in &nodes {
+            held(&**node, "one", 7, "a").await;
+        }
+        for node in &nodes[1..] {
+            held(&**node, "other", 7, "a").await;
+        }
+        let quorum = Quorum::new(nodes, Options::new(LIMIT, RestartGuard::Off, 60 * LIMIT));
+        quorum.status().await;
+        let deadline = Instant::now() + 5 * LIMIT;
+        let asked = vec![extend("one", 7), extend("other", 7)];
+        let mut batch = Batch::begin(&quorum, asked, deadline);
+        assert!(batch.answers().await.iter().all(Result::is_ok));
+        batch.drives[0].feed(Event::Replied {
+            tag: EXTEND,
+            node: 0,
+            reply: Ok(Reply::Extend(ExtendReply::Renewed(token(7)))),
+        });
+        assert!(!batch.is_done().await);
+        third.extends.add_permits(1);
+        batch.finish().await;
+        assert_eq!(has(&*third, "other").await, Some(7), "repaired");
+    }
+
     /// The fifth node replies, and lacks what the others have: it is repaired beside the answer.
     #[tokio::test(start_paused = true)]
     async fn nodes_that_lack_a_term_are_repaired() {
         let fifth = Arc::new(Embedded::in_memory(SETTINGS));
         extended(fifth.clone()).await;
-        assert_eq!(has(&fifth, "held").await, Some(7));
-        assert_eq!(has(&fifth, "nobody's").await, None);
+        assert_eq!(has(&*fifth, "held").await, Some(7));
+        assert_eq!(has(&*fifth, "nobody's").await, None);
     }
 }

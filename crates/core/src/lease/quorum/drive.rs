@@ -1,10 +1,6 @@
 //! Drives a [`Machine`] over the nodes.
 
-use std::{
-    future::{poll_fn, ready},
-    sync::Arc,
-    task::Poll,
-};
+use std::{future::ready, sync::Arc};
 
 use tokio::{
     task::JoinHandle,
@@ -98,13 +94,8 @@ impl<M: Machine> Drive<M> {
 
     /// Processes the replies that have arrived already, without waiting. Returns whether the machine is done then.
     pub(super) async fn is_done(&mut self) -> bool {
-        while let Some(event) = poll_fn(|cx| match self.round.poll_next(cx) {
-            Poll::Ready(given) => Poll::Ready(given.map(replied)),
-            Poll::Pending => Poll::Ready(None),
-        })
-        .await
-        {
-            self.feed(event);
+        while let Some(given) = self.round.arrived().await {
+            self.feed(replied(given));
         }
         self.machine.is_done()
     }

@@ -147,7 +147,16 @@ impl<T: Outcome> Round<T> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Given<T>>> {
+    /// Returns the next reply if it has arrived already, without waiting.
+    pub(super) async fn arrived(&mut self) -> Option<Given<T>> {
+        poll_fn(|cx| match self.poll_next(cx) {
+            Poll::Ready(given) => Poll::Ready(given),
+            Poll::Pending => Poll::Ready(None),
+        })
+        .await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Given<T>>> {
         let mut first: Option<(Instant, usize)> = None;
         for number in 0..self.calls.len() {
             let call = &mut self.calls[number];
