@@ -8,14 +8,17 @@ use std::{
     time::Duration,
 };
 
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+use tonic::{
+    Request, Response, Status,
+    transport::{Certificate, Channel, ClientTlsConfig, Identity},
+};
 
 use crate::{
     Campaign, Campaigned, Deadline, Error, Handover, Kinds, Lead, Leader, Leaders, Lost,
     NotCurrent, Observer, OfKind, Pod, PodsOf, Scope, State, Verified,
     credentials::Tokens,
-    pool::{Configured, Plan, Pool, deepest},
-    proto,
+    pool::{Answer, Configured, Failure, Plan, Pool, deepest},
+    proto::{self, election_client::ElectionClient},
     seats::Seats,
     streams::Streams,
     types::{duration, millis},
@@ -90,15 +93,10 @@ impl Agent {
             token,
         };
         let answer = self
-            .inner
-            .pool
-            .call(
-                self.question(),
-                &request,
-                |mut client, request| async move { client.verify_token(request).await },
-            )
-            .await
-            .map_err(|failure| failure.of_question())?;
+            .ask(&request, |mut client, request| async move {
+                client.verify_token(request).await
+            })
+            .await?;
         let result = answer.value;
         let reason = (!result.current).then(|| match result.reason.as_str() {
             "NO_TERM" => NotCurrent::NoTerm,
@@ -135,15 +133,10 @@ impl Agent {
         let mut all = Leaders::default();
         loop {
             let answer = self
-                .inner
-                .pool
-                .call(
-                    self.question(),
-                    &request,
-                    |mut client, request| async move { client.list_leaders(request).await },
-                )
-                .await
-                .map_err(|failure| failure.of_question())?;
+                .ask(&request, |mut client, request| async move {
+                    client.list_leaders(request).await
+                })
+                .await?;
             let page = answer.value;
             all.leaders.extend(page.leaders.into_iter().map(Leader::of));
             all.incomplete |= page.incomplete;
@@ -167,15 +160,10 @@ impl Agent {
         let mut all = Kinds::default();
         loop {
             let answer = self
-                .inner
-                .pool
-                .call(
-                    self.question(),
-                    &request,
-                    |mut client, request| async move { client.list_kinds(request).await },
-                )
-                .await
-                .map_err(|failure| failure.of_question())?;
+                .ask(&request, |mut client, request| async move {
+                    client.list_kinds(request).await
+                })
+                .await?;
             let page = answer.value;
             all.kinds.extend(page.kinds);
             all.incomplete |= page.incomplete;
@@ -197,15 +185,10 @@ impl Agent {
             kind: kind.to_owned(),
         };
         let answer = self
-            .inner
-            .pool
-            .call(
-                self.question(),
-                &request,
-                |mut client, request| async move { client.get_election(request).await },
-            )
-            .await
-            .map_err(|failure| failure.of_question())?;
+            .ask(&request, |mut client, request| async move {
+                client.get_election(request).await
+            })
+            .await?;
         State::of(answer.value).ok_or_else(|| Error::NotKnown {
             reason: "the agent's answer says neither who leads nor that nobody does".to_owned(),
         })
@@ -386,16 +369,22 @@ impl Agent {
             pod_name,
         };
         let answer = self
-            .inner
-            .pool
-            .call(
-                self.question(),
-                &request,
-                |mut client, request| async move { client.get_pods(request).await },
-            )
-            .await
-            .map_err(|failure| failure.of_question())?;
+            .ask(&request, |mut client, request| async move {
+                client.get_pods(request).await
+            })
+            .await?;
         Ok(answer.value.items.into_iter().map(Pod::of).collect())
+    }
+
+    /// Asks a question, which changes nothing.
+    async fn ask<Q, R, F, W>(&self, request: &Q, send: F) -> Result<Answer<R>, Error>
+    where
+        Q: Clone,
+        F: Fn(ElectionClient<Channel>, Request<Q>) -> W,
+        W: Future<Output = Result<Response<R>, Status>>,
+    {
+        let answer = self.inner.pool.call(self.question(), request, send).await;
+        answer.map_err(Failure::of_question)
     }
 
     fn question(&self) -> Plan {
