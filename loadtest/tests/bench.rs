@@ -21,32 +21,6 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// The agent's binary, beside this test's: built with the workspace's tests, or else now.
-fn agent() -> PathBuf {
-    let test = std::env::current_exe().expect("a path");
-    let profile = test.parent().and_then(|deps| deps.parent());
-    let profile = profile.expect("target/PROFILE/deps/TEST");
-    let agent = profile.join("election-agent");
-    if !agent.exists() {
-        let mut build = Command::new(env!("CARGO"));
-        build.args([
-            "build",
-            "--package",
-            "election-agent",
-            "--bin",
-            "election-agent",
-        ]);
-        build
-            .arg("--target-dir")
-            .arg(profile.parent().expect("target"));
-        if profile.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().expect("cargo runs").success());
-    }
-    agent
-}
-
 fn loadtest(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
     command.args(arguments);
@@ -76,7 +50,7 @@ fn bench_measures_five_figures_beside_their_bars() {
     let file = directory.path().join("bench.json");
     let output = loadtest(&["bench", "--rounds", "1", "--duration", "1s"])
         .args(["--clients", "10", "--open", "50", "--agent"])
-        .arg(agent())
+        .arg(test_agent::binary())
         .arg("--json")
         .arg(&file)
         // What is set for other agents is not for this one.
@@ -138,7 +112,7 @@ fn growth_has_a_row_for_each_step() {
         &["growth", "--duration", "200ms", "--clients", "2,150"],
     )
     .args(["--nodes", "1", "--elections", "500,300", "--agent"])
-    .arg(agent())
+    .arg(test_agent::binary())
     .arg("--json")
     .arg(&file)
     .output()
@@ -200,7 +174,10 @@ fn written(arguments: &[&str], agent: &Path) -> (Output, Value) {
 /// An agent with other settings than the measurement gives it.
 fn agent_with(directory: &TempDir, settings: &str) -> PathBuf {
     let script = directory.path().join("agent");
-    let text = format!("#!/bin/sh\n{settings} exec {}\n", agent().display());
+    let text = format!(
+        "#!/bin/sh\n{settings} exec {}\n",
+        test_agent::binary().display()
+    );
     fs::write(&script, text).expect("written");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("a program");
     script
@@ -223,7 +200,7 @@ const WAIT: [&str; 11] = [
 #[test]
 fn wait_measures_changes_and_waiters_beside_their_goals() {
     let more = ["--agents", "1,2", "--changes", "8"];
-    let (output, document) = written(&[&WAIT[..], &more].concat(), &agent());
+    let (output, document) = written(&[&WAIT[..], &more].concat(), &test_agent::binary());
     let text = printed(&output);
     // A missed goal is no error: this is a debug build.
     assert!(output.status.success(), "{text}");
@@ -278,7 +255,7 @@ fn observe_measures_changes_and_commands_beside_their_goals() {
         "--idle",
         "2s",
     ];
-    let (output, document) = written(&arguments, &agent());
+    let (output, document) = written(&arguments, &test_agent::binary());
     let text = printed(&output);
     assert!(output.status.success(), "{text}");
     let found = figures(&document, &text);
@@ -301,7 +278,7 @@ fn observe_measures_changes_and_commands_beside_their_goals() {
 #[test]
 fn lead_measures_extensions_beside_their_goals() {
     let arguments = ["lead", "--elections", "150", "--pings", "5", "--idle", "6s"];
-    let (output, document) = written(&arguments, &agent());
+    let (output, document) = written(&arguments, &test_agent::binary());
     let text = printed(&output);
     assert!(output.status.success(), "{text}");
     let found = figures(&document, &text);
@@ -344,7 +321,7 @@ fn what_is_missing_is_told() {
 
     let empty = TempDir::new().expect("a directory");
     let lacks = loadtest(&["bench", "--open", "1", "--agent"])
-        .arg(agent())
+        .arg(test_agent::binary())
         .env("PATH", empty.path())
         .output()
         .expect("it runs");
@@ -385,7 +362,7 @@ fn what_was_started_ends_with_a_signal() {
         "1s",
     ])
     .arg("--agent")
-    .arg(agent())
+    .arg(test_agent::binary())
     .stdout(Stdio::null())
     .stderr(Stdio::null())
     .spawn()
@@ -442,7 +419,7 @@ impl Drop for Running {
 /// An agent that keeps leases itself.
 fn run_agent(settings: &[(&str, &str)], directory: &TempDir) -> Running {
     let log = directory.path().join("agent.log");
-    let child = Command::new(agent())
+    let child = Command::new(test_agent::binary())
         .env_clear()
         .envs([
             ("EA_BIND_ADDRESS", "127.0.0.1"),
@@ -475,7 +452,7 @@ fn run_agent(settings: &[(&str, &str)], directory: &TempDir) -> Running {
 #[test]
 fn the_owner_of_a_token_measures_with_candidates_of_its_own_name() {
     let directory = TempDir::new().expect("a directory");
-    let made = Command::new(agent())
+    let made = Command::new(test_agent::binary())
         .args(["token", "new", "worker-1"])
         .output()
         .expect("it runs");
