@@ -44,7 +44,7 @@ pub struct InFlightLayer {
 struct Counts {
     requests: Arc<Semaphore>,
     /// Counts streams of the API and requests that wait.
-    streams: Arc<Semaphore>,
+    streams: Places,
     /// Counts other streams that last as long as their clients keep them open.
     others: Arc<Semaphore>,
 }
@@ -58,10 +58,9 @@ impl Counts {
         let count = match counted {
             Counted::Request | Counted::MayWait => &self.requests,
             Counted::ApiStream => {
-                let places = Places::new(Arc::clone(&self.streams));
-                let permit = places.take()?;
+                let permit = self.streams.take()?;
                 if action == Action::Lead {
-                    request.extensions_mut().insert(places);
+                    request.extensions_mut().insert(self.streams.clone());
                 }
                 return Ok(Some(Place::Of { _permit: permit }));
             }
@@ -77,7 +76,7 @@ impl Counts {
         if counted != Counted::MayWait {
             return Ok(Some(Place::Of { _permit: place }));
         }
-        let stay = Arc::new(Stay::new(place, Arc::clone(&self.streams)));
+        let stay = Arc::new(Stay::new(place, self.streams.clone()));
         request.extensions_mut().insert(Arc::clone(&stay));
         Ok(Some(Place::Shared { _stay: stay }))
     }
@@ -101,7 +100,7 @@ impl InFlightLayer {
         Self {
             counts: Counts {
                 requests: Arc::new(Semaphore::new(most)),
-                streams: Arc::new(Semaphore::new(streams)),
+                streams: Places::new(streams),
                 others: Arc::new(Semaphore::new(most)),
             },
         }

@@ -26,14 +26,14 @@ const BEFORE_THE_DEADLINE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Stay {
     place: Mutex<OwnedSemaphorePermit>,
-    streams: Arc<Semaphore>,
+    streams: Places,
     until: Mutex<Option<Instant>>,
 }
 
 impl Stay {
     /// The stay of a request that has this place, and takes one of `streams` when it begins to wait.
     #[must_use]
-    pub fn new(place: OwnedSemaphorePermit, streams: Arc<Semaphore>) -> Self {
+    pub fn new(place: OwnedSemaphorePermit, streams: Places) -> Self {
         Self {
             place: Mutex::new(place),
             streams,
@@ -48,22 +48,21 @@ impl Stay {
     }
 
     fn begin(&self, until: Instant) -> Result<(), Problem> {
-        let place = Arc::clone(&self.streams).try_acquire_owned();
-        *self.place.lock() = place.map_err(|_| too_many_streams())?;
+        *self.place.lock() = self.streams.take()?;
         *self.until.lock() = Some(until);
         Ok(())
     }
 }
 
-/// The places of streams, for a stream whose campaigns wait. Cheap to clone.
+/// The places of streams and of requests that wait. Cheap to clone; clones share the places.
 #[derive(Debug, Clone)]
 pub struct Places(Arc<Semaphore>);
 
 impl Places {
-    /// These places.
+    /// So many places.
     #[must_use]
-    pub fn new(streams: Arc<Semaphore>) -> Self {
-        Self(streams)
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(Semaphore::new(most)))
     }
 
     /// The places of the request with these extensions. [`None`]: they are not limited.

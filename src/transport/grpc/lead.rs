@@ -16,7 +16,7 @@ use std::{
 
 use election_core::election::{
     Campaign,
-    types::{Candidate, ElectionId, Invalid, MAX_NAME, RequestId, Token, Value, millis},
+    types::{Candidate, ElectionId, Invalid, MAX_NAME, RequestId, Term, Token, Value, millis},
 };
 use election_proto as proto;
 use futures_util::{
@@ -106,33 +106,36 @@ struct Heard {
 /// When the caller was heard of lately: a grant counts from the last message before its claim, and never from a later one.
 /// By the agent's clock, the time between two messages may be too short: it stands still while the machine is suspended.
 #[derive(Debug)]
-struct Pings(VecDeque<Heard>);
+struct Pings {
+    last: Heard,
+    earlier: VecDeque<Heard>,
+}
 
 impl Pings {
     fn new(hello: Instant) -> Self {
-        Self(VecDeque::from([Heard { seq: 0, at: hello }]))
-    }
-
-    fn last(&self) -> Option<Heard> {
-        self.0.back().copied()
+        Self {
+            last: Heard { seq: 0, at: hello },
+            earlier: VecDeque::new(),
+        }
     }
 
     fn hear(&mut self, heard: Heard) {
+        let last = std::mem::replace(&mut self.last, heard);
         // A caller that pings all the time takes no more room than others.
-        let before = self.0.len().checked_sub(2);
-        let before = before.and_then(|place| self.0.get(place));
-        if before.is_some_and(|before| heard.at < before.at + APART) {
-            self.0.pop_back();
+        let before = self.earlier.back();
+        if before.is_none_or(|before| heard.at >= before.at + APART) {
+            self.earlier.push_back(last);
         }
-        self.0.push_back(heard);
-        while self.0.get(1).is_some_and(|next| heard.at > next.at + KEPT) {
-            self.0.pop_front();
+        let is_old = |next: &Heard| heard.at > next.at + KEPT;
+        while self.earlier.get(1).is_some_and(is_old) {
+            self.earlier.pop_front();
         }
     }
 
     /// The last message until this instant.
     fn until(&self, instant: Instant) -> Option<Heard> {
-        let mut all = self.0.iter().rev();
+        let earlier = self.earlier.iter().rev();
+        let mut all = std::iter::once(&self.last).chain(earlier);
         all.find(|heard| heard.at <= instant).copied()
     }
 }
@@ -320,8 +323,7 @@ impl Leading {
 
     /// When the caller has been silent for too long to be elected.
     fn silent_at(&self) -> Instant {
-        let last = self.heard.lock().last();
-        last.map_or_else(Instant::now, |last| last.at) + 2 * self.ping_every
+        self.heard.lock().last.at + 2 * self.ping_every
     }
 
     fn waits_for_any(&self) -> bool {
@@ -465,7 +467,7 @@ impl Leading {
 
     fn ping(&mut self, seq: u64) -> Result<(), Invalid> {
         let mut heard = self.heard.lock();
-        let last = heard.last().map_or(0, |last| last.seq);
+        let last = heard.last.seq;
         if seq <= last {
             return Err(Invalid(format!(
                 "`seq` is {seq} after {last}: give every ping a larger one"
@@ -498,6 +500,11 @@ impl Leading {
             ..proto::Standing::default()
         });
     }
+}
+
+/// How long the leader may act after each ping that extends its term, in ms.
+fn lasts(term: Term) -> i32 {
+    convert::millis_i32(term.duration() - term.drift())
 }
 
 /// A name as it was given, or its beginning if it is too long for one.
@@ -739,7 +746,7 @@ mod tests {
     async fn a_campaign_that_waits_takes_a_place_and_who_may_not_campaign_any_more_waits_no_more() {
         let scene = Scene::new();
         scene.elect("", "e").await;
-        let places = Places::new(Arc::new(tokio::sync::Semaphore::new(1)));
+        let places = Places::new(1);
         let mut stream = Stream::with(&scene, "b", None, Some(places.clone()));
         stream.join("e");
         stream.expect(&["welcome", "e WAITING"]).await;
@@ -786,7 +793,7 @@ mod tests {
             };
             pings.hear(heard);
         }
-        assert!(pings.0.len() <= 8_000, "{}", pings.0.len());
+        assert!(pings.earlier.len() <= 8_000, "{}", pings.earlier.len());
         assert_eq!(seq(&pings, 3_001 + 20 * 99_999), Some(100_005));
     }
 }

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{Leading, Pings, Place, convert, standing};
+use super::{Leading, Pings, Place, convert, lasts, standing};
 use crate::{
     auth::{
         Identity,
@@ -180,13 +180,12 @@ impl Leading {
                 // The caller counts from before that ping, and its clock measures the time from there to the claim, too.
                 let before = since.saturating_duration_since(heard.at);
                 let valid_for = (ends - before / 100).saturating_duration_since(heard.at);
-                let term = joined.campaign.term;
                 let told = proto::Standing {
                     token: token.get(),
                     valid_for: convert::millis_i32(valid_for),
                     of_ping: heard.seq,
                     provisional,
-                    ping_valid_for: convert::millis_i32(term.duration() - term.drift()),
+                    ping_valid_for: lasts(joined.campaign.term),
                     ..standing(&election, Is::Leading)
                 };
                 if self.extension.is_some() {
@@ -264,8 +263,7 @@ struct InStream {
 
 impl Waiter for InStream {
     fn heard(&self) -> Instant {
-        let last = self.heard.lock().last();
-        last.map_or_else(Instant::now, |last| last.at)
+        self.heard.lock().last.at
     }
 
     fn waits(&self, leader: &Lease) {

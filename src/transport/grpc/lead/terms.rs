@@ -14,7 +14,7 @@ use futures_util::future::FutureExt as _;
 use proto::standing::Is;
 use tokio::time::Instant;
 
-use super::{Joined, Leading, Place, convert, standing};
+use super::{Joined, Leading, Place, lasts, standing};
 use crate::{auth::gate, status::Problem, transport::reason};
 
 /// Terms that were to be extended.
@@ -64,7 +64,7 @@ impl Leading {
                 resumed.filter_map(leads).collect()
             }
         };
-        let heard = self.heard.lock().last().map_or(0, |last| last.seq);
+        let heard = self.heard.lock().last.seq;
         let of = |results| Extended {
             ping,
             heard,
@@ -103,7 +103,7 @@ impl Leading {
             let Some(joined) = self.joined.get_mut(election) else {
                 continue;
             };
-            let Place::Leading { token, listed, .. } = &mut joined.place else {
+            let Place::Leading { token, listed } = &mut joined.place else {
                 continue;
             };
             // It was left and joined again meanwhile.
@@ -116,15 +116,15 @@ impl Leading {
                 Err(untold) => untold,
             };
             *listed = is != Is::Leading;
-            let lasts = match is {
-                Is::Leading => convert::millis_i32(extend.term.duration() - extend.term.drift()),
+            let valid_for = match is {
+                Is::Leading => lasts(extend.term),
                 _ => 0,
             };
             standings.push(proto::Standing {
                 token: token.get(),
-                valid_for: lasts,
-                ping_valid_for: lasts,
-                of_ping: if lasts > 0 { extended.heard } else { 0 },
+                valid_for,
+                ping_valid_for: valid_for,
+                of_ping: if valid_for > 0 { extended.heard } else { 0 },
                 reason: why,
                 ..standing(election, is)
             });
