@@ -124,7 +124,7 @@ impl App {
         let listeners = listeners.into_iter();
         let accepting = listeners.map(|listener| tokio::spawn(server.clone().accept(listener)));
         let accepting = accepting.collect();
-        let tree = Tree::build(config, traces, &workers).await?;
+        let tree = Tree::build(config, traces, &workers, &admission).await?;
         tree.metrics.on_scrape(move |scrape| {
             scrape.connections(admission.open(), admission.refused());
             scrape.certificate_expiry(tls.as_ref().and_then(Acceptor::expiry));

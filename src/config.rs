@@ -28,6 +28,8 @@ pub use redis::{EMBEDDED_NAMES, REDIS_NAMES, Store, list};
 pub use telemetry::{Environment, Telemetry};
 pub use tls::Tls;
 pub use values::{Ignored, Mistakes, Values};
+
+use crate::transport::agent;
 use values::{Reader, Source};
 
 /// The declaration of a setting.
@@ -213,6 +215,21 @@ impl Config {
             let _ = write!(text, "{byte:02x}");
             text
         })
+    }
+
+    /// Returns all settings in force, without secrets.
+    #[must_use]
+    pub fn shown(&self) -> Vec<agent::Setting> {
+        let shown = settings().map(|setting| {
+            let (value, source) = self.values.get(setting.variable);
+            agent::Setting {
+                variable: setting.variable,
+                value: setting.shown(value),
+                source: source.to_string(),
+                meaning: setting.meaning,
+            }
+        });
+        shown.collect()
     }
 
     /// Returns the variables that look like settings but were not read.

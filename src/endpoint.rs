@@ -25,6 +25,18 @@ pub const KINDS: &str = "/kinds";
 pub const EVENTS: &str = "/election/{kind}/{name}/events";
 /// Streams the changes of several elections.
 pub const ALL_EVENTS: &str = "/elections/events";
+/// Lists the changes of an election that the agent remembers.
+pub const CHANGES: &str = "/election/{kind}/{name}/changes";
+/// Lists the campaigns that wait.
+pub const WAITERS: &str = "/waiters";
+/// Tells about the agent.
+pub const AGENT: &str = "/agent";
+/// Tells how the lease nodes are.
+pub const NODES: &str = "/agent/nodes";
+/// Lists the settings in force.
+pub const CONFIGURATION: &str = "/agent/configuration";
+/// Tells what the caller may do.
+pub const PERMISSIONS: &str = "/agent/permissions";
 /// Changes the log level.
 pub const LOG: &str = "/log";
 /// Lists the pods of a Deployment.
@@ -44,7 +56,11 @@ pub const OPENAPI_JSON: &str = "/openapi.json";
 /// The OpenAPI document in YAML.
 pub const OPENAPI_YAML: &str = "/openapi_v3.yaml";
 /// The Swagger UI; further paths lie below it.
-pub const USER_INTERFACE: &str = "/swagger-ui/";
+pub const DOCUMENTATION: &str = "/swagger-ui/";
+/// The dashboard.
+pub const DASHBOARD: &str = "/ui/";
+/// Its files.
+pub const DASHBOARD_FILES: &str = "/ui/{*path}";
 
 /// The header in which a caller asks for a wait ([RFC 7240](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)).
 pub const PREFER: HeaderName = HeaderName::from_static("prefer");
@@ -53,6 +69,8 @@ pub const PREFER: HeaderName = HeaderName::from_static("prefer");
 pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
 /// Path prefix of the methods of the service that streams.
 pub const LEADERSHIP_PATH: &str = "/grpc.election_agent.v1.Leadership/";
+/// Path prefix of the methods of the service that tells about the agent.
+pub const AGENT_PATH: &str = "/grpc.election_agent.v1.Agent/";
 /// Path prefix of the health service's methods.
 pub const HEALTH_PATH: &str = "/grpc.health.v1.Health/";
 /// The full names of the reflection services.
@@ -179,18 +197,21 @@ pub enum Area {
     Probes,
     /// `/metrics`.
     Metrics,
-    /// Documentation: `/`, the OpenAPI document, Swagger UI, gRPC reflection.
+    /// Documentation: the OpenAPI document, Swagger UI, gRPC reflection.
     Documents,
+    /// `/` and the files of the dashboard, which show nothing by themselves.
+    Dashboard,
     /// Everything else.
     Api,
 }
 
 impl Area {
     /// The areas that may be public, with their names in `EA_AUTH_PUBLIC`.
-    pub const NAMED: [(&'static str, Self); 3] = [
+    pub const NAMED: [(&'static str, Self); 4] = [
         ("probes", Self::Probes),
         ("metrics", Self::Metrics),
         ("docs", Self::Documents),
+        ("ui", Self::Dashboard),
     ];
 }
 
@@ -218,6 +239,12 @@ pub enum Action {
     Observe,
     /// To lead by a stream.
     Lead,
+    /// To list remembered changes.
+    ListChanges,
+    /// To list the campaigns that wait.
+    ListWaiters,
+    /// To read what the agent tells of itself.
+    Agent,
     /// To list pods.
     Pods,
     /// To probe the agent.
@@ -246,7 +273,7 @@ struct Served {
 }
 
 /// Paths without names.
-const PLAIN: [Served; 28] = [
+const PLAIN: [Served; 40] = [
     rpc("/grpc.election_agent.v1.Election/Campaign", |_| {
         Action::Campaign
     }),
@@ -274,7 +301,17 @@ const PLAIN: [Served; 28] = [
     rpc("/grpc.election_agent.v1.Election/ListKinds", |_| {
         Action::ListKinds
     }),
+    rpc("/grpc.election_agent.v1.Election/ListChanges", |_| {
+        Action::ListChanges
+    }),
+    rpc("/grpc.election_agent.v1.Election/ListWaiters", |_| {
+        Action::ListWaiters
+    }),
     rpc("/grpc.election_agent.v1.Election/GetPods", |_| Action::Pods),
+    rpc("/grpc.election_agent.v1.Agent/GetAgent", agent),
+    rpc("/grpc.election_agent.v1.Agent/ListNodes", agent),
+    rpc("/grpc.election_agent.v1.Agent/GetConfiguration", agent),
+    rpc("/grpc.election_agent.v1.Agent/ListPermissions", agent),
     rpc("/grpc.election_agent.v1.Leadership/Observe", |_| {
         Action::Observe
     })
@@ -296,23 +333,30 @@ const PLAIN: [Served; 28] = [
     .of(Area::Documents, Counted::Stream),
     rest(ELECTIONS, |_| Action::List),
     rest(KINDS, |_| Action::ListKinds),
+    rest(WAITERS, |_| Action::ListWaiters),
+    rest(AGENT, agent),
+    rest(NODES, agent),
+    rest(CONFIGURATION, agent),
+    rest(PERMISSIONS, agent),
     rest(ALL_EVENTS, |_| Action::Observe).of(Area::Api, Counted::ApiStream),
     rest(LOG, other),
     rest(LIVEZ, probe).of(Area::Probes, Counted::Never),
     rest(READYZ, probe).of(Area::Probes, Counted::Never),
     rest(METRICS, other).of(Area::Metrics, Counted::Never),
-    rest(ROOT, other).of(Area::Documents, Counted::Request),
+    rest(ROOT, other).of(Area::Dashboard, Counted::Request),
+    rest(DASHBOARD, other).of(Area::Dashboard, Counted::Request),
     rest(OPENAPI_JSON, other).of(Area::Documents, Counted::Request),
     rest(OPENAPI_YAML, other).of(Area::Documents, Counted::Request),
-    rest(USER_INTERFACE, other).of(Area::Documents, Counted::Request),
+    rest(DOCUMENTATION, other).of(Area::Documents, Counted::Request),
 ];
 
 /// Paths that contain names.
-const NAMED: [Served; 7] = [
+const NAMED: [Served; 8] = [
     rest(ELECTION, lead),
     rest(ELECTION_OF_DEFAULT_KIND, lead),
     rest(STATE, |_| Action::Leader),
     rest(TOKEN, |_| Action::Verify),
+    rest(CHANGES, |_| Action::ListChanges),
     rest(EVENTS, |_| Action::Observe).of(Area::Api, Counted::ApiStream),
     rest(PODS, |_| Action::Pods),
     rest(SIBLINGS, |_| Action::Pods),
@@ -337,6 +381,10 @@ const fn rest(path: &'static str, action: fn(&Method) -> Action) -> Served {
 
 fn other(_: &Method) -> Action {
     Action::Other
+}
+
+fn agent(_: &Method) -> Action {
+    Action::Agent
 }
 
 fn probe(_: &Method) -> Action {
@@ -403,8 +451,13 @@ impl Served {
         {
             return unknown.of(Area::Documents, Counted::Stream);
         }
-        if first(path) == first(USER_INTERFACE) {
-            return unknown.of(Area::Documents, Counted::Request);
+        for (page, area) in [
+            (DOCUMENTATION, Area::Documents),
+            (DASHBOARD, Area::Dashboard),
+        ] {
+            if first(path) == first(page) {
+                return unknown.of(area, Counted::Request);
+            }
         }
         let segment = path.trim_start_matches('/').split('/').next();
         let mut api = NAMED.iter().chain(&PLAIN);

@@ -11,4 +11,4 @@ mod generated {
     tonic::include_proto!("grpc.election_agent.v1");
 }
 
-pub use generated::{election_server, leadership_server};
+pub use generated::{agent_server, election_server, leadership_server};

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use election_core::lease::quorum::{NodeStatus, Quorum};
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior},
+};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::telemetry::metrics::Metrics;
@@ -27,6 +30,8 @@ pub struct Report {
     pub needed: usize,
     /// The lease nodes at the last health check.
     pub nodes: Vec<NodeStatus>,
+    /// When the health check ended.
+    pub checked: Instant,
     /// Whether the agent is shutting down.
     pub draining: bool,
 }
@@ -84,6 +89,7 @@ impl Monitor {
         let (report, receiver) = watch::channel(Report {
             needed: quorum.needed(),
             nodes: Vec::new(),
+            checked: Instant::now(),
             draining: false,
         });
         let monitor = Self {
@@ -128,7 +134,9 @@ impl Monitor {
     async fn ask(&self) {
         let nodes = self.quorum.status().await;
         let was = self.report.borrow().clone();
-        self.report.send_modify(|report| report.nodes = nodes);
+        self.report.send_modify(|report| {
+            (report.nodes, report.checked) = (nodes, Instant::now());
+        });
         let is = self.report.borrow().clone();
         self.metrics.report(&is.nodes, is.ready());
         // The first report follows a report without nodes. It is logged even if the readiness is the same.

@@ -38,10 +38,8 @@ pub struct Settings {
     pub cors: Origins,
     /// The layer that records spans of requests; `None` if tracing is off.
     pub trace: Option<TraceLayer>,
-    /// How many requests may be in flight at once.
-    pub max_in_flight: usize,
-    /// How many streams of the API and waiting requests may be open at once.
-    pub max_streams: usize,
+    /// Limits how many requests and streams may be open at once.
+    pub in_flight: InFlightLayer,
     /// Authenticates callers.
     pub authenticator: Authenticator,
     /// The areas that are public.
@@ -62,8 +60,7 @@ impl Default for Settings {
         Self {
             cors: Origins::None,
             trace: None,
-            max_in_flight: 1,
-            max_streams: 1,
+            in_flight: InFlightLayer::new(1, 1),
             authenticator: Authenticator {
                 anonymous: Some(Identity::anonymous()),
                 ..Authenticator::default()
@@ -111,10 +108,7 @@ where
         // connection survives.
         .layer(RespondLayer)
         // Before any work for the request.
-        .layer(InFlightLayer::new(
-            settings.max_in_flight,
-            settings.max_streams,
-        ))
+        .layer(settings.in_flight.clone())
         // Before authentication and before the body is read: both use up the caller's time.
         .layer(DeadlineLayer::new(settings.request_timeout))
         // Before everything that depends on the caller.

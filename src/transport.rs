@@ -1,5 +1,6 @@
 //! The mux: one service that handles gRPC, gRPC-Web, REST and probes on every port.
 
+pub mod agent;
 pub mod grpc;
 pub mod observe;
 mod problem;

@@ -15,8 +15,9 @@ use election_agent::{
     readiness::Report,
     transport::{
         Mux,
+        agent::{About, Agent},
         grpc::{Handler, Services},
-        rest,
+        rest::{self, dashboard::Dashboard},
     },
 };
 use election_core::{
@@ -41,21 +42,42 @@ const LEADER: &str = "worker-1";
 const OTHER: &str = "worker-2";
 const TERM: i32 = 3_600_000;
 
-/// The agent's mux, without metrics.
-fn mux(gate: &Gate) -> Mux {
-    let health = HealthService::from_health_reporter(HealthReporter::new());
-    let handler = Handler::new(gate.clone());
-    let grpc = Services::new(Some(handler), health, CancellationToken::new());
+/// What tells about the agent.
+fn about(gate: &Gate) -> (Agent, watch::Receiver<Report>) {
     let (_, readiness) = watch::channel(Report {
         needed: 1,
         nodes: Vec::new(),
+        checked: Instant::now(),
         draining: false,
     });
+    let about = About {
+        name: String::new(),
+        started: Instant::now(),
+        started_at: 0,
+        configuration: String::new(),
+        settings: Vec::new(),
+        authentication: false,
+        limits: Vec::new(),
+    };
+    let agent = Agent::new(gate.clone(), of(1), readiness.clone(), Arc::new(about));
+    (agent, readiness)
+}
+
+/// The agent's mux, without metrics.
+fn mux(gate: &Gate) -> Mux {
+    let health = HealthService::from_health_reporter(HealthReporter::new());
+    let (agent, readiness) = about(gate);
+    let handler = Handler::new(gate.clone(), agent.clone());
+    let grpc = Services::new(Some(handler), health, CancellationToken::new());
     let rest = rest::router(rest::Sources {
-        gate: Some(gate.clone()),
+        gate: Some((gate.clone(), agent)),
         readiness,
         lookup: Lookup::off("there are no pods"),
         metrics: None,
+        dashboard: Dashboard {
+            off: None,
+            base_path: String::new(),
+        },
     });
     Mux::new(grpc.expect("descriptors"), rest)
 }
@@ -84,7 +106,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let anonymous = Identity::anonymous();
     let won = runtime.block_on(gate.campaign(&anonymous, &campaign(LEADER), None, until));
     assert!(matches!(won, Ok(Outcome::Elected { .. })), "{won:?}");
-    let (handler, mux) = (Handler::new(gate.clone()), mux(&gate));
+    let (handler, mux) = (Handler::new(gate.clone(), about(&gate).0), mux(&gate));
 
     let mut group = group(criterion, "entrances");
     let extend = Extend {

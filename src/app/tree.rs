@@ -19,6 +19,7 @@ use election_core::{
 use election_redis::{Deployment, Redis, Use};
 use futures_util::future::join_all;
 use http::Request;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService as _;
 use tonic_health::{
@@ -40,9 +41,13 @@ use crate::{
     config::{Auth, Config, EMBEDDED_NAMES, REDIS_NAMES, Store, list},
     endpoint::REFLECTION,
     kube::Lookup,
-    layers::{rate_limit::RateLimiter, trace::TraceLayer},
+    layers::{in_flight::InFlightLayer, rate_limit::RateLimiter, trace::TraceLayer},
+    listener::admission::Admission,
     outcomes,
-    proto::{election_server::ElectionServer, leadership_server::LeadershipServer},
+    proto::{
+        agent_server::AgentServer, election_server::ElectionServer,
+        leadership_server::LeadershipServer,
+    },
     readiness::Monitor,
     reload,
     stack::{self, stack},
@@ -52,6 +57,7 @@ use crate::{
     },
     transport::{
         Mux,
+        agent::{About, Agent, Limited, unix_ms},
         grpc::{self, Handler},
         rest,
     },
@@ -74,6 +80,7 @@ pub struct Tree {
 
 impl Tree {
     /// Opens the lease nodes, with connections for each worker, and builds the services and the HTTP routes on them.
+    /// `admission` counts the connections.
     ///
     /// # Errors
     /// A file cannot be opened or is unusable, or the configuration requires Kubernetes and it is unusable.
@@ -81,6 +88,7 @@ impl Tree {
         config: &Config,
         traces: Option<Pipeline>,
         workers: &Workers,
+        admission: &Admission,
     ) -> Result<Self, StartError> {
         let authenticator = authenticator(config).await?;
         let policies = policies(&config.auth)?;
@@ -133,25 +141,32 @@ impl Tree {
 
         let health = HealthReporter::new();
         let closing = CancellationToken::new();
-        let election = config.listen.grpc.then(|| Handler::new(gate.clone()));
         let mut services = vec![HealthServer::<HealthService>::NAME];
-        if election.is_some() {
+        if config.listen.grpc {
             services.push(ElectionServer::<Handler>::NAME);
             services.push(LeadershipServer::<Handler>::NAME);
+            services.push(AgentServer::<Handler>::NAME);
         }
         services.extend(REFLECTION);
+        let reported = health.clone();
+        let (monitor, readiness) =
+            Monitor::start(quorum.clone(), reported, services, metrics.clone()).await;
+        let in_flight = InFlightLayer::new(config.limits.max_in_flight, config.limits.max_streams);
+        let about = Arc::new(about(config, &in_flight, admission));
+        let agent = Agent::new(gate.clone(), quorum.clone(), readiness.clone(), about);
+        let handler = || Handler::new(gate.clone(), agent.clone());
+        let election = config.listen.grpc.then(handler);
         let grpc = grpc::Services::new(
             election,
-            HealthService::from_health_reporter(health.clone()),
+            HealthService::from_health_reporter(health),
             closing.clone(),
         )?;
-        let (monitor, readiness) =
-            Monitor::start(quorum.clone(), health, services, metrics.clone()).await;
         let rest = rest::router(rest::Sources {
-            gate: config.listen.http.then_some(gate),
+            gate: config.listen.http.then_some((gate, agent)),
             readiness,
             lookup,
             metrics: config.telemetry.metrics.then(|| metrics.clone()),
+            dashboard: config.listen.dashboard.clone(),
         });
         let proxies = &config.limits.trusted_proxies;
         let limiter = |rate| RateLimiter::new(rate, proxies.clone());
@@ -168,8 +183,7 @@ impl Tree {
                 trace: recorder.map(|recorder| {
                     TraceLayer::new(recorder, proxies.clone(), config.tls.is_some())
                 }),
-                max_in_flight: config.limits.max_in_flight,
-                max_streams: config.limits.max_streams,
+                in_flight,
                 authenticator,
                 public: config.auth.public.clone(),
                 policies,
@@ -190,6 +204,42 @@ impl Tree {
     + 'static {
         let counted = self.counts.then(|| self.metrics.clone());
         stack(self.mux.clone(), &self.layers, counted)
+    }
+}
+
+/// What the agent tells of itself.
+fn about(config: &Config, in_flight: &InFlightLayer, admission: &Admission) -> About {
+    let host = hostname::get().unwrap_or_default();
+    let limits = &config.limits;
+    let (requests, streams) = (in_flight.clone(), in_flight.clone());
+    let admission = admission.clone();
+    About {
+        name: host.to_string_lossy().into_owned(),
+        started: Instant::now(),
+        started_at: unix_ms(),
+        configuration: config.fingerprint(),
+        settings: config.shown(),
+        authentication: config.auth.is_on(),
+        limits: vec![
+            Limited {
+                setting: "EA_MAX_CONNECTIONS",
+                counts: "connections",
+                limit: admission.most(),
+                used: Box::new(move || admission.open()),
+            },
+            Limited {
+                setting: "EA_MAX_IN_FLIGHT",
+                counts: "requests in progress",
+                limit: limits.max_in_flight,
+                used: Box::new(move || requests.requests()),
+            },
+            Limited {
+                setting: "EA_MAX_STREAMS",
+                counts: "streams and requests that wait",
+                limit: limits.max_streams,
+                used: Box::new(move || streams.streams()),
+            },
+        ],
     }
 }
 

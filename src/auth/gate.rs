@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use election_core::{
-    board::{Board, Observation, Patience, Scope},
+    board::{Board, Observation, Patience, Scope, Seen, Waiting},
     election::{
         self, Campaign, Denial, Elections, Handover, Kinds, Leaders, List, ListKinds, Outcome,
         Retry,
@@ -295,16 +295,9 @@ impl Gate {
         let Some(kind) = list.kind() else {
             self.authorize_read(caller, Action::ListKinds, Resource::Agent)?;
             let mut page = self.elections.leaders(list, deadline).await?;
-            // Elections of a kind follow each other.
-            let mut last = (String::new(), false);
-            page.leaders.retain(|(election, _)| {
-                if last.0 != election.kind() {
-                    let kind = Kind::new(election.kind());
-                    let may = kind.is_ok_and(|kind| self.may_list(caller, &kind));
-                    last = (election.kind().to_owned(), may);
-                }
-                last.1
-            });
+            let mut listed = Listed::new(self, caller);
+            page.leaders
+                .retain(|(election, _)| listed.has(election.kind()));
             return Ok(page);
         };
         self.authorize_read(caller, Action::List, Resource::Kind(kind))?;
@@ -386,6 +379,104 @@ impl Gate {
         };
         self.authorize_read(caller, Action::Pods, resource)?;
         Ok(self.lookup.pods(wanted, deadline).await?)
+    }
+
+    /// [`Board::changes`].
+    ///
+    /// # Errors
+    /// [`Error`]: the request is denied.
+    pub fn changes(
+        &self,
+        caller: &Identity,
+        election: &ElectionId,
+    ) -> Result<Vec<Arc<Seen>>, Error> {
+        self.authorize_read(caller, Action::Observe, Resource::Election(election))?;
+        Ok(self.board.changes(election))
+    }
+
+    /// [`Board::waiters`]; of all kinds only those whose leaders the caller may list.
+    ///
+    /// # Errors
+    /// [`Error`]: the request is denied.
+    pub fn waiters(
+        &self,
+        caller: &Identity,
+        scope: &Scope,
+        skipped: usize,
+        most: usize,
+    ) -> Result<(Vec<Waiting>, bool), Error> {
+        match scope {
+            Scope::One(election) => {
+                self.authorize_read(caller, Action::Read, Resource::Election(election))?;
+            }
+            Scope::Kind(kind, _) => {
+                self.authorize_read(caller, Action::List, Resource::Kind(kind))?;
+            }
+            Scope::All => self.authorize_read(caller, Action::ListKinds, Resource::Agent)?,
+        }
+        let (mut page, more) = self.board.waiters(scope, skipped, most);
+        if matches!(scope, Scope::All) {
+            let mut listed = Listed::new(self, caller);
+            page.retain(|waiting| listed.has(waiting.election.kind()));
+        }
+        Ok((page, more))
+    }
+
+    /// Checks that the caller may read what the agent tells of itself.
+    ///
+    /// # Errors
+    /// [`Error::Denied`].
+    pub fn authorize_agent(&self, caller: &Identity) -> Result<(), Error> {
+        self.authorize_read(caller, Action::Read, Resource::Agent)
+    }
+
+    /// The names of the actions that policies permit the caller: of the agent, or of an election on behalf of a
+    /// candidate, by default the one of the caller's own name. A handover is one of that candidate to itself.
+    #[must_use]
+    pub fn permitted(
+        &self,
+        caller: &Identity,
+        election: Option<&ElectionId>,
+        candidate: Option<&Candidate>,
+    ) -> Vec<&'static str> {
+        let own = Candidate::new("candidate", caller.name()).ok();
+        let candidate = candidate.or(own.as_ref());
+        let may = |action: &Action| {
+            let Some(election) = election else {
+                let nobody = *action == Action::Admin && self.policies.is_none();
+                let question = Question::new(caller, *action, Resource::Agent);
+                return !nobody && self.permits(&question);
+            };
+            let leads = !matches!(action, Action::Read | Action::Verify | Action::Observe);
+            let hands_over = *action == Action::Handover;
+            let candidate = candidate.filter(|_| leads);
+            (candidate.is_some() || !leads)
+                && self.permits(&Question {
+                    candidate,
+                    current_leader: candidate.filter(|_| hands_over),
+                    held: self.besides(caller, election),
+                    ..Question::new(caller, *action, Resource::Election(election))
+                })
+        };
+        let asked = match election {
+            Some(_) => &[
+                Action::Campaign,
+                Action::Extend,
+                Action::Resign,
+                Action::Handover,
+                Action::Read,
+                Action::Verify,
+                Action::Observe,
+            ][..],
+            None => &[
+                Action::Observe,
+                Action::Read,
+                Action::ListKinds,
+                Action::Admin,
+            ],
+        };
+        let permitted = asked.iter().filter(|action| may(action));
+        permitted.map(|action| action.name()).collect()
     }
 
     /// Checks that the caller may administer the agent. Without authentication, no caller may.
@@ -480,6 +571,32 @@ impl Gate {
 
     fn permits(&self, question: &Question<'_>) -> bool {
         permits(self.policies.as_ref(), question)
+    }
+}
+
+/// Which kinds a caller may list, of kinds whose elections follow each other.
+struct Listed<'a> {
+    gate: &'a Gate,
+    caller: &'a Identity,
+    last: (String, bool),
+}
+
+impl<'a> Listed<'a> {
+    fn new(gate: &'a Gate, caller: &'a Identity) -> Self {
+        Self {
+            gate,
+            caller,
+            last: (String::new(), false),
+        }
+    }
+
+    fn has(&mut self, kind: &str) -> bool {
+        if self.last.0 != kind {
+            let named = Kind::new(kind);
+            let may = named.is_ok_and(|named| self.gate.may_list(self.caller, &named));
+            self.last = (kind.to_owned(), may);
+        }
+        self.last.1
     }
 }
 

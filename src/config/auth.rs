@@ -32,8 +32,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     ),
     list_setting(
         EA_AUTH_PUBLIC,
-        "probes,metrics,docs",
-        "what is served to everybody all the same, comma separated: `probes`, `metrics`, `docs` (OpenAPI, Swagger UI, gRPC reflection); `nothing`: none of these",
+        "probes,metrics,docs,ui",
+        "what is served to everybody all the same, comma separated: `probes`, `metrics`, `docs` (OpenAPI, Swagger UI, gRPC reflection), `ui` (the dashboard's files, which show nothing by themselves, and `/`); `nothing`: none of these",
     ),
     setting(
         EA_AUTH_TOKEN_FILE,
@@ -216,7 +216,7 @@ fn public(text: &str) -> Result<Vec<Area>, String> {
     let area = |name: &str| {
         let named = Area::NAMED.iter().find(|(known, _)| *known == name.trim());
         named.map(|(_, area)| *area).ok_or_else(|| {
-            "give one or more of probes, metrics, docs, comma separated, or nothing".to_owned()
+            "give one or more of probes, metrics, docs, ui, comma separated, or nothing".to_owned()
         })
     };
     text.split(',').map(area).collect()

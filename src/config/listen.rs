@@ -6,12 +6,13 @@ use super::names::{
     EA_BIND_ADDRESS, EA_CORS_ORIGINS, EA_FIRST_BYTE_TIMEOUT, EA_GRPC_ENABLE,
     EA_GRPC_MAX_CONNECTION_AGE, EA_GRPC_MAX_CONNECTION_AGE_GRACE, EA_GRPC_MAX_CONNECTION_IDLE,
     EA_GRPC_MIN_PING_INTERVAL, EA_GRPC_PORT, EA_HEADER_TIMEOUT, EA_HTTP_ENABLE, EA_HTTP_PORT,
-    EA_SHUTDOWN_GRACE, EA_WORKERS,
+    EA_SHUTDOWN_GRACE, EA_UI_BASE_PATH, EA_UI_ENABLE, EA_WORKERS,
 };
 use super::{Setting, list_setting, setting, values::Reader};
 use crate::{
     layers::cors::Origins,
     listener::{Conduct, Lifetime},
+    transport::rest::dashboard::Dashboard,
 };
 
 pub(super) const SETTINGS: &[Setting] = &[
@@ -77,6 +78,16 @@ pub(super) const SETTINGS: &[Setting] = &[
         "web origins whose pages may ask the agent, comma separated, each `https://host` or `https://host:port`; `*`: all; none: pages of the agent's own origin only",
     ),
     setting(
+        EA_UI_ENABLE,
+        "true",
+        "serve the dashboard at `/ui/`; it needs EA_GRPC_ENABLE",
+    ),
+    setting(
+        EA_UI_BASE_PATH,
+        "",
+        "the path at which a proxy serves the agent, such as `/election-agent`, if not at its root: `/` leads browsers to the dashboard below it; the proxy removes it from requests",
+    ),
+    setting(
         EA_SHUTDOWN_GRACE,
         "30s",
         "how long requests under way may still take after SIGTERM or SIGINT",
@@ -104,6 +115,8 @@ pub struct Listen {
     pub workers: NonZeroUsize,
     /// The origins whose pages may call the agent.
     pub cors: Origins,
+    /// How the dashboard is served.
+    pub dashboard: Dashboard,
     /// How long requests may take after a signal to stop.
     pub shutdown_grace: Duration,
 }
@@ -111,6 +124,26 @@ pub struct Listen {
 /// Returns the number of cores that the process may use; in a container, its quota.
 fn cores() -> NonZeroUsize {
     available_parallelism().unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Validates the path at which a proxy serves the agent.
+fn base_path(text: &str) -> Result<String, String> {
+    let segment = |segment: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        !segment.is_empty() && ![".", ".."].contains(&segment) && segment.bytes().all(plain)
+    };
+    let path = text.strip_suffix('/').unwrap_or(text);
+    let valid = match path.strip_prefix('/') {
+        Some(segments) => segments.split('/').all(segment),
+        None => path.is_empty(),
+    };
+    match valid {
+        true => Ok(path.to_owned()),
+        false => Err(
+            "give a path such as /election-agent, of letters, digits and -._~, or nothing"
+                .to_owned(),
+        ),
+    }
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -137,6 +170,8 @@ impl Listen {
         let head = reader.duration(EA_HEADER_TIMEOUT, MIN_PATIENCE, MINUTE);
         let workers = reader.number(EA_WORKERS, 0..=1024);
         let cors = reader.with(EA_CORS_ORIGINS, Origins::parse);
+        let ui = reader.bool(EA_UI_ENABLE);
+        let base_path = reader.with(EA_UI_BASE_PATH, base_path);
         let shutdown_grace = reader.duration(EA_SHUTDOWN_GRACE, Duration::ZERO, HOUR);
         if (grpc, http) == (Some(false), Some(false)) {
             reader.mistake(
@@ -162,6 +197,18 @@ impl Listen {
             },
             workers: NonZeroUsize::new(workers?).unwrap_or_else(cores),
             cors: cors?,
+            dashboard: Dashboard {
+                off: match (ui?, grpc?) {
+                    (false, _) => {
+                        Some("this agent does not serve the dashboard (EA_UI_ENABLE=false)")
+                    }
+                    (true, false) => Some(
+                        "this agent does not serve the dashboard, which needs gRPC-Web (EA_GRPC_ENABLE=false)",
+                    ),
+                    (true, true) => None,
+                },
+                base_path: base_path?,
+            },
             shutdown_grace: shutdown_grace?,
         })
     }

@@ -42,6 +42,7 @@ pub struct InFlightLayer {
 
 #[derive(Debug, Clone)]
 struct Counts {
+    most: usize,
     requests: Arc<Semaphore>,
     /// Counts streams of the API and requests that wait.
     streams: Places,
@@ -99,11 +100,27 @@ impl InFlightLayer {
     pub fn new(most: usize, streams: usize) -> Self {
         Self {
             counts: Counts {
+                most,
                 requests: Arc::new(Semaphore::new(most)),
                 streams: Places::new(streams),
                 others: Arc::new(Semaphore::new(most)),
             },
         }
+    }
+}
+
+impl InFlightLayer {
+    /// How many requests are in progress.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        let free = self.counts.requests.available_permits();
+        self.counts.most.saturating_sub(free)
+    }
+
+    /// How many streams of the API and requests that wait are open.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.counts.streams.taken()
     }
 }
 

@@ -60,6 +60,17 @@ impl Admission {
         }
     }
 
+    /// Creates a counter that admits any number of connections.
+    #[must_use]
+    pub fn unlimited() -> Self {
+        let limits = Limits {
+            connections: usize::MAX,
+            per_peer: None,
+            bound_by: "",
+        };
+        Self::new(limits, TrustedProxies::default())
+    }
+
     /// Reserves a place for a connection from this address, if there is one. Dropping the place frees it.
     #[must_use]
     pub fn admit(&self, peer: IpAddr) -> Option<Place> {
@@ -98,6 +109,12 @@ impl Admission {
             counted,
             is_spare,
         })
+    }
+
+    /// Returns the maximum number of connections.
+    #[must_use]
+    pub fn most(&self) -> usize {
+        self.limits.connections
     }
 
     /// Returns the number of open connections.

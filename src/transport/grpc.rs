@@ -35,7 +35,9 @@ use tonic_reflection::server::Builder;
 use tower::{Service, util::BoxCloneSyncService};
 
 use super::{
-    CACHE_AGE, cache_age,
+    CACHE_AGE,
+    agent::{Acting, Agent},
+    cache_age,
     observe::Observing,
     problem::vacant,
     request::{Deadline, MAX_BODY, identity, too_large},
@@ -43,28 +45,28 @@ use super::{
 };
 use crate::{
     auth::{Identity, gate::Gate},
-    endpoint::{Action, ELECTION_PATH, Endpoint, HEALTH_PATH, LEADERSHIP_PATH, REFLECTION},
-    proto::{election_server::ElectionServer, leadership_server::LeadershipServer},
+    endpoint::{
+        AGENT_PATH, Action, ELECTION_PATH, Endpoint, HEALTH_PATH, LEADERSHIP_PATH, REFLECTION,
+    },
+    proto::{
+        agent_server::AgentServer, election_server::ElectionServer,
+        leadership_server::LeadershipServer,
+    },
     status::{Code, Problem},
 };
 
-/// The services of elections.
+/// The services of elections and of the agent.
 #[derive(Debug, Clone)]
 pub struct Handler {
     gate: Gate,
-    /// The agent's name, for callers that lead by streams.
-    agent: String,
+    agent: Agent,
 }
 
 impl Handler {
-    /// Creates a handler that sends requests through this gate.
+    /// Creates a handler that sends requests through this gate, and answers of this agent.
     #[must_use]
-    pub fn new(gate: Gate) -> Self {
-        let host = hostname::get().unwrap_or_default();
-        Self {
-            gate,
-            agent: host.to_string_lossy().into_owned(),
-        }
+    pub fn new(gate: Gate, agent: Agent) -> Self {
+        Self { gate, agent }
     }
 
     /// The state of an election that a request with these extensions names.
@@ -217,6 +219,30 @@ impl crate::proto::election_server::Election for Handler {
         Ok(convert::kinds(page).into())
     }
 
+    async fn list_changes(
+        &self,
+        request: tonic::Request<proto::ListChangesRequest>,
+    ) -> Result<tonic::Response<proto::Changes>, Status> {
+        let caller = identity(request.extensions())?;
+        let request = request.get_ref();
+        let election = ElectionId::new(&request.kind, &request.election).map_err(Problem::from)?;
+        let changes = self
+            .gate
+            .changes(caller, &election)
+            .map_err(Problem::from)?;
+        Ok(convert::changes(&changes).into())
+    }
+
+    async fn list_waiters(
+        &self,
+        request: tonic::Request<proto::ListWaitersRequest>,
+    ) -> Result<tonic::Response<proto::Waiters>, Status> {
+        let caller = identity(request.extensions())?;
+        let asked = convert::waiters_of(request.get_ref()).map_err(Problem::from)?;
+        let page = asked.page(&self.gate, caller).map_err(Problem::from)?;
+        Ok(convert::waiters(page).into())
+    }
+
     async fn get_pods(
         &self,
         request: tonic::Request<proto::GetPodsRequest>,
@@ -261,20 +287,73 @@ impl crate::proto::leadership_server::Leadership for Handler {
         &self,
         request: tonic::Request<tonic::Streaming<proto::LeadRequest>>,
     ) -> Result<tonic::Response<Self::LeadStream>, Status> {
-        let events = lead::begin(&self.gate, &self.agent, request)?;
+        let events = lead::begin(&self.gate, self.agent.name(), request)?;
         Ok(tonic::Response::new(events.boxed()))
+    }
+}
+
+#[tonic::async_trait]
+impl crate::proto::agent_server::Agent for Handler {
+    async fn get_agent(
+        &self,
+        request: tonic::Request<proto::GetAgentRequest>,
+    ) -> Result<tonic::Response<proto::AgentState>, Status> {
+        let caller = identity(request.extensions())?;
+        let state = self.agent.state(caller).map_err(Problem::from)?;
+        Ok(convert::agent(state).into())
+    }
+
+    async fn list_nodes(
+        &self,
+        request: tonic::Request<proto::ListNodesRequest>,
+    ) -> Result<tonic::Response<proto::Nodes>, Status> {
+        let caller = identity(request.extensions())?;
+        let nodes = self.agent.nodes(caller).map_err(Problem::from)?;
+        Ok(convert::nodes(nodes).into())
+    }
+
+    async fn get_configuration(
+        &self,
+        request: tonic::Request<proto::GetConfigurationRequest>,
+    ) -> Result<tonic::Response<proto::Configuration>, Status> {
+        let caller = identity(request.extensions())?;
+        let settings = self.agent.configuration(caller).map_err(Problem::from)?;
+        Ok(convert::configuration(settings).into())
+    }
+
+    async fn list_permissions(
+        &self,
+        request: tonic::Request<proto::ListPermissionsRequest>,
+    ) -> Result<tonic::Response<proto::Permissions>, Status> {
+        let caller = identity(request.extensions())?;
+        let request = request.get_ref();
+        let asked = Acting::new(&request.kind, &request.election, &request.candidate);
+        let permitted = self
+            .agent
+            .permissions(caller, &asked.map_err(Problem::from)?);
+        Ok(proto::Permissions {
+            actions: permitted.actions.into_iter().map(str::to_owned).collect(),
+        }
+        .into())
     }
 }
 
 /// All gRPC services, by path. Responds with UNIMPLEMENTED to other paths.
 #[derive(Clone)]
 pub struct Services {
-    election: Option<(ElectionServer<Handler>, LeadershipServer<Handler>)>,
+    election: Option<Servers>,
     health: HealthServer<HealthService>,
     /// The full names and services of reflection.
     reflection: [(&'static str, Boxed); 2],
     closing: CancellationToken,
 }
+
+/// The services of the contract.
+type Servers = (
+    ElectionServer<Handler>,
+    LeadershipServer<Handler>,
+    AgentServer<Handler>,
+);
 
 type Boxed = BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>;
 
@@ -310,9 +389,11 @@ impl Services {
             ],
             election: election.map(|handler| {
                 let streams = LeadershipServer::new(handler.clone());
+                let agent = AgentServer::new(handler.clone());
                 (
                     ElectionServer::new(handler).max_decoding_message_size(MAX_BODY),
                     streams.max_decoding_message_size(MAX_BODY),
+                    agent.max_decoding_message_size(MAX_BODY),
                 )
             }),
             health: HealthServer::new(health).max_decoding_message_size(MAX_BODY),
@@ -334,14 +415,16 @@ impl Service<Request<Body>> for Services {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         let streams = path.starts_with(LEADERSHIP_PATH);
-        if streams || path.starts_with(ELECTION_PATH) {
+        let of_agent = path.starts_with(AGENT_PATH);
+        if streams || of_agent || path.starts_with(ELECTION_PATH) {
             let action = Endpoint::among(request.extensions()).map(|endpoint| endpoint.action);
             return match &mut self.election {
-                Some((_, leadership)) if streams => leadership.call(request),
-                Some((election, _)) if action == Some(Action::Pods) => {
+                Some((_, leadership, _)) if streams => leadership.call(request),
+                Some((_, _, agent)) if of_agent => agent.call(request),
+                Some((election, ..)) if action == Some(Action::Pods) => {
                     election.call(request).map_ok(repeat_age).boxed()
                 }
-                Some((election, _)) => election.call(request),
+                Some((election, ..)) => election.call(request),
                 None => refuse(Problem::new(
                     Code::Disabled,
                     "this agent does not serve elections over gRPC (EA_GRPC_ENABLE=false)",

@@ -1,5 +1,6 @@
 //! REST: JSON over HTTP/1.1 and HTTP/2, probes, metrics, and the OpenAPI document.
 
+pub mod dashboard;
 mod dto;
 mod events;
 mod extract;

@@ -56,13 +56,25 @@ impl Stay {
 
 /// The places of streams and of requests that wait. Cheap to clone; clones share the places.
 #[derive(Debug, Clone)]
-pub struct Places(Arc<Semaphore>);
+pub struct Places {
+    most: usize,
+    free: Arc<Semaphore>,
+}
 
 impl Places {
     /// So many places.
     #[must_use]
     pub fn new(most: usize) -> Self {
-        Self(Arc::new(Semaphore::new(most)))
+        Self {
+            most,
+            free: Arc::new(Semaphore::new(most)),
+        }
+    }
+
+    /// How many are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.most.saturating_sub(self.free.available_permits())
     }
 
     /// The places of the request with these extensions. [`None`]: they are not limited.
@@ -76,7 +88,7 @@ impl Places {
     /// # Errors
     /// There is none.
     pub fn take(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        let place = Arc::clone(&self.0).try_acquire_owned();
+        let place = Arc::clone(&self.free).try_acquire_owned();
         place.map_err(|_| too_many_streams())
     }
 }

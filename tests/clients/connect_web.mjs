@@ -43,6 +43,7 @@ const defaultTimeoutMs = 10_000;
 const transport = (options) =>
   createGrpcWebTransport({ baseUrl: url, interceptors: [withToken], defaultTimeoutMs, ...options });
 const election = createClient(registry.getService(ELECTION), transport());
+const agent = createClient(registry.getService("grpc.election_agent.v1.Agent"), transport());
 const electionInJson = createClient(registry.getService(ELECTION), transport({ useBinaryFormat: false }));
 const health = createClient(registry.getService("grpc.health.v1.Health"), transport());
 
@@ -112,6 +113,20 @@ const everything = {
   },
   async get_leader_of_a_vacant_election() {
     await refused(Code.NotFound, "vacant", election.getLeader({ election: "e", kind }));
+  },
+  async list_changes_and_waiters() {
+    const { changes } = await election.listChanges({ election: "e", kind });
+    assert.ok(Array.isArray(changes));
+    const { waiters, nextPageToken } = await election.listWaiters({ kind });
+    assert.deepEqual([waiters, nextPageToken], [[], ""]);
+  },
+  async about_the_agent() {
+    const state = await agent.getAgent({});
+    assert.ok(state.ready && state.limits.length > 0 && typeof state.uptime === "bigint");
+    const { nodes, quorum, voting } = await agent.listNodes({});
+    assert.deepEqual([nodes.length, quorum, voting], [1, true, 1]);
+    assert.ok((await agent.listPermissions({ election: "e", kind, candidate: a })).actions.includes("resign"));
+    await refused(Code.PermissionDenied, "", agent.getConfiguration({}));
   },
   async get_pods() {
     const call = election.getPods({ namespace: "n", deployment: "d" });

@@ -18,7 +18,9 @@ UNSPEAKABLE = (
     # the tester waits for each answer.
     "(EA_MAX_WAIT bounds it)",
     # Two parameters of which at most one may be given.
-    "`kind` is given beside `all_kinds`",
+    "given beside `all_kinds`",
+    # A parameter that needs another.
+    "name the election, too",
 )
 
 

@@ -9,6 +9,7 @@ use election_agent::{
     app::Tree,
     config::{Config, Values},
     endpoint::{Endpoint, Protocol},
+    listener::admission::Admission,
     peer::Peer,
     workers::Workers,
 };
@@ -85,7 +86,8 @@ impl World {
         let config = Values::collect(Vec::new(), None, settings)
             .and_then(Config::new)
             .expect("valid settings");
-        let building = async { Tree::build(&config, None, &Workers::here()).await };
+        let building =
+            async { Tree::build(&config, None, &Workers::here(), &Admission::unlimited()).await };
         let tree = runtime.block_on(building).expect("a tree");
         Self {
             runtime,

@@ -103,7 +103,7 @@ fn grpcio(agent: &Agent, arguments: &[&str]) -> (String, bool) {
     run(&mut python)
 }
 
-const CONNECT_WEB_CASES: [&str; 17] = [
+const CONNECT_WEB_CASES: [&str; 19] = [
     "campaign",
     "token_is_that_of_rest",
     "campaign_lost",
@@ -114,6 +114,8 @@ const CONNECT_WEB_CASES: [&str; 17] = [
     "handover",
     "resign",
     "get_leader_of_a_vacant_election",
+    "list_changes_and_waiters",
+    "about_the_agent",
     "get_pods",
     "invalid_argument",
     "unknown_method",

@@ -7,6 +7,7 @@ use election_agent::{
     app::Tree,
     auth::tokens,
     config::{Config, Values},
+    listener::admission::Admission,
     stack,
     status::{Code, Problem},
     workers::Workers,
@@ -71,7 +72,7 @@ impl Agent {
         });
         let config = Values::collect(Vec::new(), None, settings).and_then(Config::new);
         let config = config.expect("valid");
-        let tree = Tree::build(&config, None, &Workers::here()).await;
+        let tree = Tree::build(&config, None, &Workers::here(), &Admission::unlimited()).await;
         let tree = tree.expect("a tree");
         Self::serve(tree.service(), directory).await
     }

@@ -7,6 +7,7 @@
 //!
 //! Without interest the board has no entry, no timer, no task and no subscription.
 
+mod changes;
 mod queue;
 mod table;
 #[cfg(test)]
@@ -28,7 +29,11 @@ pub use table::{Counts, MOST_ELECTIONS};
 pub use watch::{Doubt, Event, Scope};
 
 use crate::{
-    election::{Campaign, Elections, Outcome, Wait, state::Position, types::ElectionId},
+    election::{
+        Campaign, Elections, Outcome, Wait,
+        state::Position,
+        types::{Candidate, ElectionId},
+    },
     lease::{Hint, Lease, LeaseNode, Listener, State, quorum::Error},
 };
 use queue::Place;
@@ -112,6 +117,17 @@ impl Seen {
             ..lease.clone()
         })
     }
+}
+
+/// One who waits for an election.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// The election.
+    pub election: Arc<ElectionId>,
+    /// Who is to lead.
+    pub candidate: Candidate,
+    /// Since when.
+    pub since: Instant,
 }
 
 /// The settings of a board.
@@ -236,7 +252,7 @@ impl Board {
         if let Some(waiter) = &patience.waiter {
             waiter.waits(&lease);
         }
-        let queued = self.enqueue(&campaign.election, lease, began);
+        let queued = self.enqueue(&campaign.election, &campaign.candidate, lease, began);
         loop {
             let spread = tokio::select! {
                 biased;
@@ -288,8 +304,14 @@ impl Board {
         self.0.elections.campaign(&waited, deadline).await
     }
 
-    fn enqueue(&self, election: &ElectionId, lease: Lease, began: Instant) -> Queued {
-        let place = Arc::new(Place::default());
+    fn enqueue(
+        &self,
+        election: &ElectionId,
+        candidate: &Candidate,
+        lease: Lease,
+        began: Instant,
+    ) -> Queued {
+        let place = Arc::new(Place::new(candidate.clone(), began));
         self.with(|table, now| {
             table.enqueue(election, Arc::clone(&place), lease, began, now);
         });
@@ -308,6 +330,31 @@ impl Board {
             board: self.clone(),
             watch,
         }
+    }
+
+    /// The last changes of the election that the board remembers, the newest first: at most 64. It learns of changes while
+    /// somebody waits for the election or watches it, and remembers the last 1,000 of all elections.
+    #[must_use]
+    pub fn changes(&self, election: &ElectionId) -> Vec<Arc<Seen>> {
+        self.0.table.lock().changes().of(election)
+    }
+
+    /// Those who wait for elections of the scope, by election and in the order in which they claim: `most` of them after
+    /// the first `skipped`, and whether there are more.
+    #[must_use]
+    pub fn waiters(&self, scope: &Scope, skipped: usize, most: usize) -> (Vec<Waiting>, bool) {
+        let mut queues = self.0.table.lock().queues(scope);
+        queues.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let queued = queues.into_iter().flat_map(|(election, places)| {
+            places.into_iter().map(move |place| Waiting {
+                election: Arc::clone(&election),
+                candidate: place.candidate().clone(),
+                since: place.since(),
+            })
+        });
+        let mut rest = queued.skip(skipped);
+        let page = rest.by_ref().take(most).collect();
+        (page, rest.next().is_some())
     }
 
     /// What the board holds and has done.

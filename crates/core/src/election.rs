@@ -165,7 +165,7 @@ impl List {
         })?;
         Ok(Self {
             kind,
-            limit: limit(page_size)?,
+            limit: page_limit(page_size)?,
             after,
         })
     }
@@ -188,14 +188,17 @@ impl ListKinds {
         // No path ends so.
         let kind = |text: &str| Kind::new(text.strip_suffix('/')?).ok();
         Ok(Self {
-            limit: limit(page_size)?,
+            limit: page_limit(page_size)?,
             after: after(page_token, "of kinds", kind)?,
         })
     }
 }
 
-/// The size of a page.
-fn limit(page_size: i64) -> Result<usize, Invalid> {
+/// The size of a page, of which `page_size` is requested: 0 means [`DEFAULT_PAGE`].
+///
+/// # Errors
+/// [`Invalid`]: it is negative or over [`MAX_PAGE`].
+pub fn page_limit(page_size: i64) -> Result<usize, Invalid> {
     match usize::try_from(page_size) {
         Ok(0) => Ok(DEFAULT_PAGE),
         Ok(size) if size <= MAX_PAGE => Ok(size),

@@ -67,6 +67,11 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// The node's name in logs and in `/readyz`: its address, without credentials.
     fn name(&self) -> &str;
 
+    /// Which kind of node it is, for operators.
+    fn role(&self) -> &'static str {
+        "embedded"
+    }
+
     /// The system that keeps the leases, as spans name it.
     fn system(&self) -> System {
         System::InProcess

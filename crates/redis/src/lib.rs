@@ -473,6 +473,14 @@ impl LeaseNode for Redis {
         &self.name
     }
 
+    fn role(&self) -> &'static str {
+        match self.connections {
+            Connections::Server(_) => "redis",
+            Connections::Failover(_) => "sentinel",
+            Connections::Cluster(_) => "cluster",
+        }
+    }
+
     fn system(&self) -> System {
         System::Scripts {
             database: "redis",

@@ -293,6 +293,8 @@ mod tests {
             ..Probe::default()
         };
         let mut node = NodeStatus {
+            role: "redis",
+            latency: Duration::ZERO,
             name: "a:1".to_owned(),
             probe: Ok(probe),
             was_full: false,

@@ -1,7 +1,7 @@
 //! Conversions between protobuf messages and the domain's types.
 
 use election_core::{
-    board::{Cause, Doubt},
+    board::{Cause, Doubt, Seen},
     election::{
         self, Campaign, Handover, Kinds, Leaders, List, Outcome, Retry,
         state::{Position, Standing},
@@ -16,12 +16,13 @@ use crate::{
     kube::{Pod, Pods, Wanted},
     status::Problem,
     transport::{
+        agent,
         observe::{self, Said},
         problem, reason, stream,
         term::term,
     },
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 pub(super) fn campaign(
@@ -180,20 +181,138 @@ pub(super) fn observation(said: Said) -> proto::Observation {
             cause,
             missed,
         } => What::State(proto::State {
-            cause: match cause {
-                Cause::Present => proto::state::Cause::Present,
-                Cause::Campaign => proto::state::Cause::Campaign,
-                Cause::Resign => proto::state::Cause::Resign,
-                Cause::Handover => proto::state::Cause::Handover,
-                Cause::Expiry => proto::state::Cause::Expiry,
-                Cause::RolledBack => proto::state::Cause::RolledBack,
-            }
-            .into(),
+            cause: because(cause).into(),
             missed,
             ..state(&seen.election, &seen.state(Instant::now()))
         }),
     };
     proto::Observation { what: Some(what) }
+}
+
+fn because(cause: Cause) -> proto::state::Cause {
+    match cause {
+        Cause::Present => proto::state::Cause::Present,
+        Cause::Campaign => proto::state::Cause::Campaign,
+        Cause::Resign => proto::state::Cause::Resign,
+        Cause::Handover => proto::state::Cause::Handover,
+        Cause::Expiry => proto::state::Cause::Expiry,
+        Cause::RolledBack => proto::state::Cause::RolledBack,
+    }
+}
+
+pub(super) fn changes(changes: &[Arc<Seen>]) -> proto::Changes {
+    let changes = changes.iter().map(|change| proto::Change {
+        state: Some(proto::State {
+            cause: because(change.cause).into(),
+            missed: change.missed,
+            ..state(&change.election, &agent::without_time(change))
+        }),
+        at: number(agent::learnt(change)),
+    });
+    proto::Changes {
+        changes: changes.collect(),
+    }
+}
+
+pub(super) fn waiters_of(request: &proto::ListWaitersRequest) -> Result<agent::Waiters, Invalid> {
+    agent::Waiters::new(
+        &request.kind,
+        &request.election,
+        request.all_kinds,
+        request.page_size.into(),
+        &request.page_token,
+    )
+}
+
+pub(super) fn waiters(page: agent::WaitersPage) -> proto::Waiters {
+    let waiters = page.waiters.iter().map(|waiting| proto::Waiter {
+        kind: waiting.election.kind().to_owned(),
+        election: waiting.election.name().to_owned(),
+        candidate: waiting.candidate.as_str().to_owned(),
+        waiting_for: number(millis(waiting.since.elapsed())),
+    });
+    proto::Waiters {
+        waiters: waiters.collect(),
+        next_page_token: page.next_page_token,
+    }
+}
+
+pub(super) fn agent(state: agent::AgentState) -> proto::AgentState {
+    let limits = state.limits.into_iter().map(|limit| proto::Limit {
+        setting: limit.setting.to_owned(),
+        counts: limit.counts.to_owned(),
+        used: number(limit.used),
+        limit: number(limit.limit),
+    });
+    proto::AgentState {
+        name: state.name,
+        version: state.version.to_owned(),
+        commit: state.commit.to_owned(),
+        started_at: number(state.started_at),
+        uptime: number(state.uptime),
+        configuration: state.configuration,
+        ready: state.ready,
+        reason: state.reason,
+        pods: state.pods,
+        authentication: state.authentication,
+        caller: state.caller,
+        max_term: number(state.max_term),
+        limits: limits.collect(),
+    }
+}
+
+pub(super) fn nodes(nodes: agent::Nodes) -> proto::Nodes {
+    let all = nodes.nodes.into_iter().map(|node| proto::Node {
+        name: node.name,
+        role: node.role.to_owned(),
+        up: node.up,
+        voting: node.voting,
+        latency: number(node.latency),
+        quarantine: number(node.quarantine),
+        unfit: node.unfit,
+        degraded: node.degraded,
+        memory_used: number(node.memory_used),
+        memory_limit: number(node.memory_limit),
+    });
+    proto::Nodes {
+        nodes: all.collect(),
+        needed: number(nodes.needed),
+        voting: number(nodes.voting),
+        quorum: nodes.quorum,
+        survivable: number(nodes.survivable),
+        checked: number(nodes.checked),
+    }
+}
+
+pub(super) fn configuration(configuration: agent::Configuration) -> proto::Configuration {
+    let settings = configuration.settings.into_iter();
+    let settings = settings.map(|setting| proto::Setting {
+        variable: setting.variable.to_owned(),
+        value: setting.value,
+        source: setting.source,
+        meaning: setting.meaning.to_owned(),
+    });
+    proto::Configuration {
+        settings: settings.collect(),
+    }
+}
+
+/// The number, or the largest one that fits.
+fn number<T: TryInto<U>, U: Bounded>(number: T) -> U {
+    number.try_into().unwrap_or(U::MAX)
+}
+
+/// An integer of the contract.
+trait Bounded {
+    const MAX: Self;
+}
+
+impl Bounded for i32 {
+    const MAX: Self = Self::MAX;
+}
+
+impl Bounded for i64 {
+    const MAX: Self = Self::MAX;
 }
 
 pub(super) fn goodbye(goodbye: stream::Goodbye) -> proto::Goodbye {

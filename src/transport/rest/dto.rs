@@ -2,13 +2,13 @@
 
 mod pods;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 pub(super) use pods::{DeploymentPath, PodLookup, PodPath, Pods};
 
 use axum::http::HeaderMap;
 use election_core::{
-    board::Cause,
+    board::{Cause, Seen},
     election::{
         self, Campaign, Handover, Outcome, Retry,
         state::{Position, Standing},
@@ -24,7 +24,7 @@ use crate::{
     endpoint::PREFER,
     status::Problem,
     telemetry::log::LogFilter,
-    transport::{problem, term::term},
+    transport::{agent, problem, term::term},
 };
 
 /// Names an election in a path.
@@ -781,5 +781,142 @@ impl From<&lease::quorum::NodeStatus> for Node {
             degraded: status.degraded(),
             guard: probe.and_then(|probe| probe.guard).map(millis),
         }
+    }
+}
+
+/// The changes of an election that the agent remembers.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Changes {
+    /// The newest first, at most 64.
+    changes: Vec<Change>,
+}
+
+/// A change of an election.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Change {
+    /// The state that the election came into. `remaining` is 0: it says who led, and not for how long.
+    state: State,
+    /// When the agent learnt of it, in ms since the Unix epoch by the agent's clock.
+    at: u64,
+}
+
+impl From<Vec<Arc<Seen>>> for Changes {
+    fn from(changes: Vec<Arc<Seen>>) -> Self {
+        let changes = changes.iter().map(|change| Change {
+            state: State::told(
+                &change.election,
+                &agent::without_time(change),
+                change.cause,
+                change.missed,
+            ),
+            at: agent::learnt(change),
+        });
+        Self {
+            changes: changes.collect(),
+        }
+    }
+}
+
+/// Asks for a page of the campaigns that wait.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct WaitersQuery {
+    /// The kind of the elections; "default" when left out. Must be left out with all_kinds.
+    #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
+    kind: String,
+    /// Only those who wait for this election of the kind.
+    #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
+    election: String,
+    /// Those who wait for elections of all kinds. With policies, of kinds whose leaders the caller may list.
+    #[serde(default)]
+    all_kinds: bool,
+    /// How many waiters a page holds; 0 or left out means 100.
+    #[serde(default)]
+    #[param(minimum = 0, maximum = 1000)]
+    page_size: i64,
+    /// next_page_token of the page before; left out for the first page.
+    #[serde(default)]
+    page_token: String,
+}
+
+impl WaitersQuery {
+    pub(super) fn waiters(&self) -> Result<agent::Waiters, Invalid> {
+        agent::Waiters::new(
+            &self.kind,
+            &self.election,
+            self.all_kinds,
+            self.page_size,
+            &self.page_token,
+        )
+    }
+}
+
+/// A page of the campaigns that wait through this agent.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(example = json!({
+    "waiters": [{"kind": "batch", "election": "nightly-report", "candidate": "worker-2", "waiting_for": 8211}],
+    "next_page_token": ""
+}))]
+pub(super) struct Waiters {
+    /// By election, and in the order in which they are served.
+    waiters: Vec<Waiter>,
+    /// Where the next page starts; empty on the last page.
+    next_page_token: String,
+}
+
+/// A campaign that waits.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Waiter {
+    /// The election's kind.
+    kind: String,
+    /// The election's name.
+    election: String,
+    /// Who wants to lead.
+    candidate: String,
+    /// For how many ms it has waited.
+    waiting_for: u64,
+}
+
+impl From<agent::WaitersPage> for Waiters {
+    fn from(page: agent::WaitersPage) -> Self {
+        let waiters = page.waiters.iter().map(|waiting| Waiter {
+            kind: waiting.election.kind().to_owned(),
+            election: waiting.election.name().to_owned(),
+            candidate: waiting.candidate.as_str().to_owned(),
+            waiting_for: millis(waiting.since.elapsed()),
+        });
+        Self {
+            waiters: waiters.collect(),
+            next_page_token: page.next_page_token,
+        }
+    }
+}
+
+/// Asks what the caller may do.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct PermissionsQuery {
+    /// The election's name; left out: what is permitted of the agent itself.
+    #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
+    election: String,
+    /// The election's kind; "default" when left out.
+    #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
+    kind: String,
+    /// The candidate on whose behalf the caller would act, such as the leader that is to resign; left out: the caller's own
+    /// name.
+    #[serde(default)]
+    #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
+    candidate: String,
+}
+
+impl PermissionsQuery {
+    pub(super) fn acting(&self) -> Result<agent::Acting, Invalid> {
+        agent::Acting::new(&self.kind, &self.election, &self.candidate)
     }
 }

@@ -31,6 +31,7 @@ use crate::{
     tags(
         (name = "elections", description = "Who leads, and how to become it"),
         (name = "pods", description = "Which pods of a Kubernetes Deployment are newer"),
+        (name = "agent", description = "Which agent this is, how it and its lease nodes are, and what it permits"),
         (name = "administration", description = "For those who run the agent, by policies alone"),
         (name = "operations", description = "Probes and metrics, which everybody may ask, unless EA_AUTH_PUBLIC says otherwise"),
     )

@@ -5,37 +5,41 @@ use axum::{
     extract::Request,
     http::{HeaderMap, Method, StatusCode, Uri, header},
     middleware::{Next, from_fn},
-    response::{IntoResponse, Redirect, Response},
+    response::{IntoResponse, Response},
     routing::get,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{openapi, routes};
+use super::{dashboard::Dashboard, openapi, routes};
 use crate::{
     auth::gate::Gate,
     endpoint::{
-        ELECTIONS, LIVEZ, METRICS, OPENAPI_JSON, OPENAPI_YAML, READYZ, ROOT, USER_INTERFACE,
+        DASHBOARD, DOCUMENTATION, ELECTIONS, LIVEZ, METRICS, OPENAPI_JSON, OPENAPI_YAML, READYZ,
+        ROOT,
     },
     kube::Lookup,
     readiness::Report,
     status::{Code, Problem},
     telemetry::metrics::Metrics,
+    transport::agent::Agent,
 };
 
 /// The state that the routes read.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// The gate to the elections; `None` if their routes are disabled.
-    pub gate: Option<Gate>,
+    /// The gate to the elections, and what tells about the agent; `None` if their routes are disabled.
+    pub gate: Option<(Gate, Agent)>,
     /// The readiness of the agent.
     pub readiness: watch::Receiver<Report>,
     /// The state of the pod lookup.
     pub lookup: Lookup,
     /// The metrics; `None` if they are disabled.
     pub metrics: Option<Metrics>,
+    /// How the dashboard is served.
+    pub dashboard: Dashboard,
 }
 
 /// Builds all routes. Probes and metrics exist even if the routes of elections are disabled.
@@ -48,7 +52,22 @@ pub fn router(sources: Sources) -> Router {
         Some(_) => "/openapi.json lists the paths",
         None => "this agent does not serve elections over REST (EA_HTTP_ENABLE=false)",
     };
-    if let Some(gate) = sources.gate {
+    let dashboard = sources.dashboard;
+    router = router.merge(dashboard.router());
+    let mut links = json!({"live": LIVEZ, "ready": READYZ, "metrics": METRICS});
+    if dashboard.is_there() {
+        links["dashboard"] = DASHBOARD.into();
+    }
+    if sources.gate.is_some() {
+        links["elections"] = ELECTIONS.into();
+        links["openapi"] = OPENAPI_JSON.into();
+        links["user_interface"] = DOCUMENTATION.into();
+    }
+    if sources.gate.is_some() || dashboard.off.is_none() {
+        let root = async move |headers: HeaderMap| root(&headers, links, &dashboard);
+        router = router.route(ROOT, get(root));
+    }
+    if let Some((gate, agent)) = sources.gate {
         let document = openapi::document();
         let yaml = (
             [(header::CONTENT_TYPE, "application/yaml")],
@@ -56,8 +75,8 @@ pub fn router(sources: Sources) -> Router {
         );
         router = router
             .merge(Router::from(routes::api()).with_state(gate))
+            .merge(Router::from(routes::about()).with_state(agent))
             .route(OPENAPI_YAML, get(async || yaml))
-            .route(ROOT, get(root))
             .merge(swagger_ui(document, hint));
     }
     router
@@ -75,26 +94,18 @@ fn swagger_ui(document: OpenApi, hint: &'static str) -> Router {
             _ => answer,
         }
     };
-    Router::from(SwaggerUi::new(USER_INTERFACE.trim_end_matches('/')).url(OPENAPI_JSON, document))
+    Router::from(SwaggerUi::new(DOCUMENTATION.trim_end_matches('/')).url(OPENAPI_JSON, document))
         .route_layer(from_fn(found))
 }
 
-/// Redirects browsers to the user interface. Responds to programs with the locations of the resources.
-async fn root(headers: HeaderMap) -> Response {
+/// Leads browsers to the dashboard. Responds to programs with the locations of the resources.
+fn root(headers: &HeaderMap, links: Value, dashboard: &Dashboard) -> Response {
     let accepts = headers.get(header::ACCEPT);
     let accepts = accepts.and_then(|accepts| accepts.to_str().ok());
     let vary = [(header::VARY, "accept")];
     if accepts.is_some_and(|accepts| accepts.contains("text/html")) {
-        return (vary, Redirect::temporary(USER_INTERFACE)).into_response();
+        return (vary, dashboard.root()).into_response();
     }
-    let links = json!({
-        "elections": ELECTIONS,
-        "openapi": OPENAPI_JSON,
-        "user_interface": USER_INTERFACE,
-        "live": LIVEZ,
-        "ready": READYZ,
-        "metrics": METRICS,
-    });
     (vary, Answer(links)).into_response()
 }
 

@@ -18,9 +18,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     dto::{
-        self, CampaignRequest, CampaignResult, DeploymentPath, Done, ElectionPath, ExtendRequest,
-        HandoverRequest, Kinds, KindsQuery, Leader, Leaders, ListQuery, LogLevel, NotReady,
-        PodPath, Pods, Readiness, ResignRequest, TokenPath, Verified, WaitQuery,
+        self, CampaignRequest, CampaignResult, Changes, DeploymentPath, Done, ElectionPath,
+        ExtendRequest, HandoverRequest, Kinds, KindsQuery, Leader, Leaders, ListQuery, LogLevel,
+        NotReady, PermissionsQuery, PodPath, Pods, Readiness, ResignRequest, TokenPath, Verified,
+        WaitQuery, Waiters, WaitersQuery,
     },
     events::{__path_all_events, __path_events, all_events, events},
     extract::{Json, Named, Queried, Search, Target},
@@ -28,8 +29,8 @@ use super::{
 use crate::{
     auth::{Identity, gate::Gate},
     endpoint::{
-        ELECTION, ELECTION_OF_DEFAULT_KIND, ELECTIONS, KINDS, LIVEZ, LOG, METRICS, PODS, READYZ,
-        SIBLINGS, STATE, TOKEN,
+        AGENT, CHANGES, CONFIGURATION, ELECTION, ELECTION_OF_DEFAULT_KIND, ELECTIONS, KINDS, LIVEZ,
+        LOG, METRICS, NODES, PERMISSIONS, PODS, READYZ, SIBLINGS, STATE, TOKEN, WAITERS,
     },
     kube::{Lookup, Wanted},
     readiness::Report,
@@ -38,7 +39,14 @@ use crate::{
         self,
         metrics::{Format, Metrics},
     },
-    transport::{CACHE_AGE, cache_age, observe, problem::vacant, request::Deadline, stay},
+    transport::{
+        CACHE_AGE,
+        agent::{Agent, AgentState, Configuration, Nodes, Permissions},
+        cache_age, observe,
+        problem::vacant,
+        request::Deadline,
+        stay,
+    },
 };
 
 /// The body of a successful liveness probe.
@@ -56,9 +64,20 @@ pub(super) fn api() -> OpenApiRouter<Gate> {
         .routes(routes!(all_events))
         .routes(routes!(leaders))
         .routes(routes!(kinds))
+        .routes(routes!(changes))
+        .routes(routes!(waiters))
         .routes(routes!(log))
         .routes(routes!(pods))
         .routes(routes!(siblings))
+}
+
+/// The paths that tell about the agent.
+pub(super) fn about() -> OpenApiRouter<Agent> {
+    OpenApiRouter::new()
+        .routes(routes!(agent))
+        .routes(routes!(nodes))
+        .routes(routes!(configuration))
+        .routes(routes!(permissions))
 }
 
 pub(super) fn probes() -> OpenApiRouter<(watch::Receiver<Report>, Lookup)> {
@@ -74,6 +93,7 @@ pub(super) fn measures() -> OpenApiRouter<Metrics> {
 /// The OpenAPI description of all handlers.
 pub(super) fn described() -> OpenApi {
     let described = api().into_openapi();
+    let described = described.merge_from(about().into_openapi());
     let described = described.merge_from(probes().into_openapi());
     described.merge_from(measures().into_openapi())
 }
@@ -334,6 +354,83 @@ pub(super) async fn kinds(
         .kinds(&caller, query.list()?, deadline.instant())
         .await?;
     Ok(Answer(page.into()))
+}
+
+/// Lists the last changes of the election that this agent remembers, the newest first. It remembers changes of elections
+/// while somebody observes them or waits for them through it; other agents may remember others.
+#[utoipa::path(
+    get, path = CHANGES, tag = "elections", params(ElectionPath),
+    responses((status = 200, description = "The changes", body = Changes))
+)]
+pub(super) async fn changes(
+    State(gate): State<Gate>,
+    caller: Identity,
+    Target(election): Target,
+) -> Result<Answer<Changes>, Problem> {
+    Ok(Answer(gate.changes(&caller, &election)?.into()))
+}
+
+/// Lists the campaigns that wait through this agent for elections of a kind, page by page. Those that wait through other
+/// agents are not among them.
+#[utoipa::path(
+    get, path = WAITERS, tag = "elections", params(WaitersQuery),
+    responses((status = 200, description = "A page of waiters", body = Waiters))
+)]
+pub(super) async fn waiters(
+    State(gate): State<Gate>,
+    caller: Identity,
+    Search(query): Search<WaitersQuery>,
+) -> Result<Answer<Waiters>, Problem> {
+    Ok(Answer(query.waiters()?.page(&gate, &caller)?.into()))
+}
+
+/// Tells which agent this is, since when it runs, and how near it is to its limits.
+#[utoipa::path(
+    get, path = AGENT, tag = "agent",
+    responses((status = 200, description = "The agent's state", body = AgentState))
+)]
+pub(super) async fn agent(
+    State(agent): State<Agent>,
+    caller: Identity,
+) -> Result<Answer<AgentState>, Problem> {
+    Ok(Answer(agent.state(&caller)?))
+}
+
+/// Tells how the lease nodes were at the last health check, which takes place every second.
+#[utoipa::path(
+    get, path = NODES, tag = "agent",
+    responses((status = 200, description = "The lease nodes", body = Nodes))
+)]
+pub(super) async fn nodes(
+    State(agent): State<Agent>,
+    caller: Identity,
+) -> Result<Answer<Nodes>, Problem> {
+    Ok(Answer(agent.nodes(&caller)?))
+}
+
+/// Lists the settings in force, secrets hidden. Policies must permit the action admin.
+#[utoipa::path(
+    get, path = CONFIGURATION, tag = "agent",
+    responses((status = 200, description = "The settings", body = Configuration))
+)]
+pub(super) async fn configuration(
+    State(agent): State<Agent>,
+    caller: Identity,
+) -> Result<Answer<Configuration>, Problem> {
+    Ok(Answer(agent.configuration(&caller)?))
+}
+
+/// Tells which actions policies permit the caller, of the agent or of an election.
+#[utoipa::path(
+    get, path = PERMISSIONS, tag = "agent", params(PermissionsQuery),
+    responses((status = 200, description = "What is permitted", body = Permissions))
+)]
+pub(super) async fn permissions(
+    State(agent): State<Agent>,
+    caller: Identity,
+    Search(query): Search<PermissionsQuery>,
+) -> Result<Answer<Permissions>, Problem> {
+    Ok(Answer(agent.permissions(&caller, &query.acting()?)))
 }
 
 /// Lists the pods of a Deployment with the revision each belongs to, the newest first.

@@ -5,7 +5,9 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
+
+use crate::election::types::Candidate;
 
 /// From this many agents on, claims for one vacancy are spread over time.
 const MANY_AGENTS: usize = 10;
@@ -13,14 +15,36 @@ const MANY_AGENTS: usize = 10;
 const SPREAD: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(500));
 
 /// A place in a queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Place {
+    candidate: Candidate,
+    since: Instant,
     /// 0, or one more than the number of agents that compete.
     called: AtomicUsize,
     turn: Notify,
 }
 
 impl Place {
+    /// The place of one who waits for this candidate.
+    pub(super) fn new(candidate: Candidate, since: Instant) -> Self {
+        Self {
+            candidate,
+            since,
+            called: AtomicUsize::new(0),
+            turn: Notify::new(),
+        }
+    }
+
+    /// Who is to lead.
+    pub(super) fn candidate(&self) -> &Candidate {
+        &self.candidate
+    }
+
+    /// Since when it waits.
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Lets its owner claim.
     pub(super) fn call(&self, agents: usize) {
         self.called.store(agents + 1, Ordering::Release);

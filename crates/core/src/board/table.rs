@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::{
     Cause, Seen,
+    changes::Changes,
     queue::Place,
     watch::{Calls, Scope, Watch},
 };
@@ -212,6 +213,7 @@ pub(super) struct Table {
     /// Whether the board's task runs.
     pub(super) running: bool,
     totals: Counts,
+    changes: Changes,
     /// Whom to wake.
     pub(super) calls: Calls,
 }
@@ -230,8 +232,22 @@ impl Table {
             next_watch: 0,
             running: false,
             totals: Counts::default(),
+            changes: Changes::default(),
             calls: Calls::default(),
         }
+    }
+
+    pub(super) fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// The queues of elections of the scope.
+    pub(super) fn queues(&self, scope: &Scope) -> Vec<(Arc<ElectionId>, VecDeque<Arc<Place>>)> {
+        let entries = self.entries.iter();
+        let waited_for = entries.filter(|(id, entry)| !entry.queue.is_empty() && scope.covers(id));
+        waited_for
+            .map(|(id, entry)| (Arc::clone(id), entry.queue.clone()))
+            .collect()
     }
 
     /// Whether nobody is interested in anything.
@@ -540,7 +556,8 @@ impl Table {
                     .known
                     .as_ref()
                     .is_some_and(|it| rank(&it.state).0 == token);
-                let announced = entry.hinted.map(|hinted| hinted.first);
+                let hinted = entry.hinted;
+                let announced = hinted.map(|hinted| hinted.first);
                 // An election that was not known may have been known and forgotten.
                 let hidden = entry.unheard || others || (first && announced.is_none());
                 let missed = hidden && !same_token;
@@ -558,6 +575,16 @@ impl Table {
                     at: announced.unwrap_or(now),
                 });
                 entry.known = Some(Arc::clone(&seen));
+                match (first, hinted) {
+                    (false, _) => self.changes.push(Arc::clone(&seen)),
+                    (true, None) => {}
+                    // It is not known what was before, but that something has changed.
+                    (true, Some(hinted)) => self.changes.push(Arc::new(Seen {
+                        cause: cause_of(&seen.state, Some(hinted.cause)),
+                        missed,
+                        ..(*seen).clone()
+                    })),
+                }
                 entry.since = now;
                 entry.granted = None;
                 self.report(id, |watch, calls| match first {
@@ -937,6 +964,16 @@ fn explains(state: &State, hinted: &Hinted) -> bool {
     }
 }
 
+/// Why an election came into this state, if a hint announced it.
+fn cause_of(state: &State, hinted: Option<hint::Cause>) -> Cause {
+    match (state, hinted) {
+        (State::Held(_), Some(hint::Cause::Handover)) => Cause::Handover,
+        (State::Held(_), _) => Cause::Campaign,
+        (State::Vacant(_), Some(hint::Cause::RolledBack)) => Cause::RolledBack,
+        (State::Vacant(_), _) => Cause::Resign,
+    }
+}
+
 /// What the read adds to what is known: the state to report and its cause, if there is a change.
 fn changed(
     known: &Seen,
@@ -954,15 +991,11 @@ fn changed(
         // Tokens of rolled back grants and of forgotten terms: the election is as vacant as before.
         (State::Vacant(_), State::Vacant(_)) => None,
         _ if after > before => {
-            let cause = match (state, hinted) {
-                (State::Held(_), Some(hint::Cause::Handover)) => Cause::Handover,
-                (State::Held(_), _) => Cause::Campaign,
-                (State::Vacant(_), Some(hint::Cause::Resign)) => Cause::Resign,
-                (State::Vacant(_), Some(hint::Cause::RolledBack)) => Cause::RolledBack,
-                (State::Vacant(_), _) if known.until.is_some_and(|until| until <= began) => {
-                    Cause::Expiry
-                }
-                (State::Vacant(_), _) => Cause::Resign,
+            let given_up = matches!(hinted, Some(hint::Cause::Resign | hint::Cause::RolledBack));
+            let expired = known.until.is_some_and(|until| until <= began);
+            let cause = match state {
+                State::Vacant(_) if expired && !given_up => Cause::Expiry,
+                _ => cause_of(state, hinted),
             };
             Some((state.clone(), cause))
         }

@@ -172,6 +172,18 @@ impl Electorate {
     pub fn needed(self) -> usize {
         super::tally::quorum(self.now.count())
     }
+
+    /// How many of these nodes may fail, whichever they are, before they are no longer a majority of every list; [`None`]
+    /// if they are not one now.
+    #[must_use]
+    pub fn spare(self, nodes: Nodes) -> Option<usize> {
+        let spare = |list: Nodes| {
+            let more = nodes.within(list).count();
+            more.checked_sub(super::tally::quorum(list.count()))
+        };
+        let next = self.next.map_or(Some(usize::MAX), spare);
+        Some(spare(self.now)?.min(next?))
+    }
 }
 
 fn is_majority(nodes: Nodes, list: Nodes) -> bool {

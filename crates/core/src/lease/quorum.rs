@@ -169,13 +169,24 @@ pub enum Claimed {
 pub struct NodeStatus {
     /// The node's name.
     pub name: String,
+    /// Which kind of node it is.
+    pub role: &'static str,
     /// What the node reports of itself, or why it reports nothing.
     pub probe: Result<Probe, NodeError>,
+    /// How long it took to report that.
+    pub latency: Duration,
     /// Whether the node lately refused something because its memory was full.
     pub was_full: bool,
 }
 
 impl NodeStatus {
+    /// Whether the node grants: it replies, is fit to vote, and no quarantine lasts.
+    #[must_use]
+    pub fn is_voting(&self) -> bool {
+        let probe = self.probe.as_ref();
+        probe.is_ok_and(|probe| probe.guard.unwrap_or_default().is_zero())
+    }
+
     /// What does not work, or soon will not, although the node can be used. The text is for operators.
     #[must_use]
     pub fn degraded(&self) -> Option<String> {
@@ -546,6 +557,19 @@ impl Quorum {
     #[must_use]
     pub fn needed(&self) -> usize {
         self.inner.electorate.needed()
+    }
+
+    /// How many of the nodes that vote may fail before elections are no longer decided; [`None`] if they are not decided
+    /// now. `status` is that of all nodes.
+    #[must_use]
+    pub fn spare(&self, status: &[NodeStatus]) -> Option<usize> {
+        let mut voting = Nodes::NONE;
+        for (number, node) in status.iter().enumerate() {
+            if node.is_voting() {
+                voting.add(number);
+            }
+        }
+        self.inner.electorate.spare(voting)
     }
 
     /// Waits until every claim has an answer and every rollback is complete.

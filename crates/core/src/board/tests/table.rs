@@ -91,7 +91,7 @@ fn older_claims_do_not_answer_a_hint() {
     for _ in 0..5 {
         table.enqueue(
             &election("e"),
-            Arc::new(Place::default()),
+            Arc::new(someone()),
             lease(1),
             later - MS,
             later,
@@ -272,7 +272,7 @@ fn a_group_is_not_told_again_of_a_leader_that_has_gone() {
     let late = later + 10 * MS;
     table.listed(&kind(), found(), now, late);
     let waits = |table: &mut Table, late| {
-        let place = Arc::new(Place::default());
+        let place = Arc::new(someone());
         table.enqueue(&election("e"), Arc::clone(&place), lease(1), now, late);
         let due = table.next_read().expect("it is to be read");
         assert!(due <= late + 50 * MS, "{:?}", due - late);
@@ -354,7 +354,7 @@ fn every_doubt_of_every_watch_ends() {
 #[tokio::test]
 async fn claims_of_many_agents_are_spread_over_half_a_second_at_the_most() {
     for (agents, most) in [(3, 0), (20, 11), (usize::MAX - 1, 500)] {
-        let place = Place::default();
+        let place = someone();
         place.call(agents);
         let mut longest = Duration::ZERO;
         for _ in 0..200 {
@@ -368,9 +368,14 @@ async fn claims_of_many_agents_are_spread_over_half_a_second_at_the_most() {
     }
 }
 
+/// One who waits.
+fn someone() -> Place {
+    Place::new(candidate("someone"), Instant::now())
+}
+
 /// A place in the queue.
 fn wait(table: &mut Table, now: Instant) -> Arc<Place> {
-    let place = Arc::new(Place::default());
+    let place = Arc::new(someone());
     table.enqueue(&election("e"), Arc::clone(&place), lease(1), now, now);
     place
 }
@@ -502,7 +507,7 @@ fn what_is_due_soon_is_read_in_one_batch() {
     let (mut table, now) = table();
     for number in 0..100_u64 {
         let id = election(&number.to_string());
-        table.enqueue(&id, Arc::new(Place::default()), lease(1), now, now);
+        table.enqueue(&id, Arc::new(someone()), lease(1), now, now);
         table.take_due(now);
         let remaining = TERM / 4 + Duration::from_micros(100 * number);
         let lease = Lease {
@@ -515,4 +520,64 @@ fn what_is_due_soon_is_read_in_one_batch() {
     assert!(due >= now + TERM / 4);
     assert_eq!(table.take_due(due).len(), 100);
     assert_eq!(table.counts().timers, 0);
+}
+
+/// What is remembered of an election: its last 64 changes, the newest first, also when nobody watches it any more.
+#[test]
+fn changes_are_remembered_with_their_causes() {
+    let (mut table, start) = table();
+    let watch = table.watch(one(), start);
+    let mut now = start;
+    let mut read = |table: &mut Table, state| {
+        now += SECOND;
+        table.learn(&election("e"), state, now, now);
+    };
+    read(&mut table, held(1));
+    assert!(
+        table.changes().of(&election("e")).is_empty(),
+        "nothing has changed"
+    );
+    for number in 1..100 {
+        read(&mut table, vacant(number));
+        read(&mut table, held(number + 1));
+    }
+    table.unwatch(&watch, now);
+    let changes = table.changes().of(&election("e"));
+    assert_eq!(changes.len(), 64);
+    let tokens = changes.iter().map(|change| match &change.state {
+        State::Held(lease) => (lease.token.get(), change.cause),
+        State::Vacant(mark) => (mark.map_or(0, Token::get), change.cause),
+    });
+    let newest: Vec<_> = tokens.take(3).collect();
+    assert_eq!(
+        newest,
+        [
+            (100, Cause::Campaign),
+            (99, Cause::Resign),
+            (99, Cause::Campaign)
+        ]
+    );
+    assert!(table.changes().of(&election("other")).is_empty());
+}
+
+/// An election that a group did not know is remembered to have changed if a hint said so.
+#[test]
+fn an_election_that_is_new_to_a_group_has_changed_if_a_hint_says_so() {
+    for (cause, told) in [
+        (Hinted::Campaign, Cause::Campaign),
+        (Hinted::Handover, Cause::Handover),
+    ] {
+        let (mut table, now) = table();
+        let _watch = table.watch(Scope::All, now);
+        assert_eq!(table.take_listing(now).len(), 1);
+        table.listed(&Scope::All, Some(Ok(Vec::new())), now, now);
+        let later = now + SECOND;
+        table.heard(0, &hint(cause, 1), later);
+        table.heard(1, &hint(cause, 1), later);
+        assert_eq!(table.take_due(later).len(), 1);
+        table.learn(&election("e"), held(1), later, later);
+        let changes = table.changes().of(&election("e"));
+        let causes: Vec<_> = changes.iter().map(|change| change.cause).collect();
+        assert_eq!(causes, [told]);
+    }
 }

@@ -126,7 +126,9 @@ impl Quorum {
             .iter()
             .map(|node| NodeStatus {
                 name: node.name().to_owned(),
+                role: node.role(),
                 probe: Err(NodeError::unknown("no answer")),
+                latency: Duration::ZERO,
                 was_full: node.was_full(),
             })
             .collect();
@@ -135,6 +137,7 @@ impl Quorum {
                 self.inner.nodes[node].log_quarantine(probe);
             }
             status[node].probe = probe;
+            status[node].latency = began.elapsed();
         }
         let incarnation_records = &self.inner.incarnation_records;
         let mut clocks = Vec::new();

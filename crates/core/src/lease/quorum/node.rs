@@ -94,6 +94,10 @@ impl Node {
         self.node.name()
     }
 
+    pub(super) fn role(&self) -> &'static str {
+        self.node.role()
+    }
+
     pub(super) fn is_excluded(&self) -> bool {
         self.is_excluded.load(Ordering::Relaxed)
     }
