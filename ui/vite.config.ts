@@ -1,0 +1,30 @@
+import { defineConfig } from "vitest/config";
+import type { Plugin } from "vite";
+
+// `npm run dev` serves the page from Vite's origin: EA_AGENT names the agent, whose EA_CORS_ORIGINS must list that origin.
+function agentOfDevServer(): Plugin {
+  const agent = process.env["EA_AGENT"] ?? "http://localhost:8080";
+  return {
+    name: "agent-of-dev-server",
+    apply: "serve",
+    transformIndexHtml: (html) =>
+      html.replace('name="election-agent-api" content=""', `name="election-agent-api" content="${agent}"`),
+  };
+}
+
+export default defineConfig({
+  // Relative, so that the page works behind any path prefix.
+  base: "./",
+  plugins: [agentOfDevServer()],
+  build: {
+    target: "es2022",
+    // The policy `default-src 'none'` allows no data: URLs but for images, and hashed names can be cached for ever.
+    assetsInlineLimit: 0,
+    modulePreload: false,
+    reportCompressedSize: false,
+  },
+  test: {
+    environment: "happy-dom",
+    include: ["test/**/*.test.{ts,tsx}"],
+  },
+});
