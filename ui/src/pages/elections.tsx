@@ -83,7 +83,7 @@ export function ElectionsPage({ place }: { place: Place }) {
   const change = (part: Partial<Place>) => replaceRoute({ ...place, ...part });
 
   return (
-    <section class="page fill" aria-labelledby="title">
+    <section class="page tall" aria-labelledby="title">
       <div class="bar">
         <h1 id="title" tabIndex={-1}>
           Elections

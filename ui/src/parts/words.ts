@@ -31,7 +31,7 @@ export function change(held: boolean, cause: State_Cause): string {
     case State_Cause.ROLLED_BACK:
       return held ? "leads again: a grant that came too late was rolled back" : "vacant again: a grant was rolled back";
     default:
-      return held ? "led" : "vacant";
+      return held ? "was led by" : "was vacant";
   }
 }
 
