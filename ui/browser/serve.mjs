@@ -44,6 +44,8 @@ export function serve({ agent, port = 0, prefix = "", cut = 0, bundleOnly = fals
     response.writeHead(200, headers);
     createReadStream(full).pipe(response);
   };
+  let stalled = false;
+  const waiting = new Set();
   const server = http.createServer((request, response) => {
     const url = new URL(request.url, "http://localhost");
     if (!url.pathname.startsWith(`${prefix}/`)) {
@@ -63,7 +65,12 @@ export function serve({ agent, port = 0, prefix = "", cut = 0, bundleOnly = fals
       },
       (answer) => {
         response.writeHead(answer.statusCode, answer.headers);
-        answer.pipe(response);
+        // A stream that stalls once never goes on: as one whose peer has long gone.
+        answer.on("data", (chunk) => {
+          if (stalled) waiting.add(response);
+          if (!waiting.has(response)) response.write(chunk);
+        });
+        answer.on("end", () => waiting.has(response) || response.end());
         answer.on("error", () => response.destroy());
       },
     );
@@ -78,6 +85,14 @@ export function serve({ agent, port = 0, prefix = "", cut = 0, bundleOnly = fals
       resolve({
         origin,
         url: `${origin}${prefix}/ui/`,
+        /** From now on nothing comes through, and connections stay open. */
+        stall() {
+          stalled = true;
+        },
+        /** New requests are answered again. */
+        resume() {
+          stalled = false;
+        },
         stop() {
           server.close();
           server.closeAllConnections();

@@ -45,7 +45,7 @@ export interface Live {
 /** Cuts that are over sooner are no news for people, in ms. */
 export const SHORT_GAP = 1_500;
 /** Drawn at most once in so long, in ms. */
-const FRAME = 100;
+const FRAME = 60;
 /** A page that nobody sees leaves its stream after so long, in ms: browsers open few connections to an agent. */
 const HIDDEN = 60_000;
 

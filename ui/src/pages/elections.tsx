@@ -243,6 +243,12 @@ export function ElectionTable({ keys, live, waiters, filtered }: TableProps) {
     for (const link of links) if (link.dataset["key"] === active) link.focus({ preventScroll: true });
   });
 
+  // For those who measure: when the first row was drawn.
+  const anyDrawn = drawn.length > 0;
+  useLayoutEffect(() => {
+    if (anyDrawn) performance.mark("first-row");
+  }, [anyDrawn]);
+
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.altKey || event.ctrlKey || event.metaKey || keys.length === 0) return;
     const page = Math.max(1, Math.floor(size.height / rowHeight) - 1);
