@@ -67,7 +67,7 @@ function agent(options: { permissions?: string[]; older?: boolean; states?: Retu
       router.service(Agent, {
         getAgent: () => ({ name: "agent-0", version: "0.1.0", ready: true, limits: [{ setting: "EA_MAX_STREAMS", used: 5n, limit: 10n }] }),
         listPermissions: () => ({ actions: options.permissions ?? [] }),
-        listNodes: () => ({ nodes: [{ name: "redis-1", role: "redis", up: true, voting: true }], needed: 1, voting: 1, survivable: 0 }),
+        listNodes: () => ({ nodes: [{ name: "redis-1", role: "redis", up: true, voting: true }], needed: 1, voting: 1, survivable: 0, quorum: true }),
         getConfiguration: () => {
           throw new ConnectError("admin only", Code.PermissionDenied);
         },

@@ -293,11 +293,11 @@ describe("failures", () => {
 
 describe("nodes", () => {
   test("the quorum is told in words", () => {
-    expect(quorumInWords({ needed: 2, voting: 3, survivable: 1, all: 3 })).toMatchObject({ tone: "good" });
-    expect(quorumInWords({ needed: 2, voting: 3, survivable: 1, all: 3 }).text).toContain("1 more node may fail");
-    expect(quorumInWords({ needed: 2, voting: 2, survivable: 0, all: 3 }).text).toContain("The next failure stops");
-    expect(quorumInWords({ needed: 1, voting: 1, survivable: 0, all: 1 }).text).toContain("With one node");
-    expect(quorumInWords({ needed: 2, voting: 1, survivable: 0, all: 3 })).toMatchObject({ tone: "bad" });
+    expect(quorumInWords({ quorum: true, needed: 2, voting: 3, survivable: 1, all: 3 })).toMatchObject({ tone: "good" });
+    expect(quorumInWords({ quorum: true, needed: 2, voting: 3, survivable: 1, all: 3 }).text).toContain("1 more node may fail");
+    expect(quorumInWords({ quorum: true, needed: 2, voting: 2, survivable: 0, all: 3 }).text).toContain("The next failure stops");
+    expect(quorumInWords({ quorum: true, needed: 1, voting: 1, survivable: 0, all: 1 }).text).toContain("With one node");
+    expect(quorumInWords({ quorum: false, needed: 2, voting: 1, survivable: 0, all: 3 })).toMatchObject({ tone: "bad" });
   });
   test("latency and memory have units", () => {
     expect([0, 250, 1_250, 31_000].map(latencyInWords)).toEqual(["–", "250 µs", "1.3 ms", "31 ms"]);

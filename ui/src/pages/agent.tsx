@@ -13,6 +13,8 @@ const LINKS: [string, string][] = [
   ["readyz", "Readiness"],
 ];
 
+const SOURCES: Record<string, string> = { flag: "command line" };
+
 export function AgentPage() {
   const agent = usePoll((api, signal) => api.agent.getAgent({}, { signal }), 5_000, []);
   const configuration = usePoll(async (api, signal) => (await api.agent.getConfiguration({}, { signal })).settings, 60_000, []);
@@ -130,7 +132,7 @@ export function AgentPage() {
                         <code>{setting.variable}</code>
                       </td>
                       <td>{setting.value === "" ? <span class="faint">–</span> : <Name text={setting.value} />}</td>
-                      <td>{setting.source}</td>
+                      <td>{SOURCES[setting.source] ?? setting.source}</td>
                       <td class="meaning">{setting.meaning}</td>
                     </tr>
                   ))}

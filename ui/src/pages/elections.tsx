@@ -183,7 +183,7 @@ interface TableProps {
 export function ElectionTable({ keys, live, waiters, filtered }: TableProps) {
   const scroller = useRef<HTMLDivElement>(null);
   const [scrolled, setScrolled] = useState(0);
-  const [size, setSize] = useState({ width: 1000, height: 600 });
+  const [size, setSize] = useState({ width: 1000, height: 600, bar: 0 });
   const [active, setActive] = useState<string | undefined>();
   const [within, setWithin] = useState(false);
   const focusNext = useRef(false);
@@ -194,7 +194,11 @@ export function ElectionTable({ keys, live, waiters, filtered }: TableProps) {
   useLayoutEffect(() => {
     const element = scroller.current;
     if (element === null) return;
-    const measure = () => setSize({ width: element.clientWidth, height: element.clientHeight });
+    const measure = () => setSize({
+        width: element.clientWidth,
+        height: element.clientHeight,
+        bar: element.offsetWidth - element.clientWidth,
+      });
     measure();
     const observer = new ResizeObserver(measure);
     observer.observe(element);
@@ -295,7 +299,7 @@ export function ElectionTable({ keys, live, waiters, filtered }: TableProps) {
       aria-label="Elections"
       aria-rowcount={keys.length + 1}
     >
-      <div role="rowgroup" class="head">
+      <div role="rowgroup" class="head" style={{ paddingInlineEnd: `${size.bar}px` }}>
         <div role="row" class="row" aria-rowindex={1}>
           <span role="columnheader">Election</span>
           <span role="columnheader">Leader</span>
@@ -397,7 +401,7 @@ class ElectionRow extends Component<RowProps> {
         data-row={row.key}
         style={{ transform: `translateY(${top}px)`, height: `${height}px` }}
       >
-        <span role="cell" class="election">
+        <span role="cell" class="election" dir="ltr">
           <a
             href={hrefOf({ page: "election", kind: row.kind, election: row.election })}
             data-key={row.key}
@@ -409,7 +413,7 @@ class ElectionRow extends Component<RowProps> {
             <Name text={row.election} />
           </a>
         </span>
-        <span role="cell" class="leader">
+        <span role="cell" class="leader" dir="auto">
           {row.held ? (
             <Name text={row.leader} />
           ) : (
@@ -424,7 +428,7 @@ class ElectionRow extends Component<RowProps> {
             </span>
           )}
         </span>
-        <span role="cell" class="value">
+        <span role="cell" class="value" dir="auto">
           <Value text={row.value} tabIndex={tabIndex} />
         </span>
         <span role="cell" class="token" title="fencing token">

@@ -6,16 +6,18 @@ import { Time, duration } from "../parts/time";
 import { plural } from "../parts/words";
 
 /** What the nodes' state means, in words. */
-export function quorumInWords(nodes: Pick<Nodes, "needed" | "voting" | "survivable"> & { all: number }): {
+export function quorumInWords(nodes: Pick<Nodes, "needed" | "voting" | "survivable" | "quorum"> & { all: number }): {
   tone: "good" | "bad" | "warning";
   text: string;
 } {
-  const { needed, voting, survivable, all } = nodes;
+  const { needed, voting, survivable, quorum, all } = nodes;
   const vote = `${voting} of ${plural(all, "node")} can vote, and ${needed} must agree.`;
-  if (voting < needed) {
+  if (!quorum) {
+    // While agents move to another list of nodes, each list needs a quorum of its own.
+    const missing = voting < needed ? plural(needed - voting, "more node") : "more nodes of the other list";
     return {
       tone: "bad",
-      text: `No quorum: ${vote} No election can be decided until ${plural(needed - voting, "more node")} can vote. Leaders keep what is left of their terms.`,
+      text: `No quorum: ${vote} No election can be decided until ${missing} can vote. Leaders keep what is left of their terms.`,
     };
   }
   if (survivable <= 0) {
