@@ -2,5 +2,6 @@ import { render } from "preact";
 import { followAgentInfo } from "./agent-info";
 import { App } from "./app";
 
-followAgentInfo();
 render(<App />, document.getElementById("app")!);
+// After the page's own calls: the first row matters more than the agent's name.
+followAgentInfo();

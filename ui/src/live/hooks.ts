@@ -1,4 +1,4 @@
-import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Api, askForToken, session, theApi } from "../api/client";
 import { type Failure, failureOf } from "../api/errors";
 import type { Observation, State } from "../gen/election_agent/v1/election_agent_pb";
@@ -104,7 +104,8 @@ export function useLive(scope: Scope, options: { leaveWhenHidden: boolean; heard
   const elections = useMemo(() => new Elections(), [scopeKey]);
   const drawing = useMemo(() => throttled(() => setDrawn((drawn) => drawn + 1)), []);
 
-  useEffect(() => {
+  // Before the first frame, so that the stream is on its way while the page is drawn.
+  useLayoutEffect(() => {
     const api = theApi();
     setDoubt(undefined);
     setGap(undefined);
