@@ -1,3 +1,4 @@
+import { statSync } from "node:fs";
 import {
   accessible,
   assert,
@@ -484,34 +485,113 @@ export const scenarios = {
     }
   },
 
+  /** Pages that are written from right to left do not break. */
+  async rtl(browser) {
+    await someElections();
+    for (const width of [1280, 360]) {
+      await withPage(browser, { width }, async (page) => {
+        await enter(page);
+        await page.evaluate(() => (document.documentElement.dir = "rtl"));
+        for (const [name, fragment, title] of PAGES) {
+          await page.goto(env.url + fragment);
+          await page.getByRole("heading", { level: 1, name: title }).waitFor();
+          await settled(page);
+          await fits(page);
+          await accessible(page, `${name}, from right to left, ${width} px`);
+          await shot(page, `${name}-rtl-${width}`);
+        }
+        // A bar drains towards the side where the line begins.
+        await page.goto(`${env.url}#/elections?kind=shop`);
+        const origin = await page.locator('[data-row="shop/checkout"] .fill').evaluate((fill) => {
+          const [x] = getComputedStyle(fill).transformOrigin.split(" ").map(parseFloat);
+          return x / fill.offsetWidth;
+        });
+        assert.ok(origin > 0.99, `the bar's origin is at ${origin}`);
+      });
+    }
+  },
+
+  /** A page without JavaScript says what it needs, and people who do not want motion get none. */
+  async plain(browser) {
+    const context = await browser.newContext({ javaScriptEnabled: false });
+    const page = await context.newPage();
+    await page.goto(env.url);
+    await page.locator("noscript p").waitFor();
+    assert.match(await page.locator("noscript p").innerText(), /This page needs JavaScript/);
+    await shot(page, "no-javascript");
+    await context.close();
+    await campaign("plain", "e", "w");
+    await withPage(browser, { fragment: "#/elections?kind=plain", motion: "reduce" }, async (page) => {
+      await enter(page);
+      await live(page);
+      await rowOf(page, "plain").waitFor();
+      await resign("plain", "e", "w");
+      await rowOf(page, "plain").getByText("resigned:").waitFor();
+      const animations = await page.evaluate(() => document.getAnimations().length);
+      assert.equal(animations, 0, "nothing moves");
+    });
+  },
+
+  /** The pods of a Deployment; UI_NAMESPACE and UI_DEPLOYMENT name one that the agent looks up. */
+  async pods(browser) {
+    const { UI_NAMESPACE: namespace = "", UI_DEPLOYMENT: deployment = "" } = process.env;
+    assert.ok(namespace !== "" && deployment !== "", "UI_NAMESPACE and UI_DEPLOYMENT are needed");
+    await withPage(browser, { fragment: "#/pods" }, async (page) => {
+      await enter(page);
+      await page.getByLabel("Namespace").fill(namespace);
+      await page.getByLabel("Deployment").fill(deployment);
+      await page.getByRole("button", { name: "Show" }).click();
+      await page.getByRole("heading", { name: "Rollout" }).waitFor();
+      await page.getByRole("heading", { name: /^Revision \d+/ }).first().waitFor();
+      await page.getByText(/at most .* old when asked/).waitFor();
+      await shot(page, "pods-of-a-deployment");
+      await accessible(page, "the pods of a Deployment");
+      await page.getByLabel("Deployment").fill("surely-not-there");
+      await page.getByRole("button", { name: "Show" }).click();
+      await page.getByText("The agent knows nothing of that name.", { exact: false }).waitFor();
+    });
+  },
+
   /** The screenshot of the documentation, of lively elections. UI_PICTURE names the file. */
   async picture(browser) {
-    const kinds = { batch: ["nightly-report", "billing-run", "cleanup", "reindex"], shop: ["checkout-queue", "stock-sync", "price-feed"], infra: ["dns-writer", "cert-renewal", "backup", "autoscaler", "log-shipper"] };
-    let n = 0;
-    for (const [kind, names] of Object.entries(kinds)) {
-      for (const name of names) {
-        n += 1;
-        await campaign(kind, name, `${name.split("-")[0]}-${(n * 7) % 5}`, {
-          term: 20_000 + ((n * 7_919) % 40_000),
-          value: n % 3 === 0 ? "" : `https://10.0.${n % 4}.${10 + n}:9000`,
-        });
-      }
+    const kinds = {
+      batch: ["billing-run", "cleanup", "nightly-report", "reindex"],
+      infra: ["autoscaler", "backup", "cert-renewal", "dns-writer", "log-shipper"],
+      shop: ["checkout-queue", "price-feed", "search-index", "stock-sync"],
+    };
+    const all = Object.entries(kinds).flatMap(([kind, names]) => names.map((name) => [kind, name]));
+    const leaderOf = (name, n) => `${name.split("-")[0]}-${(n * 7) % 5}`;
+    const termOf = (n) => Math.min(env.term, 18_000 + ((n * 7_919) % 30_000));
+    for (const [n, [kind, name]] of all.entries()) {
+      await campaign(kind, name, leaderOf(name, n), {
+        term: termOf(n),
+        value: n % 3 === 2 ? "" : `http://10.0.${n % 4}.${10 + n}`,
+      });
     }
-    await withPage(browser, { width: 1240, height: 720 }, async (page) => {
+    await withPage(browser, { width: 1160, height: 720 }, async (page) => {
       await enter(page);
       await live(page);
       await rowOf(page, "cleanup").waitFor();
-      await tick(6_000);
-      await resign("infra", "backup", `backup-${(10 * 7) % 5}`);
-      await resign("batch", "reindex", `reindex-${(4 * 7) % 5}`);
-      await campaign("batch", "reindex", "reindex-4");
-      await rowOf(page, "reindex").getByText("reindex-4").waitFor();
-      await tick(300);
+      const waits = [["shop", "price-feed", 2], ["batch", "nightly-report", 3], ["infra", "backup", 1]].flatMap(([kind, name, count]) =>
+        Array.from({ length: count }, (_, i) => campaign(kind, name, `waiter-${i}`, { wait: 12_000 }).catch(() => {})),
+      );
+      for (let second = 0; second < 11; second += 1) {
+        for (const [n, [kind, name]] of all.entries()) {
+          if (second % (2 + (n % 5)) === 1 && n % 4 !== 0) await extend(kind, name, leaderOf(name, n), termOf(n)).catch(() => {});
+        }
+        await tick(1_000);
+      }
+      await resign("infra", "log-shipper", leaderOf("log-shipper", 8));
+      await resign("batch", "reindex", leaderOf("reindex", 3));
+      await campaign("batch", "reindex", "reindex-3", { term: 20_000 });
+      await rowOf(page, "reindex").getByText("reindex-3").waitFor();
+      await tick(150);
       if (env.picture !== "") {
         await page.screenshot({ path: env.picture, animations: "allow" });
-        const { size } = (await import("node:fs")).statSync(env.picture);
+        const { size } = statSync(env.picture);
         assert.ok(size <= 150 * 1024, `the picture has ${size} bytes`);
       }
+      await Promise.all(waits);
     });
   },
 

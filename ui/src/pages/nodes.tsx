@@ -102,7 +102,7 @@ function NodeCard({ node }: { node: Node }) {
         <dd>{quarantine > 0 ? `grants nothing for another ${duration(quarantine)}: it may have forgotten leaders` : "none"}</dd>
         {node.unfit !== "" && (
           <>
-            <dt>Why it must not vote</dt>
+            <dt>{node.up ? "Why it must not vote" : "Why it does not answer"}</dt>
             <dd class="bad-text">{visible(node.unfit)}</dd>
           </>
         )}
