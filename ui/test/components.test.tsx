@@ -77,7 +77,7 @@ function agent(options: { permissions?: string[]; older?: boolean; states?: Retu
   useApi({
     base: "http://agent.example/",
     election: createClient(Election, transport),
-    leadership: createClient(Leadership, transport),
+    observe: (request, signal) => createClient(Leadership, transport).observe(request, { signal, timeoutMs: 0 }),
     agent: createClient(Agent, transport),
   });
   return { calls, pushes };

@@ -1,15 +1,16 @@
 import { type Client, type Interceptor, createClient } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { signal } from "@preact/signals";
-import { Agent, Election, Leadership } from "../gen/election_agent/v1/election_agent_pb";
+import { Agent, Election, type Observation } from "../gen/election_agent/v1/election_agent_pb";
 import { apiBaseOfDocument } from "./base";
 import { failureOf } from "./errors";
+import { type ObserveInit, observe } from "./observe";
 
 /** The services of the agent. */
 export interface Api {
   base: string;
   election: Client<typeof Election>;
-  leadership: Client<typeof Leadership>;
+  observe(request: ObserveInit, signal: AbortSignal): AsyncIterable<Observation>;
   agent: Client<typeof Agent>;
 }
 
@@ -65,7 +66,7 @@ export function connect(base: string): Api {
   return {
     base,
     election: createClient(Election, transport),
-    leadership: createClient(Leadership, transport),
+    observe: (request, signal) => observe(base, token.value, request, signal),
     agent: createClient(Agent, transport),
   };
 }

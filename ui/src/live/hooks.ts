@@ -78,7 +78,7 @@ export function throttled(draw: () => void): { request(): void; cancel(): void }
   };
 }
 
-function observe(api: Api, scope: Scope, signal: AbortSignal): AsyncIterable<Observation> {
+function observeScope(api: Api, scope: Scope, signal: AbortSignal): AsyncIterable<Observation> {
   const what =
     scope.election !== undefined
       ? ({ case: "election", value: scope.election } as const)
@@ -87,7 +87,7 @@ function observe(api: Api, scope: Scope, signal: AbortSignal): AsyncIterable<Obs
         : scope.kind === undefined
           ? ({ case: "allKinds", value: true } as const)
           : ({ case: undefined } as const);
-  return api.leadership.observe({ kind: scope.kind ?? "", heartbeat: HEARTBEAT, what }, { signal, timeoutMs: 0 });
+  return api.observe({ kind: scope.kind ?? "", heartbeat: HEARTBEAT, what }, signal);
 }
 
 /** Follows elections while a component is shown. */
@@ -109,7 +109,7 @@ export function useLive(scope: Scope, options: { leaveWhenHidden: boolean; heard
     const api = theApi();
     setDoubt(undefined);
     setGap(undefined);
-    const follower = new Follower((signal) => observe(api, scope, signal), {
+    const follower = new Follower((signal) => observeScope(api, scope, signal), {
       state(state, generation, present) {
         const at = Date.now();
         const changed = elections.apply(state, generation, present, at);
