@@ -5,14 +5,18 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build profiling test test-sim test-model test-faults fuzz lint openapi bench growth push microbench static sbom
+.PHONY: help run build ui profiling test test-sim test-model test-faults fuzz lint openapi bench growth push microbench static sbom
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
-run: ## Start an agent on ports 8080 (HTTP) and 8443 (gRPC)
+run: ## Start an agent on ports 8080 (HTTP) and 8443 (gRPC), with its dashboard if Node.js is there
+	@if command -v npm >/dev/null 2>&1; then scripts/build-ui; else echo "without Node.js there is no dashboard"; fi
 	EA_ENV=$${EA_ENV:-development} EA_BIND_ADDRESS=$${EA_BIND_ADDRESS:-127.0.0.1} \
 	EA_HTTP_PORT=$(HTTP_PORT) EA_GRPC_PORT=$(GRPC_PORT) cargo run --release --bin election-agent
+
+ui: ## Build the dashboard, which the next build of the agent embeds: ui/dist
+	scripts/build-ui
 
 build: ## Build the agent and eactl: target/release/election-agent, target/release/eactl
 	cargo build --release --locked -p election-agent -p election-ctl
@@ -27,6 +31,8 @@ profiling: ## Build it with line numbers, for profilers and backtraces: target/p
 test: export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
+	scripts/build-ui
+	cd ui && npm test --silent
 	cargo test --workspace --locked
 	cargo test --workspace --features election-core/weaken --locked --test model --test simulation
 

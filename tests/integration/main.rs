@@ -17,6 +17,7 @@ mod commands;
 mod connections;
 mod contention;
 mod contract;
+mod dashboard;
 mod deadlines;
 mod deployment;
 mod documents;
