@@ -1,23 +1,19 @@
 //! The agent, as its callers see it, and its plain calls.
 
 use std::{
-    fs,
     future::Future,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use tonic::{
-    Request, Response, Status,
-    transport::{Certificate, Channel, ClientTlsConfig, Identity},
-};
+use tonic::{Request, Response, Status, transport::Channel};
 
 use crate::{
     Campaign, Campaigned, Deadline, Error, Handover, Kinds, Lead, Leader, Leaders, Lost,
     NotCurrent, Observer, OfKind, Pod, PodsOf, Scope, State, Verified,
-    credentials::Tokens,
-    pool::{Answer, Configured, Failure, Plan, Pool, deepest},
+    credentials::{Tls, Tokens},
+    pool::{Answer, Configured, Failure, Plan, Pool},
     proto::{self, election_client::ElectionClient},
     seats::Seats,
     streams::Streams,
@@ -421,9 +417,7 @@ fn granted(value: &proto::BoolValue) -> Result<(), Error> {
 #[must_use = "`build` makes the agent"]
 pub struct AgentBuilder {
     endpoints: String,
-    authorities: Option<Certificate>,
-    identity: Option<Identity>,
-    server_name: Option<String>,
+    tls: Tls,
     tokens: Tokens,
     candidate: Option<String>,
     timeout: Duration,
@@ -434,9 +428,7 @@ impl AgentBuilder {
     fn new(endpoints: &str) -> Self {
         Self {
             endpoints: endpoints.to_owned(),
-            authorities: None,
-            identity: None,
-            server_name: None,
+            tls: Tls::default(),
             tokens: Tokens::None,
             candidate: None,
             timeout: TIMEOUT,
@@ -444,36 +436,37 @@ impl AgentBuilder {
         }
     }
 
-    /// Trusts the authorities in a PEM file, and no others. Without it the system's are trusted.
+    /// Trusts the authorities in a PEM file, and no others. Without it the system's are trusted. The file is read again
+    /// when it changes, for new connections.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] if the file cannot be read.
+    /// [`Error::Config`] if the file cannot be read, or holds no certificate.
     pub fn ca_file(mut self, path: impl AsRef<Path>) -> Result<Self, Error> {
-        self.authorities = Some(Certificate::from_pem(read(path.as_ref())?));
+        self.tls.authorities = Some(path.as_ref().to_owned());
+        self.tls.load()?;
         Ok(self)
     }
 
-    /// Shows the certificate in a PEM file, with the key in another.
+    /// Shows the certificate in a PEM file, with the key in another. The files are read again when they change, for new
+    /// connections.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] if a file cannot be read.
+    /// [`Error::Config`] if a file cannot be read, or holds no certificate or key.
     pub fn identity_files(
         mut self,
         certificate: impl AsRef<Path>,
         key: impl AsRef<Path>,
     ) -> Result<Self, Error> {
-        self.identity = Some(Identity::from_pem(
-            read(certificate.as_ref())?,
-            read(key.as_ref())?,
-        ));
+        self.tls.identity = Some((certificate.as_ref().to_owned(), key.as_ref().to_owned()));
+        self.tls.load()?;
         Ok(self)
     }
 
     /// The name that the agent's certificate has to be for, if it is not the endpoint's.
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
-        self.server_name = Some(name.into());
+        self.tls.server_name = Some(name.into());
         self
     }
 
@@ -529,6 +522,7 @@ impl AgentBuilder {
     ///
     /// [`Error::Config`] if an endpoint is no address, or a file holds no certificate or key.
     pub fn build(self) -> Result<Agent, Error> {
+        let tls = Arc::new(self.tls);
         let mut endpoints = Vec::new();
         for text in self
             .endpoints
@@ -536,20 +530,7 @@ impl AgentBuilder {
             .map(str::trim)
             .filter(|text| !text.is_empty())
         {
-            let endpoint = Configured::new(text, |template| {
-                let mut tls = ClientTlsConfig::new();
-                tls = match self.authorities.clone() {
-                    Some(authorities) => tls.ca_certificate(authorities),
-                    None => tls.with_native_roots(),
-                };
-                if let Some(identity) = self.identity.clone() {
-                    tls = tls.identity(identity);
-                }
-                if let Some(name) = self.server_name.clone() {
-                    tls = tls.domain_name(name);
-                }
-                template.tls_config(tls).map_err(|error| deepest(&error))
-            });
+            let endpoint = Configured::new(text, &tls);
             let endpoint =
                 endpoint.map_err(|why| Error::Config(format!("the endpoint {text}: {why}")))?;
             if self.tokens.any() && !endpoint.is_encrypted() {
@@ -577,10 +558,6 @@ impl AgentBuilder {
             }),
         })
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    fs::read(path).map_err(|error| Error::Config(format!("{}: {error}", path.display())))
 }
 
 /// The host's name, the process's number, and what tells agents of one process apart.

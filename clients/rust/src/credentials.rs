@@ -1,14 +1,23 @@
-//! What a caller shows to agents.
+//! What a caller shows to agents, and whom it trusts.
 
 use std::{
-    fmt,
+    fmt, fs,
     future::Future,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::{
+    metadata::{Ascii, MetadataMap, MetadataValue},
+    transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
+};
+
+use crate::{Error, pool::deepest};
+
+/// How often files of certificates are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 type Source =
     Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<String, String>> + Send>> + Send + Sync>;
@@ -39,7 +48,7 @@ impl Tokens {
             Self::Static(token) => Ok(Some(token.clone())),
             // Read each time: the file is small, and no sign of a change is as sure as its content.
             Self::File(path, last) => {
-                let read = std::fs::read_to_string(path);
+                let read = fs::read_to_string(path);
                 let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
                 match read {
                     Ok(token) if !token.trim().is_empty() => *last = Some(token.trim().to_owned()),
@@ -86,6 +95,136 @@ impl fmt::Debug for Tokens {
             Self::Function(_) => f.write_str("Function"),
         }
     }
+}
+
+/// Files for encrypted connections. New connections use their present content.
+#[derive(Debug, Default)]
+pub(crate) struct Tls {
+    pub(crate) authorities: Option<PathBuf>,
+    /// A certificate and its key.
+    pub(crate) identity: Option<(PathBuf, PathBuf)>,
+    /// The name that the agent's certificate has to be for, if it is not the endpoint's.
+    pub(crate) server_name: Option<String>,
+    state: Mutex<TlsState>,
+}
+
+#[derive(Debug, Default)]
+struct TlsState {
+    contents: Contents,
+    looked: Option<Instant>,
+    /// Counts the changes.
+    version: u64,
+}
+
+/// What is in the files.
+#[derive(Clone, Default, PartialEq, Eq)]
+struct Contents {
+    authorities: Option<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Tls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: one cannot be read, or holds nothing that could be of use.
+    pub(crate) fn load(&self) -> Result<(), Error> {
+        let contents = self.read()?;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.contents = contents;
+        state.looked = Some(Instant::now());
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Contents, Error> {
+        let certificate = |path: &Path| read(path, "CERTIFICATE", "certificate");
+        Ok(Contents {
+            authorities: self.authorities.as_deref().map(certificate).transpose()?,
+            identity: match &self.identity {
+                None => None,
+                Some((path, key)) => {
+                    Some((certificate(path)?, read(key, "PRIVATE KEY", "private key")?))
+                }
+            },
+        })
+    }
+
+    /// Looks at the files, if that was not done just now. Returns the number of their version.
+    pub(crate) fn version(&self) -> u64 {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let files = self.authorities.is_some() || self.identity.is_some();
+        if !files || state.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
+            return state.version;
+        }
+        state.looked = Some(Instant::now());
+        let new = self.read().and_then(|contents| {
+            let changed = contents != state.contents;
+            if changed {
+                // A certificate and a key that do not belong together are in the middle of being replaced.
+                let any = Endpoint::from_static("https://agent");
+                self.configure(any, &contents).map_err(Error::Config)?;
+            }
+            Ok(changed.then_some(contents))
+        });
+        match new {
+            Ok(None) => {}
+            Ok(Some(contents)) => {
+                state.contents = contents;
+                state.version += 1;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "files of certificates: going on with the last ones");
+            }
+        }
+        state.version
+    }
+
+    /// An endpoint with encryption.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the files.
+    pub(crate) fn apply(&self, endpoint: Endpoint) -> Result<Endpoint, String> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.configure(endpoint, &state.contents)
+    }
+
+    fn configure(&self, endpoint: Endpoint, contents: &Contents) -> Result<Endpoint, String> {
+        let mut tls = ClientTlsConfig::new();
+        tls = match &contents.authorities {
+            Some(authorities) => tls.ca_certificate(Certificate::from_pem(authorities)),
+            None => tls.with_native_roots(),
+        };
+        if let Some((certificate, key)) = &contents.identity {
+            tls = tls.identity(Identity::from_pem(certificate, key));
+        }
+        if let Some(name) = &self.server_name {
+            tls = tls.domain_name(name);
+        }
+        endpoint.tls_config(tls).map_err(|error| deepest(&error))
+    }
+}
+
+/// Never prints a key.
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Contents").finish_non_exhaustive()
+    }
+}
+
+/// Reads a PEM file.
+fn read(path: &Path, label: &str, what: &str) -> Result<Vec<u8>, Error> {
+    let wrong = |why: String| Error::Config(format!("{}: {why}", path.display()));
+    let content = fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    let mark = format!("{label}-----");
+    let holds = content
+        .windows(mark.len())
+        .any(|part| part == mark.as_bytes());
+    if !holds {
+        return Err(wrong(format!("there is no {what} in it")));
+    }
+    Ok(content)
 }
 
 /// Propagates the current trace context, if there is one.

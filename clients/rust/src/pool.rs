@@ -32,7 +32,7 @@ use tonic::{
 
 use crate::{
     Code, Deadline, Error,
-    credentials::{Tokens, put_trace},
+    credentials::{Tls, Tokens, put_trace},
     error::listed,
     proto::election_client::ElectionClient,
 };
@@ -58,17 +58,16 @@ pub(crate) struct Configured {
     label: String,
     host: String,
     port: u16,
-    template: Endpoint,
+    /// For new connections, and which version of the files of certificates it holds.
+    template: Mutex<(Endpoint, u64)>,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Configured {
     /// # Errors
     ///
     /// Why this is no endpoint.
-    pub(crate) fn new(
-        text: &str,
-        tls: impl FnOnce(Endpoint) -> Result<Endpoint, String>,
-    ) -> Result<Self, String> {
+    pub(crate) fn new(text: &str, tls: &Arc<Tls>) -> Result<Self, String> {
         let url = if text.contains("://") {
             text.to_owned()
         } else {
@@ -97,7 +96,19 @@ impl Configured {
             .trim_start_matches('[')
             .trim_end_matches(']')
             .to_owned();
-        let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let named = authority
+            .rsplit_once(':')
+            .map(|(_, port)| port)
+            .filter(|port| !port.ends_with(']'));
+        let port = match named {
+            None if https => 443,
+            None => 80,
+            Some(port) => match port.parse() {
+                Ok(0) | Err(_) => return Err(format!("there is no port {port:?}: 1 to 65535")),
+                Ok(port) => port,
+            },
+        };
         // Its URI is the `:authority` of every call, whatever the address.
         let template = Endpoint::from(uri)
             .user_agent(concat!(
@@ -108,17 +119,27 @@ impl Configured {
             .connect_timeout(CONNECT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE_ANSWER);
-        let template = if https { tls(template)? } else { template };
+        let template = if https {
+            tls.apply(template)?
+        } else {
+            template
+        };
         Ok(Self {
             label: text.to_owned(),
             host,
             port,
-            template,
+            template: Mutex::new((template, 0)),
+            tls: https.then(|| Arc::clone(tls)),
         })
     }
 
     pub(crate) fn is_encrypted(&self) -> bool {
-        self.template.uri().scheme_str() == Some("https")
+        self.tls.is_some()
+    }
+
+    /// Which version of the files of certificates new connections use.
+    fn version(&self) -> u64 {
+        self.tls.as_ref().map_or(0, |tls| tls.version())
     }
 
     /// The addresses of the endpoint's name.
@@ -149,7 +170,17 @@ impl Configured {
             stream.set_nodelay(true)?;
             Ok::<_, std::io::Error>(TokioIo::new(stream))
         });
-        self.template.connect_with_connector_lazy(connector)
+        let mut template = self.template.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tls) = &self.tls {
+            let version = tls.version();
+            // They were good when they were read.
+            if version != template.1
+                && let Ok(changed) = tls.apply(template.0.clone())
+            {
+                *template = (changed, version);
+            }
+        }
+        template.0.connect_with_connector_lazy(connector)
     }
 }
 
@@ -193,6 +224,8 @@ struct State {
     /// The runtimes that have channels, the one that was new last at the end.
     runtimes: Vec<runtime::Id>,
     made: u64,
+    /// Of each endpoint, with which version of the files of certificates its channels were made.
+    versions: HashMap<usize, u64>,
     /// Of each endpoint, its addresses and when they were looked up.
     addresses: HashMap<usize, (Vec<SocketAddr>, Instant)>,
     preferred: Option<Route>,
@@ -389,7 +422,15 @@ impl Pool {
             .ok()
             .map(|handle| handle.id());
         let key = (runtime, route, lane);
+        // Reads files.
+        let version = self.endpoints[route.endpoint].version();
         let mut state = self.state();
+        if state.versions.insert(route.endpoint, version) != Some(version) {
+            // Channels connect anew by themselves, with what they were made with. What is under way goes on.
+            state
+                .channels
+                .retain(|(_, other, _), _| other.endpoint != route.endpoint);
+        }
         if let Some((channel, number)) = state.channels.get(&key) {
             return Connection {
                 channel: channel.clone(),
@@ -650,7 +691,13 @@ pub(crate) fn unsent(status: &Status) -> Option<String> {
     let mut source = status.source();
     while let Some(error) = source {
         if let Some(connect) = error.downcast_ref::<tonic::ConnectError>() {
-            return Some(deepest(connect.0.as_ref()));
+            let why = deepest(connect.0.as_ref());
+            // What an agent without encryption answers is no message of TLS.
+            let hint = match why.contains("InvalidContentType") {
+                true => ": it speaks no TLS, as an agent at http:// does",
+                false => "",
+            };
+            return Some(format!("{why}{hint}"));
         }
         source = error.source();
     }

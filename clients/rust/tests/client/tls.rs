@@ -7,6 +7,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tempfile::TempDir;
 use test_agent::Agent as Server;
 
+use crate::support::eventually;
+
 /// An authority, and files with certificates that it has signed.
 struct Files {
     directory: TempDir,
@@ -130,4 +132,59 @@ async fn an_agent_is_reached_by_tls_and_told_who_asks_by_mtls() {
         .kinds()
         .await
         .expect("known");
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_replaced_is_shown_from_then_on() {
+    let (files, others) = (Files::new(), Files::new());
+    let [certificate, key, authority] =
+        ["server.pem", "server.key", "ca.pem"].map(|file| files.text(file));
+    let server = Server::with(&[
+        ("EA_TLS_CERT_FILE", &certificate[..]),
+        ("EA_TLS_KEY_FILE", &key),
+        ("EA_TLS_CLIENT_CA_FILE", &authority),
+        ("EA_AUTH_MODES", "mtls"),
+    ]);
+    let port = server.address().rsplit(':').next().expect("a port");
+    let shown = TempDir::new().expect("a directory");
+    let path = |file: &str| shown.path().join(file);
+    let replace = |from: &Files, file: &str| {
+        fs::copy(from.path(file), path(file)).expect("copied");
+    };
+    let both = ["client.pem", "client.key"];
+    both.map(|file| replace(&others, file));
+    let agent = Agent::builder(format!("https://localhost:{port}"))
+        .ca_file(files.path("ca.pem"))
+        .and_then(|builder| builder.identity_files(path(both[0]), path(both[1])))
+        .expect("files")
+        .timeout(std::time::Duration::from_secs(1))
+        .build()
+        .expect("valid");
+    agent.kinds().await.expect_err("a stranger");
+    // In the middle of being replaced, they do not belong together, and those before are shown.
+    replace(&files, both[0]);
+    agent.kinds().await.expect_err("a stranger, still");
+    replace(&files, both[1]);
+    eventually("known", async || agent.kinds().await.ok()).await;
+}
+
+#[test]
+fn files_without_certificates_and_addresses_without_ports_are_told() {
+    let files = Files::new();
+    fs::write(files.path("empty"), "").expect("written");
+    let told = |done: Result<_, Error>| done.map(|_| ()).expect_err("wrong").to_string();
+    let builder = || Agent::builder("https://agent:8443");
+    let error = told(builder().ca_file(files.path("empty")));
+    assert!(error.contains("there is no certificate in it"), "{error}");
+    let (certificate, key) = (files.path("client.pem"), files.path("client.key"));
+    let error = told(builder().identity_files(&certificate, &certificate));
+    assert!(error.contains("there is no private key in it"), "{error}");
+    assert!(builder().identity_files(certificate, key).is_ok());
+    for wrong in ["a:99999", "a:0", "a:", "http://[::1]:x"] {
+        let error = Agent::new(wrong).expect_err(wrong).to_string();
+        assert!(error.contains(wrong), "{error}");
+    }
+    for right in ["a", "a:1", "https://[::1]", "http://[::1]:65535"] {
+        Agent::new(right).expect(right);
+    }
 }
