@@ -6,14 +6,17 @@
 //!
 //! `kill(-group, SIGKILL)` is atomic: every member has the signal pending when it returns, and the kernel lets none
 //! of them fork any more. After it, the group can only shrink.
+//!
+//! The leader may move itself to another group of its session. It is the supervisor's child all the same, and gets what
+//! the group gets.
 
 use std::{fs, os::fd::OwnedFd};
 
 use rustix::{
     io,
     process::{
-        Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal,
-        test_kill_process_group,
+        Pid, PidfdFlags, Signal, getpgid, kill_process, kill_process_group, pidfd_open,
+        pidfd_send_signal, test_kill_process_group,
     },
 };
 
@@ -38,10 +41,13 @@ impl Group {
         self.id
     }
 
-    /// Sends a signal to every member. For a supervisor that has not reaped the leader.
+    /// Sends a signal to every member, and to the leader wherever it is. For a supervisor that has not reaped the leader.
     pub(crate) fn signal(&self, signal: Signal) {
-        // Fails only if there is no member that may be sent a signal, which is as well.
+        // Both fail only if there is nobody who may be sent a signal, which is as well.
         let _ = kill_process_group(self.id, signal);
+        if signal == Signal::KILL || getpgid(Some(self.id)).is_ok_and(|group| group != self.id) {
+            let _ = kill_process(self.id, signal);
+        }
     }
 
     /// Asks every member to end, also those that are stopped.
@@ -57,9 +63,18 @@ impl Group {
     /// others. If the leader is gone, each member is held by a descriptor before it is looked at again and killed, so
     /// that a number that has passed to another process is noticed.
     pub(crate) fn kill_from_outside(&self) {
-        if self.leader.as_ref().is_none_or(is_unreaped) {
-            self.signal(Signal::KILL);
-            return;
+        match &self.leader {
+            None => {
+                self.signal(Signal::KILL);
+                return;
+            }
+            Some(leader) if is_unreaped(leader) => {
+                // Fails if nobody is there.
+                let _ = kill_process_group(self.id, Signal::KILL);
+                let _ = pidfd_send_signal(leader, Signal::KILL);
+                return;
+            }
+            Some(_) => {}
         }
         // Members may fork between the look and the kill: until a look finds nobody.
         for _ in 0..MOST_LOOKS {

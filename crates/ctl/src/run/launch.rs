@@ -5,16 +5,21 @@
 //! permission to go on. If the socket ends first, the supervisor has ended, and the command is never started.
 
 use std::{
-    ffi::{OsStr, OsString},
+    ffi::{CString, NulError, OsStr, OsString},
     fs::File,
     io::{self, IoSlice, IoSliceMut, Read as _, Write as _},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{net::UnixStream, process::CommandExt as _},
+        unix::{
+            ffi::{OsStrExt as _, OsStringExt as _},
+            net::UnixStream,
+            process::CommandExt as _,
+        },
     },
     path::Path,
     process::{Command, ExitCode, Stdio},
+    sync::Arc,
 };
 
 use nix::sys::signal::{SigSet, Signal as Masked};
@@ -130,7 +135,7 @@ pub(crate) fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     if wait(&socket).is_err() {
         return own_error;
     }
-    let error = become_command(&program, &name, args);
+    let error = become_command(&program, name, args);
     // The supervisor says what was wrong.
     let _ = socket.write_all(&error.raw_os_error().unwrap_or_default().to_ne_bytes());
     own_error
@@ -165,12 +170,32 @@ fn wait(socket: &UnixStream) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns only if that fails.
+///
+/// Not by the standard library, whose `exec` lets the C library give a shell what the kernel does not know, such as a
+/// program for another processor.
 fn become_command(
     program: &OsStr,
-    name: &OsStr,
+    name: OsString,
     args: impl Iterator<Item = OsString>,
 ) -> io::Error {
-    Command::new(program).arg0(name).args(args).exec()
+    // Ignored since this process has started, which the command would inherit. A handler it does not.
+    let flag = Arc::default();
+    if let Err(error) = signal_hook::flag::register(Signal::PIPE.as_raw(), flag) {
+        return error;
+    }
+    let program = CString::new(program.as_bytes());
+    let line: Result<Vec<_>, NulError> = std::iter::once(name)
+        .chain(args)
+        .map(|argument| CString::new(argument.into_vec()))
+        .collect();
+    match program.and_then(|program| Ok((program, line?))) {
+        Ok((program, line)) => {
+            let Err(error) = nix::unistd::execv(&program, &line);
+            error.into()
+        }
+        Err(error) => error.into(),
+    }
 }
 
 /// Makes the group the one that reads from the terminal and gets its signals.

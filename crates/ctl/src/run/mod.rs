@@ -18,8 +18,9 @@
 //!    number is nobody else's ([`group`]).
 //! 6. The supervisor resigns when the group is over, and never before.
 //!
-//! What stays: a machine on which neither process runs in time, a group that changes its user so that signals do not
-//! reach it, and processes that leave the group without `--cgroup`. The fencing token guards what these write.
+//! What stays: a machine on which neither process runs in time, supervisor and deadman killed at the same instant (the
+//! command ends by PDEATHSIG, what it has started does not), a group that changes its user so that signals do not reach
+//! it, and processes that leave the group without `--cgroup`. The fencing token guards what these write.
 
 mod cgroup;
 pub mod clock;

@@ -2,6 +2,7 @@
 
 use std::{fs, io, task::Poll};
 
+use nix::sys::signal::{SigSet, Signal as Masked};
 use rustix::process::Signal as Number;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -21,7 +22,10 @@ const FORWARDED: [Number; 7] = [
 pub(crate) struct Signals(Vec<(Number, Signal)>);
 
 impl Signals {
-    /// Signals that are ignored already, as `nohup` has it, stay ignored, here and by the command.
+    /// Signals that are ignored already, as `nohup` has it, stay ignored, here and by the command. Those that are
+    /// blocked are not: whoever started this process may have forgotten to unblock them. The command blocks none.
+    ///
+    /// To be called before other threads are started, which inherit what is blocked.
     pub(crate) fn new() -> io::Result<Self> {
         let ignored = ignored();
         // A leader that were suspended would lose its term.
@@ -34,6 +38,12 @@ impl Signals {
                 signals.push((number, signal(SignalKind::from_raw(raw))?));
             }
         }
+        // What is written to the terminal while the command has its foreground, or to a file that has become too long,
+        // must not stop or end a leader.
+        let mut harmful = SigSet::empty();
+        harmful.add(Masked::SIGTTOU);
+        harmful.add(Masked::SIGXFSZ);
+        harmful.thread_set_mask()?;
         Ok(Self(signals))
     }
 

@@ -153,12 +153,7 @@ fn processes_are_three_and_hold_only_what_they_need() {
 }
 
 /// Runs a script with status lines to this pipe.
-fn with_status(
-    agent: &Agent,
-    writer: std::io::PipeWriter,
-    directory: &Path,
-    script: &str,
-) -> Child {
+fn with_status(agent: &Agent, writer: impl Into<Stdio>, directory: &Path, script: &str) -> Child {
     let exec = r#"exec "$0" "$@" 9>&1 >out 2>&1"#;
     let mut command = Command::new("sh");
     command.args([
@@ -230,4 +225,67 @@ fn a_reader_of_status_lines_that_is_full_or_gone_holds_nothing_up() {
         assert_eq!(child.wait().expect("ends").code(), Some(3), "gone: {gone}");
         drop(reader);
     }
+}
+
+#[test]
+fn status_lines_go_to_a_socket_too() {
+    let agent = Agent::start();
+    let directory = tempfile::tempdir().expect("a directory");
+    let (mut reader, writer) = std::os::unix::net::UnixStream::pair().expect("sockets");
+    let writer = std::os::fd::OwnedFd::from(writer);
+    let mut child = with_status(&agent, writer, directory.path(), "exit 3");
+    let mut lines = String::new();
+    reader.read_to_string(&mut lines).expect("text");
+    assert_eq!(child.wait().expect("ends").code(), Some(3));
+    let lines = json(lines.as_bytes());
+    assert_eq!(lines[0]["event"], "elected");
+    assert_eq!(lines[lines.len() - 1]["event"], "over");
+}
+
+#[test]
+fn status_lines_and_output_do_not_overwrite_each_other() {
+    let agent = Agent::start();
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("both");
+    let both = std::fs::File::create(&path).expect("created");
+    let arguments = [
+        "run",
+        "--election",
+        "a",
+        "--status-fd",
+        "1",
+        "--",
+        "echo",
+        r#"{"event":"output"}"#,
+    ];
+    let mut command = eactl(&agent.url(), &arguments);
+    assert!(command.stdout(both).status().expect("runs").success());
+    let lines = json(&std::fs::read(path).expect("there"));
+    let events: Vec<_> = lines.iter().map(|line| &line["event"]).collect();
+    assert_eq!(events, ["elected", "output", "over"]);
+}
+
+#[test]
+fn status_lines_go_to_a_pipe_that_may_not_be_opened() {
+    // Without rights over files of users that are not the namespace's.
+    let unshare = ["unshare", "--user"];
+    let possible = Command::new(unshare[0]).args([unshare[1], "true"]).status();
+    if !possible.is_ok_and(|status| status.success()) {
+        return;
+    }
+    let agent = Agent::start();
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    rustix::fs::fchmod(&writer, rustix::fs::Mode::empty()).expect("set");
+    let mut command = Command::new(unshare[0]);
+    command
+        .args([unshare[1], env!("CARGO_BIN_EXE_eactl"), "run"])
+        .args(["--election", "a", "--status-fd", "1", "--", "true"])
+        .env("ELECTION_AGENT_URL", agent.url())
+        .stdout(writer);
+    let mut child = command.spawn().expect("starts");
+    drop(command);
+    let mut lines = String::new();
+    reader.read_to_string(&mut lines).expect("text");
+    assert_eq!(child.wait().expect("ends").code(), Some(0), "{lines}");
+    assert_eq!(json(lines.as_bytes())[0]["event"], "elected");
 }
