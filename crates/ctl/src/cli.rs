@@ -2,7 +2,11 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Arg, ArgAction, Command, builder::PossibleValuesParser, value_parser};
+use clap::{
+    Arg, ArgAction, Command,
+    builder::{OsStringValueParser, PossibleValuesParser, TypedValueParser as _},
+    value_parser,
+};
 
 /// Commands that ask no agent.
 const DOCUMENTS: [&str; 3] = ["completions", "install", "man"];
@@ -58,7 +62,8 @@ fn connection() -> [Arg; 6] {
             .long("token-file")
             .value_name("FILE")
             .env("ELECTION_AGENT_TOKEN_FILE")
-            .value_parser(value_parser!(PathBuf))
+            // An empty variable counts as none.
+            .value_parser(OsStringValueParser::new().map(PathBuf::from))
             .help("A file with the bearer token that is shown to the agent; read again when it changes"),
         Arg::new("ca")
             .long("ca")
@@ -80,7 +85,7 @@ fn connection() -> [Arg; 6] {
         Arg::new("json")
             .long("json")
             .action(ArgAction::SetTrue)
-            .help("Prints a JSON object a line"),
+            .help("Prints a JSON object a line, also of errors"),
     ]
     .map(|arg| arg.help_heading(AGENT))
 }
@@ -174,7 +179,7 @@ fn run() -> Command {
                 .value_parser(value_parser!(u16))
                 .help("Writes a line to this file descriptor at each extension, and closes it when the term is lost")
                 .long_help(
-                    "Writes a line of JSON to this file descriptor, a pipe or a file, when elected and at each \
+                    "Writes a line of JSON to this file descriptor, a pipe, a socket or a file, when elected and at each \
                      extension: {\"event\":\"elected\",\"kind\":…,\"election\":…,\"token\":…,\"valid_until\":…}, with the \
                      time of CLOCK_BOOTTIME in ns. Its end means that the leadership is over. With --again, the line \
                      with the event \"over\" means so, and the end that there is no other. Lines that the reader has no \

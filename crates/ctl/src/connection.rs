@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::ArgMatches;
+use clap::{ArgMatches, parser::ValueSource};
 use election_agent_client::{Agent, Error};
 
 use crate::failure::Failure;
@@ -18,19 +18,25 @@ pub(crate) fn agent(given: &ArgMatches) -> Result<Agent, Failure> {
 /// The same, with another time for questions.
 pub(crate) fn agent_within(given: &ArgMatches, timeout: Duration) -> Result<Agent, Failure> {
     let file = |name| given.get_one::<PathBuf>(name);
-    let Some(endpoints) = given.get_one::<String>("agent") else {
+    let endpoints = given.get_one::<String>("agent");
+    let Some(endpoints) = endpoints.filter(|named| !named.trim().is_empty()) else {
         return Err(Failure::own(
             "no agent is named: use --agent or ELECTION_AGENT_URL",
         ));
     };
     let mut builder = Agent::builder(endpoints).timeout(timeout);
-    if let Some(path) = file("token_file") {
-        // Read now, so that a file that is not there is told before anything is asked.
-        if let Err(error) = std::fs::read(path) {
-            return Err(Failure::own(format!(
-                "--token-file {}: {error}",
-                path.display()
-            )));
+    let unset = |path: &&PathBuf| {
+        path.as_os_str().is_empty()
+            && given.value_source("token_file") == Some(ValueSource::EnvVariable)
+    };
+    if let Some(path) = file("token_file").filter(|path| !unset(path)) {
+        // Read now, so that a file that is not there, or holds nothing, is told before anything is asked.
+        let wrong = |why: &dyn std::fmt::Display| {
+            Failure::own(format!("--token-file {}: {why}", path.display()))
+        };
+        let token = std::fs::read_to_string(path).map_err(|error| wrong(&error))?;
+        if token.trim().is_empty() {
+            return Err(wrong(&"the file is empty"));
         }
         builder = builder.token_file(path);
     }

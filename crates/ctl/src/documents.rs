@@ -1,7 +1,8 @@
 //! What the program makes of itself: completions, the manual page, a copy.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -40,8 +41,14 @@ pub(crate) fn install(given: &ArgMatches) -> Result<u8, Failure> {
 
 fn copy(program: &Path, to: &Path) -> io::Result<()> {
     let mut beside = to.as_os_str().to_owned();
-    beside.push(format!(".{}", std::process::id()));
-    let done = fs::copy(program, &beside).and_then(|_| fs::rename(&beside, to));
+    beside.push(format!(".{:016x}", fastrand::u64(..)));
+    // A file of its own: the directory may be one that others write to.
+    let mut copy = File::options().write(true).create_new(true).open(&beside)?;
+    let done = File::open(program).and_then(|mut program| {
+        io::copy(&mut program, &mut copy)?;
+        copy.set_permissions(program.metadata()?.permissions())?;
+        fs::rename(&beside, to)
+    });
     if done.is_err() {
         // Says less than why it could not be copied.
         let _ = fs::remove_file(&beside);

@@ -11,7 +11,7 @@ use crate::{
     failure::Failure,
     http::Sidecar,
     leading::{Candidacy, Held, instant},
-    output::{complain, print, print_json},
+    output::{complain, print, print_json, printable},
     run::{
         signals::Signals,
         supervisor::{Change, Lease as _},
@@ -74,13 +74,14 @@ pub(crate) async fn elect(given: &ArgMatches) -> Result<u8, Failure> {
         if let Some(sidecar) = &sidecar {
             sidecar.leads(Some(held.term().clone()));
         }
-        let lost = hold(&held, &mut signals, json).await?;
+        let ended = hold(&held, &mut signals, json).await;
         if let Some(sidecar) = &sidecar {
             sidecar.leads(None);
         }
         let term = held.term().clone();
-        held.resign(lost.is_some()).await;
-        match lost {
+        // Also when the output has failed: nobody works under the term any more.
+        held.resign(term.check().is_err()).await;
+        match ended? {
             None => {
                 say("resigned", &term, json, None)?;
                 return Ok(0);
@@ -130,11 +131,11 @@ fn say(event: &'static str, term: &Term, json: bool, reason: Option<&str>) -> Re
         });
     }
     let reason = reason.map(|why| format!(": {why}")).unwrap_or_default();
-    print(format_args!(
+    print(printable(format!(
         "{event} {}/{} as {}, token {}{reason}",
         term.kind(),
         term.election(),
         term.candidate(),
         term.token(),
-    ))
+    )))
 }

@@ -19,12 +19,15 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::{failure::Failure, leading::Candidacy, output::complain};
 
 /// How long a client may take for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
+
+/// How many connections are served at once. Others wait to be accepted: who leads needs files, too.
+const CONNECTIONS: usize = 256;
 
 /// The pause after a connection could not be accepted, or the observer was refused.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -99,7 +102,9 @@ impl Sidecar {
     }
 
     async fn serve(self, listener: TcpListener) {
-        loop {
+        let room = Arc::new(Semaphore::new(CONNECTIONS));
+        // It is never closed.
+        while let Ok(place) = Arc::clone(&room).acquire_owned().await {
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(PAUSE).await;
                 continue;
@@ -116,6 +121,7 @@ impl Sidecar {
             tokio::spawn(async move {
                 // Of interest to the client only, which knows.
                 let _ = connection.await;
+                drop(place);
             });
         }
     }
@@ -133,6 +139,9 @@ impl Sidecar {
         let mut response = Response::new(Full::new(body.into()));
         *response.status_mut() = status;
         let headers = response.headers_mut();
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(header::ALLOW, header::HeaderValue::from_static("GET, HEAD"));
+        }
         headers.insert(
             header::CONTENT_TYPE,
             header::HeaderValue::from_static("application/json"),

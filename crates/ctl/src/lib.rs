@@ -50,6 +50,10 @@ pub fn run(line: clap::Command, matches: &ArgMatches) -> ExitCode {
     let Some((name, given)) = matches.subcommand() else {
         return ExitCode::from(Failure::OWN);
     };
+    // Documents take no `--json`, and are none.
+    if given.try_get_one("json").ok().flatten() == Some(&true) {
+        output::complain_in_json();
+    }
     let done = match name {
         "completions" => documents::completions(line, given),
         "man" => documents::man(line),
@@ -60,7 +64,7 @@ pub fn run(line: clap::Command, matches: &ArgMatches) -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             if failure != Failure::silent() {
-                output::complain(format_args!("{failure}"));
+                output::report(&failure);
             }
             ExitCode::from(failure.code())
         }

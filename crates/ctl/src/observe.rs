@@ -20,7 +20,7 @@ use tokio::{select, sync::mpsc, time::MissedTickBehavior};
 use crate::{
     connection,
     failure::Failure,
-    output::{complain, print, print_json, printable, table, written},
+    output::{complain, fitting, padded, print, print_json, printable, table, written},
     run::clock::Instant,
 };
 
@@ -199,7 +199,9 @@ fn print_text(event: &Event) -> Result<(), Failure> {
                 ""
             };
             print(format_args!(
-                "{name:<32}  {leader:<32}  {:>16}  {}{missed}",
+                "{}  {}  {:>16}  {}{missed}",
+                padded(&name, 32),
+                padded(&leader, 32),
                 state.token,
                 cause(state.cause)
             ))
@@ -353,9 +355,8 @@ impl Board {
         lines.extend(doubt.as_deref());
         let mut text = String::new();
         for line in lines {
-            let line: String = line.chars().take(width).collect();
             // Writing to a string does not fail.
-            let _ = writeln!(text, "{line}");
+            let _ = writeln!(text, "{}", fitting(line, width));
         }
         text
     }

@@ -4,19 +4,47 @@ use std::{
     fmt,
     io::{self, Write as _},
     path::Path,
+    sync::OnceLock,
 };
 
 use comfy_table::{ContentArrangement, Table, presets::NOTHING};
 use serde::Serialize;
+use serde_json::{Value, json};
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::failure::Failure;
 
+/// Whether programs read what is told on the standard error, too.
+static IN_JSON: OnceLock<()> = OnceLock::new();
+
+/// From now on, what is told is an object of JSON a line.
+pub(crate) fn complain_in_json() {
+    // Said before, if it fails.
+    let _ = IN_JSON.set(());
+}
+
 /// Tells people something on the standard error.
 pub(crate) fn complain(what: fmt::Arguments<'_>) {
-    let program = std::env::args_os().next().unwrap_or_default();
-    let program = Path::new(&program).file_name().unwrap_or_default();
+    let what = what.to_string();
+    tell(&what, json!({ "message": what }));
+}
+
+/// Tells why the command has failed.
+pub(crate) fn report(failure: &Failure) {
+    let what = failure.to_string();
+    tell(&what, json!({ "error": what, "exit_code": failure.code() }));
+}
+
+fn tell(what: &str, object: Value) {
+    let line = if IN_JSON.get().is_some() {
+        object.to_string()
+    } else {
+        let program = std::env::args_os().next().unwrap_or_default();
+        let program = Path::new(&program).file_name().unwrap_or_default();
+        format!("{}: {}", program.display(), printable(what.to_owned()))
+    };
     // There is nobody to be told if it cannot be written.
-    let _ = writeln!(io::stderr(), "{}: {what}", program.display());
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// A table without lines, each column as wide as it must be.
@@ -41,20 +69,37 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     lines.join("\n")
 }
 
-/// Names and values may hold anything but control characters, as agents have it; a terminal is not trusted to them.
+/// Without what a terminal obeys, or shows in another order than it is read. Names, values and reasons are others'
+/// texts; agents let no control characters pass, but who answers may be no agent.
 pub(crate) fn printable(text: String) -> String {
-    if !text.contains(char::is_control) {
+    if !text.contains(is_harmful) {
         return text;
     }
-    text.chars()
-        .map(|letter| {
-            if letter.is_control() {
-                char::REPLACEMENT_CHARACTER
-            } else {
-                letter
-            }
-        })
-        .collect()
+    text.replace(is_harmful, "\u{fffd}")
+}
+
+fn is_harmful(letter: char) -> bool {
+    let turns = matches!(
+        letter,
+        '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+    );
+    letter.is_control() || turns
+}
+
+/// What of a line's beginning a terminal shows in so many columns.
+pub(crate) fn fitting(line: &str, columns: usize) -> &str {
+    let mut used = 0;
+    let end = line.char_indices().find(|(_, letter)| {
+        used += letter.width().unwrap_or_default();
+        used > columns
+    });
+    end.map_or(line, |(end, _)| line.get(..end).unwrap_or(line))
+}
+
+/// Text, with spaces up to so many columns.
+pub(crate) fn padded(text: &str, columns: usize) -> String {
+    let missing = columns.saturating_sub(text.width());
+    format!("{text}{:missing$}", "")
 }
 
 /// Prints text and a line's end.
@@ -73,4 +118,30 @@ pub(crate) fn written(done: io::Result<()>) -> Result<(), Failure> {
         io::ErrorKind::BrokenPipe => Failure::silent(),
         _ => Failure::own(format!("the standard output: {error}")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_told_nothing_by_names() {
+        let named = "a\u{1b}[31m\u{202e}b\u{2069}\n\u{85}c".to_owned();
+        assert_eq!(
+            printable(named),
+            "a\u{fffd}[31m\u{fffd}b\u{fffd}\u{fffd}\u{fffd}c"
+        );
+        let plain = "nightly: größte 選挙".to_owned();
+        assert_eq!(printable(plain.clone()), plain);
+    }
+
+    #[test]
+    fn letters_of_two_columns_count_as_two() {
+        assert_eq!(fitting("選挙ab", 4), "選挙");
+        assert_eq!(fitting("選挙ab", 3), "選");
+        assert_eq!(fitting("選挙ab", 80), "選挙ab");
+        assert_eq!(fitting("e\u{301}é", 1), "e\u{301}");
+        assert_eq!(padded("選挙", 6), "選挙  ");
+        assert_eq!(padded("longer", 2), "longer");
+    }
 }

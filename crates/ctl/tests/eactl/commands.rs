@@ -12,7 +12,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use test_agent::Agent;
 
-use crate::support::{Run, SOON, eactl, eventually, json, on_a_terminal, output, text};
+use crate::support::{
+    Run, SOON, descriptors, eactl, eventually, json, on_a_terminal, output, text,
+};
 
 /// A program whose lines are read as they come.
 struct Lines {
@@ -471,4 +473,56 @@ fn a_reader_that_has_enough_is_no_error() {
         (output.status.code(), text(&output.stderr).as_str()),
         (Some(0), "")
     );
+}
+
+#[test]
+fn a_leader_whose_output_fails_gives_its_leadership_up() {
+    let agent = Agent::start();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let arguments = ["elect", "--election", "a", "--term", "30s", "--json"];
+    drop(reader);
+    let outputs = [
+        (Stdio::from(writer), 0),
+        (Stdio::from(full.expect("Linux")), 125),
+    ];
+    for (stdout, code) in outputs {
+        let mut command = eactl(&agent.url(), &arguments);
+        let status = command.stdout(stdout).stderr(Stdio::null()).status();
+        assert_eq!(status.expect("runs").code(), Some(code));
+        let held = output(&agent.url(), &["leaders", "--json"]);
+        assert_eq!(text(&held.stdout), "", "the next may lead");
+    }
+}
+
+#[test]
+fn a_sidecar_says_what_it_takes_and_has_room_for_itself() {
+    let agent = Agent::start();
+    let arguments = ["elect", "--election", "a", "--http", "127.0.0.1:0"];
+    let sidecar = Lines::of(&agent.url(), &arguments);
+    let told = sidecar.errors.recv_timeout(SOON).expect("an address");
+    let address = told.split("http://").nth(1).expect("a URL");
+    let address = address.trim_end_matches('/');
+    let connect = || TcpStream::connect(address).expect("listens");
+    let mut posted = connect();
+    std::io::Write::write_all(
+        &mut posted,
+        b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    )
+    .expect("sent");
+    let mut answer = String::new();
+    std::io::Read::read_to_string(&mut posted, &mut answer).expect("text");
+    assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    assert!(answer.contains("allow: GET, HEAD"), "{answer}");
+    let pid = i32::try_from(sidecar.child.id()).expect("a number");
+    let before = descriptors(pid).len();
+    let idle: Vec<_> = (0..320).map(|_| connect()).collect();
+    let open = eventually("they are accepted", || {
+        let open = descriptors(pid).len();
+        (open >= before + 256).then_some(open)
+    });
+    // A few more for the agent.
+    assert!(open < before + 280, "{open} files, {before} before");
+    drop(idle);
+    assert_eq!(get(address, "/").0, 200);
 }

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use test_agent::Agent;
 
-use crate::support::{eactl, file, finished, output, text};
+use crate::support::{eactl, file, finished, json, output, text};
 
 /// Runs a command that leaves a mark, and checks that it was not run, and what was told.
 #[track_caller]
@@ -235,4 +235,96 @@ fn a_script_without_an_interpreter_is_not_run() {
         &["interpreter"],
     );
     untouched(&agent);
+}
+
+#[test]
+fn what_the_kernel_does_not_know_is_not_given_to_a_shell() {
+    let agent = Agent::start();
+    let directory = tempfile::tempdir().expect("a directory");
+    let unknown = file(
+        directory.path(),
+        "unknown",
+        b"\0\x01\ntouch ran\nexit 0\n",
+        0o755,
+    );
+    let path = unknown.to_str().expect("text");
+    refused_with(&agent.url(), &[], &[path], 126, &["unknown", "format"]);
+    untouched(&agent);
+}
+
+#[test]
+fn empty_variables_count_as_none_and_empty_files_are_told() {
+    let agent = Agent::start();
+    let unset = |arguments: &[&str]| {
+        let mut command = eactl(&agent.url(), arguments);
+        finished(command.env("ELECTION_AGENT_TOKEN_FILE", ""))
+    };
+    for arguments in [&["leaders"][..], &["man"]] {
+        let done = unset(arguments);
+        assert_eq!(done.status.code(), Some(0), "{done:?}");
+    }
+    let nobody = output("", &["leaders"]);
+    assert!(
+        text(&nobody.stderr).contains("ELECTION_AGENT_URL"),
+        "{nobody:?}"
+    );
+    let directory = tempfile::tempdir().expect("a directory");
+    let empty = file(directory.path(), "empty", "\n", 0o600);
+    let empty = empty.to_str().expect("text");
+    refused(
+        &agent.url(),
+        &["--token-file", empty],
+        125,
+        &["--token-file", "empty"],
+    );
+    refused(&agent.url(), &["--token-file", ""], 125, &["--token-file"]);
+    let https = "https://127.0.0.1:1";
+    refused(
+        https,
+        &["--ca", empty],
+        125,
+        &[empty, "there is no certificate in it"],
+    );
+    refused(
+        https,
+        &["--cert", empty, "--key", empty],
+        125,
+        &[empty, "there is no certificate in it"],
+    );
+    untouched(&agent);
+}
+
+#[test]
+fn addresses_that_are_none_are_told() {
+    for wrong in [
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:0",
+        "http://127.0.0.1:",
+        "http://host:port",
+    ] {
+        refused(wrong, &[], 125, &[wrong, "port"]);
+    }
+}
+
+#[test]
+fn a_terminal_obeys_nothing_of_what_is_told() {
+    let nowhere = "http://127.0.0.1:1";
+    let directory = tempfile::tempdir().expect("a directory");
+    let name = directory.path().join("a\u{1b}[31mb");
+    let arguments = ["run", "--election", "a", "--", name.to_str().expect("text")];
+    let told = output(nowhere, &arguments);
+    assert_eq!(told.status.code(), Some(127), "{told:?}");
+    assert!(text(&told.stderr).contains("a\u{fffd}[31mb"), "{told:?}");
+}
+
+#[test]
+fn errors_are_lines_of_json_too() {
+    let failed = output("http://127.0.0.1:1", &["leaders", "--json"]);
+    assert_eq!(failed.status.code(), Some(3), "{failed:?}");
+    let told = json(&failed.stderr);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert_eq!(told[0]["exit_code"], 3);
+    let error = told[0]["error"].as_str().expect("text");
+    assert!(error.contains("http://127.0.0.1:1"), "{error}");
+    assert!(failed.stdout.is_empty());
 }

@@ -75,3 +75,35 @@ fn a_command_of_the_background_gets_the_terminal_when_its_job_is_brought_forward
     assert!(printed.contains("command: one"), "{printed}");
     assert!(printed.contains("code: 0"), "{printed}");
 }
+
+#[test]
+fn a_terminal_that_stops_writers_of_the_background_stops_no_leader() {
+    let agent = Agent::start();
+    // The supervisor, in the background while the command has the terminal, says that it cannot be suspended.
+    let script = r#"
+        set -m; stty tostop
+        $EACTL run --election a --term 3s --grace 1s -- sh -c 'kill -TSTP $$; read line; exit 9'
+        echo "code: $?"
+    "#;
+    let (printed, _) = on_a_terminal(&agent.url(), script, "cannot be suspended", b"x\n");
+    assert!(printed.contains("code: 9"), "{printed}");
+}
+
+#[test]
+fn a_table_is_as_wide_as_the_terminal_whatever_the_names() {
+    use unicode_width::UnicodeWidthStr as _;
+
+    let agent = Agent::start();
+    let script = r#"
+        stty cols 40 rows 24
+        $EACTL run --election 選挙選挙選挙選挙 --candidate リーダーリーダーリーダー -- sh -c '
+            $EACTL observe & sleep 2; kill $!; echo over'
+    "#;
+    let (printed, _) = on_a_terminal(&agent.url(), script, "over", b"");
+    let row = printed
+        .lines()
+        .map(|line| line.rsplit("\u{1b}[J").next().unwrap_or(line))
+        .find(|line| line.contains('選'))
+        .expect("a row");
+    assert!(row.width() <= 40, "{row}");
+}
