@@ -242,6 +242,8 @@ pub(crate) struct Plan {
     pub(crate) hedge: Option<Duration>,
     /// Whether to go round the addresses again when all have failed.
     pub(crate) again: bool,
+    /// How often to go round them at the most.
+    pub(crate) rounds: u32,
     pub(crate) lane: Lane,
 }
 
@@ -254,6 +256,7 @@ impl Plan {
             attempt,
             hedge: Some((within / 4).min(Duration::from_millis(300))),
             again: true,
+            rounds: u32::MAX,
             lane: Lane::Calls,
         }
     }
@@ -539,7 +542,7 @@ impl Pool {
     {
         let mut failures = Failures::default();
         let mut pause = Duration::from_millis(50);
-        loop {
+        for round in 1.. {
             let Ok((routes, wrong)) = timeout_at(plan.until, self.routes()).await else {
                 break;
             };
@@ -596,7 +599,7 @@ impl Pool {
             // All have failed: their names may have other addresses now.
             self.forget_addresses();
             let rest = pause.mul_f64(0.5 + fastrand::f64());
-            if !plan.again || Instant::now() + rest >= plan.until {
+            if !plan.again || round >= plan.rounds || Instant::now() + rest >= plan.until {
                 break;
             }
             sleep(rest).await;

@@ -21,6 +21,8 @@ const WAIT: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long a campaign that does not wait may take, with all its attempts.
 const AT_ONCE: Duration = Duration::from_secs(10);
+/// How often such a campaign goes round the agents: with the pauses between, for about a second if all fail at once.
+const ROUNDS: u32 = 6;
 /// A last campaign may take so long when the wait is over.
 const LAST: Duration = Duration::from_secs(1);
 /// The shortest and the longest time that giving up may take, with all its attempts: a third of the term between them.
@@ -151,7 +153,10 @@ pub(crate) async fn campaign(
                 Some(Duration::ZERO) => AT_ONCE,
                 _ => AT_ONCE.min(patience.left().max(LAST)),
             };
-            let plan = Plan::one_by_one(within);
+            let mut plan = Plan::one_by_one(within);
+            if settings.wait == Some(Duration::ZERO) {
+                plan.rounds = ROUNDS;
+            }
             pool.call(plan, &request, |mut client, request| async move {
                 client.campaign(request).await
             })

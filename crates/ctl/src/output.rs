@@ -26,16 +26,19 @@ pub(crate) fn complain_in_json() {
 /// Tells people something on the standard error.
 pub(crate) fn complain(what: fmt::Arguments<'_>) {
     let what = what.to_string();
-    tell(&what, json!({ "message": what }));
+    tell(&what, &json!({ "message": what }));
 }
 
 /// Tells why the command has failed.
 pub(crate) fn report(failure: &Failure) {
     let what = failure.to_string();
-    tell(&what, json!({ "error": what, "exit_code": failure.code() }));
+    tell(
+        &what,
+        &json!({ "error": what, "exit_code": failure.code() }),
+    );
 }
 
-fn tell(what: &str, object: Value) {
+fn tell(what: &str, object: &Value) {
     let line = if IN_JSON.get().is_some() {
         object.to_string()
     } else {

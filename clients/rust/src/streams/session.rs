@@ -9,9 +9,10 @@ use std::{
 };
 
 use futures_core::Stream;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tonic::{Request, Status, Streaming};
 
@@ -23,8 +24,10 @@ use crate::{
     proto::{self, lead_event, lead_request::What, leadership_client::LeadershipClient},
 };
 
-/// The shortest and the longest time in which an agent is to open a stream.
+/// The shortest and the longest time after which another agent is asked for a stream, too.
 const OPEN: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(2));
+/// The shortest and the longest time in which an agent is to open a stream: one that is slow is better than none.
+const PATIENCE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(4));
 /// How many pings are remembered, for standings that name them.
 const PINGS: usize = 64;
 
@@ -40,6 +43,8 @@ pub(super) struct Session {
     pings: VecDeque<(u64, Sent)>,
     last_ping: u64,
     last_pong: u64,
+    /// How long the agent took to answer last.
+    answers_in: Duration,
 }
 
 /// When a message was sent, noted before.
@@ -69,25 +74,45 @@ pub(super) enum NotOpen {
     /// The application does not say that it is alive: why.
     NotAlive(&'static str),
     Refused(String),
-    Failed(Error),
+    Failed {
+        error: Error,
+        /// An agent has said nothing for all the time it had.
+        silent: bool,
+    },
 }
 
 impl Session {
-    /// Opens a stream at the first agent that answers.
+    /// Opens a stream at the agent that answers first. `leads`: a term runs meanwhile, which may have to be extended by
+    /// calls.
     pub(super) async fn open(
         pool: Arc<Pool>,
         candidate: String,
         ping_every: Duration,
+        leads: bool,
     ) -> Result<Self, NotOpen> {
         let (routes, mut tried) = pool.routes().await;
+        let mut routes = routes.into_iter();
+        let next = (ping_every / 2).clamp(OPEN.0, OPEN.1);
+        let within = if leads { ping_every } else { 2 * ping_every };
+        let within = within.clamp(PATIENCE.0, PATIENCE.1);
+        let begin = |route| Self::open_at(&pool, route, &candidate, ping_every, within);
+        let mut attempts = FuturesUnordered::new();
         let mut reached = false;
-        for route in routes {
-            match Self::open_at(&pool, route, &candidate, ping_every).await {
-                Ok(session) => {
-                    pool.prefer(route);
+        let mut silent = false;
+        attempts.extend(routes.next().map(begin));
+        while !attempts.is_empty() {
+            let ended = tokio::select! {
+                biased;
+                ended = attempts.next() => ended,
+                () = sleep(next), if routes.len() > 0 => None,
+            };
+            match ended {
+                None => {}
+                Some(Ok(session)) => {
+                    pool.prefer(session.route);
                     return Ok(session);
                 }
-                Err((connection, status)) => {
+                Some(Err((route, connection, status))) => {
                     match Code::of(status.code()) {
                         Some(Code::Unimplemented) => return Err(NotOpen::NotOffered),
                         Some(_) => return Err(NotOpen::Refused(describe(&status))),
@@ -96,21 +121,24 @@ impl Session {
                     pool.discard(&connection);
                     let unsent = unsent(&status);
                     reached |= unsent.is_none();
+                    silent |= status.code() == tonic::Code::DeadlineExceeded;
                     tried.push((
                         pool.label(route),
                         unsent.unwrap_or_else(|| describe(&status)),
                     ));
                 }
             }
+            attempts.extend(routes.next().map(begin));
         }
         pool.forget_addresses();
-        Err(NotOpen::Failed(if reached {
+        let error = if reached {
             Error::NotKnown {
                 reason: listed(&tried),
             }
         } else {
             Error::Unreachable { endpoints: tried }
-        }))
+        };
+        Err(NotOpen::Failed { error, silent })
     }
 
     async fn open_at(
@@ -118,7 +146,8 @@ impl Session {
         route: Route,
         candidate: &str,
         ping_every: Duration,
-    ) -> Result<Self, (Connection, Status)> {
+        within: Duration,
+    ) -> Result<Self, (Route, Connection, Status)> {
         let (lane, wait) = pool.wait_lane();
         let connection = pool.connection(route, lane);
         let (requests, messages) = mpsc::unbounded_channel();
@@ -146,7 +175,6 @@ impl Session {
                 _ => Err(Status::unavailable("the agent did not welcome the stream")),
             }
         };
-        let within = (ping_every / 2).clamp(OPEN.0, OPEN.1);
         let opened = timeout(within, opening).await;
         match opened.unwrap_or_else(|_| {
             Err(Status::deadline_exceeded(format!(
@@ -159,12 +187,13 @@ impl Session {
                 route,
                 connection,
                 _wait: wait,
+                answers_in: hello.instant.elapsed(),
                 hello,
                 pings: VecDeque::new(),
                 last_ping: 0,
                 last_pong: 0,
             }),
-            Err(status) => Err((connection, status)),
+            Err(status) => Err((route, connection, status)),
         }
     }
 
@@ -193,6 +222,19 @@ impl Session {
 
     pub(super) fn answered(&mut self, ping: u64) {
         self.last_pong = self.last_pong.max(ping);
+        self.answers_in = self.sent(ping).instant.elapsed();
+    }
+
+    /// How long the agent took to answer last.
+    pub(super) fn answers_in(&self) -> Duration {
+        self.answers_in
+    }
+
+    /// Whether a ping is unanswered for clearly longer than the agent took to answer last.
+    pub(super) fn is_late(&self) -> bool {
+        let usual = self.answers_in + self.answers_in / 4;
+        self.silent_since()
+            .is_some_and(|since| since.elapsed() > usual)
     }
 
     /// When the first ping was sent that is not answered.

@@ -136,8 +136,13 @@ impl Task {
                     );
                     return self.fall_back();
                 }
-                Event::Opened(Err(NotOpen::Failed(error))) => {
-                    self.failures += u32::from(matches!(error, Error::NotKnown { .. }));
+                Event::Opened(Err(NotOpen::Failed { error, silent })) => {
+                    // Silence took as long as several failures.
+                    self.failures += match error {
+                        Error::NotKnown { .. } if silent => FAILURES,
+                        Error::NotKnown { .. } => 1,
+                        _ => 0,
+                    };
                     if self.failures >= FAILURES && self.session.is_none() {
                         tracing::warn!(%error, "there is no stream to lead by: calls have to do");
                         self.not_offered();
@@ -230,17 +235,18 @@ impl Task {
 
     /// Begins to open another stream.
     fn open(&mut self, after: Duration) {
-        let open = Session::open(
-            Arc::clone(&self.pool),
-            self.candidate.clone(),
-            self.ping_every,
-        );
-        let alive = Arc::clone(&self.alive);
-        let within = self.ping_every / 2;
         let leads = self
             .entries
             .values()
             .any(|entry| matches!(entry.stage, Stage::Leading { .. }));
+        let open = Session::open(
+            Arc::clone(&self.pool),
+            self.candidate.clone(),
+            self.ping_every,
+            leads,
+        );
+        let alive = Arc::clone(&self.alive);
+        let within = self.ping_every / 2;
         self.opening = Some(Box::pin(async move {
             sleep(after).await;
             // To join with a token extends its term.
@@ -257,6 +263,7 @@ impl Task {
         self.leaving = false;
         self.pause = Duration::ZERO;
         self.failures = 0;
+        self.pong = self.pong_within(session.answers_in());
         self.session = Some(session);
         for entry in self.entries.values_mut() {
             if let Stage::Leading { extends, .. } = &mut entry.stage {
@@ -278,7 +285,11 @@ impl Task {
     fn not_opened(&mut self, error: &Error) {
         self.opening = None;
         tracing::debug!(%error, "no stream to lead by");
-        if self.session.is_none() {
+        if let Some(session) = &self.session {
+            if session.is_late() {
+                self.jeopardize("a ping is not answered");
+            }
+        } else {
             self.jeopardize(&error.to_string());
             for entry in self.entries.values() {
                 if matches!(entry.stage, Stage::Waiting) {
@@ -318,14 +329,23 @@ impl Task {
 
     /// A ping is not answered: another agent may do better. The old stream stays until there is a new one.
     fn silent(&mut self) {
-        self.jeopardize("a ping is not answered");
         if let Some(session) = &self.session {
+            if session.is_late() {
+                self.jeopardize("a ping is not answered");
+            }
             self.pool.discard(&session.connection);
             self.pool.avoid(session.route);
         }
         // The agent may be slow rather than gone.
         self.pong = (self.pong * 2).min(self.ping_every);
         self.open(Duration::ZERO);
+    }
+
+    /// How long an agent that took so long to answer may leave a ping unanswered.
+    fn pong_within(&self, answers_in: Duration) -> Duration {
+        let usual = (self.ping_every / 3).clamp(PONG.0, PONG.1);
+        // No longer than this, so that there is time for another agent.
+        usual.max(2 * answers_in).min(self.ping_every.max(usual))
     }
 
     fn send(&self, what: proto::lead_request::What) {
@@ -536,7 +556,9 @@ impl Task {
         };
         let sent = session.sent(pong.seq);
         session.answered(pong.seq);
-        self.pong = (self.ping_every / 3).clamp(PONG.0, PONG.1);
+        let answers_in = session.answers_in();
+        self.pong = self.pong_within(answers_in);
+        self.failures = 0;
         if !self.leaving && self.session.is_some() {
             // The stream works, after all.
             self.opening = None;

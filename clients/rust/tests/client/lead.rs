@@ -519,3 +519,22 @@ async fn connections_that_end_of_age_cost_no_term(streams: bool) {
 }
 
 }
+
+#[tokio::test]
+async fn who_does_not_wait_is_told_when_every_connection_is_ended() {
+    let proxy = Proxy::to("127.0.0.1:1").await;
+    proxy.set(Mode::Cut);
+    let start = std::time::Instant::now();
+    let error = leading(proxy.address(), true)
+        .lead("nightly")
+        .wait(Duration::ZERO)
+        .start()
+        .await
+        .expect_err("no agent");
+    assert!(error.to_string().contains(proxy.address()), "{error}");
+    assert!(
+        start.elapsed() < Duration::from_secs(6),
+        "it is asked again a few times only"
+    );
+    assert!(proxy.connections() > 2, "and not once only");
+}

@@ -8,13 +8,13 @@ use std::{
     time::Duration,
 };
 
-use election_agent_client::{Deadline, Error, Leadership, Lost};
+use election_agent_client::{Deadline, Error, Leadership, Lost, Standing};
 use election_proto::{lead_request::What, standing::Is};
 use tonic::Status;
 
 use crate::{
     fake::{Fake, Lead, Script, TERM, campaigns, extensions, leads, resignations, standing},
-    support::{client, eventually, soon},
+    support::{Log, client, eventually, soon},
 };
 
 const VALID_FOR: Duration = Duration::from_millis(1_450);
@@ -409,4 +409,71 @@ async fn an_application_that_is_not_alive_joins_no_stream_with_its_token() {
     assert_eq!(stream.join().await.token, 7);
     stream.stand(leads("nightly", 0));
     soon("an extension", term.renewed()).await.expect("leads");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_slow_keeps_its_leader_by_the_stream() {
+    // More than half of the time between pings: a ping is sent every 500 ms.
+    const LATE: Duration = Duration::from_millis(350);
+    let mut fake = fake().await;
+    let standings = Log::new();
+    let log = standings.clone();
+    let starting = tokio::spawn(
+        client(&fake.address)
+            .lead("nightly")
+            .candidate("me")
+            .term(TERM)
+            .on_state(move |standing| log.push(standing.clone()))
+            .start(),
+    );
+    let mut stream = fake.stream_before_welcome().await;
+    tokio::time::sleep(LATE).await;
+    stream.welcome();
+    stream.join().await;
+    stream.stand(leads("nightly", 0));
+    let leadership = soon("elected", starting)
+        .await
+        .expect("no panic")
+        .expect("elected");
+    // Longer than a term.
+    for _ in 0..6 {
+        let (_, seq) = stream.ping().await;
+        tokio::time::sleep(LATE).await;
+        stream.pong(seq, vec![]);
+    }
+    assert_eq!(leadership.term().check(), Ok(()));
+    let asked = fake.calls(0, |what| {
+        campaigns(what)
+            .map(drop)
+            .or_else(|| extensions(what).map(drop))
+    });
+    assert!(asked.await.is_empty(), "no calls");
+    let doubts = standings.all().into_iter().filter(|standing| {
+        matches!(
+            standing,
+            Standing::Jeopardy { .. } | Standing::NotKnown { .. }
+        )
+    });
+    let doubts: Vec<_> = doubts.collect();
+    assert!(doubts.is_empty(), "it always answers as fast: {doubts:?}");
+    drop(leadership);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_welcomed_is_given_up_for_calls() {
+    let mut fake = fake().await;
+    let starting = tokio::spawn(
+        client(&fake.address)
+            .lead("nightly")
+            .candidate("me")
+            .term(TERM)
+            .start(),
+    );
+    let _stream = fake.stream_before_welcome().await;
+    let leadership = soon("elected by a call", starting)
+        .await
+        .expect("no panic")
+        .expect("elected");
+    assert_eq!(fake.calls(1, campaigns).await.len(), 1);
+    drop(leadership);
 }
