@@ -32,12 +32,13 @@ pub const OPENS: &str = "silent ways are good again";
 const HELD_BACK: u64 = 300 * MS;
 
 /// What is true of every scenario.
-pub const SAFETY: [Named; 5] = [
+pub const SAFETY: [Named; 6] = [
     ("acts_within_validity", acts_within_validity),
     ("validity_is_as_promised", validity_is_as_promised),
     ("acts_alone", acts_alone),
     ("no_extension_after_resign", no_extension_after_resign),
     ("body_ends_before_resign", body_ends_before_resign),
+    ("tokens_are_named", tokens_are_named),
 ];
 
 fn ms(later: u64, earlier: u64) -> f64 {
@@ -176,6 +177,27 @@ pub fn no_extension_after_resign(record: &Record) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// What extends a term or gives it up names its token: otherwise it does so with that of another process of this name.
+///
+/// # Errors
+///
+/// Who names none.
+pub fn tokens_are_named(record: &Record) -> Result<(), String> {
+    let changes = |call: &&Call| matches!(call.what, What::Extend | What::Resign);
+    let nameless = record
+        .calls
+        .iter()
+        .filter(changes)
+        .find(|call| call.token == 0);
+    match nameless {
+        None => Ok(()),
+        Some(call) => Err(format!(
+            "{} asks for {:?} without a token",
+            call.candidate, call.what
+        )),
+    }
 }
 
 /// A body under which a term is given up has ended before.

@@ -68,6 +68,12 @@ mutants! {
     ExtendsAfterResign:
         steady/no_extension_after_resign,
         resigns_while_cut_off/gives_up_what_was_cut_off;
+    /// Gives up by name, also what another process of this name leads.
+    ResignsByName: steady/tokens_are_named;
+    /// Extends by name.
+    ExtendsByName: steady/tokens_are_named;
+    /// Waits no longer for an answer when the one before did not come in time.
+    Impatient: slow_agent/nothing_is_lost, slow_agent/is_renewed;
     /// Does not extend terms.
     NeverExtends:
         steady/is_renewed,

@@ -69,6 +69,7 @@ macro_rules! scenarios {
 scenarios! {
     steady: nothing_is_lost, is_renewed, resigns_at_the_end;
     unary_fallback: nothing_is_lost, is_renewed, resigns_at_the_end;
+    slow_agent: nothing_is_lost, is_renewed, resigns_at_the_end;
     black_hole: loss_is_reported_in_time, body_is_cancelled_in_time, jeopardy_is_reported, the_next_leads;
     refused_connections: loss_is_reported_in_time, body_is_cancelled_in_time, the_next_leads;
     resets: nothing_is_lost, is_renewed_after_the_fault;
@@ -107,12 +108,17 @@ const LIMIT: Duration = Duration::from_secs(8);
 
 /// Leads, is extended, and resigns, with an agent that answers late.
 async fn steady(stage: &Stage, program: &Program) -> Result<Record, String> {
-    leads_and_resigns(stage, program, "steady", false).await
+    leads_and_resigns(stage, program, "steady", false, 100).await
+}
+
+/// The same with an agent that takes more than half of the time between extensions for each answer.
+async fn slow_agent(stage: &Stage, program: &Program) -> Result<Record, String> {
+    leads_and_resigns(stage, program, "slow", false, 600).await
 }
 
 /// The same with an agent that has no streams to lead by.
 async fn unary_fallback(stage: &Stage, program: &Program) -> Result<Record, String> {
-    leads_and_resigns(stage, program, "unary", true).await
+    leads_and_resigns(stage, program, "unary", true, 100).await
 }
 
 async fn leads_and_resigns(
@@ -120,13 +126,14 @@ async fn leads_and_resigns(
     program: &Program,
     name: &str,
     unary: bool,
+    delay: u64,
 ) -> Result<Record, String> {
     let play = Play::new(program, name, stage.agent());
     let front = Front::recording(stage.agent(), 0, &play.book).await;
     if unary {
         front.forwarder().offer_no_streams();
     }
-    front.forwarder().delay(100);
+    front.forwarder().delay(delay);
     let mut a = play.start("a", &[&front]).await?;
     a.lead(&play.election, |_| {}).await?;
     let fails = |record: &Record| record.of("a", Name::Error).next().map(|_| ());

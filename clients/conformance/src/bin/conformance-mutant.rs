@@ -427,7 +427,7 @@ async fn resign(client: &Client, lead: &Lead, token: u64) -> bool {
             election: lead.election.clone(),
             leader: lead.candidate.clone(),
             kind: lead.kind.clone(),
-            token,
+            token: if is(Mutant::ResignsByName) { 0 } else { token },
         };
         let answer = timeout(Duration::from_secs(1), client.election().resign(request)).await;
         if let Ok(Ok(answer)) = answer {
@@ -452,7 +452,11 @@ async fn extend(client: &Client, lead: &Lead, term: &Term, within: Duration) -> 
         leader: lead.candidate.clone(),
         term: i32::try_from(lead.term_ms).unwrap_or(i32::MAX),
         kind: lead.kind.clone(),
-        token: term.token,
+        token: if is(Mutant::ExtendsByName) {
+            0
+        } else {
+            term.token
+        },
         ..ExtendElectedTermRequest::default()
     };
     let sent = now();
@@ -496,6 +500,7 @@ async fn keep(client: Arc<Client>, lead: Lead, term: Arc<Term>, orders: Arc<Orde
         let mut refused = false;
         let mut jeopardy = false;
         let mut at = tokio::time::Instant::now() + third;
+        let mut patience = third / 3;
         loop {
             tokio::time::sleep_until(at).await;
             if is(Mutant::NeverExtends) {
@@ -509,7 +514,7 @@ async fn keep(client: Arc<Client>, lead: Lead, term: Arc<Term>, orders: Arc<Orde
             let within = if is(Mutant::WaitsForTheCall) {
                 Duration::from_secs(20)
             } else {
-                third / 3
+                patience
             };
             let mut extended = extend(&client, &lead, &term, within).await;
             if is(Mutant::WaitsForTheCall) && term.is_over() {
@@ -549,6 +554,10 @@ async fn keep(client: Arc<Client>, lead: Lead, term: Arc<Term>, orders: Arc<Orde
                 term.lose("no_term");
             }
             client.fails();
+            if !is(Mutant::Impatient) {
+                // The agent may be slow rather than gone.
+                patience = (patience * 2).min(third);
+            }
             if !jeopardy && !is(Mutant::NoJeopardy) {
                 Event::new(Name::Jeopardy, lead.id).send();
             }
