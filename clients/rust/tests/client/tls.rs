@@ -152,7 +152,9 @@ async fn a_certificate_that_is_replaced_is_shown_from_then_on() {
         fs::copy(from.path(file), path(file)).expect("copied");
     };
     let both = ["client.pem", "client.key"];
-    both.map(|file| replace(&others, file));
+    for file in both {
+        replace(&others, file);
+    }
     let agent = Agent::builder(format!("https://localhost:{port}"))
         .ca_file(files.path("ca.pem"))
         .and_then(|builder| builder.identity_files(path(both[0]), path(both[1])))

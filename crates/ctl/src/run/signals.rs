@@ -3,7 +3,7 @@
 use std::{fs, io, task::Poll};
 
 use nix::sys::signal::{SigSet, Signal as Masked};
-use rustix::process::Signal as Number;
+use rustix::process::{Signal as Number, getpid};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What is passed on to the command, and what asks the supervisor itself for something.
@@ -60,10 +60,13 @@ impl Signals {
         .await
     }
 
-    /// The next signal that asks this process to end.
+    /// The next signal that asks this process to end. For a process that runs no command at the moment.
     pub(crate) async fn end(&mut self) -> Number {
         loop {
             let number = self.next().await;
+            if number == Number::CHILD && getpid().is_init() {
+                reap();
+            }
             if matches!(
                 number,
                 Number::TERM | Number::INT | Number::HUP | Number::QUIT
@@ -72,6 +75,15 @@ impl Signals {
             }
         }
     }
+}
+
+/// Reaps all that have ended: the first process of a container inherits others' children.
+fn reap() {
+    use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+
+    while waitpid(None, Some(WaitPidFlag::WNOHANG))
+        .is_ok_and(|status| status != WaitStatus::StillAlive)
+    {}
 }
 
 /// The signals that this process ignores, as bits.

@@ -312,6 +312,19 @@ fn a_first_process_of_a_container_reaps_orphans() {
     let output = command.output().expect("runs");
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert_eq!(crate::support::text(&output.stdout), "", "no zombies");
+
+    // The same while no command runs. What is asked about are processes that the shell has left to its successor.
+    let script = r#"
+        (sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status; kill -TERM 1) &
+        (sh -c 'sleep 0.3 & exit 0') &
+        exec "$0" elect --agent "$1" --election b >/dev/null
+    "#;
+    let mut command = std::process::Command::new(unshare[0]);
+    command.args(&unshare[1..]).args(["sh", "-c", script]);
+    command.args([env!("CARGO_BIN_EXE_eactl"), &agent.url()]);
+    let output = command.output().expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(crate::support::text(&output.stdout), "", "no zombies");
 }
 
 #[test]
