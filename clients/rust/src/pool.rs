@@ -330,6 +330,8 @@ enum Failed {
     Refused(Code, String),
     /// Whether it was carried out is not known.
     Unknown(String),
+    /// The same, of an attempt that had less time than others: it says less than those before.
+    CutShort(String),
 }
 
 impl Pool {
@@ -593,6 +595,10 @@ impl Pool {
                         failures.uncertain = true;
                         failures.put(self.label(route), why);
                     }
+                    Err(Failed::CutShort(why)) => {
+                        failures.uncertain = true;
+                        failures.put_first(self.label(route), why);
+                    }
                 }
                 attempts.extend(routes.next().map(begin));
             }
@@ -658,7 +664,11 @@ impl Pool {
             }
             Err(_) => {
                 self.discard(&connection);
-                Err(Failed::Unknown(format!("no answer within {left:.0?}")))
+                let why = format!("no answer within {left:.0?}");
+                Err(match left < plan.attempt {
+                    true => Failed::CutShort(why),
+                    false => Failed::Unknown(why),
+                })
             }
         };
         (route, result)
@@ -713,8 +723,15 @@ pub(crate) fn describe(status: &Status) -> String {
         .source()
         .map(deepest)
         .filter(|cause| cause != status.message());
+    // An alert of TLS, or HTTP/1, read as a frame.
+    let hint = match &cause {
+        Some(cause) if cause.contains("frame with invalid size") => {
+            ": it speaks no HTTP/2 without encryption; https:// is for an agent with TLS"
+        }
+        _ => "",
+    };
     let cause = cause.map(|cause| format!(" ({cause})")).unwrap_or_default();
-    format!("{:?}: {}{cause}", status.code(), status.message())
+    format!("{:?}: {}{cause}{hint}", status.code(), status.message())
 }
 
 /// The innermost cause: those around it only say that there is one.
@@ -739,6 +756,13 @@ impl Failures {
         match self.tried.iter_mut().find(|(other, _)| *other == label) {
             Some((_, last)) => *last = why,
             None => self.tried.push((label, why)),
+        }
+    }
+
+    /// Unless something is known of this endpoint.
+    fn put_first(&mut self, label: String, why: String) {
+        if !self.tried.iter().any(|(other, _)| *other == label) {
+            self.tried.push((label, why));
         }
     }
 
@@ -780,5 +804,22 @@ impl fmt::Debug for Pool {
             .field("endpoints", &labels)
             .field("tokens", &self.tokens)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_without_time_does_not_hide_why_those_before_failed() {
+        let mut failures = Failures::default();
+        failures.put_first("a".to_owned(), "no answer within 2ms".to_owned());
+        failures.put("b".to_owned(), "invalid certificate".to_owned());
+        failures.put_first("b".to_owned(), "no answer within 1ms".to_owned());
+        let told = failures.over().of_question().to_string();
+        assert!(told.contains("a: no answer within 2ms"), "{told}");
+        assert!(told.contains("b: invalid certificate"), "{told}");
+        assert!(!told.contains("1ms"), "{told}");
     }
 }

@@ -97,6 +97,14 @@ async fn an_agent_is_reached_by_tls_and_told_who_asks_by_mtls() {
         .await
         .expect_err("another name");
     assert!(matches!(wrong, Error::Unreachable { .. }), "{wrong:?}");
+    // The connection may also end before its answer is read.
+    let plain = Agent::builder(format!("http://127.0.0.1:{port}"));
+    let plain = plain.timeout(short).build().expect("valid");
+    eventually("told to use https", async || {
+        let error = plain.kinds().await.expect_err("without TLS").to_string();
+        error.contains("https://").then_some(())
+    })
+    .await;
     let stranger = Agent::builder(&by_name).timeout(short).build();
     // A system without authorities refuses it at once.
     if let Ok(stranger) = stranger {
