@@ -72,7 +72,9 @@ export function ElectionsPage({ place }: { place: Place }) {
     ...(narrowed && place.kind !== undefined && place.prefix !== "" ? { prefix: place.prefix } : {}),
   };
   const live = useLive(scope, { leaveWhenHidden: true });
-  const tooMany = live.link.failure?.trouble === "exhausted" && live.link.state === "lost";
+  // The other limit, that of streams, has another text.
+  const refusal = live.link.state === "lost" && live.link.failure?.trouble === "exhausted" ? live.link.failure.detail : "";
+  const tooMany = refusal.includes("elections");
   useEffect(() => {
     if (tooMany && place.kind !== undefined && place.prefix !== "") setNarrowed(true);
   }, [tooMany, place.kind, place.prefix]);
@@ -351,6 +353,7 @@ export function ElectionTable({ keys, live, waiters, filtered }: TableProps) {
 
 function emptiness(live: Live, filtered: boolean): string {
   if (live.link.state === "connecting") return "Asking the agent…";
+  if (live.link.state === "lost" && live.elections.rows.size === 0) return "Nothing is known yet.";
   if (live.link.state === "refused") return "The agent does not show its elections.";
   if (live.elections.rows.size === 0) return "Nobody leads. Elections appear here when a candidate is elected.";
   return filtered ? "No election matches." : "Nobody leads.";

@@ -77,7 +77,12 @@ export function LiveNotices({ live }: { live: Live }) {
           </button>
         </div>
       )}
-      {link.state === "lost" && lost && (
+      {link.state === "lost" && link.failure?.trouble === "exhausted" && (
+        <Notice tone="warning" title="The agent refuses a stream: a limit is reached.">
+          The page tries again by itself. <span class="detail">{visible(link.failure.detail)}</span>
+        </Notice>
+      )}
+      {link.state === "lost" && link.failure?.trouble !== "exhausted" && lost && (
         <Notice tone="warning" title="Not connected to the agent">
           since <Since at={link.since} />: what is shown may be old. The page tries again by itself.{" "}
           {link.failure !== undefined && <span class="detail">{visible(link.failure.detail)}</span>}
