@@ -76,6 +76,9 @@ export const scenarios = {
   /** The nodes, the agent and what it remembers are told, by an agent that has the calls. */
   async agent(browser) {
     await someElections();
+    // Of its own, so that the scenario can run again at once.
+    const stock = `stock-${Date.now()}`;
+    await campaign("shop", stock, "shop-3");
     await withPage(browser, { fragment: "#/nodes" }, async (page) => {
       await enter(page);
       await page.getByText(/There is a quorum/).waitFor();
@@ -86,19 +89,19 @@ export const scenarios = {
       const settings = page.getByRole("cell", { name: "EA_MAX_TERM" });
       const refused = page.getByText("Only for callers that may administer the agent", { exact: false });
       await settings.or(refused).first().waitFor();
-      await page.goto(`${env.url}#/elections/shop/stock`);
+      await page.goto(`${env.url}#/elections/shop/${stock}`);
       await live(page);
-      await resign("shop", "stock", "shop-3");
+      await resign("shop", stock, "shop-3");
       await page.getByText("resigned", { exact: false }).first().waitFor();
-      await campaign("shop", "stock", "shop-9");
-      await page.getByRole("cell", { name: "elected shop-9" }).waitFor();
+      await campaign("shop", stock, "shop-9");
+      await page.getByRole("cell", { name: "elected shop-9" }).first().waitFor();
     });
     // What the agent remembers is there when the page is opened again.
-    await withPage(browser, { fragment: "#/elections/shop/stock" }, async (page) => {
+    await withPage(browser, { fragment: `#/elections/shop/${stock}` }, async (page) => {
       await enter(page);
-      await page.getByRole("cell", { name: "elected shop-9" }).waitFor();
+      await page.getByRole("cell", { name: "elected shop-9" }).first().waitFor();
       // A campaign that waits is seen.
-      const waiting = campaign("shop", "stock", "shop-10", { wait: 10_000 });
+      const waiting = campaign("shop", stock, "shop-10", { wait: 10_000 });
       await page.locator(".waiters-list", { hasText: "shop-10" }).waitFor();
       // Whoever may ends a term, after a question.
       await page.getByRole("button", { name: "Resign…" }).click();
@@ -108,15 +111,15 @@ export const scenarios = {
       await shot(page, "resign");
       await page.locator("dialog").getByRole("button", { name: "Resign" }).click();
       assert.equal((await waiting).elected, true);
-      await page.getByRole("cell", { name: "elected shop-10" }).waitFor();
+      await page.getByRole("cell", { name: "elected shop-10" }).first().waitFor();
       await page.getByRole("button", { name: "Hand over…" }).click();
       await page.getByLabel("New leader").fill("shop-11");
       await page.getByLabel("Term, in seconds").fill("30");
       await page.locator("dialog").getByRole("button", { name: "Hand over" }).click();
-      await page.getByRole("cell", { name: "handed over to shop-11" }).waitFor();
+      await page.getByRole("cell", { name: "handed over to shop-11" }).first().waitFor();
       await page.getByRole("button", { name: "Copy curl" }).click();
       await page.getByText("Copied").waitFor();
-      assert.match(await page.evaluate(() => navigator.clipboard.readText()), /^curl -s .*election\/shop\/stock/);
+      assert.match(await page.evaluate(() => navigator.clipboard.readText()), /^curl -s .*election\/shop\/stock-/);
     });
   },
 

@@ -185,6 +185,17 @@ describe("states", () => {
     expect(row(elections).held).toBe(false);
   });
 
+  test("an event tells the cause of what was read before it came", () => {
+    const elections = new Elections();
+    elections.apply(held("k", "a", 1, "w1"), 1, true, 0);
+    elections.refresh(vacant("k", "a", 1, State_Cause.PRESENT), 1_000);
+    expect(row(elections)).toMatchObject({ held: false, cause: State_Cause.PRESENT });
+    expect(elections.apply(vacant("k", "a", 1, State_Cause.EXPIRY), 1, false, 1_001)).toBe(true);
+    expect(row(elections)).toMatchObject({ cause: State_Cause.EXPIRY, leader: "w1", changedAt: 1_000 });
+    expect(elections.changes).toBe(1);
+    expect(elections.apply(vacant("k", "a", 1, State_Cause.EXPIRY), 1, false, 1_002)).toBe(false);
+  });
+
   test("only so many vacant elections are remembered", () => {
     const elections = new Elections();
     for (let i = 0; i < 6_500; i += 1) {

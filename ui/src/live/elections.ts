@@ -49,6 +49,10 @@ export function isLater(state: { token: number; held: boolean }, than: { token: 
   return than.held && !state.held;
 }
 
+function untold(cause: State_Cause): boolean {
+  return cause === State_Cause.PRESENT || cause === State_Cause.CAUSE_UNSPECIFIED;
+}
+
 /** Makes a row of a state. */
 export function rowOf(state: State, before: Row | undefined, generation: number, now: number): Row {
   const held = state.phase === State_Phase.HELD;
@@ -90,7 +94,7 @@ export class Elections {
   vacant = 0;
   private generation = 0;
 
-  /** Takes a state from a stream. Returns whether anything changed but the time left. */
+  /** Takes a state from a stream. Returns whether it tells a change, or the cause of one. */
   apply(state: State, generation: number, present: boolean, now: number): boolean {
     const key = keyOf(state.kind, state.election);
     const before = this.rows.get(key);
@@ -100,7 +104,19 @@ export class Elections {
       // Of two streams that overlap, the newer one is right.
       if (generation < before.generation && !rolledBack && !isLater(row, before)) return false;
       if (before.position === row.position && before.held === row.held) {
-        this.put({ ...before, until: row.until, full: row.full, value: row.value, readAt: now, generation: Math.max(generation, before.generation) });
+        // A read may be sooner than the event, and does not know the cause.
+        const explained = untold(before.cause) && !untold(row.cause);
+        this.put({
+          ...before,
+          until: row.until,
+          full: row.full,
+          value: row.value,
+          cause: explained ? row.cause : before.cause,
+          missed: before.missed || row.missed,
+          readAt: now,
+          generation: Math.max(generation, before.generation),
+        });
+        if (explained) return true;
         return false;
       }
     }
