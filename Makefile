@@ -33,7 +33,7 @@ test: ## Install what the tests need and run them all
 	scripts/install-test-tools
 	scripts/build-ui
 	cd ui && npm test --silent
-	scripts/run-tests
+	cargo test --workspace --locked
 	cargo test --workspace --features election-core/weaken --locked --test model --test simulation
 
 # SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is the number of seeds

@@ -549,7 +549,6 @@ mod tests {
             (
                 Area::Documents,
                 &[
-                    "/",
                     "/openapi.json",
                     "/openapi_v3.yaml",
                     "/swagger-ui",
@@ -560,8 +559,13 @@ mod tests {
                 ],
             ),
             (
+                Area::Dashboard,
+                &["/", "/ui", "/ui/", "/ui/index.html", "/ui/assets/index.js"],
+            ),
+            (
                 Area::Api,
                 &[
+                    "/uix",
                     "/election/livez",
                     "//livez",
                     "/livez/",

@@ -1,9 +1,9 @@
 import { defineConfig } from "vitest/config";
 import type { Plugin } from "vite";
 
-// `npm run dev` serves the page from Vite's origin: EA_AGENT names the agent, whose EA_CORS_ORIGINS must list that origin.
+// `npm run dev` serves the page from Vite's origin: AGENT_URL names the agent, whose EA_CORS_ORIGINS must list that origin.
 function agentOfDevServer(): Plugin {
-  const agent = process.env["EA_AGENT"] ?? "http://localhost:8080";
+  const agent = process.env["AGENT_URL"] ?? "http://localhost:8080";
   return {
     name: "agent-of-dev-server",
     apply: "serve",

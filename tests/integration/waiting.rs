@@ -16,6 +16,7 @@ use crate::harness::{
 on_every_store! {
     who_waits_is_elected_when_the_leader_resigns,
     who_waits_is_elected_when_the_term_ends,
+    who_waits_is_told_of_a_handover_to_it,
 }
 
 const TERM: i32 = 10_000;
@@ -134,6 +135,36 @@ async fn who_waits_is_elected_when_the_term_ends(store: Store) {
     assert_eq!(answer.body["provisional"], true);
     assert!(answer.body["token"].as_u64().expect("a token") > leader.token);
     agent.is_idle().await;
+}
+
+/// Nobody else who waits is elected, and the new leader need not wait for the end of the term that it was handed.
+async fn who_waits_is_told_of_a_handover_to_it(store: Store) {
+    let fixture = Fixture::on(store).await;
+    let agent = &fixture.agent;
+    let leader = agent.elect("e", "a", 60_000).await.0;
+    let other = agent.waits("e", "c", 50_000);
+    agent.has_waiters(1).await;
+    let waiting = agent.waits("e", "b", 50_000);
+    agent.has_waiters(2).await;
+    let body = json!({
+        "leader": "b", "term": 60_000, "current_leader": "a", "token": leader.token
+    });
+    let began = Instant::now();
+    let handed = agent.rest(Method::PUT, "/election/e", Some(body)).await;
+    assert_eq!(handed.status, 200, "{handed:?}");
+    let won = waiting.await.expect("no panic").expect("an answer");
+    assert!(won.elected && won.leader == "b", "{won:?}");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
+    // One for the handover, one for its own campaign.
+    assert!(won.token > leader.token + 1, "{won:?}");
+    assert!(agent.extend("e", "b", 60_000, won.token).await.value);
+    agent.has_waiters(1).await;
+    assert!(!other.is_finished(), "the others wait on");
+    other.abort();
 }
 
 /// Hints of other agents reach the one where the campaign waits: a look after ten seconds would come too late.

@@ -547,6 +547,7 @@ impl Table {
             .filter(|hinted| began < hinted.first || !explains(state, hinted));
         // What began before the hint says nothing of it.
         let again = again || unexplained.is_some_and(|hinted| began < hinted.first);
+        let handed_over = matches!(change, Some((_, Cause::Handover)));
         match change {
             Some((state, cause)) => {
                 let token = rank(&state).0;
@@ -639,12 +640,19 @@ impl Table {
         let vacant = matches!(state, State::Vacant(_));
         self.arm(id, at, lazy);
         if vacant {
-            self.serve(id);
+            self.serve(id, |_| true);
+        } else if handed_over {
+            // Its campaign succeeds, and tells it so. Only after a handover: of two who wait under one name, the second
+            // must not take from the first what that was just granted.
+            self.serve(id, |place| {
+                let leader = state.lease().map(|lease| &lease.leader);
+                leader == Some(place.candidate())
+            });
         }
     }
 
-    /// Lets the first of the queue claim.
-    fn serve(&mut self, id: &Arc<ElectionId>) {
+    /// Lets the first of those of the queue claim that may.
+    fn serve(&mut self, id: &Arc<ElectionId>, may: impl Fn(&Place) -> bool) {
         let listeners = self.listeners;
         let Some(entry) = self.entries.get_mut(id) else {
             return;
@@ -652,7 +660,7 @@ impl Table {
         if entry.claiming {
             return;
         }
-        if let Some(place) = entry.queue.front() {
+        if let Some(place) = entry.queue.iter().find(|place| may(place)) {
             entry.claiming = true;
             place.call(listeners);
             self.totals.claims += 1;

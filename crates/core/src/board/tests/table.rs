@@ -581,3 +581,32 @@ fn an_election_that_is_new_to_a_group_has_changed_if_a_hint_says_so() {
         assert_eq!(causes, [told]);
     }
 }
+
+/// Of those who wait, the new leader claims after a handover, and nobody after a grant: the leader may be another process
+/// of the same name.
+#[test]
+fn who_waits_claims_what_was_handed_to_it() {
+    for (cause, claims) in [(Hinted::Handover, true), (Hinted::Campaign, false)] {
+        let (mut table, now) = table();
+        let first = wait(&mut table, now);
+        let named = Arc::new(Place::new(candidate("a"), now));
+        table.enqueue(&election("e"), Arc::clone(&named), lease(1), now, now);
+        let later = now + SECOND;
+        for node in 0..2 {
+            table.heard(node, &hint(cause, 2), later);
+        }
+        assert_eq!(table.take_due(later).len(), 1);
+        table.learn(&election("e"), held(2), later, later);
+        assert_eq!(
+            (first.is_called(), named.is_called()),
+            (false, claims),
+            "{cause:?}"
+        );
+        if claims {
+            // It has been elected, by its own campaign.
+            table.leave(&election("e"), &named, later);
+            assert!(!first.is_called());
+            assert_eq!(table.counts().waiters, 1);
+        }
+    }
+}
