@@ -32,7 +32,8 @@ pub enum Error {
         /// What the agent said about it.
         message: String,
     },
-    /// No endpoint could be reached. Nothing was changed.
+    /// No agent was reached: there was no connection, or, of a question, each ended without an answer. Nothing was
+    /// changed.
     #[error("no agent was reached: {}", listed(endpoints))]
     #[non_exhaustive]
     Unreachable {

@@ -287,6 +287,8 @@ pub(crate) struct Failure {
     pub(crate) refusal: Option<(Code, String)>,
     /// An attempt may have been carried out, or may be yet.
     pub(crate) uncertain: bool,
+    /// No agent has said anything, or been silent: no connection was made, or each ended under its request.
+    unheard: bool,
     tried: Vec<(String, String)>,
 }
 
@@ -317,7 +319,7 @@ impl Failure {
 
     /// The error of a call that changes nothing.
     pub(crate) fn of_question(mut self) -> Error {
-        self.uncertain &= self.refusal.is_none();
+        self.uncertain &= self.refusal.is_none() && !self.unheard;
         self.of_change()
     }
 }
@@ -328,6 +330,8 @@ enum Failed {
     Unsent(String),
     /// The agent refused, and changed nothing.
     Refused(Code, String),
+    /// The connection ended under the request. Whether it was carried out is not known.
+    Broken(String),
     /// Whether it was carried out is not known.
     Unknown(String),
     /// The same, of an attempt that had less time than others: it says less than those before.
@@ -549,7 +553,7 @@ impl Pool {
                 break;
             };
             for (label, why) in wrong {
-                failures.put(label, why);
+                failures.put_unheard(label, why);
             }
             let mut routes = routes.into_iter();
             let mut attempts = FuturesUnordered::new();
@@ -590,7 +594,11 @@ impl Pool {
                         failures.refusal = Some((code, message));
                         return Err(failures.over());
                     }
-                    Err(Failed::Unsent(why)) => failures.put(self.label(route), why),
+                    Err(Failed::Unsent(why)) => failures.put_unheard(self.label(route), why),
+                    Err(Failed::Broken(why)) => {
+                        failures.uncertain = true;
+                        failures.put_unheard(self.label(route), why);
+                    }
                     Err(Failed::Unknown(why)) => {
                         failures.uncertain = true;
                         failures.put(self.label(route), why);
@@ -695,6 +703,8 @@ fn failed(status: &Status) -> Failed {
     }
     match unsent(status) {
         Some(why) => Failed::Unsent(why),
+        // What an agent says has no source here.
+        None if status.source().is_some() => Failed::Broken(describe(status)),
         None => Failed::Unknown(describe(status)),
     }
 }
@@ -748,21 +758,45 @@ pub(crate) fn deepest(error: &(dyn StdError + 'static)) -> String {
 struct Failures {
     refusal: Option<(Code, String)>,
     uncertain: bool,
-    tried: Vec<(String, String)>,
+    tried: Vec<Tried>,
+}
+
+struct Tried {
+    label: String,
+    why: String,
+    unheard: bool,
 }
 
 impl Failures {
     fn put(&mut self, label: String, why: String) {
-        match self.tried.iter_mut().find(|(other, _)| *other == label) {
-            Some((_, last)) => *last = why,
-            None => self.tried.push((label, why)),
+        self.put_last(label, why, false);
+    }
+
+    /// The same, of an endpoint where no agent has said anything.
+    fn put_unheard(&mut self, label: String, why: String) {
+        self.put_last(label, why, true);
+    }
+
+    fn put_last(&mut self, label: String, why: String, unheard: bool) {
+        let last = Tried {
+            label,
+            why,
+            unheard,
+        };
+        match self
+            .tried
+            .iter_mut()
+            .find(|tried| tried.label == last.label)
+        {
+            Some(tried) => *tried = last,
+            None => self.tried.push(last),
         }
     }
 
     /// Unless something is known of this endpoint.
     fn put_first(&mut self, label: String, why: String) {
-        if !self.tried.iter().any(|(other, _)| *other == label) {
-            self.tried.push((label, why));
+        if !self.tried.iter().any(|other| other.label == label) {
+            self.put(label, why);
         }
     }
 
@@ -779,7 +813,12 @@ impl Failures {
         Failure {
             refusal: self.refusal,
             uncertain: self.uncertain,
-            tried: self.tried,
+            unheard: self.tried.iter().all(|endpoint| endpoint.unheard),
+            tried: self
+                .tried
+                .into_iter()
+                .map(|endpoint| (endpoint.label, endpoint.why))
+                .collect(),
         }
     }
 }
@@ -821,5 +860,27 @@ mod tests {
         assert!(told.contains("a: no answer within 2ms"), "{told}");
         assert!(told.contains("b: invalid certificate"), "{told}");
         assert!(!told.contains("1ms"), "{told}");
+    }
+
+    #[test]
+    fn a_question_that_no_agent_heard_is_no_unknown_outcome() {
+        let failed = |put: fn(&mut Failures)| {
+            let mut failures = Failures {
+                uncertain: true,
+                ..Failures::default()
+            };
+            failures.put_unheard("a".to_owned(), "broken pipe".to_owned());
+            put(&mut failures);
+            failures.over()
+        };
+        // An attempt without time changes nothing.
+        let unheard = failed(|failures| failures.put_first("a".to_owned(), "no time".to_owned()));
+        assert!(matches!(
+            unheard.clone().of_question(),
+            Error::Unreachable { .. }
+        ));
+        assert!(matches!(unheard.of_change(), Error::NotKnown { .. }));
+        let heard = failed(|failures| failures.put("b".to_owned(), "UNAVAILABLE".to_owned()));
+        assert!(matches!(heard.of_question(), Error::NotKnown { .. }));
     }
 }

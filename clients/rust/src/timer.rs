@@ -258,8 +258,8 @@ mod tests {
 
     impl Timed for Looked {
         fn due(&self) -> Option<Deadline> {
-            let _ = self.1.send(Deadline::now());
             let left = self.0.fetch_sub(1, Ordering::SeqCst) - 1;
+            let _ = self.1.send(Deadline::now());
             (left > 0).then(|| Deadline::now().plus(SHORT))
         }
     }

@@ -77,9 +77,6 @@ impl Candidacy {
                     ..
                 },
             ) => Err(Failure::own(error)),
-            Err(Error::NotKnown { reason, .. }) if no_agent(&reason) => {
-                Err(Failure::own(format!("no agent answers: {reason}")))
-            }
             // Who may lead may not be allowed to read, and a quorum may be there when the election is decided.
             _ => Ok(()),
         }
@@ -111,19 +108,6 @@ impl Candidacy {
             Err(error) => Err(Failure::own(error)),
         }
     }
-}
-
-/// Whether each endpoint ended the connection instead of answering, as one does that expects TLS, or a certificate, or
-/// sent what is no HTTP/2, as its alert of TLS. An agent that has no quorum answers.
-fn no_agent(reason: &str) -> bool {
-    const ENDED: [&str; 3] = [
-        "transport error",
-        "operation was canceled",
-        "connection error detected",
-    ];
-    reason
-        .split("; ")
-        .all(|endpoint| ENDED.iter().any(|what| endpoint.contains(what)))
 }
 
 /// Tells people why a term is not extended, each reason once.
