@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::harness::{
-    Agent, Answer, Ask, Fixture, Nodes, Protocol, Store, eventually, framed, handover,
+    Agent, Answer, Ask, Fixture, Nodes, Protocol, Redis, Store, eventually, framed, handover,
     on_every_store, resignation,
 };
 
@@ -256,6 +256,24 @@ async fn an_observer_sees_the_present_state_and_then_every_change(store: Store) 
     of_kind.expect(&["e c CAMPAIGN", "e d HANDOVER"]).await;
     drop((observed, of_kind));
     agent.is_idle().await;
+}
+
+/// Servers without incarnation records, as agents without a guard leave them, know the tokens of vacancies.
+#[tokio::test(flavor = "multi_thread")]
+async fn vacancies_have_their_tokens_and_causes_without_a_guard() {
+    let redis = Redis::start().await;
+    let agent = Agent::on(&redis, &[("EA_RESTART_GUARD", "off")]).await;
+    let mut observed = agent.observe(one("e")).await;
+    observed.expect(&["e - PRESENT", "synced"]).await;
+    agent.has_observers(1).await;
+    let first = agent.elect("e", "a", TERM).await.0;
+    observed.expect(&["e a CAMPAIGN"]).await;
+    assert!(agent.resign("e", "a", first.token).await.value);
+    observed.expect(&["e - RESIGN"]).await;
+    agent.elect("e", "b", 1_000).await;
+    observed.expect(&["e b CAMPAIGN", "e - EXPIRY"]).await;
+    let state = agent.send(agent.request(Method::GET, "/election/default/e/state"));
+    assert!(state.await.body["token"].as_u64() > Some(first.token));
 }
 
 #[tokio::test(flavor = "multi_thread")]

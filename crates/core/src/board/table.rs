@@ -994,25 +994,25 @@ fn changed(
     let hinted = hinted
         .filter(|hinted| [before.0, after.0].contains(&hinted.token.get()))
         .map(|hinted| hinted.cause);
+    // Why an election is vacant, if neither a hint nor the term's end says so: `otherwise`.
+    let vacated = |otherwise| match hinted {
+        Some(hint::Cause::RolledBack) => Cause::RolledBack,
+        Some(hint::Cause::Resign) => Cause::Resign,
+        _ if known.until.is_some_and(|until| until <= began) => Cause::Expiry,
+        _ => otherwise,
+    };
     match (state, &known.state) {
         _ if after == before => None,
         // Tokens of rolled back grants and of forgotten terms: the election is as vacant as before.
         (State::Vacant(_), State::Vacant(_)) => None,
-        _ if after > before => {
-            let given_up = matches!(hinted, Some(hint::Cause::Resign | hint::Cause::RolledBack));
-            let expired = known.until.is_some_and(|until| until <= began);
-            let cause = match state {
-                State::Vacant(_) if expired && !given_up => Cause::Expiry,
-                _ => cause_of(state, hinted),
-            };
-            Some((state.clone(), cause))
-        }
+        (State::Vacant(_), _) if after > before => Some((state.clone(), vacated(Cause::Resign))),
+        _ if after > before => Some((state.clone(), cause_of(state, hinted))),
         // A read that began before the known one ended says less.
         _ if !is_later => None,
         (State::Held(_), _) => Some((state.clone(), Cause::RolledBack)),
-        // The token that was rolled back stays the highest that was reported.
+        // The nodes know no token, or only lower ones. The token that was reported stays the highest.
         (State::Vacant(_), State::Held(lease)) => {
-            Some((State::Vacant(Some(lease.token)), Cause::RolledBack))
+            Some((State::Vacant(Some(lease.token)), vacated(Cause::RolledBack)))
         }
     }
 }

@@ -256,8 +256,8 @@ const TWINS: &[Twin] = &[
     twin!(
         ForgettingIsNotVacancy,
         "vacancy",
-        "if not record[1] then return 'unmarked' end",
-        "if not record[1] then return 'missing' end"
+        "local word = 'unmarked'",
+        "local word = 'missing'"
     ),
     twin!(
         ForgettingIsNotVacancy,

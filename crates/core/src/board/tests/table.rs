@@ -582,6 +582,37 @@ fn an_election_that_is_new_to_a_group_has_changed_if_a_hint_says_so() {
     }
 }
 
+/// Nodes that have lost their records know of no token. A vacancy has its cause all the same, and the highest token.
+#[test]
+fn a_vacancy_without_a_token_has_its_cause() {
+    for (hinted, after, told) in [
+        (Some(Hinted::Resign), SECOND, Cause::Resign),
+        (None, TERM, Cause::Expiry),
+        (Some(Hinted::RolledBack), TERM, Cause::RolledBack),
+        (None, SECOND, Cause::RolledBack),
+    ] {
+        let (mut table, now) = table();
+        let watch = table.watch(one(), now);
+        table.take_due(now);
+        table.learn(&election("e"), held(7), now, now);
+        let later = now + after;
+        for node in 0..3 {
+            hinted.map(|cause| table.heard(node, &hint(cause, 7), later));
+        }
+        table.learn(&election("e"), Ok(State::Vacant(None)), later, later);
+        let changes = table.changes().of(&election("e"));
+        let [change] = changes.as_slice() else {
+            panic!("one change after {hinted:?}: {changes:?}");
+        };
+        assert!(
+            matches!(change.state, State::Vacant(Some(highest)) if highest == token(7)),
+            "{change:?}"
+        );
+        assert_eq!(change.cause, told, "{hinted:?}");
+        table.unwatch(&watch, later);
+    }
+}
+
 /// Of those who wait, the new leader claims after a handover, and nobody after a grant: the leader may be another process
 /// of the same name.
 #[test]
