@@ -1,8 +1,10 @@
 // What scenarios have in common: a browser, an agent's REST API to make elections with, and checks that hold for every page.
 import assert from "node:assert/strict";
-import { mkdirSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import http from "node:http";
 import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { chromium } from "playwright-core";
@@ -45,8 +47,47 @@ const FLAGS = [
   "--js-flags=--expose-gc",
 ];
 
+const CHROMIUM = process.env.CHROMIUM ?? "/usr/bin/chromium";
+
 export function launch() {
-  return chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: FLAGS });
+  return chromium.launch({ executablePath: CHROMIUM, args: FLAGS });
+}
+
+/**
+ * When a page that a person opens in a new browser has drawn its first row, in ms after the navigation began. Nothing
+ * is attached to the browser meanwhile: what drives pages instruments their scripts, and slows them down.
+ */
+export async function firstRow(fragment) {
+  const profile = mkdtempSync(join(tmpdir(), "first-row-"));
+  const child = spawn(CHROMIUM, [...FLAGS, "--remote-debugging-port=0", `--user-data-dir=${profile}`, "about:blank"], {
+    stdio: ["ignore", "ignore", "pipe"],
+  });
+  const exited = new Promise((resolve) => child.once("exit", resolve));
+  try {
+    const port = await new Promise((resolve, reject) => {
+      let told = "";
+      child.once("exit", () => reject(new Error(`the browser has ended: ${told}`)));
+      child.stderr.on("data", (text) => {
+        told += text;
+        const found = /ws:\/\/127\.0\.0\.1:(\d+)\//.exec(told);
+        if (found) resolve(found[1]);
+      });
+    });
+    const devtools = `http://127.0.0.1:${port}`;
+    // What a browser does when it starts is not the page's.
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
+    await fetch(`${devtools}/json/new?${encodeURIComponent(env.url + fragment)}`, { method: "PUT" });
+    await new Promise((resolve) => setTimeout(resolve, 2_000));
+    const browser = await chromium.connectOverCDP(devtools);
+    const pages = browser.contexts().flatMap((context) => context.pages());
+    const page = pages.find((page) => page.url().startsWith(env.url));
+    await page.locator("[role=row][data-row]").first().waitFor();
+    return await page.evaluate(() => performance.getEntriesByName("first-row")[0].startTime);
+  } finally {
+    child.kill("SIGKILL");
+    await exited;
+    rmSync(profile, { recursive: true, force: true });
+  }
 }
 
 const agentOfNode = new http.Agent({ keepAlive: true, maxSockets: 16 });

@@ -27,13 +27,24 @@ const SHOW: &str = "CONFORMANCE_SHOW";
 
 const MUTANT: &str = env!("CARGO_BIN_EXE_conformance-mutant");
 
+/// Set in the environment: programs that are not of this repository, as `NAME=FILE ARGUMENT…`, separated by `;`.
+const OTHERS: &str = "CONFORMANCE_PROGRAMS";
+
 /// The programs of languages. Another language adds its program here.
 fn programs() -> Vec<Program> {
-    vec![
+    let mut programs = vec![
         Program::new("rust", env!("CARGO_BIN_EXE_conformance-rust"), &[]),
         // The client of which mutants are made: without a fault, nothing is found.
         Program::new("none", MUTANT, &[]),
-    ]
+    ];
+    let others = std::env::var(OTHERS).unwrap_or_default();
+    for other in others.split(';').filter(|other| !other.trim().is_empty()) {
+        let (name, command) = other.split_once('=').expect("NAME=FILE ARGUMENT…");
+        let words: Vec<_> = command.split_whitespace().collect();
+        let (file, arguments) = words.split_first().expect("a file");
+        programs.push(Program::new(name.trim(), *file, arguments));
+    }
+    programs
 }
 
 /// What all trials share.

@@ -2,8 +2,9 @@ import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/ho
 import { type Api, askForToken, session, theApi } from "../api/client";
 import { type Failure, failureOf } from "../api/errors";
 import type { Observation, State } from "../gen/election_agent/v1/election_agent_pb";
-import { Elections } from "./elections";
+import { Elections, type Row } from "./elections";
 import { Follower, HEARTBEAT, type Link } from "./follower";
+import { Refresher } from "./refresher";
 
 /** What to observe. */
 export interface Scope {
@@ -169,6 +170,29 @@ export function useLive(scope: Scope, options: { leaveWhenHidden: boolean; heard
     again: () => followerRef.current?.again(),
     redraw: () => drawing.request(),
   };
+}
+
+/** Reads the terms of the rows that are seen again and again: extensions are not events. */
+export function useTerms(live: Live, seen: () => readonly Row[]): void {
+  const now = useRef(seen);
+  now.current = () => (document.hidden || live.doubt !== undefined || live.link.state !== "live" ? [] : seen());
+  useEffect(() => {
+    const refresher = new Refresher(
+      () => now.current(),
+      async ({ kind, election }) => {
+        try {
+          live.elections.refresh(await theApi().election.getElection({ kind, election }), Date.now());
+          live.redraw();
+          return "on";
+        } catch (error) {
+          const { trouble } = failureOf(error);
+          return trouble === "forbidden" || trouble === "unimplemented" ? "stop" : "pause";
+        }
+      },
+    );
+    refresher.start();
+    return () => refresher.stop();
+  }, [live.elections]);
 }
 
 /** What was polled last. */

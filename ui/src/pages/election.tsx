@@ -3,9 +3,8 @@ import { theApi } from "../api/client";
 import { type Failure, failureOf } from "../api/errors";
 import { agentInfo } from "../agent-info";
 import { type Row, keyOf } from "../live/elections";
-import { useLive, usePoll } from "../live/hooks";
+import { useLive, usePoll, useTerms } from "../live/hooks";
 import { type Entry, entryOf, merged } from "../live/log";
-import { Refresher } from "../live/refresher";
 import { Copyable } from "../parts/copy";
 import { Dialog } from "../parts/dialog";
 import { LinkBadge, LiveNotices, Trouble } from "../parts/notices";
@@ -48,26 +47,7 @@ export function ElectionPage({ kind, election }: { kind: string; election: strin
   }, [live.gap]);
 
   const row = live.elections.rows.get(keyOf(kind, election));
-  useEffect(() => {
-    const refresher = new Refresher(
-      () => {
-        const now = live.elections.rows.get(keyOf(kind, election));
-        return now === undefined || document.hidden || live.doubt !== undefined ? [] : [now];
-      },
-      async () => {
-        try {
-          live.elections.refresh(await theApi().election.getElection({ kind, election }), Date.now());
-          live.redraw();
-          return "on";
-        } catch (error) {
-          const { trouble } = failureOf(error);
-          return trouble === "forbidden" || trouble === "unimplemented" ? "stop" : "pause";
-        }
-      },
-    );
-    refresher.start();
-    return () => refresher.stop();
-  }, [live.elections, kind, election, live.doubt === undefined]);
+  useTerms(live, () => (row === undefined ? [] : [row]));
 
   const unsure = live.doubt !== undefined || live.link.state === "lost" || live.link.state === "refused";
   const info = agentInfo.value;

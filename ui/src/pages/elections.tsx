@@ -1,11 +1,8 @@
 import { Component } from "preact";
 import { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-import { theApi } from "../api/client";
 import { type Api } from "../api/client";
-import { failureOf } from "../api/errors";
 import { type Filter, type Row, keyOf, listed } from "../live/elections";
-import { type Live, type Polled, useLive, usePoll } from "../live/hooks";
-import { Refresher } from "../live/refresher";
+import { type Live, type Polled, useLive, usePoll, useTerms } from "../live/hooks";
 import { scrolledTo, windowOf } from "../live/window";
 import { LinkBadge, LiveNotices } from "../parts/notices";
 import { Name, Value } from "../parts/text";
@@ -217,30 +214,10 @@ export function ElectionTable({ keys, live, waiters, filtered }: TableProps) {
   const firstSeen = Math.min(keys.length - 1, Math.max(0, Math.ceil(scrolled / rowHeight)));
   const tabStop = activeIndex >= 0 && (activeIsDrawn || within) ? active : keys[firstSeen];
 
-  const seen = useRef<() => Row[]>(() => []);
-  seen.current = () => {
-    if (document.hidden || live.doubt !== undefined || live.link.state !== "live") return [];
+  useTerms(live, () => {
     const exact = windowOf(scrolled, size.height, rowHeight, keys.length, 0);
     return keys.slice(exact.first, exact.end).flatMap((key) => rows.get(key) ?? []);
-  };
-  useEffect(() => {
-    const refresher = new Refresher(
-      () => seen.current(),
-      async (row) => {
-        try {
-          const state = await theApi().election.getElection({ kind: row.kind, election: row.election });
-          live.elections.refresh(state, Date.now());
-          live.redraw();
-          return "on";
-        } catch (error) {
-          const { trouble } = failureOf(error);
-          return trouble === "forbidden" || trouble === "unimplemented" ? "stop" : "pause";
-        }
-      },
-    );
-    refresher.start();
-    return () => refresher.stop();
-  }, [live.elections]);
+  });
 
   useLayoutEffect(() => {
     if (!focusNext.current || active === undefined) return;
