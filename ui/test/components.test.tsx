@@ -5,6 +5,7 @@ import { App } from "../src/app";
 import { agentIsOlder, followAgentInfo } from "../src/agent-info";
 import { forgetToken, login, token, tokenWanted, useApi } from "../src/api/client";
 import { Agent, Election, Leadership, State_Cause } from "../src/gen/election_agent/v1/election_agent_pb";
+import { LoginPage } from "../src/pages/login";
 import { Name, Value } from "../src/parts/text";
 import { parseRoute, route } from "../src/route";
 import { held, vacant } from "./states";
@@ -211,4 +212,25 @@ test("a token is asked for when the agent wants one, and is forgotten", async ()
   login("x");
   tokenWanted.value = "wrong";
   await screen.findByText(/does not accept this token/);
+});
+
+test("a token that no header can hold is refused with the reason, and the scheme before it is left out", () => {
+  forgetToken();
+  render(<LoginPage />);
+  const give = (text: string) => {
+    fireEvent.input(screen.getByLabelText("Bearer token"), { target: { value: text } });
+    fireEvent.click(screen.getByRole("button", { name: "Use this token" }));
+  };
+  for (const [text, told] of [
+    ["", "Give the token"],
+    ["пароль", "characters that a token cannot have"],
+    ["abc\u200bdef", "characters that a token cannot have"],
+    ["abc def", "spaces or line breaks"],
+  ] as const) {
+    give(text);
+    expect(screen.getAllByRole("alert").at(-1)!.textContent).toMatch(new RegExp(told));
+    expect(token.value).toBe("");
+  }
+  give(" bearer abc.DEF_~+/= ");
+  expect(token.value).toBe("abc.DEF_~+/=");
 });

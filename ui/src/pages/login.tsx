@@ -2,9 +2,22 @@ import { useState } from "preact/hooks";
 import { login, token, tokenWanted } from "../api/client";
 import { visible } from "../parts/text";
 
+/**
+ * What a person gave as a token, without the scheme before it, and what is wrong with it: a header holds ASCII only, and
+ * what was copied from a terminal or a document may have more.
+ */
+export function tokenOf(text: string): { token: string; wrong: string } {
+  const token = text.trim().replace(/^bearer\s+/i, "");
+  if (token === "") return { token, wrong: "Give the token." };
+  if (/^[\x21-\x7e]+$/.test(token)) return { token, wrong: "" };
+  const what = /\s/.test(token) ? "spaces or line breaks in it" : "characters that a token cannot have";
+  return { token, wrong: `This text has ${what}: copy the token again.` };
+}
+
 /** Asks for a token. It stays in this page's memory. */
 export function LoginPage() {
   const [text, setText] = useState("");
+  const [wrong, setWrong] = useState("");
   const detail = tokenWanted.value ?? "";
   const refused = token.value !== "";
   return (
@@ -22,7 +35,9 @@ export function LoginPage() {
         <form
           onSubmit={(event) => {
             event.preventDefault();
-            if (text.trim() !== "") login(text);
+            const given = tokenOf(text);
+            setWrong(given.wrong);
+            if (given.wrong === "") login(given.token);
           }}
         >
           <label>
@@ -30,13 +45,19 @@ export function LoginPage() {
             <input
               type="password"
               value={text}
-              required
               autofocus
+              aria-invalid={wrong !== ""}
+              {...(wrong === "" ? {} : { "aria-describedby": "wrong" })}
               autoComplete="off"
               spellcheck={false}
               onInput={(event) => setText(event.currentTarget.value)}
             />
           </label>
+          {wrong !== "" && (
+            <p id="wrong" role="alert">
+              {wrong}
+            </p>
+          )}
           <div class="buttons">
             <button type="submit" class="primary">
               Use this token
