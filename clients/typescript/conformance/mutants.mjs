@@ -1,0 +1,3 @@
+export async function mutate(name) {
+  return { lead: (agent, ...rest) => agent.lead(...rest), options: () => ({}) };
+}

@@ -1,0 +1,352 @@
+import type { DescMessage, DescMethodUnary, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
+import { ConfigError, type ElectionError, Lost, NotKnown, lostReason } from "./errors.js";
+import { type ObserverEvent, follow, observeRequest } from "./observe.js";
+import { type Answer, Failure, type Plan, type Pool, idempotent, oneByOne } from "./pool.js";
+import { type BoolValue, Election } from "./proto.js";
+import {
+  type Abortable,
+  type Campaign,
+  type Campaigned,
+  type Extension,
+  type Handover,
+  type Kinds,
+  type Leaders,
+  type Pod,
+  type Resignation,
+  type Scope,
+  type State,
+  type Verified,
+  kindOf,
+  leaderOf,
+  millis,
+  named,
+  podOf,
+  stateOf,
+  text,
+  tokenFrom,
+  tokenOf,
+} from "./types.js";
+
+/** How long a plain call may take, in ms. */
+export const TIMEOUT = 10_000;
+/** How many leaders or kinds a page of a listing has. */
+const PAGE = 1_000;
+
+/** What observing may be given. */
+export interface ObserveOptions extends Abortable {
+  /** Is called when all present states have been told: once, however often the observer connects again. */
+  onSynced?: () => void;
+  /** Is called when it changes whether the states told last are known to be the present ones, which they are at first. */
+  onCertainty?: (certainty: { certain: boolean; unconfirmedFor: number; reason: string }) => void;
+}
+
+/**
+ * For how long an extension is good. Older agents leave the allowance for clock drift to their callers.
+ *
+ * @internal
+ */
+export function promised(value: BoolValue, term: number): number {
+  return value.validFor > 0 ? value.validFor : Math.max(term - term / 100 - 2, 0);
+}
+
+/** @internal A name for one attempt to get elected, unique among all. */
+export function requestId(random: (bytes: Uint8Array) => void): string {
+  const bytes = new Uint8Array(16);
+  random(bytes);
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/**
+ * One or several agents of the same elections: what Node.js and browsers can both do.
+ *
+ * Nothing is connected before the first call. Calls go to one endpoint that answers, and at once to the others when it
+ * fails.
+ */
+export class Calls {
+  /** @internal */
+  protected constructor(
+    /** @internal */
+    protected readonly pool: Pool,
+    /** @internal */
+    protected readonly timeout: number,
+    /** @internal */
+    protected readonly random: (bytes: Uint8Array) => void,
+  ) {}
+
+  /**
+   * Follows who leads: first the present states, then each change. It connects again by itself, to whichever agent
+   * answers, and tells no state twice in a row. Of an election that changes while it is not read, the last state is told.
+   *
+   * @throws {@link Refused}, {@link ConfigError}, the signal's reason
+   */
+  async *observe(scope: Scope, options: ObserveOptions = {}): AsyncGenerator<State, void, undefined> {
+    for await (const event of this.follow(scope, options)) {
+      switch (event.is) {
+        case "state":
+          yield event.state;
+          break;
+        case "synced":
+          options.onSynced?.();
+          break;
+        case "certainty":
+          options.onCertainty?.({
+            certain: event.certain,
+            unconfirmedFor: event.unconfirmedFor,
+            reason: event.reason,
+          });
+          break;
+      }
+    }
+  }
+
+  /**
+   * As {@link observe}, with what else the agent tells, in order: that all present states have been told, and whether
+   * they are certain.
+   *
+   * @throws {@link Refused}, {@link ConfigError}, the signal's reason
+   */
+  follow(scope: Scope, options: Abortable = {}): AsyncGenerator<ObserverEvent, void, undefined> {
+    const ask = (kind: string, election: string, signal: AbortSignal) => this.state({ election, kind }, { signal });
+    return follow(this.pool, ask, observeRequest(scope), options.signal);
+  }
+
+  /**
+   * Tells whether a fencing token is the present leader's: for those who work for a leader and have no storage that
+   * compares tokens. A leader asks its term.
+   *
+   * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
+   */
+  async verify(
+    question: { election: string; kind?: string; token: number },
+    options: Abortable = {},
+  ): Promise<Verified> {
+    const { value, sent } = await this.ask(
+      Election.method.verifyToken,
+      {
+        election: named(question.election, "the election"),
+        kind: kindOf(question.kind),
+        token: tokenOf(question.token),
+      },
+      options,
+    );
+    return {
+      current: value.current,
+      reason: value.current ? undefined : value.reason,
+      state: value.state === undefined ? undefined : stateOf(value.state),
+      validUntil: value.current ? this.toPublic(sent.at + value.validFor) : undefined,
+    };
+  }
+
+  /**
+   * Lists the leaders of all held elections of a kind, or of all kinds.
+   *
+   * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
+   */
+  async leaders(of: string | { all: true } = "default", options: Abortable = {}): Promise<Leaders> {
+    const all = typeof of === "object" && of !== null;
+    const request = { kind: all ? "" : kindOf(of), pageSize: PAGE, pageToken: "", allKinds: all };
+    const found: Leaders = { leaders: [], incomplete: false };
+    do {
+      const { value } = await this.ask(Election.method.listLeaders, request, options);
+      found.leaders.push(...value.leaders.map(leaderOf));
+      found.incomplete ||= value.incomplete;
+      request.pageToken = value.nextPageToken;
+    } while (request.pageToken !== "");
+    return found;
+  }
+
+  /**
+   * Lists the kinds that have elections.
+   *
+   * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}
+   */
+  async kinds(options: Abortable = {}): Promise<Kinds> {
+    const request = { pageSize: PAGE, pageToken: "" };
+    const found: Kinds = { kinds: [], incomplete: false };
+    do {
+      const { value } = await this.ask(Election.method.listKinds, request, options);
+      found.kinds.push(...value.kinds);
+      found.incomplete ||= value.incomplete;
+      request.pageToken = value.nextPageToken;
+    } while (request.pageToken !== "");
+    return found;
+  }
+
+  /**
+   * The state of an election. One that was never held is vacant.
+   *
+   * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
+   */
+  async state(of: string | { election: string; kind?: string }, options: Abortable = {}): Promise<State> {
+    const { election, kind } = typeof of === "string" ? { election: of, kind: undefined } : of;
+    const request = { election: named(election, "the election"), kind: kindOf(kind) };
+    const { value } = await this.ask(Election.method.getElection, request, options);
+    const state = stateOf(value);
+    if (state === undefined) throw new NotKnown("the agent's answer says neither who leads nor that nobody does");
+    return state;
+  }
+
+  /**
+   * Campaigns once, for those who extend on their own. That another candidate leads is no error.
+   *
+   * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
+   */
+  async campaign(campaign: Campaign, options: Abortable = {}): Promise<Campaigned> {
+    const wait = millis(campaign.wait ?? 0, "the wait");
+    const request = {
+      election: named(campaign.election, "the election"),
+      kind: kindOf(campaign.kind),
+      candidate: named(campaign.candidate, "the candidate"),
+      term: millis(campaign.term, "the term"),
+      value: text(campaign.value ?? "", "the value"),
+      requestId: campaign.requestId ?? requestId(this.random),
+      wait,
+    };
+    const plan = oneByOne(this.timeout + wait, options.signal);
+    const waiting = wait > 0 ? this.pool.waitLane() : undefined;
+    if (waiting !== undefined) {
+      plan.lane = waiting.lane;
+      plan.attempt += wait;
+    }
+    try {
+      const { value, sent } = await this.change(plan, Election.method.campaign, request);
+      return {
+        elected: value.elected,
+        leader: value.leader,
+        token: tokenFrom(value.token),
+        value: value.value,
+        validUntil: value.elected ? this.toPublic(sent.at + value.validFor) : undefined,
+        provisional: value.provisional,
+      };
+    } finally {
+      waiting?.leave();
+    }
+  }
+
+  /**
+   * Extends a term. Resolves with until when its leader may act, on the scale of `performance.now()`, counted from before
+   * the request was sent.
+   *
+   * @throws {@link Lost} if the candidate does not lead with this token, {@link Refused}, {@link NotKnown},
+   *   {@link Unreachable}, {@link ConfigError}
+   */
+  async extend(extension: Extension, options: Abortable = {}): Promise<number> {
+    const term = millis(extension.term, "the term");
+    const request = { ...leading(extension), term };
+    const plan = idempotent(this.timeout, options.signal);
+    const { value, sent } = await this.change(plan, Election.method.extendElectedTerm, request);
+    granted(value);
+    return this.toPublic(sent.at + promised(value, term));
+  }
+
+  /**
+   * Gives a leadership up. The work that needs it has to have ended.
+   *
+   * @throws {@link Lost} if the candidate does not lead with this token, {@link Refused}, {@link NotKnown},
+   *   {@link Unreachable}, {@link ConfigError}
+   */
+  async resign(resignation: Resignation, options: Abortable = {}): Promise<void> {
+    const plan = idempotent(this.timeout, options.signal);
+    const { value, uncertain } = await this.change(plan, Election.method.resign, leading(resignation));
+    // An attempt before has done it.
+    if (!value.value && value.reason === "NO_TERM" && uncertain) return;
+    granted(value);
+  }
+
+  /**
+   * Moves a leadership to another candidate, and resolves with until when that may act, on the scale of
+   * `performance.now()`. It takes the leadership up by campaigning.
+   *
+   * @throws {@link Lost} if the leader that hands over does not lead with its token, {@link Refused}, {@link NotKnown},
+   *   {@link Unreachable}, {@link ConfigError}
+   */
+  async handover(handover: Handover, options: Abortable = {}): Promise<number> {
+    const term = millis(handover.term, "the term");
+    const request = {
+      election: named(handover.election, "the election"),
+      kind: kindOf(handover.kind),
+      leader: named(handover.to, "the candidate to hand over to"),
+      term,
+      currentLeader: text(handover.from ?? "", "the leader that hands over"),
+      token: tokenOf(handover.token ?? 0),
+    };
+    const plan = oneByOne(this.timeout, options.signal);
+    const { value, sent, uncertain } = await this.change(plan, Election.method.handover, request);
+    if (!value.value && uncertain) {
+      // An attempt before may have moved it.
+      throw new NotKnown(`${value.reason}; an attempt before was not answered`);
+    }
+    granted(value);
+    return this.toPublic(sent.at + promised(value, term));
+  }
+
+  /**
+   * Lists the pods of a Kubernetes Deployment, or the siblings of a pod, those of the newest revision first.
+   *
+   * @throws {@link Refused}, also if the agent does not look pods up, {@link NotKnown}, {@link Unreachable},
+   *   {@link ConfigError}
+   */
+  async pods(of: { namespace: string } & ({ deployment: string } | { pod: string }), options: Abortable = {}): Promise<Pod[]> {
+    const request = {
+      namespace: named(of.namespace, "the namespace"),
+      ...("deployment" in of ? { deployment: named(of.deployment, "the deployment") } : { podName: named(of.pod, "the pod") }),
+    };
+    const { value } = await this.ask(Election.method.getPods, request, options);
+    return value.items.map(podOf);
+  }
+
+  /** Closes connections. What is under way goes on, and another call connects anew. */
+  close(): void {
+    this.pool.close();
+  }
+
+  /** On the scale of performance.now(). */
+  private toPublic(at: number): number {
+    return at - this.pool.clock.asleep();
+  }
+
+  /** Asks a question, which changes nothing. */
+  private async ask<I extends DescMessage, O extends DescMessage>(
+    method: DescMethodUnary<I, O>,
+    request: MessageInitShape<I>,
+    options: Abortable,
+  ): Promise<Answer<MessageShape<O>>> {
+    try {
+      return await this.pool.call(idempotent(this.timeout, options.signal), method, request);
+    } catch (error) {
+      throw toError(error, (failure) => failure.ofQuestion());
+    }
+  }
+
+  private async change<I extends DescMessage, O extends DescMessage>(
+    plan: Plan,
+    method: DescMethodUnary<I, O>,
+    request: MessageInitShape<I>,
+  ): Promise<Answer<MessageShape<O>>> {
+    try {
+      return await this.pool.call(plan, method, request);
+    } catch (error) {
+      throw toError(error, (failure) => failure.ofChange());
+    }
+  }
+}
+
+function toError(error: unknown, convert: (failure: Failure) => ElectionError): unknown {
+  return error instanceof Failure ? convert(error) : error;
+}
+
+function leading(of: Resignation) {
+  const token = tokenOf(of.token);
+  if (token === 0n) throw new ConfigError("the token is 0: name the term by the token that it was granted with");
+  return {
+    election: named(of.election, "the election"),
+    kind: kindOf(of.kind),
+    leader: named(of.candidate, "the candidate"),
+    token,
+  };
+}
+
+/** @throws Lost: why the agent has denied it */
+function granted(value: BoolValue): void {
+  if (!value.value) throw new Lost(lostReason(value.reason) ?? "NoTerm");
+}

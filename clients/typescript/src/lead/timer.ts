@@ -1,0 +1,52 @@
+import type { Clock } from "../clock.js";
+import { clamped } from "../wait.js";
+
+/** The longest time in ms after which the clock is looked at: timers stop while the machine is suspended. */
+const STEP = 100;
+
+/** @internal What looks at the clock when its time has come. */
+export interface Timed {
+  /** Looks at the clock. Returns when to look next, by the clock of terms; undefined: not again. */
+  due(): number | undefined;
+}
+
+/**
+ * The timer that ends terms. It uses no network, and runs only while there are terms.
+ *
+ * @internal
+ */
+export class Timer {
+  private readonly watched = new Set<Timed>();
+  private earliest = Infinity;
+  private timer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(private readonly clock: Clock) {}
+
+  /** Has `timed` look at the clock at that time, and again when it says so. */
+  watch(at: number, timed: Timed): void {
+    this.watched.add(timed);
+    this.earliest = Math.min(this.earliest, at);
+    this.arm();
+  }
+
+  private arm(): void {
+    clearTimeout(this.timer);
+    this.timer = undefined;
+    if (this.watched.size === 0) return;
+    const left = this.earliest - this.clock.now();
+    this.timer = setTimeout(() => this.look(), clamped(Math.min(left, STEP)));
+  }
+
+  private look(): void {
+    // Where the clock stops during suspension, each term knows by the wall clock.
+    if (!this.clock.isWhole() || this.clock.now() >= this.earliest) {
+      this.earliest = Infinity;
+      for (const timed of this.watched) {
+        const next = timed.due();
+        if (next === undefined) this.watched.delete(timed);
+        else this.earliest = Math.min(this.earliest, next);
+      }
+    }
+    this.arm();
+  }
+}

@@ -1,0 +1,13 @@
+type Api = typeof import("@opentelemetry/api");
+
+let api: Promise<Api | undefined> | undefined;
+
+/** @internal Propagates the current trace context, if the process has OpenTelemetry. */
+export async function putTrace(headers: Headers): Promise<void> {
+  api ??= import("@opentelemetry/api").then(
+    (found) => found,
+    () => undefined,
+  );
+  const found = await api;
+  found?.propagation.inject(found.context.active(), headers, { set: (carrier, key, value) => carrier.set(key, value) });
+}

@@ -1,0 +1,49 @@
+/**
+ * The client for browsers: by gRPC-Web. It observes, reads, verifies tokens, and makes the plain calls.
+ *
+ * A page does not lead: browsers throttle the timers of pages that nobody looks at, freeze and discard them, and have no
+ * streams in both directions. Let a service lead, and the page observe it.
+ *
+ * @packageDocumentation
+ * @module web
+ */
+
+import { Calls, TIMEOUT } from "./calls.js";
+import { ComparedClock } from "./clock.js";
+import type { Credentials } from "./credentials.js";
+import { WebEndpoint } from "./endpoint-web.js";
+import { ConfigError } from "./errors.js";
+import { CONSOLE, type Logger } from "./log.js";
+import { Pool } from "./pool.js";
+import { millis } from "./types.js";
+
+export type { ObserveOptions } from "./calls.js";
+export type { Calls } from "./calls.js";
+export type { Credentials, TokenSource } from "./credentials.js";
+export * from "./errors.js";
+export type { LogFields, Logger } from "./log.js";
+export type { ObserverEvent } from "./observe.js";
+export type * from "./types.js";
+
+/** Settings of an {@link Agent}. */
+export interface AgentOptions extends Credentials {
+  /** How long a plain call may take, with all its attempts, in ms; 10,000 unless given. */
+  timeout?: number;
+  /** Takes the log. Warnings and errors go to the console unless given. */
+  log?: Logger;
+}
+
+/** One or several agents of the same elections, which a page calls by gRPC-Web. */
+export class Agent extends Calls {
+  /**
+   * @param endpoints `https://a:8443`, or several, separated by commas; each may have a path, and be relative to the page
+   * @throws {@link ConfigError} if one is no address
+   */
+  constructor(endpoints: string, options: AgentOptions = {}) {
+    const texts = endpoints.split(",").map((part) => part.trim()).filter((part) => part !== "");
+    if (texts.length === 0) throw new ConfigError("no endpoint is given");
+    const log = options.log ?? CONSOLE;
+    const pool = new Pool(texts.map((part) => new WebEndpoint(part)), new ComparedClock(), log, options);
+    super(pool, millis(options.timeout ?? TIMEOUT, "the timeout"), (bytes) => crypto.getRandomValues(bytes));
+  }
+}
