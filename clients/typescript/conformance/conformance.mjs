@@ -7,7 +7,7 @@ import { mutate } from "./mutants.mjs";
 
 const flag = process.argv.indexOf("--mutant");
 const mutant = flag < 0 ? undefined : process.argv[flag + 1];
-const faults = await mutate(mutant, process.argv);
+const faults = mutate(mutant);
 
 const LOST = {
   TermOver: "term_over",
@@ -160,7 +160,7 @@ lines.on("line", (line) => {
   const command = JSON.parse(line);
   switch (command.do) {
     case "connect":
-      agent = new Agent(command.agents, faults.options(command));
+      agent = new Agent(faults.agents(command.agents), faults.options);
       break;
     case "lead":
       void leads(agent, command);

@@ -141,6 +141,7 @@ export class NodeEndpoint implements Endpoint {
     }
     if (url.username !== "" || url.password !== "") throw wrong("an endpoint has no user name");
     if (url.hostname === "") throw wrong("there is no host");
+    if (/:\/?$/.test(text)) throw wrong('there is no port "": 1 to 65535');
     this.isEncrypted = scheme === "https";
     this.host = url.hostname.replace(/^\[(.*)\]$/, "$1");
     this.port = url.port === "" ? (this.isEncrypted ? 443 : 80) : Number(url.port);

@@ -31,6 +31,7 @@ class Place implements Listener {
   /** What to say when the patience is over. */
   last: ElectionError = new NotKnown("no answer in time");
   private readonly tell: Waiting;
+  private term: Shared | undefined;
 
   constructor(streams: Streams, settings: Settings, told: Told, term: Shared | undefined) {
     this.tell = new Waiting(told);
@@ -43,7 +44,19 @@ class Place implements Listener {
   }
 
   granted(term: Shared): void {
+    this.term = term;
     this.elected.resolve(term);
+  }
+
+  /** Nobody wants to lead any more. What was granted at this moment is given up: nobody has worked under it. */
+  abandon(): void {
+    if (this.term === undefined) {
+      this.joined.lapse();
+      return;
+    }
+    this.term.giveUp();
+    const lapse = () => this.joined.lapse();
+    within(this.joined.leave(), LEAVE).then(lapse, lapse);
   }
 
   notKnown(error: ElectionError): void {
@@ -246,7 +259,7 @@ export async function start(
       if (elected === TIMED_OUT) throw place.last;
       term = elected;
       if (term === undefined) {
-        place.joined.lapse();
+        place.abandon();
         place = undefined;
       }
     }
@@ -254,8 +267,7 @@ export async function start(
       const granted = await campaign(context, settings, told, patience, signal);
       extendAt = granted.extendAt;
       const { token, validUntil, anchor } = granted;
-      term = new Shared(settings, token, validUntil, anchor, settings.margin, pool.clock, told, log);
-      deaths.watch(validUntil - settings.margin, term);
+      term = new Shared(settings, token, validUntil, anchor, settings.margin, pool.clock, told, log, deaths);
       if (streams.areOffered()) place = new Place(streams, settings, told, term);
     }
     const { kind, election, candidate } = settings;
@@ -263,7 +275,7 @@ export async function start(
     told.state({ is: "leading", token: term.token, validUntil: term.publicUntil() });
     return new HeldTerm(context, settings, told, term, place, giveBack, extendAt, signal);
   } catch (error) {
-    place?.joined.lapse();
+    place?.abandon();
     giveBack();
     throw error;
   }

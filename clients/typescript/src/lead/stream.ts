@@ -654,8 +654,7 @@ export class LeadStream {
         session.ping();
         return;
       }
-      const term = new Shared(settings, token, validUntil, moment, settings.margin, clock, told, log);
-      this.deaths.watch(validUntil - settings.margin, term);
+      const term = new Shared(settings, token, validUntil, moment, settings.margin, clock, told, log, this.deaths);
       this.become(entry, { is: "leading", term, extends: extending });
       listener.granted(term);
     }

@@ -3,7 +3,7 @@ import { Lost, type LostReason } from "../errors.js";
 import type { Logger } from "../log.js";
 import { Deferred } from "../wait.js";
 import type { Told } from "./hooks.js";
-import type { Timed } from "./timer.js";
+import type { Timed, Timer } from "./timer.js";
 
 /**
  * A term of leadership, as the work of the leader sees it.
@@ -123,10 +123,12 @@ export class Shared implements Timed {
     readonly clock: Clock,
     private readonly told: Told,
     private readonly log: Logger,
+    private readonly deaths: Timer,
   ) {
     this.kind = who.kind;
     this.election = who.election;
     this.candidate = who.candidate;
+    deaths.watch(validUntil - margin, this);
   }
 
   publicUntil(): number {
@@ -168,6 +170,7 @@ export class Shared implements Timed {
 
   private end(why: LostReason): void {
     this.why = why;
+    this.deaths.forget(this);
     const error = new Lost(why);
     if (!this.abort.signal.aborted) this.abort.abort(error);
     this.renewal?.reject(error);

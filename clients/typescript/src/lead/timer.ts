@@ -11,7 +11,7 @@ export interface Timed {
 }
 
 /**
- * The timer that ends terms. It uses no network, and runs only while there are terms.
+ * The timer that ends terms. It uses no network, and runs only while there are terms that are not over.
  *
  * @internal
  */
@@ -27,6 +27,14 @@ export class Timer {
     this.watched.add(timed);
     this.earliest = Math.min(this.earliest, at);
     this.arm();
+  }
+
+  /** Looks no more. */
+  forget(timed: Timed): void {
+    if (this.watched.delete(timed) && this.watched.size === 0) {
+      this.earliest = Infinity;
+      this.arm();
+    }
   }
 
   private arm(): void {
