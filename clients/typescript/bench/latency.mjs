@@ -1,5 +1,5 @@
-// Measures the time from the end of a leader's work to the beginning of that of the next, which waits in another process's
-// place: a client of its own.
+// Measures the time from the end of a leader's work to the beginning of that of the next, which waits in another
+// process's place: a client of its own.
 import { Agent } from "@election-agent/client";
 import { startAgent } from "./agent.mjs";
 

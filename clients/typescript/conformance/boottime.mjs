@@ -1,6 +1,7 @@
 // CLOCK_BOOTTIME in ns, which Node.js cannot read. /proc/uptime tells it, cut to 10 ms: each look at it, and at the
-// monotonic clock before and after, says between what the difference of the two clocks is. A few looks around a change of
-// what is told find it to a tenth of a millisecond. Where the clocks part, which a suspension does, it is found anew.
+// monotonic clock before and after, says between what the difference of the two clocks is. A few looks around a change
+// of what is told find it to a tenth of a millisecond. Where the clocks part, which a suspension does, it is found
+// anew.
 import { openSync, readSync } from "node:fs";
 
 const RESOLUTION = 10_000_000n;

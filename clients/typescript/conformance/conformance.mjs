@@ -1,5 +1,5 @@
-// The conformance program of the TypeScript client: clients/conformance/README.md has the protocol. `--mutant NAME` gives
-// the client a fault, which the suite has to find.
+// The conformance program of the TypeScript client: clients/conformance/README.md has the protocol. `--mutant NAME`
+// gives the client a fault, which the suite has to find.
 import { createInterface } from "node:readline";
 import { Agent, ConfigError, Lost, NotElected, NotKnown, Refused, Unreachable } from "@election-agent/client";
 import { now } from "./boottime.mjs";

@@ -36,7 +36,9 @@ const PAGE = 1_000;
 export interface ObserveOptions extends Abortable {
   /** Is called when all present states have been told: once, however often the observer connects again. */
   onSynced?: () => void;
-  /** Is called when it changes whether the states told last are known to be the present ones, which they are at first. */
+  /**
+   * Is called when it changes whether the states told last are known to be the present ones, which they are at first.
+   */
   onCertainty?: (certainty: { certain: boolean; unconfirmedFor: number; reason: string }) => void;
 }
 
@@ -75,7 +77,8 @@ export class Calls {
 
   /**
    * Follows who leads: first the present states, then each change. It connects again by itself, to whichever agent
-   * answers, and tells no state twice in a row. Of an election that changes while it is not read, the last state is told.
+   * answers, and tells no state twice in a row. Of an election that changes while it is not read, the last state is
+   * told.
    *
    * @throws {@link Refused}, {@link ConfigError}, the signal's reason
    */
@@ -224,11 +227,11 @@ export class Calls {
   }
 
   /**
-   * Extends a term. Resolves with until when its leader may act, on the scale of `performance.now()`, counted from before
-   * the request was sent.
+   * Extends a term. Resolves with until when its leader may act, on the scale of `performance.now()`, counted from
+   * before the request was sent.
    *
-   * @throws {@link Lost} if the candidate does not lead with this token, {@link Refused}, {@link NotKnown},
-   *   {@link Unreachable}, {@link ConfigError}
+   * @throws {@link Lost} if the candidate does not lead with this token, {@link Refused}, {@link NotKnown}, {@link
+   *   Unreachable}, {@link ConfigError}
    */
   async extend(extension: Extension, options: Abortable = {}): Promise<number> {
     const term = millis(extension.term, "the term");

@@ -5,8 +5,8 @@ import { type Clock, ComparedClock, type Moment } from "./clock.js";
 const RESOLUTION = 10;
 
 /**
- * Linux's clock. `performance.now()` is CLOCK_MONOTONIC there, which stops while the machine is suspended. The uptime in
- * /proc is CLOCK_BOOTTIME, which does not: where the two part, the machine was suspended. A step of the wall clock
+ * Linux's clock. `performance.now()` is CLOCK_MONOTONIC there, which stops while the machine is suspended. The uptime
+ * in /proc is CLOCK_BOOTTIME, which does not: where the two part, the machine was suspended. A step of the wall clock
  * changes neither. Suspensions of less than 20 ms in all may go unnoticed.
  *
  * @internal
@@ -14,7 +14,9 @@ const RESOLUTION = 10;
 export class UptimeClock implements Clock {
   private readonly buffer = Buffer.alloc(64);
   private readonly fallback = new ComparedClock();
-  /** The true difference of the clocks is at least and less than this, as long as the machine was not suspended again. */
+  /**
+   * The true difference of the clocks is at least and less than this, as long as the machine was not suspended again.
+   */
   private least = -Infinity;
   private most = Infinity;
   /** The difference at the beginning. */

@@ -1,7 +1,7 @@
 import { lookup } from "node:dns/promises";
 import { readFileSync } from "node:fs";
-import { isIP, connect as connectTcp } from "node:net";
-import { type Duplex } from "node:stream";
+import { type Socket, isIP, connect as connectTcp } from "node:net";
+import type { Duplex } from "node:stream";
 import {
   type ConnectionOptions,
   type SecureContextOptions,
@@ -171,7 +171,15 @@ export class NodeEndpoint implements Endpoint {
 
   channel(address: string): Channel {
     const at = { host: address, port: this.port, noDelay: true };
-    if (!this.isEncrypted) return new NodeChannel(this.baseUrl, () => connectTcp(at));
+    if (!this.isEncrypted) {
+      let socket: Socket | undefined;
+      // An alert of TLS is shorter than the header of a frame.
+      const hint = () => {
+        const read = socket?.bytesRead ?? 0;
+        return read > 0 && read < 9 ? "it speaks no HTTP/2 without encryption; https:// is for an agent with TLS" : undefined;
+      };
+      return new NodeChannel(this.baseUrl, () => (socket = connectTcp(at)), hint);
+    }
     const name = this.tls.serverName ?? this.host;
     const options: ConnectionOptions = {
       ...at,
@@ -181,7 +189,7 @@ export class NodeEndpoint implements Endpoint {
       servername: isIP(name) === 0 ? name : "",
       checkServerIdentity: (_, certificate) => checkServerIdentity(name, certificate),
     };
-    return new NodeChannel(this.baseUrl, () => connectTls(options));
+    return new NodeChannel(this.baseUrl, () => connectTls(options), () => undefined);
   }
 }
 
@@ -189,7 +197,11 @@ class NodeChannel implements Channel {
   readonly transport;
   private readonly manager: Http2SessionManager;
 
-  constructor(baseUrl: string, createConnection: () => Duplex) {
+  constructor(
+    baseUrl: string,
+    createConnection: () => Duplex,
+    readonly hint: () => string | undefined,
+  ) {
     const pings = {
       pingIntervalMs: KEEP_ALIVE,
       pingTimeoutMs: KEEP_ALIVE_ANSWER,
@@ -201,7 +213,11 @@ class NodeChannel implements Channel {
   }
 
   async ready(): Promise<void> {
-    if ((await this.manager.connect()) === "error") throw this.manager.error();
+    if ((await this.manager.connect()) !== "error") return;
+    const error = this.manager.error();
+    // What an agent without encryption answers is no message of TLS.
+    if (/wrong version number/i.test(deepest(error))) throw new Error("it speaks no TLS, as an agent at http:// does");
+    throw error;
   }
 
   observe(request: ObserveRequest, headers: Headers, signal: AbortSignal): AsyncIterable<Observation> {

@@ -55,6 +55,7 @@ export class WebEndpoint implements Endpoint {
       }),
       ready: () => Promise.resolve(),
       observe: (request, headers, signal) => observeByFetch(this.baseUrl, request, headers, signal),
+      hint: () => undefined,
       close: () => {},
     };
   }
@@ -63,8 +64,9 @@ export class WebEndpoint implements Endpoint {
 /**
  * Observes, with the parts that connect-web's transport is made of.
  *
- * A stream of its transport (2.3.0) keeps some 130 bytes of each message until it ends, since it races every read against
- * one promise for the end of the call. A page that follows 100 changes a second for hours would grow by 45 MiB an hour.
+ * A stream of its transport (2.3.0) keeps some 130 bytes of each message until it ends, since it races every read
+ * against one promise for the end of the call. A page that follows 100 changes a second for hours would grow by 45 MiB
+ * an hour.
  *
  * @throws ConnectError for a status, and what `fetch` throws for the network
  */

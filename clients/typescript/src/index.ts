@@ -42,11 +42,14 @@ export interface AgentOptions extends Credentials, TlsFiles {
   /** A file with a bearer token, instead of `token`. Each attempt of a call shows the file's present content. */
   tokenFile?: string;
   /**
-   * The name that leaders campaign under unless they give another: of this host and process, and random, unless given. It
-   * has to be unique among processes.
+   * The name that leaders campaign under unless they give another: of this host and process, and random, unless given.
+   * It has to be unique among processes.
    */
   candidate?: string;
-  /** How long a plain call may take, with all its attempts, in ms; 10,000 unless given. Leading has deadlines of its own. */
+  /**
+   * How long a plain call may take, with all its attempts, in ms; 10,000 unless given. Leading has deadlines of its
+   * own.
+   */
   timeout?: number;
   /**
    * Whether leaders use streams, if the agent offers them: true unless given. Without them each leadership has calls of
@@ -76,13 +79,13 @@ export interface LeadOptions extends Hooks, Abortable {
   /** For how many ms to wait to be elected; 0: not at all. For ever unless given. */
   wait?: number;
   /**
-   * For how many ms the term is still extended after the work was told that it is lost because it could not be extended:
-   * the time that the work has to end. 5000 unless given. After it the term lapses.
+   * For how many ms the term is still extended after the work was told that it is lost because it could not be
+   * extended: the time that the work has to end. 5000 unless given. After it the term lapses.
    */
   grace?: number;
   /**
-   * How many ms before the end of the term the leadership counts as lost: at most half of the term. A tenth of the term,
-   * but at most 1000, unless given.
+   * How many ms before the end of the term the leadership counts as lost: at most half of the term. A tenth of the
+   * term, but at most 1000, unless given.
    */
   margin?: number;
   /**
@@ -134,16 +137,17 @@ export class Agent extends Calls {
   }
 
   /**
-   * Waits until elected, runs the work, and resigns after the work has *ended*, so that the next candidate leads at once.
+   * Waits until elected, runs the work, and resigns after the work has *ended*, so that the next candidate leads at
+   * once.
    *
-   * The work is told by the term's `signal` that the leadership is lost. If it goes on for longer than the grace, the term
-   * is not extended any more and lapses, which is reported to `onState` and in the log; nothing can stop the work, and
-   * this goes on waiting for it.
+   * The work is told by the term's `signal` that the leadership is lost. If it goes on for longer than the grace, the
+   * term is not extended any more and lapses, which is reported to `onState` and in the log; nothing can stop the work,
+   * and this goes on waiting for it.
    *
    * @returns what the work returns
-   * @throws {@link NotElected} after the time to wait; {@link NotKnown} or {@link Unreachable} if no agent answered at its
-   *   end; {@link Refused} and {@link ConfigError} at once; {@link Lost} if the leadership was lost before the work had
-   *   ended, with what the work has thrown as its cause; otherwise what the work has thrown
+   * @throws {@link NotElected} after the time to wait; {@link NotKnown} or {@link Unreachable} if no agent answered at
+   *   its end; {@link Refused} and {@link ConfigError} at once; {@link Lost} if the leadership was lost before the work
+   *   had ended, with what the work has thrown as its cause; otherwise what the work has thrown
    */
   lead<T>(election: string, work: (term: Term) => T | Promise<T>): Promise<T>;
   lead<T>(election: string, options: LeadOptions, work: (term: Term) => T | Promise<T>): Promise<T>;

@@ -3,9 +3,13 @@ export type LogFields = Record<string, unknown>;
 
 /** Takes the log of the client. What is missing is not logged. */
 export interface Logger {
+  /** What developers of the client want to know. */
   debug?(message: string, fields: LogFields): void;
+  /** A leadership that is won or given up. */
   info?(message: string, fields: LogFields): void;
+  /** A leadership that is lost or in jeopardy, and what has to be tried again. */
   warn?(message: string, fields: LogFields): void;
+  /** What somebody has to see to. */
   error?(message: string, fields: LogFields): void;
 }
 

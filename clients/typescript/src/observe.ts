@@ -390,7 +390,7 @@ class Follower {
           if (code !== undefined) throw new Refused(code, error.rawMessage);
         }
         this.pool.discard(connection);
-        tried.push({ endpoint: this.pool.label(route), why: describe(error) });
+        tried.push({ endpoint: this.pool.label(route), why: describe(error, connection.channel) });
       }
     }
     this.pool.forgetAddresses();

@@ -37,6 +37,8 @@ export interface Channel {
   ready(): Promise<void>;
   /** Follows; as the transport does, without what its streams keep of each message, if they do. */
   observe(request: ObserveRequest, headers: Headers, signal: AbortSignal): AsyncIterable<Observation>;
+  /** Why a connection may have ended, if something is known; what to do about it. */
+  hint(): string | undefined;
   close(): void;
 }
 
@@ -188,25 +190,23 @@ export function deepest(error: unknown): string {
 }
 
 /** @internal The code and the text of what a call has thrown, and what to do about it if that is known. */
-export function describe(error: unknown): string {
+export function describe(error: unknown, channel?: Channel): string {
   if (!(error instanceof ConnectError)) return deepest(error);
   if (error.isWireError) {
     const name = Code[error.code].replace(/(?!^)[A-Z]/g, (letter) => `_${letter}`).toUpperCase();
     return `${name}: ${error.rawMessage}`;
   }
-  const why = deepest(error);
-  // An alert of TLS, or HTTP/1, read as a frame.
-  const plain = /(PROTOCOL_ERROR|FRAME_SIZE_ERROR|Protocol error)/.test(why);
-  return plain ? `${why}: it may speak no HTTP/2 without encryption; https:// is for an agent with TLS` : why;
+  const hint = channel?.hint();
+  return hint === undefined ? deepest(error) : `${deepest(error)}: ${hint}`;
 }
 
-function failed(error: unknown): Failed {
+function failed(error: unknown, channel: Channel): Failed {
   if (error instanceof ConnectError && isSaid(error)) {
     const code = refusalOf(error.code);
     if (code !== undefined) return { is: "refused", code, why: error.rawMessage };
     return { is: "unknown", why: describe(error) };
   }
-  return { is: "broken", why: describe(error) };
+  return { is: "broken", why: describe(error, channel) };
 }
 
 /** What has failed until now: of each endpoint the last. */
@@ -239,9 +239,9 @@ class Failures {
 /**
  * Connections to the agents, and the way of a call from one to the next.
  *
- * Each address has channels of its own. One address that answered last is preferred; when it fails, or keeps silent for a
- * while, the others are tried at once. A channel whose call got no answer in time is replaced, as its connection may lead
- * nowhere: HTTP/2's own keep-alive, which agents allow every 20 s at most, finds out later.
+ * Each address has channels of its own. One address that answered last is preferred; when it fails, or keeps silent for
+ * a while, the others are tried at once. A channel whose call got no answer in time is replaced, as its connection may
+ * lead nowhere: HTTP/2's own keep-alive, which agents allow every 20 s at most, finds out later.
  *
  * @internal
  */
@@ -540,7 +540,7 @@ export class Pool {
         this.discard(connection);
         return { route, is: cut ? "cut short" : "unknown", why: `no answer within ${Math.round(left)} ms` };
       }
-      return { route, ...failed(error) };
+      return { route, ...failed(error, connection.channel) };
     } finally {
       cancel();
       forget();

@@ -96,7 +96,10 @@ export interface Campaign {
   kind?: string;
   /** The name to campaign under. */
   candidate: string;
-  /** How long the leadership lasts unless it is extended, in ms: 1000 to what the agent allows, 60,000 unless configured. */
+  /**
+   * How long the leadership lasts unless it is extended, in ms: 1000 to what the agent allows, 60,000 unless
+   * configured.
+   */
   term: number;
   /** Public data of the leader, such as its address: at most 1024 bytes. */
   value?: string;

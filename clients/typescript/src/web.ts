@@ -1,8 +1,8 @@
 /**
  * The client for browsers: by gRPC-Web. It observes, reads, verifies tokens, and makes the plain calls.
  *
- * A page does not lead: browsers throttle the timers of pages that nobody looks at, freeze and discard them, and have no
- * streams in both directions. Let a service lead, and the page observe it.
+ * A page does not lead: browsers throttle the timers of pages that nobody looks at, freeze and discard them, and have
+ * no streams in both directions. Let a service lead, and the page observe it.
  *
  * @packageDocumentation
  * @module web
@@ -36,7 +36,8 @@ export interface AgentOptions extends Credentials {
 /** One or several agents of the same elections, which a page calls by gRPC-Web. */
 export class Agent extends Calls {
   /**
-   * @param endpoints `https://a:8443`, or several, separated by commas; each may have a path, and be relative to the page
+   * @param endpoints `https://a:8443`, or several, separated by commas; each may have a path, and be relative to the
+   *   page
    * @throws {@link ConfigError} if one is no address
    */
   constructor(endpoints: string, options: AgentOptions = {}) {

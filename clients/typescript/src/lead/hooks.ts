@@ -30,8 +30,8 @@ export interface Hooks {
   /** Is called when the leadership is lost. */
   onLost?: (reason: LostReason) => void;
   /**
-   * Is asked before each extension: while it returns false, throws or does not return, the term is not extended, so that
-   * an application that hangs does not lead on.
+   * Is asked before each extension: while it returns false, throws or does not return, the term is not extended, so
+   * that an application that hangs does not lead on.
    */
   alive?: () => boolean | Promise<boolean>;
 }

@@ -73,9 +73,9 @@ class Place implements Listener {
 /**
  * A term that is extended in the background until it is given up.
  *
- * Give it up when the work has ended, by `resign` or by `await using`: the next candidate then leads at once. A term that
- * is lost because it could not be extended goes on being extended for the grace, which is the time that the work has to
- * end; then it lapses.
+ * Give it up when the work has ended, by `resign` or by `await using`: the next candidate then leads at once. A term
+ * that is lost because it could not be extended goes on being extended for the grace, which is the time that the work
+ * has to end; then it lapses.
  */
 export class HeldTerm extends Term {
   private readonly over = new AbortController();
@@ -132,8 +132,8 @@ export class HeldTerm extends Term {
   }
 
   /**
-   * Lets the term lapse: it is not extended any more, and not given up. For work that may go on: nobody else leads before
-   * `validUntil`.
+   * Lets the term lapse: it is not extended any more, and not given up. For work that may go on: nobody else leads
+   * before `validUntil`.
    */
   lapse(): void {
     if (this.resigning !== undefined) return;
@@ -150,8 +150,8 @@ export class HeldTerm extends Term {
   /**
    * Gives the leadership up, at once for the next candidate. No work may be under way that needs it.
    *
-   * @throws {@link Lost} if the candidate did not lead any more; {@link NotKnown}, {@link Unreachable} or {@link Refused} if
-   *   it could not be given up: the term lapses
+   * @throws {@link Lost} if the candidate did not lead any more; {@link NotKnown}, {@link Unreachable} or {@link
+   *   Refused} if it could not be given up: the term lapses
    */
   resign(): Promise<void> {
     this.resigning ??= this.giveUp();

@@ -8,7 +8,9 @@ import { Mailbox, TIMED_OUT, onAbort, reasonOf, within } from "../wait.js";
 
 /** The shortest and the longest time after which another agent is asked for a stream, too, in ms. */
 const OPEN = [300, 2_000] as const;
-/** The shortest and the longest time in which an agent is to open a stream, in ms: one that is slow is better than none. */
+/**
+ * The shortest and the longest time in which an agent is to open a stream, in ms: one that is slow is better than none.
+ */
 const PATIENCE = [1_000, 4_000] as const;
 /** How many pings are remembered, for standings that name them. */
 const PINGS = 64;
@@ -225,7 +227,7 @@ async function openAt(
     const code = error instanceof ConnectError && isSaid(error) ? refusalOf(error.code) : undefined;
     if (code === undefined && !losers.aborted) pool.discard(connection);
     const silent = error instanceof ConnectError && error.code === Code.DeadlineExceeded;
-    const why = connected ? describe(error) : deepest(error);
+    const why = connected ? describe(error, connection.channel) : deepest(error);
     return { route, why, code, reached: connected, silent };
   }
 }

@@ -8,8 +8,8 @@ import type { Timed, Timer } from "./timer.js";
 /**
  * A term of leadership, as the work of the leader sees it.
  *
- * The clock decides: `check`, `remaining` and `signal` look at it each time, whatever the network or the event loop do. A
- * term that was lost stays lost.
+ * The clock decides: `check`, `remaining` and `signal` look at it each time, whatever the network or the event loop do.
+ * A term that was lost stays lost.
  */
 export class Term {
   /** @internal */
@@ -63,9 +63,9 @@ export class Term {
   }
 
   /**
-   * Is aborted with a {@link Lost} when the leadership is lost: at once when another leads, and at the latest the margin
-   * before `validUntil`. Also with the reason of the caller's own signal, which does not end the term: it is given up
-   * when the work has ended.
+   * Is aborted with a {@link Lost} when the leadership is lost: at once when another leads, and at the latest the
+   * margin before `validUntil`. Also with the reason of the caller's own signal, which does not end the term: it is
+   * given up when the work has ended.
    */
   get signal(): AbortSignal {
     this.shared.look();

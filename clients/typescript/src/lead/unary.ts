@@ -19,7 +19,9 @@ const AT_ONCE = 10_000;
 const ROUNDS = 6;
 /** A last campaign may take so long when the wait is over, in ms. */
 const LAST = 1_000;
-/** The shortest and the longest time that giving up may take, with all its attempts, in ms: a third of the term between. */
+/**
+ * The shortest and the longest time that giving up may take, with all its attempts, in ms: a third of the term between.
+ */
 const RESIGN = [1_000, 5_000] as const;
 
 /** @internal What leads. */
@@ -169,7 +171,9 @@ export async function campaign(
   }
 }
 
-/** Accepts a grant that is provisional or has little time left, before anybody works under it. Undefined: it is lost. */
+/**
+ * Accepts a grant that is provisional or has little time left, before anybody works under it. Undefined: it is lost.
+ */
 async function confirm(
   pool: Pool,
   settings: Settings,

@@ -1,0 +1,64 @@
+import { describe, expect, test } from "vitest";
+import { Agent, ConfigError, NotKnown, type State, Unreachable } from "@election-agent/client/web";
+import * as node from "@election-agent/client";
+import { agent, quiet, rejected, thrown } from "./support.js";
+
+describe("the entry for browsers, by gRPC-Web", () => {
+  test("observes, reads, verifies, and makes the plain calls", async () => {
+    const { url } = await agent();
+    const page = new Agent(url);
+    const states: State[] = [];
+    let synced = 0;
+    let token = 0;
+    const options = { onSynced: () => (synced += 1) };
+    for await (const state of page.observe("web", options)) {
+      states.push(state);
+      if (states.length === 1) {
+        ({ token } = await page.campaign({ election: "web", candidate: "c", term: 30_000 }));
+      } else if (states.length === 2) {
+        expect(await page.verify({ election: "web", token })).toMatchObject({ current: true });
+        await page.extend({ election: "web", candidate: "c", token, term: 30_000 });
+        await page.resign({ election: "web", candidate: "c", token });
+      } else {
+        break;
+      }
+    }
+    expect(states.map(({ leader, cause }) => `${leader?.name} ${cause}`)).toEqual([
+      "undefined present",
+      "c campaign",
+      "undefined resign",
+    ]);
+    expect(synced).toBe(1);
+    expect(await page.state("web")).toMatchObject({ leader: undefined, token });
+    expect((await page.leaders({ all: true })).leaders).toEqual([]);
+    expect(await rejected(page.state("with/slash"))).toMatchObject({ name: "Refused", code: "INVALID_ARGUMENT" });
+  });
+
+  test("asks the next endpoint, and says when none is reached", async () => {
+    const { url } = await agent();
+    await new Agent(`http://127.0.0.1:1,${url}/`).kinds();
+    const error = await rejected(new Agent("http://127.0.0.1:1", { timeout: 300, log: quiet }).kinds());
+    expect(error).toBeInstanceOf(Unreachable);
+    const change = new Agent("http://127.0.0.1:1", { timeout: 300, log: quiet }).resign({
+      election: "e",
+      candidate: "c",
+      token: 7,
+    });
+    // `fetch` does not tell whether anything was sent.
+    expect(await rejected(change)).toBeInstanceOf(NotKnown);
+  });
+
+  test("takes addresses with paths, and no others", () => {
+    for (const endpoint of ["", "not an address", "ftp://a", "https://a?b", "https://u:p@a"]) {
+      expect(thrown(() => new Agent(endpoint)), endpoint).toBeInstanceOf(ConfigError);
+    }
+    new Agent("https://a/below/,https://b");
+  });
+
+  test("shares its errors with the entry for Node.js, and does not lead", () => {
+    expect(node.ConfigError).toBe(ConfigError);
+    expect(node.Unreachable).toBe(Unreachable);
+    expect("lead" in Agent.prototype).toBe(false);
+    expect("lead" in node.Agent.prototype).toBe(true);
+  });
+});

@@ -1,0 +1,16 @@
+import { OptionDefaults } from "typedoc";
+
+/** @type {Partial<import("typedoc").TypeDocOptions>} */
+export default {
+  entryPoints: ["src/index.ts", "src/web.ts"],
+  out: "docs",
+  readme: "README.md",
+  // Of what protoc-gen-es writes.
+  blockTags: [...OptionDefaults.blockTags, "@generated"],
+  excludeInternal: true,
+  excludePrivate: true,
+  excludeProtected: true,
+  treatWarningsAsErrors: true,
+  validation: { notExported: true, invalidLink: true, notDocumented: true },
+  requiredToBeDocumented: ["Class", "Interface", "Method", "Accessor", "Function", "TypeAlias"],
+};
