@@ -2,7 +2,7 @@ import { OptionDefaults } from "typedoc";
 
 /** @type {Partial<import("typedoc").TypeDocOptions>} */
 export default {
-  entryPoints: ["src/index.ts", "src/web.ts"],
+  entryPoints: ["src/index.ts", "src/web.ts", "src/proto.ts"],
   out: "docs",
   readme: "README.md",
   // Of what protoc-gen-es writes.

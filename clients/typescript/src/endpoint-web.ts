@@ -1,4 +1,5 @@
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { type MessageInitShape, create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import type { Interceptor, Transport } from "@connectrpc/connect";
 import { createEnvelopeReadableStream, createMethodUrl, encodeEnvelope } from "@connectrpc/connect/protocol";
 import {
   requestHeader,
@@ -10,7 +11,7 @@ import {
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { ConfigError } from "./errors.js";
 import type { Channel, Endpoint } from "./pool.js";
-import { Leadership, type Observation, ObservationSchema, type ObserveRequest, ObserveRequestSchema } from "./proto.js";
+import { Leadership, type Observation, ObservationSchema, ObserveRequestSchema } from "./proto.js";
 
 /** Credentials are the token's business: no cookies, and nothing from a cache. */
 const FETCH: RequestInit = { credentials: "omit", cache: "no-store", redirect: "error" };
@@ -49,20 +50,39 @@ export class WebEndpoint implements Endpoint {
 
   channel(): Channel {
     return {
-      transport: createGrpcWebTransport({
-        baseUrl: this.baseUrl,
-        fetch: (input, init) => fetch(input, { ...init, ...FETCH }),
-      }),
+      transport: agentTransport(this.baseUrl),
       ready: () => Promise.resolve(),
-      observe: (request, headers, signal) => observeByFetch(this.baseUrl, request, headers, signal),
+      observe: (request, headers, signal) => observations(this.baseUrl, request, headers, signal),
       hint: () => undefined,
       close: () => {},
     };
   }
 }
 
+/** How pages reach an agent. */
+export interface TransportOptions {
+  /** See each call on its way: to add a credential, or to tell what has failed. */
+  interceptors?: Interceptor[];
+  /** How long a call may take, in ms; for ever unless given. */
+  timeout?: number;
+}
+
 /**
- * Observes, with the parts that connect-web's transport is made of.
+ * How pages reach an agent by gRPC-Web, for clients of the generated services: no cookies, and nothing from a cache.
+ */
+export function agentTransport(baseUrl: string, options: TransportOptions = {}): Transport {
+  const { interceptors = [], timeout } = options;
+  return createGrpcWebTransport({
+    baseUrl,
+    interceptors,
+    fetch: (input, init) => fetch(input, { ...init, ...FETCH }),
+    ...(timeout === undefined ? {} : { defaultTimeoutMs: timeout }),
+  });
+}
+
+/**
+ * One stream of `Leadership.Observe`, as the agent sends it, for those who connect again by themselves. Made with the
+ * parts that connect-web's transport is made of.
  *
  * A stream of its transport (2.3.0) keeps some 130 bytes of each message until it ends, since it races every read
  * against one promise for the end of the call. A page that follows 100 changes a second for hours would grow by 45 MiB
@@ -70,15 +90,15 @@ export class WebEndpoint implements Endpoint {
  *
  * @throws ConnectError for a status, and what `fetch` throws for the network
  */
-export async function* observeByFetch(
+export async function* observations(
   baseUrl: string,
-  request: ObserveRequest,
-  extra: Headers,
+  request: MessageInitShape<typeof ObserveRequestSchema>,
+  headers: Headers,
   signal: AbortSignal,
 ): AsyncGenerator<Observation, void, undefined> {
   const response = await fetch(createMethodUrl(baseUrl, Leadership.method.observe), {
     method: "POST",
-    headers: requestHeader(true, undefined, extra, false),
+    headers: requestHeader(true, undefined, headers, false),
     body: encodeEnvelope(0, toBinary(ObserveRequestSchema, create(ObserveRequestSchema, request))),
     signal,
     ...FETCH,

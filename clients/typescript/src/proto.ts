@@ -1,2 +1,9 @@
-// The generated code, of the repository's proto/election_agent/v1/election_agent.proto.
+/**
+ * The generated code, of the repository's proto/election_agent/v1/election_agent.proto: messages and services, for those
+ * who make calls that the client does not have.
+ *
+ * @packageDocumentation
+ * @module proto
+ */
+
 export * from "./gen/election_agent/v1/election_agent_pb.js";

@@ -20,6 +20,7 @@ import { millis } from "./types.js";
 export type { ObserveOptions } from "./calls.js";
 export type { Calls } from "./calls.js";
 export type { Credentials, TokenSource } from "./credentials.js";
+export { type TransportOptions, agentTransport, observations } from "./endpoint-web.js";
 export * from "./errors.js";
 export type { LogFields, Logger } from "./log.js";
 export type { ObserverEvent } from "./observe.js";
