@@ -1,5 +1,8 @@
+import { fileURLToPath } from "node:url";
 import { defineConfig } from "vitest/config";
 import type { Plugin } from "vite";
+
+const clients = fileURLToPath(new URL("../clients/typescript", import.meta.url));
 
 // `npm run dev` serves the page from Vite's origin: AGENT_URL names the agent, whose EA_CORS_ORIGINS must list that origin.
 function agentOfDevServer(): Plugin {
@@ -16,6 +19,12 @@ export default defineConfig({
   // Relative, so that the page works behind any path prefix.
   base: "./",
   plugins: [agentOfDevServer()],
+  resolve: {
+    // The package's sources, with the dashboard's own copy of what they need.
+    alias: [{ find: /^@election-agent\/client\/(\w+)$/, replacement: `${clients}/src/$1.ts` }],
+    dedupe: ["@bufbuild/protobuf", "@connectrpc/connect", "@connectrpc/connect-web"],
+  },
+  server: { fs: { allow: [".", clients] } },
   build: {
     // Two years old and newer; the first with :dir() and all that the style sheet uses.
     target: ["chrome120", "firefox121", "safari17"],

@@ -1,7 +1,7 @@
 import { effect, signal } from "@preact/signals";
 import { session, theApi } from "./api/client";
 import { failureOf } from "./api/errors";
-import type { AgentState } from "./gen/election_agent/v1/election_agent_pb";
+import type { AgentState } from "@election-agent/client/proto";
 
 /** What the agent says of itself; undefined if it does not, or not yet. */
 export const agentInfo = signal<AgentState | undefined>(undefined);

@@ -4,7 +4,7 @@ import { afterEach, beforeEach, expect, test } from "vitest";
 import { App } from "../src/app";
 import { agentIsOlder, followAgentInfo } from "../src/agent-info";
 import { forgetToken, login, token, tokenWanted, useApi } from "../src/api/client";
-import { Agent, Election, Leadership, State_Cause } from "../src/gen/election_agent/v1/election_agent_pb";
+import { Agent, Election, Leadership, State_Cause } from "@election-agent/client/proto";
 import { LoginPage } from "../src/pages/login";
 import { Name, Value } from "../src/parts/text";
 import { parseRoute, route } from "../src/route";

@@ -1,7 +1,7 @@
 import { create } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
-import { type Observation, ObservationSchema } from "../src/gen/election_agent/v1/election_agent_pb";
+import { type Observation, ObservationSchema } from "@election-agent/client/proto";
 import { Follower, type Link } from "../src/live/follower";
 import { held } from "./states";
 

@@ -3,7 +3,7 @@ import { create } from "@bufbuild/protobuf";
 import { describe, expect, test } from "vitest";
 import { apiBase } from "../src/api/base";
 import { failureOf } from "../src/api/errors";
-import { ChangeSchema, State_Cause } from "../src/gen/election_agent/v1/election_agent_pb";
+import { ChangeSchema, State_Cause } from "@election-agent/client/proto";
 import { Elections, isLater, keyOf, listed } from "../src/live/elections";
 import { entryOf, merged } from "../src/live/log";
 import { due } from "../src/live/refresher";

@@ -6,7 +6,7 @@ import {
   StateSchema,
   State_Cause,
   State_Phase,
-} from "../src/gen/election_agent/v1/election_agent_pb";
+} from "@election-agent/client/proto";
 
 export function held(
   kind: string,

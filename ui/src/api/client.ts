@@ -1,7 +1,7 @@
 import { type Client, type Interceptor, createClient } from "@connectrpc/connect";
-import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { signal } from "@preact/signals";
-import { Agent, Election, type Observation } from "../gen/election_agent/v1/election_agent_pb";
+import { Agent, Election, type Observation } from "@election-agent/client/proto";
+import { agentTransport } from "@election-agent/client/web";
 import { apiBaseOfDocument } from "./base";
 import { failureOf } from "./errors";
 import { type ObserveInit, observe } from "./observe";
@@ -56,13 +56,7 @@ const authenticate: Interceptor = (next) => async (request) => {
 
 /** Makes the clients of an agent. */
 export function connect(base: string): Api {
-  const transport = createGrpcWebTransport({
-    baseUrl: base,
-    interceptors: [authenticate],
-    // Credentials are the token's business: no cookies, and nothing from a cache.
-    fetch: (input, init) => fetch(input, { ...init, credentials: "omit", cache: "no-store", redirect: "error" }),
-    defaultTimeoutMs: 10_000,
-  });
+  const transport = agentTransport(base, { interceptors: [authenticate], timeout: 10_000 });
   return {
     base,
     election: createClient(Election, transport),

@@ -1,4 +1,4 @@
-import { type State, State_Cause, State_Phase } from "../gen/election_agent/v1/election_agent_pb";
+import { type State, State_Cause, State_Phase } from "@election-agent/client/proto";
 
 /** What the page knows of an election. Never changed: a change makes another one. */
 export interface Row {

@@ -1,6 +1,6 @@
 import { Code, ConnectError } from "@connectrpc/connect";
 import { type Failure, failureOf } from "../api/errors";
-import type { Certainty, Observation, State } from "../gen/election_agent/v1/election_agent_pb";
+import type { Certainty, Observation, State } from "@election-agent/client/proto";
 
 /** How the page is connected. */
 export interface Link {

@@ -1,7 +1,7 @@
 import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import { type Api, askForToken, session, theApi } from "../api/client";
 import { type Failure, failureOf } from "../api/errors";
-import type { Observation, State } from "../gen/election_agent/v1/election_agent_pb";
+import type { Observation, State } from "@election-agent/client/proto";
 import { Elections, type Row } from "./elections";
 import { Follower, HEARTBEAT, type Link } from "./follower";
 import { Refresher } from "./refresher";

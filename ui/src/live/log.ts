@@ -1,4 +1,4 @@
-import { type Change, type State, State_Cause, State_Phase } from "../gen/election_agent/v1/election_agent_pb";
+import { type Change, type State, State_Cause, State_Phase } from "@election-agent/client/proto";
 
 /** A line of an election's log. */
 export type Entry =

@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { theApi } from "../api/client";
-import type { Limit } from "../gen/election_agent/v1/election_agent_pb";
+import type { Limit } from "@election-agent/client/proto";
 import { usePoll } from "../live/hooks";
 import { Trouble } from "../parts/notices";
 import { Name } from "../parts/text";

@@ -1,4 +1,4 @@
-import type { Node, Nodes } from "../gen/election_agent/v1/election_agent_pb";
+import type { Node, Nodes } from "@election-agent/client/proto";
 import { usePoll } from "../live/hooks";
 import { Trouble } from "../parts/notices";
 import { Name, visible } from "../parts/text";

@@ -1,6 +1,6 @@
 import { useEffect, useState } from "preact/hooks";
 import { agentInfo } from "../agent-info";
-import type { Pod, ReplicaSet } from "../gen/election_agent/v1/election_agent_pb";
+import type { Pod, ReplicaSet } from "@election-agent/client/proto";
 import { usePoll } from "../live/hooks";
 import { Trouble } from "../parts/notices";
 import { Name } from "../parts/text";

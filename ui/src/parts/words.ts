@@ -1,4 +1,4 @@
-import { State_Cause } from "../gen/election_agent/v1/election_agent_pb";
+import { State_Cause } from "@election-agent/client/proto";
 
 /** Why an election is vacant. */
 export function vacancy(cause: State_Cause, leader: string): string {
