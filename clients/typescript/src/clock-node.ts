@@ -3,6 +3,8 @@ import { type Clock, ComparedClock, type Moment } from "./clock.js";
 
 /** What Linux tells of its uptime is cut to so many ms. */
 const RESOLUTION = 10;
+/** By so many ms numbers may be inexact. */
+const SLACK = 1;
 
 /**
  * Linux's clock. `performance.now()` is CLOCK_MONOTONIC there, which stops while the machine is suspended. The uptime
@@ -39,12 +41,12 @@ export class UptimeClock implements Clock {
     } else {
       const least = uptime - after;
       const most = uptime + RESOLUTION - before;
-      if (least > this.most) {
+      if (least > this.most + SLACK) {
         // Never less than it was, so that the clock does not go back; and rather too much than too little.
         this.slept = Math.max(this.slept, most - this.first);
         this.least = least;
         this.most = most;
-      } else if (most < this.least) {
+      } else if (most < this.least - SLACK) {
         // What was read stands still: it is no uptime.
         this.trusted = false;
       } else {

@@ -87,6 +87,7 @@ class Bounded<T> {
   private readonly items: T[] = [];
   private filled: Deferred<void> | undefined;
   private emptied: Deferred<void> | undefined;
+  private failure: { error: unknown } | undefined;
 
   async put(item: T, signal: AbortSignal): Promise<void> {
     while (this.items.length >= EVENTS) {
@@ -94,12 +95,31 @@ class Bounded<T> {
       await within(this.emptied.promise, Infinity, signal);
     }
     this.items.push(item);
+    this.wake();
+  }
+
+  /** Nothing comes any more: `take` throws the error after what was put in. */
+  fail(error: unknown): void {
+    this.failure ??= { error };
+    this.wake();
+  }
+
+  /** `take` throws the error at once. */
+  abort(error: unknown): void {
+    this.items.length = 0;
+    this.failure = { error };
+    this.wake();
+  }
+
+  private wake(): void {
     this.filled?.resolve();
     this.filled = undefined;
   }
 
+  /** A promise of its own for each wait: what races against one for all leaves something behind each time. */
   async take(): Promise<T> {
     while (this.items.length === 0) {
+      if (this.failure !== undefined) throw this.failure.error;
       this.filled ??= new Deferred();
       await this.filled.promise;
     }
@@ -127,22 +147,15 @@ export async function* follow(
 ): AsyncGenerator<ObserverEvent, void, undefined> {
   signal?.throwIfAborted();
   const over = new AbortController();
-  const events = new Bounded<{ event: ObserverEvent } | { error: unknown }>();
-  const failed = new Deferred<{ error: unknown }>();
-  const forget = onAbort(signal, () => over.abort(reasonOf(signal!)));
-  const aborted = new Promise<never>((_, reject) => onAbort(over.signal, () => reject(reasonOf(over.signal) as Error)));
-  aborted.catch(() => {});
-  const follower = new Follower(pool, askState, request, over.signal, (event) => events.put({ event }, over.signal));
-  follower.run().catch((error: unknown) => {
-    // After what was told before it.
-    events.put({ error }, over.signal).catch(() => failed.resolve({ error }));
+  const events = new Bounded<ObserverEvent>();
+  const forget = onAbort(signal, () => {
+    over.abort(reasonOf(signal!));
+    events.abort(reasonOf(signal!));
   });
+  const follower = new Follower(pool, askState, request, over.signal, (event) => events.put(event, over.signal));
+  follower.run().catch((error: unknown) => events.fail(error));
   try {
-    for (;;) {
-      const next = await Promise.race([events.take(), failed.promise, aborted]);
-      if ("error" in next) throw next.error;
-      yield next.event;
-    }
+    for (;;) yield await events.take();
   } finally {
     forget();
     over.abort();

@@ -30,6 +30,9 @@ export function reasonOf(signal: AbortSignal): unknown {
   return signal.reason ?? new DOMException("This operation was aborted", "AbortError");
 }
 
+/** Who is called when a signal is aborted: by one listener, as Node.js warns of more than ten. */
+const waiting = /* @__PURE__ */ new WeakMap<AbortSignal, { calls: Set<() => void>; listener: () => void }>();
+
 /** @internal Calls when the signal is aborted, at once if it is. Returns what takes the call back. */
 export function onAbort(signal: AbortSignal | undefined, call: () => void): () => void {
   if (signal === undefined) return () => {};
@@ -37,8 +40,23 @@ export function onAbort(signal: AbortSignal | undefined, call: () => void): () =
     call();
     return () => {};
   }
-  signal.addEventListener("abort", call, { once: true });
-  return () => signal.removeEventListener("abort", call);
+  let entry = waiting.get(signal);
+  if (entry === undefined) {
+    const calls = new Set<() => void>();
+    entry = { calls, listener: () => calls.forEach((one) => one()) };
+    waiting.set(signal, entry);
+    signal.addEventListener("abort", entry.listener, { once: true });
+  }
+  const { calls, listener } = entry;
+  // The same function may be given twice.
+  const own = () => call();
+  calls.add(own);
+  return () => {
+    calls.delete(own);
+    if (calls.size > 0 || waiting.get(signal)?.calls !== calls) return;
+    waiting.delete(signal);
+    signal.removeEventListener("abort", listener);
+  };
 }
 
 /** @internal Resolves after so many ms. Rejects with the signal's reason. Infinity: never. */

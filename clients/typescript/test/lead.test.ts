@@ -158,9 +158,12 @@ describe("lead", () => {
   test("takes turns with another leadership of this process under the same name", async () => {
     const one = await client();
     const name = election();
-    const token = (await one.acquire(name)).token;
+    const term = await one.acquire(name);
     expect(await rejected(one.lead(name, { wait: 50 }, () => 0))).toBeInstanceOf(NotElected);
-    expect((await one.state(name)).token).toBe(token);
+    expect((await one.state(name)).token).toBe(term.token);
+    const next = one.lead(name, ({ token }) => token);
+    await term.resign();
+    expect(await next).toBeGreaterThan(term.token);
   });
 
   test("knows after the event loop was blocked for longer than the term, before anything else runs", async () => {
@@ -207,6 +210,23 @@ describe("lead", () => {
     expect(error).toBeInstanceOf(Lost);
     expect(standings).not.toContain("resigned");
     expect(standings.indexOf("lost")).toBeLessThan(standings.indexOf("lapsing"));
+  });
+
+  test("has one listener on a signal that many leaderships share", async () => {
+    const one = await client();
+    const stop = new AbortController();
+    const warnings: string[] = [];
+    const warn = (warning: Error) => warnings.push(warning.message);
+    process.on("warning", warn);
+    cleanUp(() => void process.off("warning", warn));
+    const names = Array.from({ length: 20 }, election);
+    const terms = await Promise.all(names.map((name) => one.acquire(name, { signal: stop.signal })));
+    const reason = new Error("the process ends");
+    stop.abort(reason);
+    for (const term of terms) expect(term.signal.reason).toBe(reason);
+    await Promise.all(terms.map((term) => term.end()));
+    await new Promise((resolve) => setImmediate(resolve));
+    expect(warnings).toEqual([]);
   });
 
   test("logs functions of the caller that throw, and leads on", async () => {
@@ -274,8 +294,9 @@ describe("held terms", () => {
     const one = new Agent(address, { candidate: "same", log: quiet });
     const name = election();
     const term = await one.acquire(name);
-    await new Agent(address, { candidate: "same" }).acquire(name);
+    const twin = await new Agent(address, { candidate: "same" }).acquire(name);
     expect(await rejected(term.resign())).toMatchObject({ name: "Lost", reason: "StaleToken" });
+    await twin.resign();
   });
 });
 
