@@ -64,7 +64,7 @@ export function requestId(random: (bytes: Uint8Array) => void): string {
  * Nothing is connected before the first call. Calls go to one endpoint that answers, and at once to the others when it
  * fails.
  */
-export class Calls {
+export abstract class Calls {
   /** @internal */
   protected constructor(
     /** @internal */
