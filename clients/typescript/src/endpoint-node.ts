@@ -217,7 +217,7 @@ class NodeChannel implements Channel {
     const error = this.manager.error();
     // What an agent without encryption answers is no message of TLS.
     if (/wrong version number/i.test(deepest(error))) throw new Error("it speaks no TLS, as an agent at http:// does");
-    throw error;
+    throw error ?? new Error("there is no connection");
   }
 
   observe(request: ObserveRequest, headers: Headers, signal: AbortSignal): AsyncIterable<Observation> {

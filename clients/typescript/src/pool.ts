@@ -438,7 +438,10 @@ export class Pool {
         const route = routes.shift();
         if (route === undefined) return;
         running += 1;
-        void this.attempt(plan, route, method, message, signal).then((result) => ended.put(result));
+        this.attempt(plan, route, method, message, signal).then(
+          (result) => ended.put(result),
+          (error: unknown) => ended.put({ route, is: "broken", why: deepest(error) }),
+        );
       };
       begin();
       let next: Promise<Ended<MessageShape<O>> | undefined> | undefined;

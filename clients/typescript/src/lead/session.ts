@@ -130,10 +130,13 @@ export async function open(
     const route = routes.shift();
     if (route === undefined) return;
     running += 1;
-    void openAt(pool, route, candidate, pingEvery, time, losers.signal).then((result) => {
-      if (won && result instanceof Session) result.end();
-      else ended.put(result);
-    });
+    openAt(pool, route, candidate, pingEvery, time, losers.signal).then(
+      (result) => {
+        if (won && result instanceof Session) result.end();
+        else ended.put(result);
+      },
+      (error: unknown) => ended.put({ route, why: deepest(error), code: undefined, reached: false, silent: false }),
+    );
   };
   try {
     begin();
