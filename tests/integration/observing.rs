@@ -27,6 +27,7 @@ use crate::harness::{
 
 on_every_store! {
     an_observer_sees_the_present_state_and_then_every_change,
+    the_last_of_many_changes_is_told,
 }
 
 const TERM: i32 = 10_000;
@@ -256,6 +257,30 @@ async fn an_observer_sees_the_present_state_and_then_every_change(store: Store) 
     of_kind.expect(&["e c CAMPAIGN", "e d HANDOVER"]).await;
     drop((observed, of_kind));
     agent.is_idle().await;
+}
+
+/// An election that changes more often than it is read: states are left out, the last one is not.
+async fn the_last_of_many_changes_is_told(store: Store) {
+    let fixture = Fixture::on(store).await;
+    let agent = &fixture.agent;
+    let mut observed = agent.observe(one("e")).await;
+    observed.expect(&["e - PRESENT", "synced"]).await;
+    agent.has_observers(1).await;
+    let mut last = 0;
+    for _ in 0..60 {
+        last = agent.elect("e", "a", TERM).await.0.token;
+        assert!(agent.resign("e", "a", last).await.value);
+    }
+    let vacant = async {
+        loop {
+            match observed.message().await.expect("no error") {
+                Some(What::State(state)) if state.token == last && state.leader.is_none() => break,
+                what => assert!(what.is_some(), "the stream has ended"),
+            }
+        }
+    };
+    let vacant = timeout(Duration::from_secs(20), vacant).await;
+    vacant.expect("the last vacancy within 20 s");
 }
 
 /// Servers without incarnation records, as agents without a guard leave them, know the tokens of vacancies.

@@ -560,7 +560,10 @@ impl Table {
                 let hinted = entry.hinted;
                 let announced = hinted.map(|hinted| hinted.first);
                 // An election that was not known may have been known and forgotten.
-                let hidden = entry.unheard || others || (first && announced.is_none());
+                let skipped = cause != Cause::RolledBack
+                    && matches!(state, State::Vacant(_))
+                    && entry.known.as_ref().is_some_and(|it| it.until.is_none());
+                let hidden = entry.unheard || others || skipped || (first && announced.is_none());
                 let missed = hidden && !same_token;
                 if !first {
                     self.totals.changes += 1;
@@ -1003,8 +1006,10 @@ fn changed(
     };
     match (state, &known.state) {
         _ if after == before => None,
-        // Tokens of rolled back grants and of forgotten terms: the election is as vacant as before.
-        (State::Vacant(_), State::Vacant(_)) => None,
+        // The nodes have forgotten the last term: the election is as vacant as before.
+        (State::Vacant(_), State::Vacant(_)) if after < before => None,
+        // Whoever led in between had left before the read.
+        (State::Vacant(_), State::Vacant(_)) => Some((state.clone(), vacated(Cause::Resign))),
         (State::Vacant(_), _) if after > before => Some((state.clone(), vacated(Cause::Resign))),
         _ if after > before => Some((state.clone(), cause_of(state, hinted))),
         // A read that began before the known one ended says less.

@@ -582,6 +582,39 @@ fn an_election_that_is_new_to_a_group_has_changed_if_a_hint_says_so() {
     }
 }
 
+/// Who leads between two reads of an election that changes fast is not reported, and the last vacancy is.
+#[test]
+fn a_vacancy_after_a_term_that_no_read_saw_is_reported() {
+    for (hinted, told, missed) in [
+        (Some(Hinted::Resign), Cause::Resign, true),
+        (Some(Hinted::RolledBack), Cause::RolledBack, false),
+        (None, Cause::Resign, true),
+    ] {
+        let (mut table, now) = table();
+        let watch = table.watch(one(), now);
+        table.take_due(now);
+        table.learn(&election("e"), vacant(1), now, now);
+        let later = now + SECOND;
+        for node in 0..3 {
+            if let Some(cause) = hinted {
+                table.heard(node, &hint(Hinted::Campaign, 5), later);
+                table.heard(node, &hint(cause, 5), later);
+            }
+        }
+        table.learn(&election("e"), vacant(5), later, later);
+        let changes = table.changes().of(&election("e"));
+        let [change] = changes.as_slice() else {
+            panic!("one change after {hinted:?}: {changes:?}");
+        };
+        assert_eq!((change.cause, change.missed), (told, missed), "{hinted:?}");
+        assert!(matches!(change.state, State::Vacant(Some(last)) if last == token(5)));
+        // What the nodes forget is no change.
+        table.learn(&election("e"), Ok(State::Vacant(None)), later, later);
+        assert_eq!(table.changes().of(&election("e")).len(), 1);
+        table.unwatch(&watch, later);
+    }
+}
+
 /// Nodes that have lost their records know of no token. A vacancy has its cause all the same, and the highest token.
 #[test]
 fn a_vacancy_without_a_token_has_its_cause() {
