@@ -1,0 +1,943 @@
+"""The agent, as asynchronous programs see it."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import functools
+import inspect
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from types import TracebackType
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Generic,
+    Optional,
+    TypeVar,
+    Union,
+)
+
+from . import _leadership, _settings
+from ._credentials import Path, Tls, Tokens, TokenSource
+from ._hooks import Alive, Hooks, OnJeopardy, OnLost, OnState
+from ._leadership import Leadership, Runtime
+from ._observe import HEARTBEAT_MS, Follower
+from ._pool import Answer, Answered, Endpoint, Failure, Plan, Pool, WaitLane
+from ._proto import election_agent_pb2 as pb
+from ._seats import Seats
+from ._settings import DEFAULT_KIND, GRACE, TERM, Duration, Settings, millis
+from ._streams import Streams
+from ._unary import promised
+from .errors import ConfigError, Lost, LostReason, NotElected, NotKnown, lost_of
+from .term import FORKED, BaseTerm, Signal, TermState, wait_lost
+from .types import (
+    Campaigned,
+    Certainty,
+    Event,
+    Kinds,
+    Leader,
+    Leaders,
+    NotCurrent,
+    Pod,
+    State,
+    Verified,
+    leader_of,
+    pod_of,
+    state_of,
+)
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+_log = logging.getLogger("election_agent_client")
+
+TIMEOUT = 10.0
+"""How long a plain call may take, in seconds."""
+PAGE = 1_000
+"""How many leaders or kinds a page of a listing has."""
+
+Result = TypeVar("Result")
+
+
+class Term(BaseTerm):
+    """A term of leadership, as the work of the leader sees it.
+
+    The clock decides: `check` and `remaining` look at it each time, whatever the network, the event loop or other
+    threads do. A term that was lost stays lost.
+    """
+
+    async def lost(self) -> LostReason:
+        """Waits until the leadership is lost: at once when another leads, and at the latest the margin before
+        `valid_until`. The body of `Agent.lead` is cancelled by itself: this is for work in other tasks."""
+        return await wait_lost(self._state)
+
+    async def renewed(self) -> int:
+        """Waits until `valid_until` has moved since this was called last on this object, and returns it.
+
+        Raises `Lost` when the leadership is lost.
+        """
+        signal = Signal(self._state)
+        try:
+            while True:
+                # The clock first: it may know what nobody has reported.
+                why = self._state.look()
+                if why is not None:
+                    self._raise(why)
+                if self._state.valid_until > self._seen:
+                    self._seen = self._state.valid_until
+                    return self._seen
+                await signal.wait()
+        finally:
+            signal.close()
+
+
+class _Body:
+    """Cancels the task that works under a term when the leadership is lost, as long as the work goes on."""
+
+    def __init__(self, leadership: Leadership) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[Any] = task
+        self._leadership = leadership
+        self._loop = asyncio.get_running_loop()
+        self._timer: Optional[asyncio.TimerHandle] = None
+        self._cancels = 0
+        self._cancelling = self._pending()
+        self._listener: Optional[int] = leadership.state.listen(self._told)
+        self.is_contained = False
+        """Who is cancelled goes on after the body."""
+        # Lost before it began.
+        self._look()
+
+    def _pending(self) -> int:
+        if sys.version_info >= (3, 11):
+            return self._task.cancelling()
+        return 0
+
+    def _told(self) -> None:
+        if self._leadership.state.lost is None:
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._look)
+        except RuntimeError:
+            pass  # The event loop is closed: the body is over.
+
+    def _look(self) -> None:
+        if self._listener is None or self._cancels or self._leadership.state.look() is None:
+            return
+        state = self._leadership.state
+        if not self.is_contained:
+            _log.error(
+                "leadership of %s/%s is lost: the task that iterates over terms is cancelled; to lead again,"
+                " put the body into `async with term:`",
+                state.kind,
+                state.election,
+            )
+        self._timer = self._loop.call_later(self._leadership.settings.grace, self._too_long)
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self._cancels += 1
+        self._task.cancel("leadership lost")
+
+    def _too_long(self) -> None:
+        if self._listener is not None and not self._leadership.state.is_forked():
+            self._cancel()
+
+    def end(self, error: Optional[BaseException]) -> bool:
+        """The work has ended. Returns whether the error is only that it was cancelled for the loss."""
+        if self._listener is not None:
+            self._leadership.state.ignore(self._listener)
+            self._listener = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        cancels, self._cancels = self._cancels, 0
+        if not cancels:
+            return False
+        if sys.version_info >= (3, 11):
+            for _ in range(cancels):
+                self._task.uncancel()
+            # Somebody else has cancelled it, too.
+            if self._pending() > self._cancelling:
+                return False
+        return isinstance(error, asyncio.CancelledError)
+
+
+class Lead:
+    """How a candidate leads an election: made by `Agent.lead`, and used by `async with`. One leadership at a time."""
+
+    def __init__(self, agent: Agent, settings: Settings, hooks: Hooks) -> None:
+        self._agent = agent
+        self._settings = settings
+        self._hooks = hooks
+        self._entered: Optional[tuple[Leadership, _Body]] = None
+
+    async def __aenter__(self) -> Term:
+        if self._entered is not None:
+            raise ConfigError("this has been entered already: call lead() for each `async with`")
+        leadership = await self._agent._start(self._settings, self._hooks, Term)
+        body = _Body(leadership)
+        body.is_contained = True
+        self._entered = (leadership, body)
+        return Term(leadership.state)
+
+    async def __aexit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        assert self._entered is not None
+        leadership, body = self._entered
+        self._entered = None
+        if leadership.state.is_forked():
+            # The parent leads on.
+            if error is None:
+                raise Lost(LostReason.NO_TERM, FORKED)
+            return
+        cancelled = body.end(error)
+        lost = await leadership.finish()
+        if lost is not None and (error is None or cancelled):
+            raise leadership.state.error(lost) from None
+
+
+class LoopTerm(Term):
+    """A term of `Agent.terms`. `async with term:` contains the loss: the body is cancelled, and the loop leads
+    again."""
+
+    def __init__(self, state: TermState, body: _Body) -> None:
+        super().__init__(state)
+        self._body = body
+
+    async def __aenter__(self) -> Term:
+        self._body.is_contained = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> bool:
+        cancelled = self._body.end(error)
+        return cancelled or (isinstance(error, Lost) and self._state.look() is not None)
+
+
+class Observer:
+    """Follows who leads: made by `Agent.observe`. Iterate over it for states, or over `events()` for all it is told.
+
+    It connects again by itself, to whichever agent answers, and reports no state twice in a row. Of an election that
+    changes while it is not read, the last state is reported. Iterating raises `Refused` if trying again does not
+    help.
+    """
+
+    def __init__(self, agent: Agent, request: pb.ObserveRequest) -> None:
+        self._agent = agent
+        self._request = request
+        self._events: collections.deque[Event] = collections.deque()
+        self._changed = asyncio.Event()
+        self._task: Optional[asyncio.Task[None]] = None
+        self._certain = True
+
+    @property
+    def certain(self) -> bool:
+        """Whether the states reported last are known to be the present ones."""
+        return self._certain
+
+    def __aiter__(self) -> AsyncIterator[State]:
+        return self._states()
+
+    async def _states(self) -> AsyncIterator[State]:
+        try:
+            while True:
+                event = await self.next()
+                if isinstance(event, State):
+                    yield event
+        finally:
+            await self.close()
+
+    async def events(self) -> AsyncIterator[Event]:
+        """States, `Synced` once after those that were present, and `Certainty` when that changes."""
+        try:
+            while True:
+                yield await self.next()
+        finally:
+            await self.close()
+
+    async def next(self) -> Event:
+        """The next event. Nothing is missed if this is cancelled."""
+        if self._task is None:
+            runtime = self._agent._runtime()
+            follower = Follower(runtime.pool, self._request, self._agent._state, self._put)
+            self._task = asyncio.get_running_loop().create_task(follower.run())
+            runtime.keepers.add(self._task)
+            self._task.add_done_callback(runtime.keepers.discard)
+            self._task.add_done_callback(lambda _: self._changed.set())
+        while not self._events:
+            if self._task.done():
+                if self._task.cancelled():
+                    raise ConfigError("the observer or its agent is closed")
+                self._task.result()
+            self._changed.clear()
+            await self._changed.wait()
+        event = self._events.popleft()
+        self._changed.set()
+        return event
+
+    async def _put(self, event: Event) -> None:
+        while len(self._events) >= 16:
+            self._changed.clear()
+            await self._changed.wait()
+        if isinstance(event, Certainty):
+            self._certain = event.certain
+        self._events.append(event)
+        self._changed.set()
+
+    async def close(self) -> None:
+        """Stops to follow. Iterating to the end, by `break` too, does it by itself."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            if not self._task.cancelled():
+                self._task.exception()
+
+    async def __aenter__(self) -> Observer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+class Agent:
+    """One or several agents of the same elections.
+
+    `endpoints` are `host:port` or `https://host:port`, separated by commas, or a sequence of them. `http://` may be
+    left out. Of a name that has several addresses, each is an endpoint. Calls go to one that answers, and at once to
+    the others when it fails. Nothing is connected before the first call.
+
+    Close it with `close()` or use `async with`. It may be used in several event loops, each with connections of its
+    own, but not in a process that was forked after it was made: that raises `ConfigError`.
+
+    - `candidate`: the name that leaders campaign under unless they give another. Unless given, of this host and
+      process, and random.
+    - `timeout`: how long a plain call may take, with all its attempts. Leading has deadlines of its own.
+    - `streams`: whether leaders use streams, if the agent offers them. Without them each leadership has calls of its
+      own, which proxies that know no streams in both directions let pass.
+    - `ca_file`: trusts the authorities in a PEM file, and no others; the system's without it. `cert_file`,
+      `key_file`: shows a certificate, for mutual TLS. The files are read again when they change, for new connections.
+      `server_name`: the name that the agent's certificate has to be for, if it is not the endpoint's.
+    - `token`: a bearer token. `token_file`: a file with one, of which each attempt of a call shows the present content.
+      `token_from`: a function, or coroutine function, that returns one; it is called for each attempt of a call. A
+      token is sent to an endpoint without TLS only with `allow_plaintext_token`.
+
+    Raises `ConfigError` if an endpoint is no address, or a file holds no certificate or key.
+    """
+
+    def __init__(
+        self,
+        endpoints: Union[str, Sequence[str]],
+        *,
+        candidate: Optional[str] = None,
+        timeout: Duration = TIMEOUT,
+        streams: bool = True,
+        ca_file: Optional[Path] = None,
+        cert_file: Optional[Path] = None,
+        key_file: Optional[Path] = None,
+        server_name: Optional[str] = None,
+        token: Optional[str] = None,
+        token_file: Optional[Path] = None,
+        token_from: Optional[TokenSource] = None,
+        allow_plaintext_token: bool = False,
+    ) -> None:
+        self._tokens = Tokens(token, token_file, token_from)
+        tls = Tls(ca_file, cert_file, key_file, server_name)
+        texts = [endpoints] if isinstance(endpoints, str) else list(endpoints)
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError("the endpoints are no strings: give host:port")
+        self._endpoints = [Endpoint(part.strip(), tls) for text in texts for part in text.split(",") if part.strip()]
+        if not self._endpoints:
+            raise ConfigError("no endpoint is given")
+        for endpoint in self._endpoints:
+            if self._tokens.any() and not endpoint.is_encrypted:
+                if not allow_plaintext_token:
+                    raise ConfigError(
+                        f"the endpoint {endpoint.label} is not encrypted, and would be sent a bearer token: write"
+                        f" https://{endpoint.authority}, or set allow_plaintext_token"
+                    )
+                _log.warning("the bearer token goes to %s over a connection that is not encrypted", endpoint.label)
+        self._candidate = _name_of_process() if candidate is None else _settings.name(candidate, "the candidate")
+        self._timeout = _settings.seconds(timeout, "the timeout")
+        if self._timeout <= 0:
+            raise ConfigError("the timeout is 0: give a longer one")
+        self._streams = streams
+        self._seats = Seats()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._runtimes: dict[asyncio.AbstractEventLoop, Runtime] = {}
+        self._held: dict[asyncio.AbstractEventLoop, list[_Held[Any]]] = {}
+
+    @property
+    def candidate(self) -> str:
+        """The name that leaders campaign under unless they give another."""
+        return self._candidate
+
+    async def __aenter__(self) -> Agent:
+        self._check_process()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Gives up what `leader_only` holds, and closes the connections of this event loop. What is led otherwise
+        lapses. The agent may be used again."""
+        if os.getpid() != self._pid:
+            return
+        loop = asyncio.get_running_loop()
+        for held in self._held.get(loop, []):
+            await held.close()
+        with self._lock:
+            runtime = self._runtimes.pop(loop, None)
+        if runtime is not None:
+            await runtime.close()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise ConfigError(
+                f"this agent was made in process {self._pid}, of which this is a fork: make an Agent of its own in"
+                " each process"
+            )
+
+    def _runtime(self) -> Runtime:
+        self._check_process()
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            runtime = self._runtimes.get(loop)
+            if runtime is None:
+                for old in [old for old in self._runtimes if old.is_closed()]:
+                    del self._runtimes[old]
+                    self._held.pop(old, None)
+                pool = Pool(self._endpoints, self._tokens)
+                runtime = self._runtimes[loop] = Runtime(pool, Streams(pool, self._streams))
+            return runtime
+
+    def _lead(
+        self,
+        election: str,
+        kind: str,
+        term: Duration,
+        value: str,
+        candidate: Optional[str],
+        wait: Optional[Duration],
+        grace: Duration,
+        margin: Optional[Duration],
+        alive: Optional[Alive],
+        on_state: Optional[OnState],
+        on_jeopardy: Optional[OnJeopardy],
+        on_lost: Optional[OnLost],
+    ) -> tuple[Settings, Hooks]:
+        self._check_process()
+        named = self._candidate if candidate is None else candidate
+        settings = Settings.of(election, kind, named, term, value, wait, grace, margin)
+        for what, function in (
+            ("alive", alive),
+            ("on_state", on_state),
+            ("on_jeopardy", on_jeopardy),
+            ("on_lost", on_lost),
+        ):
+            _settings.function_of(function, what)
+        return settings, Hooks(on_state, on_jeopardy, on_lost, alive)
+
+    async def _start(self, settings: Settings, hooks: Hooks, view: type[BaseTerm]) -> Leadership:
+        return await _leadership.start(self._runtime(), self._seats, settings, hooks, view)
+
+    def lead(
+        self,
+        election: str,
+        *,
+        kind: str = DEFAULT_KIND,
+        term: Duration = TERM,
+        value: str = "",
+        candidate: Optional[str] = None,
+        wait: Optional[Duration] = None,
+        grace: Duration = GRACE,
+        margin: Optional[Duration] = None,
+        alive: Optional[Alive] = None,
+        on_state: Optional[OnState] = None,
+        on_jeopardy: Optional[OnJeopardy] = None,
+        on_lost: Optional[OnLost] = None,
+    ) -> Lead:
+        """Leads an election: `async with agent.lead("nightly") as term:` waits until elected, extends the term while
+        the body runs, and resigns after it has ended.
+
+        When the leadership is lost, the body is cancelled, at the latest `margin` before `Term.valid_until`, and the
+        `async with` raises `Lost`. If the body goes on for longer than `grace`, the term lapses, and the body is
+        cancelled again.
+
+        Durations are seconds or timedeltas.
+
+        - `kind`: the election's kind.
+        - `term`: how long the leadership lasts unless it is extended, which is done every third of it: 1 s to what the
+          agent allows, 60 s unless configured.
+        - `value`: public data of the leader, such as its address: at most 1024 bytes.
+        - `candidate`: the name to campaign under. It has to be unique among processes: one that campaigns under the
+          name of the leader takes its leadership over.
+        - `wait`: how long to wait to be elected; 0: not at all; None: for ever.
+        - `grace`: for how long the term is still extended after the body was told that it is lost because it could
+          not be extended.
+        - `margin`: how long before the end of the term the leadership counts as lost: at most half of the term. A
+          tenth of the term, but at most 1 s, unless given.
+        - `alive`: is called before each extension, on a thread of its own: while it returns false, or does not
+          return, the term is not extended, so that an application that hangs does not lead on.
+        - `on_state`: is called with a `Standing` whenever the candidate's standing changes; `on_jeopardy` with the
+          term when it could not be extended, and it is not known whether the candidate leads; `on_lost` with a
+          `LostReason` when the leadership is lost. All in order, by one thread of the library. None holds an
+          extension up; one that does not return holds up those after it.
+
+        Raises `ConfigError` at once, and when it is entered `NotElected` after `wait`, `NotKnown` or `Unreachable` if
+        no agent answered at its end, `Refused`.
+        """
+        settings, hooks = self._lead(
+            election, kind, term, value, candidate, wait, grace, margin, alive, on_state, on_jeopardy, on_lost
+        )
+        return Lead(self, settings, hooks)
+
+    def terms(
+        self,
+        election: str,
+        *,
+        kind: str = DEFAULT_KIND,
+        term: Duration = TERM,
+        value: str = "",
+        candidate: Optional[str] = None,
+        wait: Optional[Duration] = None,
+        grace: Duration = GRACE,
+        margin: Optional[Duration] = None,
+        alive: Optional[Alive] = None,
+        on_state: Optional[OnState] = None,
+        on_jeopardy: Optional[OnJeopardy] = None,
+        on_lost: Optional[OnLost] = None,
+    ) -> AsyncIterator[LoopTerm]:
+        """Leads again and again. Arguments and errors are those of `lead`.
+
+            async for term in agent.terms("nightly"):
+                async with term:
+                    await work(term)
+
+        The candidate resigns when the loop asks for the next term, or ends. With `async with term:` a loss cancels
+        the body, and the loop leads again. Without it a loss cancels the task that iterates: the work must not go on.
+        """
+        settings, hooks = self._lead(
+            election, kind, term, value, candidate, wait, grace, margin, alive, on_state, on_jeopardy, on_lost
+        )
+        return self._terms(settings, hooks)
+
+    async def _terms(self, settings: Settings, hooks: Hooks) -> AsyncIterator[LoopTerm]:
+        while True:
+            leadership = await self._start(settings, hooks, Term)
+            body = _Body(leadership)
+            try:
+                yield LoopTerm(leadership.state, body)
+            finally:
+                if not leadership.state.is_forked():
+                    body.end(None)
+                    await leadership.finish()
+
+    def leader_only(
+        self,
+        election: str,
+        *,
+        kind: str = DEFAULT_KIND,
+        term: Duration = TERM,
+        value: str = "",
+        candidate: Optional[str] = None,
+        grace: Duration = GRACE,
+        margin: Optional[Duration] = None,
+        alive: Optional[Alive] = None,
+        on_state: Optional[OnState] = None,
+        on_jeopardy: Optional[OnJeopardy] = None,
+        on_lost: Optional[OnLost] = None,
+    ) -> Callable[[Callable[..., Awaitable[Result]]], Callable[..., Awaitable[Optional[Result]]]]:
+        """Decorates a coroutine function, such as a periodic job, that only the leader runs.
+
+        A call campaigns without waiting unless this process leads already; when another leads it returns None without
+        running the function. The leadership is held between calls, so that jobs that other processes start a moment
+        later do not run too, until the agent is closed or the leadership is lost. The function gets the term if it
+        has a parameter `term`.
+
+        A call is cancelled when the leadership is lost, and raises `Lost`. Arguments are those of `lead`; other
+        errors than `NotElected` are raised.
+        """
+        settings, hooks = self._lead(
+            election, kind, term, value, candidate, 0, grace, margin, alive, on_state, on_jeopardy, on_lost
+        )
+
+        def decorate(function: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Optional[Result]]]:
+            if not inspect.iscoroutinefunction(function):
+                raise ConfigError("leader_only decorates coroutine functions: SyncAgent has it for others")
+            takes_term = _takes_term(function)
+            by_loop: dict[asyncio.AbstractEventLoop, _Held[Term]] = {}
+
+            @functools.wraps(function)
+            async def call(*args: Any, **kwargs: Any) -> Optional[Result]:
+                self._check_process()
+                loop = asyncio.get_running_loop()
+                held = by_loop.get(loop)
+                if held is None:
+                    for old in [old for old in by_loop if old.is_closed()]:
+                        del by_loop[old]
+                    held = by_loop[loop] = _Held(self, settings, hooks, Term)
+                    self._held.setdefault(loop, []).append(held)
+                leadership = await held.begin()
+                if leadership is None:
+                    return None
+                try:
+                    body = _Body(leadership)
+                    body.is_contained = True
+                    error: Optional[BaseException] = None
+                    try:
+                        if takes_term:
+                            kwargs["term"] = Term(leadership.state)
+                        return await function(*args, **kwargs)
+                    except BaseException as raised:
+                        error = raised
+                        raise
+                    finally:
+                        if body.end(error):
+                            raise leadership.state.error(leadership.state.look() or LostReason.NO_TERM) from None
+                finally:
+                    await held.end()
+
+            return call
+
+        return decorate
+
+    def observe(
+        self,
+        election: Optional[str] = None,
+        *,
+        kind: Optional[str] = None,
+        prefix: Optional[str] = None,
+        all_kinds: bool = False,
+    ) -> Observer:
+        """Follows who leads one election, those whose names begin with `prefix`, all of a kind, or those of all kinds:
+        `async for state in agent.observe("nightly"):`.
+
+        Raises `ConfigError`.
+        """
+        self._check_process()
+        return Observer(self, observe_request(election, kind, prefix, all_kinds))
+
+    async def verify(self, election: str, token: int, *, kind: str = DEFAULT_KIND) -> Verified:
+        """Tells whether a fencing token is the present leader's: for those who work for a leader and have no storage
+        that compares tokens. A leader asks its `Term`.
+
+        Raises `Refused`, `NotKnown`, `Unreachable`.
+        """
+        election, kind = _settings.election_of(election, kind)
+        request = pb.VerifyTokenRequest(election=election, kind=kind, token=_settings.token_of(token))
+        answer = await self._ask("Election/VerifyToken", request, pb.VerifyTokenResult)
+        result = answer.value
+        reason: Optional[NotCurrent] = None
+        if not result.current:
+            try:
+                reason = NotCurrent(result.reason)
+            except ValueError:
+                reason = NotCurrent.OTHER
+        valid_until = answer.sent + max(0, result.valid_for) * 1_000_000 if result.current else None
+        return Verified(result.current, reason, state_of(result.state), valid_until)
+
+    async def state(self, election: str, *, kind: str = DEFAULT_KIND) -> State:
+        """The state of an election. One that was never held is vacant.
+
+        Raises `Refused`, `NotKnown`, `Unreachable`.
+        """
+        return await self._state(*_settings.election_of(election, kind))
+
+    async def _state(self, election: str, kind: str) -> State:
+        request = pb.GetElectionRequest(election=election, kind=kind)
+        answer = await self._ask("Election/GetElection", request, pb.State)
+        state = state_of(answer.value)
+        if state is None:
+            raise NotKnown("the agent's answer says neither who leads nor that nobody does")
+        return state
+
+    async def leaders(self, *, kind: str = DEFAULT_KIND, all_kinds: bool = False) -> Leaders:
+        """Lists the leaders of all held elections of a kind, or of all kinds.
+
+        Raises `Refused`, `NotKnown`, `Unreachable`.
+        """
+        if all_kinds and kind != DEFAULT_KIND:
+            raise ConfigError("give a kind or all_kinds")
+        request = pb.ListLeadersRequest(kind="" if all_kinds else kind, page_size=PAGE, all_kinds=all_kinds)
+        leaders: list[Leader] = []
+        incomplete = False
+        while True:
+            page = (await self._ask("Election/ListLeaders", request, pb.Leaders)).value
+            leaders.extend(map(leader_of, page.leaders))
+            incomplete = incomplete or page.incomplete
+            if not page.next_page_token:
+                return Leaders(tuple(leaders), incomplete)
+            request.page_token = page.next_page_token
+
+    async def kinds(self) -> Kinds:
+        """Lists the kinds that have elections.
+
+        Raises `Refused`, `NotKnown`, `Unreachable`.
+        """
+        request = pb.ListKindsRequest(page_size=PAGE)
+        kinds: list[str] = []
+        incomplete = False
+        while True:
+            page = (await self._ask("Election/ListKinds", request, pb.Kinds)).value
+            kinds.extend(page.kinds)
+            incomplete = incomplete or page.incomplete
+            if not page.next_page_token:
+                return Kinds(tuple(kinds), incomplete)
+            request.page_token = page.next_page_token
+
+    async def campaign(
+        self,
+        election: str,
+        *,
+        term: Duration,
+        kind: str = DEFAULT_KIND,
+        candidate: Optional[str] = None,
+        value: str = "",
+        wait: Duration = 0,
+        request_id: Optional[str] = None,
+    ) -> Campaigned:
+        """Campaigns once, for those who extend on their own; `lead` does all of it. `request_id` names this attempt
+        to get elected, so that it can be repeated; a random one unless given. That another candidate leads is no
+        error.
+
+        Raises `Refused`, `NotKnown`, `Unreachable`.
+        """
+        election, kind = _settings.election_of(election, kind)
+        wait_for = _settings.seconds(wait, "the wait")
+        request = pb.CampaignRequest(
+            election=election,
+            candidate=_settings.name(self._candidate if candidate is None else candidate, "the candidate"),
+            term=millis(_settings.term_of(term), "the term"),
+            kind=kind,
+            value=_settings.value_of(value),
+            request_id=_settings.request_id() if request_id is None else _settings.name(request_id, "the request_id"),
+            wait=millis(wait_for, "the wait"),
+        )
+        pool = self._runtime().pool
+        plan = Plan.one_by_one(self._timeout + wait_for)
+        lane: Optional[WaitLane] = None
+        if wait_for > 0:
+            lane = WaitLane(pool)
+            plan.lane = lane.lane
+            plan.attempt += wait_for
+        try:
+            answer = await _change(pool, plan, "Election/Campaign", request, pb.CampaignResult)
+        finally:
+            if lane is not None:
+                lane.leave()
+        result = answer.value
+        valid_until = answer.sent + max(0, result.valid_for) * 1_000_000 if result.elected else None
+        return Campaigned(result.elected, result.leader, result.token, result.value, valid_until, result.provisional)
+
+    async def extend(
+        self,
+        election: str,
+        token: int,
+        *,
+        term: Duration,
+        kind: str = DEFAULT_KIND,
+        candidate: Optional[str] = None,
+    ) -> int:
+        """Extends a term, and returns until when its leader may act, in ns of the clock of `Term.valid_until`,
+        counted from before the request was sent.
+
+        Raises `Lost` if the candidate does not lead with this token, `Refused`, `NotKnown`, `Unreachable`.
+        """
+        election, kind = _settings.election_of(election, kind)
+        length = _settings.term_of(term)
+        request = pb.ExtendElectedTermRequest(
+            election=election,
+            leader=_settings.name(self._candidate if candidate is None else candidate, "the candidate"),
+            term=millis(length, "the term"),
+            kind=kind,
+            token=_settings.token_of(token),
+        )
+        pool = self._runtime().pool
+        plan = Plan.idempotent(self._timeout)
+        answer = await _change(pool, plan, "Election/ExtendElectedTerm", request, pb.BoolValue)
+        if not answer.value.value:
+            raise Lost(lost_of(answer.value.reason))
+        return answer.sent + promised(answer.value, length)
+
+    async def resign(
+        self, election: str, token: int, *, kind: str = DEFAULT_KIND, candidate: Optional[str] = None
+    ) -> None:
+        """Gives a leadership up. The work that needs it has to have ended.
+
+        Raises `Lost` if the candidate does not lead with this token, `Refused`, `NotKnown`, `Unreachable`.
+        """
+        election, kind = _settings.election_of(election, kind)
+        request = pb.ResignRequest(
+            election=election,
+            leader=_settings.name(self._candidate if candidate is None else candidate, "the candidate"),
+            kind=kind,
+            token=_settings.token_of(token),
+        )
+        pool = self._runtime().pool
+        answer = await _change(pool, Plan.idempotent(self._timeout), "Election/Resign", request, pb.BoolValue)
+        # If an attempt before was not answered, it may have done it.
+        done = answer.uncertain and answer.value.reason == LostReason.NO_TERM.value
+        if not answer.value.value and not done:
+            raise Lost(lost_of(answer.value.reason))
+
+    async def handover(
+        self,
+        election: str,
+        to: str,
+        *,
+        term: Duration,
+        kind: str = DEFAULT_KIND,
+        leader: Optional[str] = None,
+        token: int = 0,
+    ) -> int:
+        """Moves a leadership to another candidate, and returns until when that may act, in ns of the clock of
+        `Term.valid_until`. It takes the leadership up by campaigning. `leader` and `token` are those of who hands
+        over; none are needed when the election is vacant.
+
+        Raises `Lost` if the leader that hands over does not lead with its token, `Refused`, `NotKnown`, `Unreachable`.
+        """
+        election, kind = _settings.election_of(election, kind)
+        length = _settings.term_of(term)
+        request = pb.HandoverRequest(
+            election=election,
+            leader=_settings.name(to, "the next leader"),
+            term=millis(length, "the term"),
+            kind=kind,
+            current_leader="" if leader is None else _settings.name(leader, "the leader"),
+            token=_settings.token_of(token, needed=False),
+        )
+        pool = self._runtime().pool
+        answer = await _change(pool, Plan.one_by_one(self._timeout), "Election/Handover", request, pb.BoolValue)
+        if answer.value.value:
+            return answer.sent + promised(answer.value, length)
+        if answer.uncertain:
+            # An attempt before may have moved it.
+            raise NotKnown(f"{answer.value.reason}; an attempt before was not answered")
+        raise Lost(lost_of(answer.value.reason))
+
+    async def pods(self, namespace: str, *, deployment: Optional[str] = None, pod: Optional[str] = None) -> list[Pod]:
+        """Lists the pods of a Kubernetes Deployment, or the siblings of a pod, those of the newest revision first.
+
+        Raises `Refused` (also if the agent does not look pods up), `NotKnown`, `Unreachable`.
+        """
+        if (deployment is None) == (pod is None):
+            raise ConfigError("give a deployment or a pod")
+        request = pb.GetPodsRequest(namespace=namespace, deployment=deployment or "", pod_name=pod or "")
+        answer = await self._ask("Election/GetPods", request, pb.Pods)
+        return [pod_of(item) for item in answer.value.items]
+
+    async def _ask(self, method: str, request: Message, answer: type[Answered]) -> Answer[Answered]:
+        """Asks a question, which changes nothing."""
+        try:
+            return await self._runtime().pool.call(Plan.idempotent(self._timeout), method, request, answer)
+        except Failure as failure:
+            raise failure.of_question() from None
+
+
+async def _change(pool: Pool, plan: Plan, method: str, request: Message, answer: type[Answered]) -> Answer[Answered]:
+    try:
+        return await pool.call(plan, method, request, answer)
+    except Failure as failure:
+        raise failure.of_change() from None
+
+
+View = TypeVar("View", bound=BaseTerm)
+
+
+class _Held(Generic[View]):
+    """A leadership that is held between the calls of a function."""
+
+    def __init__(self, agent: Agent, settings: Settings, hooks: Hooks, view: type[View]) -> None:
+        self._agent = agent
+        self._settings = settings
+        self._hooks = hooks
+        self._view = view
+        self._lock = asyncio.Lock()
+        self._leadership: Optional[Leadership] = None
+        self._running = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def begin(self) -> Optional[Leadership]:
+        """The leadership, for a call that runs; None: another leads."""
+        async with self._lock:
+            held = self._leadership
+            if held is not None and held.state.look() is not None:
+                if self._running:
+                    # The calls under it have to end first.
+                    raise held.state.error(held.state.look() or LostReason.NO_TERM)
+                self._leadership = None
+                await held.finish()
+            if self._leadership is None:
+                try:
+                    self._leadership = await self._agent._start(self._settings, self._hooks, self._view)
+                except NotElected as error:
+                    _log.debug("%s/%s: %s", self._settings.kind, self._settings.election, error)
+                    return None
+            self._running += 1
+            self._idle.clear()
+            return self._leadership
+
+    async def end(self) -> None:
+        self._running -= 1
+        if self._running == 0:
+            self._idle.set()
+
+    async def close(self) -> None:
+        """Gives it up when no call runs any more."""
+        await self._idle.wait()
+        async with self._lock:
+            held, self._leadership = self._leadership, None
+            if held is not None:
+                await held.finish()
+
+
+def _takes_term(function: Callable[..., object]) -> bool:
+    return "term" in inspect.signature(function).parameters
+
+
+def observe_request(
+    election: Optional[str], kind: Optional[str], prefix: Optional[str], all_kinds: bool
+) -> pb.ObserveRequest:
+    given = sum((election is not None, prefix is not None, bool(all_kinds)))
+    if given > 1:
+        raise ConfigError("give one of election, prefix and all_kinds")
+    if all_kinds and kind is not None:
+        raise ConfigError("give a kind or all_kinds")
+    if given == 0 and kind is None:
+        raise ConfigError("say what to observe: an election, a prefix, a kind or all_kinds")
+    of = DEFAULT_KIND if kind is None else _settings.name(kind, "the kind", slashes=False)
+    if all_kinds:
+        return pb.ObserveRequest(all_kinds=True, heartbeat=HEARTBEAT_MS)
+    if election is not None:
+        _settings.name(election, "the election", slashes=False)
+        return pb.ObserveRequest(kind=of, election=election, heartbeat=HEARTBEAT_MS)
+    if prefix is not None:
+        _settings.name(prefix, "the prefix", slashes=False)
+        return pb.ObserveRequest(kind=of, prefix=prefix, heartbeat=HEARTBEAT_MS)
+    return pb.ObserveRequest(kind=of, heartbeat=HEARTBEAT_MS)
+
+
+def _name_of_process() -> str:
+    """The host's name, the process's number, and what tells agents of one process apart."""
+    # Of a host's name, at most what a candidate's name has room for.
+    host = "".join(char for char in socket.gethostname() if char.isprintable())[:48] or "host"
+    return f"{host}-{os.getpid()}-{_settings.request_id()[:8]}"
