@@ -161,7 +161,7 @@ async def open_session(pool: Pool, request: pb.ObserveRequest) -> _Session:
             if code is not None:
                 session.close()
                 raise Refused(code, error.details() or "") from None
-            why = describe(error)
+            why = pool.explain(route, error)
         except BaseException:
             session.close()
             raise

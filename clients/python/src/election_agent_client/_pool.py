@@ -113,8 +113,10 @@ class Endpoint:
 
     def channel(self, route: Route) -> grpc.aio.Channel:
         """A channel to one of its addresses. It connects when it is used."""
+        # gRPC checks the certificate of the host that calls name.
+        named = self.tls.server_name if self.tls is not None else None
         options: list[tuple[str, Any]] = [
-            ("grpc.default_authority", self.authority),
+            ("grpc.default_authority", self.authority if named is None else f"{named}:{self.port}"),
             ("grpc.primary_user_agent", f"election-agent-client-python/{VERSION}"),
             # Another channel to the same address has another connection.
             ("grpc.use_local_subchannel_pool", 1),
@@ -134,7 +136,7 @@ class Endpoint:
         target = f"{family}:{host}:{route.port}"
         if self.tls is None:
             return grpc.aio.insecure_channel(target, options=options)
-        options.append(("grpc.ssl_target_name_override", self.tls.server_name or self.host))
+        options.append(("grpc.ssl_target_name_override", named or self.host))
         return grpc.aio.secure_channel(target, self.tls.credentials(), options=options)
 
     def version(self) -> int:
@@ -337,13 +339,8 @@ def unsent(error: grpc.aio.AioRpcError) -> Optional[str]:
 
 
 def _hint(text: str) -> str:
-    if "WRONG_VERSION_NUMBER" in text:
-        return ": it speaks no TLS, as an agent at http:// does"
-    if "Ssl handshake" in text or "CERTIFICATE_VERIFY_FAILED" in text:
-        return ""
-    if "settings frame" in text.lower() or ("Socket closed" in text and "handshak" in text.lower()):
-        return ": it speaks no HTTP/2 without encryption; https:// is for an agent with TLS"
-    return ""
+    # What an agent without encryption answers is no message of TLS.
+    return ": it speaks no TLS, as an agent at http:// does" if "WRONG_VERSION_NUMBER" in text else ""
 
 
 def describe(error: BaseException) -> str:
@@ -465,6 +462,15 @@ class Pool:
         endpoint = self.endpoints[route.endpoint]
         return endpoint.label if endpoint.ip == route.ip else f"{endpoint.label} ({route.ip})"
 
+    def explain(self, route: Route, error: grpc.aio.AioRpcError) -> str:
+        """Why an attempt has failed."""
+        endpoint = self.endpoints[route.endpoint]
+        why = unsent(error) or describe(error)
+        if endpoint.tls is None and "Socket closed" in why:
+            # All that gRPC says of an agent that answers with an alert of TLS.
+            why += f" (an agent with TLS is reached at https://{endpoint.authority})"
+        return why
+
     def forget_addresses(self) -> None:
         """Names are resolved again by the next call."""
         for index, (addresses, _) in self._addresses.items():
@@ -546,19 +552,18 @@ class Pool:
         except grpc.aio.AioRpcError as error:
             code = code_of(error)
             details = error.details() or ""
-            not_sent = unsent(error)
             if code is not None:
                 failure.refusal = (code, details)
-            elif not_sent is not None:
-                failure.put(label, not_sent, unheard=True)
+            elif unsent(error) is not None:
+                failure.put(label, self.explain(route, error), unheard=True)
             else:
                 failure.uncertain = True
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and short:
                     # It had less time than others: it says less than those before.
-                    failure.put_first(label, describe(error))
+                    failure.put_first(label, self.explain(route, error))
                 else:
                     broken = error.code() is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in BROKEN)
-                    failure.put(label, describe(error), unheard=broken)
+                    failure.put(label, self.explain(route, error), unheard=broken)
         except asyncio.CancelledError:
             # The channel was closed under it.
             failure.uncertain = True

@@ -132,9 +132,8 @@ class Session:
                             if code is Code.UNIMPLEMENTED:
                                 raise NotOffered from None
                             raise StreamRefused(describe(error)) from None
-                        not_sent = unsent(error)
-                        reached = reached or not_sent is None
-                        why = not_sent or describe(error)
+                        reached = reached or unsent(error) is None
+                        why = pool.explain(session.route, error)
                     else:
                         pool.prefer(session.route)
                         return session
