@@ -9,7 +9,6 @@ import inspect
 import logging
 import os
 import socket
-import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from types import TracebackType
@@ -116,9 +115,9 @@ class _Body:
         self._look()
 
     def _pending(self) -> int:
-        if sys.version_info >= (3, 11):
-            return self._task.cancelling()
-        return 0
+        # From Python 3.11 on, and where it is backported.
+        cancelling: Optional[Callable[[], int]] = getattr(self._task, "cancelling", None)
+        return 0 if cancelling is None else cancelling()
 
     def _told(self) -> None:
         if self._leadership.state.lost is None:
@@ -161,9 +160,10 @@ class _Body:
         cancels, self._cancels = self._cancels, 0
         if not cancels:
             return False
-        if sys.version_info >= (3, 11):
+        uncancel: Optional[Callable[[], int]] = getattr(self._task, "uncancel", None)
+        if uncancel is not None:
             for _ in range(cancels):
-                self._task.uncancel()
+                uncancel()
             # Somebody else has cancelled it, too.
             if self._pending() > self._cancelling:
                 return False
