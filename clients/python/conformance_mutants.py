@@ -69,7 +69,7 @@ def resigns_under_the_body() -> None:
     async def resigns(self: _leadership.Leadership) -> None:
         async def resign() -> None:
             await term.wait_lost(self.state)
-            await _unary.resign(self._runtime.pool, self.settings, self.state.token, True)
+            await _unary.resign(self.runtime.pool, self.settings, self.state.token, True)
             self._hooks.state(_hooks.Resigned())
 
         task = asyncio.ensure_future(resign())

@@ -26,7 +26,7 @@ def schedule(agent: SyncAgent, seconds: float, work: "list[int]") -> BackgroundS
 
 
 def main() -> None:
-    work: "list[int]" = []
+    work: list[int] = []
     with SyncAgent(sys.argv[1]) as agent:
         scheduler = schedule(agent, 0.2, work)
         scheduler.start()

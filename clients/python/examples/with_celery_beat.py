@@ -1,7 +1,7 @@
 """Celery beat on several hosts, of which one sends the tasks.
 
-Two schedulers would send each task twice. This one sends while it leads, and waits otherwise; the fencing token goes with
-each task, for whatever stores its work.
+Two schedulers would send each task twice. This one sends while it leads, and waits otherwise; the fencing token goes
+with each task, for whatever stores its work.
 
 pip install celery; celery -A with_celery_beat beat --scheduler with_celery_beat:LeadingScheduler
 """

@@ -225,7 +225,7 @@ def test_the_readmes_programs_run(server: Server, tmp_path: pathlib.Path) -> Non
         assert done.returncode == 0, f"{program}\n{done.stderr}"
 
 
-async def test_the_worked_example_of_fencing(server: Server, tmp_path: pathlib.Path) -> None:
+def test_the_worked_example_of_fencing(server: Server, tmp_path: pathlib.Path) -> None:
     """What the README promises of it: a former leader that goes on writes nothing."""
     readme = (PYTHON / "README.md").read_text()
     program = next(

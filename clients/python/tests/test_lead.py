@@ -402,3 +402,24 @@ async def test_renewed_raises_at_the_loss(agent: Agent, other: Agent, election: 
             beside = Term(term._state)
             while True:
                 await beside.renewed()
+
+
+@pytest.mark.parametrize("leave", ["break", "raise", "return"])
+async def test_a_loop_that_ends_gives_its_term_up_before_the_agent_is_closed(
+    server: Server, agent: Agent, election: str, leave: str
+) -> None:
+    async def loop() -> None:
+        async with Agent(server.address) as other:
+            async for term in other.terms(election):
+                term.check()
+                if leave == "break":
+                    break
+                if leave == "return":
+                    return
+                raise ZeroDivisionError
+
+    try:
+        await loop()
+    except ZeroDivisionError:
+        assert leave == "raise"
+    assert not await leads(agent, election)

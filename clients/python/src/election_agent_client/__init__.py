@@ -13,7 +13,7 @@ from ._hooks import (
     Unanswered,
     Waiting,
 )
-from .agent import Agent, Lead, LoopTerm, Observer, Term
+from .agent import Agent, Lead, LoopTerm, Observer, Term, Terms
 from .errors import (
     Code,
     ConfigError,
@@ -81,6 +81,7 @@ __all__ = [
     "SyncTerm",
     "Synced",
     "Term",
+    "Terms",
     "Unanswered",
     "Unreachable",
     "Verified",

@@ -38,8 +38,17 @@ class Runtime:
         self.pool = pool
         self.streams = streams
         self.keepers: set[asyncio.Task[None]] = set()
+        self._finishing: set[asyncio.Task[Any]] = set()
+
+    def finish(self, leadership: Leadership) -> None:
+        """Gives a leadership up whose work has ended, for somebody who cannot wait for it."""
+        task = asyncio.get_running_loop().create_task(leadership.finish())
+        self._finishing.add(task)
+        task.add_done_callback(self._finishing.discard)
 
     async def close(self) -> None:
+        if self._finishing:
+            await asyncio.wait(self._finishing)
         for keeper in list(self.keepers):
             keeper.cancel()
         if self.keepers:
@@ -63,7 +72,7 @@ class Leadership:
     ) -> None:
         self.state = state
         self.settings = settings
-        self._runtime = runtime
+        self.runtime = runtime
         self._hooks = hooks
         self._seat = seat
         self._joined = joined
@@ -108,7 +117,7 @@ class Leadership:
                 pass
             # How long ago the stream extended it last is not known.
             extend_at = loop.time()
-        await _unary.keep(self._runtime.pool, self.settings, self._hooks, self.state, extend_at)
+        await _unary.keep(self.runtime.pool, self.settings, self._hooks, self.state, extend_at)
 
     async def _stop(self) -> None:
         self._keeper.cancel()
@@ -117,11 +126,17 @@ class Leadership:
     async def finish(self) -> Optional[LostReason]:
         """The work has ended: gives the leadership up, unless it is another's. Returns why it was lost before."""
         led = self.state.look()
-        # Who has lost to another has nothing to give up. Otherwise the work has ended: the next may lead at once,
-        # also if the time was over.
-        if self.lapsed or led not in (None, LostReason.TERM_OVER, LostReason.CLOCK_JUMPED):
+        if led not in (None, LostReason.TERM_OVER, LostReason.CLOCK_JUMPED):
+            # Who has lost to another has nothing to give up.
+            await self._stop()
+            if self._joined is not None:
+                self._joined.lapse()
+            self._seat.free()
+            return led
+        if self.lapsed:
             await self.lapse()
             return led
+        # The work has ended: the next may lead at once, also if the time was over.
         try:
             await self.resign()
         except ElectionAgentError as error:
@@ -180,7 +195,7 @@ class Leadership:
                 pass
             except (NotLeft, asyncio.TimeoutError):
                 uncertain = True
-        await _unary.resign(self._runtime.pool, self.settings, self.state.token, uncertain)
+        await _unary.resign(self.runtime.pool, self.settings, self.state.token, uncertain)
 
 
 async def start(runtime: Runtime, seats: Seats, settings: Settings, hooks: Hooks, view: type[BaseTerm]) -> Leadership:

@@ -104,7 +104,7 @@ class _Body:
         assert task is not None
         self._task: asyncio.Task[Any] = task
         self._leadership = leadership
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._timer: Optional[asyncio.TimerHandle] = None
         self._cancels = 0
         self._cancelling = self._pending()
@@ -123,7 +123,7 @@ class _Body:
         if self._leadership.state.lost is None:
             return
         try:
-            self._loop.call_soon_threadsafe(self._look)
+            self.loop.call_soon_threadsafe(self._look)
         except RuntimeError:
             pass  # The event loop is closed: the body is over.
 
@@ -138,7 +138,7 @@ class _Body:
                 state.kind,
                 state.election,
             )
-        self._timer = self._loop.call_later(self._leadership.settings.grace, self._too_long)
+        self._timer = self.loop.call_later(self._leadership.settings.grace, self._too_long)
         self._cancel()
 
     def _cancel(self) -> None:
@@ -149,14 +149,18 @@ class _Body:
         if self._listener is not None and not self._leadership.state.is_forked():
             self._cancel()
 
-    def end(self, error: Optional[BaseException]) -> bool:
-        """The work has ended. Returns whether the error is only that it was cancelled for the loss."""
+    def leave(self) -> None:
+        """The work has ended. Whether its task was cancelled is of no interest."""
         if self._listener is not None:
             self._leadership.state.ignore(self._listener)
             self._listener = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def end(self, error: Optional[BaseException]) -> bool:
+        """The work has ended. Returns whether the error is only that it was cancelled for the loss."""
+        self.leave()
         cancels, self._cancels = self._cancels, 0
         if not cancels:
             return False
@@ -228,6 +232,50 @@ class LoopTerm(Term):
     ) -> bool:
         cancelled = self._body.end(error)
         return cancelled or (isinstance(error, Lost) and self._state.look() is not None)
+
+
+class Terms:
+    """Leads again and again: made by `Agent.terms`. Iterate over it with `async for`."""
+
+    def __init__(self, agent: Agent, settings: Settings, hooks: Hooks) -> None:
+        self._agent = agent
+        self._settings = settings
+        self._hooks = hooks
+        self._led: Optional[tuple[Leadership, _Body]] = None
+
+    def __aiter__(self) -> Terms:
+        return self
+
+    async def __anext__(self) -> LoopTerm:
+        """Gives the last term up, and waits until elected again."""
+        await self.aclose()
+        leadership = await self._agent._start(self._settings, self._hooks, Term)
+        body = _Body(leadership)
+        self._led = (leadership, body)
+        return LoopTerm(leadership.state, body)
+
+    async def aclose(self) -> None:
+        """Gives the last term up, whose work has ended. A loop that ends does it by itself."""
+        led, self._led = self._led, None
+        if led is not None and not led[0].state.is_forked():
+            led[1].end(None)
+            await led[0].finish()
+
+    def __del__(self) -> None:
+        # The loop has ended, by `break` or an error. Agent.close() waits for the resignation.
+        led, self._led = getattr(self, "_led", None), None
+        if led is None or led[0].state.is_forked():
+            return
+        leadership, body = led
+        try:
+            if asyncio._get_running_loop() is body.loop:
+                body.leave()
+                leadership.runtime.finish(leadership)
+            else:
+                body.loop.call_soon_threadsafe(body.leave)
+                body.loop.call_soon_threadsafe(leadership.runtime.finish, leadership)
+        except RuntimeError:
+            pass  # The event loop is closed: the term lapses.
 
 
 class Observer:
@@ -524,7 +572,7 @@ class Agent:
         on_state: Optional[OnState] = None,
         on_jeopardy: Optional[OnJeopardy] = None,
         on_lost: Optional[OnLost] = None,
-    ) -> AsyncIterator[LoopTerm]:
+    ) -> Terms:
         """Leads again and again. Arguments and errors are those of `lead`.
 
             async for term in agent.terms("nightly"):
@@ -537,18 +585,7 @@ class Agent:
         settings, hooks = self._lead(
             election, kind, term, value, candidate, wait, grace, margin, alive, on_state, on_jeopardy, on_lost
         )
-        return self._terms(settings, hooks)
-
-    async def _terms(self, settings: Settings, hooks: Hooks) -> AsyncIterator[LoopTerm]:
-        while True:
-            leadership = await self._start(settings, hooks, Term)
-            body = _Body(leadership)
-            try:
-                yield LoopTerm(leadership.state, body)
-            finally:
-                if not leadership.state.is_forked():
-                    body.end(None)
-                    await leadership.finish()
+        return Terms(self, settings, hooks)
 
     def leader_only(
         self,
