@@ -231,3 +231,40 @@ def test_on_its_own_event_loop_it_would_wait_for_itself(sync_agent: SyncAgent, e
 
     sync_agent._run(call())
     assert told and "use Agent" in told[0]
+
+
+def test_an_agent_that_is_closed_under_a_leader_lets_the_term_lapse(
+    server: Server, election: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = SyncAgent(server.address)
+    with agent.lead(election, term=1) as term:
+        agent.close()
+        term.check()
+    assert "lapses" in caplog.text
+    with SyncAgent(server.address) as other, other.lead(election, term=1, wait=20) as next_term:
+        assert next_term.token > term.token
+
+
+@pytest.mark.parametrize("closes", ["nothing", "loop"])
+def test_a_program_says_nothing_when_it_ends(server: Server, election: str, closes: str) -> None:
+    program = """
+import asyncio, sys
+from election_agent_client import Agent, SyncAgent
+
+async def main():
+    agent = Agent(sys.argv[1])
+    observer = agent.observe(sys.argv[2])
+    await observer.next()
+    async for term in agent.terms(sys.argv[2] + "-1"):
+        break
+    await agent.lead(sys.argv[2] + "-2").__aenter__()
+
+if sys.argv[3] == "loop":
+    asyncio.run(main())
+else:
+    agent = SyncAgent(sys.argv[1])
+    agent.lead(sys.argv[2]).__enter__()
+    agent.observe(sys.argv[2]).next()
+"""
+    done = run(program, server.address, election, closes)
+    assert done.returncode == 0 and done.stderr == "", done.stderr

@@ -115,7 +115,7 @@ class _Calls:
     extension waits for them, and they run also while the event loop is blocked."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._calls: collections.deque[Callable[[], object]] = collections.deque()
         self._running = False
 

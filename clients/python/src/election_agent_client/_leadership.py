@@ -77,9 +77,12 @@ class Leadership:
         self._seat = seat
         self._joined = joined
         self._extend_at = extend_at
+        self.loop = asyncio.get_running_loop()
+        self.works = True
+        """Whether somebody works under it."""
         self.lapsed = False
         """The grace after the loss is over: the term is not extended any more, and not given up."""
-        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        self._keeper = self.loop.create_task(self._keep())
         runtime.keepers.add(self._keeper)
         self._keeper.add_done_callback(runtime.keepers.discard)
 
@@ -102,7 +105,7 @@ class Leadership:
         self.lapsed = True
         if self._joined is not None:
             self._joined.lapse()
-        if self.state.lost in (LostReason.TERM_OVER, LostReason.CLOCK_JUMPED):
+        if self.works and self.state.lost in (LostReason.TERM_OVER, LostReason.CLOCK_JUMPED):
             _log.error(
                 "the work has not ended within the grace after the loss of %s/%s: the term lapses",
                 self.settings.kind,

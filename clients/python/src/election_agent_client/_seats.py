@@ -41,7 +41,7 @@ class Seats:
     """The elections for which candidates of this process campaign."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._taken: dict[Name, collections.deque[_Waiter]] = {}
 
     async def take(self, name: Name, within: Optional[float]) -> Optional[Seat]:

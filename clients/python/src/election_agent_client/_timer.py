@@ -31,7 +31,7 @@ class Timer:
     """Calls functions when their time has come."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._entries: list[tuple[int, int, Look]] = []
         self._numbers = itertools.count()
         self._thread: Optional[threading.Thread] = None

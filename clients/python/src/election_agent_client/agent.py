@@ -99,7 +99,7 @@ class Term(BaseTerm):
 class _Body:
     """Cancels the task that works under a term when the leadership is lost, as long as the work goes on."""
 
-    def __init__(self, leadership: Leadership) -> None:
+    def __init__(self, leadership: Leadership, is_contained: bool = True) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task: asyncio.Task[Any] = task
@@ -109,7 +109,7 @@ class _Body:
         self._cancels = 0
         self._cancelling = self._pending()
         self._listener: Optional[int] = leadership.state.listen(self._told)
-        self.is_contained = False
+        self.is_contained = is_contained
         """Who is cancelled goes on after the body."""
         # Lost before it began.
         self._look()
@@ -188,7 +188,6 @@ class Lead:
             raise ConfigError("this has been entered already: call lead() for each `async with`")
         leadership = await self._agent._start(self._settings, self._hooks, Term)
         body = _Body(leadership)
-        body.is_contained = True
         self._entered = (leadership, body)
         return Term(leadership.state)
 
@@ -250,7 +249,7 @@ class Terms:
         """Gives the last term up, and waits until elected again."""
         await self.aclose()
         leadership = await self._agent._start(self._settings, self._hooks, Term)
-        body = _Body(leadership)
+        body = _Body(leadership, is_contained=False)
         self._led = (leadership, body)
         return LoopTerm(leadership.state, body)
 
@@ -637,7 +636,6 @@ class Agent:
                     return None
                 try:
                     body = _Body(leadership)
-                    body.is_contained = True
                     error: Optional[BaseException] = None
                     try:
                         if takes_term:
@@ -930,12 +928,15 @@ class _Held(Generic[View]):
                     _log.debug("%s/%s: %s", self._settings.kind, self._settings.election, error)
                     return None
             self._running += 1
+            self._leadership.works = True
             self._idle.clear()
             return self._leadership
 
     async def end(self) -> None:
         self._running -= 1
         if self._running == 0:
+            if self._leadership is not None:
+                self._leadership.works = False
             self._idle.set()
 
     async def close(self) -> None:

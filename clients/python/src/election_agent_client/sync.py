@@ -54,9 +54,15 @@ class _Background:
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
+        loop.set_exception_handler(_report)
         try:
             loop.run_forever()
         finally:
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                loop.run_until_complete(asyncio.wait(tasks))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
@@ -77,6 +83,13 @@ class _Background:
         """The interpreter ends: a thread that runs on would find half of it gone."""
         for user in list(self._users):
             self.leave(user)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    # Older releases of gRPC wake all event loops of a process for each event, and one of them finds it.
+    if isinstance(context.get("exception"), BlockingIOError) and "PollerCompletionQueue" in repr(context.get("handle")):
+        return
+    loop.default_exception_handler(context)
 
 
 _BACKGROUND = _Background()
@@ -170,7 +183,7 @@ class SyncLead:
             if error is None:
                 raise Lost(LostReason.NO_TERM, FORKED)
             return
-        lost = self._agent._run(leadership.finish())
+        lost = self._agent._finish(leadership)
         if lost is not None and error is None:
             raise leadership.state.error(lost)
 
@@ -342,6 +355,18 @@ class SyncAgent:
             future.cancel()
             raise
 
+    def _finish(self, leadership: Leadership) -> Optional[LostReason]:
+        """The work has ended: gives the leadership up. Returns why it was lost before."""
+        if leadership.loop.is_closed() or not leadership.loop.is_running():
+            _log.warning("the agent was closed under a leadership: its term lapses")
+            return leadership.state.look()
+        future = asyncio.run_coroutine_threadsafe(leadership.finish(), leadership.loop)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            # The agent was closed meanwhile: the term lapses.
+            return leadership.state.look()
+
     def _elect(self, start: Callable[[], Coroutine[Any, Any, Leadership]]) -> Leadership:
         """Waits until elected."""
         future = self._submit(start())
@@ -424,7 +449,7 @@ class SyncAgent:
                     yield SyncLoopTerm(leadership.state)
                 finally:
                     if not leadership.state.is_forked():
-                        self._run(leadership.finish())
+                        self._finish(leadership)
 
         return terms()
 

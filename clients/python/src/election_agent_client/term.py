@@ -39,7 +39,8 @@ class TermState:
         self.token = token
         self.margin = margin
         self.hooks = hooks
-        self.changed = threading.Condition(threading.Lock())
+        # A handler of a signal may look at a term whose lock its thread holds.
+        self.changed = threading.Condition(threading.RLock())
         self.valid_until = valid_until
         self.anchor = anchor
         self.jeopardy = False
