@@ -238,12 +238,13 @@ async def start(runtime: Runtime, seats: Seats, settings: Settings, hooks: Hooks
             if runtime.streams.are_offered():
                 joined = runtime.streams.join(settings, hooks, state, view)
     except BaseException:
-        if joined is not None:
-            joined.lapse()
         if joined is not None and joined.term is not None:
-            # Granted at the last moment.
+            # Granted at the last moment: nobody works under it.
+            joined.withdraw()
             seat.free_after(joined.term)
         else:
+            if joined is not None:
+                joined.lapse()
             seat.free()
         raise
     leadership = Leadership(runtime, settings, hooks, seat, state, joined, extend_at)

@@ -153,6 +153,14 @@ class Joined:
         """What was led is not extended any more."""
         self.stream.lapse(self)
 
+    def withdraw(self) -> None:
+        """Nobody works under what was granted."""
+        if self.term is not None:
+            self.term.give_up()
+        if self.stage is Stage.LEADING:
+            self.stage = Stage.UNCONFIRMED
+        self.lapse()
+
     def end(self, why: Optional[LostReason]) -> None:
         """It has left the stream: tells those who lead by it."""
         if self.stage is Stage.LEADING:
