@@ -3,6 +3,7 @@
 .. include:: ../../README.md
 """
 
+from . import _fork as _fork
 from ._hooks import (
     ExtensionRefused,
     Jeopardy,
