@@ -5,7 +5,7 @@ HTTP_PORT ?= 8080
 GRPC_PORT ?= 8443
 
 .DEFAULT_GOAL := help
-.PHONY: help run build ui profiling test test-sim test-model test-faults fuzz lint openapi bench growth push microbench static sbom
+.PHONY: help run build ui profiling test clients test-sim test-model test-faults fuzz lint openapi bench growth push microbench static sbom
 
 help: ## Show this help
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,14 +27,22 @@ build: ## Build the agent and eactl: target/release/election-agent, target/relea
 profiling: ## Build it with line numbers, for profilers and backtraces: target/profiling/election-agent
 	cargo build --profile profiling --locked
 
-# Most tests wait for servers most of the time: twice as many run at once as there are cores.
-test: export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+# Most tests wait for servers most of the time: three times as many run at once as there are cores.
+test: export RUST_TEST_THREADS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
 	scripts/build-ui
 	cd ui && npm test --silent
+	scripts/build-clients
 	cargo test --workspace --locked
+	scripts/test-clients
 	cargo test --workspace --features election-core/weaken --locked --test model --test simulation
+
+clients: ## Build the packages of the Python and TypeScript clients, install each as users do, and lead once with it
+	scripts/build-clients
+	cargo build --locked
+	clients/python/scripts/check-package
+	clients/typescript/scripts/check-package
 
 # SIM_SEED=… replays one seed; SIM_FIRST and SIM_SEEDS choose others. SIM_RULE_SEEDS is the number of seeds
 # for each disabled rule.
@@ -61,6 +69,8 @@ lint: ## Check format, lints, docs, and licences if cargo-deny is installed
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --workspace --features election-core/weaken,election-core/deep-model --locked --test model --test simulation -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+	clients/python/scripts/setup-venv
+	clients/python/scripts/lint
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
 	else echo "cargo-deny is not installed: licences and advisories are not checked"; fi
 

@@ -32,8 +32,21 @@ const OTHERS: &str = "CONFORMANCE_PROGRAMS";
 
 /// The programs of languages. Another language adds its program here.
 fn programs() -> Vec<Program> {
+    // Made by scripts/build-clients.
+    const PYTHON: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../target/python/venv/bin/python"
+    );
+    const OF_PYTHON: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../python/conformance.py");
+    const OF_TYPESCRIPT: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../typescript/conformance/conformance.mjs"
+    );
     let mut programs = vec![
         Program::new("rust", env!("CARGO_BIN_EXE_conformance-rust"), &[]),
+        Program::new("python", PYTHON, &[OF_PYTHON]),
+        Program::new("python-sync", PYTHON, &[OF_PYTHON, "--sync"]),
+        Program::new("typescript", "node", &[OF_TYPESCRIPT]),
         // The client of which mutants are made: without a fault, nothing is found.
         Program::new("none", MUTANT, &[]),
     ];

@@ -30,6 +30,10 @@ PATIENCE = 20.0
 
 Result = TypeVar("Result")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so, and programs that tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def binary() -> str:
     named = os.environ.get("ELECTION_AGENT_BINARY")

@@ -216,8 +216,19 @@ fn the_build_is_sent_what_it_reads_and_little_else() {
         "src",
         "benches",
         "scripts/build-static",
+        "scripts/build-ui",
+        "ui",
     ] {
         assert!(sent.contains(&needed), "{needed}");
+    }
+    // Cargo reads all of them, whatever it builds.
+    let manifest = committed("Cargo.toml");
+    let members = manifest
+        .lines()
+        .find_map(|line| line.strip_prefix("members = "));
+    for member in members.expect("members").split('"').skip(1).step_by(2) {
+        let top = member.split('/').next().expect("a name");
+        assert!(top == "." || sent.contains(&top), "{member}");
     }
     for path in sent.iter().filter(|path| !path.contains('*')) {
         assert!(

@@ -630,7 +630,9 @@ fn a_vacancy_without_a_token_has_its_cause() {
         table.learn(&election("e"), held(7), now, now);
         let later = now + after;
         for node in 0..3 {
-            hinted.map(|cause| table.heard(node, &hint(cause, 7), later));
+            if let Some(cause) = hinted {
+                table.heard(node, &hint(cause, 7), later);
+            }
         }
         table.learn(&election("e"), Ok(State::Vacant(None)), later, later);
         let changes = table.changes().of(&election("e"));
