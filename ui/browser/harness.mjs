@@ -82,11 +82,15 @@ export async function firstRow(fragment) {
     const pages = browser.contexts().flatMap((context) => context.pages());
     const page = pages.find((page) => page.url().startsWith(env.url));
     await page.locator("[role=row][data-row]").first().waitFor();
-    return await page.evaluate(() => performance.getEntriesByName("first-row")[0].startTime);
+    const first = await page.evaluate(() => performance.getEntriesByName("first-row")[0].startTime);
+    // With all its processes: killed, it would leave some that write to the profile.
+    await (await browser.newBrowserCDPSession()).send("Browser.close");
+    return first;
   } finally {
-    child.kill("SIGKILL");
+    const timer = setTimeout(() => child.kill("SIGKILL"), 5_000);
     await exited;
-    rmSync(profile, { recursive: true, force: true });
+    clearTimeout(timer);
+    rmSync(profile, { recursive: true, force: true, maxRetries: 20, retryDelay: 200 });
   }
 }
 
