@@ -1,11 +1,11 @@
 // Measures what it costs a process to lead 1,000 elections, which it does by one stream.
 import { Agent } from "@election-agent/client";
-import { startAgent } from "./agent.mjs";
+import { binary, startAgent } from "../test/agent.mjs";
 
 const ELECTIONS = Number(process.argv[2] ?? 1_000);
 const SECONDS = Number(process.argv[3] ?? 30);
 const GOAL = 3;
-const address = await startAgent({ EA_MAX_IN_FLIGHT: "2000" });
+const { address } = await startAgent(binary("release"), { EA_MAX_IN_FLIGHT: "2000" });
 const agent = new Agent(address, { candidate: "bench" });
 const began = performance.now();
 const terms = await Promise.all(Array.from({ length: ELECTIONS }, (_, number) => agent.acquire(`cost-${number}`)));

@@ -1,11 +1,11 @@
 // Measures the time from the end of a leader's work to the beginning of that of the next, which waits in another
 // process's place: a client of its own.
 import { Agent } from "@election-agent/client";
-import { startAgent } from "./agent.mjs";
+import { binary, startAgent } from "../test/agent.mjs";
 
 const TURNS = Number(process.argv[2] ?? 300);
 const GOAL = 60;
-const address = await startAgent();
+const { address } = await startAgent(binary("release"), {});
 const clients = [new Agent(address), new Agent(address)];
 const times = [];
 let ended;

@@ -3,7 +3,6 @@ import { join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { describe, expect, test } from "vitest";
 import { Agent } from "@election-agent/client";
-// @ts-expect-error: a script without types
 import { bundle, foreign } from "../scripts/bundle.mjs";
 import { agent, directory, read, run } from "./support.js";
 

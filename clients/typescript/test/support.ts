@@ -4,12 +4,12 @@ import { type AddressInfo, type Server, type Socket, connect, createServer } fro
 import * as http2 from "node:http2";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
 import type { ConnectRouter } from "@connectrpc/connect";
 import { afterEach } from "vitest";
 import type { Logger } from "@election-agent/client";
+import { binary as binaryOf, startAgent } from "./agent.mjs";
 
 const root = fileURLToPath(new URL("../../../", import.meta.url));
 
@@ -25,7 +25,7 @@ afterEach(async () => {
 });
 
 /** The agent's binary. */
-export const binary = process.env["ELECTION_AGENT_BINARY"] ?? join(root, "target/debug/election-agent");
+export const binary = binaryOf("debug");
 
 export interface Running {
   address: string;
@@ -37,31 +37,8 @@ export interface Running {
 
 /** Starts a real agent, in memory, on a free port. */
 export async function agent(settings: Record<string, string> = {}): Promise<Running> {
-  const child = spawn(binary, [], {
-    env: {
-      EA_ENV: "development",
-      EA_LOG_LEVEL: "info",
-      EA_STORE: "memory",
-      EA_KUBE_ENABLE: "false",
-      EA_BIND_ADDRESS: "127.0.0.1",
-      EA_HTTP_PORT: "0",
-      EA_GRPC_PORT: "0",
-      ...settings,
-    },
-    stdio: ["ignore", "ignore", "pipe"],
-  });
+  const { child, address } = await startAgent(binary, settings);
   cleanUp(() => void child.kill("SIGKILL"));
-  const log: string[] = [];
-  const address = await new Promise<string>((resolve, reject) => {
-    const lines = createInterface({ input: child.stderr });
-    lines.on("line", (line) => {
-      log.push(line);
-      const found = / listening|"listening"/.test(line) ? /127\.0\.0\.1:\d+/.exec(line) : null;
-      if (found !== null) resolve(found[0]);
-    });
-    child.on("error", reject);
-    child.on("exit", () => reject(new Error(`the agent has ended: ${log.join("\n")}`)));
-  });
   const port = Number(address.split(":")[1]);
   return { address, port, url: `http://${address}`, child, kill: () => void child.kill("SIGKILL") };
 }
