@@ -562,7 +562,10 @@ impl Table {
                 // An election that was not known may have been known and forgotten.
                 let skipped = cause != Cause::RolledBack
                     && matches!(state, State::Vacant(_))
-                    && entry.known.as_ref().is_some_and(|it| it.until.is_none());
+                    && entry
+                        .known
+                        .as_ref()
+                        .is_some_and(|it| matches!(it.state, State::Vacant(_)));
                 let hidden = entry.unheard || others || skipped || (first && announced.is_none());
                 let missed = hidden && !same_token;
                 if !first {
@@ -584,7 +587,8 @@ impl Table {
                     (true, None) => {}
                     // It is not known what was before, but that something has changed.
                     (true, Some(hinted)) => self.changes.push(Arc::new(Seen {
-                        cause: cause_of(&seen.state, Some(hinted.cause)),
+                        cause: cause_of(&seen.state, Some(hinted.cause), false)
+                            .unwrap_or(Cause::Resign),
                         missed,
                         ..(*seen).clone()
                     })),
@@ -975,13 +979,14 @@ fn explains(state: &State, hinted: &Hinted) -> bool {
     }
 }
 
-/// Why an election came into this state, if a hint announced it.
-fn cause_of(state: &State, hinted: Option<hint::Cause>) -> Cause {
+/// Why an election came into this state, as far as a hint or the end of the term says.
+fn cause_of(state: &State, hinted: Option<hint::Cause>, is_over: bool) -> Option<Cause> {
     match (state, hinted) {
-        (State::Held(_), Some(hint::Cause::Handover)) => Cause::Handover,
-        (State::Held(_), _) => Cause::Campaign,
-        (State::Vacant(_), Some(hint::Cause::RolledBack)) => Cause::RolledBack,
-        (State::Vacant(_), _) => Cause::Resign,
+        (State::Held(_), Some(hint::Cause::Handover)) => Some(Cause::Handover),
+        (State::Held(_), _) => Some(Cause::Campaign),
+        (State::Vacant(_), Some(hint::Cause::RolledBack)) => Some(Cause::RolledBack),
+        (State::Vacant(_), Some(hint::Cause::Resign)) => Some(Cause::Resign),
+        (State::Vacant(_), _) => is_over.then_some(Cause::Expiry),
     }
 }
 
@@ -997,28 +1002,22 @@ fn changed(
     let hinted = hinted
         .filter(|hinted| [before.0, after.0].contains(&hinted.token.get()))
         .map(|hinted| hinted.cause);
-    // Why an election is vacant, if neither a hint nor the term's end says so: `otherwise`.
-    let vacated = |otherwise| match hinted {
-        Some(hint::Cause::RolledBack) => Cause::RolledBack,
-        Some(hint::Cause::Resign) => Cause::Resign,
-        _ if known.until.is_some_and(|until| until <= began) => Cause::Expiry,
-        _ => otherwise,
-    };
+    let is_over = known.until.is_some_and(|until| until <= began);
+    let cause = cause_of(state, hinted, is_over);
     match (state, &known.state) {
         _ if after == before => None,
+        // Also of two vacancies: whoever led in between had left before the read.
+        _ if after > before => Some((state.clone(), cause.unwrap_or(Cause::Resign))),
         // The nodes have forgotten the last term: the election is as vacant as before.
-        (State::Vacant(_), State::Vacant(_)) if after < before => None,
-        // Whoever led in between had left before the read.
-        (State::Vacant(_), State::Vacant(_)) => Some((state.clone(), vacated(Cause::Resign))),
-        (State::Vacant(_), _) if after > before => Some((state.clone(), vacated(Cause::Resign))),
-        _ if after > before => Some((state.clone(), cause_of(state, hinted))),
+        (State::Vacant(_), State::Vacant(_)) => None,
         // A read that began before the known one ended says less.
         _ if !is_later => None,
         (State::Held(_), _) => Some((state.clone(), Cause::RolledBack)),
         // The nodes know no token, or only lower ones. The token that was reported stays the highest.
-        (State::Vacant(_), State::Held(lease)) => {
-            Some((State::Vacant(Some(lease.token)), vacated(Cause::RolledBack)))
-        }
+        (State::Vacant(_), State::Held(lease)) => Some((
+            State::Vacant(Some(lease.token)),
+            cause.unwrap_or(Cause::RolledBack),
+        )),
     }
 }
 
