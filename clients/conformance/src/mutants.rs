@@ -55,7 +55,7 @@ mutants! {
     /// Notices the loss only when a call has returned.
     WaitsForTheCall: agent_stopped/loss_is_reported_in_time;
     /// Counts by a clock that stops during suspension.
-    MonotonicClock: suspended/acts_within_validity;
+    MonotonicClock: suspended/acts_within_validity, suspended/acts_alone;
     /// Counts by the wall clock.
     WallClock: wall_clock_jumps/nothing_is_lost;
     /// Resigns when the loss is noticed, under a body that goes on.

@@ -25,6 +25,7 @@ use tonic::transport::Endpoint;
 
 use crate::{
     forwarder::Forwarder,
+    mutants::{FOUND_BY, Mutant},
     protocol::{Body, Command, Event, Lead, Name, now},
     proxy::Proxy,
     record::{Book, Record, Seen},
@@ -45,20 +46,43 @@ pub struct Program {
     pub file: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,
+    /// Faults that its library can be given, by `--mutant` and their name.
+    pub mutants: Vec<Mutant>,
     /// How long it may take to start until it reads commands.
     pub starts_within: Duration,
 }
 
 impl Program {
-    /// A program without arguments.
+    /// A program whose library has no mutants.
     #[must_use]
     pub fn new(name: impl Into<String>, file: impl Into<PathBuf>, arguments: &[&str]) -> Self {
         Self {
             name: name.into(),
             file: file.into(),
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+            mutants: Vec::new(),
             starts_within: PATIENCE,
         }
+    }
+
+    /// With all mutants, except for those that its library cannot be given.
+    #[must_use]
+    pub fn with_mutants_but(mut self, lacking: &[Mutant]) -> Self {
+        let mutants = FOUND_BY.iter().map(|(mutant, ..)| *mutant);
+        self.mutants = mutants.filter(|mutant| !lacking.contains(mutant)).collect();
+        self.mutants.dedup();
+        self
+    }
+
+    /// Its library with a fault.
+    #[must_use]
+    pub fn mutant(&self, mutant: Mutant) -> Self {
+        let mut program = self.clone();
+        program.name = format!("{}::mutant::{mutant}", self.name);
+        program
+            .arguments
+            .extend(["--mutant".to_owned(), mutant.to_string()]);
+        program
     }
 }
 

@@ -1,4 +1,4 @@
-//! Plays every scenario with every registered program, and those that have to find mutants with these.
+//! Plays every scenario with every registered program, and with its mutants those that have to find them.
 
 #![expect(
     clippy::expect_used,
@@ -30,6 +30,36 @@ const MUTANT: &str = env!("CARGO_BIN_EXE_conformance-mutant");
 /// Set in the environment: programs that are not of this repository, as `NAME=FILE ARGUMENT…`, separated by `;`.
 const OTHERS: &str = "CONFORMANCE_PROGRAMS";
 
+/// The name of the program that every scenario of every mutant is played with. Of a language's mutant one scenario is
+/// enough to show that the suite sees it.
+const ALL_MUTANTS: &str = "mutant";
+
+/// Faults that cannot be made in the library: no single place keeps it from them.
+const NOT_OF_PYTHON: &[Mutant] = &[
+    Mutant::SlowToStop,
+    Mutant::WaitsForTheCall,
+    Mutant::ResignsFirst,
+    Mutant::ExtendsAfterResign,
+    Mutant::Impatient,
+    Mutant::GivesUp,
+    Mutant::DoesNotWait,
+    Mutant::IgnoresDenial,
+    Mutant::GuessesVacancies,
+    Mutant::ForgetsCauses,
+];
+/// The synchronous twin's body does not block the loop of its timers.
+const NOT_OF_THREADS: &[Mutant] = &[Mutant::TimerOfTheRuntime];
+const NOT_OF_TYPESCRIPT: &[Mutant] = &[
+    Mutant::SlowToStop,
+    Mutant::WaitsForTheCall,
+    Mutant::ResignsFirst,
+    Mutant::Impatient,
+    Mutant::NeverExtends,
+    Mutant::GivesUp,
+    Mutant::StreamsOnly,
+    Mutant::GuessesVacancies,
+];
+
 /// The programs of languages. Another language adds its program here.
 fn programs() -> Vec<Program> {
     // Made by scripts/build-clients.
@@ -44,11 +74,12 @@ fn programs() -> Vec<Program> {
     );
     let mut programs = vec![
         Program::new("rust", env!("CARGO_BIN_EXE_conformance-rust"), &[]),
-        Program::new("python", PYTHON, &[OF_PYTHON]),
-        Program::new("python-sync", PYTHON, &[OF_PYTHON, "--sync"]),
-        Program::new("typescript", "node", &[OF_TYPESCRIPT]),
-        // The client of which mutants are made: without a fault, nothing is found.
-        Program::new("none", MUTANT, &[]),
+        Program::new("python", PYTHON, &[OF_PYTHON]).with_mutants_but(NOT_OF_PYTHON),
+        Program::new("python-sync", PYTHON, &[OF_PYTHON, "--sync"])
+            .with_mutants_but(&[NOT_OF_PYTHON, NOT_OF_THREADS].concat()),
+        Program::new("typescript", "node", &[OF_TYPESCRIPT]).with_mutants_but(NOT_OF_TYPESCRIPT),
+        // The client that is written for mutants: without a fault, nothing is found.
+        Program::new(ALL_MUTANTS, MUTANT, &[]).with_mutants_but(&[]),
     ];
     let others = std::env::var(OTHERS).unwrap_or_default();
     for other in others.split(';').filter(|other| !other.trim().is_empty()) {
@@ -115,12 +146,40 @@ fn passes(shared: &Shared, scenario: Scenario, program: &Program) -> Result<(), 
     play(shared, scenario, program, <[Finding]>::is_empty)
 }
 
-/// The scenario's check finds the mutant.
-fn finds(shared: &Shared, scenario: Scenario, check: &str, mutant: Mutant) -> Result<(), Failed> {
-    let name = mutant.to_string();
-    let program = Program::new(name.as_str(), MUTANT, &["--mutant", &name]);
-    let found = |findings: &[Finding]| findings.iter().any(|finding| finding.check == check);
-    play(shared, scenario, &program, found)
+/// The scenario finds the mutant: by all of the checks, or by one of them.
+fn finds(
+    shared: &Shared,
+    scenario: Scenario,
+    program: &Program,
+    checks: &[&str],
+    by_all: bool,
+) -> Result<(), Failed> {
+    play(shared, scenario, program, |findings| {
+        let has = |check: &&str| findings.iter().any(|finding| finding.check == *check);
+        if by_all {
+            checks.iter().all(has)
+        } else {
+            checks.iter().any(has)
+        }
+    })
+}
+
+/// The scenarios that have to find the mutant, each with its checks.
+fn finders(mutant: Mutant) -> Vec<(Scenario, Vec<&'static str>)> {
+    let mut finders: Vec<(Scenario, Vec<_>)> = Vec::new();
+    for (_, name, check) in FOUND_BY.iter().filter(|(of, ..)| *of == mutant) {
+        match finders
+            .iter_mut()
+            .find(|(scenario, _)| scenario.name == *name)
+        {
+            Some((_, checks)) => checks.push(*check),
+            None => {
+                let scenario = ALL.iter().find(|scenario| scenario.name == *name);
+                finders.push((*scenario.expect("a scenario of this name"), vec![*check]));
+            }
+        }
+    }
+    finders
 }
 
 fn main() -> ExitCode {
@@ -138,17 +197,16 @@ fn main() -> ExitCode {
             let play = move || passes(&shared, *scenario, &program);
             trials.push(Trial::test(name, play));
         }
-    }
-    for (mutant, name, check) in FOUND_BY.iter().copied() {
-        let mut scenarios = ALL.iter().copied();
-        let scenario = scenarios.find(|scenario| scenario.name == name);
-        let scenario = scenario.expect("a scenario of this name");
-        let shared = shared.clone();
-        let play = move || finds(&shared, scenario, check, mutant);
-        trials.push(Trial::test(
-            format!("mutant::{mutant}::{name}::{check}"),
-            play,
-        ));
+        let plays_all = program.name == ALL_MUTANTS;
+        for mutant in program.mutants.iter().copied() {
+            let scenarios = if plays_all { usize::MAX } else { 1 };
+            for (scenario, checks) in finders(mutant).into_iter().take(scenarios) {
+                let (shared, program) = (shared.clone(), program.mutant(mutant));
+                let name = format!("{}::{}", program.name, scenario.name);
+                let play = move || finds(&shared, scenario, &program, &checks, plays_all);
+                trials.push(Trial::test(name, play));
+            }
+        }
     }
     // The agent ends with what is shared.
     libtest_mimic::run(&arguments, trials).exit_code()
