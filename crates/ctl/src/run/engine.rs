@@ -106,6 +106,8 @@ impl Engine {
             return Vec::new();
         }
         match event {
+            // Seen too late, as by a process that was stopped: the deadman has killed the group, or is about to.
+            Event::Extended(_) if now >= self.deadline() => self.kill(Cause::NotExtended),
             Event::Extended(until) => {
                 // A promise that lasts longer still holds.
                 self.valid_until = self.valid_until.max(until);
@@ -219,6 +221,17 @@ mod tests {
             [Action::Publish(at(14_500))]
         );
         assert_eq!(engine.on(Event::Tick, at(14_500)), [Action::Kill]);
+    }
+
+    #[test]
+    fn an_extension_that_is_seen_after_the_deadline_saves_nothing() {
+        let mut engine = engine();
+        assert_eq!(
+            engine.on(Event::Extended(at(25_000)), at(14_500)),
+            [Action::Kill]
+        );
+        assert_eq!(engine.cause(), Some(&Cause::NotExtended));
+        assert_eq!(engine.deadline(), at(14_500));
     }
 
     #[test]
