@@ -99,7 +99,8 @@ export async function* observations(
   const response = await fetch(createMethodUrl(baseUrl, Leadership.method.observe), {
     method: "POST",
     headers: requestHeader(true, undefined, headers, false),
-    body: encodeEnvelope(0, toBinary(ObserveRequestSchema, create(ObserveRequestSchema, request))),
+    // Some versions of connect say less of its type than they know.
+    body: encodeEnvelope(0, toBinary(ObserveRequestSchema, create(ObserveRequestSchema, request))) as Uint8Array<ArrayBuffer>,
     signal,
     ...FETCH,
   });

@@ -173,9 +173,18 @@ export function refusalOf(code: Code): RefusalCode | undefined {
   }
 }
 
+/** Whether it came as a status. Only some versions of connect say so; the trailers are those of the status in all. */
+function isStatus(error: ConnectError): boolean {
+  return (
+    error.metadata.has("grpc-status") ||
+    error.metadata.has("grpc-status-details-bin") ||
+    (error as { isWireError?: boolean }).isWireError === true
+  );
+}
+
 /** @internal Whether the agent, or what stands before it, has said this: a status, or a response that is no gRPC. */
 export function isSaid(error: ConnectError): boolean {
-  return error.isWireError || /^(HTTP \d|unsupported |protocol error)/.test(error.rawMessage);
+  return isStatus(error) || /^(HTTP \d|unsupported |protocol error)/.test(error.rawMessage);
 }
 
 /** @internal The innermost cause: those around it only say that there is one. */
@@ -192,7 +201,7 @@ export function deepest(error: unknown): string {
 /** @internal The code and the text of what a call has thrown, and what to do about it if that is known. */
 export function describe(error: unknown, channel?: Channel): string {
   if (!(error instanceof ConnectError)) return deepest(error);
-  if (error.isWireError) {
+  if (isStatus(error)) {
     const name = Code[error.code].replace(/(?!^)[A-Z]/g, (letter) => `_${letter}`).toUpperCase();
     return `${name}: ${error.rawMessage}`;
   }
