@@ -19,8 +19,10 @@ const FIRST = 6_000;
 const QUIET = 1_000;
 /** How often in a row an agent may refuse for reasons that may pass. */
 const REFUSALS = 4;
-/** The longest pause between attempts to open a stream, in ms. */
-const PAUSE = 1_000;
+/** The shortest and the longest pause between attempts to open a stream, in ms. */
+const PAUSES = [50, 1_000] as const;
+/** A stream that ends sooner than this, in ms, is followed by the next after a pause only. */
+const BRIEF = 1_000;
 /** How many events wait to be read. Agents conflate the rest. */
 const EVENTS = 16;
 
@@ -71,6 +73,8 @@ interface Session {
   stream: AsyncIterator<Observation>;
   route: Route;
   connection: Connection;
+  /** When, on the scale of performance.now(). */
+  opened: number;
   end(): void;
 }
 
@@ -169,6 +173,8 @@ class Follower {
   private synced = false;
   /** What the observer was told. */
   private certain = true;
+  /** How long to wait after a stream that was brief, in ms. */
+  private pause: number = PAUSES[0];
   /** When a stream said something last that was certain. */
   private confirmed = performance.now();
 
@@ -195,6 +201,7 @@ class Follower {
         session.end();
         this.pool.discard(session.connection);
         this.pool.avoid(session.route);
+        await sleep(this.pauseAfter(session), this.signal);
         ({ session, present } = await this.reopen(ended));
       } catch (error) {
         session.end();
@@ -206,7 +213,7 @@ class Follower {
   /** Opens a stream, however long it takes; says that nothing is certain when it takes long. */
   private async reopen(why: string): Promise<Opened> {
     let refusals = 0;
-    let pause = 50;
+    let pause: number = PAUSES[0];
     let reason = why;
     for (;;) {
       const opening = this.open();
@@ -232,8 +239,19 @@ class Follower {
       this.pool.log.debug?.("no stream of observations", { why: reason });
       if (this.certain && performance.now() - this.confirmed >= QUIET) await this.doubt(reason);
       await sleep(jittered(pause), this.signal);
-      pause = Math.min(pause * 2, PAUSE);
+      pause = Math.min(pause * 2, PAUSES[1]);
     }
+  }
+
+  /** An agent that ends its streams as soon as they are open is not kept busy with opening more of them. */
+  private pauseAfter(session: Session): number {
+    if (performance.now() - session.opened >= BRIEF) {
+      this.pause = PAUSES[0];
+      return 0;
+    }
+    const pause = jittered(this.pause);
+    this.pause = Math.min(this.pause * 2, PAUSES[1]);
+    return pause;
   }
 
   private async doubt(reason: string): Promise<void> {
@@ -291,7 +309,7 @@ class Follower {
           // Its connection ends, too; who shuts down does not come back soon.
           this.pool.discard(session.connection);
           if (reason !== "AGE") this.pool.avoid(session.route);
-          next ??= sleep(reconnectAfter, this.signal)
+          next ??= sleep(Math.max(reconnectAfter, this.pauseAfter(session)), this.signal)
             .then(() => this.open())
             .catch((error: unknown) => {
               this.pool.log.debug?.("no stream to go on with", { why: deepest(error) });
@@ -335,7 +353,7 @@ class Follower {
 
   /** Asks a quorum for a state, until there is an answer. */
   private async ask(kind: string, election: string): Promise<State> {
-    let pause = 50;
+    let pause: number = PAUSES[0];
     for (;;) {
       try {
         return await this.askState(kind, election, this.signal);
@@ -346,7 +364,7 @@ class Follower {
         this.pool.log.debug?.("a state is not known", { why: deepest(error) });
       }
       await sleep(jittered(pause), this.signal);
-      pause = Math.min(pause * 2, PAUSE);
+      pause = Math.min(pause * 2, PAUSES[1]);
     }
   }
 
@@ -364,6 +382,7 @@ class Follower {
   private async open(): Promise<Opened> {
     const { routes, wrong } = await this.pool.routes();
     const tried: Tried[] = [...wrong];
+    let older: Refused | undefined;
     for (const route of routes) {
       const waiting = this.pool.waitLane();
       const connection = this.pool.use(route, waiting.lane);
@@ -389,6 +408,7 @@ class Follower {
           stream,
           route,
           connection,
+          opened: performance.now(),
           end: () => {
             if (!ended) end();
             ended = true;
@@ -400,12 +420,19 @@ class Follower {
         this.signal.throwIfAborted();
         if (error instanceof ConnectError && isSaid(error)) {
           const code = refusalOf(error.code);
+          if (code === "UNIMPLEMENTED") {
+            // Another of the agents may be newer.
+            older = new Refused(code, error.rawMessage);
+            continue;
+          }
           if (code !== undefined) throw new Refused(code, error.rawMessage);
         }
         this.pool.discard(connection);
         tried.push({ endpoint: this.pool.label(route), why: describe(error, connection.channel) });
       }
     }
+    // Newer ones that are not reached at the moment may be later.
+    if (older !== undefined && tried.length === 0) throw older;
     this.pool.forgetAddresses();
     throw new NotKnown(listed(tried));
   }

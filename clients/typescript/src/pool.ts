@@ -476,7 +476,9 @@ export class Pool {
           case "refused":
             failures.uncertain ||= running > 0;
             failures.refusal = { code: result.code, detail: result.why };
-            throw failures.over();
+            // An older agent among newer ones changes nothing, and another may have what is asked for.
+            if (result.code !== "UNIMPLEMENTED") throw failures.over();
+            break;
           case "unsent":
             failures.put(label, result.why, true);
             break;
@@ -495,6 +497,7 @@ export class Pool {
         }
         begin();
       }
+      if (failures.refusal !== undefined) throw failures.over();
       // All have failed: their names may have other addresses now.
       this.forgetAddresses();
       const rest = jittered(pause);

@@ -243,6 +243,44 @@ describe("a stream", () => {
     expect(calls.at(-1)).toBe("resign 50");
   });
 
+  test.each([
+    ["ends without a word", undefined],
+    ["names a token that numbers cannot hold", 2n ** 53n],
+  ])("that %s is not opened again without a pause, and calls have to do", async (_, token) => {
+    const { agent, streams, calls, stream } = await fake();
+    const { held } = leading(agent);
+    for (let at = 0; at < 2; at += 1) {
+      const one = await stream(at);
+      await eventually(() => one.of("join")[0]);
+      if (token === undefined) one.answers.end();
+      else one.leading(token);
+    }
+    const term = await held;
+    expect(term.token).toBe(50);
+    expect(calls.filter((call) => call.startsWith("campaign"))).toHaveLength(1);
+    await term.resign();
+    expect(streams).toHaveLength(2);
+  });
+
+  test("that ends each time after it has granted the term is opened again after pauses that grow", async () => {
+    const { agent, stream } = await fake({ pings: false });
+    const { held } = leading(agent);
+    let began = 0;
+    for (let at = 0; at < 5; at += 1) {
+      const one = await stream(at);
+      if (at === 0) began = performance.now();
+      await eventually(() => one.of("join")[0]);
+      one.leading(7n);
+      if (at === 0) await held;
+      if (at < 4) one.answers.end();
+    }
+    // At least half of 50, 100, 200 and 400 ms.
+    expect(performance.now() - began).toBeGreaterThanOrEqual(375);
+    const term = await held;
+    term.check();
+    await term.resign();
+  });
+
   test("leads several elections, and loses one without the other", async () => {
     const { agent, streams, join } = await fake();
     const one = leading(agent);

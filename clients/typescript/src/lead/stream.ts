@@ -141,6 +141,8 @@ export class LeadStream {
   private opening: AbortController | undefined;
   /** The present stream ends soon, whatever it answers. */
   private leaving = false;
+  /** What the present stream has been good for. `answered`: a ping was. `heard`: something was said of an election. */
+  private worth: "nothing" | "heard" | "answered" = "nothing";
   /** How long a ping may be unanswered, in ms. */
   private pong: number;
   private pause = 0;
@@ -324,8 +326,7 @@ export class LeadStream {
     this.session?.end();
     this.session = session;
     this.leaving = false;
-    this.pause = 0;
-    this.failures = 0;
+    this.worth = "nothing";
     this.pong = this.pongWithin(session.answersIn);
     for (const { stage } of this.entries.values()) {
       // Until the new stream says that it leads.
@@ -356,11 +357,7 @@ export class LeadStream {
       case "reached":
         // Silence took as long as several failures.
         if (why.error instanceof NotKnown) this.failures += why.silent ? FAILURES : 1;
-        if (this.failures >= FAILURES && this.session === undefined) {
-          this.pool.log.warn?.("there is no stream to lead by: calls have to do", { why: why.error.message });
-          this.notOffered();
-          return this.fallBack();
-        }
+        if (this.failures >= FAILURES && this.session === undefined) return this.giveUp(why.error.message);
         return this.openAgain(why.error);
     }
   }
@@ -375,8 +372,13 @@ export class LeadStream {
         if (stage.is === "waiting") listener.notKnown(error);
       }
     }
+    this.open(this.nextPause());
+  }
+
+  /** For how long to wait before the next attempt, which grows until a stream has been of use. */
+  private nextPause(): number {
     this.pause = Math.min(Math.max(this.pause * 2, 50), PAUSE);
-    this.open(jittered(this.pause));
+    return jittered(this.pause);
   }
 
   private async read(session: Session): Promise<void> {
@@ -404,7 +406,19 @@ export class LeadStream {
     this.pool.discard(session.connection);
     this.pool.avoid(session.route);
     this.forgetLeaving(() => true);
-    if (this.opening === undefined) this.open(0);
+    if (this.opening !== undefined) return;
+    if (this.worth === "answered") return this.open(0);
+    // Opened again at once, one that ends as soon as it is open would keep both sides busy with nothing else.
+    if (this.worth === "nothing") this.failures += 1;
+    if (this.failures >= FAILURES) this.giveUp(why);
+    else this.open(this.nextPause());
+  }
+
+  /** Streams come to nothing here. */
+  private giveUp(why: string): void {
+    this.pool.log.warn?.("there is no stream to lead by: calls have to do", { why });
+    this.notOffered();
+    this.fallBack();
   }
 
   /** Whether these were given up is not known: calls find out, if anybody asks. */
@@ -530,9 +544,11 @@ export class LeadStream {
     switch (what.case) {
       case "standing":
         this.standing(session, what.value);
+        if (this.worth === "nothing") this.worth = "heard";
         break;
       case "pong":
         this.ponged(session, what.value);
+        this.worth = "answered";
         break;
       case "goodbye": {
         const { reason, reconnectAfter } = what.value;
@@ -541,7 +557,7 @@ export class LeadStream {
         this.pool.discard(session.connection);
         if (reason !== "AGE") this.pool.avoid(session.route);
         this.leaving = true;
-        this.open(reconnectAfter);
+        this.open(this.worth === "nothing" ? Math.max(reconnectAfter, this.nextPause()) : reconnectAfter);
         break;
       }
       default:
@@ -554,6 +570,7 @@ export class LeadStream {
     session.answered(pong.seq);
     this.pong = this.pongWithin(session.answersIn);
     this.failures = 0;
+    this.pause = 0;
     if (!this.leaving) {
       // The stream works, after all.
       this.opening?.abort();
