@@ -1,6 +1,20 @@
 import type { DescMessage, DescMethodUnary, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
+import {
+  abortable,
+  electionOf,
+  idOf,
+  kindOf,
+  millis,
+  named,
+  object,
+  optionalFunction,
+  optionalSignal,
+  options as checked,
+  tokenOf,
+  valueOf,
+} from "./check.js";
 import { ConfigError, type ElectionError, Lost, NotKnown, lostReason } from "./errors.js";
-import { type ObserverEvent, follow, observeRequest } from "./observe.js";
+import { type ObserverEvent, follow, leaving, observeRequest } from "./observe.js";
 import { type Answer, Failure, type Plan, type Pool, idempotent, oneByOne } from "./pool.js";
 import { type BoolValue, Election } from "./proto.js";
 import {
@@ -16,15 +30,10 @@ import {
   type Scope,
   type State,
   type Verified,
-  kindOf,
   leaderOf,
-  millis,
-  named,
   podOf,
   stateOf,
-  text,
   tokenFrom,
-  tokenOf,
 } from "./types.js";
 
 /** How long a plain call may take, in ms. */
@@ -35,11 +44,11 @@ const PAGE = 1_000;
 /** What observing may be given. */
 export interface ObserveOptions extends Abortable {
   /** Is called when all present states have been told: once, however often the observer connects again. */
-  onSynced?: () => void;
+  onSynced?: (() => void) | undefined;
   /**
    * Is called when it changes whether the states told last are known to be the present ones, which they are at first.
    */
-  onCertainty?: (certainty: { certain: boolean; unconfirmedFor: number; reason: string }) => void;
+  onCertainty?: ((certainty: { certain: boolean; unconfirmedFor: number; reason: string }) => void) | undefined;
 }
 
 /**
@@ -80,26 +89,17 @@ export abstract class Calls {
    * answers, and tells no state twice in a row. Of an election that changes while it is not read, the last state is
    * told.
    *
-   * @throws {@link Refused}, {@link ConfigError}, the signal's reason
+   * It ends when the loop is left, `return` is called, or the signal is aborted.
+   *
+   * @throws {@link Refused}, {@link ConfigError}, the signal's reason, what a function in `options` throws
    */
-  async *observe(scope: Scope, options: ObserveOptions = {}): AsyncGenerator<State, void, undefined> {
-    for await (const event of this.follow(scope, options)) {
-      switch (event.is) {
-        case "state":
-          yield event.state;
-          break;
-        case "synced":
-          options.onSynced?.();
-          break;
-        case "certainty":
-          options.onCertainty?.({
-            certain: event.certain,
-            unconfirmedFor: event.unconfirmedFor,
-            reason: event.reason,
-          });
-          break;
-      }
-    }
+  observe(scope: Scope, options: ObserveOptions = {}): AsyncGenerator<State, void, undefined> {
+    checked(options, "the options of observe", { signal: true, onSynced: true, onCertainty: true });
+    optionalFunction(options.onSynced, "onSynced");
+    optionalFunction(options.onCertainty, "onCertainty");
+    optionalSignal(options.signal);
+    const events = this.follow(scope, { signal: options.signal });
+    return leaving(statesOf(events, options), () => void events.return());
   }
 
   /**
@@ -109,8 +109,9 @@ export abstract class Calls {
    * @throws {@link Refused}, {@link ConfigError}, the signal's reason
    */
   follow(scope: Scope, options: Abortable = {}): AsyncGenerator<ObserverEvent, void, undefined> {
-    const ask = (kind: string, election: string, signal: AbortSignal) => this.state({ election, kind }, { signal });
-    return follow(this.pool, ask, observeRequest(scope), options.signal);
+    const { signal } = abortable(options);
+    const ask = (kind: string, election: string, own: AbortSignal) => this.state({ election, kind }, { signal: own });
+    return follow(this.pool, ask, observeRequest(scope), signal);
   }
 
   /**
@@ -120,18 +121,12 @@ export abstract class Calls {
    * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
    */
   async verify(
-    question: { election: string; kind?: string; token: number },
+    question: { election: string; kind?: string | undefined; token: number },
     options: Abortable = {},
   ): Promise<Verified> {
-    const { value, sent } = await this.ask(
-      Election.method.verifyToken,
-      {
-        election: named(question.election, "the election"),
-        kind: kindOf(question.kind),
-        token: tokenOf(question.token),
-      },
-      options,
-    );
+    const { election, kind, token } = object(question, "what to verify");
+    const request = { election: electionOf(election), kind: kindOf(kind), token: tokenOf(token) };
+    const { value, sent } = await this.ask(Election.method.verifyToken, request, options);
     return {
       current: value.current,
       reason: value.current ? undefined : value.reason,
@@ -146,7 +141,10 @@ export abstract class Calls {
    * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
    */
   async leaders(of: string | { all: true } = "default", options: Abortable = {}): Promise<Leaders> {
-    const all = typeof of === "object" && of !== null;
+    const all = typeof of !== "string";
+    if (all && object(of, "whose leaders to list").all !== true) {
+      throw new ConfigError("whose leaders to list: a kind's name, or { all: true }");
+    }
     const request = { kind: all ? "" : kindOf(of), pageSize: PAGE, pageToken: "", allKinds: all };
     const found: Leaders = { leaders: [], incomplete: false };
     do {
@@ -180,9 +178,9 @@ export abstract class Calls {
    *
    * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
    */
-  async state(of: string | { election: string; kind?: string }, options: Abortable = {}): Promise<State> {
-    const { election, kind } = typeof of === "string" ? { election: of, kind: undefined } : of;
-    const request = { election: named(election, "the election"), kind: kindOf(kind) };
+  async state(of: string | { election: string; kind?: string | undefined }, options: Abortable = {}): Promise<State> {
+    const { election, kind } = typeof of === "string" ? { election: of, kind: undefined } : object(of, "whose state to tell");
+    const request = { election: electionOf(election), kind: kindOf(kind) };
     const { value } = await this.ask(Election.method.getElection, request, options);
     const state = stateOf(value);
     if (state === undefined) throw new NotKnown("the agent's answer says neither who leads nor that nobody does");
@@ -195,17 +193,18 @@ export abstract class Calls {
    * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
    */
   async campaign(campaign: Campaign, options: Abortable = {}): Promise<Campaigned> {
-    const wait = millis(campaign.wait ?? 0, "the wait");
+    const { signal } = abortable(options);
+    const wait = millis(object(campaign, "the campaign").wait ?? 0, "the wait");
     const request = {
-      election: named(campaign.election, "the election"),
+      election: electionOf(campaign.election),
       kind: kindOf(campaign.kind),
       candidate: named(campaign.candidate, "the candidate"),
       term: millis(campaign.term, "the term"),
-      value: text(campaign.value ?? "", "the value"),
-      requestId: campaign.requestId ?? requestId(this.random),
+      value: valueOf(campaign.value ?? ""),
+      requestId: idOf(campaign.requestId ?? requestId(this.random)),
       wait,
     };
-    const plan = oneByOne(this.timeout + wait, options.signal);
+    const plan = oneByOne(this.timeout + wait, signal);
     const waiting = wait > 0 ? this.pool.waitLane() : undefined;
     if (waiting !== undefined) {
       plan.lane = waiting.lane;
@@ -234,12 +233,12 @@ export abstract class Calls {
    *   Unreachable}, {@link ConfigError}
    */
   async extend(extension: Extension, options: Abortable = {}): Promise<number> {
-    const term = millis(extension.term, "the term");
-    const request = { ...leading(extension), term };
-    const plan = idempotent(this.timeout, options.signal);
+    const { signal } = abortable(options);
+    const request = { ...leading(extension, "the extension"), term: millis(extension.term, "the term") };
+    const plan = idempotent(this.timeout, signal);
     const { value, sent } = await this.change(plan, Election.method.extendElectedTerm, request);
     granted(value);
-    return this.toPublic(sent.at + promised(value, term));
+    return this.toPublic(sent.at + promised(value, request.term));
   }
 
   /**
@@ -249,8 +248,9 @@ export abstract class Calls {
    *   {@link Unreachable}, {@link ConfigError}
    */
   async resign(resignation: Resignation, options: Abortable = {}): Promise<void> {
-    const plan = idempotent(this.timeout, options.signal);
-    const { value, uncertain } = await this.change(plan, Election.method.resign, leading(resignation));
+    const plan = idempotent(this.timeout, abortable(options).signal);
+    const request = leading(resignation, "the resignation");
+    const { value, uncertain } = await this.change(plan, Election.method.resign, request);
     // An attempt before has done it.
     if (!value.value && value.reason === "NO_TERM" && uncertain) return;
     granted(value);
@@ -264,16 +264,18 @@ export abstract class Calls {
    *   {@link Unreachable}, {@link ConfigError}
    */
   async handover(handover: Handover, options: Abortable = {}): Promise<number> {
-    const term = millis(handover.term, "the term");
+    const { signal } = abortable(options);
+    const term = millis(object(handover, "the handover").term, "the term");
+    const from = handover.from ?? "";
     const request = {
-      election: named(handover.election, "the election"),
+      election: electionOf(handover.election),
       kind: kindOf(handover.kind),
       leader: named(handover.to, "the candidate to hand over to"),
       term,
-      currentLeader: text(handover.from ?? "", "the leader that hands over"),
+      currentLeader: from === "" ? from : named(from, "the leader that hands over"),
       token: tokenOf(handover.token ?? 0),
     };
-    const plan = oneByOne(this.timeout, options.signal);
+    const plan = oneByOne(this.timeout, signal);
     const { value, sent, uncertain } = await this.change(plan, Election.method.handover, request);
     if (!value.value && uncertain) {
       // An attempt before may have moved it.
@@ -291,7 +293,7 @@ export abstract class Calls {
    */
   async pods(of: { namespace: string } & ({ deployment: string } | { pod: string }), options: Abortable = {}): Promise<Pod[]> {
     const request = {
-      namespace: named(of.namespace, "the namespace"),
+      namespace: named(object(of, "whose pods to list").namespace, "the namespace"),
       ...("deployment" in of ? { deployment: named(of.deployment, "the deployment") } : { podName: named(of.pod, "the pod") }),
     };
     const { value } = await this.ask(Election.method.getPods, request, options);
@@ -315,7 +317,7 @@ export abstract class Calls {
     options: Abortable,
   ): Promise<Answer<MessageShape<O>>> {
     try {
-      return await this.pool.call(idempotent(this.timeout, options.signal), method, request);
+      return await this.pool.call(idempotent(this.timeout, abortable(options).signal), method, request);
     } catch (error) {
       throw toError(error, (failure) => failure.ofQuestion());
     }
@@ -334,15 +336,34 @@ export abstract class Calls {
   }
 }
 
+async function* statesOf(
+  events: AsyncGenerator<ObserverEvent, void, undefined>,
+  { onSynced, onCertainty }: ObserveOptions,
+): AsyncGenerator<State, void, undefined> {
+  for await (const event of events) {
+    switch (event.is) {
+      case "state":
+        yield event.state;
+        break;
+      case "synced":
+        onSynced?.();
+        break;
+      case "certainty":
+        onCertainty?.({ certain: event.certain, unconfirmedFor: event.unconfirmedFor, reason: event.reason });
+        break;
+    }
+  }
+}
+
 function toError(error: unknown, convert: (failure: Failure) => ElectionError): unknown {
   return error instanceof Failure ? convert(error) : error;
 }
 
-function leading(of: Resignation) {
-  const token = tokenOf(of.token);
+function leading(of: Resignation, what: string) {
+  const token = tokenOf(object(of, what).token);
   if (token === 0n) throw new ConfigError("the token is 0: name the term by the token that it was granted with");
   return {
-    election: named(of.election, "the election"),
+    election: electionOf(of.election),
     kind: kindOf(of.kind),
     leader: named(of.candidate, "the candidate"),
     token,

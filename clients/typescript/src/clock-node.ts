@@ -97,7 +97,18 @@ export class UptimeClock implements Clock {
   }
 }
 
-/** @internal The clock of this system. */
+let shared: Clock | undefined;
+
+/**
+ * The clock of this system, which all agents of a thread share: it keeps a file open.
+ *
+ * @internal
+ */
+export function systemClock(): Clock {
+  return (shared ??= clockOfSystem());
+}
+
+/** @internal A clock of this system. */
 export function clockOfSystem(uptime = "/proc/uptime"): Clock {
   if (process.platform !== "linux") return new ComparedClock();
   try {

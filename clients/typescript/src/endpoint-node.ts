@@ -29,18 +29,19 @@ const LOOK = 1_000;
 /** Files for encrypted connections. New connections use their present content. */
 export interface TlsFiles {
   /** A PEM file with the authorities to trust, and no others. Without it those that Node.js trusts are. */
-  caFile?: string;
+  caFile?: string | undefined;
   /** A PEM file with the client's certificate, for mutual TLS; with `keyFile`. */
-  certFile?: string;
+  certFile?: string | undefined;
   /** A PEM file with the certificate's key. */
-  keyFile?: string;
+  keyFile?: string | undefined;
   /** The name that the agent's certificate has to be for, if it is not the endpoint's. */
-  serverName?: string;
+  serverName?: string | undefined;
 }
 
 /** @internal What is in the files, and which version of them that is. */
 export class Tls {
-  private contents: SecureContextOptions = {};
+  /** With a private key: not even shown to those who print an agent. */
+  #contents: SecureContextOptions = {};
   private looked = -Infinity;
   private count = 0;
 
@@ -53,7 +54,7 @@ export class Tls {
     if ((certFile === undefined) !== (keyFile === undefined)) {
       throw new ConfigError("certFile and keyFile go together: give both or none");
     }
-    this.contents = this.read();
+    this.#contents = this.read();
     this.looked = performance.now();
   }
 
@@ -87,9 +88,9 @@ export class Tls {
     this.looked = now;
     try {
       const contents = this.read();
-      const { ca, cert, key } = this.contents;
+      const { ca, cert, key } = this.#contents;
       if (contents.ca !== ca || contents.cert !== cert || contents.key !== key) {
-        this.contents = contents;
+        this.#contents = contents;
         this.count += 1;
       }
     } catch (error) {
@@ -99,7 +100,7 @@ export class Tls {
   }
 
   present(): SecureContextOptions {
-    return this.contents;
+    return this.#contents;
   }
 }
 
@@ -126,7 +127,8 @@ export class NodeEndpoint implements Endpoint {
     readonly label: string,
     private readonly tls: Tls,
   ) {
-    const wrong = (why: string) => new ConfigError(`the endpoint ${label}: ${why}`);
+    // Without the password that an endpoint does not have.
+    const wrong = (why: string) => new ConfigError(`the endpoint ${label.replace(/\/\/.*@|^.*@/s, "//…@")}: ${why}`);
     const text = label.includes("://") ? label : `http://${label}`;
     const scheme = text.slice(0, text.indexOf("://")).toLowerCase();
     if (scheme !== "http" && scheme !== "https") throw wrong("the scheme is neither http nor https");
@@ -139,8 +141,13 @@ export class NodeEndpoint implements Endpoint {
     if ((url.pathname !== "/" && url.pathname !== "") || url.search !== "" || url.hash !== "") {
       throw wrong("an endpoint has no path");
     }
-    if (url.username !== "" || url.password !== "") throw wrong("an endpoint has no user name");
-    if (url.hostname === "") throw wrong("there is no host");
+    const host = text.slice(scheme.length + 3);
+    if (host.includes("@")) throw wrong("an endpoint has no user name");
+    if (/[?#]/.test(host)) throw wrong("an endpoint has no path");
+    // URLs take such a number for an IPv4 address, and leave blanks out.
+    if (/^\d+(:|$)/.test(host)) throw wrong("it has no host, only a number");
+    if (/[\s\p{Cc}]/u.test(host)) throw wrong("it holds a blank");
+    if (!/^([\w.-]+|\[.*\])$/.test(url.hostname)) throw wrong("there is no host");
     if (/:\/?$/.test(text)) throw wrong('there is no port "": 1 to 65535');
     this.isEncrypted = scheme === "https";
     this.host = url.hostname.replace(/^\[(.*)\]$/, "$1");

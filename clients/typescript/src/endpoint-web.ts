@@ -32,7 +32,10 @@ export class WebEndpoint implements Endpoint {
       throw new ConfigError(`the endpoint ${label}: the scheme is neither http nor https`);
     }
     if (url.search !== "" || url.hash !== "") throw new ConfigError(`the endpoint ${label}: it has a query or a fragment`);
-    if (url.username !== "" || url.password !== "") throw new ConfigError(`the endpoint ${label}: it has a user name`);
+    if (url.username !== "" || url.password !== "") {
+      url.username = url.password = "";
+      throw new ConfigError(`the endpoint ${url.href}: it had a user name or a password, and has to have none`);
+    }
     this.baseUrl = url.href.replace(/\/$/, "");
   }
 
@@ -62,9 +65,9 @@ export class WebEndpoint implements Endpoint {
 /** How pages reach an agent. */
 export interface TransportOptions {
   /** See each call on its way: to add a credential, or to tell what has failed. */
-  interceptors?: Interceptor[];
+  interceptors?: Interceptor[] | undefined;
   /** How long a call may take, in ms; for ever unless given. */
-  timeout?: number;
+  timeout?: number | undefined;
 }
 
 /**

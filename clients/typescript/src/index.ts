@@ -9,8 +9,20 @@ import { randomBytes } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { Calls, TIMEOUT, requestId } from "./calls.js";
-import { clockOfSystem } from "./clock-node.js";
-import type { Credentials, TokenSource } from "./credentials.js";
+import {
+  electionOf,
+  kindOf,
+  millis,
+  named,
+  optionalFunction,
+  optionalSignal,
+  options as checkedOptions,
+  shown,
+  string,
+  valueOf,
+} from "./check.js";
+import { systemClock } from "./clock-node.js";
+import { type Credentials, type TokenSource, checkedCredentials } from "./credentials.js";
 import { NodeEndpoint, Tls, type TlsFiles } from "./endpoint-node.js";
 import { ConfigError } from "./errors.js";
 import type { Hooks } from "./lead/hooks.js";
@@ -20,10 +32,10 @@ import { GRACE, type Settings, TERM, checked, marginOf } from "./lead/settings.j
 import { Streams } from "./lead/streams.js";
 import type { Term } from "./lead/term.js";
 import { Timer } from "./lead/timer.js";
-import { CONSOLE, type Logger } from "./log.js";
+import { type Logger, loggerOf } from "./log.js";
 import { Pool, deepest } from "./pool.js";
 import { putTrace } from "./trace.js";
-import { type Abortable, kindOf, millis, named, text } from "./types.js";
+import type { Abortable } from "./types.js";
 
 export type { ObserveOptions } from "./calls.js";
 export { Calls } from "./calls.js";
@@ -40,59 +52,59 @@ export type * from "./types.js";
 /** Settings of an {@link Agent}. */
 export interface AgentOptions extends Credentials, TlsFiles {
   /** A file with a bearer token, instead of `token`. Each attempt of a call shows the file's present content. */
-  tokenFile?: string;
+  tokenFile?: string | undefined;
   /**
    * The name that leaders campaign under unless they give another: of this host and process, and random, unless given.
    * It has to be unique among processes.
    */
-  candidate?: string;
+  candidate?: string | undefined;
   /**
-   * How long a plain call may take, with all its attempts, in ms; 10,000 unless given. Leading has deadlines of its
+   * How long a plain call may take, with all its attempts, in ms: 1 or more; 10,000 unless given. Leading has deadlines of its
    * own.
    */
-  timeout?: number;
+  timeout?: number | undefined;
   /**
    * Whether leaders use streams, if the agent offers them: true unless given. Without them each leadership has calls of
    * its own, which proxies that know no streams in both directions let pass.
    */
-  streams?: boolean;
+  streams?: boolean | undefined;
   /** Takes the log. Warnings and errors go to the console unless given. */
-  log?: Logger;
+  log?: Logger | undefined;
 }
 
 /** How a candidate leads an election. */
 export interface LeadOptions extends Hooks, Abortable {
   /** The election's kind; `default` unless given. */
-  kind?: string;
+  kind?: string | undefined;
   /**
    * The name to campaign under; the agent's `candidate` unless given. It has to be unique among processes: one that
    * campaigns under the name of the leader takes its leadership over.
    */
-  candidate?: string;
+  candidate?: string | undefined;
   /**
    * How long the leadership lasts unless it is extended, which is done every third of it, in ms: 1000 to what the agent
    * allows, 60,000 unless configured. 15,000 unless given.
    */
-  term?: number;
+  term?: number | undefined;
   /** Public data of the leader, such as its address: at most 1024 bytes. */
-  value?: string;
+  value?: string | undefined;
   /** For how many ms to wait to be elected; 0: not at all. For ever unless given. */
-  wait?: number;
+  wait?: number | undefined;
   /**
    * For how many ms the term is still extended after the work was told that it is lost because it could not be
    * extended: the time that the work has to end. 5000 unless given. After it the term lapses.
    */
-  grace?: number;
+  grace?: number | undefined;
   /**
    * How many ms before the end of the term the leadership counts as lost: at most half of the term. A tenth of the
    * term, but at most 1000, unless given.
    */
-  margin?: number;
+  margin?: number | undefined;
   /**
    * Ends the wait, which then rejects with the signal's reason. While the candidate leads, it aborts the term's signal;
    * the term is given up when the work has ended.
    */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /**
@@ -112,27 +124,37 @@ export class Agent extends Calls {
    * @throws {@link ConfigError} if one is no address, or a file cannot be read or holds no certificate or key
    */
   constructor(endpoints: string, options: AgentOptions = {}) {
-    const log = options.log ?? CONSOLE;
+    checkedOptions(options, "the settings of the agent", AGENT);
+    const { tokenFile, caFile, certFile, keyFile, serverName, streams: wanted = true } = options;
+    for (const [name, value] of Object.entries({ tokenFile, caFile, certFile, keyFile, serverName })) {
+      if (value !== undefined && string(value, name) === "") throw new ConfigError(`${name} is empty`);
+    }
+    if (typeof wanted !== "boolean") throw new ConfigError(`streams is ${shown(wanted)}: true or false`);
+    const log = loggerOf(options.log);
     const token = tokenFrom(options, log);
-    const parts = text(endpoints, "the list of endpoints").split(",").map((part) => part.trim()).filter((part) => part !== "");
+    const credentials = checkedCredentials({ token, headers: options.headers });
+    const parts = string(endpoints, "the list of endpoints").split(",").map((part) => part.trim()).filter((part) => part !== "");
     if (parts.length === 0) throw new ConfigError("no endpoint is given");
-    const tls = new Tls(options, log);
+    const tls = new Tls({ caFile, certFile, keyFile, serverName }, log);
     const all = parts.map((part) => new NodeEndpoint(part, tls));
+    if (!all.some(({ isEncrypted }) => isEncrypted)) {
+      const useless = Object.entries({ caFile, certFile, keyFile, serverName }).find(([, value]) => value !== undefined);
+      if (useless !== undefined) {
+        throw new ConfigError(`${useless[0]} is for encrypted connections, and no endpoint begins with https://`);
+      }
+    }
     if (token !== undefined) {
       const plain = all.filter(({ isEncrypted }) => !isEncrypted).map(({ label }) => label);
       if (plain.length > 0) {
         log.warn?.("the bearer token goes over a connection that is not encrypted", { endpoints: plain });
       }
     }
-    const credentials: Credentials = { ...options };
-    delete credentials.token;
-    if (token !== undefined) credentials.token = token;
-    const pool = new Pool(all, clockOfSystem(), log, credentials, putTrace);
-    super(pool, millis(options.timeout ?? TIMEOUT, "the timeout"), random);
+    const pool = new Pool(all, systemClock(), log, credentials, putTrace);
+    super(pool, millis(options.timeout ?? TIMEOUT, "the timeout", 1), random);
     this.candidate = named(options.candidate ?? nameOfProcess(), "the candidate");
     const deaths = new Timer(pool.clock);
     const leads = { pool, random };
-    const streams = new Streams(leads, deaths, options.streams ?? true);
+    const streams = new Streams(leads, deaths, wanted);
     this.context = { ...leads, deaths, streams, seats: new Seats(), log };
   }
 
@@ -158,7 +180,8 @@ export class Agent extends Calls {
   ): Promise<T> {
     const run = typeof options === "function" ? options : work;
     if (typeof run !== "function") throw new ConfigError("lead needs a function that does the work");
-    const asked = typeof options === "function" ? {} : options;
+    if (typeof options === "function" && work !== undefined) throw new ConfigError("lead takes its options before the work");
+    const asked = typeof options === "function" || options === undefined ? {} : options;
     return lead(this.context, this.settings(election, asked), asked, asked.signal, run);
   }
 
@@ -189,24 +212,51 @@ export class Agent extends Calls {
   }
 
   private settings(election: string, options: LeadOptions): Settings {
-    for (const name of ["onState", "onLost", "onJeopardy", "alive"] as const) {
-      const hook: unknown = options[name];
-      if (hook !== undefined && typeof hook !== "function") throw new ConfigError(`${name} is no function`);
-    }
+    checkedOptions(options, "the options of a leadership", LEAD);
+    for (const name of ["onState", "onLost", "onJeopardy", "alive"] as const) optionalFunction(options[name], name);
+    optionalSignal(options.signal);
     const term = options.term ?? TERM;
-    const kind = kindOf(options.kind);
     return checked({
-      kind: kind === "" ? kindOf(undefined) : kind,
-      election: named(election, "the election"),
+      kind: kindOf(options.kind),
+      election: electionOf(election),
       candidate: named(options.candidate ?? this.candidate, "the candidate"),
       term,
-      value: text(options.value ?? "", "the value"),
+      value: valueOf(options.value ?? ""),
       wait: options.wait ?? Infinity,
       grace: options.grace ?? GRACE,
       margin: options.margin ?? marginOf(term),
     });
   }
 }
+
+const AGENT: Record<keyof AgentOptions, true> = {
+  token: true,
+  tokenFile: true,
+  headers: true,
+  caFile: true,
+  certFile: true,
+  keyFile: true,
+  serverName: true,
+  candidate: true,
+  timeout: true,
+  streams: true,
+  log: true,
+};
+
+const LEAD: Record<keyof LeadOptions, true> = {
+  kind: true,
+  candidate: true,
+  term: true,
+  value: true,
+  wait: true,
+  grace: true,
+  margin: true,
+  alive: true,
+  signal: true,
+  onState: true,
+  onLost: true,
+  onJeopardy: true,
+};
 
 function random(bytes: Uint8Array): void {
   bytes.set(randomBytes(bytes.length));
@@ -221,9 +271,6 @@ function nameOfProcess(): string {
 
 function tokenFrom({ token, tokenFile }: AgentOptions, log: Logger): string | TokenSource | undefined {
   if (tokenFile === undefined) {
-    if (token !== undefined && typeof token !== "string" && typeof token !== "function") {
-      throw new ConfigError("the token is neither a string nor a function that gives one");
-    }
     return token;
   }
   if (token !== undefined) throw new ConfigError("token and tokenFile exclude each other");

@@ -1,3 +1,5 @@
+import { object, optionalFunction } from "./check.js";
+
 /** What is logged beside the text. */
 export type LogFields = Record<string, unknown>;
 
@@ -13,8 +15,35 @@ export interface Logger {
   error?(message: string, fields: LogFields): void;
 }
 
-/** @internal Warnings and errors go to the console. */
-export const CONSOLE: Logger = {
+/** Warnings and errors go to the console. */
+const CONSOLE: Logger = {
   warn: (message, fields) => console.warn(`election agent: ${message}`, fields),
   error: (message, fields) => console.error(`election agent: ${message}`, fields),
 };
+
+const LEVELS = ["debug", "info", "warn", "error"] as const;
+
+/**
+ * A log that never fails: no leadership is lost, and no loss is left untold, because nobody could write it down.
+ *
+ * @throws ConfigError: a level is no function
+ * @internal
+ */
+export function loggerOf(given: Logger | undefined): Logger {
+  const log = given === undefined ? CONSOLE : object(given, "the log");
+  for (const level of LEVELS) optionalFunction(log[level], `the log's "${level}"`);
+  let told = false;
+  const failed = (error: unknown) => {
+    if (!told) console.error("election agent: the log has failed", error);
+    told = true;
+  };
+  const put = (level: (typeof LEVELS)[number]) => (message: string, fields: LogFields) => {
+    try {
+      const result: unknown = log[level]?.(message, fields);
+      if (result instanceof Promise) result.catch(failed);
+    } catch (error) {
+      failed(error);
+    }
+  };
+  return { debug: put("debug"), info: put("info"), warn: put("warn"), error: put("error") };
+}

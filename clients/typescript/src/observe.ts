@@ -1,10 +1,11 @@
 import { create } from "@bufbuild/protobuf";
 import { ConnectError } from "@connectrpc/connect";
+import { electionOf, kindOf, options, shown } from "./check.js";
 import { ConfigError, type ElectionError, NotKnown, Refused, type Tried, listed } from "./errors.js";
 import { Known, keyOf } from "./known.js";
 import { type Connection, type Pool, type Route, deepest, describe, isSaid, refusalOf } from "./pool.js";
 import { type Certainty, type Observation, type ObserveRequest, ObserveRequestSchema } from "./proto.js";
-import { type Scope, type State, kindOf, named, stateOf } from "./types.js";
+import { type Scope, type State, stateOf } from "./types.js";
 import { Deferred, TIMED_OUT, jittered, onAbort, reasonOf, sleep, within } from "./wait.js";
 
 /** After how long without another message agents send a heartbeat, in ms. */
@@ -47,22 +48,26 @@ export function observeRequest(scope: Scope): ObserveRequest {
   return create(ObserveRequestSchema, { heartbeat: HEARTBEAT, ...covered(scope) });
 }
 
-function covered(scope: Scope) {
-  if (typeof scope === "string") return covered({ election: scope });
-  if (typeof scope !== "object" || scope === null) {
-    throw new ConfigError(`the scope is ${String(scope)}: an election's name, or an object that says what to observe`);
+function covered(given: Scope) {
+  if (typeof given !== "string" && (typeof given !== "object" || given === null)) {
+    throw new ConfigError(`the scope is ${shown(given)}: an election's name, or an object that says what to observe`);
   }
+  const scope: Exclude<Scope, string> = typeof given === "string" ? { election: given } : given;
+  // A misspelt election would be all of the kind.
+  options(scope, "the scope", { kind: true, election: true, prefix: true, all: true });
   const said = [scope.election, scope.prefix, scope.all].filter((what) => what !== undefined);
   if (said.length > 1) throw new ConfigError("the scope has more than one of election, prefix and all");
   if (scope.all !== undefined) {
+    const all: unknown = scope.all;
+    if (all !== true) throw new ConfigError(`the scope has "all" as ${shown(all)}: true, or left out`);
     if (scope.kind !== undefined) throw new ConfigError("the scope has both a kind and all: all elections of all kinds");
     return { kind: "", what: { case: "allKinds", value: true } as const };
   }
   if (scope.election !== undefined) {
-    return { kind: kindOf(scope.kind), what: { case: "election", value: named(scope.election, "the election") } as const };
+    return { kind: kindOf(scope.kind), what: { case: "election", value: electionOf(scope.election) } as const };
   }
   if (scope.prefix !== undefined) {
-    return { kind: kindOf(scope.kind), what: { case: "prefix", value: named(scope.prefix, "the prefix") } as const };
+    return { kind: kindOf(scope.kind), what: { case: "prefix", value: electionOf(scope.prefix, "the prefix") } as const };
   }
   if (scope.kind === undefined) throw new ConfigError("the scope is empty: give election, prefix, kind or all");
   return { kind: kindOf(scope.kind), what: { case: undefined } as const };
@@ -143,27 +148,53 @@ export type AskState = (kind: string, election: string, signal: AbortSignal) => 
  * @throws Refused, ConfigError, the signal's reason
  * @internal
  */
-export async function* follow(
+export function follow(
   pool: Pool,
   askState: AskState,
   request: ObserveRequest,
   signal: AbortSignal | undefined,
 ): AsyncGenerator<ObserverEvent, void, undefined> {
-  signal?.throwIfAborted();
-  const over = new AbortController();
   const events = new Bounded<ObserverEvent>();
-  const forget = onAbort(signal, () => {
-    over.abort(reasonOf(signal!));
-    events.abort(reasonOf(signal!));
-  });
-  const follower = new Follower(pool, askState, request, over.signal, (event) => events.put(event, over.signal));
-  follower.run().catch((error: unknown) => events.fail(error));
-  try {
-    for (;;) yield await events.take();
-  } finally {
-    forget();
-    over.abort();
+  let left = false;
+  async function* all(): AsyncGenerator<ObserverEvent, void, undefined> {
+    signal?.throwIfAborted();
+    const over = new AbortController();
+    const forget = onAbort(signal, () => {
+      over.abort(reasonOf(signal!));
+      events.abort(reasonOf(signal!));
+    });
+    const follower = new Follower(pool, askState, request, over.signal, (event) => events.put(event, over.signal));
+    follower.run().catch((error: unknown) => events.fail(error));
+    try {
+      for (;;) yield await events.take();
+    } catch (error) {
+      if (!left) throw error;
+    } finally {
+      forget();
+      over.abort();
+    }
   }
+  return leaving(all(), () => {
+    left = true;
+    events.abort(undefined);
+  });
+}
+
+/**
+ * A generator that is left at once, also while it waits for its next value: by itself it is left after that only.
+ *
+ * @internal
+ */
+export function leaving<T>(
+  generator: AsyncGenerator<T, void, undefined>,
+  leave: () => void,
+): AsyncGenerator<T, void, undefined> {
+  const end = generator.return.bind(generator);
+  generator.return = (value) => {
+    leave();
+    return end(value);
+  };
+  return generator;
 }
 
 /** Opens a stream, and the next one when that ends or is about to. */

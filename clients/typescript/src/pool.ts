@@ -260,15 +260,19 @@ export class Pool {
   private readonly addresses = new Map<number, { known: string[]; at: number }>();
   private preferred: string | undefined;
   private waits = 0;
+  /** Not even shown to those who print an agent. */
+  readonly #credentials: Credentials;
 
   constructor(
     readonly endpoints: readonly Endpoint[],
     readonly clock: Clock,
     readonly log: Logger,
-    private readonly credentials: Credentials,
+    credentials: Credentials,
     /** Adds what the platform knows, such as a trace context. */
     private readonly dressed: (headers: Headers) => Promise<void> = () => Promise.resolve(),
-  ) {}
+  ) {
+    this.#credentials = credentials;
+  }
 
   /** Where calls may go, the best first; and the endpoints whose names have no address. */
   async routes(): Promise<{ routes: Route[]; wrong: Tried[] }> {
@@ -396,8 +400,9 @@ export class Pool {
   async dress(): Promise<Headers> {
     const headers = new Headers();
     await this.dressed(headers);
-    if (this.credentials.headers !== undefined) await this.credentials.headers(headers);
-    if (this.credentials.token !== undefined) await putToken(headers, this.credentials.token);
+    const { headers: put, token } = this.#credentials;
+    if (put !== undefined && put !== null) await put(headers);
+    if (token !== undefined) await putToken(headers, token);
     return headers;
   }
 

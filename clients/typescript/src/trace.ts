@@ -9,5 +9,9 @@ export async function putTrace(headers: Headers): Promise<void> {
     () => undefined,
   );
   const found = await api;
-  found?.propagation.inject(found.context.active(), headers, { set: (carrier, key, value) => carrier.set(key, value) });
+  try {
+    found?.propagation.inject(found.context.active(), headers, { set: (carrier, key, value) => carrier.set(key, value) });
+  } catch {
+    // A propagator that fails costs a trace, and no leadership.
+  }
 }

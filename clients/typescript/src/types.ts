@@ -1,8 +1,5 @@
-import { ConfigError, NotKnown } from "./errors.js";
+import { NotKnown } from "./errors.js";
 import * as proto from "./proto.js";
-
-/** @internal The kind of elections that are given none. */
-export const DEFAULT_KIND = "default";
 
 /** Why a state is told. `unknown`: for a reason that this version does not know. */
 export type Cause = "present" | "campaign" | "resign" | "handover" | "expiry" | "rolledBack" | "unknown";
@@ -83,17 +80,17 @@ export interface Kinds {
  */
 export type Scope =
   | string
-  | { kind?: string; election: string; prefix?: never; all?: never }
-  | { kind?: string; prefix: string; election?: never; all?: never }
-  | { kind: string; election?: never; prefix?: never; all?: never }
-  | { all: true; kind?: never; election?: never; prefix?: never };
+  | { kind?: string | undefined; election: string; prefix?: undefined; all?: undefined }
+  | { kind?: string | undefined; prefix: string; election?: undefined; all?: undefined }
+  | { kind: string; election?: undefined; prefix?: undefined; all?: undefined }
+  | { all: true; kind?: undefined; election?: undefined; prefix?: undefined };
 
 /** One campaign, for those who extend on their own. `lead` does all of it. */
 export interface Campaign {
   /** The election's name. */
   election: string;
   /** The election's kind; `default` unless given. */
-  kind?: string;
+  kind?: string | undefined;
   /** The name to campaign under. */
   candidate: string;
   /**
@@ -102,11 +99,11 @@ export interface Campaign {
    */
   term: number;
   /** Public data of the leader, such as its address: at most 1024 bytes. */
-  value?: string;
+  value?: string | undefined;
   /** For how many ms to wait if another candidate leads: at most what the agent allows, 60,000 unless configured. */
-  wait?: number;
+  wait?: number | undefined;
   /** Names this attempt to get elected, so that it can be repeated; a random one unless given. */
-  requestId?: string;
+  requestId?: string | undefined;
 }
 
 /** How a campaign ended. */
@@ -133,7 +130,7 @@ export interface Extension {
   /** The election's name. */
   election: string;
   /** The election's kind; `default` unless given. */
-  kind?: string;
+  kind?: string | undefined;
   /** The leader. */
   candidate: string;
   /** Its token. */
@@ -147,7 +144,7 @@ export interface Resignation {
   /** The election's name. */
   election: string;
   /** The election's kind; `default` unless given. */
-  kind?: string;
+  kind?: string | undefined;
   /** The leader. */
   candidate: string;
   /** Its token. */
@@ -159,21 +156,21 @@ export interface Handover {
   /** The election's name. */
   election: string;
   /** The election's kind; `default` unless given. */
-  kind?: string;
+  kind?: string | undefined;
   /** The candidate that is to lead. */
   to: string;
   /** Its term, in ms. */
   term: number;
   /** The leader that hands over; needed unless the election is vacant. */
-  from?: string;
+  from?: string | undefined;
   /** The fencing token of the leader that hands over. */
-  token?: number;
+  token?: number | undefined;
 }
 
 /** What has an AbortSignal. */
 export interface Abortable {
   /** Ends the call, which then rejects with the signal's reason. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /** A pod of a Kubernetes Deployment. */
@@ -220,47 +217,6 @@ export interface ReplicaSet {
   desiredReplicas: number;
   /** The pods that the Deployment allows during a rollout. */
   maxReplicas: number;
-}
-
-/** @internal The most that an int32 of the wire holds, as ms. */
-const MOST = 2 ** 31 - 1;
-
-/**
- * Milliseconds for the wire: rounded down, as a longer term than asked for is nobody's wish.
- *
- * @internal
- */
-export function millis(ms: unknown, what: string): number {
-  if (typeof ms !== "number" || !Number.isFinite(ms) || ms < 0) {
-    throw new ConfigError(`${what} is ${String(ms)}: a number of milliseconds, 0 or more`);
-  }
-  if (ms > MOST) throw new ConfigError(`${what} is ${ms} ms: at most ${MOST}`);
-  return Math.floor(ms);
-}
-
-/** @internal A token for the wire. */
-export function tokenOf(token: unknown): bigint {
-  if (typeof token !== "number" || !Number.isSafeInteger(token) || token < 0) {
-    throw new ConfigError(`the token is ${String(token)}: a whole number of 0 to 2^53 - 1`);
-  }
-  return BigInt(token);
-}
-
-/** @internal A text for the wire. Agents check the rest. */
-export function text(value: unknown, what: string): string {
-  if (typeof value !== "string") throw new ConfigError(`${what} is ${String(value)}: a string`);
-  return value;
-}
-
-/** @internal A name for the wire, which is not empty. */
-export function named(value: unknown, what: string): string {
-  if (text(value, what) === "") throw new ConfigError(`${what} is empty: 1 to 256 bytes`);
-  return value as string;
-}
-
-/** @internal A kind for the wire. */
-export function kindOf(value: unknown): string {
-  return value === undefined ? DEFAULT_KIND : text(value, "the kind");
 }
 
 /** @internal A token of the wire. Agents give none that is larger than numbers are exact. */

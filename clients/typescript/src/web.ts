@@ -9,13 +9,13 @@
  */
 
 import { Calls, TIMEOUT } from "./calls.js";
+import { millis, options as checked, string } from "./check.js";
 import { ComparedClock } from "./clock.js";
-import type { Credentials } from "./credentials.js";
+import { type Credentials, checkedCredentials } from "./credentials.js";
 import { WebEndpoint } from "./endpoint-web.js";
 import { ConfigError } from "./errors.js";
-import { CONSOLE, type Logger } from "./log.js";
+import { type Logger, loggerOf } from "./log.js";
 import { Pool } from "./pool.js";
-import { millis } from "./types.js";
 
 export type { ObserveOptions } from "./calls.js";
 export type { Calls } from "./calls.js";
@@ -28,10 +28,10 @@ export type * from "./types.js";
 
 /** Settings of an {@link Agent}. */
 export interface AgentOptions extends Credentials {
-  /** How long a plain call may take, with all its attempts, in ms; 10,000 unless given. */
-  timeout?: number;
+  /** How long a plain call may take, with all its attempts, in ms: 1 or more; 10,000 unless given. */
+  timeout?: number | undefined;
   /** Takes the log. Warnings and errors go to the console unless given. */
-  log?: Logger;
+  log?: Logger | undefined;
 }
 
 /** One or several agents of the same elections, which a page calls by gRPC-Web. */
@@ -42,10 +42,12 @@ export class Agent extends Calls {
    * @throws {@link ConfigError} if one is no address
    */
   constructor(endpoints: string, options: AgentOptions = {}) {
-    const texts = endpoints.split(",").map((part) => part.trim()).filter((part) => part !== "");
+    checked(options, "the settings of the agent", { token: true, headers: true, timeout: true, log: true });
+    const credentials = checkedCredentials(options);
+    const texts = string(endpoints, "the list of endpoints").split(",").map((part) => part.trim()).filter((part) => part !== "");
     if (texts.length === 0) throw new ConfigError("no endpoint is given");
-    const log = options.log ?? CONSOLE;
-    const pool = new Pool(texts.map((part) => new WebEndpoint(part)), new ComparedClock(), log, options);
-    super(pool, millis(options.timeout ?? TIMEOUT, "the timeout"), (bytes) => crypto.getRandomValues(bytes));
+    const log = loggerOf(options.log);
+    const pool = new Pool(texts.map((part) => new WebEndpoint(part)), new ComparedClock(), log, credentials);
+    super(pool, millis(options.timeout ?? TIMEOUT, "the timeout", 1), (bytes) => crypto.getRandomValues(bytes));
   }
 }

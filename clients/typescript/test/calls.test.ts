@@ -1,3 +1,4 @@
+import { inspect } from "node:util";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { describe, expect, test } from "vitest";
 import { Agent, ConfigError, Lost, NotKnown, Refused, Unreachable } from "@election-agent/client";
@@ -66,7 +67,6 @@ describe("with a real agent", () => {
     expect(term).toMatchObject({ code: "INVALID_ARGUMENT" });
     expect(term.message).toContain("term");
     expect(await rejected(one.pods({ namespace: "n", deployment: "d" }))).toMatchObject({ code: "UNIMPLEMENTED" });
-    expect(await rejected(one.state("with/slash"))).toMatchObject({ code: "INVALID_ARGUMENT" });
   });
 
   test("an aborted call rejects with the signal's reason", async () => {
@@ -155,23 +155,99 @@ describe("without an answer", () => {
 });
 
 test("bad input is told before anything is sent", async () => {
-  for (const endpoints of ["", " , ", "ftp://a", "http://", "a:99999", "a:0", "a:", "http://[::1]:x", "http://a/path", "http://u:p@a"]) {
+  const addresses = ["", " , ", "ftp://a", "http://", "a:99999", "a:0", "a:", "http://[::1]:x", "http://a/path", "::1:8443"];
+  for (const endpoints of [...addresses, "http://@a", "http://a?", "8443", "a b:1", "a:84\t43", "a;b:1", "a|b", "a:1,,b:-1"]) {
     expect(thrown(() => new Agent(endpoints)), endpoints).toBeInstanceOf(ConfigError);
   }
-  for (const endpoints of ["a", "a:1", "https://[::1]", "http://[::1]:65535", "a:1,https://b:2"]) new Agent(endpoints);
-  expect(thrown(() => new Agent("a", { timeout: NaN }))).toBeInstanceOf(ConfigError);
-  expect(thrown(() => new Agent("a", { token: "t", tokenFile: "f" }))).toBeInstanceOf(ConfigError);
-  expect(thrown(() => new Agent("a", { token: 7 as never }))).toBeInstanceOf(ConfigError);
-  const one = new Agent("127.0.0.1:1");
-  const wrong = [
-    one.campaign({ ...me, term: -1 }),
-    one.campaign({ ...me, candidate: "", term: 1_000 }),
-    one.extend({ ...me, token: 1.5, term: 1_000 }),
-    one.extend({ ...me, token: 0, term: 1_000 }),
-    one.resign({ ...me, token: 2 ** 53 }),
-    one.verify({ election: "e", token: -1 }),
-    one.handover({ election: "e", to: undefined as never, term: 1_000 }),
-    one.state(""),
+  for (const endpoints of ["a", "a:1", "https://[::1]", "http://[::1]:65535", "a:1,https://b:2", "10.0.0.1:8443", "8.example:1"]) {
+    new Agent(endpoints);
+  }
+  const settings: [unknown, RegExp][] = [
+    [null, /the settings of the agent: an object is needed, and this is null/],
+    ["a token", /an object is needed, and this is a string/],
+    [{ tokenfile: "f" }, /there is no "tokenfile", only .*tokenFile/],
+    [{ timeout: NaN }, /the timeout is NaN/],
+    [{ timeout: 0 }, /the timeout is 0: a number of milliseconds, 1 or more/],
+    [{ timeout: 5n }, /the timeout is 5n/],
+    [{ token: "t", tokenFile: "f" }, /exclude each other/],
+    [{ token: 7 }, /neither a string nor a function/],
+    [{ token: "" }, /there is no token/],
+    [{ token: "ends\n" }, /characters that no header may have/],
+    [{ tokenFile: 7 }, /tokenFile is 7: a string/],
+    [{ headers: { "x-tag": "mine" } }, /headers is an object: it is no function/],
+    [{ streams: "no" }, /streams is no: true or false/],
+    [{ log: "console" }, /the log: an object is needed/],
+    [{ log: { warn: "console" } }, /the log's "warn" is console: it is no function/],
+    [{ serverName: "" }, /serverName is empty/],
+    [{ serverName: "b" }, /no endpoint begins with https/],
+    [{ candidate: "a\u0000" }, /the candidate holds the control character U\+0000/],
   ];
-  for (const error of await Promise.all(wrong.map(rejected))) expect(error).toBeInstanceOf(ConfigError);
+  for (const [options, text] of settings) {
+    const error = thrown(() => new Agent("a", options as never));
+    expect(error, String(text)).toBeInstanceOf(ConfigError);
+    expect(error.message).toMatch(text);
+  }
+  const said = thrown(() => new Agent("http://user:secret@a"));
+  expect(said).toBeInstanceOf(ConfigError);
+  expect(said.message).not.toContain("secret");
+  const nothing = undefined as never;
+  const one = new Agent("127.0.0.1:1");
+  const wrong: [Promise<unknown>, RegExp][] = [
+    [one.campaign({ ...me, term: -1 }), /the term is -1/],
+    [one.campaign({ ...me, candidate: "", term: 1_000 }), /the candidate is empty/],
+    [one.campaign({ ...me, term: 1_000, requestId: 7 as never }), /the request id is 7/],
+    [one.campaign({ ...me, term: 1_000, requestId: "" }), /the request id is empty/],
+    [one.campaign({ ...me, term: 1_000, value: "x".repeat(1_025) }), /the value is 1025 bytes long: at most 1024/],
+    [one.campaign(nothing), /the campaign: an object is needed/],
+    [one.extend({ ...me, token: 1.5, term: 1_000 }), /the token is 1.5/],
+    [one.extend({ ...me, token: 0, term: 1_000 }), /the token is 0/],
+    [one.extend(nothing), /the extension: an object is needed/],
+    [one.resign({ ...me, token: 2 ** 53 }), /2\^53 - 1/],
+    [one.resign({ ...me, token: "7" as never }), /the token is 7: a whole number/],
+    [one.resign(nothing), /the resignation: an object is needed/],
+    [one.verify({ election: "e", token: -1 }), /the token is -1/],
+    [one.verify({ election: "e", token: 7n as never }), /the token is 7n/],
+    [one.verify(nothing), /what to verify: an object is needed/],
+    [one.handover({ election: "e", to: nothing, term: 1_000 }), /the candidate to hand over to is undefined/],
+    [one.handover(nothing), /the handover: an object is needed/],
+    [one.pods(nothing), /whose pods to list: an object is needed/],
+    [one.leaders({ kind: "k" } as never), /whose leaders to list: a kind's name, or { all: true }/],
+    [one.state(nothing), /whose state to tell: an object is needed/],
+    [one.state(""), /the election is empty/],
+    [one.state("a/b"), /the election holds a "\/"/],
+    [one.state({ election: "e", kind: "a/b" }), /the kind holds a "\/"/],
+    [one.state("a\nb"), /the control character U\+000A/],
+    [one.state("x".repeat(257)), /257 bytes long: at most 256/],
+    [one.state("\u00fc".repeat(129)), /258 bytes long/],
+    // Encoded, every half of a pair is the same character: two elections would be one.
+    [one.state("\ud83d"), /half of a surrogate pair/],
+    [one.kinds({ signal: new AbortController() as never }), /the signal is an object: an AbortSignal, as the controller's/],
+    [one.kinds({ timeout: 5 } as never), /there is no "timeout", only signal/],
+    [one.kinds(null as never), /the options of the call: an object is needed/],
+  ];
+  for (const [call, text] of wrong) {
+    const error = await rejected(call);
+    expect(error, String(text)).toBeInstanceOf(ConfigError);
+    expect(error.message).toMatch(text);
+  }
+});
+
+test("whoever prints an agent does not see its credentials", () => {
+  const one = new Agent("https://a", { token: "the-secret" });
+  expect(inspect(one, { depth: Infinity, showHidden: true })).not.toContain("the-secret");
+  expect(JSON.stringify(one, (_, value: unknown) => (typeof value === "bigint" ? String(value) : value))).not.toContain("the-secret");
+});
+
+test("one of several agents that does not have what is asked for is passed over", async () => {
+  const { address } = await agent();
+  const old = await serve((router) => router.rpc(Election.method.listKinds, () => ({})));
+  for (const endpoints of [`${old},${address}`, `${address},${old}`]) {
+    const one = new Agent(endpoints);
+    expect(await one.verify({ ...me, token: 7 })).toMatchObject({ current: false });
+    for await (const state of one.observe("e")) {
+      expect(state.cause).toBe("present");
+      break;
+    }
+  }
+  expect(await rejected(new Agent(`${old},${old}`).state("e"))).toMatchObject({ code: "UNIMPLEMENTED" });
 });

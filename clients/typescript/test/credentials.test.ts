@@ -85,7 +85,12 @@ describe("TLS", () => {
       [{ certFile }, /go together/],
       [{ certFile, keyFile: certFile }, /there is no private key in it/],
       [{ certFile, keyFile: join(at, "server.key") }, /key values mismatch/],
+      [{ caFile: 7 as never }, /caFile is 7: a string/],
     ];
+    // Whoever gives them and forgets "https://" expects encryption.
+    const forgotten = thrown(() => new Agent("a:8443", { caFile: join(at, "ca.pem") }));
+    expect(forgotten).toBeInstanceOf(ConfigError);
+    expect(forgotten.message).toMatch(/caFile is for encrypted connections, and no endpoint begins with https/);
     for (const [options, text] of wrong) {
       const error = thrown(() => new Agent("https://a", options));
       expect(error).toBeInstanceOf(ConfigError);
@@ -180,4 +185,11 @@ test("calls carry the current trace context, and the caller's headers", async ()
   await new Agent(address, { headers: (headers) => headers.set("x-tag", "mine") }).kinds();
   expect(parents).toEqual(["0af7651916cd43dd8448eb211c80319c"]);
   expect(tags).toEqual(["mine"]);
+  propagation.disable();
+  const inject = () => {
+    throw new Error("a bug in a propagator");
+  };
+  propagation.setGlobalPropagator({ inject, extract: (of) => of, fields: () => [] });
+  await new Agent(address).kinds();
+  expect(parents[1]).toBeNull();
 });

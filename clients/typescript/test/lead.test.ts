@@ -1,5 +1,5 @@
 import { Worker } from "node:worker_threads";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { Agent, ConfigError, type LeadOptions, Lost, NotElected, type Standing } from "@election-agent/client";
 import { Proxy, agent, block, cleanUp, eventually, gate, logged, quiet, rejected, run } from "./support.js";
 
@@ -239,6 +239,46 @@ describe("lead", () => {
     expect(log.lines.filter((line) => line.includes("has failed"))).toHaveLength(2);
   });
 
+  test.each([true, false])("loses and tells as always when the log fails (by streams: %s)", async (streams) => {
+    const { address } = await agent();
+    const fails = () => {
+      throw new Error("the disk is full");
+    };
+    const told = vi.spyOn(console, "error").mockImplementation(() => {});
+    cleanUp(() => void told.mockRestore());
+    const log = { debug: fails, info: fails, warn: fails, error: () => Promise.reject(new Error("the disk is full")) };
+    const one = new Agent(address, { candidate: "twin", streams, log });
+    const name = election();
+    const reasons: string[] = [];
+    const error = await rejected(
+      one.lead(name, { term: 1_500, onLost: (why) => reasons.push(why) }, async (term) => {
+        const twin = await new Agent(address, { candidate: "twin" }).acquire(name);
+        await new Promise((resolve) => term.signal.addEventListener("abort", resolve));
+        await twin.resign();
+      }),
+    );
+    expect(error).toMatchObject({ name: "Lost", reason: "StaleToken" });
+    expect(reasons).toEqual(["StaleToken"]);
+    expect(told.mock.calls).toEqual([["election agent: the log has failed", expect.any(Error)]]);
+  });
+
+  test("is not extended while alive() returns anything but true, which is told", async () => {
+    const one = await client();
+    const leads = async (answer: unknown) => {
+      const reasons: string[] = [];
+      const onState = (standing: Standing) => void (standing.is === "jeopardy" && reasons.push(standing.reason));
+      const error = await rejected(
+        one.lead(election(), { term: 1_000, grace: 0, alive: () => answer as never, onState }, async (term) => {
+          await new Promise((resolve) => term.signal.addEventListener("abort", resolve));
+        }),
+      );
+      expect(error).toMatchObject({ reason: "TermOver" });
+      return reasons;
+    };
+    const told = await Promise.all([undefined, 1, false].map(leads));
+    expect(told).toEqual([["alive() returned undefined"], ["alive() returned 1"], ["alive() returned false"]]);
+  });
+
   test("leads by an endpoint that answers when another does not", async () => {
     const good = await agent();
     const silent = await Proxy.to(good.address);
@@ -305,6 +345,12 @@ test("bad input is told before anything is sent", async () => {
   const wrong: [LeadOptions & Record<string, unknown>, RegExp][] = [
     [{ term: 999 }, /the term is 999 ms: at least 1000/],
     [{ term: NaN }, /the term is NaN/],
+    [{ term: 15_000n as never }, /the term is 15000n/],
+    [{ terms: 15_000 }, /there is no "terms", only kind, candidate, term/],
+    [{ signal: {} as never }, /the signal is an object: an AbortSignal/],
+    [{ value: "\ud83d" }, /the value holds half of a surrogate pair/],
+    [{ alive: true as never }, /alive is true: it is no function/],
+    [null as never, /the options of a leadership: an object is needed, and this is null/],
     [{ term: "15s" as never }, /the term is 15s: a number of milliseconds/],
     [{ term: 2 ** 40 }, /at most/],
     [{ term: 2_000, margin: 1_001 }, /the margin is 1001 ms: at most half of the term/],
@@ -313,7 +359,7 @@ test("bad input is told before anything is sent", async () => {
     [{ candidate: "" }, /the candidate is empty/],
     [{ kind: 7 as never }, /the kind is 7: a string/],
     [{ value: {} as never }, /the value is/],
-    [{ onLost: "log" as never }, /onLost is no function/],
+    [{ onLost: "log" as never }, /onLost is log: it is no function/],
   ];
   for (const [options, text] of wrong) {
     const error = await rejected(nowhere.lead("e", options, () => 0));
@@ -322,6 +368,8 @@ test("bad input is told before anything is sent", async () => {
   }
   expect(await rejected(nowhere.lead("", () => 0))).toBeInstanceOf(ConfigError);
   expect(await rejected(nowhere.lead("e", {}, undefined as never))).toBeInstanceOf(ConfigError);
+  const swapped = nowhere.lead("e", (() => 0) as never, { term: 1_000 } as never);
+  expect((await rejected(swapped)).message).toBe("lead takes its options before the work");
 });
 
 describe("processes", () => {

@@ -1,7 +1,19 @@
+import { execFileSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { MessageInitShape } from "@bufbuild/protobuf";
 import { describe, expect, test } from "vitest";
 import { Agent, ConfigError, type ObserverEvent, Refused, type Scope, type State } from "@election-agent/client";
 import { Known } from "../src/known.js";
-import { Proxy, agent, eventually, rejected } from "./support.js";
+import { Leadership, type ObservationSchema, State_Phase } from "../src/proto.js";
+import { Proxy, agent, binary, directory, eventually, rejected, serve, thrown } from "./support.js";
+
+/** A file with tokens that nobody has. */
+function tokens(): string {
+  const path = join(directory(), "tokens");
+  writeFileSync(path, execFileSync(binary, ["token", "new", "nobody"], { stdio: ["ignore", "pipe", "ignore"] }), { mode: 0o600 });
+  return path;
+}
 
 /** Follows in the background. */
 function follow(agent: Agent, scope: Scope) {
@@ -98,19 +110,73 @@ describe("with a real agent", () => {
   });
 
   test("what the agent refuses ends it", async () => {
-    const one = new Agent((await agent()).address);
-    const { ended } = follow(one, { kind: "with/slash" });
+    const { address } = await agent({ EA_AUTH_MODES: "token", EA_AUTH_TOKEN_FILE: tokens() });
+    const { ended } = follow(new Agent(address), "e");
     expect(await ended).toBeInstanceOf(Refused);
+    expect(await ended).toMatchObject({ code: "UNAUTHENTICATED" });
+  });
+
+  test("it may be left while it waits for a change", async () => {
+    const one = new Agent((await agent()).address);
+    const states = one.observe("e");
+    await states.next();
+    const next = states.next();
+    expect(await states.return()).toMatchObject({ done: true });
+    expect(await next).toMatchObject({ done: true });
+    const events = one.follow("e");
+    expect(await events.return()).toMatchObject({ done: true });
+    expect(await events.next()).toMatchObject({ done: true });
+  });
+
+  test("who reads slowly is told the last state of each election, and none after a later one", async () => {
+    const one = new Agent((await agent()).address);
+    const names = Array.from({ length: 200 }, (_, number) => `e-${number}`);
+    const change = () => Promise.all(names.map((election) => one.campaign({ election, candidate: "c", term: 60_000 })));
+    const states = one.observe({ kind: "default" });
+    const reading = states.next();
+    for (let round = 0; round < 5; round += 1) await change();
+    const last = new Map((await one.leaders()).leaders.map(({ election, token }) => [election, token]));
+    const told = new Map<string, number>();
+    for (let state = (await reading).value as State; ; state = (await states.next()).value as State) {
+      expect(state.token).toBeGreaterThan(told.get(state.election) ?? 0);
+      told.set(state.election, state.token);
+      if (names.every((name) => told.get(name) === last.get(name))) break;
+    }
+    await states.return();
+  });
+
+  test("an agent that ends its streams as soon as they are open is not asked without a pause", async () => {
+    let opened = 0;
+    const address = await serve((router) => {
+      router.rpc(Leadership.method.observe, async function* (): AsyncGenerator<MessageInitShape<typeof ObservationSchema>> {
+        opened += 1;
+        const value = { kind: "default", election: "e", phase: State_Phase.VACANT, token: 7n };
+        yield { what: { case: "state", value } };
+        yield { what: { case: "synced", value: {} } };
+        if (opened % 2 === 0) yield { what: { case: "goodbye", value: { reason: "AGE" } } };
+      });
+    });
+    const { states, stop, ended } = follow(new Agent(address), "e");
+    const began = performance.now();
+    await eventually(() => (opened >= 6 ? true : undefined));
+    // The pauses before the sixth are at least half of 50, 100, 200, 400 and 800 ms.
+    expect(performance.now() - began).toBeGreaterThanOrEqual(775);
+    expect(states()).toHaveLength(1);
+    stop.abort();
+    await ended;
   });
 });
 
 test("bad scopes are told before anything is sent", async () => {
   const one = new Agent("127.0.0.1:1");
-  for (const scope of ["", {}, { election: "e", prefix: "p" }, { all: true, kind: "k" }, { prefix: "" }, 7, null]) {
+  for (const scope of ["", {}, { election: "e", prefix: "p" }, { all: true, kind: "k" }, { prefix: "" }, 7, null, { all: false }, { elections: "e", kind: "k" }]) {
     const iterate = async () => {
       for await (const _ of one.observe(scope as never)) return;
     };
     expect(await rejected(iterate()), JSON.stringify(scope)).toBeInstanceOf(ConfigError);
+  }
+  for (const options of [null, { onSynced: 7 }, { onsynced: () => {} }, { signal: {} }]) {
+    expect(thrown(() => one.observe("e", options as never))).toBeInstanceOf(ConfigError);
   }
 });
 

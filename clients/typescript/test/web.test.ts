@@ -31,7 +31,8 @@ describe("the entry for browsers, by gRPC-Web", () => {
     expect(synced).toBe(1);
     expect(await page.state("web")).toMatchObject({ leader: undefined, token });
     expect((await page.leaders({ all: true })).leaders).toEqual([]);
-    expect(await rejected(page.state("with/slash"))).toMatchObject({ name: "Refused", code: "INVALID_ARGUMENT" });
+    const short = page.campaign({ election: "web", candidate: "c", term: 5 });
+    expect(await rejected(short)).toMatchObject({ name: "Refused", code: "INVALID_ARGUMENT" });
   });
 
   test("asks the next endpoint, and says when none is reached", async () => {
@@ -53,6 +54,10 @@ describe("the entry for browsers, by gRPC-Web", () => {
       expect(thrown(() => new Agent(endpoint)), endpoint).toBeInstanceOf(ConfigError);
     }
     new Agent("https://a/below/,https://b");
+    expect(thrown(() => new Agent("https://u:secret@a")).message).not.toContain("secret");
+    for (const [endpoints, options] of [[null], [["https://a"]], ["https://a", null], ["https://a", { tokenFile: "f" }], ["https://a", { token: "a\n" }]]) {
+      expect(thrown(() => new Agent(endpoints as never, options as never))).toBeInstanceOf(ConfigError);
+    }
   });
 
   test("shares its errors with the entry for Node.js, and does not lead", () => {

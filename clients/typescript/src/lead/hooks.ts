@@ -24,16 +24,16 @@ export type Standing =
 /** The caller's functions. They are called in order; one that throws is logged. */
 export interface Hooks {
   /** Is called whenever the candidate's standing changes. */
-  onState?: (standing: Standing) => void;
+  onState?: ((standing: Standing) => void) | undefined;
   /** Is called when the term could not be extended, and it is not known whether the candidate leads. */
-  onJeopardy?: (term: Term) => void;
+  onJeopardy?: ((term: Term) => void) | undefined;
   /** Is called when the leadership is lost. */
-  onLost?: (reason: LostReason) => void;
+  onLost?: ((reason: LostReason) => void) | undefined;
   /**
    * Is asked before each extension: while it returns false, throws or does not return, the term is not extended, so
    * that an application that hangs does not lead on.
    */
-  alive?: () => boolean | Promise<boolean>;
+  alive?: (() => boolean | Promise<boolean>) | undefined;
 }
 
 /** @internal Calls the caller's functions. */

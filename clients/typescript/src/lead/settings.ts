@@ -1,5 +1,5 @@
 import { ConfigError } from "../errors.js";
-import { millis } from "../types.js";
+import { millis } from "../check.js";
 
 /** @internal How long a leadership lasts unless it is extended, if not said otherwise, in ms. */
 export const TERM = 15_000;
@@ -22,8 +22,9 @@ export interface Settings {
 }
 
 /** @internal What is taken for a margin that is not given. */
-export function marginOf(term: number): number {
-  return Math.min(MARGIN, Math.floor(term / 10));
+export function marginOf(term: unknown): number {
+  // What is no number is told by whoever checks the term.
+  return typeof term !== "number" ? 0 : Math.min(MARGIN, Math.floor(term / 10));
 }
 
 /**

@@ -1,5 +1,6 @@
 import type { Moment } from "../clock.js";
 import { promised, requestId } from "../calls.js";
+import { shown } from "../check.js";
 import { Lost, type LostReason, NotElected, lostReason } from "../errors.js";
 import { Failure, type Pool, idempotent, oneByOne } from "../pool.js";
 import { Election } from "../proto.js";
@@ -296,7 +297,8 @@ export class Alive {
     if (question === undefined) return undefined;
     this.asked ??= (async () => {
       try {
-        return (await question()) === true ? undefined : "alive() returned false";
+        const answer: unknown = await question();
+        return answer === true ? undefined : `alive() returned ${shown(answer)}`;
       } catch {
         return "alive() threw";
       }
