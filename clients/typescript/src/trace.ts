@@ -4,7 +4,8 @@ let api: Promise<Api | undefined> | undefined;
 
 /** @internal Propagates the current trace context, if the process has OpenTelemetry. */
 export async function putTrace(headers: Headers): Promise<void> {
-  api ??= import("@opentelemetry/api").then(
+  // Bundlers that insist on all that is imported leave it to the runtime.
+  api ??= import(/* webpackIgnore: true */ "@opentelemetry/api").then(
     (found) => found,
     () => undefined,
   );

@@ -48,6 +48,13 @@ export class Agent extends Calls {
     if (texts.length === 0) throw new ConfigError("no endpoint is given");
     const log = loggerOf(options.log);
     const pool = new Pool(texts.map((part) => new WebEndpoint(part)), new ComparedClock(), log, credentials);
-    super(pool, millis(options.timeout ?? TIMEOUT, "the timeout", 1), (bytes) => crypto.getRandomValues(bytes));
+    super(pool, millis(options.timeout ?? TIMEOUT, "the timeout", 1), random);
   }
+}
+
+function random(bytes: Uint8Array): void {
+  const { crypto } = globalThis as { crypto?: { getRandomValues(bytes: Uint8Array): unknown } };
+  if (crypto !== undefined) crypto.getRandomValues(bytes);
+  // Node.js 18 has none of pages. The ids have to be unique, and need not be secret.
+  else bytes.forEach((_, at) => (bytes[at] = Math.random() * 256));
 }
