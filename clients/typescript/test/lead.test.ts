@@ -394,6 +394,17 @@ describe("processes", () => {
     expect(performance.now() - began).toBeLessThan(15_000);
   });
 
+  test("end by themselves after they were not elected, and ask no agent any more", async () => {
+    const source = `${head}
+      const tell = (error) => console.log(error.name);
+      const unreached = new Agent("127.0.0.1:1", { log: {} });
+      await unreached.lead(name, { wait: 200 }, () => 0).catch(tell);
+      await unreached.lead(name, { signal: AbortSignal.timeout(200) }, () => 0).catch(tell);
+      await new Agent(address, { log: {}, token: () => 7 }).lead(name, { wait: 200 }, () => 0).catch(tell);`;
+    const { code, output } = await run(source, (await agent()).address, election());
+    expect({ code, output }).toEqual({ code: 0, output: "Unreachable\nTimeoutError\nUnreachable\n" });
+  });
+
   test("that exit in their work let the term lapse, and nothing else breaks", async () => {
     const { address } = await agent();
     const name = election();

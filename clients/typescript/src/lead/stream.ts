@@ -206,7 +206,9 @@ export class LeadStream {
     if (this.over) return;
     this.over = true;
     this.timer?.();
+    // Whatever becomes of it, it is not opened again.
     this.opening?.abort();
+    this.opening = undefined;
     this.session?.end();
     this.session = undefined;
     // Who waits for a confirmation goes on by calls.
@@ -530,6 +532,8 @@ export class LeadStream {
   private fallBack(): void {
     this.over = true;
     this.timer?.();
+    this.opening?.abort();
+    this.opening = undefined;
     this.session?.end();
     this.session = undefined;
     const entries = [...this.entries.values()];
