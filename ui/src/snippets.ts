@@ -3,13 +3,13 @@
 // Letters and marks of any script may stand in quotes as they are. Everything else outside ASCII may not look like what it is.
 const PLAIN = /^[\u0020-\u007e\p{L}\p{M}\p{N}]*$/u;
 
-function escapes(text: string, extra: string): string {
+function escapes(text: string, extra: string, long: (hex: string) => string = (hex) => `\\U${hex.padStart(8, "0")}`): string {
   let result = "";
   for (const character of text) {
     const code = character.codePointAt(0)!;
     if (extra.includes(character)) result += `\\${character}`;
     else if (PLAIN.test(character)) result += character;
-    else if (code > 0xffff) result += `\\U${code.toString(16).padStart(8, "0")}`;
+    else if (code > 0xffff) result += long(code.toString(16));
     else result += `\\u${code.toString(16).padStart(4, "0")}`;
   }
   return result;
@@ -25,6 +25,11 @@ export function shell(text: string): string {
 /** Quotes for Python. */
 export function python(text: string): string {
   return `"${escapes(text, '\\"')}"`;
+}
+
+/** Quotes for JavaScript. */
+export function javascript(text: string): string {
+  return `"${escapes(text, '\\"', (hex) => `\\u{${hex}}`)}"`;
 }
 
 /** A path of the REST API: names are encoded for URLs, and so safe for shells but for the single quote. */
@@ -55,44 +60,22 @@ export function snippets(base: string, kind: string, election: string, authentic
     `curl -s ${shell(`${base}election/${path}`)}${header} \\\n` +
     `  -H 'content-type: application/json' \\\n` +
     `  -d '{"candidate": "worker-1", "term": 15000}'`;
-  const py = `import json, os, time, urllib.request
-
-URL = ${python(`${base}election/${path}`)}
-HEADERS = {"content-type": "application/json"${authentication ? ', "authorization": "Bearer " + os.environ["TOKEN"]' : ""}}
-ME = os.uname().nodename + "-" + str(os.getpid())
-
-def ask(method, **body):
-    request = urllib.request.Request(URL, json.dumps(body).encode(), HEADERS, method=method)
-    with urllib.request.urlopen(request, timeout=5) as response:
-        return json.load(response)
-
-# Waits up to 30 s to be elected. \`valid_for\` counts from before the request was sent.
-asked = time.monotonic()
-term = None
-while term is None or not term["elected"]:
-    asked = time.monotonic()
-    try:
-        term = ask("POST", candidate=ME, term=15000)
-    except OSError:
-        pass  # not known: ask again
-    if term is None or not term["elected"]:
-        time.sleep(1)
-until = asked + term["valid_for"] / 1000
-while time.monotonic() < until:
-    do_some_work(term["token"])  # shorter than a few seconds; whatever stores it compares tokens
-    asked = time.monotonic()
-    try:
-        answer = ask("PATCH", leader=ME, term=15000, token=term["token"])
-    except OSError:
-        continue  # not known: there is time until \`until\`
-    if not answer["value"]:
-        break  # somebody else may lead
-    until = max(until, asked + answer["valid_for"] / 1000)`;
-  const pathNote =
-    url.pathname === "/" ? {} : { note: "gRPC knows no path prefix: give eactl the agent's own address, without the proxy's." };
+  const encrypted = url.protocol === "https:";
+  // The Python client sends no token without encryption unless it is told to.
+  const credentials = authentication ? `, token_file="/path/to/token"${encrypted ? "" : ", allow_plaintext_token=True"}` : "";
+  const py =
+    "from election_agent_client import SyncAgent  # pip install election-agent-client\n\n" +
+    `with SyncAgent(${python(address)}${credentials}) as agent, agent.lead(${python(election)}, kind=${python(kind)}) as term:\n` +
+    "    do_some_work(term)  # whatever stores it compares term.token; term.check() raises when another may lead";
+  const ts =
+    'import { Agent } from "@election-agent/client"; // npm install @election-agent/client\n' +
+    `const agent = new Agent(${javascript(address)}${authentication ? ', { tokenFile: "/path/to/token" }' : ""});\n` +
+    `await agent.lead(${javascript(election)}, { kind: ${javascript(kind)} }, async (term) => doSomeWork(term.token, term.signal));`;
+  const pathNote = url.pathname === "/" ? {} : { note: "gRPC knows no path prefix: give the agent's own address, without the proxy's." };
   return [
     { title: "eactl", text: eactl, ...pathNote },
-    { title: "Python", text: py.replace("# Waits up to 30 s to be elected. ", "# Asks until it is elected. ") },
+    { title: "Python", text: py, ...pathNote },
+    { title: "TypeScript", text: ts, ...pathNote },
     { title: "curl", text: curl },
   ];
 }

@@ -13,7 +13,7 @@ import { duration, exactInstant, instant, timeLeft } from "../src/parts/time";
 import { bytesInWords, latencyInWords, quorumInWords } from "../src/pages/nodes";
 import { revisions, rollout } from "../src/pages/pods";
 import { hrefOf, parseRoute } from "../src/route";
-import { python, shell, snippets } from "../src/snippets";
+import { javascript, python, shell, snippets } from "../src/snippets";
 import { held, pod, vacant } from "./states";
 
 describe("the API's base URL", () => {
@@ -279,14 +279,24 @@ describe("snippets", () => {
   test("quote for Python", () => {
     expect(python('a"b\\c\u202e')).toBe('"a\\"b\\\\c\\u202e"');
   });
+  test.each(['a"b\\c', "\u202e", "\u{1f600}\u{e0001}", "\u2028", "${x}`", "\u00fc"])("quote for JavaScript: %j", (text) => {
+    const quoted = javascript(text);
+    expect(new Function(`return ${quoted}`)()).toBe(text);
+    expect(quoted).toMatch(/^[ -~\p{L}]*$/u);
+  });
   test("name this agent, and a token only if it wants one", () => {
-    const [eactl, py, curl] = snippets("https://agent.example:8443/", "batch", "a b'c", false);
+    const [eactl, py, ts, curl] = snippets("https://agent.example:8443/", "batch", "a b'c", false);
     expect(eactl!.text).toContain("ELECTION_AGENT_URL=https://agent.example:8443\n");
     expect(eactl!.text).toContain("--kind=batch --election='a b'\\''c' --");
     expect(curl!.text).toContain("https://agent.example:8443/election/batch/a%20b%27c");
-    expect(py!.text).not.toContain("authorization");
+    expect(py!.text).toContain(`with SyncAgent("https://agent.example:8443") as agent, agent.lead("a b'c", kind="batch") as term:`);
+    expect(ts!.text).toContain(`new Agent("https://agent.example:8443");\nawait agent.lead("a b'c", { kind: "batch" }, async (term) =>`);
     expect(snippets("https://agent.example/p/", "k", "..", true).map((s) => s.text).join()).toContain("/p/election/k/%2E%2E");
-    expect(snippets("https://agent.example/p/", "k", "e", true)[2]!.text).toContain("Bearer $TOKEN");
+    const wanted = snippets("https://agent.example/", "k", "e", true).map(({ text }) => text);
+    expect(wanted[1]).toContain('SyncAgent("https://agent.example", token_file="/path/to/token") as');
+    expect(wanted[2]).toContain('new Agent("https://agent.example", { tokenFile: "/path/to/token" });');
+    expect(wanted[3]).toContain("Bearer $TOKEN");
+    expect(snippets("http://agent.example/", "k", "e", true)[1]!.text).toContain("allow_plaintext_token=True");
   });
 });
 

@@ -92,7 +92,9 @@ export class Refused extends ElectionError {
 
 /** An endpoint that was tried, and why it was not reached. */
 export interface Tried {
+  /** The endpoint, as it was configured, and its address if it has several. */
   endpoint: string;
+  /** Why it was not reached, for people. */
   why: string;
 }
 

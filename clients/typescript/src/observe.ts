@@ -3,7 +3,7 @@ import { ConnectError } from "@connectrpc/connect";
 import { electionOf, kindOf, options, shown } from "./check.js";
 import { ConfigError, type ElectionError, NotKnown, Refused, type Tried, listed } from "./errors.js";
 import { Known, keyOf } from "./known.js";
-import { type Connection, type Pool, type Route, deepest, describe, isSaid, refusalOf } from "./pool.js";
+import { type Connection, type Pool, type Route, deepest, describe, refusalOf } from "./pool.js";
 import { type Certainty, type Observation, type ObserveRequest, ObserveRequestSchema } from "./proto.js";
 import { type Scope, type State, stateOf } from "./types.js";
 import { Deferred, TIMED_OUT, jittered, onAbort, reasonOf, sleep, within } from "./wait.js";
@@ -449,8 +449,8 @@ class Follower {
       } catch (error) {
         end();
         this.signal.throwIfAborted();
-        if (error instanceof ConnectError && isSaid(error)) {
-          const code = refusalOf(error.code);
+        if (error instanceof ConnectError) {
+          const code = refusalOf(error);
           if (code === "UNIMPLEMENTED") {
             // Another of the agents may be newer.
             older = new Refused(code, error.rawMessage);

@@ -151,9 +151,15 @@ type Failed =
 
 type Ended<T> = { route: Route } & ({ is: "answered"; value: T; sent: Moment } | Failed);
 
-/** @internal The code of a status that means that nothing was changed. */
-export function refusalOf(code: Code): RefusalCode | undefined {
-  switch (code) {
+/**
+ * The code of an error that means that nothing was changed. What was cut, or is no gRPC, means nothing: it is given codes
+ * of refusals, too, by who could not read it.
+ *
+ * @internal
+ */
+export function refusalOf(error: ConnectError): RefusalCode | undefined {
+  if (!isStatus(error) && !/^HTTP \d/.test(error.rawMessage)) return undefined;
+  switch (error.code) {
     case Code.InvalidArgument:
       return "INVALID_ARGUMENT";
     case Code.NotFound:
@@ -182,8 +188,8 @@ function isStatus(error: ConnectError): boolean {
   );
 }
 
-/** @internal Whether the agent, or what stands before it, has said this: a status, or a response that is no gRPC. */
-export function isSaid(error: ConnectError): boolean {
+/** Whether the agent, or what stands before it, has said this: a status, or a response that is no gRPC. */
+function isSaid(error: ConnectError): boolean {
   return isStatus(error) || /^(HTTP \d|unsupported |protocol error)/.test(error.rawMessage);
 }
 
@@ -211,7 +217,7 @@ export function describe(error: unknown, channel?: Channel): string {
 
 function failed(error: unknown, channel: Channel): Failed {
   if (error instanceof ConnectError && isSaid(error)) {
-    const code = refusalOf(error.code);
+    const code = refusalOf(error);
     if (code !== undefined) return { is: "refused", code, why: error.rawMessage };
     return { is: "unknown", why: describe(error) };
   }

@@ -22,6 +22,34 @@ test("the version is that of the workspace", () => {
     /^\[package\][^[]*^version = "(.*?)"/ms.exec(read("Cargo.toml"))?.[1];
   const { version } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as { version: string };
   expect(version).toBe(workspace);
+  const lock = JSON.parse(readFileSync(join(root, "package-lock.json"), "utf8")) as { version: string };
+  expect(lock.version).toBe(workspace);
+});
+
+test("it depends on connect and protobuf-es only, of versions that run on the oldest Node.js that it names", () => {
+  const { dependencies, engines } = JSON.parse(readFileSync(join(root, "package.json"), "utf8")) as {
+    dependencies: Record<string, string>;
+    engines: { node: string };
+  };
+  expect(Object.keys(dependencies)).toEqual([
+    "@bufbuild/protobuf",
+    "@connectrpc/connect",
+    "@connectrpc/connect-node",
+    "@connectrpc/connect-web",
+  ]);
+  const [, least] = /^>=(\d+)$/.exec(engines.node)!;
+  const connect = new Set<string>();
+  for (const [name, range] of Object.entries(dependencies)) {
+    const found = JSON.parse(readFileSync(join(root, "node_modules", name, "package.json"), "utf8")) as {
+      version: string;
+      engines?: { node?: string };
+    };
+    const [, needed = "0"] = /(\d+)/.exec(found.engines?.node ?? "") ?? [];
+    expect(Number(needed), name).toBeLessThanOrEqual(Number(least));
+    // Two versions would not know each other's errors.
+    if (name.startsWith("@connectrpc/")) connect.add(`${range} ${found.version}`);
+  }
+  expect(connect.size).toBe(1);
 });
 
 describe("the README", () => {
@@ -82,6 +110,19 @@ describe("the README", () => {
       expect(Agent.prototype).toHaveProperty(name);
     }
   });
+});
+
+test("what the dashboard gives people to copy leads", async () => {
+  const { url } = await agent();
+  const path = pathToFileURL(join(root, "../../ui/src/snippets.ts")).href;
+  type Snippets = (base: string, kind: string, election: string, authentication: boolean) => { title: string; text: string }[];
+  const { snippets } = (await import(/* @vite-ignore */ path)) as { snippets: Snippets };
+  const name = "a \"b\" \u{1f600} ${c}";
+  const { text } = snippets(`${url}/`, "batch", name, false).find(({ title }) => title === "TypeScript")!;
+  const job = "const doSomeWork = async (token, signal) => console.log(token > 0, signal.aborted);";
+  const { code, output } = await run(`${job}\n${text}`);
+  expect({ code, output }).toEqual({ code: 0, output: "true false\n" });
+  expect((await new Agent(url).state({ kind: "batch", election: name })).token).toBeGreaterThan(0);
 });
 
 describe("a page that only observes", () => {

@@ -1,7 +1,9 @@
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { describe, expect, test } from "vitest";
 import { Agent, ConfigError, NotKnown, type State, Unreachable } from "@election-agent/client/web";
 import * as node from "@election-agent/client";
-import { agent, quiet, rejected, thrown } from "./support.js";
+import { agent, cleanUp, quiet, rejected, thrown } from "./support.js";
 
 describe("the entry for browsers, by gRPC-Web", () => {
   test("observes, reads, verifies, and makes the plain calls", async () => {
@@ -47,6 +49,21 @@ describe("the entry for browsers, by gRPC-Web", () => {
     });
     // `fetch` does not tell whether anything was sent.
     expect(await rejected(change)).toBeInstanceOf(NotKnown);
+  });
+
+  test.each([
+    ["half of an answer", "application/grpc-web+proto", Buffer.from([0, 0, 0])],
+    ["a page", "text/html", Buffer.from("<title>somebody else</title>")],
+  ])("takes %s for no refusal", async (_, type, body) => {
+    const server = createServer((_, response) => void response.setHeader("content-type", type).end(body));
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    cleanUp(() => {
+      server.closeAllConnections();
+      server.close();
+    });
+    const { port } = server.address() as AddressInfo;
+    const one = new Agent(`http://127.0.0.1:${port}`, { timeout: 300, log: quiet });
+    expect(await rejected(one.resign({ election: "e", candidate: "c", token: 7 }))).toBeInstanceOf(NotKnown);
   });
 
   test("takes addresses with paths, and no others", () => {

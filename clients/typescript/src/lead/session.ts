@@ -2,7 +2,7 @@ import { type MessageInitShape, create } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { type Moment, moment } from "../clock.js";
 import { type ElectionError, NotKnown, type Tried, Unreachable, listed } from "../errors.js";
-import { type Connection, type Pool, type Route, deepest, describe, isSaid, refusalOf } from "../pool.js";
+import { type Connection, type Pool, type Route, deepest, describe, refusalOf } from "../pool.js";
 import { type LeadEvent, type LeadRequest, LeadRequestSchema, Leadership } from "../proto.js";
 import { Mailbox, TIMED_OUT, onAbort, reasonOf, within } from "../wait.js";
 
@@ -227,7 +227,7 @@ async function openAt(
     return { route, why, code: undefined, reached: true, silent: true };
   } catch (error) {
     close();
-    const code = error instanceof ConnectError && isSaid(error) ? refusalOf(error.code) : undefined;
+    const code = error instanceof ConnectError ? refusalOf(error) : undefined;
     if (code === undefined && !losers.aborted) pool.discard(connection);
     const silent = error instanceof ConnectError && error.code === Code.DeadlineExceeded;
     const why = connected ? describe(error, connection.channel) : deepest(error);
