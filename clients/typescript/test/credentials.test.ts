@@ -124,7 +124,7 @@ describe("bearer tokens", () => {
     expect(wrong).toBeInstanceOf(Refused);
 
     const tokenFile = join(at, "token");
-    const one = new Agent(address, { tokenFile, timeout: 500, log: quiet });
+    const one = new Agent(address, { tokenFile, timeout: 2_000, log: quiet });
     expect((await rejected(one.kinds())).message).toContain("ENOENT");
     writeFileSync(tokenFile, "wrong\n");
     expect(await rejected(one.kinds())).toMatchObject({ code: "UNAUTHENTICATED" });

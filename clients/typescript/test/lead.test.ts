@@ -402,14 +402,17 @@ describe("processes", () => {
       await unreached.lead(name, { signal: AbortSignal.timeout(200) }, () => 0).catch(tell);
       await new Agent(address, { log: {}, token: () => 7 }).lead(name, { wait: 200 }, () => 0).catch(tell);`;
     const { code, output } = await run(source, (await agent()).address, election());
-    expect({ code, output }).toEqual({ code: 0, output: "Unreachable\nTimeoutError\nUnreachable\n" });
+    // What was found out until then is another matter.
+    const one = "(Unreachable|NotKnown)\\n";
+    const told = new RegExp(`^${one}TimeoutError\\n${one}$`);
+    expect({ code, output }).toEqual({ code: 0, output: expect.stringMatching(told) as string });
   });
 
   test("that exit in their work let the term lapse, and nothing else breaks", async () => {
     const { address } = await agent();
     const name = election();
     const source = `${head}
-      await new Agent(address).lead(name, { term: 2_000 }, () => { console.log("leads"); process.exit(7); });`;
+      await new Agent(address, { log: {} }).lead(name, { term: 2_000 }, () => { console.log("leads"); process.exit(7); });`;
     const { code, output } = await run(source, address, name);
     expect(code).toBe(7);
     expect(output).toBe("leads\n");
