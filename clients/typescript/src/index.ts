@@ -59,8 +59,8 @@ export interface AgentOptions extends Credentials, TlsFiles {
    */
   candidate?: string | undefined;
   /**
-   * How long a plain call may take, with all its attempts, in ms: 1 or more; 10,000 unless given. Leading has deadlines of its
-   * own.
+   * How long a plain call may take, with all its attempts, in ms: 1 or more; 10,000 unless given. Leading has deadlines
+   * of its own.
    */
   timeout?: number | undefined;
   /**
