@@ -204,13 +204,26 @@ async def test_no_agent_is_unreachable_and_a_silent_one_not_known(servers: Any) 
 
 @pytest.mark.parametrize(
     "endpoints",
-    ["", " , ", "a:99999", "a:0", "a:", "http://[::1]:x", "ftp://a", "a:1/path", "http://user@a:1", "http://", "a b:1"],
+    ["", " , ", "a:99999", "a:0", "a:", "http://[::1]:x", "ftp://a", "a:1/path", "http://", "a b:1", "::1"],
 )
 def test_what_is_no_endpoint_is_refused(endpoints: str) -> None:
     for kind in (Agent, SyncAgent):
         with pytest.raises(ConfigError) as raised:
             kind(endpoints)
         assert endpoints.strip(" ,") in str(raised.value)
+
+
+def test_the_error_of_an_endpoint_does_not_have_its_password() -> None:
+    with pytest.raises(ConfigError, match="user name") as raised:
+        Agent("https://user:secret@a:1")
+    assert "secret" not in str(raised.value) and "a:1" in str(raised.value)
+
+
+@pytest.mark.parametrize("endpoints", [None, 5, b"a:1", [], [None], [b"a"], "a\nb:1"])
+def test_endpoints_of_other_types_are_refused(endpoints: Any) -> None:
+    for kind in (Agent, SyncAgent):
+        with pytest.raises(ConfigError):
+            kind(endpoints)
 
 
 @pytest.mark.parametrize("endpoints", ["a", "a:1", "https://[::1]", "http://[::1]:65535", ["a:1", "b:2"], "a:1, b:2"])
@@ -226,6 +239,10 @@ def test_what_is_an_endpoint_is_taken(endpoints: Any) -> None:
         ({"term": math.nan}, "0 or more"),
         ({"term": math.inf}, "too long"),
         ({"term": 1e9}, "too long"),
+        ({"term": 10**400}, "too long"),
+        ({"wait": -(10**400)}, "0 or more"),
+        ({"value": "\ud800"}, "UTF-8"),
+        ({"value": b"x"}, "give a string"),
         ({"term": "15s"}, "seconds or a timedelta"),
         ({"term": True}, "seconds or a timedelta"),
         ({"margin": 8}, "at most half"),
@@ -266,6 +283,30 @@ async def test_what_is_no_token_is_refused(token: Any) -> None:
             await call
 
 
+async def test_arguments_of_calls_are_checked_before_anything_is_sent() -> None:
+    agent: Any = Agent("nowhere.invalid:1")
+    for call in (
+        agent.leaders(kind=5),
+        agent.leaders(kind="a/b"),
+        agent.leaders(kind=None),
+        agent.pods(5, deployment="d"),
+        agent.pods("", pod="p"),
+        agent.pods("n", deployment=5),
+        agent.pods("n", pod="\ud800"),
+        agent.campaign("e", term=5, value="\ud800"),
+        agent.campaign("e", term=5, wait=10**400),
+        agent.verify("e", 1, kind=5),
+    ):
+        with pytest.raises(ConfigError):
+            await call
+
+
+def test_a_wait_without_an_end_is_one() -> None:
+    agent = Agent("nowhere.invalid:1")
+    for wait in (math.inf, 10**400, datetime.timedelta.max):
+        agent.lead("e", wait=wait, grace=wait)
+
+
 def test_wrong_settings_of_an_agent_are_refused(tmp_path: pathlib.Path) -> None:
     empty = tmp_path / "empty"
     empty.write_text("")
@@ -280,6 +321,16 @@ def test_wrong_settings_of_an_agent_are_refused(tmp_path: pathlib.Path) -> None:
         ({"token": "a b"}, "characters"),
         ({"token": ""}, "empty"),
         ({"timeout": 0}, "timeout"),
+        ({"timeout": math.inf}, "too long"),
+        ({"timeout": 10**400}, "too long"),
+        ({"ca_file": 5}, "path of a file"),
+        # Would be taken for standard input.
+        ({"token_file": 0}, "path of a file"),
+        ({"token_file": ""}, "path of a file"),
+        ({"cert_file": b"c", "key_file": b"k"}, "path of a file"),
+        ({"server_name": 5}, "server_name"),
+        ({"server_name": ""}, "server_name"),
+        ({"token_from": "t"}, "give a function"),
         ({"candidate": "a\tb"}, "control characters"),
         ({"server_name": "localhost"}, "https://agent:80"),
     ):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from typing import Optional
 
+from . import _threads
 from ._hooks import Alive
 
 _log = logging.getLogger("election_agent_client")
@@ -33,37 +33,25 @@ class AliveCheck:
         if not done:
             raise NotAlive("alive() did not return")
         asked, self._asked = self._asked, None
-        if asked.exception() is not None:
-            raise NotAlive("alive() has failed")
+        error = asked.exception()
+        if error is not None:
+            _log.error("alive() has failed", exc_info=error)
+            raise NotAlive(f"alive() has failed: {error!r}")
         if not asked.result():
             raise NotAlive("alive() returned false")
 
     def _begin(self, function: Alive) -> asyncio.Future[bool]:
-        loop = asyncio.get_running_loop()
-        asked: asyncio.Future[bool] = loop.create_future()
+        def ask() -> bool:
+            answer = function()
+            # A coroutine is true, whatever it would return.
+            why = _threads.awaitable(answer)
+            if why is not None:
+                raise TypeError(why)
+            if answer is None:
+                raise TypeError("it returned None: give True or False")
+            return bool(answer)
 
-        def tell(answer: bool, error: Optional[Exception]) -> None:
-            if asked.done():
-                return
-            if error is None:
-                asked.set_result(answer)
-            else:
-                asked.set_exception(error)
-                # Nobody waits any more if the leadership has ended.
-                asked.exception()
-
-        def run() -> None:
-            answer, error = False, None
-            try:
-                answer = bool(function())
-            except Exception as failed:
-                _log.exception("alive() has failed")
-                error = failed
-            try:
-                loop.call_soon_threadsafe(tell, answer, error)
-            except RuntimeError:
-                pass  # The event loop is closed: nobody waits.
-
-        # Not a thread of an executor: that would wait for a function that hangs when it shuts down.
-        threading.Thread(target=run, name="election-alive", daemon=True).start()
+        asked = asyncio.wrap_future(_threads.run(ask, "election-alive"))
+        # Nobody waits any more if the leadership has ended.
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
         return asked

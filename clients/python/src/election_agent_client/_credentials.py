@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 import logging
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
+from . import _threads
 from .errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,11 +57,16 @@ class Tokens:
             except NoToken as error:
                 raise ConfigError(f"token: {error}") from None
         if source is not None and not callable(source):
-            raise ConfigError("token_from is no function")
+            raise ConfigError(f"token_from is {source!r}: give a function")
+        path_of(file, "token_file")
         self._static = static
         self._file = file
         self._source = source
         self._last: Optional[str] = None
+        self._lock = threading.Lock()
+        self._asked: Optional[concurrent.futures.Future[Any]] = None
+        """What the function is to return, while it runs: one that hangs is called once."""
+        self._is_async = inspect.iscoroutinefunction(source)
 
     def any(self) -> bool:
         return self._static is not None or self._file is not None or self._source is not None
@@ -75,19 +84,27 @@ class Tokens:
             return self._read(self._file)
         if self._source is not None:
             try:
-                if inspect.iscoroutinefunction(self._source):
-                    token = await self._source()
-                else:
+                token = None
+                if not self._is_async:
                     # It may ask another service: not on the event loop.
-                    token = await asyncio.get_running_loop().run_in_executor(None, self._source)
-                    if inspect.isawaitable(token):
-                        token = await token
+                    token = await asyncio.wrap_future(self._ask(self._source))
+                    if _threads.awaitable(token) is not None:
+                        self._is_async = True
+                if self._is_async:
+                    given = self._source()
+                    token = await given if inspect.isawaitable(given) else given
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 raise NoToken(f"the function that returns tokens has failed: {error}") from error
             return _checked(token)
         return None
+
+    def _ask(self, source: TokenSource) -> concurrent.futures.Future[Any]:
+        with self._lock:
+            if self._asked is None or self._asked.done():
+                self._asked = _threads.run(source, "election-token")
+            return self._asked
 
     def _read(self, path: Path) -> str:
         # Read each time: the file is small, and no sign of a change is as sure as its content.
@@ -100,7 +117,12 @@ class Tokens:
             _log.warning("the token file %s: going on with the last token: %s", os.fspath(path), error)
             return self._last
         if token:
-            self._last = _checked(token)
+            try:
+                self._last = _checked(token)
+            except NoToken as error:
+                if self._last is None:
+                    raise NoToken(f"the token file {os.fspath(path)}: {error}") from None
+                _log.warning("the token file %s: going on with the last token: %s", os.fspath(path), error)
         elif self._last is None:
             raise NoToken(f"the token file {os.fspath(path)} is empty")
         # Otherwise it may be in the middle of being replaced.
@@ -118,6 +140,12 @@ def trace() -> Metadata:
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
     return tuple((key.lower(), value) for key, value in carrier.items())
+
+
+def path_of(path: Optional[Path], what: str) -> None:
+    """Raises `ConfigError` if it is no path. A number would be taken for a file that is open."""
+    if path is not None and (not isinstance(path, (str, os.PathLike)) or not os.fspath(path)):
+        raise ConfigError(f"{what} is {path!r}: give the path of a file")
 
 
 def _pem(path: Path, label: str, what: str) -> bytes:
@@ -153,6 +181,12 @@ class Tls:
         key_file: Optional[Path] = None,
         server_name: Optional[str] = None,
     ) -> None:
+        for path, what in ((ca_file, "ca_file"), (cert_file, "cert_file"), (key_file, "key_file")):
+            path_of(path, what)
+        if server_name is not None and (
+            not isinstance(server_name, str) or not re.fullmatch(r"[A-Za-z0-9._:-]+", server_name)
+        ):
+            raise ConfigError(f"server_name is {server_name!r}: give the name that the agent's certificate has")
         if (cert_file is None) != (key_file is None):
             raise ConfigError("give cert_file and key_file together")
         self._ca_file = ca_file

@@ -9,6 +9,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable, Optional, Union
 
+from . import _threads
 from .errors import Code, LostReason
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class _Calls:
         try:
             threading.Thread(target=self._run, name="election-hooks", daemon=True).start()
         except RuntimeError:
-            # The interpreter ends.
+            # There are too many threads, or the interpreter ends. The next call tries again.
             self._running = False
 
     def _run(self) -> None:
@@ -138,10 +139,19 @@ class _Calls:
                     self._running = False
                     return
                 call = self._calls.popleft()
+            why: Optional[str] = None
             try:
-                call()
+                why = _threads.awaitable(call())
             except Exception:
                 _log.exception("a function that was to be told of a leadership has failed")
+            except BaseException as error:
+                # Those after it are called all the same.
+                why = (
+                    f"it raised {type(error).__name__}, which ends no program from a thread: os._exit and"
+                    " signal.raise_signal do"
+                )
+            if why is not None:
+                _log.error("a function that was to be told of a leadership has failed: %s", why)
 
 
 _CALLS = _Calls()

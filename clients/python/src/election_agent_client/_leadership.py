@@ -39,14 +39,26 @@ class Runtime:
         self.streams = streams
         self.keepers: set[asyncio.Task[None]] = set()
         self._finishing: set[asyncio.Task[Any]] = set()
+        self._closed = False
 
-    def finish(self, leadership: Leadership) -> None:
-        """Gives a leadership up whose work has ended, for somebody who cannot wait for it."""
-        task = asyncio.get_running_loop().create_task(leadership.finish())
+    def finish(self, leadership: Leadership) -> asyncio.Task[Optional[LostReason]]:
+        """Gives a leadership up whose work has ended, also if nobody waits for it."""
+
+        async def finish() -> Optional[LostReason]:
+            try:
+                return await leadership.give_up()
+            finally:
+                if self._closed:
+                    # It has connected anew.
+                    await self.pool.close()
+
+        task = asyncio.get_running_loop().create_task(finish())
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
+        return task
 
     async def close(self) -> None:
+        self._closed = True
         if self._finishing:
             await asyncio.wait(self._finishing)
         for keeper in list(self.keepers):
@@ -127,14 +139,23 @@ class Leadership:
         await asyncio.wait({self._keeper})
 
     async def finish(self) -> Optional[LostReason]:
-        """The work has ended: gives the leadership up, unless it is another's. Returns why it was lost before."""
+        """The work has ended: gives the leadership up, unless it is another's. Returns why it was lost before.
+
+        It is given up also if who waits for that is cancelled: nobody works under it any more.
+        """
+        return await asyncio.shield(self.runtime.finish(self))
+
+    async def give_up(self) -> Optional[LostReason]:
+        """What `finish` does."""
         led = self.state.look()
         if led not in (None, LostReason.TERM_OVER, LostReason.CLOCK_JUMPED):
             # Who has lost to another has nothing to give up.
-            await self._stop()
-            if self._joined is not None:
-                self._joined.lapse()
-            self._seat.free()
+            try:
+                await self._stop()
+            finally:
+                if self._joined is not None:
+                    self._joined.lapse()
+                self._seat.free()
             return led
         if self.lapsed:
             await self.lapse()
@@ -148,10 +169,12 @@ class Leadership:
 
     async def lapse(self) -> None:
         """The term is not extended any more, and is not given up: somebody may still work under it."""
-        await self._stop()
-        if self._joined is not None:
-            self._joined.lapse()
-        self._seat.free_after(self.state)
+        try:
+            await self._stop()
+        finally:
+            if self._joined is not None:
+                self._joined.lapse()
+            self._seat.free_after(self.state)
 
     async def resign(self) -> None:
         """Gives the leadership up. No work may be under way that needs it.

@@ -150,6 +150,7 @@ class _Session:
 async def open_session(pool: Pool, request: pb.ObserveRequest) -> _Session:
     """Opens a stream at the first agent that answers. Raises `Refused`, `NotKnown`."""
     routes, tried = await pool.routes()
+    not_offered: Optional[Refused] = None
     for route in routes:
         session = _Session(pool, route)
         try:
@@ -158,10 +159,16 @@ async def open_session(pool: Pool, request: pb.ObserveRequest) -> _Session:
             why = str(error)
         except grpc.aio.AioRpcError as error:
             code = code_of(error)
+            why = pool.explain(route, error)
+            if code is Code.UNIMPLEMENTED:
+                # One of another version may offer it.
+                session.close()
+                not_offered = Refused(code, error.details() or "")
+                tried.append((pool.label(route), why))
+                continue
             if code is not None:
                 session.close()
                 raise Refused(code, error.details() or "") from None
-            why = pool.explain(route, error)
         except BaseException:
             session.close()
             raise
@@ -172,6 +179,8 @@ async def open_session(pool: Pool, request: pb.ObserveRequest) -> _Session:
         session.close()
         tried.append((pool.label(route), why))
     pool.forget_addresses()
+    if not_offered is not None:
+        raise not_offered
     raise NotKnown(listed(tried))
 
 
@@ -244,12 +253,14 @@ class Follower:
             try:
                 return opening.result()
             except Refused as error:
-                refusals += 1
-                may_pass = error.code is Code.RESOURCE_EXHAUSTED or (
-                    error.code is Code.UNAUTHENTICATED and self._synced
-                )
-                if not may_pass or refusals >= REFUSALS:
-                    raise
+                # What was offered before is offered again, when the agents that do are back.
+                if not (error.code is Code.UNIMPLEMENTED and self._synced):
+                    refusals += 1
+                    may_pass = error.code is Code.RESOURCE_EXHAUSTED or (
+                        error.code is Code.UNAUTHENTICATED and self._synced
+                    )
+                    if not may_pass or refusals >= REFUSALS:
+                        raise
                 why = f"{error.code}: {error.message}"
             except (NotKnown, Unreachable) as error:
                 why = str(error)

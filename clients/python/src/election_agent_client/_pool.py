@@ -62,7 +62,9 @@ class Endpoint:
         try:
             self._parse(text)
         except ValueError as error:
-            raise ConfigError(f"the endpoint {text}: {error}") from None
+            # Not the password, if that is what is wrong.
+            shown = re.sub(r"[^/,]*@", "...@", text)
+            raise ConfigError(f"the endpoint {shown if shown.isprintable() else repr(shown)}: {error}") from None
         self.tls = tls if self.is_encrypted else None
         if tls.any() and not self.is_encrypted:
             raise ConfigError(
@@ -72,6 +74,10 @@ class Endpoint:
 
     def _parse(self, text: str) -> None:
         self.label = text
+        if re.search(r"[\s\x00-\x1f]", text):
+            raise ValueError(f"{text!r} has white space")
+        if text.count(":") > 1 and _is_address(text):
+            raise ValueError(f"write [{text}], and the port after it")
         url = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
         if url.scheme not in ("http", "https"):
             raise ValueError("the scheme is neither http nor https")
@@ -142,6 +148,14 @@ class Endpoint:
     def version(self) -> int:
         """Which version of the files of certificates new connections use."""
         return 0 if self.tls is None else self.tls.version()
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Lane(NamedTuple):
@@ -260,6 +274,8 @@ class Failure(Exception):
     """Why a call has no answer."""
 
     refusal: Optional[tuple[Code, str]] = None
+    not_offered: Optional[tuple[Code, str]] = None
+    """An agent does not offer this: one of another version may."""
     uncertain: bool = False
     """An attempt may have been carried out, or may be yet."""
     tried: list[_Tried] = field(default_factory=list)
@@ -306,7 +322,8 @@ class Failure(Exception):
     def of_question(self) -> ElectionAgentError:
         """The error of a call that changes nothing."""
         unheard = all(known.unheard for known in self.tried)
-        return Failure(self.refusal, self.uncertain and self.refusal is None and not unheard, self.tried).of_change()
+        uncertain = self.uncertain and self.refusal is None and not unheard
+        return Failure(self.refusal, uncertain=uncertain, tried=self.tried).of_change()
 
 
 class _Unsent(Exception):
@@ -529,6 +546,9 @@ class Pool:
                         begin()
                 # All have failed: their names may have other addresses now.
                 self.forget_addresses()
+                if failure.not_offered is not None:
+                    failure.refusal = failure.not_offered
+                    raise failure.over()
                 rest = pause * (0.5 + random.random())
                 if not plan.again or rounds >= plan.rounds or self._loop.time() + rest >= until:
                     raise failure.over()
@@ -552,7 +572,10 @@ class Pool:
         except grpc.aio.AioRpcError as error:
             code = code_of(error)
             details = error.details() or ""
-            if code is not None:
+            if code is Code.UNIMPLEMENTED:
+                failure.not_offered = (code, details)
+                failure.put(label, self.explain(route, error), unheard=True)
+            elif code is not None:
                 failure.refusal = (code, details)
             elif unsent(error) is not None:
                 failure.put(label, self.explain(route, error), unheard=True)

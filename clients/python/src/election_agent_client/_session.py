@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import logging
 import os
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -15,6 +16,8 @@ from ._credentials import NoToken
 from ._pool import EOF, Connection, Pool, Route, WaitLane, code_of, describe, unsent
 from ._proto import election_agent_pb2 as pb
 from .errors import Code, ElectionAgentError, NotKnown, Unreachable, listed
+
+_log = logging.getLogger("election_agent_client")
 
 OPEN = (0.3, 2.0)
 """The shortest and the longest time after which another agent is asked for a stream, too, in seconds."""
@@ -183,6 +186,9 @@ class Session:
                         break
                     message(self, event)
             except grpc.aio.AioRpcError as error:
+                why = describe(error)
+            except Exception as error:
+                _log.exception("a message of a stream to lead by was not handled")
                 why = describe(error)
             ended(self, why)
 

@@ -25,6 +25,8 @@ MARGIN = 1.0
 NAME_BYTES = 256
 VALUE_BYTES = 1024
 MILLIS = 2**31 - 1
+FOR_EVER = 1e9
+"""What is as good as for ever, in seconds."""
 
 
 def seconds(duration: Duration, what: str) -> float:
@@ -32,12 +34,21 @@ def seconds(duration: Duration, what: str) -> float:
     if isinstance(duration, datetime.timedelta):
         value = duration.total_seconds()
     elif isinstance(duration, (int, float)) and not isinstance(duration, bool):
-        value = float(duration)
+        try:
+            value = float(duration)
+        except OverflowError:
+            value = math.inf if duration > 0 else -math.inf
     else:
         raise ConfigError(f"{what} is {duration!r}: give seconds or a timedelta")
     if math.isnan(value) or value < 0:
         raise ConfigError(f"{what} is {duration!r}: it has to be 0 or more")
     return value
+
+
+def limit(duration: Optional[Duration], what: str) -> Optional[float]:
+    """A duration in seconds; None if there is no limit. Raises `ConfigError` if it is none."""
+    value = None if duration is None else seconds(duration, what)
+    return None if value is None or value > FOR_EVER else value
 
 
 def millis(value: float, what: str) -> int:
@@ -54,10 +65,7 @@ def name(value: str, what: str, slashes: bool = True, needed: bool = True) -> st
         raise ConfigError(f"{what} is {value!r}: give a string")
     if needed and not value:
         raise ConfigError(f"{what} is empty: give 1 to {NAME_BYTES} bytes of UTF-8")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise ConfigError(f"{what} is {value!r}: it has characters that UTF-8 cannot have") from None
+    size = _size(value, what)
     if size > NAME_BYTES:
         raise ConfigError(f"{what} has {size} bytes: at most {NAME_BYTES}")
     if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in value):
@@ -67,16 +75,28 @@ def name(value: str, what: str, slashes: bool = True, needed: bool = True) -> st
     return value
 
 
+def _size(text: str, what: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise ConfigError(f"{what} is {text!r}: it has characters that UTF-8 cannot have") from None
+
+
+def kind_of(kind: str) -> str:
+    """The name of a kind, checked."""
+    return name(kind, "the kind", slashes=False, needed=False) or DEFAULT_KIND
+
+
 def election_of(election: str, kind: str) -> tuple[str, str]:
     """The names of an election and its kind, checked."""
     name(election, "the election", slashes=False)
-    return election, name(kind, "the kind", slashes=False, needed=False) or DEFAULT_KIND
+    return election, kind_of(kind)
 
 
 def value_of(value: str) -> str:
     if not isinstance(value, str):
         raise ConfigError(f"the value is {value!r}: give a string")
-    size = len(value.encode(errors="replace"))
+    size = _size(value, "the value")
     if size > VALUE_BYTES:
         raise ConfigError(f"the value has {size} bytes: at most {VALUE_BYTES}")
     return value
@@ -136,17 +156,14 @@ class Settings:
         before = min(MARGIN, length / 10) if margin is None else seconds(margin, "the margin")
         if before > length / 2:
             raise ConfigError(f"the margin is {before} s: at most half of the term, which is {length} s")
-        wait_for = None if wait is None else seconds(wait, "the wait")
-        if wait_for is not None and math.isinf(wait_for):
-            wait_for = None
         return Settings(
             kind=kind,
             election=election,
             candidate=name(candidate, "the candidate"),
             term=length,
             value=value_of(value),
-            wait=wait_for,
-            grace=seconds(grace, "the grace"),
+            wait=limit(wait, "the wait"),
+            grace=min(seconds(grace, "the grace"), FOR_EVER),
             margin=before,
         )
 

@@ -48,8 +48,15 @@ class Timer:
                 self._waits, self._wakes = socket.socketpair()
                 self._waits.setblocking(False)
                 self._wakes.setblocking(False)
-                self._thread = threading.Thread(target=self._run, name="election-timer", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="election-timer", daemon=True)
+                try:
+                    thread.start()
+                except BaseException:
+                    # There are too many threads: the next who needs the timer tries again.
+                    self._entries.clear()
+                    self._end()
+                    raise
+                self._thread = thread
             elif earliest and self._wakes is not None:
                 try:
                     self._wakes.send(b"!")

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -108,11 +108,24 @@ class _Body:
         self._timer: Optional[asyncio.TimerHandle] = None
         self._cancels = 0
         self._cancelling = self._pending()
+        """How often somebody else had cancelled the task before."""
         self._listener: Optional[int] = leadership.state.listen(self._told)
         self.is_contained = is_contained
         """Who is cancelled goes on after the body."""
-        # Lost before it began.
-        self._look()
+        # Lost before it began: told when the task pauses, as one that runs would be cancelled after its work has ended.
+        self.loop.call_soon(self._look)
+
+    def begin(self) -> None:
+        """Those whom a loss cancels go on after the body. Also after a body before it, of the same term."""
+        self.is_contained = True
+        task = asyncio.current_task()
+        if task is not None and task is not self._task:
+            self._task = task
+            self._cancelling = self._pending()
+        if self._listener is None:
+            self._listener = self._leadership.state.listen(self._told)
+            self._cancelling = self._pending()
+            self.loop.call_soon(self._look)
 
     def _pending(self) -> int:
         # From Python 3.11 on, and where it is backported.
@@ -213,14 +226,14 @@ class Lead:
 
 class LoopTerm(Term):
     """A term of `Agent.terms`. `async with term:` contains the loss: the body is cancelled, and the loop leads
-    again."""
+    again. What is in the loop after it is not cancelled."""
 
     def __init__(self, state: TermState, body: _Body) -> None:
         super().__init__(state)
         self._body = body
 
     async def __aenter__(self) -> Term:
-        self._body.is_contained = True
+        self._body.begin()
         return self
 
     async def __aexit__(
@@ -254,7 +267,8 @@ class Terms:
         return LoopTerm(leadership.state, body)
 
     async def aclose(self) -> None:
-        """Gives the last term up, whose work has ended. A loop that ends does it by itself."""
+        """Gives the last term up, whose work has ended. A loop that ends does it by itself, unless the object is
+        kept: then nothing tells that the loop has ended."""
         led, self._led = self._led, None
         if led is not None and not led[0].state.is_forked():
             led[1].end(None)
@@ -405,9 +419,10 @@ class Agent:
     ) -> None:
         self._tokens = Tokens(token, token_file, token_from)
         tls = Tls(ca_file, cert_file, key_file, server_name)
-        texts = [endpoints] if isinstance(endpoints, str) else list(endpoints)
+        given = [endpoints] if isinstance(endpoints, str) else endpoints
+        texts = list(given) if isinstance(given, Iterable) else [given]
         if not all(isinstance(text, str) for text in texts):
-            raise ConfigError("the endpoints are no strings: give host:port")
+            raise ConfigError(f"the endpoints are {endpoints!r}: give host:port, or a sequence of such strings")
         self._endpoints = [Endpoint(part.strip(), tls) for text in texts for part in text.split(",") if part.strip()]
         if not self._endpoints:
             raise ConfigError("no endpoint is given")
@@ -421,6 +436,7 @@ class Agent:
                 _log.warning("the bearer token goes to %s over a connection that is not encrypted", endpoint.label)
         self._candidate = _name_of_process() if candidate is None else _settings.name(candidate, "the candidate")
         self._timeout = _settings.seconds(timeout, "the timeout")
+        millis(self._timeout, "the timeout")
         if self._timeout <= 0:
             raise ConfigError("the timeout is 0: give a longer one")
         self._streams = streams
@@ -448,8 +464,10 @@ class Agent:
         if os.getpid() != self._pid:
             return
         loop = asyncio.get_running_loop()
-        for held in self._held.get(loop, []):
-            await held.close()
+        held = self._held.get(loop, [])
+        _check_callers(held, asyncio.current_task())
+        for each in held:
+            await each.close()
         with self._lock:
             runtime = self._runtimes.pop(loop, None)
         if runtime is not None:
@@ -617,7 +635,9 @@ class Agent:
 
         def decorate(function: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Optional[Result]]]:
             if not inspect.iscoroutinefunction(function):
-                raise ConfigError("leader_only decorates coroutine functions: SyncAgent has it for others")
+                raise ConfigError(
+                    f"leader_only decorates coroutine functions, and not {function!r}: SyncAgent has it for others"
+                )
             takes_term = _takes_term(function)
             by_loop: dict[asyncio.AbstractEventLoop, _Held[Term]] = {}
 
@@ -634,23 +654,28 @@ class Agent:
                 leadership = await held.begin()
                 if leadership is None:
                     return None
+                me = asyncio.current_task()
+                held.callers.append(me)
                 try:
                     body = _Body(leadership)
-                    error: Optional[BaseException] = None
                     try:
                         if takes_term:
                             kwargs["term"] = Term(leadership.state)
-                        return await function(*args, **kwargs)
+                        result = await function(*args, **kwargs)
                     except BaseException as raised:
-                        error = raised
-                        raise
-                    finally:
-                        if body.end(error):
+                        if body.end(raised):
                             raise leadership.state.error(leadership.state.look() or LostReason.NO_TERM) from None
+                        raise
+                    body.end(None)
+                    lost = leadership.state.look()
+                    if lost is not None:
+                        raise leadership.state.error(lost)
+                    return result
                 finally:
-                    await held.end()
+                    held.callers.remove(me)
+                    held.end()
 
-            return call
+            return _without_term(call, takes_term)
 
         return decorate
 
@@ -711,7 +736,8 @@ class Agent:
         """
         if all_kinds and kind != DEFAULT_KIND:
             raise ConfigError("give a kind or all_kinds")
-        request = pb.ListLeadersRequest(kind="" if all_kinds else kind, page_size=PAGE, all_kinds=all_kinds)
+        kind = _settings.kind_of(kind)
+        request = pb.ListLeadersRequest(kind="" if all_kinds else kind, page_size=PAGE, all_kinds=bool(all_kinds))
         leaders: list[Leader] = []
         incomplete = False
         while True:
@@ -875,6 +901,10 @@ class Agent:
         """
         if (deployment is None) == (pod is None):
             raise ConfigError("give a deployment or a pod")
+        _settings.name(namespace, "the namespace", slashes=False)
+        for what, named in (("the deployment", deployment), ("the pod", pod)):
+            if named is not None:
+                _settings.name(named, what, slashes=False)
         request = pb.GetPodsRequest(namespace=namespace, deployment=deployment or "", pod_name=pod or "")
         answer = await self._ask("Election/GetPods", request, pb.Pods)
         return [pod_of(item) for item in answer.value.items]
@@ -908,6 +938,8 @@ class _Held(Generic[View]):
         self._lock = asyncio.Lock()
         self._leadership: Optional[Leadership] = None
         self._running = 0
+        self.callers: list[object] = []
+        """The tasks, or the numbers of the threads, that run the function."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -932,7 +964,8 @@ class _Held(Generic[View]):
             self._idle.clear()
             return self._leadership
 
-    async def end(self) -> None:
+    def end(self) -> None:
+        """A call has ended."""
         self._running -= 1
         if self._running == 0:
             if self._leadership is not None:
@@ -948,8 +981,36 @@ class _Held(Generic[View]):
                 await held.finish()
 
 
+def _check_callers(held: Sequence[_Held[Any]], me: object) -> None:
+    """Raises `ConfigError` to a function of `leader_only` that closes its agent: that would wait for the function."""
+    if any(me in each.callers for each in held):
+        raise ConfigError("a function of leader_only cannot close its agent, which waits for its end: close it outside")
+
+
 def _takes_term(function: Callable[..., object]) -> bool:
-    return "term" in inspect.signature(function).parameters
+    """Whether a function has a parameter for the term. Raises `ConfigError` if it cannot be given one."""
+    if not callable(function):
+        raise ConfigError(f"leader_only decorates functions, and not {function!r}")
+    try:
+        term = inspect.signature(function).parameters.get("term")
+    except ValueError:
+        # A function of C.
+        return False
+    if term is not None and term.kind is term.POSITIONAL_ONLY:
+        raise ConfigError(f"the parameter term of {function!r} is positional only: the term is given by its name")
+    return term is not None and term.kind in (term.POSITIONAL_OR_KEYWORD, term.KEYWORD_ONLY)
+
+
+Decorated = TypeVar("Decorated", bound=Callable[..., object])
+
+
+def _without_term(call: Decorated, takes_term: bool) -> Decorated:
+    """What looks at the parameters of a decorated function is not told of the one that its callers do not give."""
+    if takes_term:
+        signature = inspect.signature(call)
+        parameters = [each for name, each in signature.parameters.items() if name != "term"]
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return call
 
 
 def observe_request(

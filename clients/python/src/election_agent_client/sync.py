@@ -18,12 +18,12 @@ from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar, Union
 
-from . import _clock
+from . import _clock, _threads
 from ._credentials import Path, TokenSource
 from ._hooks import Alive, OnJeopardy, OnLost, OnState
 from ._leadership import Leadership
-from ._settings import DEFAULT_KIND, GRACE, TERM, Duration, seconds
-from .agent import TIMEOUT, Agent, Observer, _Held, _takes_term
+from ._settings import DEFAULT_KIND, GRACE, TERM, Duration, limit, seconds
+from .agent import TIMEOUT, Agent, Observer, _check_callers, _Held, _takes_term, _without_term
 from .errors import ConfigError, Lost, LostReason
 from .term import FORKED, BaseTerm
 from .types import Campaigned, Event, Kinds, Leaders, Pod, State, Verified
@@ -37,7 +37,8 @@ class _Background:
     """The thread with the event loop, as long as an agent needs it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # A handler of a signal may use an agent.
+        self._lock = threading.RLock()
         self._loop: Optional[asyncio.AbstractEventLoop] = None
         self._thread: Optional[threading.Thread] = None
         self._users: set[int] = set()
@@ -51,6 +52,27 @@ class _Background:
                 self._thread.start()
             return self._loop
 
+    def submit(
+        self, work: Coroutine[Any, Any, Result], loop: asyncio.AbstractEventLoop
+    ) -> concurrent.futures.Future[Result]:
+        """Has the thread run a coroutine. Raises `ConfigError` if the loop is not the thread's any more."""
+        with self._lock:
+            # What is put into the loop before it is stopped runs, or is cancelled.
+            if loop is self._loop:
+                return asyncio.run_coroutine_threadsafe(work, loop)
+        work.close()
+        raise ConfigError("the agent was closed meanwhile")
+
+    def call(self, function: Callable[[], object], loop: asyncio.AbstractEventLoop) -> None:
+        """Has the thread call a function, if it still runs the loop."""
+        with self._lock:
+            if loop is self._loop:
+                loop.call_soon_threadsafe(function)
+
+    def runs(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether the loop is the thread's."""
+        return loop is self._loop
+
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
@@ -58,10 +80,10 @@ class _Background:
         try:
             loop.run_forever()
         finally:
-            tasks = asyncio.all_tasks(loop)
-            for task in tasks:
-                task.cancel()
-            if tasks:
+            # What they leave to others ends, too.
+            while tasks := asyncio.all_tasks(loop):
+                for task in tasks:
+                    task.cancel()
                 loop.run_until_complete(asyncio.wait(tasks))
             loop.run_until_complete(loop.shutdown_asyncgens())
             loop.run_until_complete(loop.shutdown_default_executor())
@@ -75,7 +97,7 @@ class _Background:
                 return
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
-        loop.call_soon_threadsafe(loop.stop)
+            loop.call_soon_threadsafe(loop.stop)
         if thread is not None:
             thread.join()
 
@@ -93,6 +115,18 @@ def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 _BACKGROUND = _Background()
+
+
+def _result(future: concurrent.futures.Future[Result]) -> Result:
+    """What a coroutine returns."""
+    try:
+        return future.result()
+    except concurrent.futures.CancelledError:
+        raise ConfigError("the agent was closed meanwhile") from None
+    except BaseException:
+        # A signal's exception, if the work goes on.
+        future.cancel()
+        raise
 
 
 def _after_fork() -> None:
@@ -137,12 +171,13 @@ class SyncTerm(BaseTerm):
 
     def sleep(self, duration: Duration) -> None:
         """Pauses the work. Raises `Lost` when the leadership is lost meanwhile."""
-        self._wait(duration, lambda: False)
+        self._wait(seconds(duration, "the duration"), lambda: False)
         self.check()
 
     def _wait(self, timeout: Optional[Duration], done: Callable[[], bool]) -> bool:
         """Waits until something is true, or the leadership lost."""
-        until = None if timeout is None else _clock.now_ns() + _clock.nanos(seconds(timeout, "the timeout"))
+        within = limit(timeout, "the timeout")
+        until = None if within is None else _clock.now_ns() + _clock.nanos(within)
         while self._state.look() is None:
             if done():
                 return True
@@ -215,10 +250,13 @@ class SyncObserver:
     def __init__(self, agent: SyncAgent, observer: Callable[[], Observer]) -> None:
         self._agent = agent
 
-        async def make() -> Observer:
-            return observer()
+        async def make() -> tuple[Observer, asyncio.AbstractEventLoop]:
+            return observer(), asyncio.get_running_loop()
 
-        self._observer = agent._run(make())
+        self._observer, self._loop = agent._run(make())
+
+    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return self._agent._run(work, self._loop)
 
     @property
     def certain(self) -> bool:
@@ -242,9 +280,9 @@ class SyncObserver:
 
     def next(self, timeout: Optional[Duration] = None) -> Optional[Event]:
         """The next event. None: there was none within the timeout."""
-        if timeout is None:
-            return self._agent._run(self._observer.next())
-        within = seconds(timeout, "the timeout")
+        within = limit(timeout, "the timeout")
+        if within is None:
+            return self._run(self._observer.next())
 
         async def next_within() -> Optional[Event]:
             task = asyncio.ensure_future(self._observer.next())
@@ -255,17 +293,34 @@ class SyncObserver:
                     task.cancel()
             return None if not task.done() or task.cancelled() else task.result()
 
-        return self._agent._run(next_within())
+        return self._run(next_within())
 
     def close(self) -> None:
         """Stops to follow."""
-        self._agent._run(self._observer.close())
+        # With the agent, and in a child, it has stopped.
+        if os.getpid() == self._agent._agent._pid and _BACKGROUND.runs(self._loop):
+            self._run(self._observer.close())
 
     def __enter__(self) -> SyncObserver:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _returns_work(function: Callable[..., object]) -> bool:
+    """Whether what a function returns does its work, after the call."""
+    return (
+        inspect.iscoroutinefunction(function)
+        or inspect.iscoroutinefunction(type(function).__call__)
+        or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+    )
+
+
+def _end(begun: Optional[tuple[_Held[SyncTerm], Leadership]]) -> None:
+    if begun is not None:
+        begun[0].end()
 
 
 class SyncAgent:
@@ -324,65 +379,77 @@ class SyncAgent:
         be used again."""
         if os.getpid() != self._agent._pid:
             return
+        for held in list(self._agent._held.values()):
+            _check_callers(held, threading.get_ident())
         self._run(self._agent.close())
         _BACKGROUND.leave(id(self))
 
-    def _submit(self, work: Coroutine[Any, Any, Result]) -> concurrent.futures.Future[Result]:
-        """Has the thread of the event loop run a coroutine."""
+    def _submit(
+        self, work: Coroutine[Any, Any, Result], on: Optional[asyncio.AbstractEventLoop] = None
+    ) -> concurrent.futures.Future[Result]:
+        """Has the thread of the event loop run a coroutine: of the present loop, or of the one given."""
         try:
             self._agent._check_process()
-            loop = _BACKGROUND.loop(id(self))
+            loop = _BACKGROUND.loop(id(self)) if on is None else on
             try:
                 here: Optional[asyncio.AbstractEventLoop] = asyncio.get_running_loop()
             except RuntimeError:
                 here = None
             if here is loop:
                 raise ConfigError("this would wait for itself: use Agent on an event loop")
-            return asyncio.run_coroutine_threadsafe(work, loop)
         except BaseException:
             work.close()
             raise
+        return _BACKGROUND.submit(work, loop)
 
-    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
+    def _run(self, work: Coroutine[Any, Any, Result], on: Optional[asyncio.AbstractEventLoop] = None) -> Result:
         """Runs a coroutine on the thread of the event loop."""
-        future = self._submit(work)
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise ConfigError("the agent was closed meanwhile") from None
-        except BaseException:
-            # A signal's exception, if the work goes on.
-            future.cancel()
-            raise
+        return _result(self._submit(work, on))
 
     def _finish(self, leadership: Leadership) -> Optional[LostReason]:
         """The work has ended: gives the leadership up. Returns why it was lost before."""
-        if leadership.loop.is_closed() or not leadership.loop.is_running():
+        try:
+            future = _BACKGROUND.submit(leadership.finish(), leadership.loop)
+        except ConfigError:
             _log.warning("the agent was closed under a leadership: its term lapses")
             return leadership.state.look()
-        future = asyncio.run_coroutine_threadsafe(leadership.finish(), leadership.loop)
         try:
+            # If a signal interrupts this, the loop goes on with it.
             return future.result()
         except concurrent.futures.CancelledError:
             # The agent was closed meanwhile: the term lapses.
             return leadership.state.look()
 
+    def _take(self, work: Callable[[], Coroutine[Any, Any, Result]], undo: Callable[[Result], object]) -> Result:
+        """Runs a coroutine whose result somebody has to take over. If a signal interrupts the thread that waits for
+        it, also at the last moment, the result is undone, on the event loop."""
+        lock = threading.Lock()
+        given_up = False
+        results: list[Result] = []
+
+        async def hand_over() -> Result:
+            result = await work()
+            with lock:
+                if not given_up:
+                    results.append(result)
+                    return result
+            undo(result)
+            raise asyncio.CancelledError
+
+        future = self._submit(hand_over())
+        try:
+            return _result(future)
+        except BaseException:
+            with lock:
+                given_up = True
+            if results:
+                loop = _BACKGROUND.loop(id(self))
+                _BACKGROUND.call(lambda: undo(results[0]), loop)
+            raise
+
     def _elect(self, start: Callable[[], Coroutine[Any, Any, Leadership]]) -> Leadership:
         """Waits until elected."""
-        future = self._submit(start())
-        try:
-            return future.result()
-        except concurrent.futures.CancelledError:
-            raise ConfigError("the agent was closed meanwhile") from None
-        except BaseException:
-            # Nobody works under what a thread that was interrupted by a signal has won at the last moment.
-            def undo(done: concurrent.futures.Future[Leadership]) -> None:
-                if not done.cancelled() and done.exception() is None:
-                    self._submit(done.result().finish())
-
-            future.cancel()
-            future.add_done_callback(undo)
-            raise
+        return self._take(start, lambda leadership: leadership.runtime.finish(leadership))
 
     def lead(
         self,
@@ -483,8 +550,11 @@ class SyncAgent:
         )
 
         def decorate(function: Callable[..., Result]) -> Callable[..., Optional[Result]]:
-            if inspect.iscoroutinefunction(function):
-                raise ConfigError("leader_only of SyncAgent decorates plain functions: Agent has it for coroutines")
+            if _returns_work(function):
+                raise ConfigError(
+                    f"leader_only of SyncAgent decorates plain functions, and not {function!r}: Agent has it for"
+                    " coroutine functions"
+                )
             takes_term = _takes_term(function)
             holders: dict[asyncio.AbstractEventLoop, _Held[SyncTerm]] = {}
 
@@ -500,23 +570,29 @@ class SyncAgent:
 
             @functools.wraps(function)
             def call(*args: Any, **kwargs: Any) -> Optional[Result]:
-                begun = self._run(begin())
+                begun = self._take(begin, _end)
                 if begun is None:
                     return None
                 held, leadership = begun
+                me = threading.get_ident()
+                held.callers.append(me)
                 try:
                     if takes_term:
                         kwargs["term"] = SyncTerm(leadership.state)
                     result = function(*args, **kwargs)
+                    why = _threads.awaitable(result)
+                    if why is not None:
+                        raise ConfigError(f"{function!r} is no plain function: {why}")
                     lost = leadership.state.look()
                     if lost is not None:
                         raise leadership.state.error(lost)
                     return result
                 finally:
+                    held.callers.remove(me)
                     if not leadership.state.is_forked():
-                        self._run(held.end())
+                        _BACKGROUND.call(held.end, leadership.loop)
 
-            return call
+            return _without_term(call, takes_term)
 
         return decorate
 

@@ -1,0 +1,46 @@
+"""Runs the caller's functions on threads of their own.
+
+Not on threads of an executor: a function that hangs would take them from the program's own work, and an executor waits
+for it when the interpreter ends.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import inspect
+import threading
+from typing import Any, Callable, Optional
+
+
+def run(function: Callable[[], Any], name: str) -> concurrent.futures.Future[Any]:
+    """Runs a function on a daemon thread. Whatever it raises is an `Exception` of the future: `sys.exit()` ends no
+    program from here."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    # It cannot be cancelled any more.
+    future.set_running_or_notify_cancel()
+
+    def call() -> None:
+        try:
+            result = function()
+        except Exception as error:
+            future.set_exception(error)
+        except BaseException as error:
+            future.set_exception(RuntimeError(f"it raised {type(error).__name__}, which ends only its own thread"))
+        else:
+            future.set_result(result)
+
+    try:
+        threading.Thread(target=call, name=name, daemon=True).start()
+    except RuntimeError as error:
+        # There are too many, or the interpreter ends.
+        future.set_exception(error)
+    return future
+
+
+def awaitable(result: Any) -> Optional[str]:
+    """Why the result of a function that was to be plain is none: it has to be awaited, and nobody does."""
+    if not inspect.isawaitable(result):
+        return None
+    if inspect.iscoroutine(result):
+        result.close()
+    return f"it returned a {type(result).__name__}, which nobody awaits: give a plain function"
