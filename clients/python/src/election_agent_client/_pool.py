@@ -43,6 +43,8 @@ RESOLVE = 2.0
 WAITS_A_CHANNEL = 500
 """Agents take 1000 streams a connection: what waits leaves room."""
 
+NO_TOKEN = "there was no token in time"
+
 Answered = TypeVar("Answered", bound="Message")
 
 
@@ -505,7 +507,11 @@ class Pool:
         until = self._loop.time() + plan.within
         failure = Failure()
         pause = 0.05
-        attempts: dict[asyncio.Task[Answer[Answered]], tuple[Route, bool]] = {}
+        attempts: dict[asyncio.Task[Answer[Answered]], tuple[Route, bool, asyncio.Event]] = {}
+
+        def may_be_done() -> bool:
+            return any(sent.is_set() for _, _, sent in attempts.values())
+
         try:
             rounds = 0
             while True:
@@ -518,8 +524,9 @@ class Pool:
                     if routes:
                         left = until - self._loop.time()
                         route = routes.pop(0)
-                        attempt = self._attempt(min(left, plan.attempt), plan.lane, route, method, request, answer)
-                        attempts[self._loop.create_task(attempt)] = (route, left < plan.attempt)
+                        within, sent = min(left, plan.attempt), asyncio.Event()
+                        attempt = self._attempt(within, plan.lane, route, method, request, answer, sent)
+                        attempts[self._loop.create_task(attempt)] = (route, left < plan.attempt, sent)
 
                 begin()
                 while attempts:
@@ -529,19 +536,22 @@ class Pool:
                     done, _ = await asyncio.wait(attempts, timeout=max(0.0, wait), return_when=asyncio.FIRST_COMPLETED)
                     if not done:
                         if self._loop.time() >= until:
-                            failure.uncertain = True
+                            failure.uncertain = failure.uncertain or may_be_done()
+                            for route, _, sent in attempts.values():
+                                if not sent.is_set():
+                                    failure.put(self.label(route), NO_TOKEN, unheard=True)
                             raise failure.over()
                         begin()
                         continue
                     for task in done:
-                        route, short = attempts.pop(task)
+                        route, short, _ = attempts.pop(task)
                         result = self._judge(task, route, short, failure)
                         if result is not None:
-                            result.uncertain = failure.uncertain or bool(attempts)
+                            result.uncertain = failure.uncertain or may_be_done()
                             self.prefer(route)
                             return result
                         if failure.refusal is not None:
-                            failure.uncertain = failure.uncertain or bool(attempts)
+                            failure.uncertain = failure.uncertain or may_be_done()
                             raise failure.over()
                         begin()
                 # All have failed: their names may have other addresses now.
@@ -594,7 +604,14 @@ class Pool:
         return None
 
     async def _attempt(
-        self, within: float, lane: Lane, route: Route, method: str, request: Message, answer: type[Answered]
+        self,
+        within: float,
+        lane: Lane,
+        route: Route,
+        method: str,
+        request: Message,
+        answer: type[Answered],
+        is_sent: asyncio.Event,
     ) -> Answer[Answered]:
         until = self._loop.time() + within
         try:
@@ -602,13 +619,14 @@ class Pool:
         except NoToken as error:
             raise _Unsent(str(error)) from error
         except asyncio.TimeoutError:
-            raise _Unsent("there was no token in time") from None
+            raise _Unsent(NO_TOKEN) from None
         connection = self.connection(route, lane)
         try:
             call = connection.unary(method, answer)
             anchor = _clock.Anchor()
             sent = _clock.now_ns()
             left = max(0.001, until - self._loop.time())
+            is_sent.set()
             value = await call(request, timeout=left, metadata=metadata)
             return Answer(value, sent, anchor, False)
         except grpc.aio.AioRpcError as error:

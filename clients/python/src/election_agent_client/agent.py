@@ -7,6 +7,7 @@ import collections
 import functools
 import inspect
 import logging
+import math
 import os
 import socket
 import threading
@@ -29,7 +30,7 @@ from ._leadership import Leadership, Runtime
 from ._observe import HEARTBEAT_MS, Follower
 from ._pool import Answer, Answered, Endpoint, Failure, Plan, Pool, WaitLane
 from ._proto import election_agent_pb2 as pb
-from ._seats import Seats
+from ._seats import Name, Seats
 from ._settings import DEFAULT_KIND, GRACE, TERM, Duration, Settings, millis
 from ._streams import Streams
 from ._unary import promised
@@ -62,6 +63,7 @@ PAGE = 1_000
 """How many leaders or kinds a page of a listing has."""
 
 Result = TypeVar("Result")
+View = TypeVar("View", bound=BaseTerm)
 
 
 class Term(BaseTerm):
@@ -444,7 +446,8 @@ class Agent:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._runtimes: dict[asyncio.AbstractEventLoop, Runtime] = {}
-        self._held: dict[asyncio.AbstractEventLoop, list[_Held[Any]]] = {}
+        self._held: dict[asyncio.AbstractEventLoop, dict[Name, _Held[Any]]] = {}
+        self._jobs: dict[Name, tuple[Settings, Hooks]] = {}
 
     @property
     def candidate(self) -> str:
@@ -464,7 +467,7 @@ class Agent:
         if os.getpid() != self._pid:
             return
         loop = asyncio.get_running_loop()
-        held = self._held.get(loop, [])
+        held = list(self._held.get(loop, {}).values())
         _check_callers(held, asyncio.current_task())
         for each in held:
             await each.close()
@@ -488,7 +491,6 @@ class Agent:
             if runtime is None:
                 for old in [old for old in self._runtimes if old.is_closed()]:
                     del self._runtimes[old]
-                    self._held.pop(old, None)
                 pool = Pool(self._endpoints, self._tokens)
                 runtime = self._runtimes[loop] = Runtime(pool, Streams(pool, self._streams))
             return runtime
@@ -519,6 +521,29 @@ class Agent:
         ):
             _settings.function_of(function, what)
         return settings, Hooks(on_state, on_jeopardy, on_lost, alive)
+
+    def _job(self, settings: Settings, hooks: Hooks) -> None:
+        """A function of `leader_only`. Those of one election share its leadership, and how it is led."""
+        name = (settings.kind, settings.election, settings.candidate)
+        with self._lock:
+            if self._jobs.setdefault(name, (settings, hooks)) != (settings, hooks):
+                raise ConfigError(
+                    f"leader_only decorates functions of {settings.kind}/{settings.election} with different arguments:"
+                    " they share one leadership; give all the same"
+                )
+
+    def _held_here(self, settings: Settings, hooks: Hooks, view: type[View]) -> _Held[View]:
+        """The leadership that functions of `leader_only` hold on this event loop."""
+        self._check_process()
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            for old in [old for old in self._held if old.is_closed()]:
+                del self._held[old]
+            of_loop = self._held.setdefault(loop, {})
+            name = (settings.kind, settings.election, settings.candidate)
+            if name not in of_loop:
+                of_loop[name] = _Held(self, settings, hooks, view)
+            return of_loop[name]
 
     async def _start(self, settings: Settings, hooks: Hooks, view: type[BaseTerm]) -> Leadership:
         return await _leadership.start(self._runtime(), self._seats, settings, hooks, view)
@@ -623,8 +648,8 @@ class Agent:
 
         A call campaigns without waiting unless this process leads already; when another leads it returns None without
         running the function. The leadership is held between calls, so that jobs that other processes start a moment
-        later do not run too, until the agent is closed or the leadership is lost. The function gets the term if it
-        has a parameter `term`.
+        later do not run too, until the agent is closed or the leadership is lost. All functions of an election share
+        it. A function gets the term if it has a parameter `term`, which callers do not give.
 
         A call is cancelled when the leadership is lost, and raises `Lost`. Arguments are those of `lead`; other
         errors than `NotElected` are raised.
@@ -638,19 +663,12 @@ class Agent:
                 raise ConfigError(
                     f"leader_only decorates coroutine functions, and not {function!r}: SyncAgent has it for others"
                 )
-            takes_term = _takes_term(function)
-            by_loop: dict[asyncio.AbstractEventLoop, _Held[Term]] = {}
+            term_at = _term_at(function)
+            self._job(settings, hooks)
 
             @functools.wraps(function)
             async def call(*args: Any, **kwargs: Any) -> Optional[Result]:
-                self._check_process()
-                loop = asyncio.get_running_loop()
-                held = by_loop.get(loop)
-                if held is None:
-                    for old in [old for old in by_loop if old.is_closed()]:
-                        del by_loop[old]
-                    held = by_loop[loop] = _Held(self, settings, hooks, Term)
-                    self._held.setdefault(loop, []).append(held)
+                held = self._held_here(settings, hooks, Term)
                 leadership = await held.begin()
                 if leadership is None:
                     return None
@@ -659,8 +677,7 @@ class Agent:
                 try:
                     body = _Body(leadership)
                     try:
-                        if takes_term:
-                            kwargs["term"] = Term(leadership.state)
+                        args = _with_term(term_at, Term(leadership.state), args, kwargs)
                         result = await function(*args, **kwargs)
                     except BaseException as raised:
                         if body.end(raised):
@@ -675,7 +692,7 @@ class Agent:
                     held.callers.remove(me)
                     held.end()
 
-            return _without_term(call, takes_term)
+            return _without_term(call, term_at)
 
         return decorate
 
@@ -924,9 +941,6 @@ async def _change(pool: Pool, plan: Plan, method: str, request: Message, answer:
         raise failure.of_change() from None
 
 
-View = TypeVar("View", bound=BaseTerm)
-
-
 class _Held(Generic[View]):
     """A leadership that is held between the calls of a function."""
 
@@ -987,26 +1001,42 @@ def _check_callers(held: Sequence[_Held[Any]], me: object) -> None:
         raise ConfigError("a function of leader_only cannot close its agent, which waits for its end: close it outside")
 
 
-def _takes_term(function: Callable[..., object]) -> bool:
-    """Whether a function has a parameter for the term. Raises `ConfigError` if it cannot be given one."""
+def _term_at(function: Callable[..., object]) -> Optional[float]:
+    """Where a function has a parameter for the term: behind how many others that callers may give by position. None:
+    it has none. Raises `ConfigError` if it cannot be given one."""
     if not callable(function):
         raise ConfigError(f"leader_only decorates functions, and not {function!r}")
     try:
-        term = inspect.signature(function).parameters.get("term")
+        parameters = list(inspect.signature(function).parameters.values())
     except ValueError:
         # A function of C.
-        return False
-    if term is not None and term.kind is term.POSITIONAL_ONLY:
-        raise ConfigError(f"the parameter term of {function!r} is positional only: the term is given by its name")
-    return term is not None and term.kind in (term.POSITIONAL_OR_KEYWORD, term.KEYWORD_ONLY)
+        return None
+    for at, each in enumerate(parameters):
+        if each.name == "term" and each.kind is each.POSITIONAL_OR_KEYWORD:
+            return at
+        if each.name == "term" and each.kind is each.KEYWORD_ONLY:
+            return math.inf
+        if each.name == "term" and each.kind is each.POSITIONAL_ONLY:
+            raise ConfigError(f"the parameter term of {function!r} is positional only: the term is given by its name")
+    return None
+
+
+def _with_term(at: Optional[float], term: BaseTerm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a call, with the term."""
+    if at is None:
+        return args
+    if len(args) > at:
+        return (*args[: int(at)], term, *args[int(at) :])
+    kwargs["term"] = term
+    return args
 
 
 Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 
-def _without_term(call: Decorated, takes_term: bool) -> Decorated:
+def _without_term(call: Decorated, at: Optional[float]) -> Decorated:
     """What looks at the parameters of a decorated function is not told of the one that its callers do not give."""
-    if takes_term:
+    if at is not None:
         signature = inspect.signature(call)
         parameters = [each for name, each in signature.parameters.items() if name != "term"]
         call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ from ._credentials import Path, TokenSource
 from ._hooks import Alive, OnJeopardy, OnLost, OnState
 from ._leadership import Leadership
 from ._settings import DEFAULT_KIND, GRACE, TERM, Duration, limit, seconds
-from .agent import TIMEOUT, Agent, Observer, _check_callers, _Held, _takes_term, _without_term
+from .agent import TIMEOUT, Agent, Observer, _check_callers, _Held, _term_at, _with_term, _without_term
 from .errors import ConfigError, Lost, LostReason
 from .term import FORKED, BaseTerm
 from .types import Campaigned, Event, Kinds, Leaders, Pod, State, Verified
@@ -380,7 +380,7 @@ class SyncAgent:
         if os.getpid() != self._agent._pid:
             return
         for held in list(self._agent._held.values()):
-            _check_callers(held, threading.get_ident())
+            _check_callers(list(held.values()), threading.get_ident())
         self._run(self._agent.close())
         _BACKGROUND.leave(id(self))
 
@@ -539,8 +539,8 @@ class SyncAgent:
 
         A call campaigns without waiting unless this process leads already; when another leads it returns None without
         running the function. The leadership is held between calls, so that jobs that other processes start a moment
-        later do not run too, until the agent is closed or the leadership is lost. The function gets the term if it
-        has a parameter `term`.
+        later do not run too, until the agent is closed or the leadership is lost. All functions of an election share
+        it. A function gets the term if it has a parameter `term`, which callers do not give.
 
         A call raises `Lost` if the leadership was lost before the function had ended. Arguments are those of `lead`;
         other errors than `NotElected` are raised.
@@ -555,16 +555,11 @@ class SyncAgent:
                     f"leader_only of SyncAgent decorates plain functions, and not {function!r}: Agent has it for"
                     " coroutine functions"
                 )
-            takes_term = _takes_term(function)
-            holders: dict[asyncio.AbstractEventLoop, _Held[SyncTerm]] = {}
+            term_at = _term_at(function)
+            self._agent._job(settings, hooks)
 
             async def begin() -> Optional[tuple[_Held[SyncTerm], Leadership]]:
-                loop = asyncio.get_running_loop()
-                held = holders.get(loop)
-                if held is None:
-                    holders.clear()
-                    held = holders[loop] = _Held(self._agent, settings, hooks, SyncTerm)
-                    self._agent._held.setdefault(loop, []).append(held)
+                held = self._agent._held_here(settings, hooks, SyncTerm)
                 leadership = await held.begin()
                 return None if leadership is None else (held, leadership)
 
@@ -577,8 +572,7 @@ class SyncAgent:
                 me = threading.get_ident()
                 held.callers.append(me)
                 try:
-                    if takes_term:
-                        kwargs["term"] = SyncTerm(leadership.state)
+                    args = _with_term(term_at, SyncTerm(leadership.state), args, kwargs)
                     result = function(*args, **kwargs)
                     why = _threads.awaitable(result)
                     if why is not None:
@@ -592,7 +586,7 @@ class SyncAgent:
                     if not leadership.state.is_forked():
                         _BACKGROUND.call(held.end, leadership.loop)
 
-            return _without_term(call, takes_term)
+            return _without_term(call, term_at)
 
         return decorate
 
