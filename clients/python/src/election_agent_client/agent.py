@@ -11,7 +11,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -54,6 +54,8 @@ from .types import (
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
+
+    from ._decorators import LeaderOnly
 
 _log = logging.getLogger("election_agent_client")
 
@@ -643,13 +645,14 @@ class Agent:
         on_state: Optional[OnState] = None,
         on_jeopardy: Optional[OnJeopardy] = None,
         on_lost: Optional[OnLost] = None,
-    ) -> Callable[[Callable[..., Awaitable[Result]]], Callable[..., Awaitable[Optional[Result]]]]:
+    ) -> LeaderOnly:
         """Decorates a coroutine function, such as a periodic job, that only the leader runs.
 
         A call campaigns without waiting unless this process leads already; when another leads it returns None without
         running the function. The leadership is held between calls, so that jobs that other processes start a moment
         later do not run too, until the agent is closed or the leadership is lost. All functions of an election share
-        it. A function gets the term if it has a parameter `term`, which callers do not give.
+        it. A function gets the term if it has a parameter `term`, which callers do not give. Put it first, or first
+        after `self`: type checkers know of it there.
 
         A call is cancelled when the leadership is lost, and raises `Lost`. Arguments are those of `lead`; other
         errors than `NotElected` are raised.
@@ -658,7 +661,7 @@ class Agent:
             election, kind, term, value, candidate, 0, grace, margin, alive, on_state, on_jeopardy, on_lost
         )
 
-        def decorate(function: Callable[..., Awaitable[Result]]) -> Callable[..., Awaitable[Optional[Result]]]:
+        def decorate(function: Any, /) -> Any:
             if not inspect.iscoroutinefunction(function):
                 raise ConfigError(
                     f"leader_only decorates coroutine functions, and not {function!r}: SyncAgent has it for others"
@@ -667,7 +670,7 @@ class Agent:
             self._job(settings, hooks)
 
             @functools.wraps(function)
-            async def call(*args: Any, **kwargs: Any) -> Optional[Result]:
+            async def call(*args: Any, **kwargs: Any) -> Any:
                 held = self._held_here(settings, hooks, Term)
                 leadership = await held.begin()
                 if leadership is None:

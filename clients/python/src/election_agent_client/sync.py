@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 
 from . import _clock, _threads
 from ._credentials import Path, TokenSource
@@ -27,6 +27,9 @@ from .agent import TIMEOUT, Agent, Observer, _check_callers, _Held, _term_at, _w
 from .errors import ConfigError, Lost, LostReason
 from .term import FORKED, BaseTerm
 from .types import Campaigned, Event, Kinds, Leaders, Pod, State, Verified
+
+if TYPE_CHECKING:
+    from ._decorators import SyncLeaderOnly
 
 _log = logging.getLogger("election_agent_client")
 
@@ -534,13 +537,14 @@ class SyncAgent:
         on_state: Optional[OnState] = None,
         on_jeopardy: Optional[OnJeopardy] = None,
         on_lost: Optional[OnLost] = None,
-    ) -> Callable[[Callable[..., Result]], Callable[..., Optional[Result]]]:
+    ) -> SyncLeaderOnly:
         """Decorates a function, such as a periodic job, that only the leader runs.
 
         A call campaigns without waiting unless this process leads already; when another leads it returns None without
         running the function. The leadership is held between calls, so that jobs that other processes start a moment
         later do not run too, until the agent is closed or the leadership is lost. All functions of an election share
-        it. A function gets the term if it has a parameter `term`, which callers do not give.
+        it. A function gets the term if it has a parameter `term`, which callers do not give. Put it first, or first
+        after `self`: type checkers know of it there.
 
         A call raises `Lost` if the leadership was lost before the function had ended. Arguments are those of `lead`;
         other errors than `NotElected` are raised.
@@ -549,7 +553,7 @@ class SyncAgent:
             election, kind, term, value, candidate, 0, grace, margin, alive, on_state, on_jeopardy, on_lost
         )
 
-        def decorate(function: Callable[..., Result]) -> Callable[..., Optional[Result]]:
+        def decorate(function: Any, /) -> Any:
             if _returns_work(function):
                 raise ConfigError(
                     f"leader_only of SyncAgent decorates plain functions, and not {function!r}: Agent has it for"
@@ -564,7 +568,7 @@ class SyncAgent:
                 return None if leadership is None else (held, leadership)
 
             @functools.wraps(function)
-            def call(*args: Any, **kwargs: Any) -> Optional[Result]:
+            def call(*args: Any, **kwargs: Any) -> Any:
                 begun = self._take(begin, _end)
                 if begun is None:
                     return None
