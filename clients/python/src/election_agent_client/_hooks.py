@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from . import _threads
 from .errors import Code, LostReason
@@ -79,7 +79,8 @@ Standing = Union[Waiting, Leading, Jeopardy, Unanswered, ExtensionRefused, Leade
 """Where a candidate stands in an election, as `on_state` reports it."""
 
 OnState = Callable[[Standing], object]
-OnJeopardy = Callable[["BaseTerm"], object]
+OnJeopardy = Callable[[Any], object]
+"""With the term: of the class that who leads has of it."""
 OnLost = Callable[[LostReason], object]
 Alive = Callable[[], bool]
 

@@ -25,7 +25,7 @@ from typing import (
 
 from . import _leadership, _settings
 from ._credentials import Path, Tls, Tokens, TokenSource
-from ._hooks import Alive, Hooks, OnJeopardy, OnLost, OnState
+from ._hooks import Alive, Hooks, OnLost, OnState
 from ._leadership import Leadership, Runtime
 from ._observe import HEARTBEAT_MS, Follower
 from ._pool import Answer, Answered, Endpoint, Failure, Plan, Pool, WaitLane
@@ -509,7 +509,7 @@ class Agent:
         margin: Optional[Duration],
         alive: Optional[Alive],
         on_state: Optional[OnState],
-        on_jeopardy: Optional[OnJeopardy],
+        on_jeopardy: Optional[Callable[[Any], object]],
         on_lost: Optional[OnLost],
     ) -> tuple[Settings, Hooks]:
         self._check_process()
@@ -563,7 +563,7 @@ class Agent:
         margin: Optional[Duration] = None,
         alive: Optional[Alive] = None,
         on_state: Optional[OnState] = None,
-        on_jeopardy: Optional[OnJeopardy] = None,
+        on_jeopardy: Optional[Callable[[Term], object]] = None,
         on_lost: Optional[OnLost] = None,
     ) -> Lead:
         """Leads an election: `async with agent.lead("nightly") as term:` waits until elected, extends the term while
@@ -614,7 +614,7 @@ class Agent:
         margin: Optional[Duration] = None,
         alive: Optional[Alive] = None,
         on_state: Optional[OnState] = None,
-        on_jeopardy: Optional[OnJeopardy] = None,
+        on_jeopardy: Optional[Callable[[Term], object]] = None,
         on_lost: Optional[OnLost] = None,
     ) -> Terms:
         """Leads again and again. Arguments and errors are those of `lead`.
@@ -643,7 +643,7 @@ class Agent:
         margin: Optional[Duration] = None,
         alive: Optional[Alive] = None,
         on_state: Optional[OnState] = None,
-        on_jeopardy: Optional[OnJeopardy] = None,
+        on_jeopardy: Optional[Callable[[Term], object]] = None,
         on_lost: Optional[OnLost] = None,
     ) -> LeaderOnly:
         """Decorates a coroutine function, such as a periodic job, that only the leader runs.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 
 from . import _clock, _threads
 from ._credentials import Path, TokenSource
-from ._hooks import Alive, OnJeopardy, OnLost, OnState
+from ._hooks import Alive, OnLost, OnState
 from ._leadership import Leadership
 from ._settings import DEFAULT_KIND, GRACE, TERM, Duration, limit, seconds
 from .agent import TIMEOUT, Agent, Observer, _check_callers, _Held, _term_at, _with_term, _without_term
@@ -467,7 +467,7 @@ class SyncAgent:
         margin: Optional[Duration] = None,
         alive: Optional[Alive] = None,
         on_state: Optional[OnState] = None,
-        on_jeopardy: Optional[OnJeopardy] = None,
+        on_jeopardy: Optional[Callable[[SyncTerm], object]] = None,
         on_lost: Optional[OnLost] = None,
     ) -> SyncLead:
         """Leads an election: `with agent.lead("nightly") as term:` waits until elected, extends the term while the
@@ -496,7 +496,7 @@ class SyncAgent:
         margin: Optional[Duration] = None,
         alive: Optional[Alive] = None,
         on_state: Optional[OnState] = None,
-        on_jeopardy: Optional[OnJeopardy] = None,
+        on_jeopardy: Optional[Callable[[SyncTerm], object]] = None,
         on_lost: Optional[OnLost] = None,
     ) -> Iterator[SyncLoopTerm]:
         """Leads again and again. Arguments and errors are those of `lead`.
@@ -535,7 +535,7 @@ class SyncAgent:
         margin: Optional[Duration] = None,
         alive: Optional[Alive] = None,
         on_state: Optional[OnState] = None,
-        on_jeopardy: Optional[OnJeopardy] = None,
+        on_jeopardy: Optional[Callable[[SyncTerm], object]] = None,
         on_lost: Optional[OnLost] = None,
     ) -> SyncLeaderOnly:
         """Decorates a function, such as a periodic job, that only the leader runs.

@@ -43,6 +43,14 @@ def told(standing: Standing) -> None:
         assert_type(standing.token, int)
 
 
+def looks(term: Term) -> None:
+    assert_type(term.in_jeopardy, bool)
+
+
+def looks_too(term: SyncTerm) -> bool:
+    return term.in_jeopardy
+
+
 async def issue() -> str:
     return "token"
 
@@ -94,7 +102,7 @@ async def asynchronous() -> None:
         term.check()
         assert_type(await term.renewed(), int)
         assert_type(await term.lost(), LostReason)
-    async for each in agent.terms("nightly", on_state=told, on_lost=print, alive=lambda: True):
+    async for each in agent.terms("nightly", on_state=told, on_lost=print, on_jeopardy=looks, alive=lambda: True):
         assert_type(each, LoopTerm)
         async with each as inner:
             assert_type(inner, Term)
@@ -129,7 +137,7 @@ def synchronous() -> None:
         term.sleep(1)
         assert_type(term.wait_lost(1), Optional[LostReason])
         assert_type(term.wait_renewed(), Optional[int])
-    terms = twin.terms("nightly")
+    terms = twin.terms("nightly", on_jeopardy=looks_too)
     assert_type(terms, Iterator[SyncLoopTerm])
     with twin.observe(kind="batch") as observer:
         assert_type(observer, SyncObserver)
