@@ -129,7 +129,7 @@ async def test_a_term_goes_on_when_only_an_old_agent_is_left(
 ) -> None:
     proxy = proxies(server)
     async with Agent([proxy.address, pickies(**OLD).address]) as agent:
-        async with agent.lead(election, term=3) as term:
+        async with agent.lead(election, term=1.5) as term:
             await term.renewed()
             proxy.refuse()
             for _ in range(3):
@@ -147,7 +147,7 @@ async def test_a_refused_extension_is_reported_and_no_loss_by_itself(
             return any(isinstance(each, ExtensionRefused) and each.code.value == code.name for each in standings)
 
         async with Agent(picky.address) as agent:
-            async with agent.lead(f"{election}-{code.value[0]}", term=3, on_state=standings.append) as term:
+            async with agent.lead(f"{election}-{code.value[0]}", term=2, on_state=standings.append) as term:
                 await term.renewed()
                 picky.refuses["ExtendElectedTerm"] = code
                 await eventually(is_told)

@@ -216,7 +216,7 @@ class Files:
         self.make("server", ["localhost"])
         self.make("client", ["batch"])
 
-    def _sign(self, name: x509.Name, key: Any, names: Any) -> x509.Certificate:
+    def _sign(self, name: x509.Name, key: Any, names: Any, days: int = 1) -> x509.Certificate:
         now = datetime.datetime.now(datetime.timezone.utc)
         builder = (
             x509.CertificateBuilder()
@@ -224,15 +224,15 @@ class Files:
             .issuer_name(self._name)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - datetime.timedelta(days=3))
+            .not_valid_after(now + datetime.timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
         )
         if names is not None:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self._key, hashes.SHA256())
 
-    def make(self, file: str, names: list[str]) -> None:
+    def make(self, file: str, names: list[str], days: int = 1) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         general: list[x509.GeneralName] = []
         for name in names:
@@ -241,7 +241,7 @@ class Files:
             except ValueError:
                 general.append(x509.DNSName(name))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
-        certificate = self._sign(subject, key.public_key(), general)
+        certificate = self._sign(subject, key.public_key(), general, days)
         self.write(f"{file}.pem", certificate.public_bytes(serialization.Encoding.PEM))
         pem = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -286,6 +286,23 @@ async def test_a_certificate_for_an_address_is_good_for_it(servers: Callable[...
     server = servers(**files.settings())
     async with Agent(f"https://127.0.0.1:{server.port}", ca_file=files.path("ca.pem")) as agent:
         await agent.kinds()
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "words"),
+    [(["localhost"], -1, "CERTIFICATE_VERIFY_FAILED"), (["other.example"], 1, "(?i)peer name|hostname")],
+)
+async def test_a_certificate_that_has_expired_or_is_anothers_is_refused(
+    servers: Callable[..., Server], files: Files, names: list[str], days: int, words: str
+) -> None:
+    files.make("server", names, days)
+    server = servers(**files.settings())
+    async with Agent(f"https://localhost:{server.port}", ca_file=files.path("ca.pem"), timeout=0.5) as agent:
+        with pytest.raises(Unreachable, match=words):
+            await agent.kinds()
+        with pytest.raises(Unreachable, match=words):
+            async with agent.lead("nightly", wait=0):
+                pass
 
 
 async def test_who_mixes_up_encryption_is_told(server: Server, servers: Callable[..., Server], files: Files) -> None:

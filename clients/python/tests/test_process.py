@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -143,7 +145,10 @@ agent = SyncAgent(sys.argv[1])
 with agent.lead(sys.argv[2], term=1) as term:
     child = os.fork()
     if child == 0:
-        time.sleep(8)
+        # The test reads until these are closed.
+        os.close(1)
+        os.close(2)
+        time.sleep(600)
         os._exit(0)
     print(child, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -153,8 +158,13 @@ with agent.lead(sys.argv[2], term=1) as term:
 def test_the_term_of_a_parent_that_dies_lapses_although_its_child_lives(server: Server, election: str) -> None:
     died = run(ORPHAN, server.address, election)
     assert died.returncode == -9, died.stderr
-    with SyncAgent(server.address) as agent, agent.lead(election, term=1, wait=10):
-        pass
+    child = int(died.stdout)
+    try:
+        with SyncAgent(server.address) as agent, agent.lead(election, term=1, wait=10):
+            # It lives, and keeps what it has of its parent's connections.
+            os.kill(child, 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 PREFORK = """

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 from conftest import Server, lines, run
@@ -23,6 +25,7 @@ from election_agent_client import (
     State,
     SyncAgent,
     Synced,
+    sync,
 )
 
 
@@ -203,6 +206,67 @@ except KeyboardInterrupt:
         os.kill(waiter.pid, signal.SIGINT)
         assert waiter.communicate(timeout=30)[0] == "interrupted\n"
         assert waiter.returncode == 0
+
+
+@pytest.mark.parametrize("handed_over", [True, False])
+def test_who_is_interrupted_as_it_is_elected_leaves_no_leader(
+    server: Server, sync_agent: SyncAgent, election: str, monkeypatch: pytest.MonkeyPatch, handed_over: bool
+) -> None:
+    with SyncAgent(server.address) as other:
+
+        @sync_agent.leader_only(f"{election}-job")
+        def job() -> str:
+            return "ran"
+
+        def interrupted(of: str) -> Any:
+            def result(future: Any) -> Any:
+                if handed_over:
+                    future.result()
+                else:
+                    # Granted, and perhaps not handed over yet.
+                    while not waits.state(of).is_held:
+                        time.sleep(0.001)
+                raise KeyboardInterrupt
+
+            return result
+
+        with SyncAgent(server.address) as waits:
+            # It uses what is replaced below.
+            monkeypatch.setattr(waits, "_run", lambda work: waits._submit(work).result())
+            for of, use in ((election, sync_agent.lead(election).__enter__), (f"{election}-job", job)):
+                with monkeypatch.context() as patched:
+                    patched.setattr(sync, "_result", interrupted(of))
+                    with pytest.raises(KeyboardInterrupt):
+                        use()
+        with other.lead(election, wait=10):
+            pass
+        # What it holds between calls is given up by close(), which waits for no call that never was.
+        assert job() == "ran"
+        sync_agent.close()
+        with other.lead(f"{election}-job", wait=10):
+            pass
+
+
+def test_what_follows_ends_with_its_agent(server: Server, election: str) -> None:
+    agent = SyncAgent(server.address)
+    states = iter(agent.observe(election))
+    next(states)
+    observer = agent.observe(election)
+    observer.next()
+    agent.close()
+    del states
+    observer.close()
+    with pytest.raises(ConfigError, match="closed"):
+        observer.next()
+    # No thread is started for what has ended.
+    assert "election-loop" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_pause_without_an_end_ends_with_the_loss(sync_agent: SyncAgent, election: str) -> None:
+    with pytest.raises(Lost), sync_agent.lead(election, term=1.5, candidate="same") as term:
+        sync_agent.campaign(election, term=1.5, candidate="same")
+        assert term.wait_lost(math.inf) is LostReason.STALE_TOKEN
+        term.sleep(math.inf)
 
 
 def test_a_program_that_closes_nothing_ends(server: Server, election: str) -> None:
