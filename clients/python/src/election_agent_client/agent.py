@@ -390,17 +390,24 @@ class Agent:
     Close it with `close()` or use `async with`. It may be used in several event loops, each with connections of its
     own, but not in a process that was forked after it was made: that raises `ConfigError`.
 
+    Of all calls: durations are seconds or timedeltas. Names of elections, kinds and candidates have 1 to 256 bytes of
+    UTF-8, without control characters; those of elections and kinds are without `/`. Tokens are from 1 to 2**53 - 1.
+    What is out of range or of another type is a `ConfigError`, before anything is sent. A call that one agent does not
+    offer, as it is older, goes to the others.
+
     - `candidate`: the name that leaders campaign under unless they give another. Unless given, of this host and
       process, and random.
-    - `timeout`: how long a plain call may take, with all its attempts. Leading has deadlines of its own.
+    - `timeout`: how long a plain call may take, with all its attempts: up to 2147483 s. Leading has deadlines of its
+      own.
     - `streams`: whether leaders use streams, if the agent offers them. Without them each leadership has calls of its
       own, which proxies that know no streams in both directions let pass.
     - `ca_file`: trusts the authorities in a PEM file, and no others; the system's without it. `cert_file`,
       `key_file`: shows a certificate, for mutual TLS. The files are read again when they change, for new connections.
       `server_name`: the name that the agent's certificate has to be for, if it is not the endpoint's.
     - `token`: a bearer token. `token_file`: a file with one, of which each attempt of a call shows the present content.
-      `token_from`: a function, or coroutine function, that returns one; it is called for each attempt of a call. A
-      token is sent to an endpoint without TLS only with `allow_plaintext_token`.
+      `token_from`: a function, or coroutine function, that returns one. It is called for each attempt of a call: a
+      plain function on a thread of its own, and while one call of it runs, no other is begun. A token is sent to an
+      endpoint without TLS only with `allow_plaintext_token`.
 
     Raises `ConfigError` if an endpoint is no address, or a file holds no certificate or key.
     """
@@ -464,8 +471,11 @@ class Agent:
         await self.close()
 
     async def close(self) -> None:
-        """Gives up what `leader_only` holds, and closes the connections of this event loop. What is led otherwise
-        lapses. The agent may be used again."""
+        """Gives up what `leader_only` holds when its calls have ended, and closes the connections of this event loop.
+        What is led otherwise is not extended any more. The agent may be used again.
+
+        Raises `ConfigError` if it is called by a function of `leader_only`, for whose end it would wait.
+        """
         if os.getpid() != self._pid:
             return
         loop = asyncio.get_running_loop()
@@ -586,15 +596,20 @@ class Agent:
           not be extended.
         - `margin`: how long before the end of the term the leadership counts as lost: at most half of the term. A
           tenth of the term, but at most 1 s, unless given.
-        - `alive`: is called before each extension, on a thread of its own: while it returns false, or does not
-          return, the term is not extended, so that an application that hangs does not lead on.
+        - `alive`: a plain function that is called before each extension, on a thread of its own: while it returns
+          false, raises, or does not return, the term is not extended, so that an application that hangs does not lead
+          on.
         - `on_state`: is called with a `Standing` whenever the candidate's standing changes; `on_jeopardy` with the
           term when it could not be extended, and it is not known whether the candidate leads; `on_lost` with a
-          `LostReason` when the leadership is lost. All in order, by one thread of the library. None holds an
-          extension up; one that does not return holds up those after it.
+          `LostReason` when the leadership is lost. All are plain functions, called in order by one thread of the
+          process. None holds an extension up; one that does not return holds up those after it, of all agents. What
+          they raise is logged; `sys.exit()` ends no program there, `signal.raise_signal` and `os._exit` do.
+
+        Leaderships of one agent under the same names take turns: the second waits for the first.
 
         Raises `ConfigError` at once, and when it is entered `NotElected` after `wait`, `NotKnown` or `Unreachable` if
-        no agent answered at its end, `Refused`.
+        no agent answered at its end, `Refused`. If who leads is cancelled while it resigns, the resignation goes on,
+        and `close` waits for it.
         """
         settings, hooks = self._lead(
             election, kind, term, value, candidate, wait, grace, margin, alive, on_state, on_jeopardy, on_lost
@@ -625,6 +640,7 @@ class Agent:
 
         The candidate resigns when the loop asks for the next term, or ends. With `async with term:` a loss cancels
         the body, and the loop leads again. Without it a loss cancels the task that iterates: the work must not go on.
+        Who keeps the object beyond the loop calls its `aclose()`: nothing else tells that the loop has ended.
         """
         settings, hooks = self._lead(
             election, kind, term, value, candidate, wait, grace, margin, alive, on_state, on_jeopardy, on_lost
@@ -650,9 +666,10 @@ class Agent:
 
         A call campaigns without waiting unless this process leads already; when another leads it returns None without
         running the function. The leadership is held between calls, so that jobs that other processes start a moment
-        later do not run too, until the agent is closed or the leadership is lost. All functions of an election share
-        it. A function gets the term if it has a parameter `term`, which callers do not give. Put it first, or first
-        after `self`: type checkers know of it there.
+        later do not run too, until the agent is closed, which waits for calls that run, or the leadership is lost.
+        All functions of an election share it, and have the same arguments here. A function gets the term if it has a
+        parameter `term`, which callers do not give. Put it first, or first after `self`: type checkers know of it
+        there.
 
         A call is cancelled when the leadership is lost, and raises `Lost`. Arguments are those of `lead`; other
         errors than `NotElected` are raised.
@@ -890,8 +907,8 @@ class Agent:
         token: int = 0,
     ) -> int:
         """Moves a leadership to another candidate, and returns until when that may act, in ns of the clock of
-        `Term.valid_until`. It takes the leadership up by campaigning. `leader` and `token` are those of who hands
-        over; none are needed when the election is vacant.
+        `Term.valid_until`. That candidate takes the leadership up by campaigning. `leader` and `token` (0: any) are
+        those of who hands over; give neither when the election is vacant.
 
         Raises `Lost` if the leader that hands over does not lead with its token, `Refused`, `NotKnown`, `Unreachable`.
         """

@@ -378,8 +378,11 @@ class SyncAgent:
         self.close()
 
     def close(self) -> None:
-        """Gives up what `leader_only` holds, and closes the connections. What is led otherwise lapses. The agent may
-        be used again."""
+        """Gives up what `leader_only` holds when its calls have ended, and closes the connections. What is led
+        otherwise lapses. The agent may be used again.
+
+        Raises `ConfigError` if it is called by a function of `leader_only`, for whose end it would wait.
+        """
         if os.getpid() != self._agent._pid:
             return
         for held in list(self._agent._held.values()):
@@ -542,9 +545,10 @@ class SyncAgent:
 
         A call campaigns without waiting unless this process leads already; when another leads it returns None without
         running the function. The leadership is held between calls, so that jobs that other processes start a moment
-        later do not run too, until the agent is closed or the leadership is lost. All functions of an election share
-        it. A function gets the term if it has a parameter `term`, which callers do not give. Put it first, or first
-        after `self`: type checkers know of it there.
+        later do not run too, until the agent is closed, which waits for calls that run, or the leadership is lost.
+        All functions of an election share it, and have the same arguments here. A function gets the term if it has a
+        parameter `term`, which callers do not give. Put it first, or first after `self`: type checkers know of it
+        there.
 
         A call raises `Lost` if the leadership was lost before the function had ended. Arguments are those of `lead`;
         other errors than `NotElected` are raised.
