@@ -6,8 +6,6 @@ import os
 import pathlib
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
 from conftest import PYTHON, REPOSITORY, Server, lines, run
@@ -305,19 +303,6 @@ def test_the_version_is_the_agents() -> None:
     assert election_agent_client.__version__ == version
     assert election_agent_client._pool.VERSION == version
     assert f'version = "{version}"' in (PYTHON / "pyproject.toml").read_text()
-
-
-def test_the_sources_are_for_python_3_9() -> None:
-    vermin = [
-        str(pathlib.Path(sys.executable).with_name("vermin")),
-        "--target=3.9-",
-        "--no-tips",
-        "--eval-annotations",
-        "--violations",
-    ]
-    sources = [str(path) for path in (PYTHON / "src").rglob("*.py")]
-    checked = subprocess.run([*vermin, *sources], capture_output=True, text=True)
-    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_exported_names_exist_and_are_documented() -> None:

@@ -291,10 +291,10 @@ class Failure(Exception):
                 return
         self.tried.append(_Tried(label, why, unheard))
 
-    def put_first(self, label: str, why: str) -> None:
+    def put_first(self, label: str, why: str, unheard: bool = False) -> None:
         """Unless something is known of this endpoint."""
         if not any(known.label == label for known in self.tried):
-            self.put(label, why)
+            self.put(label, why, unheard)
 
     def over(self) -> Failure:
         if self.refusal is None and not self.tried:
@@ -539,7 +539,7 @@ class Pool:
                             failure.uncertain = failure.uncertain or may_be_done()
                             for route, _, sent in attempts.values():
                                 if not sent.is_set():
-                                    failure.put(self.label(route), NO_TOKEN, unheard=True)
+                                    failure.put_first(self.label(route), NO_TOKEN, unheard=True)
                             raise failure.over()
                         begin()
                         continue
