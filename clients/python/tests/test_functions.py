@@ -150,6 +150,36 @@ def test_a_token_function_that_hangs_does_not_keep_the_process(server: Server) -
     assert time.monotonic() - began < 50
 
 
+NAMES = """
+import asyncio, socket, sys, threading
+from election_agent_client import Agent, Unreachable
+
+lookups = []
+
+def hangs(*arguments, **options):
+    lookups.append(1)
+    threading.Event().wait()
+
+socket.getaddrinfo = hangs
+
+async def main():
+    async with Agent("a.example:1", timeout=2.5) as agent:
+        for _ in range(2):
+            try:
+                await agent.kinds()
+            except Unreachable as error:
+                assert "not resolved" in str(error), error
+        # A thread of the program's executor is there for the program.
+        await asyncio.get_running_loop().run_in_executor(None, print, len(lookups))
+
+asyncio.run(main())
+"""
+
+
+def test_a_name_that_is_not_resolved_takes_no_thread_of_the_program_and_does_not_keep_the_process() -> None:
+    assert lines(run(NAMES)) == ["1"]
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

@@ -6,6 +6,8 @@ import os
 import pathlib
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 from conftest import PYTHON, REPOSITORY, Server, lines, run
@@ -158,7 +160,7 @@ def test_the_term_of_a_parent_that_dies_lapses_although_its_child_lives(server: 
     assert died.returncode == -9, died.stderr
     child = int(died.stdout)
     try:
-        with SyncAgent(server.address) as agent, agent.lead(election, term=1, wait=10):
+        with SyncAgent(server.address) as agent, agent.lead(election, wait=20):
             # It lives, and keeps what it has of its parent's connections.
             os.kill(child, 0)
     finally:
@@ -187,6 +189,66 @@ for worker in workers:
 def test_workers_that_are_forked_make_agents_of_their_own(server: Server, election: str) -> None:
     tokens = list(map(int, lines(run(PREFORK, server.address, election))))
     assert len(set(tokens)) == 3
+
+
+FORKED_LATE = """
+import os, sys
+from election_agent_client import Agent, ConfigError, SyncAgent
+
+with SyncAgent(sys.argv[1]) as agent:
+    agent.kinds()
+
+child = os.fork()
+if child == 0:
+    own = SyncAgent(sys.argv[1])
+    for use in (own.kinds, lambda: own.lead("x"), own.__enter__, lambda: own.observe("x"), lambda: own.terms("x")):
+        try:
+            use()
+        except ConfigError as error:
+            assert "spawn" in str(error)
+        else:
+            os._exit(1)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+agent.kinds()
+agent.close()
+print("works on")
+"""
+
+
+def test_who_forks_after_the_first_call_is_told_in_the_child(server: Server) -> None:
+    assert lines(run(FORKED_LATE, server.address)) == ["works on"]
+
+
+SPAWNED = """
+import multiprocessing, sys
+from election_agent_client import SyncAgent
+
+def work(address, election):
+    with SyncAgent(address) as agent, agent.lead(election, wait=30) as term:
+        print(term.token > 0, flush=True)
+
+if __name__ == "__main__":
+    with SyncAgent(sys.argv[1]) as agent:
+        agent.kinds()
+        processes = [
+            multiprocessing.get_context(method).Process(target=work, args=sys.argv[1:])
+            for method in ("spawn", "forkserver")
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+"""
+
+
+def test_processes_that_are_not_forked_use_agents(server: Server, election: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "spawned.py").write_text(SPAWNED)
+    done = subprocess.run(
+        [sys.executable, "spawned.py", server.address, election], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert lines(done) == ["True", "True"]
 
 
 UVLOOP = """

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import inspect
 import logging
 import os
 import re
 import sys
-import threading
 import time
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Callable, Optional, Union
 
 from . import _threads
 from .errors import ConfigError
@@ -63,9 +61,7 @@ class Tokens:
         self._file = file
         self._source = source
         self._last: Optional[str] = None
-        self._lock = threading.Lock()
-        self._asked: Optional[concurrent.futures.Future[Any]] = None
-        """What the function is to return, while it runs: one that hangs is called once."""
+        self._once = _threads.Once("election-token")
         self._is_async = inspect.iscoroutinefunction(source)
 
     def any(self) -> bool:
@@ -87,7 +83,7 @@ class Tokens:
                 token = None
                 if not self._is_async:
                     # It may ask another service: not on the event loop.
-                    token = await asyncio.wrap_future(self._ask(self._source))
+                    token = await asyncio.wrap_future(self._once.run(self._source))
                     if _threads.awaitable(token) is not None:
                         self._is_async = True
                 if self._is_async:
@@ -99,12 +95,6 @@ class Tokens:
                 raise NoToken(f"the function that returns tokens has failed: {error}") from error
             return _checked(token)
         return None
-
-    def _ask(self, source: TokenSource) -> concurrent.futures.Future[Any]:
-        with self._lock:
-            if self._asked is None or self._asked.done():
-                self._asked = _threads.run(source, "election-token")
-            return self._asked
 
     def _read(self, path: Path) -> str:
         # Read each time: the file is small, and no sign of a change is as sure as its content.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Optional, TypeVar
 import grpc
 import grpc.aio
 
-from . import _clock
+from . import _clock, _threads
 from ._credentials import Metadata, NoToken, Tls, Tokens
 from .errors import Code, ConfigError, ElectionAgentError, NotKnown, Refused, Unreachable, listed
 
@@ -68,6 +68,7 @@ class Endpoint:
             shown = re.sub(r"[^/,]*@", "...@", text)
             raise ConfigError(f"the endpoint {shown if shown.isprintable() else repr(shown)}: {error}") from None
         self.tls = tls if self.is_encrypted else None
+        self._lookup = _threads.Once("election-names")
         if tls.any() and not self.is_encrypted:
             raise ConfigError(
                 f"the endpoint {text} is not encrypted, but ca_file, cert_file or server_name is given:"
@@ -112,8 +113,8 @@ class Endpoint:
         """The addresses of the endpoint's name. Raises `OSError` or `asyncio.TimeoutError`."""
         if self.ip is not None:
             return [(self.ip, self.port)]
-        lookup = asyncio.get_running_loop().getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        found = await asyncio.wait_for(lookup, RESOLVE)
+        lookup = self._lookup.run(lambda: socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+        found = await asyncio.wait_for(asyncio.wrap_future(lookup), RESOLVE)
         addresses = list(dict.fromkeys((str(address[4][0]), self.port) for address in found))
         # So that the clients of several agents behind a name spread over them.
         random.shuffle(addresses)

@@ -1,4 +1,4 @@
-"""Runs the caller's functions on threads of their own.
+"""Runs functions that may hang on threads of their own: the caller's, and the look-up of names.
 
 Not on threads of an executor: a function that hangs would take them from the program's own work, and an executor waits
 for it when the interpreter ends.
@@ -35,6 +35,22 @@ def run(function: Callable[[], Any], name: str) -> concurrent.futures.Future[Any
         # There are too many, or the interpreter ends.
         future.set_exception(error)
     return future
+
+
+class Once:
+    """Runs a function that may hang, and nothing beside it: who asks meanwhile gets the same result."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._running: Optional[concurrent.futures.Future[Any]] = None
+
+    def run(self, function: Callable[[], Any]) -> concurrent.futures.Future[Any]:
+        """Begins it, unless it runs."""
+        with self._lock:
+            if self._running is None or self._running.done():
+                self._running = run(function, self._name)
+            return self._running
 
 
 def awaitable(result: Any) -> Optional[str]:

@@ -23,7 +23,7 @@ from typing import (
     Union,
 )
 
-from . import _leadership, _settings
+from . import _fork, _leadership, _settings
 from ._credentials import Path, Tls, Tokens, TokenSource
 from ._hooks import Alive, Hooks, OnLost, OnState
 from ._leadership import Leadership, Runtime
@@ -388,7 +388,8 @@ class Agent:
     the others when it fails. Nothing is connected before the first call.
 
     Close it with `close()` or use `async with`. It may be used in several event loops, each with connections of its
-    own, but not in a process that was forked after it was made: that raises `ConfigError`.
+    own, but not in a process that was forked after it was made: that raises `ConfigError`, as does any agent in a
+    process that was forked from one that had used an agent.
 
     Of all calls: durations are seconds or timedeltas. Names of elections, kinds and candidates have 1 to 256 bytes of
     UTF-8, without control characters; those of elections and kinds are without `/`. Tokens are from 1 to 2**53 - 1.
@@ -494,6 +495,7 @@ class Agent:
                 f"this agent was made in process {self._pid}, of which this is a fork: make an Agent of its own in"
                 " each process"
             )
+        _fork.check()
 
     def _runtime(self) -> Runtime:
         self._check_process()
@@ -501,6 +503,7 @@ class Agent:
         with self._lock:
             runtime = self._runtimes.get(loop)
             if runtime is None:
+                _fork.use()
                 for old in [old for old in self._runtimes if old.is_closed()]:
                     del self._runtimes[old]
                 pool = Pool(self._endpoints, self._tokens)
