@@ -247,6 +247,23 @@ def test_who_is_interrupted_as_it_is_elected_leaves_no_leader(
             pass
 
 
+def test_an_event_that_an_interrupted_thread_did_not_get_is_the_next_one(
+    sync_agent: SyncAgent, election: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(future: Any) -> Any:
+        future.result()
+        raise KeyboardInterrupt
+
+    with sync_agent.observe(election) as observer:
+        for timeout in (None, 20):
+            with monkeypatch.context() as patched:
+                patched.setattr(sync, "_result", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    observer.next(timeout)
+        assert isinstance(observer.next(), State)
+        assert isinstance(observer.next(), Synced)
+
+
 def test_what_follows_ends_with_its_agent(server: Server, election: str) -> None:
     agent = SyncAgent(server.address)
     states = iter(agent.observe(election))

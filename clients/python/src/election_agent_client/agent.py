@@ -356,6 +356,11 @@ class Observer:
         self._changed.set()
         return event
 
+    def _unread(self, event: Event) -> None:
+        """Who was to have the event has gone: it is the next one again."""
+        self._events.appendleft(event)
+        self._changed.set()
+
     async def _put(self, event: Event) -> None:
         while len(self._events) >= 16:
             self._changed.clear()

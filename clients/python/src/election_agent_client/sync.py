@@ -258,9 +258,6 @@ class SyncObserver:
 
         self._observer, self._loop = agent._run(make())
 
-    def _run(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return self._agent._run(work, self._loop)
-
     @property
     def certain(self) -> bool:
         """Whether the states reported last are known to be the present ones."""
@@ -284,25 +281,31 @@ class SyncObserver:
     def next(self, timeout: Optional[Duration] = None) -> Optional[Event]:
         """The next event. None: there was none within the timeout."""
         within = limit(timeout, "the timeout")
-        if within is None:
-            return self._run(self._observer.next())
 
         async def next_within() -> Optional[Event]:
             task = asyncio.ensure_future(self._observer.next())
             try:
                 await asyncio.wait({task}, timeout=within)
+            except asyncio.CancelledError:
+                if task.done() and not task.cancelled() and task.exception() is None:
+                    self._observer._unread(task.result())
+                raise
             finally:
                 if not task.done():
                     task.cancel()
             return None if not task.done() or task.cancelled() else task.result()
 
-        return self._run(next_within())
+        def undo(event: Optional[Event]) -> None:
+            if event is not None:
+                self._observer._unread(event)
+
+        return self._agent._take(next_within, undo, self._loop)
 
     def close(self) -> None:
         """Stops to follow."""
         # With the agent, and in a child, it has stopped.
         if os.getpid() == self._agent._agent._pid and _BACKGROUND.runs(self._loop):
-            self._run(self._observer.close())
+            self._agent._run(self._observer.close(), self._loop)
 
     def __enter__(self) -> SyncObserver:
         return self
@@ -426,9 +429,16 @@ class SyncAgent:
             # The agent was closed meanwhile: the term lapses.
             return leadership.state.look()
 
-    def _take(self, work: Callable[[], Coroutine[Any, Any, Result]], undo: Callable[[Result], object]) -> Result:
+    def _take(
+        self,
+        work: Callable[[], Coroutine[Any, Any, Result]],
+        undo: Callable[[Result], object],
+        on: Optional[asyncio.AbstractEventLoop] = None,
+    ) -> Result:
         """Runs a coroutine whose result somebody has to take over. If a signal interrupts the thread that waits for
         it, also at the last moment, the result is undone, on the event loop."""
+        self._agent._check_process()
+        loop = _BACKGROUND.loop(id(self)) if on is None else on
         lock = threading.Lock()
         given_up = False
         results: list[Result] = []
@@ -442,14 +452,13 @@ class SyncAgent:
             undo(result)
             raise asyncio.CancelledError
 
-        future = self._submit(hand_over())
+        future = self._submit(hand_over(), loop)
         try:
             return _result(future)
         except BaseException:
             with lock:
                 given_up = True
             if results:
-                loop = _BACKGROUND.loop(id(self))
                 _BACKGROUND.call(lambda: undo(results[0]), loop)
             raise
 
