@@ -97,8 +97,9 @@ lint: ## Check format, lints, docs, and licences if cargo-deny is installed
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --workspace --features election-core/weaken,election-core/deep-model --locked --test model --test simulation -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
-	clients/python/scripts/setup-venv
+	scripts/build-clients
 	clients/python/scripts/lint
+	cd clients/typescript && npm run --silent lint
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny check; \
 	else echo "cargo-deny is not installed: licences and advisories are not checked"; fi
 

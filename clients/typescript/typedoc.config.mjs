@@ -2,6 +2,8 @@ import { OptionDefaults } from "typedoc";
 
 /** @type {Partial<import("typedoc").TypeDocOptions>} */
 export default {
+  // Links to sources need a remote of the repository that typedoc knows. Clones have others, or none.
+  disableSources: true,
   entryPoints: ["src/index.ts", "src/web.ts", "src/proto.ts"],
   out: "docs",
   readme: "README.md",

@@ -95,13 +95,28 @@ async def test_what_an_old_agent_does_not_offer_another_does(
 
 
 async def test_what_no_agent_offers_is_refused(pickies: Callable[..., Picky], election: str) -> None:
-    async with Agent([pickies(**OLD).address, pickies(**OLD).address, "127.0.0.1:1"]) as agent:
-        for call in (agent.verify(election, 1), agent.state(election), agent.kinds(), agent.observe(election).next()):
+    old = [pickies(**OLD).address, pickies(**OLD).address]
+    async with Agent([*old, "127.0.0.1:1"]) as agent, Agent(old) as observed:
+        for call in (agent.verify(election, 1), agent.state(election), agent.kinds(), observed.observe(election).next()):
             began = time.monotonic()
             with pytest.raises(Refused) as raised:
                 await call
             assert raised.value.code is Code.UNIMPLEMENTED
             assert time.monotonic() - began < 9, "it has tried until its time was over"
+
+
+async def test_an_observer_waits_for_an_agent_that_may_be_newer(
+    server: Server, pickies: Callable[..., Picky], proxies: Any, election: str
+) -> None:
+    proxy = proxies(server)
+    proxy.refuse()
+    async with Agent([pickies(**OLD).address, proxy.address]) as agent, agent.observe(election) as observer:
+        events = observer.events()
+        doubt = await events.__anext__()
+        assert isinstance(doubt, Certainty) and "UNIMPLEMENTED" in doubt.reason and proxy.address in doubt.reason
+        proxy.heal()
+        assert isinstance(await events.__anext__(), State)
+        await events.aclose()
 
 
 async def test_an_observer_outlives_that_only_an_old_agent_is_there(

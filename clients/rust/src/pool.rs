@@ -530,7 +530,7 @@ impl Pool {
         self.tokens.put(metadata).await
     }
 
-    /// Calls an agent, and the next if it fails.
+    /// Calls an agent, and the next if it fails or does not offer the call.
     ///
     /// # Errors
     ///
@@ -592,7 +592,10 @@ impl Pool {
                     Err(Failed::Refused(code, message)) => {
                         failures.uncertain |= !attempts.is_empty();
                         failures.refusal = Some((code, message));
-                        return Err(failures.over());
+                        // An older agent has changed nothing, and another may be newer.
+                        if code != Code::Unimplemented {
+                            return Err(failures.over());
+                        }
                     }
                     Err(Failed::Unsent(why)) => failures.put_unheard(self.label(route), why),
                     Err(Failed::Broken(why)) => {
@@ -609,6 +612,9 @@ impl Pool {
                     }
                 }
                 attempts.extend(routes.next().map(begin));
+            }
+            if failures.refusal.is_some() {
+                break;
             }
             // All have failed: their names may have other addresses now.
             self.forget_addresses();

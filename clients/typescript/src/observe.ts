@@ -414,6 +414,7 @@ class Follower {
     const { routes, wrong } = await this.pool.routes();
     const tried: Tried[] = [...wrong];
     let older: Refused | undefined;
+    let othersFailed = tried.length > 0;
     for (const route of routes) {
       const waiting = this.pool.waitLane();
       const connection = this.pool.use(route, waiting.lane);
@@ -454,16 +455,18 @@ class Follower {
           if (code === "UNIMPLEMENTED") {
             // Another of the agents may be newer.
             older = new Refused(code, error.rawMessage);
+            tried.push({ endpoint: this.pool.label(route), why: `${code}: ${error.rawMessage}` });
             continue;
           }
           if (code !== undefined) throw new Refused(code, error.rawMessage);
         }
         this.pool.discard(connection);
         tried.push({ endpoint: this.pool.label(route), why: describe(error, connection.channel) });
+        othersFailed = true;
       }
     }
     // Newer ones that are not reached at the moment may be later.
-    if (older !== undefined && tried.length === 0) throw older;
+    if (older !== undefined && !othersFailed) throw older;
     this.pool.forgetAddresses();
     throw new NotKnown(listed(tried));
   }

@@ -30,8 +30,10 @@ QUIET = 1.0
 """For how many seconds nothing is said about a stream that has broken: another is open by then, mostly."""
 REFUSALS = 4
 """How often in a row an agent may refuse for reasons that may pass."""
-PAUSE = 1.0
-"""The longest pause between attempts to open a stream, in seconds."""
+PAUSE = (0.05, 1.0)
+"""The shortest and the longest pause between attempts to open a stream, in seconds."""
+BRIEF = 1.0
+"""A stream that ends sooner than this, in seconds, is followed by the next after a pause only."""
 VACANT = 20_000
 """How many vacant elections are remembered, beside those that are held."""
 EVENTS = 16
@@ -101,6 +103,8 @@ class _Session:
         self.connection: Connection = pool.connection(route, self._wait.lane)
         self._call: Any = None
         self._closed = False
+        self.opened = 0.0
+        """When, by the event loop's clock."""
         self.states: dict[Name, State] = {}
         """What it said first."""
         self.doubt: Optional[pb.Certainty] = None
@@ -122,6 +126,7 @@ class _Session:
                 if state is not None:
                     self.states[state.kind, state.election] = state
             elif what == "synced":
+                self.opened = asyncio.get_running_loop().time()
                 return
             elif what == "certainty":
                 self.doubt = None if message.certainty.certain else message.certainty
@@ -151,6 +156,7 @@ async def open_session(pool: Pool, request: pb.ObserveRequest) -> _Session:
     """Opens a stream at the first agent that answers. Raises `Refused`, `NotKnown`."""
     routes, tried = await pool.routes()
     not_offered: Optional[Refused] = None
+    others_failed = bool(tried)
     for route in routes:
         session = _Session(pool, route)
         try:
@@ -178,8 +184,10 @@ async def open_session(pool: Pool, request: pb.ObserveRequest) -> _Session:
         pool.discard(session.connection)
         session.close()
         tried.append((pool.label(route), why))
+        others_failed = True
     pool.forget_addresses()
-    if not_offered is not None:
+    # Newer ones that are not reached at the moment may be later.
+    if not_offered is not None and not others_failed:
         raise not_offered
     raise NotKnown(listed(tried))
 
@@ -209,11 +217,13 @@ class Follower:
         self._session: Optional[_Session] = None
         self._next: Optional[asyncio.Task[_Session]] = None
         """The next stream, while it is being opened."""
+        self._pause = PAUSE[0]
+        """How long to wait after a stream that was brief, in seconds."""
 
     async def run(self) -> None:
         """Raises `Refused`: trying again does not help."""
         try:
-            self._session = await self._reopen("no agent has answered")
+            self._session = await self._reopen("no agent has answered", 0.0)
             while True:
                 await self._take_over(self._session)
                 why = await self._read(self._session)
@@ -222,7 +232,7 @@ class Follower:
                     self._pool.discard(self._session.connection)
                     self._pool.avoid(self._session.route)
                     self._session.close()
-                    self._session = await self._reopen(why)
+                    self._session = await self._reopen(why, self._pause_after(self._session))
         finally:
             if self._next is not None:
                 self._next.cancel()
@@ -232,11 +242,24 @@ class Follower:
             if self._session is not None:
                 self._session.close()
 
-    async def _reopen(self, why: str) -> _Session:
+    def _pause_after(self, session: _Session) -> float:
+        """An agent that ends its streams as soon as they are open is not kept busy with opening more of them."""
+        if self._loop.time() - session.opened >= BRIEF:
+            self._pause = PAUSE[0]
+            return 0.0
+        pause = jittered(self._pause)
+        self._pause = min(self._pause * 2, PAUSE[1])
+        return pause
+
+    async def _open(self, after: float) -> _Session:
+        await asyncio.sleep(after)
+        return await open_session(self._pool, self._request)
+
+    async def _reopen(self, why: str, after: float) -> _Session:
         """Opens a stream, however long it takes; says that nothing is certain when it takes long."""
-        refusals, pause = 0, 0.05
+        refusals, pause = 0, PAUSE[0]
         while True:
-            opening = asyncio.ensure_future(open_session(self._pool, self._request))
+            opening = asyncio.ensure_future(self._open(after))
             try:
                 while not opening.done():
                     quiet = max(0.0, QUIET - (self._loop.time() - self._confirmed)) if self._certain else None
@@ -253,20 +276,18 @@ class Follower:
             try:
                 return opening.result()
             except Refused as error:
-                # What was offered before is offered again, when the agents that do are back.
-                if not (error.code is Code.UNIMPLEMENTED and self._synced):
-                    refusals += 1
-                    may_pass = error.code is Code.RESOURCE_EXHAUSTED or (
-                        error.code is Code.UNAUTHENTICATED and self._synced
-                    )
-                    if not may_pass or refusals >= REFUSALS:
-                        raise
+                refusals += 1
+                may_pass = error.code is Code.RESOURCE_EXHAUSTED or (
+                    error.code is Code.UNAUTHENTICATED and self._synced
+                )
+                if not may_pass or refusals >= REFUSALS:
+                    raise
                 why = f"{error.code}: {error.message}"
             except (NotKnown, Unreachable) as error:
                 why = str(error)
             _log.debug("no stream of observations: %s", why)
-            await asyncio.sleep(jittered(pause))
-            pause = min(pause * 2, PAUSE)
+            after = jittered(pause)
+            pause = min(pause * 2, PAUSE[1])
 
     async def _read(self, session: _Session) -> Optional[str]:
         """Reads until the stream has broken, and returns why; or None: another has taken its place."""
@@ -333,13 +354,8 @@ class Follower:
             self._pool.avoid(session.route)
         if self._next is not None:
             return
-        after = max(0, goodbye.reconnect_after) / 1000
-
-        async def reopen() -> _Session:
-            await asyncio.sleep(after)
-            return await open_session(self._pool, self._request)
-
-        self._next = self._loop.create_task(reopen())
+        after = max(max(0, goodbye.reconnect_after) / 1000, self._pause_after(session))
+        self._next = self._loop.create_task(self._open(after))
 
     async def _take_over(self, session: _Session) -> None:
         """A stream has begun: reports what is new in what it said first."""
@@ -373,7 +389,7 @@ class Follower:
 
     async def _ask(self, kind: str, election: str) -> State:
         """Asks a quorum for a state, until there is an answer."""
-        pause = 0.05
+        pause = PAUSE[0]
         while True:
             try:
                 return await self._ask_state(election, kind)
@@ -384,7 +400,7 @@ class Follower:
             except (NotKnown, Unreachable) as error:
                 _log.debug("a state is not known: %s", error)
             await asyncio.sleep(jittered(pause))
-            pause = min(pause * 2, PAUSE)
+            pause = min(pause * 2, PAUSE[1])
 
     async def _certainty(self, certainty: pb.Certainty) -> None:
         if certainty.certain:

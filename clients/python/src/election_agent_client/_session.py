@@ -99,7 +99,7 @@ class Session:
         routes, tried = await pool.routes()
         next_after = clamp(ping_every / 2, OPEN)
         within = clamp(ping_every if leads else 2 * ping_every, PATIENCE)
-        reached = silent = False
+        reached = silent = older = False
         attempts: dict[asyncio.Task[None], Session] = {}
         try:
 
@@ -111,8 +111,13 @@ class Session:
             begin()
             while attempts:
                 done, _ = await asyncio.wait(
-                    attempts, timeout=next_after if routes else None, return_when=asyncio.FIRST_COMPLETED
+                    attempts,
+                    timeout=next_after if routes or older else None,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
+                if not done and not routes:
+                    # Calls to the older one do rather than to wait for those that keep silent.
+                    break
                 for task in done:
                     session = attempts.pop(task)
                     try:
@@ -133,7 +138,9 @@ class Session:
                         if code is not None:
                             session.close()
                             if code is Code.UNIMPLEMENTED:
-                                raise NotOffered from None
+                                # Another of the agents may be newer.
+                                older = True
+                                continue
                             raise StreamRefused(describe(error)) from None
                         reached = reached or unsent(error) is None
                         why = pool.explain(session.route, error)
@@ -150,6 +157,8 @@ class Session:
                 session.close()
             if attempts:
                 await asyncio.wait(attempts)
+        if older:
+            raise NotOffered
         pool.forget_addresses()
         if reached:
             raise NotOpened(NotKnown(listed(tried)), silent)

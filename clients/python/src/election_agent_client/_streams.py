@@ -247,8 +247,13 @@ class Stream:
         self._pong = clamp(self._ping_every / 3, PONG)
         """How long a ping may be unanswered, in seconds."""
         self._pause = 0.0
+        """The last pause before an attempt, in seconds; zero since a ping was answered."""
         self._failures = 0
-        """How often in a row agents were reached and gave no stream."""
+        """How often in a row agents were reached and gave no stream, or one that brought nothing."""
+        self._heard = False
+        """Whether the present session has said something of an election."""
+        self._answered_once = False
+        """Whether a ping of the present session was answered."""
         self._asking: Optional[asyncio.Task[None]] = None
         self._ping_timer: Optional[asyncio.TimerHandle] = None
         self._silent_timer: Optional[asyncio.TimerHandle] = None
@@ -386,9 +391,7 @@ class Stream:
             if isinstance(error.error, NotKnown):
                 self._failures += FAILURES if error.silent else 1
             if self._failures >= FAILURES and self._session is None:
-                _log.warning("there is no stream to lead by: calls have to do: %s", error.error)
-                self._streams.not_offered()
-                self._fall_back()
+                self._give_up(str(error.error))
             else:
                 self._not_opened(error.error)
         else:
@@ -404,8 +407,7 @@ class Stream:
         if old is not None:
             old.close()
         self._leaving = False
-        self._pause = 0.0
-        self._failures = 0
+        self._heard = self._answered_once = False
         self._pong = self._pong_within(session.answers_in)
         # Until the new session says that it leads.
         for joined in self.elections.values():
@@ -433,8 +435,18 @@ class Stream:
             for joined in self.elections.values():
                 if joined.stage is Stage.WAITING:
                     joined.told.put_nowait(ToldNotKnown(error))
+        self._open(self._next_pause())
+
+    def _next_pause(self) -> float:
+        """How long to wait before the next attempt, which grows until a session has been of use."""
         self._pause = clamp(self._pause * 2, (0.05, PAUSE))
-        self._open(jittered(self._pause))
+        return jittered(self._pause)
+
+    def _give_up(self, why: str) -> None:
+        """Streams come to nothing here."""
+        _log.warning("there is no stream to lead by: calls have to do: %s", why)
+        self._streams.not_offered()
+        self._fall_back()
 
     def _broken(self, session: Session, why: str) -> None:
         if session is not self._session or self._ended:
@@ -447,8 +459,18 @@ class Stream:
         if self._ping_timer is not None:
             self._ping_timer.cancel()
         self._forget_leaving(-1.0)
-        if not self._ended and self._opening is None:
+        if self._ended or self._opening is not None:
+            return
+        if self._answered_once:
             self._open(0.0)
+            return
+        # Opened again at once, one that ends as soon as it is open would keep both sides busy with nothing else.
+        if not self._heard:
+            self._failures += 1
+        if self._failures >= FAILURES:
+            self._give_up(why)
+        else:
+            self._open(self._next_pause())
 
     def _forget_leaving(self, older: float) -> None:
         """Whether these were given up is not known: calls find out, if anybody asks."""
@@ -580,6 +602,7 @@ class Stream:
             return
         what = event.WhichOneof("what")
         if what == "standing":
+            self._heard = True
             self._standing(event.standing)
         elif what == "pong":
             self._answered(event.pong)
@@ -594,7 +617,10 @@ class Stream:
             if goodbye.reason != "AGE":
                 self._pool.avoid(self._session.route)
         self._leaving = True
-        self._open(max(0, goodbye.reconnect_after) / 1000)
+        after = max(0, goodbye.reconnect_after) / 1000
+        if not self._heard and not self._answered_once:
+            after = max(after, self._next_pause())
+        self._open(after)
 
     def _answered(self, pong: pb.Pong) -> None:
         session = self._session
@@ -603,7 +629,9 @@ class Stream:
         sent = session.sent(pong.seq)
         session.answered(pong.seq)
         self._pong = self._pong_within(session.answers_in)
+        self._answered_once = True
         self._failures = 0
+        self._pause = 0.0
         if not self._leaving and self._opening is not None:
             # The session works, after all.
             self._opening.cancel()

@@ -30,8 +30,10 @@ const OPEN: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_secs(1);
 /// How often in a row an agent may refuse for reasons that may pass.
 const REFUSALS: u32 = 4;
-/// The longest pause between attempts to open a stream.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The shortest and the longest pause between attempts to open a stream.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// A stream that ends sooner than this is followed by the next after a pause only.
+const BRIEF: Duration = Duration::from_secs(1);
 
 type Events = mpsc::Sender<Result<Event, Error>>;
 
@@ -46,6 +48,7 @@ pub(super) async fn follow(agent: Agent, scope: Scope, events: Events) {
         known: Known::default(),
         synced: false,
         certain: true,
+        pause: PAUSE.0,
         confirmed: Instant::now(),
     };
     if let Err(End::Failed(error)) = observer.run().await {
@@ -67,6 +70,7 @@ struct Session {
     stream: Streaming<proto::Observation>,
     route: Route,
     connection: Connection,
+    opened: Instant,
     _wait: WaitGuard,
 }
 
@@ -86,13 +90,15 @@ struct Follower {
     synced: bool,
     /// What the observer was told.
     certain: bool,
+    /// How long to wait after a stream that was brief.
+    pause: Duration,
     /// When a stream said something last that was certain.
     confirmed: Instant,
 }
 
 impl Follower {
     async fn run(&mut self) -> Result<(), End> {
-        let (mut session, present) = self.reopen("no agent has answered").await?;
+        let (mut session, present) = self.reopen("no agent has answered", Duration::ZERO).await?;
         self.take_over(present).await?;
         loop {
             let why = match self.read(&mut session).await? {
@@ -106,10 +112,22 @@ impl Follower {
             tracing::debug!(why, "a stream of observations has ended");
             self.agent.pool().discard(&session.connection);
             self.agent.pool().avoid(session.route);
+            let after = self.pause_after(&session);
             let present;
-            (session, present) = self.reopen(&why).await?;
+            (session, present) = self.reopen(&why, after).await?;
             self.take_over(present).await?;
         }
+    }
+
+    /// An agent that ends its streams as soon as they are open is not kept busy with opening more of them.
+    fn pause_after(&mut self, session: &Session) -> Duration {
+        if session.opened.elapsed() >= BRIEF {
+            self.pause = PAUSE.0;
+            return Duration::ZERO;
+        }
+        let pause = jittered(self.pause);
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        pause
     }
 
     async fn tell(&self, event: Event) -> Result<(), End> {
@@ -117,11 +135,15 @@ impl Follower {
     }
 
     /// Opens a stream, however long it takes; says that nothing is certain when it takes long.
-    async fn reopen(&mut self, why: &str) -> Result<(Session, Present), End> {
+    async fn reopen(&mut self, why: &str, mut after: Duration) -> Result<(Session, Present), End> {
         let mut why = why.to_owned();
-        let (mut refusals, mut pause) = (0, Duration::from_millis(50));
+        let (mut refusals, mut pause) = (0, PAUSE.0);
         loop {
-            let opening = open(&self.agent, &self.scope);
+            let (agent, scope) = (self.agent.clone(), self.scope.clone());
+            let opening = async {
+                sleep(after).await;
+                open(&agent, &scope).await
+            };
             tokio::pin!(opening);
             let result = loop {
                 let quiet = QUIET.saturating_sub(self.confirmed.elapsed());
@@ -154,8 +176,8 @@ impl Follower {
                 Err(error) => why = error.to_string(),
             }
             tracing::debug!(why, "no stream of observations");
-            sleep(jittered(pause)).await;
-            pause = (pause * 2).min(PAUSE);
+            after = jittered(pause);
+            pause = (pause * 2).min(PAUSE.1);
         }
     }
 
@@ -213,8 +235,8 @@ impl Follower {
                         pool.avoid(session.route);
                     }
                     let (agent, scope) = (self.agent.clone(), self.scope.clone());
-                    let after =
-                        Duration::from_millis(u64::try_from(goodbye.reconnect_after).unwrap_or(0));
+                    let after = u64::try_from(goodbye.reconnect_after).unwrap_or(0);
+                    let after = Duration::from_millis(after).max(self.pause_after(session));
                     next = Box::pin(async move {
                         sleep(after).await;
                         open(&agent, &scope).await
@@ -274,7 +296,7 @@ impl Follower {
 
     /// Asks a quorum for a state, until there is an answer.
     async fn ask(&self, kind: &str, election: &str) -> Result<State, End> {
-        let mut pause = Duration::from_millis(50);
+        let mut pause = PAUSE.0;
         loop {
             match self.agent.state(election, kind).await {
                 Ok(state) => return Ok(state),
@@ -292,7 +314,7 @@ impl Follower {
                 Err(error) => tracing::debug!(%error, "a state is not known"),
             }
             sleep(jittered(pause)).await;
-            pause = (pause * 2).min(PAUSE);
+            pause = (pause * 2).min(PAUSE.1);
         }
     }
 
@@ -324,6 +346,8 @@ enum Ended {
 async fn open(agent: &Agent, scope: &Scope) -> Result<(Session, Present), Error> {
     let pool = agent.pool();
     let (routes, mut tried) = pool.routes().await;
+    let mut older = None;
+    let mut others_failed = !tried.is_empty();
     for route in routes {
         let (lane, wait) = pool.wait_lane();
         let connection = pool.connection(route, lane);
@@ -341,6 +365,7 @@ async fn open(agent: &Agent, scope: &Scope) -> Result<(Session, Present), Error>
                     stream: response.into_inner(),
                     route,
                     connection,
+                    opened: Instant::now(),
                     _wait: wait,
                 };
                 match present(&mut session.stream).await {
@@ -359,18 +384,25 @@ async fn open(agent: &Agent, scope: &Scope) -> Result<(Session, Present), Error>
         };
         let (status, connection) = why;
         if let Some(code) = Code::of(status.code()) {
-            return Err(Error::Refused {
-                code,
-                message: status.message().to_owned(),
-            });
+            let message = status.message().to_owned();
+            let refused = Error::Refused { code, message };
+            if code != Code::Unimplemented {
+                return Err(refused);
+            }
+            // Another of the agents may be newer.
+            older = Some(refused);
+            tried.push((pool.label(route), describe(&status)));
+            continue;
         }
         pool.discard(&connection);
         tried.push((pool.label(route), describe(&status)));
+        others_failed = true;
     }
     pool.forget_addresses();
-    Err(Error::NotKnown {
-        reason: listed(&tried),
-    })
+    let reason = listed(&tried);
+    // Newer ones that are not reached at the moment may be later.
+    let older = older.filter(|_| !others_failed);
+    Err(older.unwrap_or(Error::NotKnown { reason }))
 }
 
 /// Reads what a stream says first.

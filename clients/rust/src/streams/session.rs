@@ -99,14 +99,17 @@ impl Session {
         let mut attempts = FuturesUnordered::new();
         let mut reached = false;
         let mut silent = false;
+        let mut older = false;
         attempts.extend(routes.next().map(begin));
         while !attempts.is_empty() {
             let ended = tokio::select! {
                 biased;
                 ended = attempts.next() => ended,
-                () = sleep(next), if routes.len() > 0 => None,
+                () = sleep(next), if routes.len() > 0 || older => None,
             };
             match ended {
+                // Calls to the older one do rather than to wait for those that keep silent.
+                None if routes.len() == 0 => break,
                 None => {}
                 Some(Ok(session)) => {
                     pool.prefer(session.route);
@@ -114,21 +117,26 @@ impl Session {
                 }
                 Some(Err((route, connection, status))) => {
                     match Code::of(status.code()) {
-                        Some(Code::Unimplemented) => return Err(NotOpen::NotOffered),
+                        // Another of the agents may be newer.
+                        Some(Code::Unimplemented) => older = true,
                         Some(_) => return Err(NotOpen::Refused(describe(&status))),
-                        None => {}
+                        None => {
+                            pool.discard(&connection);
+                            let unsent = unsent(&status);
+                            reached |= unsent.is_none();
+                            silent |= status.code() == tonic::Code::DeadlineExceeded;
+                            tried.push((
+                                pool.label(route),
+                                unsent.unwrap_or_else(|| describe(&status)),
+                            ));
+                        }
                     }
-                    pool.discard(&connection);
-                    let unsent = unsent(&status);
-                    reached |= unsent.is_none();
-                    silent |= status.code() == tonic::Code::DeadlineExceeded;
-                    tried.push((
-                        pool.label(route),
-                        unsent.unwrap_or_else(|| describe(&status)),
-                    ));
                 }
             }
             attempts.extend(routes.next().map(begin));
+        }
+        if older {
+            return Err(NotOpen::NotOffered);
         }
         pool.forget_addresses();
         let error = if reached {

@@ -61,12 +61,24 @@ pub(super) struct Task {
     leaving: bool,
     /// How long a ping may be unanswered.
     pong: Duration,
+    /// The last pause before an attempt; zero since a ping was answered.
     pause: Duration,
-    /// How often in a row agents were reached and gave no stream.
+    /// How often in a row agents were reached and gave no stream, or one that brought nothing.
     failures: u32,
+    worth: Worth,
     ping_at: Instant,
     /// The question whether the application is alive, before a ping.
     asking: Option<Asking>,
+}
+
+/// What the present stream has been good for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Worth {
+    Nothing,
+    /// The agent has said something of an election.
+    Heard,
+    /// A ping was answered.
+    Answered,
 }
 
 /// What has happened.
@@ -105,6 +117,7 @@ impl Task {
             pong: (third / 3).clamp(PONG.0, PONG.1),
             pause: Duration::ZERO,
             failures: 0,
+            worth: Worth::Nothing,
             ping_at: Instant::now(),
             asking: None,
         }
@@ -112,10 +125,8 @@ impl Task {
 
     /// Runs until nobody is left who leads by it, or agents offer no streams.
     pub(super) async fn run(mut self) {
+        self.open(Duration::ZERO);
         loop {
-            if self.session.is_none() && self.opening.is_none() {
-                self.open(Duration::ZERO);
-            }
             match self.event().await {
                 Event::Command(Some(command)) => self.command(command),
                 Event::Command(None) => return,
@@ -144,9 +155,7 @@ impl Task {
                         _ => 0,
                     };
                     if self.failures >= FAILURES && self.session.is_none() {
-                        tracing::warn!(%error, "there is no stream to lead by: calls have to do");
-                        self.not_offered();
-                        return self.fall_back();
+                        return self.give_up(&error.to_string());
                     }
                     self.not_opened(&error);
                 }
@@ -155,8 +164,18 @@ impl Task {
                         self.message(what);
                     }
                 }
-                Event::Message(Ok(None)) => self.broken("the agent has ended the stream"),
-                Event::Message(Err(status)) => self.broken(&describe(&status)),
+                Event::Message(Ok(None)) => {
+                    let why = "the agent has ended the stream";
+                    if !self.goes_on_after(why) {
+                        return self.give_up(why);
+                    }
+                }
+                Event::Message(Err(status)) => {
+                    let why = describe(&status);
+                    if !self.goes_on_after(&why) {
+                        return self.give_up(&why);
+                    }
+                }
                 Event::PingDue => {
                     self.forget_leaving(|since| since.elapsed() > LEAVE);
                     let alive = Arc::clone(&self.alive);
@@ -261,8 +280,7 @@ impl Task {
     fn opened(&mut self, session: Session) {
         self.opening = None;
         self.leaving = false;
-        self.pause = Duration::ZERO;
-        self.failures = 0;
+        self.worth = Worth::Nothing;
         self.pong = self.pong_within(session.answers_in());
         self.session = Some(session);
         for entry in self.entries.values_mut() {
@@ -297,17 +315,48 @@ impl Task {
                 }
             }
         }
-        self.pause = (self.pause * 2).clamp(Duration::from_millis(50), PAUSE);
-        self.open(jittered(self.pause));
+        let pause = self.next_pause();
+        self.open(pause);
     }
 
-    fn broken(&mut self, why: &str) {
+    /// How long to wait before the next attempt, which grows until a stream has been of use.
+    fn next_pause(&mut self) -> Duration {
+        self.pause = (self.pause * 2).clamp(Duration::from_millis(50), PAUSE);
+        jittered(self.pause)
+    }
+
+    /// Goes on with another stream after the present one has ended. Returns `false` if streams come to nothing here.
+    fn goes_on_after(&mut self, why: &str) -> bool {
         tracing::debug!(why, "a stream to lead by has ended");
         if let Some(session) = self.session.take() {
             self.pool.discard(&session.connection);
             self.pool.avoid(session.route);
         }
         self.forget_leaving(|_| true);
+        if self.opening.is_some() {
+            return true;
+        }
+        // Opened again at once, one that ends as soon as it is open would keep both sides busy with nothing else.
+        let pause = match self.worth {
+            Worth::Answered => Duration::ZERO,
+            Worth::Heard => self.next_pause(),
+            Worth::Nothing => {
+                self.failures += 1;
+                self.next_pause()
+            }
+        };
+        if self.failures >= FAILURES {
+            return false;
+        }
+        self.open(pause);
+        true
+    }
+
+    /// Streams come to nothing here.
+    fn give_up(self, why: &str) {
+        tracing::warn!(why, "there is no stream to lead by: calls have to do");
+        self.not_offered();
+        self.fall_back();
     }
 
     /// Whether these were given up is not known: calls find out, if anybody asks.
@@ -528,8 +577,16 @@ impl Task {
     fn message(&mut self, what: What) {
         match what {
             What::Welcome(_) => {}
-            What::Standing(standing) => self.standing(standing),
-            What::Pong(pong) => self.pong(pong),
+            What::Standing(standing) => {
+                if self.worth == Worth::Nothing {
+                    self.worth = Worth::Heard;
+                }
+                self.standing(standing);
+            }
+            What::Pong(pong) => {
+                self.worth = Worth::Answered;
+                self.pong(pong);
+            }
             What::Goodbye(goodbye) => {
                 tracing::debug!(
                     reason = goodbye.reason,
@@ -543,9 +600,12 @@ impl Task {
                     }
                 }
                 self.leaving = true;
-                self.open(Duration::from_millis(
-                    u64::try_from(goodbye.reconnect_after).unwrap_or(0),
-                ));
+                let after = u64::try_from(goodbye.reconnect_after).unwrap_or(0);
+                let mut after = Duration::from_millis(after);
+                if self.worth == Worth::Nothing {
+                    after = after.max(self.next_pause());
+                }
+                self.open(after);
             }
         }
     }
@@ -559,6 +619,7 @@ impl Task {
         let answers_in = session.answers_in();
         self.pong = self.pong_within(answers_in);
         self.failures = 0;
+        self.pause = Duration::ZERO;
         if !self.leaving && self.session.is_some() {
             // The stream works, after all.
             self.opening = None;

@@ -115,6 +115,7 @@ pub(crate) struct Script {
     resign: Answers<BoolValue>,
     state: Answers<State>,
     streams: bool,
+    older: bool,
 }
 
 impl Default for Script {
@@ -125,6 +126,7 @@ impl Default for Script {
             resign: answers(|_| (Duration::ZERO, yes())),
             state: answers(|_| (Duration::ZERO, Err(Status::unavailable("no quorum")))),
             streams: false,
+            older: false,
         }
     }
 }
@@ -165,6 +167,12 @@ impl Script {
     pub(crate) fn streams(mut self) -> Self {
         self.streams = true;
         self
+    }
+
+    /// As an agent answers that knows of campaigns, extensions and resignations only.
+    pub(crate) fn older(mut self) -> Self {
+        self.older = true;
+        self.state(|_| (Duration::ZERO, Err(Status::unimplemented("not known"))))
     }
 
     pub(crate) async fn start(self) -> Fake {
@@ -452,6 +460,9 @@ impl Leadership for Handler {
         &self,
         _request: Request<ObserveRequest>,
     ) -> Result<Response<BoxStream<Observation>>, Status> {
+        if self.script.older {
+            return Err(Status::unimplemented("not known"));
+        }
         let (events, receiver) = mpsc::unbounded_channel();
         self.observers
             .send(events)

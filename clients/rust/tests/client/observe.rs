@@ -1,8 +1,12 @@
 //! Following who leads, as an observer sees it.
 
-use std::{pin::Pin, task::Context, time::Duration};
+use std::{
+    pin::Pin,
+    task::Context,
+    time::{Duration, Instant},
+};
 
-use election_agent_client::{Agent, Cause, Error, Event, Observer, Scope, State};
+use election_agent_client::{Agent, Cause, Code, Error, Event, Observer, Scope, State};
 use election_proto as proto;
 use test_agent::Agent as Server;
 use tonic::Status;
@@ -382,4 +386,64 @@ async fn doubts_of_an_agent_are_told() {
         };
         assert_eq!((told, unconfirmed_for.is_zero()), (certain, certain));
     }
+}
+
+#[tokio::test]
+async fn what_an_older_agent_does_not_offer_is_asked_of_a_newer_one() {
+    use proto::state::Cause::Present;
+    let older = Script::default().older().start().await;
+    let script = Script::default().state(|_| (Duration::ZERO, Ok(said(5, true, Present))));
+    let mut newer = script.start().await;
+    let agent = client(&format!("{},{}", older.address, newer.address));
+    let told = agent.state("nightly", "default").await.expect("told");
+    assert_eq!(told.token, 5);
+    older.calls(1, fake::questions).await;
+
+    let mut observer = agent.observe(Scope::kind("default"));
+    let reading = tokio::spawn(async move { next_state(&mut observer).await });
+    let stream = newer.observer().await;
+    state(&stream, 6, true, Present);
+    synced(&stream);
+    assert_eq!(reading.await.expect("no panic").token, 6);
+
+    // Of an older one alone it is a refusal, at once.
+    let alone = client(&older.address);
+    let refused = |error| {
+        matches!(
+            error,
+            Error::Refused {
+                code: Code::Unimplemented,
+                ..
+            }
+        )
+    };
+    let asked = older.calls(1, fake::questions).await.len();
+    assert!(refused(
+        alone.state("nightly", "default").await.expect_err("older")
+    ));
+    assert_eq!(
+        older.calls(1, fake::questions).await.len(),
+        asked + 1,
+        "asked once"
+    );
+    let mut observer = alone.observe(Scope::kind("default"));
+    let end = soon("the end", observer.next()).await.expect("an error");
+    assert!(refused(end.expect_err("older")));
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_each_stream_at_once_is_asked_for_more_after_pauses_that_grow() {
+    let mut fake = Script::default().start().await;
+    let mut observer = client(&fake.address).observe(Scope::kind("default"));
+    let reading = tokio::spawn(async move { while observer.next().await.is_some() {} });
+    let first = fake.observer().await;
+    let began = Instant::now();
+    synced(&first);
+    drop(first);
+    for _ in 0..4 {
+        synced(&fake.observer().await);
+    }
+    // At least half of 50, 100, 200 and 400 ms.
+    assert!(began.elapsed() >= Duration::from_millis(375));
+    reading.abort();
 }

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use election_agent_client::{Deadline, Error, Leadership, Lost, Standing};
@@ -476,4 +476,63 @@ async fn a_stream_that_is_not_welcomed_is_given_up_for_calls() {
         .expect("elected");
     assert_eq!(fake.calls(1, campaigns).await.len(), 1);
     drop(leadership);
+}
+
+#[tokio::test]
+async fn streams_that_end_as_soon_as_they_are_open_are_left_to_calls() {
+    let mut fake = fake().await;
+    let starting = tokio::spawn(
+        client(&fake.address)
+            .lead("nightly")
+            .candidate("me")
+            .term(TERM)
+            .start(),
+    );
+    for _ in 0..2 {
+        fake.stream().await.join().await;
+    }
+    let leadership = soon("elected by a call", starting)
+        .await
+        .expect("no panic")
+        .expect("elected");
+    assert_eq!(fake.calls(1, campaigns).await.len(), 1);
+    leadership.resign().await.expect("resigned");
+    assert!(!fake.opens_stream_within(Duration::from_millis(1)).await);
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_after_each_grant_is_opened_again_after_pauses_that_grow() {
+    let mut fake = fake().await;
+    let (leadership, first) = led(&mut fake).await;
+    let began = Instant::now();
+    drop(first);
+    for _ in 0..4 {
+        let mut stream = fake.stream().await;
+        assert_eq!(stream.join().await.token, 7);
+        stream.stand(leads("nightly", 0));
+    }
+    // At least half of 50, 100, 200 and 400 ms.
+    assert!(began.elapsed() >= Duration::from_millis(375));
+    drop(leadership);
+}
+
+#[tokio::test]
+async fn of_several_agents_the_one_with_streams_is_led_by() {
+    let older = Script::default().older().start().await;
+    let mut newer = fake().await;
+    let starting = tokio::spawn(
+        client(&format!("{},{}", older.address, newer.address))
+            .lead("nightly")
+            .candidate("me")
+            .term(TERM)
+            .start(),
+    );
+    let mut stream = newer.stream().await;
+    stream.join().await;
+    stream.stand(leads("nightly", 0));
+    soon("elected", starting)
+        .await
+        .expect("no panic")
+        .expect("elected");
+    assert!(older.asked.all().is_empty());
 }

@@ -125,6 +125,7 @@ export async function open(
   let running = 0;
   let reached = false;
   let silent = false;
+  let older = false;
   let won = false;
   const begin = () => {
     const route = routes.shift();
@@ -143,8 +144,10 @@ export async function open(
     let result: Promise<Session | Failed | undefined> | undefined;
     while (running > 0) {
       result ??= ended.next();
-      const one = await within(result, routes.length > 0 ? next : Infinity, signal);
+      const one = await within(result, routes.length > 0 || older ? next : Infinity, signal);
       if (one === TIMED_OUT || one === undefined) {
+        // Calls to the older one do rather than to wait for those that keep silent.
+        if (older && routes.length === 0) break;
         begin();
         continue;
       }
@@ -155,7 +158,12 @@ export async function open(
         pool.prefer(one.route);
         return one;
       }
-      if (one.code === "UNIMPLEMENTED") return { not: "offered" };
+      if (one.code === "UNIMPLEMENTED") {
+        // Another of the agents may be newer.
+        older = true;
+        begin();
+        continue;
+      }
       if (one.code !== undefined) return { not: "permitted", why: one.why };
       reached ||= one.reached;
       silent ||= one.silent;
@@ -167,6 +175,7 @@ export async function open(
     forget();
     losers.abort();
   }
+  if (older) return { not: "offered" };
   pool.forgetAddresses();
   const error = reached ? new NotKnown(listed(tried)) : new Unreachable(tried);
   return { not: "reached", error, silent };
