@@ -27,26 +27,21 @@ build: ## Build the agent and eactl: target/release/election-agent, target/relea
 profiling: ## Build it with line numbers, for profilers and backtraces: target/profiling/election-agent
 	cargo build --profile profiling --locked
 
+# Most tests wait for servers most of the time: three times as many run at once as there are cores.
+test: export RUST_TEST_THREADS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
 	scripts/build-ui
 	scripts/build-clients
 	cargo test --workspace --locked --no-run
 	cargo test $(WEAKENED) --no-run
-	@echo "The tests run, three programs at once. What each prints is shown when it has ended."
-	@$(MAKE) --no-print-directory --keep-going --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) $(TESTS)
+	scripts/run-tests integration suite
+	@echo "The other tests run three programs at once. What each prints is shown when it has ended."
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) $(BESIDE)
 
-# The parts of `make test`, which builds what they need; those that take long come first. Most tests wait for servers most
-# of the time: three times as many run at once as there are cores, and others beside them.
-TESTS = test-integration test-conformance test-python test-typescript test-programs test-ui test-docs
-.PHONY: $(TESTS)
-$(TESTS): export RUST_TEST_THREADS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
-
-test-integration:
-	scripts/run-tests integration
-
-test-conformance:
-	scripts/run-tests suite
+# Parts of `make test`, which builds what they need, that leave cores idle if they run alone.
+BESIDE = test-programs test-python test-typescript test-ui test-docs
+.PHONY: $(BESIDE)
 
 test-python:
 	cd clients/python && ../../target/python/venv/bin/pytest --quiet

@@ -139,9 +139,9 @@ impl Follower {
         let mut why = why.to_owned();
         let (mut refusals, mut pause) = (0, PAUSE.0);
         loop {
-            let (agent, scope) = (self.agent.clone(), self.scope.clone());
+            let (agent, scope, rest) = (self.agent.clone(), self.scope.clone(), after);
             let opening = async {
-                sleep(after).await;
+                sleep(rest).await;
                 open(&agent, &scope).await
             };
             tokio::pin!(opening);

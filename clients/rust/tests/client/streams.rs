@@ -530,9 +530,10 @@ async fn of_several_agents_the_one_with_streams_is_led_by() {
     let mut stream = newer.stream().await;
     stream.join().await;
     stream.stand(leads("nightly", 0));
-    soon("elected", starting)
+    let leadership = soon("elected", starting)
         .await
         .expect("no panic")
         .expect("elected");
+    drop(leadership);
     assert!(older.asked.all().is_empty());
 }
