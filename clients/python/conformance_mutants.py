@@ -6,10 +6,24 @@ Each replaces a part of the library while the conformance program runs. The libr
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from typing import Any, Callable, Optional
 
-from election_agent_client import _clock, _hooks, _leadership, _pool, _session, _streams, _unary, agent, errors, term
+from election_agent_client import (
+    _clock,
+    _hooks,
+    _leadership,
+    _pool,
+    _session,
+    _streams,
+    _unary,
+    agent,
+    errors,
+    sync,
+    term,
+    types,
+)
 
 LostReason = errors.LostReason
 
@@ -302,6 +316,74 @@ def always_certain() -> None:
     agent.Observer._put = certain
 
 
+def guesses_vacancies() -> None:
+    """Reports a vacancy when states are uncertain."""
+    put = agent.Observer._put
+    last: dict[int, types.State] = {}
+
+    async def guesses(self: agent.Observer, event: Any) -> None:
+        if isinstance(event, types.State):
+            last[id(self)] = event
+        await put(self, event)
+        state = last.get(id(self))
+        if isinstance(event, types.Certainty) and not event.certain and state is not None:
+            await put(self, dataclasses.replace(state, leader=None, cause=types.Cause.EXPIRY))
+
+    agent.Observer._put = guesses
+
+
+def forgets_causes() -> None:
+    """Does not report why a state is told."""
+    put = agent.Observer._put
+
+    async def forgets(self: agent.Observer, event: Any) -> None:
+        if isinstance(event, types.State):
+            event = dataclasses.replace(event, cause=types.Cause.PRESENT)
+        await put(self, event)
+
+    agent.Observer._put = forgets
+
+
+def does_not_wait() -> None:
+    """Does not wait for the election to become vacant."""
+    for twin in (agent.Agent, sync.SyncAgent):
+        lead: Any = twin.lead
+
+        def at_once(self: Any, election: str, lead: Any = lead, **arguments: Any) -> Any:
+            return lead(self, election, **{**arguments, "wait": 0})
+
+        setattr(twin, "lead", at_once)
+
+
+def ignores_denial() -> None:
+    """Takes a denial for a failure."""
+    lose = term.TermState.lose
+
+    def ignores(self: term.TermState, why: LostReason) -> None:
+        if why is not LostReason.STALE_TOKEN:
+            lose(self, why)
+
+    term.TermState.lose = ignores
+
+
+def extends_after_resign() -> None:
+    """Goes on extending after it has resigned."""
+    finish = _leadership.Leadership.finish
+
+    async def goes_on(self: _leadership.Leadership) -> None:
+        while True:
+            await asyncio.sleep(0.3)
+            await _unary.extend(self.runtime.pool, self.settings, self.state.token, 1.0)
+
+    async def finishes(self: _leadership.Leadership) -> Optional[LostReason]:
+        led = await finish(self)
+        going_on.append(asyncio.ensure_future(goes_on(self)))
+        return led
+
+    going_on: list[Any] = []
+    _leadership.Leadership.finish = finishes
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "".join(part.capitalize() for part in fault.__name__.split("_")): fault
     for fault in (
@@ -331,6 +413,11 @@ MUTANTS: dict[str, Callable[[], None]] = {
         unknown_is_denied,
         believes_tokens,
         always_certain,
+        guesses_vacancies,
+        forgets_causes,
+        does_not_wait,
+        ignores_denial,
+        extends_after_resign,
     )
 }
 

@@ -103,6 +103,8 @@ export const MUTANTS = {
     faults.options = { streams: false };
     changeRequests((what, value) => (what === "extendElectedTerm" ? { ...value, token: 0n } : value));
   },
+  /** Does not lead by calls if the agent has no streams. */
+  StreamsOnly: () => changeRequests((what, value) => (what === "campaign" ? { ...value, election: "" } : value)),
   /** Names each repetition of an attempt anew. */
   NewRequestId: () => changeRequests((what, value) => (what === "join" ? { ...value, requestId: randomId() } : value)),
   /** Names all attempts alike. */
@@ -162,6 +164,17 @@ export const MUTANTS = {
   AlwaysCertain: () =>
     patch(Agent, "follow", async function* (follow, scope) {
       for await (const event of follow(scope)) if (event.is !== "certainty") yield event;
+    }),
+  /** Reports a vacancy when states are uncertain. */
+  GuessesVacancies: () =>
+    patch(Agent, "follow", async function* (follow, scope) {
+      let last;
+      for await (const event of follow(scope)) {
+        if (event.is === "state") last = event.state;
+        yield event;
+        if (event.is !== "certainty" || event.certain || last === undefined) continue;
+        yield { is: "state", state: { ...last, leader: undefined, cause: "expiry" } };
+      }
     }),
   /** Does not report why a state is told. */
   ForgetsCauses: () =>

@@ -476,7 +476,7 @@ pub(super) struct Reads {
     not_known: Nodes,
     unrecorded: bool,
     leases: Vec<(usize, Lease)>,
-    /// The highest token that a reply names.
+    /// The highest token of a vacancy.
     token: Option<Token>,
 }
 
@@ -502,11 +502,15 @@ impl Reads {
             None => {}
             Some(Reading::Vacant(token)) => self.token = self.token.max(token),
             Some(Reading::NotKnown | Reading::Unrecorded) => self.not_known.add(node),
-            Some(Reading::Held(lease)) => {
-                self.token = self.token.max(Some(lease.token));
-                self.leases.push((node, lease));
-            }
+            Some(Reading::Held(lease)) => self.leases.push((node, lease)),
         }
+    }
+
+    /// The token of the last term. Leases of a minority are of campaigns that are under way, or that have failed: of a
+    /// term that a majority has granted at least one node reports the vacancy after it.
+    fn last_token(&self) -> Option<Token> {
+        let claimed = || self.leases.iter().map(|(_, lease)| lease.token).max();
+        self.token.or_else(claimed)
     }
 
     /// Whether a majority would have replied, if some nodes had not forgotten.
@@ -526,7 +530,7 @@ impl Reads {
             votes.any(|votes| electorate.any(votes)) || electorate.any(unknown)
         };
         if !possible(unknown) {
-            return Verdict::Decided(State::Vacant(self.token));
+            return Verdict::Decided(State::Vacant(self.last_token()));
         }
         match self.roll.outstanding.is_empty() {
             true => Verdict::NoQuorumPossible,
@@ -799,6 +803,15 @@ mod tests {
                 Ok(Reading::Held(lease("c", 8, 5)))
             ]),
             Verdict::Decided(State::Vacant(token(8)))
+        );
+        assert_eq!(
+            verdict(&[
+                Ok(Reading::Vacant(token(3))),
+                Ok(Reading::Held(lease("b", 7, 5))),
+                Ok(Reading::Vacant(None)),
+            ]),
+            Verdict::Decided(State::Vacant(token(3))),
+            "a campaign that is under way has left no vacancy"
         );
     }
 }
