@@ -346,13 +346,13 @@ def forgets_causes() -> None:
 
 def does_not_wait() -> None:
     """Does not wait for the election to become vacant."""
-    for twin in (agent.Agent, sync.SyncAgent):
-        lead: Any = twin.lead
 
-        def at_once(self: Any, election: str, lead: Any = lead, **arguments: Any) -> Any:
-            return lead(self, election, **{**arguments, "wait": 0})
+    def at_once(twin: Any) -> None:
+        lead = twin.lead
+        twin.lead = lambda self, election, **arguments: lead(self, election, **{**arguments, "wait": 0})
 
-        setattr(twin, "lead", at_once)
+    at_once(agent.Agent)
+    at_once(sync.SyncAgent)
 
 
 def ignores_denial() -> None:

@@ -96,8 +96,8 @@ async def test_what_an_old_agent_does_not_offer_another_does(
 
 async def test_what_no_agent_offers_is_refused(pickies: Callable[..., Picky], election: str) -> None:
     old = [pickies(**OLD).address, pickies(**OLD).address]
-    async with Agent([*old, "127.0.0.1:1"]) as agent, Agent(old) as observed:
-        for call in (agent.verify(election, 1), agent.state(election), agent.kinds(), observed.observe(election).next()):
+    async with Agent([*old, "127.0.0.1:1"]) as agent, Agent(old) as watches:
+        for call in (agent.verify(election, 1), agent.state(election), agent.kinds(), watches.observe(election).next()):
             began = time.monotonic()
             with pytest.raises(Refused) as raised:
                 await call
