@@ -337,7 +337,7 @@ async fn leads(client: Arc<Client>, lead: Lead, orders: Arc<Orders>) {
         Event::new(Name::Error, id).because("refused").send();
         return;
     }
-    let term = loop {
+    let (term, took) = loop {
         let (granted, sent) = match campaign(&client, &lead).await {
             Ok(granted) => granted,
             Err(why) => {
@@ -353,13 +353,18 @@ async fn leads(client: Arc<Client>, lead: Lead, orders: Arc<Orders>) {
             lost: watch::Sender::new(None),
         });
         term.extend(sent, granted.valid_for);
+        // A grant after a wait counts from its extension.
+        let took = match granted.provisional {
+            true => Duration::ZERO,
+            false => Duration::from_nanos(now().saturating_sub(sent)),
+        };
         if granted.provisional && !term.is_over() {
             // The first extension makes it a full term.
             let third = Duration::from_millis(lead.term_ms / 3);
             extend(&client, &lead, &term, third).await;
         }
         if !term.is_over() {
-            break term;
+            break (term, took);
         }
     };
     if !is(Mutant::WaitsForTheCall) {
@@ -370,6 +375,7 @@ async fn leads(client: Arc<Client>, lead: Lead, orders: Arc<Orders>) {
         lead.clone(),
         Arc::clone(&term),
         Arc::clone(&orders),
+        took,
     ));
     let stream = (is(Mutant::StreamEndIsLoss)).then(|| {
         tokio::spawn(follow_stream(
@@ -482,8 +488,14 @@ async fn extend(client: &Client, lead: &Lead, term: &Term, within: Duration) -> 
     }
 }
 
-/// Extends the term every third of it, and for the grace after a loss.
-async fn keep(client: Arc<Client>, lead: Lead, term: Arc<Term>, orders: Arc<Orders>) {
+/// Extends the term every third of it, and for the grace after a loss. The grant took so long to come.
+async fn keep(
+    client: Arc<Client>,
+    lead: Lead,
+    term: Arc<Term>,
+    orders: Arc<Orders>,
+    took: Duration,
+) {
     let third = Duration::from_millis(lead.term_ms / 3);
     let mut lost = term.lost.subscribe();
     let grace = Duration::from_millis(lead.grace_ms);
@@ -499,7 +511,8 @@ async fn keep(client: Arc<Client>, lead: Lead, term: Arc<Term>, orders: Arc<Orde
     let extending = async {
         let mut refused = false;
         let mut jeopardy = false;
-        let mut at = tokio::time::Instant::now() + third;
+        // However long the answer took.
+        let mut at = tokio::time::Instant::now() + third.saturating_sub(took);
         let mut patience = third / 3;
         loop {
             tokio::time::sleep_until(at).await;
