@@ -25,6 +25,7 @@ from election_agent_client import (
     State,
     Unreachable,
 )
+from election_agent_client._proto import election_agent_pb2 as pb
 
 
 class Picky(grpc.GenericRpcHandler):
@@ -55,9 +56,32 @@ class Picky(grpc.GenericRpcHandler):
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
+    def count(self, call: str) -> int:
+        return self.called.count(call)
+
     def stop(self) -> None:
         self._server.stop(0).wait()
         self._channel.close()
+
+
+class Brief(Picky):
+    """Ends streams as soon as they are open."""
+
+    def service(self, details: Any) -> Any:
+        answered = super().service(details)
+        if answered is not None:
+            return answered
+        if details.method.endswith("/Lead"):
+            return grpc.stream_stream_rpc_method_handler(
+                lambda requests, _: iter([pb.LeadEvent(welcome=pb.Welcome(agent="brief"))]),
+                pb.LeadRequest.FromString,
+                pb.LeadEvent.SerializeToString,
+            )
+        return grpc.unary_stream_rpc_method_handler(
+            lambda request, _: iter([pb.Observation(synced=pb.Synced())]),
+            pb.ObserveRequest.FromString,
+            pb.Observation.SerializeToString,
+        )
 
 
 OLD = {name: grpc.StatusCode.UNIMPLEMENTED for name in ("VerifyToken", "GetElection", "ListKinds")}
@@ -74,6 +98,35 @@ def pickies(server: Server) -> Iterator[Callable[..., Picky]]:
     yield make
     for each in made:
         each.stop()
+
+
+async def test_streams_that_end_as_soon_as_they_are_open_are_left_to_calls(server: Server, election: str) -> None:
+    brief = Brief(server)
+    try:
+        async with Agent(brief.address) as agent, agent.lead(election, term=1.5) as term:
+            await term.renewed()
+            assert (brief.count("Lead"), brief.count("Campaign")) == (2, 1)
+    finally:
+        brief.stop()
+
+
+async def test_an_observer_pauses_before_streams_that_end_at_once(server: Server, election: str) -> None:
+    brief = Brief(server)
+    try:
+        async with Agent(brief.address) as agent, agent.observe(election) as observer:
+            began = time.monotonic()
+            events = observer.events()
+            await events.__anext__()
+
+            async def opened() -> bool:
+                return brief.count("Observe") >= 5
+
+            await eventually(opened)
+            # At least half of 50, 100, 200 and 400 ms.
+            assert time.monotonic() - began >= 0.375
+            await events.aclose()
+    finally:
+        brief.stop()
 
 
 @pytest.mark.parametrize("old_is_first", [True, False])
