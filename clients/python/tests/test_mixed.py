@@ -56,9 +56,6 @@ class Picky(grpc.GenericRpcHandler):
 
         return grpc.unary_unary_rpc_method_handler(answer)
 
-    def count(self, call: str) -> int:
-        return self.called.count(call)
-
     def stop(self) -> None:
         self._server.stop(0).wait()
         self._channel.close()
@@ -91,8 +88,8 @@ OLD = {name: grpc.StatusCode.UNIMPLEMENTED for name in ("VerifyToken", "GetElect
 def pickies(server: Server) -> Iterator[Callable[..., Picky]]:
     made: list[Picky] = []
 
-    def make(**refuses: grpc.StatusCode) -> Picky:
-        made.append(Picky(server, refuses))
+    def make(kind: type[Picky] = Picky, **refuses: grpc.StatusCode) -> Picky:
+        made.append(kind(server, refuses))
         return made[-1]
 
     yield make
@@ -100,33 +97,29 @@ def pickies(server: Server) -> Iterator[Callable[..., Picky]]:
         each.stop()
 
 
-async def test_streams_that_end_as_soon_as_they_are_open_are_left_to_calls(server: Server, election: str) -> None:
-    brief = Brief(server)
-    try:
-        async with Agent(brief.address) as agent, agent.lead(election, term=1.5) as term:
-            await term.renewed()
-            assert (brief.count("Lead"), brief.count("Campaign")) == (2, 1)
-    finally:
-        brief.stop()
+async def test_streams_that_end_as_soon_as_they_are_open_are_left_to_calls(
+    pickies: Callable[..., Picky], election: str
+) -> None:
+    brief = pickies(Brief)
+    async with Agent(brief.address) as agent, agent.lead(election, term=1.5) as term:
+        await term.renewed()
+        assert (brief.called.count("Lead"), brief.called.count("Campaign")) == (2, 1)
 
 
-async def test_an_observer_pauses_before_streams_that_end_at_once(server: Server, election: str) -> None:
-    brief = Brief(server)
-    try:
-        async with Agent(brief.address) as agent, agent.observe(election) as observer:
-            began = time.monotonic()
-            events = observer.events()
-            await events.__anext__()
+async def test_an_observer_pauses_before_streams_that_end_at_once(pickies: Callable[..., Picky], election: str) -> None:
+    brief = pickies(Brief)
+    async with Agent(brief.address) as agent, agent.observe(election) as observer:
+        began = time.monotonic()
+        events = observer.events()
+        await events.__anext__()
 
-            async def opened() -> bool:
-                return brief.count("Observe") >= 5
+        async def opened() -> bool:
+            return brief.called.count("Observe") >= 5
 
-            await eventually(opened)
-            # At least half of 50, 100, 200 and 400 ms.
-            assert time.monotonic() - began >= 0.375
-            await events.aclose()
-    finally:
-        brief.stop()
+        await eventually(opened)
+        # At least half of 50, 100, 200 and 400 ms.
+        assert time.monotonic() - began >= 0.375
+        await events.aclose()
 
 
 @pytest.mark.parametrize("old_is_first", [True, False])

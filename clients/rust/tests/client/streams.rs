@@ -10,6 +10,7 @@ use std::{
 
 use election_agent_client::{Deadline, Error, Leadership, Lost, Standing};
 use election_proto::{lead_request::What, standing::Is};
+use tokio::task::JoinHandle;
 use tonic::Status;
 
 use crate::{
@@ -23,15 +24,20 @@ async fn fake() -> Fake {
     Script::default().streams().start().await
 }
 
+/// Begins to lead `nightly`.
+fn starts(endpoints: &str) -> JoinHandle<Result<Leadership, Error>> {
+    let lead = client(endpoints).lead("nightly").candidate("me");
+    tokio::spawn(lead.term(TERM).start())
+}
+
+async fn elected(starting: JoinHandle<Result<Leadership, Error>>) -> Leadership {
+    let started = soon("elected", starting).await;
+    started.expect("no panic").expect("elected")
+}
+
 /// Leads `nightly` by the fake's next stream.
 async fn led(fake: &mut Fake) -> (Leadership, Lead) {
-    let starting = tokio::spawn(
-        client(&fake.address)
-            .lead("nightly")
-            .candidate("me")
-            .term(TERM)
-            .start(),
-    );
+    let starting = starts(&fake.address);
     let mut stream = fake.stream().await;
     let join = stream.join().await;
     assert_eq!(
@@ -39,10 +45,7 @@ async fn led(fake: &mut Fake) -> (Leadership, Lead) {
         ("nightly", "default", 0)
     );
     stream.stand(leads("nightly", 0));
-    let leadership = soon("elected", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     (leadership, stream)
 }
 
@@ -77,13 +80,7 @@ async fn a_ping_extends_from_when_it_was_sent_and_not_from_when_it_was_answered(
 #[tokio::test]
 async fn a_ping_that_was_received_before_the_grant_does_not_extend_it() {
     let mut fake = fake().await;
-    let starting = tokio::spawn(
-        client(&fake.address)
-            .lead("nightly")
-            .candidate("me")
-            .term(TERM)
-            .start(),
-    );
+    let starting = starts(&fake.address);
     let mut stream = fake.stream().await;
     stream.join().await;
     let (_, seq) = stream.ping().await;
@@ -91,10 +88,7 @@ async fn a_ping_that_was_received_before_the_grant_does_not_extend_it() {
     let mut grant = leads("nightly", seq);
     grant.valid_for -= 300;
     stream.stand(grant);
-    let leadership = soon("elected", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     let term = leadership.term();
     let before = term.valid_until();
     stream.pong(seq, vec![]);
@@ -151,13 +145,7 @@ async fn what_a_pong_lists_is_not_extended_by_it() {
 #[tokio::test]
 async fn a_provisional_grant_is_pinged_for_at_once_and_work_begins_after_that() {
     let mut fake = fake().await;
-    let starting = tokio::spawn(
-        client(&fake.address)
-            .lead("nightly")
-            .candidate("me")
-            .term(TERM)
-            .start(),
-    );
+    let starting = starts(&fake.address);
     let mut stream = fake.stream().await;
     stream.join().await;
     let granted = Deadline::now();
@@ -168,10 +156,7 @@ async fn a_provisional_grant_is_pinged_for_at_once_and_work_begins_after_that() 
     assert!(pinged < granted.plus(TERM / 4), "at once");
     assert!(!starting.is_finished());
     stream.pong(seq, vec![leads("nightly", seq)]);
-    let leadership = soon("elected", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     assert_eq!(leadership.term().check(), Ok(()));
 }
 
@@ -297,22 +282,13 @@ async fn a_term_that_is_dropped_is_given_up_when_its_time_is_over_and_the_others
 #[tokio::test]
 async fn what_a_stream_refuses_is_led_by_calls() {
     let mut fake = fake().await;
-    let starting = tokio::spawn(
-        client(&fake.address)
-            .lead("nightly")
-            .candidate("me")
-            .term(TERM)
-            .start(),
-    );
+    let starting = starts(&fake.address);
     let mut stream = fake.stream().await;
     stream.join().await;
     stream.stand(standing("nightly", Is::Refused));
     fake.calls(1, campaigns).await;
     // Elected by a call, it goes on by a stream.
-    let leadership = soon("elected", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     let mut stream = fake.stream().await;
     assert_eq!(stream.join().await.token, 7);
     // And by calls again when there is none that works.
@@ -395,10 +371,7 @@ async fn an_application_that_is_not_alive_joins_no_stream_with_its_token() {
     let mut stream = fake.stream().await;
     stream.join().await;
     stream.stand(leads("nightly", 0));
-    let leadership = soon("elected", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     alive.store(false, Ordering::SeqCst);
     stream.fail(Status::unavailable("gone"));
     assert!(!fake.opens_stream_within(TERM / 3).await);
@@ -431,10 +404,7 @@ async fn an_agent_that_is_slow_keeps_its_leader_by_the_stream() {
     stream.welcome();
     stream.join().await;
     stream.stand(leads("nightly", 0));
-    let leadership = soon("elected", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     // Longer than a term.
     for _ in 0..6 {
         let (_, seq) = stream.ping().await;
@@ -462,18 +432,9 @@ async fn an_agent_that_is_slow_keeps_its_leader_by_the_stream() {
 #[tokio::test]
 async fn a_stream_that_is_not_welcomed_is_given_up_for_calls() {
     let mut fake = fake().await;
-    let starting = tokio::spawn(
-        client(&fake.address)
-            .lead("nightly")
-            .candidate("me")
-            .term(TERM)
-            .start(),
-    );
+    let starting = starts(&fake.address);
     let _stream = fake.stream_before_welcome().await;
-    let leadership = soon("elected by a call", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     assert_eq!(fake.calls(1, campaigns).await.len(), 1);
     drop(leadership);
 }
@@ -481,20 +442,11 @@ async fn a_stream_that_is_not_welcomed_is_given_up_for_calls() {
 #[tokio::test]
 async fn streams_that_end_as_soon_as_they_are_open_are_left_to_calls() {
     let mut fake = fake().await;
-    let starting = tokio::spawn(
-        client(&fake.address)
-            .lead("nightly")
-            .candidate("me")
-            .term(TERM)
-            .start(),
-    );
+    let starting = starts(&fake.address);
     for _ in 0..2 {
         fake.stream().await.join().await;
     }
-    let leadership = soon("elected by a call", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     assert_eq!(fake.calls(1, campaigns).await.len(), 1);
     leadership.resign().await.expect("resigned");
     assert!(!fake.opens_stream_within(Duration::from_millis(1)).await);
@@ -520,20 +472,11 @@ async fn a_stream_that_ends_after_each_grant_is_opened_again_after_pauses_that_g
 async fn of_several_agents_the_one_with_streams_is_led_by() {
     let older = Script::default().older().start().await;
     let mut newer = fake().await;
-    let starting = tokio::spawn(
-        client(&format!("{},{}", older.address, newer.address))
-            .lead("nightly")
-            .candidate("me")
-            .term(TERM)
-            .start(),
-    );
+    let starting = starts(&format!("{},{}", older.address, newer.address));
     let mut stream = newer.stream().await;
     stream.join().await;
     stream.stand(leads("nightly", 0));
-    let leadership = soon("elected", starting)
-        .await
-        .expect("no panic")
-        .expect("elected");
+    let leadership = elected(starting).await;
     drop(leadership);
     assert!(older.asked.all().is_empty());
 }
