@@ -179,15 +179,17 @@ export const scenarios = {
 
   /** A bar drains, and refills when the term is extended although nobody tells the page. */
   async terms(browser) {
-    await campaign("terms", "extended", "w", { term: 4_000 });
-    await campaign("terms", "lapses", "w", { term: 4_000 });
     await withPage(browser, { fragment: "#/elections?kind=terms" }, async (page) => {
       await enter(page);
       await live(page);
+      // From here on: a page takes longer to open than a short term lasts while other programs need the processor.
+      await campaign("terms", "lapses", "w", { term: 4_000 });
+      await campaign("terms", "extended", "w", { term: 10_000 });
+      await rowOf(page, "extended").waitFor();
       const share = () =>
         rowOf(page, "extended").evaluate((row) => Number(/scaleX\(([\d.]+)\)/.exec(row.querySelector(".fill").style.transform)[1]));
       await until(async () => (await share()) < 0.7, "the bar drains");
-      await extend("terms", "extended", "w", 8_000);
+      await extend("terms", "extended", "w", 60_000);
       await until(async () => (await share()) > 0.8, "the bar refills");
       await rowOf(page, "lapses").getByText("term ended:").waitFor();
     });

@@ -43,6 +43,15 @@ def binary() -> str:
     return str(path)
 
 
+def _runs(task: pathlib.Path) -> bool:
+    """Whether a thread is there and has not stopped."""
+    try:
+        # The state follows the name, which is in parentheses.
+        return (task / "stat").read_text().rpartition(") ")[2][:1] not in "TtXZ"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Server:
     """A running agent, in memory unless its settings say otherwise."""
 
@@ -91,7 +100,13 @@ class Server:
                 return
 
     def signal(self, number: int) -> None:
+        """Sends a signal. After SIGSTOP each thread has stopped: until one has seen the signal, all go on to answer."""
         self.process.send_signal(number)
+        tasks = pathlib.Path(f"/proc/{self.process.pid}/task")
+        until = time.monotonic() + START
+        while number == signal.SIGSTOP and any(_runs(task) for task in tasks.iterdir()):
+            assert time.monotonic() < until, "the agent does not stop"
+            time.sleep(0.001)
 
     def stop(self) -> None:
         if self.process.poll() is None:

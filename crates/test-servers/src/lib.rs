@@ -18,18 +18,51 @@ pub use clock::{Clock, preload};
 pub use cluster::{Cluster, MovingSlot};
 pub use sentinel::{Deployment, Sentinels};
 
-use std::{process::Command, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
-/// Sends a process the signal `name`, such as `STOP`.
+/// Sends a process the signal `name`, such as `STOP`, after which it has stopped.
 ///
 /// # Panics
-/// When it cannot be sent.
+/// When it cannot be sent, and when the process has not stopped in ten seconds.
 pub fn signal(pid: u32, name: &str) {
     // The shell's own kill: slim systems have no other.
     let sent = Command::new("sh")
         .args(["-c", &format!("kill -{name} {pid}")])
         .status();
     assert!(sent.expect("sh runs").success(), "SIG{name} was not sent");
+    if name == "STOP" {
+        await_stop(pid);
+    }
+}
+
+/// Waits until each thread of a process that was told to has stopped: until one of them has run and has seen the signal,
+/// all go on to answer.
+///
+/// # Panics
+/// When they have not in ten seconds.
+pub fn await_stop(pid: u32) {
+    let end = Instant::now() + Duration::from_secs(10);
+    let tasks = || {
+        fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+    };
+    let stops = |task: std::io::Result<fs::DirEntry>| {
+        // A thread that is gone does nothing more. The state follows the name, which is in parentheses.
+        let stat = task.and_then(|task| fs::read_to_string(task.path().join("stat")));
+        let stat = stat.unwrap_or_default();
+        let state = stat.rsplit_once(") ").map_or("X", |(_, rest)| rest);
+        state.starts_with(['T', 't', 'X', 'Z'])
+    };
+    while !tasks().all(stops) {
+        assert!(Instant::now() < end, "process {pid} does not stop");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Asks again and again until the answer is there.

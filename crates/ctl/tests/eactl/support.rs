@@ -169,6 +169,9 @@ impl Run {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("there");
+        if signal == Signal::STOP {
+            test_servers::await_stop(self.child.id());
+        }
     }
 
     /// The status lines.
