@@ -18,17 +18,17 @@ pub use clock::{Clock, preload};
 pub use cluster::{Cluster, MovingSlot};
 pub use sentinel::{Deployment, Sentinels};
 
-use std::{
-    fs,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
+use std::{process::Command, time::Duration};
+
+use rustix::{
+    io::retry_on_intr,
+    process::{Pid, WaitId, WaitIdOptions, waitid},
 };
 
-/// Sends a process the signal `name`, such as `STOP`, after which it has stopped.
+/// Sends a child process the signal `name`. After `STOP` it has stopped.
 ///
 /// # Panics
-/// When it cannot be sent, and when the process has not stopped in ten seconds.
+/// When it cannot be sent.
 pub fn signal(pid: u32, name: &str) {
     // The shell's own kill: slim systems have no other.
     let sent = Command::new("sh")
@@ -40,29 +40,16 @@ pub fn signal(pid: u32, name: &str) {
     }
 }
 
-/// Waits until each thread of a process that was told to has stopped: until one of them has run and has seen the signal,
-/// all go on to answer.
+/// Waits until a child process that was sent `STOP` has stopped, or has ended: until one of its threads has run and has
+/// seen the signal, all go on to answer. The parent is told when each has stopped.
 ///
 /// # Panics
-/// When they have not in ten seconds.
+/// When it is no child of this process.
 pub fn await_stop(pid: u32) {
-    let end = Instant::now() + Duration::from_secs(10);
-    let tasks = || {
-        fs::read_dir(format!("/proc/{pid}/task"))
-            .into_iter()
-            .flatten()
-    };
-    let stops = |task: std::io::Result<fs::DirEntry>| {
-        // A thread that is gone does nothing more. The state follows the name, which is in parentheses.
-        let stat = task.and_then(|task| fs::read_to_string(task.path().join("stat")));
-        let stat = stat.unwrap_or_default();
-        let state = stat.rsplit_once(") ").map_or("X", |(_, rest)| rest);
-        state.starts_with(['T', 't', 'X', 'Z'])
-    };
-    while !tasks().all(stops) {
-        assert!(Instant::now() < end, "process {pid} does not stop");
-        thread::sleep(Duration::from_millis(1));
-    }
+    let pid = pid.try_into().ok().and_then(Pid::from_raw).expect("a pid");
+    // Nothing is taken from who waits for its end.
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    retry_on_intr(|| waitid(WaitId::Pid(pid), options)).expect("a child");
 }
 
 /// Asks again and again until the answer is there.
