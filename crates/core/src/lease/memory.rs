@@ -484,6 +484,7 @@ impl Memory {
                     return false;
                 }
                 *last = Some(Box::new(repaired(last.as_deref())));
+                head.keep_high_water_mark(lease.token);
                 head
             }
             Some(_) => return false,
@@ -798,6 +799,19 @@ impl Held {
         match &mut unacknowledged.before {
             Some(before) => before.last(),
             none => none,
+        }
+    }
+
+    /// Makes rollbacks of the grants restore no token below this one as the high-water mark.
+    fn keep_high_water_mark(&mut self, token: Token) {
+        let Some(unacknowledged) = &mut self.unacknowledged else {
+            return;
+        };
+        if let Some(from) = &mut unacknowledged.raised_from {
+            *from = (*from).max(Some(token));
+        }
+        if let Some(before) = &mut unacknowledged.before {
+            before.keep_high_water_mark(token);
         }
     }
 

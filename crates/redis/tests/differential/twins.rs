@@ -13,8 +13,8 @@ use std::{
 };
 
 use election_core::lease::{
-    Bounds, Extend, Grant, Lease, Look, Onto, Repair, Replaces, Resign, embedded::Embedded,
-    rules::Rule,
+    Bounds, Extend, Grant, GrantReply, Lease, LeaseNode, Look, Onto, Repair, Replaces, Resign,
+    embedded::Embedded, rules::Rule,
 };
 use election_redis::{Deployment, Server};
 use futures_util::future::join_all;
@@ -32,8 +32,8 @@ use tokio::{
 };
 
 use super::{
-    BOUNDS, Candidate, ElectionId, LOOK, OWN_RUN, Op, RequestId, SETTINGS, Term, Token, Value,
-    on_server, op, pair, pair_with, past, same_replies,
+    BOUNDS, Candidate, ElectionId, LOOK, OWN_RUN, Op, Reply, RequestId, SETTINGS, Term, Token,
+    Value, apply, on_server, op, pair, pair_with, past, same_replies,
 };
 
 /// How many random sequences may pass before one of them differs.
@@ -92,6 +92,20 @@ const TWINS: &[Twin] = &[
         "grant",
         "if mark and tonumber(ARGV[3]) <= tonumber(mark) then",
         "if false then"
+    ),
+    twin!(
+        HighWaterMark,
+        "heal",
+        "if low and low ~= '' and tonumber(low) < token then",
+        "if false then",
+        Found::By(grant_above_a_repaired_lease_is_withdrawn)
+    ),
+    twin!(
+        HighWaterMark,
+        "heal",
+        "if entry[8] ~= '' and tonumber(entry[8]) < token then",
+        "if false then",
+        Found::By(grants_above_a_repaired_lease_are_withdrawn)
     ),
     twin!(
         OwnLeaseGuarded,
@@ -442,6 +456,32 @@ fn smaller_token_after_a_withdrawal() -> Vec<Step> {
     vec![probe(), grant(60, 2), roll_back(2), grant(60, 1)]
 }
 
+/// A repair writes a larger token below a grant that is withdrawn then. The last grant is of that token.
+fn grant_above_a_repaired_lease_is_withdrawn() -> Vec<Step> {
+    vec![
+        probe(),
+        repair(1),
+        grant(60, 3),
+        repair(2),
+        roll_back(3),
+        grant(60, 2),
+    ]
+}
+
+/// The same with two grants, of which the later one is withdrawn first.
+fn grants_above_a_repaired_lease_are_withdrawn() -> Vec<Step> {
+    vec![
+        probe(),
+        repair(1),
+        grant(60, 3),
+        grant(60, 4),
+        repair(2),
+        roll_back(4),
+        roll_back(3),
+        grant(60, 2),
+    ]
+}
+
 /// A proxy that runs a twin where the script is asked for.
 struct Weakening {
     url: String,
@@ -642,6 +682,28 @@ async fn a_script_that_lacks_a_rule_differs_from_the_in_process_node() {
     let wrong = join_all(twins.map(|(number, twin)| survives(&redis, number, *twin))).await;
     let wrong: Vec<_> = wrong.into_iter().flatten().collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What both reply is not only the same.
+#[tokio::test]
+async fn a_withdrawal_leaves_the_mark_of_the_repaired_lease_below() {
+    let redis = Redis::start().await;
+    let sequences = [
+        grant_above_a_repaired_lease_is_withdrawn(),
+        grants_above_a_repaired_lease_are_withdrawn(),
+    ];
+    for (prefix, steps) in sequences.into_iter().enumerate() {
+        let (model, real) = pair(on_server(&redis), prefix, true).await;
+        for node in [&model as &dyn LeaseNode, &real] {
+            let mut last = None;
+            for step in &steps {
+                if let Step::Op(op) = step {
+                    last = Some(apply(node, op).await.expect("a reply"));
+                }
+            }
+            assert_eq!(last, Some(Reply::Granted(GrantReply::Stale(token(2)))));
+        }
+    }
 }
 
 #[test]
