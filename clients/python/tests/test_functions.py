@@ -210,7 +210,7 @@ async def test_a_plain_function_may_return_what_has_to_be_awaited(server: Server
 
 async def test_a_token_file_of_rubbish_is_in_the_middle_of_being_replaced(server: Server, tmp_path: Any) -> None:
     file = tmp_path / "token"
-    async with Agent(server.address, token_file=file, allow_plaintext_token=True, timeout=0.2) as agent:
+    async with Agent(server.address, token_file=file, allow_plaintext_token=True, timeout=1) as agent:
         for rubbish in ("two\nlines", "é"):
             file.write_text(rubbish)
             with pytest.raises(Unreachable, match="token file"):

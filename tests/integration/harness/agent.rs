@@ -297,6 +297,11 @@ impl Agent {
 
 impl Drop for Agent {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            for line in self.log.try_iter() {
+                println!("{line}");
+            }
+        }
         // An agent that has ended cannot be killed, which is as well.
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -221,6 +221,15 @@ impl Drop for Run {
         // A test that has failed leaves nothing behind: the deadman kills the group.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if thread::panicking() {
+            let mut said = Vec::new();
+            if let Some(stderr) = &mut self.child.stderr {
+                // What has left the group may keep it open.
+                let _ = rustix::io::ioctl_fionbio(&*stderr, true);
+                let _ = stderr.read_to_end(&mut said);
+            }
+            println!("{}{}", self.read("lead"), String::from_utf8_lossy(&said));
+        }
     }
 }
 
