@@ -35,13 +35,23 @@ test: ## Install what the tests need and run them all
 	scripts/build-clients
 	cargo test --workspace --locked --no-run
 	cargo test $(WEAKENED) --no-run
-	scripts/run-tests integration suite
-	@echo "The other tests run three programs at once. What each prints is shown when it has ended."
-	@$(MAKE) --no-print-directory --keep-going --jobs=3 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target) $(BESIDE)
+	@echo "Several programs run at once. What each prints is shown when it has ended."
+	@$(MAKE) $(BESIDE) test-busy test-docs test-ui test-libraries
+	@$(MAKE) $(BESIDE) test-integration test-typescript test-python test-rust
+	scripts/run-tests suite
 
-# Parts of `make test`, which builds what they need, that leave cores idle if they run alone.
-BESIDE = test-programs test-python test-typescript test-ui test-docs
-.PHONY: $(BESIDE)
+# Parts of `make test`, which builds what they need, that leave cores idle if they run alone. The integration tests that
+# keep the cores busy run beside what need not keep to times, the others beside the clients' tests, and the conformance
+# suite, most of which is times to keep to, alone.
+BESIDE = --no-print-directory --keep-going --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+BUSY = browsers:: clients:: dashboard:: deployment:: observability::
+.PHONY: test-busy test-docs test-ui test-libraries test-integration test-typescript test-python test-rust
+
+test-busy:
+	scripts/run-tests integration -- $(BUSY)
+
+test-integration:
+	scripts/run-tests integration -- $(BUSY:%=--skip %)
 
 test-python:
 	cd clients/python && ../../target/python/venv/bin/pytest --quiet
@@ -49,17 +59,22 @@ test-python:
 test-typescript:
 	cd clients/typescript && npm run --silent typecheck && npx vitest run
 
-test-programs:
-	scripts/run-tests --but integration suite
+test-libraries:
+	scripts/run-tests --but integration suite eactl client
 	cargo test $(WEAKENED)
+
+test-rust: export RUST_TEST_THREADS := $(shell expr \( $${RUST_TEST_THREADS:-2} + 1 \) / 2)
+test-rust:
+	scripts/run-tests eactl client
 
 WEAKENED = --workspace --features election-core/weaken --locked --test model --test simulation
 
 test-ui:
 	cd ui && npm test --silent
 
+# Without make's flags: they name descriptors that are not open here, of which the compiler warns.
 test-docs:
-	cargo test --workspace --locked --doc
+	MAKEFLAGS= cargo test --workspace --locked --doc
 
 clients: ## Build the packages of the Python and TypeScript clients, install each as users do, and lead once with it
 	scripts/build-clients
