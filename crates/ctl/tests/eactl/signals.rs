@@ -18,8 +18,7 @@ const NOTES: &str = r#"
 #[test]
 fn signals_are_forwarded_and_the_term_is_extended_meanwhile() {
     let agent = Agent::start();
-    let term = ["--term", "6s", "--grace", "1s"];
-    let mut run = Run::start(&agent.url(), "a", &term, NOTES);
+    let mut run = Run::start(&agent.url(), "a", &SHORT, NOTES);
     let group = run.pid_in("group");
     let mut noted = String::new();
     for (signal, name) in [
