@@ -2,12 +2,7 @@
 //!
 //! The programs were written for Kubernetes' leader-elector: they ask `GET /` and compare `name` with their own name.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use election_agent_client::{Agent, Event, Leader, Scope, Term};
 use http::{Method, Request, Response, StatusCode, header};
@@ -18,6 +13,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 use tokio::{net::TcpListener, sync::Semaphore};
 
@@ -84,7 +80,7 @@ impl Sidecar {
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     async fn follow(self, agent: Agent, scope: Scope) {

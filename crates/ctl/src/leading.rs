@@ -1,12 +1,10 @@
 //! Campaigns, and leaderships that are held.
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use clap::ArgMatches;
 use election_agent_client::{Agent, Code, Deadline, Error, Leadership, Standing, Term};
+use parking_lot::Mutex;
 
 use crate::{
     cli::Wait,
@@ -124,7 +122,7 @@ fn reporter() -> impl Fn(&Standing) + Send + Sync + 'static {
             }
             _ => String::new(),
         };
-        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = told.lock();
         if !what.is_empty() && *told != what {
             complain(format_args!("{what}"));
         }
