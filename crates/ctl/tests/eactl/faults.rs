@@ -5,7 +5,9 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use test_agent::Agent;
 
-use crate::support::{Proxy, Run, SHORT, boottime, dead, deadman, eventually, living, output};
+use crate::support::{
+    Proxy, Run, SHORT, boottime, dead, deadman, events, eventually, living, output,
+};
 
 /// A script that works until it is killed, and a child of it that ignores SIGTERM and works, too.
 const STUBBORN: &str = r#"
@@ -341,12 +343,7 @@ fn a_command_that_ends_is_led_again() {
         .map(|token| token.parse().expect("a token"))
         .collect();
     assert!(tokens[1] > tokens[0]);
-    let events: Vec<_> = run
-        .lead()
-        .iter()
-        .map(|line| line["event"].to_string())
-        .collect();
-    assert_eq!(events, [r#""elected""#, r#""over""#, r#""elected""#]);
+    assert_eq!(events(&run.lead()), ["elected", "over", "elected"]);
     run.signal(Signal::TERM);
     assert_eq!(run.code(), Some(143));
 }
@@ -379,13 +376,8 @@ fn a_command_is_led_again_after_a_loss() {
     eventually("led again, after the other's term", || {
         (run.read("tokens").lines().count() == 2).then_some(())
     });
-    let events = || {
-        run.lead()
-            .iter()
-            .map(|line| line["event"].to_string())
-            .collect::<Vec<_>>()
-    };
-    assert!(events().contains(&r#""over""#.to_owned()), "{:?}", events());
+    let lines = run.lead();
+    assert!(events(&lines).contains(&"over"), "{lines:?}");
     run.signal(Signal::TERM);
     let asked = Duration::from_secs(5);
     let start = std::time::Instant::now();

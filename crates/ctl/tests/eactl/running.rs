@@ -13,8 +13,8 @@ use rustix::{
 use test_agent::Agent;
 
 use crate::support::{
-    Run, SHORT, dead, deadman, descriptors, eactl, eventually, json, living, output, processes,
-    text,
+    Run, SHORT, dead, deadman, descriptors, eactl, events, eventually, json, living, output,
+    processes, text,
 };
 
 fn code(agent: &Agent, command: &[&str]) -> Option<i32> {
@@ -261,8 +261,7 @@ fn status_lines_and_output_do_not_overwrite_each_other() {
     let mut command = eactl(&agent.url(), &arguments);
     assert!(command.stdout(both).status().expect("runs").success());
     let lines = json(&std::fs::read(path).expect("there"));
-    let events: Vec<_> = lines.iter().map(|line| &line["event"]).collect();
-    assert_eq!(events, ["elected", "output", "over"]);
+    assert_eq!(events(&lines), ["elected", "output", "over"]);
 }
 
 #[test]

@@ -95,6 +95,13 @@ pub(crate) fn json(bytes: &[u8]) -> Vec<Value> {
     lines.collect()
 }
 
+/// The events of status lines without the extensions, of which there are more where the machine is slow.
+pub(crate) fn events(lines: &[Value]) -> Vec<&str> {
+    let events = lines.iter().map(|line| line["event"].as_str());
+    let events = events.map(|event| event.expect("an event"));
+    events.filter(|event| *event != "extended").collect()
+}
+
 /// A command that runs while an election is led, with what it leaves behind.
 pub(crate) struct Run {
     pub(crate) child: Child,
