@@ -52,14 +52,13 @@ else
     end
     entries[#entries] = nil
   end
+  entries[#entries + 1] = mine
+  table.insert(entries, 1, entry_of(KEYS[1], now + left))
   -- The high-water marks that rollbacks of those grants restore must not be below its token.
-  local low = redis.call('HGET', KEYS[1], 'low')
-  if low and low ~= '' and tonumber(low) < token then redis.call('HSET', KEYS[1], 'low', ARGV[3]) end
   for _, entry in ipairs(entries) do
     if entry[8] ~= '' and tonumber(entry[8]) < token then entry[8] = ARGV[3] end
   end
-  entries[#entries + 1] = mine
-  redis.call('HSET', KEYS[1], 'before', pack(entries))
+  write_entries(KEYS[1], entries, now)
 end
 local keep = term + ARGV[7]
 acknowledge(past, token, keep)

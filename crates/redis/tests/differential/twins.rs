@@ -96,13 +96,6 @@ const TWINS: &[Twin] = &[
     twin!(
         HighWaterMark,
         "heal",
-        "if low and low ~= '' and tonumber(low) < token then",
-        "if false then",
-        Found::By(grant_above_a_repaired_lease_is_withdrawn)
-    ),
-    twin!(
-        HighWaterMark,
-        "heal",
         "if entry[8] ~= '' and tonumber(entry[8]) < token then",
         "if false then",
         Found::By(grants_above_a_repaired_lease_are_withdrawn)
