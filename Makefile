@@ -36,22 +36,28 @@ test: ## Install what the tests need and run them all
 	cargo test --workspace --locked --no-run
 	cargo test $(WEAKENED) --no-run
 	@echo "Several programs run at once. What each prints is shown when it has ended."
-	@$(MAKE) $(BESIDE) test-busy test-docs test-ui test-libraries
-	@$(MAKE) $(BESIDE) test-integration test-typescript test-python test-rust
+	@$(BESIDE) --jobs=2 test-busy test-docs test-ui test-libraries
+	@$(BESIDE) --jobs=4 test-integration test-long test-typescript test-python test-rust
 	scripts/run-tests suite
 
 # Parts of `make test`, which builds what they need, that leave cores idle if they run alone. The integration tests that
 # keep the cores busy run beside what need not keep to times, the others beside the clients' tests, and the conformance
-# suite, most of which is times to keep to, alone.
-BESIDE = --no-print-directory --keep-going --jobs=2 $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
+# suite, most of which is times to keep to, alone. Those that last longest begin with the others, and are not their end.
+BESIDE = $(MAKE) --no-print-directory --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 BUSY = browsers:: clients:: dashboard:: deployment:: observability::
-.PHONY: test-busy test-docs test-ui test-libraries test-integration test-typescript test-python test-rust
+LONG = survival:: upgrade::
+HALF := $(shell expr \( $${RUST_TEST_THREADS:-2} + 1 \) / 2)
+.PHONY: test-busy test-docs test-ui test-libraries test-integration test-long test-typescript test-python test-rust
 
 test-busy:
 	scripts/run-tests integration -- $(BUSY)
 
 test-integration:
-	scripts/run-tests integration -- $(BUSY:%=--skip %)
+	scripts/run-tests integration -- $(BUSY:%=--skip %) $(LONG:%=--skip %)
+
+test-long: export RUST_TEST_THREADS := $(HALF)
+test-long:
+	scripts/run-tests integration -- $(LONG)
 
 test-python:
 	cd clients/python && ../../target/python/venv/bin/pytest --quiet
@@ -63,7 +69,7 @@ test-libraries:
 	scripts/run-tests --but integration suite eactl client
 	cargo test $(WEAKENED)
 
-test-rust: export RUST_TEST_THREADS := $(shell expr \( $${RUST_TEST_THREADS:-2} + 1 \) / 2)
+test-rust: export RUST_TEST_THREADS := $(HALF)
 test-rust:
 	scripts/run-tests eactl client
 
