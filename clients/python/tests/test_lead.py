@@ -59,7 +59,7 @@ async def test_the_next_leads_with_a_larger_token(agent: Agent, other: Agent, el
     assert len(tokens) == 3 and tokens == sorted(tokens)
 
 
-@pytest.mark.parametrize("wait", [0, 0.3, datetime.timedelta(milliseconds=300)])
+@pytest.mark.parametrize("wait", [0, 0.5, datetime.timedelta(milliseconds=500)])
 async def test_who_is_not_elected_is_told_who_leads(agent: Agent, other: Agent, election: str, wait: float) -> None:
     async with agent.lead(election):
         with pytest.raises(NotElected) as raised:

@@ -42,7 +42,7 @@ def test_a_leader_resigns_after_its_body(sync_agent: SyncAgent, election: str) -
 
 def test_who_is_not_elected_is_told_who_leads(server: Server, sync_agent: SyncAgent, election: str) -> None:
     with SyncAgent(server.address) as other, sync_agent.lead(election), pytest.raises(NotElected) as raised:
-        with other.lead(election, wait=0.2):
+        with other.lead(election, wait=0.5):
             raise AssertionError("elected")
     assert raised.value.leader == sync_agent.candidate
 

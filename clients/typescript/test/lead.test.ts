@@ -385,7 +385,7 @@ describe("processes", () => {
       await agent.kinds();
       const held = await agent.acquire(name);
       const other = new Agent(address);
-      await other.acquire(name, { wait: 50 }).catch((error) => console.log(error instanceof NotElected));
+      await other.acquire(name, { wait: 500 }).catch((error) => console.log(error instanceof NotElected));
       held.lapse();`;
     const began = performance.now();
     const { code, output } = await run(source, address, election());
