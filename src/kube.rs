@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 pub use objects::{Counts, PodStatus};
-pub use scope::{Mode, Status};
+pub use scope::{LookupMode, Status};
 
 use crate::telemetry::metrics::Looked;
 use client::Access;

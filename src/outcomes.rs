@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use election_core::election::ledger::{Change, Ledger, Observer, Outcome, Request};
+use election_core::election::ledger::{Change, Ledger, LedgerObserver, Request, RequestOutcome};
 
 use crate::{auth::audit, endpoint::Action, telemetry::metrics::Metrics};
 
@@ -27,7 +27,7 @@ struct Observed {
     metrics: Metrics,
 }
 
-impl Observer for Observed {
+impl LedgerObserver for Observed {
     fn changed(&self, change: &Change<'_>) {
         audit::changed(change, &self.agent);
         // Without a new leader, the token belongs to the former one.
@@ -35,7 +35,7 @@ impl Observer for Observed {
         self.metrics.changed(change.election, change.cause, token);
     }
 
-    fn finished(&self, request: Request, outcome: Outcome) {
+    fn finished(&self, request: Request, outcome: RequestOutcome) {
         let action = match request {
             Request::Campaign => Action::Campaign,
             Request::Extend => Action::Extend,

@@ -92,7 +92,7 @@ pub(crate) fn benches(criterion: &mut Criterion) {
             max_wait: HOUR,
         },
         runtime.handle().clone(),
-        Arc::new(board::Nobody),
+        Arc::new(board::NoopObserver),
     );
     let gate = Gate::new(board, Lookup::off("there are no pods"), None, None, false);
     let campaign = |name: &str| Campaign {

@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion};
 use election_agent::{
     endpoint::Action,
     outcomes,
-    telemetry::metrics::{Answer, DEFAULT_BUCKETS, Format, Metrics},
+    telemetry::metrics::{DEFAULT_BUCKETS, Format, Metrics, ResponseStatus},
 };
 use election_core::election::{
     Campaign, Elections, Outcome,
@@ -47,7 +47,7 @@ fn metrics(elections: usize) -> Metrics {
 }
 
 fn count(metrics: &Metrics, action: Action) {
-    let answer = Answer {
+    let answer = ResponseStatus {
         status: tonic::Code::Ok,
         code: None,
     };

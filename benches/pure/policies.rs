@@ -6,7 +6,7 @@ use std::cell::Cell;
 use criterion::{BatchSize, Criterion};
 use election_agent::auth::{
     Identity, Mode,
-    policy::{Action, Policies, Question, Resource},
+    policy::{Policies, PolicyAction, Question, Resource},
 };
 use election_core::election::types::Candidate;
 
@@ -22,7 +22,11 @@ pub(crate) fn benches(criterion: &mut Criterion) {
     let may = |candidate: &Candidate| {
         let question = Question {
             candidate: Some(candidate),
-            ..Question::new(&identity, Action::Campaign, Resource::Election(&election))
+            ..Question::new(
+                &identity,
+                PolicyAction::Campaign,
+                Resource::Election(&election),
+            )
         };
         assert!(policies.decide(&question).allowed());
     };

@@ -29,7 +29,7 @@ pub struct Authenticator {
 }
 
 /// The result of authentication without requests to other servers.
-pub enum Known {
+pub enum Identified {
     /// The identity, or the refusal.
     Yes(Result<Identity, Refusal>),
     /// The bearer token needs verification by [`Authenticator::verify`].
@@ -38,11 +38,11 @@ pub enum Known {
 
 impl Authenticator {
     /// Identifies the caller by this bearer token (if [`Authenticator::takes_bearers`]) or this chain of certificates.
-    pub fn identify(&self, bearer: Option<&str>, chain: Option<&Chain>) -> Known {
+    pub fn identify(&self, bearer: Option<&str>, chain: Option<&Chain>) -> Identified {
         if let Some(token) = bearer {
             return self.remembered(token);
         }
-        Known::Yes(match chain.filter(|_| self.mtls) {
+        Identified::Yes(match chain.filter(|_| self.mtls) {
             Some(chain) => certificates::identity(chain),
             None => self.anonymous.clone().ok_or_else(|| {
                 Refusal::Unauthenticated(format!("show who you are: {}", self.wanted()))
@@ -50,26 +50,26 @@ impl Authenticator {
         })
     }
 
-    fn remembered(&self, token: &str) -> Known {
+    fn remembered(&self, token: &str) -> Identified {
         let hash = tokens::hash(token);
         if let Some(tokens) = &self.tokens {
             // Cloned so that the lock is released before the request continues.
             let listed = tokens.borrow().find(&hash).cloned();
             if let Some(identity) = listed {
-                return Known::Yes(Ok(identity));
+                return Identified::Yes(Ok(identity));
             }
         }
         let verified = self.jwt.as_ref().and_then(|jwt| jwt.remembered(&hash));
         if let Some(identity) = verified {
-            return Known::Yes(Ok(identity));
+            return Identified::Yes(Ok(identity));
         }
         let reviewed = self.kubernetes.as_ref();
         if let Some(verdict) = reviewed.and_then(|reviewer| reviewer.remembered(&hash)) {
-            return Known::Yes(verdict);
+            return Identified::Yes(verdict);
         }
         match (&self.jwt, &self.kubernetes) {
-            (None, None) => Known::Yes(Err(unknown())),
-            _ => Known::NotYet(hash),
+            (None, None) => Identified::Yes(Err(unknown())),
+            _ => Identified::NotYet(hash),
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::{
     Identity,
-    policy::{Action, Policies, Question, Resource},
+    policy::{Policies, PolicyAction, Question, Resource},
 };
 use crate::{
     auth::audit,
@@ -113,7 +113,7 @@ impl Gate {
         let (election, candidate) = (&campaign.election, &campaign.candidate);
         let question = Question {
             candidate: Some(candidate),
-            ..Question::new(caller, Action::Campaign, Resource::Election(election))
+            ..Question::new(caller, PolicyAction::Campaign, Resource::Election(election))
         };
         let entry = self.enter(question, election, candidate, campaign.term)?;
         let outcome = match wait {
@@ -121,11 +121,11 @@ impl Gate {
             Some(patience) => self.board.campaign(campaign, patience).await,
         };
         note(entry, &outcome, |outcome| match outcome {
-            Outcome::Elected { .. } => quota::Outcome::Won,
+            Outcome::Elected { .. } => quota::EntryOutcome::Won,
             Outcome::NotElected(lease) => {
-                quota::Outcome::Lost(lease.leader.clone(), lease.remaining)
+                quota::EntryOutcome::Lost(lease.leader.clone(), lease.remaining)
             }
-            Outcome::Used => quota::Outcome::Refused,
+            Outcome::Used => quota::EntryOutcome::Refused,
         });
         Ok(outcome?)
     }
@@ -141,7 +141,12 @@ impl Gate {
         retry: Retry,
         deadline: Instant,
     ) -> Result<Duration, Error> {
-        self.authorize_leader(caller, Action::Extend, &extend.election, &extend.leader)?;
+        self.authorize_leader(
+            caller,
+            PolicyAction::Extend,
+            &extend.election,
+            &extend.leader,
+        )?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.extend(extend, retry, deadline).await?);
         };
@@ -159,7 +164,12 @@ impl Gate {
         deadline: Instant,
     ) -> Vec<Result<Duration, Error>> {
         let permitted = extends.iter().map(|extend| {
-            self.authorize_leader(caller, Action::Extend, &extend.election, &extend.leader)
+            self.authorize_leader(
+                caller,
+                PolicyAction::Extend,
+                &extend.election,
+                &extend.leader,
+            )
         });
         let permitted: Vec<_> = permitted.collect();
         let asked = extends.into_iter().zip(&permitted);
@@ -194,7 +204,12 @@ impl Gate {
         resign: Resign,
         deadline: Instant,
     ) -> Result<(), Error> {
-        self.authorize_leader(caller, Action::Resign, &resign.election, &resign.leader)?;
+        self.authorize_leader(
+            caller,
+            PolicyAction::Resign,
+            &resign.election,
+            &resign.leader,
+        )?;
         let Some(quotas) = &self.quotas else {
             return Ok(self.elections.resign(resign, deadline).await?);
         };
@@ -228,17 +243,18 @@ impl Gate {
             current_leader: handover.current_leader.as_ref(),
             held: self.besides(caller, &handover.election),
         };
-        let forced = self.allow_forced_handover && self.permits(&question(Action::ForceHandover));
+        let forced =
+            self.allow_forced_handover && self.permits(&question(PolicyAction::ForceHandover));
         let question = question(match forced {
-            true => Action::ForceHandover,
-            false => Action::Handover,
+            true => PolicyAction::ForceHandover,
+            false => PolicyAction::Handover,
         });
         let (election, leader, term) = (&handover.election, &handover.leader, handover.term);
         // A handover that names the current leader replaces it. If there is none, the handover elects no leader.
         if handover.current_leader.is_none() {
             let entry = self.enter(question, election, leader, term)?;
             let moved = self.elections.handover(handover, forced, deadline).await;
-            note(entry, &moved, |_| quota::Outcome::Won);
+            note(entry, &moved, |_| quota::EntryOutcome::Won);
             return Ok(moved?);
         }
         self.authorize(&question)?;
@@ -263,7 +279,7 @@ impl Gate {
         election: &ElectionId,
         deadline: Instant,
     ) -> Result<State, Error> {
-        self.authorize_read(caller, Action::Read, Resource::Election(election))?;
+        self.authorize_read(caller, PolicyAction::Read, Resource::Election(election))?;
         Ok(self.elections.state(election, deadline).await?)
     }
 
@@ -278,7 +294,7 @@ impl Gate {
         token: Token,
         deadline: Instant,
     ) -> Result<(Standing, State), Error> {
-        self.authorize_read(caller, Action::Verify, Resource::Election(election))?;
+        self.authorize_read(caller, PolicyAction::Verify, Resource::Election(election))?;
         Ok(self.elections.verify(election, token, deadline).await?)
     }
 
@@ -293,14 +309,14 @@ impl Gate {
         deadline: Instant,
     ) -> Result<Leaders, Error> {
         let Some(kind) = list.kind() else {
-            self.authorize_read(caller, Action::ListKinds, Resource::Agent)?;
+            self.authorize_read(caller, PolicyAction::ListKinds, Resource::Agent)?;
             let mut page = self.elections.leaders(list, deadline).await?;
             let mut listed = Listed::new(self, caller);
             page.leaders
                 .retain(|(election, _)| listed.has(election.kind()));
             return Ok(page);
         };
-        self.authorize_read(caller, Action::List, Resource::Kind(kind))?;
+        self.authorize_read(caller, PolicyAction::List, Resource::Kind(kind))?;
         Ok(self.elections.leaders(list, deadline).await?)
     }
 
@@ -314,7 +330,7 @@ impl Gate {
         list: ListKinds,
         deadline: Instant,
     ) -> Result<Kinds, Error> {
-        self.authorize_read(caller, Action::ListKinds, Resource::Agent)?;
+        self.authorize_read(caller, PolicyAction::ListKinds, Resource::Agent)?;
         let mut page = self.elections.kinds(list, deadline).await?;
         page.kinds.retain(|kind| self.may_list(caller, kind));
         Ok(page)
@@ -342,14 +358,18 @@ impl Gate {
         self.permits(&Question {
             candidate: Some(&campaign.candidate),
             held: self.besides(caller, election),
-            ..Question::new(caller, Action::Campaign, Resource::Election(election))
+            ..Question::new(caller, PolicyAction::Campaign, Resource::Election(election))
         })
     }
 
     /// Returns whether policies permit the caller to list the kind.
     #[must_use]
     pub fn may_list(&self, caller: &Identity, kind: &Kind) -> bool {
-        self.permits(&Question::new(caller, Action::List, Resource::Kind(kind)))
+        self.permits(&Question::new(
+            caller,
+            PolicyAction::List,
+            Resource::Kind(kind),
+        ))
     }
 
     /// Checks that the pod lookup is on. Transports check this before they validate a request for pods.
@@ -377,7 +397,7 @@ impl Gate {
                 pod: name,
             } => Resource::Pod { namespace, name },
         };
-        self.authorize_read(caller, Action::Pods, resource)?;
+        self.authorize_read(caller, PolicyAction::Pods, resource)?;
         Ok(self.lookup.pods(wanted, deadline).await?)
     }
 
@@ -390,7 +410,7 @@ impl Gate {
         caller: &Identity,
         election: &ElectionId,
     ) -> Result<Vec<Arc<Seen>>, Error> {
-        self.authorize_read(caller, Action::Observe, Resource::Election(election))?;
+        self.authorize_read(caller, PolicyAction::Observe, Resource::Election(election))?;
         Ok(self.board.changes(election))
     }
 
@@ -407,12 +427,12 @@ impl Gate {
     ) -> Result<(Vec<Waiting>, bool), Error> {
         match scope {
             Scope::One(election) => {
-                self.authorize_read(caller, Action::Read, Resource::Election(election))?;
+                self.authorize_read(caller, PolicyAction::Read, Resource::Election(election))?;
             }
             Scope::Kind(kind, _) => {
-                self.authorize_read(caller, Action::List, Resource::Kind(kind))?;
+                self.authorize_read(caller, PolicyAction::List, Resource::Kind(kind))?;
             }
-            Scope::All => self.authorize_read(caller, Action::ListKinds, Resource::Agent)?,
+            Scope::All => self.authorize_read(caller, PolicyAction::ListKinds, Resource::Agent)?,
         }
         let (mut page, more) = self.board.waiters(scope, skipped, most);
         if matches!(scope, Scope::All) {
@@ -427,7 +447,7 @@ impl Gate {
     /// # Errors
     /// [`Error::Denied`].
     pub fn authorize_agent(&self, caller: &Identity) -> Result<(), Error> {
-        self.authorize_read(caller, Action::Read, Resource::Agent)
+        self.authorize_read(caller, PolicyAction::Read, Resource::Agent)
     }
 
     /// The names of the actions that policies permit the caller: of the agent, or of an election on behalf of a
@@ -441,14 +461,17 @@ impl Gate {
     ) -> Vec<&'static str> {
         let own = Candidate::new("candidate", caller.name()).ok();
         let candidate = candidate.or(own.as_ref());
-        let may = |action: &Action| {
+        let may = |action: &PolicyAction| {
             let Some(election) = election else {
-                let nobody = *action == Action::Admin && self.policies.is_none();
+                let nobody = *action == PolicyAction::Admin && self.policies.is_none();
                 let question = Question::new(caller, *action, Resource::Agent);
                 return !nobody && self.permits(&question);
             };
-            let leads = !matches!(action, Action::Read | Action::Verify | Action::Observe);
-            let hands_over = *action == Action::Handover;
+            let leads = !matches!(
+                action,
+                PolicyAction::Read | PolicyAction::Verify | PolicyAction::Observe
+            );
+            let hands_over = *action == PolicyAction::Handover;
             let candidate = candidate.filter(|_| leads);
             (candidate.is_some() || !leads)
                 && self.permits(&Question {
@@ -460,19 +483,19 @@ impl Gate {
         };
         let asked = match election {
             Some(_) => &[
-                Action::Campaign,
-                Action::Extend,
-                Action::Resign,
-                Action::Handover,
-                Action::Read,
-                Action::Verify,
-                Action::Observe,
+                PolicyAction::Campaign,
+                PolicyAction::Extend,
+                PolicyAction::Resign,
+                PolicyAction::Handover,
+                PolicyAction::Read,
+                PolicyAction::Verify,
+                PolicyAction::Observe,
             ][..],
             None => &[
-                Action::Observe,
-                Action::Read,
-                Action::ListKinds,
-                Action::Admin,
+                PolicyAction::Observe,
+                PolicyAction::Read,
+                PolicyAction::ListKinds,
+                PolicyAction::Admin,
             ],
         };
         let permitted = asked.iter().filter(|action| may(action));
@@ -484,7 +507,7 @@ impl Gate {
     /// # Errors
     /// [`Error::Denied`].
     pub fn authorize_admin(&self, caller: &Identity) -> Result<(), Error> {
-        let question = Question::new(caller, Action::Admin, Resource::Agent);
+        let question = Question::new(caller, PolicyAction::Admin, Resource::Agent);
         if self.policies.is_none() {
             audit::denied(&question, None);
             return Err(Error::Denied(
@@ -519,7 +542,7 @@ impl Gate {
         if self.counts_held() && held != question.held {
             let asked = self.authorize(&Question { held, ..question });
             if let Err(denied) = asked {
-                entry.finish(quota::Outcome::Refused);
+                entry.finish(quota::EntryOutcome::Refused);
                 return Err(denied);
             }
         }
@@ -543,7 +566,7 @@ impl Gate {
     fn authorize_leader(
         &self,
         caller: &Identity,
-        action: Action,
+        action: PolicyAction,
         election: &ElectionId,
         candidate: &Candidate,
     ) -> Result<(), Error> {
@@ -556,7 +579,7 @@ impl Gate {
     fn authorize_read(
         &self,
         caller: &Identity,
-        action: Action,
+        action: PolicyAction,
         resource: Resource<'_>,
     ) -> Result<(), Error> {
         self.authorize(&Question::new(caller, action, resource))
@@ -604,13 +627,13 @@ impl<'a> Listed<'a> {
 fn note<T>(
     entry: Option<Box<Entry>>,
     result: &Result<T, election::Error>,
-    quota_outcome: impl FnOnce(&T) -> quota::Outcome,
+    quota_outcome: impl FnOnce(&T) -> quota::EntryOutcome,
 ) {
     let Some(entry) = entry else { return };
     match result {
         Ok(outcome) => entry.finish(quota_outcome(outcome)),
         Err(election::Error::StoreFull | election::Error::Denied(_)) => {
-            entry.finish(quota::Outcome::Refused);
+            entry.finish(quota::EntryOutcome::Refused);
         }
         Err(_) => {}
     }
@@ -687,5 +710,5 @@ fn observes<'a>(caller: &'a Identity, scope: &'a Scope) -> Question<'a> {
         Scope::Kind(kind, _) => Resource::Kind(kind),
         Scope::All => Resource::Agent,
     };
-    Question::new(caller, Action::Observe, resource)
+    Question::new(caller, PolicyAction::Observe, resource)
 }

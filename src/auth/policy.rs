@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 pub use directory::{Directory, start};
 pub use load::Origin;
-pub use question::{Action, Question, Resource};
+pub use question::{PolicyAction, Question, Resource};
 
 /// The vocabulary of policies, as a Cedar schema.
 pub const SCHEMA: &str = include_str!("policy/schema.cedarschema");
@@ -43,10 +43,10 @@ static PARSED_SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
 
 /// The decision on a [`Question`]. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Decision(Arc<Answer>);
+pub struct Decision(Arc<Verdict>);
 
 #[derive(Debug, PartialEq, Eq)]
-struct Answer {
+struct Verdict {
     allowed: bool,
     policies: Vec<String>,
     errors: Vec<String>,
@@ -126,7 +126,7 @@ impl Policies {
             Ok(facts) => facts,
             Err(error) => {
                 tracing::error!(%error, "denied {question}: policies cannot be asked");
-                return Decision(Arc::new(Answer {
+                return Decision(Arc::new(Verdict {
                     allowed: false,
                     policies: Vec::new(),
                     errors: vec![error],
@@ -153,7 +153,7 @@ impl Policies {
         }
         policies.sort_unstable();
         errors.sort_unstable();
-        Decision(Arc::new(Answer {
+        Decision(Arc::new(Verdict {
             allowed: response.decision() == cedar_policy::Decision::Allow,
             policies,
             errors,

@@ -6,7 +6,7 @@ use http::Extensions;
 
 use super::{
     Identity, Refusal,
-    authenticator::{Authenticator, Known},
+    authenticator::{Authenticator, Identified},
 };
 use crate::tls::Chain;
 
@@ -50,8 +50,8 @@ impl Recheck {
         let credential = self.0.as_ref()?;
         let (bearer, chain) = (credential.bearer.as_deref(), credential.chain.as_deref());
         let identified = match credential.authenticator.identify(bearer, chain) {
-            Known::Yes(identity) => identity,
-            Known::NotYet(hash) => {
+            Identified::Yes(identity) => identity,
+            Identified::NotYet(hash) => {
                 let token = bearer.unwrap_or_default();
                 credential.authenticator.verify(token, hash).await
             }

@@ -13,7 +13,7 @@ use strum::VariantNames;
 use crate::{
     auth::{
         Identity, Mode,
-        policy::{Action, DEFAULT, Decision, Policies, Question, Resource, SCHEMA},
+        policy::{DEFAULT, Decision, Policies, PolicyAction, Question, Resource, SCHEMA},
     },
     config::Auth,
     output,
@@ -220,21 +220,21 @@ impl Asked {
     }
 
     /// Returns the identity, action and subject of the request, or all mistakes in the arguments.
-    fn check(&self) -> Result<(Identity, Action, Subject), Vec<String>> {
+    fn check(&self) -> Result<(Identity, PolicyAction, Subject), Vec<String>> {
         let mut wrong = Vec::new();
         let identity = self.identity(&mut wrong);
-        let action: Option<Action> = match &self.action {
+        let action: Option<PolicyAction> = match &self.action {
             Some(action) => action
                 .parse()
                 .map_err(|_| {
-                    let names = Action::VARIANTS.join(", ");
+                    let names = PolicyAction::VARIANTS.join(", ");
                     wrong.push(format!(
                         "--action: {action:?} is no action: give one of {names}"
                     ));
                 })
                 .ok(),
             None => {
-                let names = Action::VARIANTS.join(", ");
+                let names = PolicyAction::VARIANTS.join(", ");
                 wrong.push(format!("--action: give what is to be done: one of {names}"));
                 None
             }
@@ -277,18 +277,18 @@ impl Asked {
     }
 
     /// Returns the object of the action.
-    fn subject(&self, action: Action, wrong: &mut Vec<String>) -> Option<Subject> {
+    fn subject(&self, action: PolicyAction, wrong: &mut Vec<String>) -> Option<Subject> {
         let name = action.name();
         let takes: &[&str] = match action {
-            Action::Extend | Action::Resign => &["kind", "election", "candidate"],
-            Action::Campaign => &[
+            PolicyAction::Extend | PolicyAction::Resign => &["kind", "election", "candidate"],
+            PolicyAction::Campaign => &[
                 "kind",
                 "election",
                 "candidate",
                 "held-by-identity",
                 "held-of-kind",
             ],
-            Action::Handover | Action::ForceHandover => &[
+            PolicyAction::Handover | PolicyAction::ForceHandover => &[
                 "kind",
                 "election",
                 "candidate",
@@ -296,11 +296,11 @@ impl Asked {
                 "held-by-identity",
                 "held-of-kind",
             ],
-            Action::Read | Action::Observe => &["kind", "election", "agent"],
-            Action::Verify => &["kind", "election"],
-            Action::List => &["kind"],
-            Action::Pods => &["namespace", "deployment", "pod"],
-            Action::Admin | Action::ListKinds => &["agent"],
+            PolicyAction::Read | PolicyAction::Observe => &["kind", "election", "agent"],
+            PolicyAction::Verify => &["kind", "election"],
+            PolicyAction::List => &["kind"],
+            PolicyAction::Pods => &["namespace", "deployment", "pod"],
+            PolicyAction::Admin | PolicyAction::ListKinds => &["agent"],
         };
         for (option, given) in [
             ("kind", self.kind.is_some()),
@@ -320,19 +320,19 @@ impl Asked {
         }
         let kind = self.kind.as_deref().unwrap_or_default();
         let object = match action {
-            Action::Admin | Action::ListKinds => Some(Object::Agent),
-            Action::List => valid(Kind::new(kind).map(Object::Kind), wrong),
-            Action::Pods => self.pods(wrong),
-            Action::Read | Action::Observe
+            PolicyAction::Admin | PolicyAction::ListKinds => Some(Object::Agent),
+            PolicyAction::List => valid(Kind::new(kind).map(Object::Kind), wrong),
+            PolicyAction::Pods => self.pods(wrong),
+            PolicyAction::Read | PolicyAction::Observe
                 if self.agent && self.election.is_none() && self.kind.is_none() =>
             {
                 Some(Object::Agent)
             }
-            Action::Read | Action::Observe if self.agent => {
+            PolicyAction::Read | PolicyAction::Observe if self.agent => {
                 wrong.push("--agent: give it or an election, not both".into());
                 None
             }
-            Action::Observe if self.election.is_none() && self.kind.is_some() => {
+            PolicyAction::Observe if self.election.is_none() && self.kind.is_some() => {
                 valid(Kind::new(kind).map(Object::Kind), wrong)
             }
             _ => match &self.election {
@@ -341,8 +341,8 @@ impl Asked {
                 }
                 None => {
                     let or = match action {
-                        Action::Read => ", or --agent",
-                        Action::Observe => ", or --kind alone, or --agent",
+                        PolicyAction::Read => ", or --agent",
+                        PolicyAction::Observe => ", or --kind alone, or --agent",
                         _ => "",
                     };
                     wrong.push(format!(

@@ -158,9 +158,8 @@ impl Store {
         let deployments = match mode {
             Some(mode) => read_deployments(reader, mode, ca.as_deref()),
             // Its mistakes are reported nevertheless.
-            None => {
-                read_urls(reader, EA_REDIS_URLS, Mode::Single, ca.as_deref()).map(|_| Vec::new())
-            }
+            None => read_urls(reader, EA_REDIS_URLS, Topology::Single, ca.as_deref())
+                .map(|_| Vec::new()),
         };
         let next = match (&deployments, mode) {
             (Some(now), Some(mode)) => read_next(reader, mode, ca.as_deref(), now),
@@ -269,23 +268,23 @@ fn read_ca(reader: &mut Reader<'_>) -> Option<Vec<u8>> {
 /// The Redis topology (`EA_REDIS_MODE`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "lowercase")]
-enum Mode {
+enum Topology {
     Single,
     Failover,
     Cluster,
 }
 
 /// The settings that apply to only one mode.
-const OF_ONE_MODE: [(Variable, Mode); 4] = [
-    (EA_REDIS_MASTER, Mode::Failover),
-    (EA_REDIS_SENTINEL_USERNAME, Mode::Failover),
-    (EA_REDIS_SENTINEL_PASSWORD, Mode::Failover),
-    (EA_REDIS_PARTITIONS, Mode::Cluster),
+const OF_ONE_MODE: [(Variable, Topology); 4] = [
+    (EA_REDIS_MASTER, Topology::Failover),
+    (EA_REDIS_SENTINEL_USERNAME, Topology::Failover),
+    (EA_REDIS_SENTINEL_PASSWORD, Topology::Failover),
+    (EA_REDIS_PARTITIONS, Topology::Cluster),
 ];
 
 fn read_deployments(
     reader: &mut Reader<'_>,
-    mode: Mode,
+    mode: Topology,
     ca: Option<&[u8]>,
 ) -> Option<Vec<Deployment>> {
     for (variable, its) in OF_ONE_MODE {
@@ -300,26 +299,26 @@ fn read_deployments(
     let urls = read_urls(reader, EA_REDIS_URLS, mode, ca);
     let partitions = reader.number(EA_REDIS_PARTITIONS, 1..=16_384);
     let master = reader.raw(EA_REDIS_MASTER);
-    if mode == Mode::Failover && master.is_empty() {
+    if mode == Topology::Failover && master.is_empty() {
         reader.mistake(
             EA_REDIS_MASTER,
             "EA_REDIS_MODE=failover needs the name by which the Sentinels know the primary",
         );
     }
     let (urls, partitions) = (urls?, partitions?);
-    if mode != Mode::Single && urls.is_empty() {
+    if mode != Topology::Single && urls.is_empty() {
         reader.mistake(
             EA_REDIS_URLS,
             match mode {
-                Mode::Failover => "EA_REDIS_MODE=failover needs the Sentinels' URLs",
+                Topology::Failover => "EA_REDIS_MODE=failover needs the Sentinels' URLs",
                 _ => "EA_REDIS_MODE=cluster needs a URL for each cluster",
             },
         );
         return None;
     }
     match mode {
-        Mode::Single => Some(urls.into_iter().flatten().map(Deployment::Server).collect()),
-        Mode::Cluster => Some(
+        Topology::Single => Some(urls.into_iter().flatten().map(Deployment::Server).collect()),
+        Topology::Cluster => Some(
             urls.into_iter()
                 .map(|members| Deployment::Cluster {
                     members,
@@ -327,7 +326,7 @@ fn read_deployments(
                 })
                 .collect(),
         ),
-        Mode::Failover => {
+        Topology::Failover => {
             let servers: Vec<_> = urls.into_iter().flatten().collect();
             let sentinels = read_sentinels(reader, &servers, master)?;
             Some(vec![Deployment::Failover(sentinels)])
@@ -338,14 +337,14 @@ fn read_deployments(
 /// Reads the list that is to replace `now`.
 fn read_next(
     reader: &mut Reader<'_>,
-    mode: Mode,
+    mode: Topology,
     ca: Option<&[u8]>,
     now: &[Deployment],
 ) -> Option<Vec<Deployment>> {
     if !reader.is_given(EA_REDIS_URLS_NEXT) {
         return Some(Vec::new());
     }
-    if mode == Mode::Failover || now.is_empty() {
+    if mode == Topology::Failover || now.is_empty() {
         reader.mistake(
             EA_REDIS_URLS_NEXT,
             "a list of servers or clusters takes the place of another: give EA_REDIS_URLS, and EA_REDIS_MODE=single \
@@ -356,7 +355,7 @@ fn read_next(
     let urls = read_urls(reader, EA_REDIS_URLS_NEXT, mode, ca)?;
     let partitions = reader.number(EA_REDIS_PARTITIONS, 1..=16_384)?;
     let next: Vec<_> = match mode {
-        Mode::Cluster => urls
+        Topology::Cluster => urls
             .into_iter()
             .map(|members| Deployment::Cluster {
                 members,
@@ -420,7 +419,7 @@ fn read_sentinels(reader: &mut Reader<'_>, servers: &[Server], master: &str) -> 
 fn read_urls(
     reader: &mut Reader<'_>,
     variable: Variable,
-    mode: Mode,
+    mode: Topology,
     ca: Option<&[u8]>,
 ) -> Option<Vec<Vec<Server>>> {
     let urls: Vec<_> = split(reader.raw(variable)).collect();
@@ -428,8 +427,10 @@ fn read_urls(
     let mut valid = true;
     for (url, nth) in urls.iter().zip(1..) {
         let read = match mode {
-            Mode::Single | Mode::Failover => Server::from_url(url, ca).map(|server| vec![server]),
-            Mode::Cluster => Server::members_from_url(url, ca),
+            Topology::Single | Topology::Failover => {
+                Server::from_url(url, ca).map(|server| vec![server])
+            }
+            Topology::Cluster => Server::members_from_url(url, ca),
         };
         let what = match read {
             Ok(own) => match same_place(&servers, &own) {

@@ -15,9 +15,9 @@ use quick_cache::{
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Error, Mode, Pod, Pods, Settings, Status, Wanted,
+    Error, LookupMode, Pod, Pods, Settings, Status, Wanted,
     flights::Flights,
-    reading::{Answer, Reader, no_deployment},
+    reading::{Fetched, Reader, no_deployment},
     trouble::{Trouble, too_old},
 };
 use crate::{causes, telemetry::trace};
@@ -51,11 +51,11 @@ struct Inner {
     ttl: Duration,
     max_staleness: Duration,
     /// The pods of Deployments from the latest read. Only newer data replaces an entry.
-    known: Cache<Wanted, Known, ByPods>,
+    known: Cache<Wanted, KnownPods, ByPods>,
     /// The names of pods' Deployments. A name is valid only if the Deployment's pods include the pod.
     owners: Cache<Wanted, Arc<str>>,
     /// Objects that do not exist. Separate from `known`: the number of names that callers can invent is unlimited.
-    absent: Cache<Wanted, Known>,
+    absent: Cache<Wanted, KnownPods>,
     /// Failed reads: the error, and until when the read is not retried.
     failed: Cache<Wanted, (Error, Instant)>,
     flights: Arc<Flights<Result<Found, Error>>>,
@@ -70,12 +70,12 @@ struct State {
 
 /// The pods of a Deployment, or that it does not exist, and when the API server was asked.
 #[derive(Debug, Clone)]
-struct Known {
+struct KnownPods {
     pods: Result<Arc<[Pod]>, Error>,
     asked: Instant,
 }
 
-impl Known {
+impl KnownPods {
     fn has(&self, name: &str) -> bool {
         let pods = self.pods.as_deref().unwrap_or_default();
         pods.iter().any(|pod| pod.name == name)
@@ -90,7 +90,7 @@ impl Known {
 /// The result of a read.
 #[derive(Debug, Clone)]
 enum Found {
-    Pods(Known),
+    Pods(KnownPods),
     /// The name of a pod's Deployment.
     Owner(Arc<str>, Instant),
 }
@@ -99,8 +99,8 @@ enum Found {
 #[derive(Debug, Clone)]
 struct ByPods;
 
-impl Weighter<Wanted, Known> for ByPods {
-    fn weight(&self, _: &Wanted, known: &Known) -> u64 {
+impl Weighter<Wanted, KnownPods> for ByPods {
+    fn weight(&self, _: &Wanted, known: &KnownPods) -> u64 {
         known.pods.as_ref().map_or(1, |pods| 1 + pods.len() as u64)
     }
 }
@@ -170,7 +170,7 @@ impl OnDemand {
         let known = self.0.known.iter();
         let pods = known.filter_map(|(_, known)| Some(known.pods.ok()?.len()));
         Status {
-            mode: Mode::OnDemand,
+            mode: LookupMode::OnDemand,
             age: state.read.map(|read| read.elapsed()),
             pods: pods.sum(),
             error: state.trouble.error().map(str::to_owned),
@@ -185,8 +185,8 @@ impl Inner {
         wanted: &Wanted,
         since: Option<Instant>,
         waits: Waits,
-    ) -> Result<Known, Error> {
-        let is_since = |known: &Known| since.is_none_or(|since| known.asked >= since);
+    ) -> Result<KnownPods, Error> {
+        let is_since = |known: &KnownPods| since.is_none_or(|since| known.asked >= since);
         // A read that is already in progress may have begun before `since`; the next one has not.
         for _ in 0..2 {
             let last = self.last(wanted).filter(is_since);
@@ -211,7 +211,7 @@ impl Inner {
         namespace: &str,
         pod: &str,
         waits: Waits,
-    ) -> Result<Known, Error> {
+    ) -> Result<KnownPods, Error> {
         let absent = self.absent.get(wanted);
         if let Some(absent) = absent.filter(|absent| absent.within(self.ttl)) {
             return Ok(absent);
@@ -236,7 +236,7 @@ impl Inner {
             return Ok(known);
         }
         // The pod belongs to an earlier Deployment of the same name.
-        let none = Known {
+        let none = KnownPods {
             pods: Err(no_deployment(namespace, pod)),
             asked: known.asked,
         };
@@ -246,7 +246,7 @@ impl Inner {
     }
 
     /// Returns the latest cached data of a Deployment.
-    fn last(&self, wanted: &Wanted) -> Option<Known> {
+    fn last(&self, wanted: &Wanted) -> Option<KnownPods> {
         let (known, absent) = (self.known.get(wanted), self.absent.get(wanted));
         known
             .into_iter()
@@ -304,13 +304,13 @@ impl Inner {
         Ok(self.keep(wanted, answer, asked))
     }
 
-    fn keep(&self, wanted: Wanted, answer: Answer, asked: Instant) -> Found {
-        let absent = |error| Known {
+    fn keep(&self, wanted: Wanted, answer: Fetched, asked: Instant) -> Found {
+        let absent = |error| KnownPods {
             pods: Err(error),
             asked,
         };
         match answer {
-            Answer::Pods(Ok(pods)) => {
+            Fetched::Pods(Ok(pods)) => {
                 if let Wanted::Deployment { namespace, name } = &wanted {
                     let name: Arc<str> = name.as_str().into();
                     for pod in &pods {
@@ -321,25 +321,25 @@ impl Inner {
                         self.owners.insert(siblings, Arc::clone(&name));
                     }
                 }
-                let known = Known {
+                let known = KnownPods {
                     pods: Ok(pods.into()),
                     asked,
                 };
                 self.known.insert(wanted, known.clone());
                 Found::Pods(known)
             }
-            Answer::Pods(Err(error)) => {
+            Fetched::Pods(Err(error)) => {
                 let known = absent(error);
                 self.absent.insert(wanted.clone(), known.clone());
                 self.known.remove(&wanted);
                 Found::Pods(known)
             }
-            Answer::Deployment(Ok(name)) => {
+            Fetched::Deployment(Ok(name)) => {
                 let name: Arc<str> = name.into();
                 self.owners.insert(wanted, Arc::clone(&name));
                 Found::Owner(name, asked)
             }
-            Answer::Deployment(Err(error)) => {
+            Fetched::Deployment(Err(error)) => {
                 let known = absent(error);
                 self.owners.remove(&wanted);
                 self.absent.insert(wanted, known.clone());

@@ -23,7 +23,7 @@ const PAGE: u32 = 500;
 const RENEW_AFTER: Duration = Duration::from_secs(5);
 
 /// The requested data, or that the object does not exist.
-pub(super) enum Answer {
+pub(super) enum Fetched {
     /// A Deployment's pods.
     Pods(Result<Vec<Pod>, Error>),
     /// The name of a pod's Deployment, as the pod and its ReplicaSet state it.
@@ -60,7 +60,7 @@ impl Reader {
     ///
     /// # Errors
     /// The API server does not respond, or rejects the request.
-    pub(super) async fn read(&self, wanted: &Wanted) -> Result<Answer, Failure> {
+    pub(super) async fn read(&self, wanted: &Wanted) -> Result<Fetched, Failure> {
         let (client, made) = self.client();
         let read = Reading(client).answer(wanted).await;
         if !matches!(&read, Err(Failure::Refused(error)) if is_unauthorized(error)) {
@@ -99,14 +99,14 @@ impl Reader {
 struct Reading(Client);
 
 impl Reading {
-    async fn answer(&self, wanted: &Wanted) -> Result<Answer, Failure> {
+    async fn answer(&self, wanted: &Wanted) -> Result<Fetched, Failure> {
         Ok(match wanted {
             Wanted::Deployment { namespace, name } => {
                 let tables = self.tables(namespace, name).await?;
-                Answer::Pods(tables.pods(wanted, Instant::now()))
+                Fetched::Pods(tables.pods(wanted, Instant::now()))
             }
             Wanted::Siblings { namespace, pod } => {
-                Answer::Deployment(self.deployment_of(namespace, pod).await?)
+                Fetched::Deployment(self.deployment_of(namespace, pod).await?)
             }
         })
     }

@@ -10,7 +10,7 @@ use k8s_openapi::api::authorization::v1::{
 use kube::{Api, Client, api::PostParams};
 use tokio::time::timeout;
 
-use super::{Mode, Without};
+use super::{LookupMode, Without};
 use crate::causes;
 
 /// Timeout of one access review.
@@ -44,14 +44,14 @@ const TO_READ: [Right; 4] = [
 pub(super) async fn mode(
     client: &Client,
     namespace: Option<&str>,
-) -> Result<(Mode, Vec<String>), Without> {
+) -> Result<(LookupMode, Vec<String>), Without> {
     let (no_watch, mut reasons) = missing(client, namespace, &TO_WATCH).await?;
     if no_watch.is_empty() {
-        return Ok((Mode::Watch, no_watch));
+        return Ok((LookupMode::Watch, no_watch));
     }
     let (no_read, more) = missing(client, namespace, &TO_READ).await?;
     if no_read.is_empty() {
-        return Ok((Mode::OnDemand, no_watch));
+        return Ok((LookupMode::OnDemand, no_watch));
     }
     reasons.extend(more);
     let reasons = match reasons.is_empty() {
@@ -105,7 +105,7 @@ async fn missing(
     let answers = try_join_all(asked).await?;
     let (mut lacking, mut reasons) = (Vec::new(), BTreeSet::new());
     for ((verb, resource, group), answer) in rights.iter().zip(answers) {
-        let Answer::No(reason) = answer else {
+        let Review::No(reason) = answer else {
             continue;
         };
         reasons.extend(reason);
@@ -118,7 +118,7 @@ async fn missing(
 }
 
 /// The result of an access review.
-enum Answer {
+enum Review {
     Yes,
     /// The server's reason, if it gives one.
     No(Option<String>),
@@ -128,7 +128,7 @@ async fn has(
     reviews: &Api<SelfSubjectAccessReview>,
     namespace: Option<&str>,
     (verb, resource, group): Right,
-) -> Result<Answer, Without> {
+) -> Result<Review, Without> {
     let attributes = ResourceAttributes {
         namespace: namespace.map(str::to_owned),
         verb: Some(verb.to_owned()),
@@ -150,11 +150,11 @@ async fn has(
     let status = review.status.unwrap_or_default();
     // An evaluation error is not a denial: an unreachable authorizer may grant the right.
     match status.evaluation_error.filter(|error| !error.is_empty()) {
-        _ if status.allowed => Ok(Answer::Yes),
+        _ if status.allowed => Ok(Review::Yes),
         Some(error) => Err(Without::unreachable(format!(
             "it does not know whether it lets the agent {verb} {resource}: {error}"
         ))),
-        None => Ok(Answer::No(
+        None => Ok(Review::No(
             status.reason.filter(|reason| !reason.is_empty()),
         )),
     }

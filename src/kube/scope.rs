@@ -9,7 +9,7 @@ use super::{Error, Pods, Settings, Wanted, on_demand::OnDemand, rights, watched:
 
 /// How pods are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub enum LookupMode {
     /// From a cache that watches keep up to date.
     Watch,
     /// By reading them on demand.
@@ -20,7 +20,7 @@ pub enum Mode {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     /// How pods are looked up.
-    pub mode: Mode,
+    pub mode: LookupMode,
     /// Time since the API server last confirmed the known data; [`None`] while there is none.
     pub age: Option<Duration>,
     /// Number of known pods.
@@ -40,12 +40,12 @@ impl Scope {
     pub(super) fn start(
         settings: &Settings,
         client: &Client,
-        (mode, no_watch): &(Mode, Vec<String>),
+        (mode, no_watch): &(LookupMode, Vec<String>),
         namespace: Option<&str>,
     ) -> Self {
         match mode {
-            Mode::Watch => Self::Watched(Watched::start(settings, namespace)),
-            Mode::OnDemand => {
+            LookupMode::Watch => Self::Watched(Watched::start(settings, namespace)),
+            LookupMode::OnDemand => {
                 rights::warn(namespace, no_watch);
                 Self::OnDemand(OnDemand::new(settings, client.clone()))
             }

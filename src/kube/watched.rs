@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Error, Mode, Pods, Settings, Status, Wanted,
+    Error, LookupMode, Pods, Settings, Status, Wanted,
     cache::{Kept, Tables, not_listed},
     client::{Access, is_unauthorized},
     freshness::Freshness,
@@ -91,7 +91,7 @@ impl Watched {
         let tables = self.tables.read();
         let oldest = self.as_of().and_then(|tables| tables.into_iter().min());
         Status {
-            mode: Mode::Watch,
+            mode: LookupMode::Watch,
             age: oldest.map(|oldest| oldest.elapsed()),
             pods: tables.pods.as_ref().map_or(0, Table::len),
             error: self.freshness.iter().find_map(Freshness::error),

@@ -22,7 +22,7 @@ use super::rate_limit::RateLimiter;
 use crate::{
     auth::{
         Caller, Recheck, Refusal,
-        authenticator::{Authenticator, Known},
+        authenticator::{Authenticator, Identified},
     },
     endpoint::{Area, Counted, Endpoint},
     status::{Code, Problem},
@@ -122,17 +122,17 @@ where
             }
         };
         match self.shared.authenticator.identify(bearer, chain) {
-            Known::Yes(Ok(identity)) => {
+            Identified::Yes(Ok(identity)) => {
                 let recheck = self.shared.recheck(endpoint, bearer, &request);
                 let request = introduced(request, Caller::Known(identity), recheck);
                 Either::Left(Either::Left(self.inner.call(request)))
             }
-            Known::Yes(Err(refusal)) => {
+            Identified::Yes(Err(refusal)) => {
                 let problem = self.shared.count(&request).err();
                 let problem = problem.unwrap_or_else(|| problem_of(refusal));
                 Either::Left(Either::Right(ready(Err(problem))))
             }
-            Known::NotYet(hash) => {
+            Identified::NotYet(hash) => {
                 // The limit applies before the verification, which costs work here and on other servers.
                 if let Err(problem) = self.shared.count(&request) {
                     return Either::Left(Either::Right(ready(Err(problem))));

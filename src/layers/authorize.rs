@@ -12,7 +12,7 @@ use super::check::{CheckLayer, check};
 use crate::{
     auth::{
         gate::{denied, permits},
-        policy::{Action, Policies, Question, Resource},
+        policy::{Policies, PolicyAction, Question, Resource},
     },
     endpoint::Area,
     reload::Current,
@@ -34,7 +34,7 @@ fn permitted(policies: Option<&Current<Policies>>, request: &Request<Body>) -> R
     let Some(identity) = caller.identity().filter(|_| area != Area::Api) else {
         return Ok(());
     };
-    let question = Question::new(identity, Action::Read, Resource::Agent);
+    let question = Question::new(identity, PolicyAction::Read, Resource::Agent);
     match permits(policies, &question) {
         true => Ok(()),
         false => Err(denied(&question).into()),

@@ -16,7 +16,7 @@ use crate::{
     endpoint::{Action, Endpoint},
     status::Code,
     telemetry::{
-        metrics::{Answer, InFlight, Metrics},
+        metrics::{InFlight, Metrics, ResponseStatus},
         trace,
     },
 };
@@ -100,7 +100,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.project();
         let Ok(response) = ready!(this.future.poll(cx));
-        let answer = Answer {
+        let answer = ResponseStatus {
             status: grpc_status(&response),
             code: Code::of(&response),
         };

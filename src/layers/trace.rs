@@ -277,13 +277,13 @@ struct ServerSpan {
 
 impl ServerSpan {
     /// Ends the span with the reply's status, if there is one.
-    fn end(&mut self, answer: Option<Answer>) {
+    fn end(&mut self, answer: Option<ReplyStatus>) {
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
         let span = self.context.span();
         let error = match (self.protocol, answer) {
-            (Protocol::Rest, Some(Answer { http, .. })) => {
+            (Protocol::Rest, Some(ReplyStatus { http, .. })) => {
                 span.set_attribute(KeyValue::new("http.response.status_code", i64::from(http)));
                 (http >= 500).then(|| http.to_string())
             }
@@ -310,7 +310,7 @@ impl Drop for ServerSpan {
 
 /// The status of a reply.
 #[derive(Debug, Clone, Copy)]
-struct Answer {
+struct ReplyStatus {
     http: u16,
     grpc: tonic::Code,
 }
@@ -345,7 +345,7 @@ where
         let Some(span) = this.server.take() else {
             return Poll::Ready(Ok(response));
         };
-        let answer = Answer {
+        let answer = ReplyStatus {
             http: response.status().as_u16(),
             grpc: grpc_status(&response),
         };
@@ -361,7 +361,7 @@ pin_project! {
         #[pin]
         body: Body,
         span: ServerSpan,
-        answer: Answer,
+        answer: ReplyStatus,
     }
 
     impl PinnedDrop for TracedBody {

@@ -22,10 +22,10 @@ use std::{
 use election_core::{
     board::Counts,
     election::{
-        ledger::{Cause, Outcome},
+        ledger::{Cause, RequestOutcome},
         types::{ElectionId, Kind, Token},
     },
-    lease::quorum::{NodeStatus, observer::Observer},
+    lease::quorum::{NodeStatus, observer::QuorumObserver},
 };
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -35,7 +35,7 @@ use prometheus_client::{
 };
 
 pub use exposition::Format;
-pub use requests::{Answer, InFlight};
+pub use requests::{InFlight, ResponseStatus};
 
 use crate::{endpoint::Action, telemetry::trace};
 use board::Board;
@@ -113,7 +113,7 @@ impl Metrics {
 
     /// Creates an observer that counts the operations of a quorum of nodes with these names, in this order.
     #[must_use]
-    pub fn observer(&self, nodes: &[&str]) -> Arc<dyn Observer> {
+    pub fn observer(&self, nodes: &[&str]) -> Arc<dyn QuorumObserver> {
         Arc::new(self.0.nodes.observer(nodes))
     }
 
@@ -124,7 +124,7 @@ impl Metrics {
     }
 
     /// Counts the outcome of a request to the elections.
-    pub fn outcome(&self, action: Action, outcome: Outcome) {
+    pub fn outcome(&self, action: Action, outcome: RequestOutcome) {
         self.0.elections.outcome(action, outcome);
     }
 

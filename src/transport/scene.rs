@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use election_core::{
-    board::{self, Board, Nobody},
+    board::{self, Board, NoopObserver},
     election::{
         Campaign, Elections,
         types::{Candidate, ElectionId, RequestId, Term, Value},
@@ -74,7 +74,7 @@ impl Scene {
             elections.clone(),
             settings,
             Handle::current(),
-            Arc::new(Nobody),
+            Arc::new(NoopObserver),
         );
         let (policies, permitted) = watch::channel(permitting(EVERYTHING));
         let new = New::make("worker", &[]).expect("a token");

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use election_agent::auth::{
     Identity, Mode,
-    policy::{self, Action, Policies, Question, Resource},
+    policy::{self, Policies, PolicyAction, Question, Resource},
 };
 use election_core::election::{
     quota::Held,
@@ -424,21 +424,27 @@ fn the_documented_policies_are_valid_and_do_what_is_said() {
             decided(
                 Mode::Kubernetes,
                 batch,
-                Action::Campaign,
+                PolicyAction::Campaign,
                 "batch/e",
                 "worker-1",
             ),
             allowed("workers-of-the-batch"),
         ),
         (
-            decided(Mode::Kubernetes, batch, Action::Campaign, "batch/e", "boss"),
+            decided(
+                Mode::Kubernetes,
+                batch,
+                PolicyAction::Campaign,
+                "batch/e",
+                "boss",
+            ),
             forbidden(""),
         ),
         (
             decided(
                 Mode::Kubernetes,
                 batch,
-                Action::Campaign,
+                PolicyAction::Campaign,
                 "legacy/e",
                 "worker-1",
             ),
@@ -448,7 +454,7 @@ fn the_documented_policies_are_valid_and_do_what_is_said() {
             decided(
                 Mode::Mtls,
                 "break-glass",
-                Action::ForceHandover,
+                PolicyAction::ForceHandover,
                 "batch/e",
                 "boss",
             ),
@@ -458,7 +464,7 @@ fn the_documented_policies_are_valid_and_do_what_is_said() {
             decided(
                 Mode::Jwt,
                 "break-glass",
-                Action::ForceHandover,
+                PolicyAction::ForceHandover,
                 "batch/e",
                 "boss",
             ),

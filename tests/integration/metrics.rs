@@ -9,7 +9,7 @@ use std::{
 
 use election_agent::{
     endpoint::Action,
-    telemetry::metrics::{Answer, Format, Metrics, table::TABLE},
+    telemetry::metrics::{Format, Metrics, ResponseStatus, table::TABLE},
 };
 use reqwest::{Method, header};
 use serde_json::{Value, json};
@@ -235,7 +235,7 @@ fn exemplars_are_as_a_parser_of_openmetrics_wants_them() {
     let (status, code) = (tonic::Code::Ok, None);
     let request = metrics.begin(Action::Campaign);
     request.answered(
-        Answer { status, code },
+        ResponseStatus { status, code },
         Duration::from_millis(600),
         Some(trace),
     );

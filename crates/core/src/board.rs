@@ -165,16 +165,16 @@ pub struct Patience {
 }
 
 /// Receives what the board does.
-pub trait Observer: fmt::Debug + Send + Sync + 'static {
+pub trait BoardObserver: fmt::Debug + Send + Sync + 'static {
     /// A change was reported to a watch this long after the agent had first heard of it.
     fn delivered(&self, after: Duration);
 }
 
 /// Observes nothing.
 #[derive(Debug, Clone, Copy)]
-pub struct Nobody;
+pub struct NoopObserver;
 
-impl Observer for Nobody {
+impl BoardObserver for NoopObserver {
     fn delivered(&self, _: Duration) {}
 }
 
@@ -189,7 +189,7 @@ struct Inner {
     table: Mutex<Table>,
     /// Wakes the task when something is due earlier than it knows.
     nudge: Notify,
-    observer: Arc<dyn Observer>,
+    observer: Arc<dyn BoardObserver>,
 }
 
 impl fmt::Debug for Inner {
@@ -205,7 +205,7 @@ impl Board {
         elections: Elections,
         settings: Settings,
         runtime: Handle,
-        observer: Arc<dyn Observer>,
+        observer: Arc<dyn BoardObserver>,
     ) -> Self {
         let table = Table::new(elections.quorum().electorate());
         Self(Arc::new(Inner {

@@ -329,13 +329,13 @@ impl Elections {
                 Outcome::Elected { token, .. } => {
                     let term = term.duration();
                     ledger.won(election, candidate, *token, term, Cause::Campaign);
-                    ledger::Outcome::Elected
+                    ledger::RequestOutcome::Elected
                 }
                 Outcome::NotElected(lease) => {
                     ledger.seen(election, lease);
-                    ledger::Outcome::Held
+                    ledger::RequestOutcome::Held
                 }
-                Outcome::Used => ledger::Outcome::Used,
+                Outcome::Used => ledger::RequestOutcome::Used,
             },
         );
         outcome
@@ -346,17 +346,17 @@ impl Elections {
         &self,
         request: Request,
         result: &Result<T, Error>,
-        entry: impl FnOnce(&Ledger, &T) -> ledger::Outcome,
+        entry: impl FnOnce(&Ledger, &T) -> ledger::RequestOutcome,
     ) {
         let Some(ledger) = &self.ledger else { return };
         let outcome = match result {
             Ok(answer) => entry(ledger, answer),
-            Err(Error::StoreFull) => ledger::Outcome::StoreFull,
-            Err(Error::Denied(Denial::NoTerm)) => ledger::Outcome::Vacant,
-            Err(Error::Denied(Denial::HeldByOther)) => ledger::Outcome::Held,
-            Err(Error::Denied(Denial::StaleToken)) => ledger::Outcome::Stale,
+            Err(Error::StoreFull) => ledger::RequestOutcome::StoreFull,
+            Err(Error::Denied(Denial::NoTerm)) => ledger::RequestOutcome::Vacant,
+            Err(Error::Denied(Denial::HeldByOther)) => ledger::RequestOutcome::Held,
+            Err(Error::Denied(Denial::StaleToken)) => ledger::RequestOutcome::Stale,
             Err(Error::Unavailable { .. } | Error::DeadlineExceeded | Error::Internal(_)) => {
-                ledger::Outcome::Unavailable
+                ledger::RequestOutcome::Unavailable
             }
         };
         ledger.finished(request, outcome);
@@ -375,7 +375,7 @@ impl Elections {
         }
         self.enter(request, result, |ledger, _| {
             done(ledger);
-            ledger::Outcome::Done
+            ledger::RequestOutcome::Done
         });
     }
 
@@ -502,8 +502,8 @@ impl Elections {
         self.enter(Request::Leader, &read, |ledger, state| {
             enter_state(ledger, election, state);
             match state {
-                State::Held(_) => ledger::Outcome::Held,
-                State::Vacant(_) => ledger::Outcome::Vacant,
+                State::Held(_) => ledger::RequestOutcome::Held,
+                State::Vacant(_) => ledger::RequestOutcome::Vacant,
             }
         });
         read
@@ -525,10 +525,10 @@ impl Elections {
         self.enter(Request::Verify, &verified, |ledger, (standing, state)| {
             enter_state(ledger, election, state);
             match standing {
-                Standing::Current(_) => ledger::Outcome::Done,
-                Standing::NoTerm => ledger::Outcome::Vacant,
-                Standing::Stale => ledger::Outcome::Stale,
-                Standing::NotGranted => ledger::Outcome::NotGranted,
+                Standing::Current(_) => ledger::RequestOutcome::Done,
+                Standing::NoTerm => ledger::RequestOutcome::Vacant,
+                Standing::Stale => ledger::RequestOutcome::Stale,
+                Standing::NotGranted => ledger::RequestOutcome::NotGranted,
             }
         });
         verified
@@ -543,7 +543,7 @@ impl Elections {
             .quorum
             .list(list.kind(), list.after.clone(), list.limit, deadline)
             .await;
-        self.enter(Request::List, &listed, |_, _| ledger::Outcome::Done);
+        self.enter(Request::List, &listed, |_, _| ledger::RequestOutcome::Done);
         let page = listed?;
         Ok(Leaders {
             incomplete: page.incomplete.is_some(),
@@ -564,7 +564,9 @@ impl Elections {
     /// [`Error`]: fewer nodes than a quorum answered.
     pub async fn kinds(&self, list: ListKinds, deadline: Instant) -> Result<Kinds, Error> {
         let listed = self.quorum.kinds(list.after, list.limit, deadline).await;
-        self.enter(Request::ListKinds, &listed, |_, _| ledger::Outcome::Done);
+        self.enter(Request::ListKinds, &listed, |_, _| {
+            ledger::RequestOutcome::Done
+        });
         let page = listed?;
         let token = |next: Kind| BASE64_URL_SAFE_NO_PAD.encode(format!("{}/", next.as_str()));
         Ok(Kinds {

@@ -177,11 +177,11 @@ pub trait LeaseNode: Send + Sync + 'static {
         bounds: Bounds,
     ) -> Result<usize, NodeError>;
 
-    /// Checks that the node works and reports what its records say. With [`Look::write`], the node rewrites a record of
+    /// Checks that the node works and reports what its records say. With [`ProbeRequest::write`], the node rewrites a record of
     /// another incarnation for the current one, as [`grant`](Self::grant) does, so that the quarantine begins with the
     /// restart and not with the first campaign after it. It also registers the agent's bounds. A longer guard makes the
     /// wait of the present incarnation longer.
-    async fn probe(&self, look: Look) -> Result<Probe, NodeError>;
+    async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError>;
 
     /// Reads several elections: one result for each, in their order. The node may take them one after another, so each
     /// lease and its remaining time are of the same instant, but not all of them.
@@ -269,7 +269,7 @@ pub const REMEMBER: Duration = Duration::from_secs(3600);
 
 /// How a node is to be probed.
 #[derive(Debug, Clone, Copy)]
-pub struct Look {
+pub struct ProbeRequest {
     /// The agent's own bounds.
     pub own: Bounds,
     /// The longest guard that any node has reported to the agent. The agent passes it on to all nodes.

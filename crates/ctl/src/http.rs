@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// What the programs beside are told.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-struct Answer {
+struct LeaderDocument {
     /// The leader's name; empty if nobody leads, or if it is not known.
     name: String,
     token: u64,
@@ -41,10 +41,10 @@ struct Answer {
 
 /// An HTTP server that answers who leads.
 #[derive(Clone, Debug)]
-pub(crate) struct Sidecar(Arc<Mutex<Known>>);
+pub(crate) struct Sidecar(Arc<Mutex<Standing>>);
 
 #[derive(Debug)]
-struct Known {
+struct Standing {
     candidate: String,
     /// This candidate's term.
     own: Option<Term>,
@@ -63,7 +63,7 @@ impl Sidecar {
             listener.map_err(|error| Failure::own(format!("--http {address}: {error}")))?;
         let bound = listener.local_addr().map_err(Failure::own)?;
         complain(format_args!("answers on http://{bound}/"));
-        let sidecar = Self(Arc::new(Mutex::new(Known {
+        let sidecar = Self(Arc::new(Mutex::new(Standing {
             candidate: candidacy.candidate.clone(),
             own: None,
             leader: None,
@@ -79,7 +79,7 @@ impl Sidecar {
         self.known().own = term;
     }
 
-    fn known(&self) -> MutexGuard<'_, Known> {
+    fn known(&self) -> MutexGuard<'_, Standing> {
         self.0.lock()
     }
 
@@ -150,8 +150,8 @@ impl Sidecar {
     }
 }
 
-impl Known {
-    fn answer(&self) -> Answer {
+impl Standing {
+    fn answer(&self) -> LeaderDocument {
         let leader = self.leader.as_ref();
         let own = self.own.as_ref().filter(|term| {
             // Another's larger token is seen here before the next extension is denied.
@@ -159,7 +159,7 @@ impl Known {
             term.check().is_ok() && !replaced
         });
         if let Some(term) = own {
-            return Answer {
+            return LeaderDocument {
                 name: self.candidate.clone(),
                 token: term.token(),
                 leading: true,
@@ -168,7 +168,7 @@ impl Known {
         }
         // What is observed may be late. Programs that find their own name here lead: only the term says so.
         let other = leader.filter(|leader| leader.name != self.candidate);
-        Answer {
+        LeaderDocument {
             name: other.map(|leader| leader.name.clone()).unwrap_or_default(),
             token: other.map(|leader| leader.token).unwrap_or_default(),
             leading: false,

@@ -8,7 +8,7 @@ use std::{
 
 use election_core::{
     election::types::millis,
-    lease::{Bounds, Incarnation, Look, Memory, NodeError, Probe, Registered, Unrecorded},
+    lease::{Bounds, Incarnation, Memory, NodeError, Probe, ProbeRequest, Registered, Unrecorded},
 };
 use futures_util::future::join_all;
 use parking_lot::MutexGuard;
@@ -41,7 +41,7 @@ pub(super) struct Swept {
 
 /// The last report of the node as a whole. It counts while the node cannot be reached.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known {
+pub(super) struct LastReport {
     /// The list of nodes with which agents use the node.
     lists: Option<Lists>,
     /// The incarnation of the server with the first partition, which no other server shares.
@@ -60,7 +60,7 @@ enum Lists {
 }
 
 /// A server's report of one partition.
-struct Looked {
+struct Probed {
     guard: Registered,
     vote: Registered,
     /// Its clock, in ms since the epoch.
@@ -79,16 +79,16 @@ struct Looked {
 impl Swept {
     /// Notes the report of a partition. Forgets what was known if the server or its partitions have changed. Returns
     /// the partitions that have another server now, or one that may have forgotten.
-    fn note(&mut self, looked: &Looked, partitions: &[u16]) -> Vec<u16> {
+    fn note(&mut self, probed: &Probed, partitions: &[u16]) -> Vec<u16> {
         let mut changed = Vec::new();
-        if self.run != looked.run || self.partitions != partitions {
+        if self.run != probed.run || self.partitions != partitions {
             changed = partitions.to_vec();
-            if self.run == looked.run {
+            if self.run == probed.run {
                 let known: BTreeSet<_> = self.partitions.iter().collect();
                 changed.retain(|partition| !known.contains(partition));
             }
             *self = Self {
-                run: looked.run.clone(),
+                run: probed.run.clone(),
                 seen: Some(Instant::now()),
                 partitions: partitions.to_vec(),
                 left: partitions.iter().copied().collect(),
@@ -96,13 +96,13 @@ impl Swept {
                 ..Self::default()
             };
         }
-        self.left.remove(&looked.partition);
-        match looked.wait {
+        self.left.remove(&probed.partition);
+        match probed.wait {
             None => {
-                self.unrecorded.insert(looked.partition, looked.run.clone());
+                self.unrecorded.insert(probed.partition, probed.run.clone());
             }
             Some(wait) => {
-                self.unrecorded.remove(&looked.partition);
+                self.unrecorded.remove(&probed.partition);
                 if !wait.is_zero() || self.ready_at.is_none() {
                     self.ready_at = self.ready_at.max(Some(Instant::now() + wait));
                 }
@@ -120,24 +120,24 @@ impl Swept {
 impl Redis {
     /// Looks at every server. A server with many partitions is looked at as a whole only when something has changed.
     /// Otherwise each look covers one partition after the other, so that health checks do not load a cluster.
-    pub(super) async fn look_after(&self, look: Look) -> Result<Probe, NodeError> {
+    pub(super) async fn check_health(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
         let (shards, unserved) = self.connections.shards();
         self.swept()
             .retain(|server, _| shards.iter().any(|shard| shard.server == *server));
-        let looking: Vec<_> = shards
+        let probing: Vec<_> = shards
             .iter()
-            .map(|shard| self.look_at_server(shard, look))
+            .map(|shard| self.probe_server(shard, request))
             .collect();
-        let (looked, registered, ()) =
-            tokio::join!(join_all(looking), self.register(look), self.keep_index());
+        let (probed, registered, ()) =
+            tokio::join!(join_all(probing), self.register(request), self.keep_index());
 
         let mut probe = Probe::default();
         let mut errors: Vec<_> = unserved.map(NodeError::NotSent).into_iter().collect();
         let mut answers = 0;
         let mut known = self.known();
-        for (shard, looked) in shards.iter().zip(looked) {
-            let (swept, last) = match looked {
-                Ok(looked) => looked,
+        for (shard, probed) in shards.iter().zip(probed) {
+            let (swept, last) = match probed {
+                Ok(probed) => probed,
                 Err(error) => {
                     errors.push(error);
                     continue;
@@ -159,7 +159,7 @@ impl Redis {
             );
             if !swept.left.is_empty() {
                 errors.push(NodeError::NotSent(format!(
-                    "{}: {} of its {} partitions have not been looked at yet",
+                    "{}: {} of its {} partitions have not been probed yet",
                     shard.server,
                     swept.left.len(),
                     swept.partitions.len()
@@ -220,18 +220,22 @@ impl Redis {
 
     /// Looks at one partition of a server, and at those that have no incarnation record or were not looked at in this
     /// incarnation.
-    async fn look_at_server(
+    async fn probe_server(
         &self,
         shard: &Shard,
-        look: Look,
-    ) -> Result<(Swept, Looked), NodeError> {
+        request: ProbeRequest,
+    ) -> Result<(Swept, Probed), NodeError> {
         let next = self.swept_at(shard, |swept| {
             swept.next = swept.next.wrapping_add(1);
             swept.next
         });
         let asked = Instant::now();
         let last = self
-            .look_at(shard.partitions[next % shard.partitions.len()], look, true)
+            .probe_partition(
+                shard.partitions[next % shard.partitions.len()],
+                request,
+                true,
+            )
             .await?;
         // Counted from before the call: an instant converted to the server's clock may be a little late, never early.
         let ours = asked.saturating_duration_since(self.started).as_millis();
@@ -250,23 +254,23 @@ impl Redis {
             swept.unrecorded.clear();
             return Ok((swept, last));
         }
-        if !look.write {
+        if !request.write {
             // A later look, which may write records, covers each partition.
             return Ok((swept, last));
         }
         let unrecorded = swept.unrecorded.keys().copied();
         let left: BTreeSet<_> = unrecorded.chain(swept.left.iter().copied()).collect();
-        let looking = left
+        let probing = left
             .into_iter()
             .filter(|partition| *partition != last.partition)
             .map(|partition| async move {
-                let looked = self.look_at(partition, look, false).await?;
-                let changed = self.swept_at(shard, |swept| swept.note(&looked, &shard.partitions));
+                let probed = self.probe_partition(partition, request, false).await?;
+                let changed = self.swept_at(shard, |swept| swept.note(&probed, &shard.partitions));
                 self.index.doubt(changed);
                 Ok(())
             });
         // Partitions that the timeout cuts off stay in `left`, and the probe reports them.
-        match timeout(SWEEP, at_once(looking.collect())).await {
+        match timeout(SWEEP, at_once(probing.collect())).await {
             Ok(Ok(_)) | Err(_) => {}
             Ok(Err(error)) => return Err(error),
         }
@@ -278,26 +282,31 @@ impl Redis {
         then(self.swept().entry(shard.server.clone()).or_default())
     }
 
-    async fn look_at(&self, partition: u16, look: Look, rights: bool) -> Result<Looked, NodeError> {
+    async fn probe_partition(
+        &self,
+        partition: u16,
+        request: ProbeRequest,
+        rights: bool,
+    ) -> Result<Probed, NodeError> {
         let keys = &self.keys[usize::from(partition)];
         let call = Call::new(&SCRIPTS.probe, [(&keys.incarnation_record).into()])
-            .arg(OrEmpty(look.own.guard.map(millis)))
-            .arg(millis(look.own.vote))
-            .arg(millis(look.guard.bound))
-            .arg(millis(look.guard.age))
-            .arg(millis(look.vote.bound))
-            .arg(millis(look.vote.age))
-            .arg(if look.write { "1" } else { "0" })
+            .arg(OrEmpty(request.own.guard.map(millis)))
+            .arg(millis(request.own.vote))
+            .arg(millis(request.guard.bound))
+            .arg(millis(request.guard.age))
+            .arg(millis(request.vote.bound))
+            .arg(millis(request.vote.age))
+            .arg(if request.write { "1" } else { "0" })
             .arg(if rights { "1" } else { "0" });
         let reply = self.reply_in_time(partition, &call).await?;
-        let looked = || {
+        let probed = || {
             let mut lines = reply.splitn(11, '\n');
             let mut line = || lines.next();
             let (wait, run, clock) = (line()?, line()?, line()?);
             let (guard, guard_age, vote, vote_age) = (line()?, line()?, line()?, line()?);
             let (lacks, policy, used, max) = (line()?, line()?, line()?, line()?);
             let millis = |text: &str| text.parse().map(Duration::from_millis).ok();
-            Some(Looked {
+            Some(Probed {
                 partition,
                 wait: match wait {
                     "" => None,
@@ -318,11 +327,11 @@ impl Redis {
                 memory: (used.parse().ok()?, max.parse().ok()?),
             })
         };
-        looked().ok_or_else(|| self.unexpected("probe", &reply))
+        probed().ok_or_else(|| self.unexpected("probe", &reply))
     }
 
     /// Registers the list of nodes with which this agent uses the node, unless incompatible lists are registered.
-    async fn register(&self, look: Look) -> Result<Lists, NodeError> {
+    async fn register(&self, request: ProbeRequest) -> Result<Lists, NodeError> {
         let keys = &self.keys[0];
         let of_lists = [
             (&keys.lists).into(),
@@ -332,13 +341,14 @@ impl Redis {
         let call = Call::new(&SCRIPTS.register, of_lists)
             .arg(&self.usage.nodes)
             .arg(
-                look.own
+                request
+                    .own
                     .guard
                     .map_or(0, millis)
-                    .max(millis(look.guard.bound)),
+                    .max(millis(request.guard.bound)),
             )
-            .arg(if look.write { "1" } else { "0" })
-            .arg(if look.closed { "1" } else { "0" });
+            .arg(if request.write { "1" } else { "0" })
+            .arg(if request.closed { "1" } else { "0" });
         let reply = self.reply_in_time(0, &call).await?;
         match reply.split_once('\n') {
             Some(("other", list)) => Ok(Lists::Other(list.to_owned())),
@@ -412,12 +422,12 @@ impl Redis {
         reply
     }
 
-    fn known(&self) -> Known {
+    fn known(&self) -> LastReport {
         let known = self.known.lock();
         known.clone()
     }
 
-    fn note(&self, known: &Known) {
+    fn note(&self, known: &LastReport) {
         let mut noted = self.known.lock();
         noted.clone_from(known);
     }

@@ -30,7 +30,7 @@ use election_core::{
     election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
     lease::{
         Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, Lease,
-        LeaseNode, Listener, Look, NodeError, Onto, Page, Probe, Reading, Refusal, Repair,
+        LeaseNode, Listener, NodeError, Onto, Page, Probe, ProbeRequest, Reading, Refusal, Repair,
         Replaces, Resign, ResignReply, Settings, System, Unrecorded,
     },
 };
@@ -42,7 +42,7 @@ use tokio::time::Instant;
 
 pub use askers::Askers;
 use cluster::Cluster;
-use health::{Known, Swept};
+use health::{LastReport, Swept};
 use index::Index;
 use keys::Keys;
 pub use reach::Names;
@@ -160,7 +160,7 @@ pub struct Redis {
     /// The keys of each partition.
     keys: Vec<Keys>,
     settings: Settings,
-    known: Mutex<Known>,
+    known: Mutex<LastReport>,
     /// The upper bound of how many ms the clock of each partition's server is ahead of [`Self::started`]; [`NO_CLOCK`]
     /// before the first probe.
     clocks: Vec<AtomicI64>,
@@ -679,8 +679,8 @@ impl LeaseNode for Redis {
             .await
     }
 
-    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
-        self.look_after(look).await
+    async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
+        self.check_health(request).await
     }
 
     fn incarnation(&self, election: &ElectionId) -> Option<Incarnation> {

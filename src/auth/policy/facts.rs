@@ -8,7 +8,7 @@ use cedar_policy::{
 };
 use election_core::election::types::Candidate;
 
-use super::{Action, HELD, Question, Resource};
+use super::{HELD, PolicyAction, Question, Resource};
 use crate::auth::Identity;
 
 pub(super) struct Facts {
@@ -45,7 +45,7 @@ impl Facts {
         });
         let elects = matches!(
             action,
-            Action::Campaign | Action::Handover | Action::ForceHandover
+            PolicyAction::Campaign | PolicyAction::Handover | PolicyAction::ForceHandover
         );
         let counts = HELD.into_iter().zip([held.by_holder, held.of_kind]);
         let counts = counts.filter(|_| elects).map(|(name, count)| {
@@ -119,7 +119,7 @@ fn entity<const N: usize>(
     Entity::new(uid, attributes.into(), parents).map_err(text_of)
 }
 
-fn action_uid(action: Action) -> EntityUid {
+fn action_uid(action: PolicyAction) -> EntityUid {
     uid(&ACTION, action.name())
 }
 

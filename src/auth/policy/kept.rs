@@ -8,7 +8,7 @@ use election_core::election::{
 };
 use quick_cache::{Equivalent, Weighter, sync::Cache};
 
-use super::{Action, Decision, Question, Resource};
+use super::{Decision, PolicyAction, Question, Resource};
 use crate::auth::Identity;
 
 /// Capacity of the cache in bytes: tens of thousands of decisions, fewer if names are long or groups are many.
@@ -29,7 +29,7 @@ pub(super) fn decisions() -> Decisions {
 /// An owned question.
 pub(super) struct Key {
     identity: Identity,
-    action: Action,
+    action: PolicyAction,
     resource: Kept,
     candidate: Option<Candidate>,
     current_leader: Option<Candidate>,

@@ -13,7 +13,7 @@ use crate::auth::Identity;
 /// What an identity requests to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "camelCase")]
-pub enum Action {
+pub enum PolicyAction {
     /// Become the leader.
     Campaign,
     /// Extend a term.
@@ -40,7 +40,7 @@ pub enum Action {
     Admin,
 }
 
-impl Action {
+impl PolicyAction {
     /// Returns the action's name in policies.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -105,7 +105,7 @@ pub struct Question<'a> {
     /// The identity that makes the request.
     pub identity: &'a Identity,
     /// The requested action.
-    pub action: Action,
+    pub action: PolicyAction,
     /// The resource: one that the [schema](super::SCHEMA) lets the action apply to.
     pub resource: Resource<'a>,
     /// The candidate that campaigns, extends or resigns, or that is to lead after a handover; [`None`] for other
@@ -121,7 +121,7 @@ pub struct Question<'a> {
 impl<'a> Question<'a> {
     /// Creates a request without candidates and without held elections.
     #[must_use]
-    pub fn new(identity: &'a Identity, action: Action, resource: Resource<'a>) -> Self {
+    pub fn new(identity: &'a Identity, action: PolicyAction, resource: Resource<'a>) -> Self {
         Self {
             identity,
             action,

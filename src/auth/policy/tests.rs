@@ -23,7 +23,7 @@ use crate::{
 /// A question that owns its parts.
 struct Asked {
     identity: Identity,
-    action: Action,
+    action: PolicyAction,
     resource: Kept,
     candidate: Option<Candidate>,
     leader: Option<Candidate>,
@@ -460,5 +460,5 @@ fn actions_are_called_as_in_the_schema() {
         .actions()
         .map(|action| action.id().unescaped())
         .collect();
-    assert_eq!(declared, Action::VARIANTS.iter().copied().collect());
+    assert_eq!(declared, PolicyAction::VARIANTS.iter().copied().collect());
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use election_core::board::{Counts, Observer};
+use election_core::board::{BoardObserver, Counts};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 
 use super::{Registrar, histogram::Durations, table};
@@ -79,7 +79,7 @@ impl Board {
     }
 }
 
-impl Observer for super::Metrics {
+impl BoardObserver for super::Metrics {
     fn delivered(&self, after: Duration) {
         self.0.board.delivery.observe(after);
     }

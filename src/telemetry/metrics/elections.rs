@@ -7,7 +7,7 @@ use std::{
 };
 
 use election_core::election::{
-    ledger::{Cause, Outcome},
+    ledger::{Cause, RequestOutcome},
     types::{ElectionId, Kind, Token},
 };
 use parking_lot::Mutex;
@@ -52,7 +52,7 @@ struct Changed {
 pub(super) struct ElectionMetrics {
     outcomes: Family<ByOutcome, Counter>,
     /// By action and outcome. Created on first use, as most pairs never occur.
-    by_outcome: [[OnceLock<Counter>; Outcome::VARIANTS.len()]; Action::VARIANTS.len()],
+    by_outcome: [[OnceLock<Counter>; RequestOutcome::VARIANTS.len()]; Action::VARIANTS.len()],
     changes: [Counter; Cause::VARIANTS.len()],
     held: Gauge,
     each: Option<Each>,
@@ -79,7 +79,7 @@ impl ElectionMetrics {
         }
     }
 
-    pub(super) fn outcome(&self, action: Action, outcome: Outcome) {
+    pub(super) fn outcome(&self, action: Action, outcome: RequestOutcome) {
         let counter = self.by_outcome[action as usize][outcome as usize].get_or_init(|| {
             self.outcomes.get_or_create_owned(&ByOutcome {
                 action: action.name(),
@@ -243,8 +243,8 @@ mod tests {
             series(&metrics.text(Format::Text), "election_agent_outcomes_total"),
             [""; 0]
         );
-        metrics.outcome(Action::Campaign, Outcome::Held);
-        metrics.outcome(Action::Campaign, Outcome::Held);
+        metrics.outcome(Action::Campaign, RequestOutcome::Held);
+        metrics.outcome(Action::Campaign, RequestOutcome::Held);
         assert_eq!(
             series(&metrics.text(Format::Text), "election_agent_outcomes_total"),
             ["election_agent_outcomes_total{action=\"campaign\",outcome=\"held\"} 2"]

@@ -4,7 +4,7 @@ use std::{array, fmt, time::Duration};
 
 use election_core::lease::quorum::{
     NodeStatus,
-    observer::{Called, Observer, Operation, Retry},
+    observer::{Called, Operation, QuorumObserver, RetryReason},
 };
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -192,7 +192,7 @@ impl fmt::Debug for Counting {
     }
 }
 
-impl Observer for Counting {
+impl QuorumObserver for Counting {
     fn called(&self, node: usize, operation: Operation, outcome: Called, took: Duration) {
         let Some(node) = self.nodes.get(node) else {
             return;
@@ -214,12 +214,12 @@ impl Observer for Counting {
         }
     }
 
-    fn retried(&self, why: Retry) {
+    fn retried(&self, why: RetryReason) {
         match why {
-            Retry::StaleToken => self.token_retries.inc(),
-            Retry::SplitVote => self.split_votes.inc(),
+            RetryReason::StaleToken => self.token_retries.inc(),
+            RetryReason::SplitVote => self.split_votes.inc(),
             // Occurs once in a node's life.
-            Retry::Unrecorded => return,
+            RetryReason::Unrecorded => return,
         };
     }
 
@@ -261,8 +261,8 @@ mod tests {
             observer.called(1, Operation::Extend, outcome, took);
         }
         observer.called(2, Operation::Extend, Called::Ok, took);
-        observer.retried(Retry::StaleToken);
-        observer.retried(Retry::Unrecorded);
+        observer.retried(RetryReason::StaleToken);
+        observer.retried(RetryReason::Unrecorded);
         observer.rolled_back(2);
         observer.repaired(1);
         let lines = lines(&metrics);

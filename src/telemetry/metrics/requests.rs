@@ -105,14 +105,14 @@ impl Requests {
 
 /// The result of a response in any protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Answer {
+pub struct ResponseStatus {
     /// The status.
     pub status: tonic::Code,
     /// The row of the error table, if it is known.
     pub code: Option<Code>,
 }
 
-impl Answer {
+impl ResponseStatus {
     /// The index of the reason in [`REFUSALS`].
     fn refusal(self) -> Option<usize> {
         match (self.code, self.status) {
@@ -148,7 +148,7 @@ impl InFlight {
     }
 
     /// Counts the response and its duration. If the request has a recorded trace, its id becomes an exemplar.
-    pub fn answered(&self, answer: Answer, took: Duration, trace_id: Option<&str>) {
+    pub fn answered(&self, answer: ResponseStatus, took: Duration, trace_id: Option<&str>) {
         let requests = &self.metrics.0.requests;
         let exemplar = trace_id.map(|id| Trace {
             trace_id: id.to_owned(),
@@ -189,7 +189,7 @@ mod tests {
     #[test]
     fn an_exemplar_is_the_trace_of_the_last_request_of_its_bucket() {
         let metrics = Metrics::new(&[1.0, 3.0]);
-        let answer = Answer {
+        let answer = ResponseStatus {
             status: tonic::Code::Ok,
             code: None,
         };
@@ -227,7 +227,7 @@ mod tests {
             (tonic::Code::Unauthenticated, Some(Code::Unauthenticated)),
             (tonic::Code::PermissionDenied, None),
         ] {
-            request.answered(Answer { status, code }, Duration::ZERO, None);
+            request.answered(ResponseStatus { status, code }, Duration::ZERO, None);
         }
         let text = metrics.text(Format::Text);
         for reason in REFUSALS {

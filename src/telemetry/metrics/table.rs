@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use election_core::{
-    election::ledger::{Cause, Outcome},
+    election::ledger::{Cause, RequestOutcome},
     lease::quorum::observer::Operation,
 };
 use strum::{IntoStaticStr, VariantNames};
@@ -259,7 +259,7 @@ fn labels() -> [(&'static str, String); 13] {
         ("action", words(Action::VARIANTS)),
         ("status", words(&statuses)),
         ("reason", words(&REFUSALS)),
-        ("outcome", words(Outcome::VARIANTS)),
+        ("outcome", words(RequestOutcome::VARIANTS)),
         ("cause", words(Cause::VARIANTS)),
         (
             "node",

@@ -96,7 +96,7 @@ pub(super) fn begin(
 
 /// A message of the caller that says that it is there.
 #[derive(Debug, Clone, Copy)]
-struct Heard {
+struct Received {
     /// The ping; 0 for Hello.
     seq: u64,
     /// When it arrived.
@@ -107,33 +107,33 @@ struct Heard {
 /// By the agent's clock, the time between two messages may be too short: it stands still while the machine is suspended.
 #[derive(Debug)]
 struct Pings {
-    last: Heard,
-    earlier: VecDeque<Heard>,
+    last: Received,
+    earlier: VecDeque<Received>,
 }
 
 impl Pings {
     fn new(hello: Instant) -> Self {
         Self {
-            last: Heard { seq: 0, at: hello },
+            last: Received { seq: 0, at: hello },
             earlier: VecDeque::new(),
         }
     }
 
-    fn hear(&mut self, heard: Heard) {
+    fn hear(&mut self, heard: Received) {
         let last = std::mem::replace(&mut self.last, heard);
         // A caller that pings all the time takes no more room than others.
         let before = self.earlier.back();
         if before.is_none_or(|before| heard.at >= before.at + APART) {
             self.earlier.push_back(last);
         }
-        let is_old = |next: &Heard| heard.at > next.at + KEPT;
+        let is_old = |next: &Received| heard.at > next.at + KEPT;
         while self.earlier.get(1).is_some_and(is_old) {
             self.earlier.pop_front();
         }
     }
 
     /// The last message until this instant.
-    fn until(&self, instant: Instant) -> Option<Heard> {
+    fn until(&self, instant: Instant) -> Option<Received> {
         let earlier = self.earlier.iter().rev();
         let mut all = std::iter::once(&self.last).chain(earlier);
         all.find(|heard| heard.at <= instant).copied()
@@ -474,7 +474,7 @@ impl Leading {
             )));
         }
         let at = Instant::now();
-        heard.hear(Heard { seq, at });
+        heard.hear(Received { seq, at });
         drop(heard);
         self.ping = Some(seq);
         self.extend();
@@ -777,7 +777,7 @@ mod tests {
         let mut pings = Pings::new(began);
         let seq = |pings: &Pings, ms| pings.until(at(ms)).map(|heard| heard.seq);
         for (seq, ms) in [(1, 1_000), (2, 2_000), (3, 2_010), (4, 2_020), (5, 3_000)] {
-            pings.hear(Heard { seq, at: at(ms) });
+            pings.hear(Received { seq, at: at(ms) });
         }
         assert_eq!(seq(&pings, 999), Some(0));
         assert_eq!(seq(&pings, 1_999), Some(1));
@@ -787,7 +787,7 @@ mod tests {
         assert_eq!(seq(&pings, 2_999), Some(4));
         assert_eq!(seq(&pings, 3_000), Some(5));
         for turn in 0..100_000 {
-            let heard = Heard {
+            let heard = Received {
                 seq: 6 + turn,
                 at: at(3_001 + 20 * turn),
             };

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use axum::{
-    Json as Answer, Router,
+    Json as JsonReply, Router,
     extract::Request,
     http::{HeaderMap, Method, StatusCode, Uri, header},
     middleware::{Next, from_fn},
@@ -109,7 +109,7 @@ fn root(headers: &HeaderMap, links: Value, dashboard: &Dashboard) -> Response {
     if accepts.is_some_and(|accepts| accepts.contains("text/html")) {
         return (vary, dashboard.root()).into_response();
     }
-    (vary, Answer(links)).into_response()
+    (vary, JsonReply(links)).into_response()
 }
 
 fn not_found(uri: &Uri, hint: &str) -> Problem {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    Json as Answer,
+    Json as JsonReply,
     extract::{FromRequest as _, FromRequestParts as _, Request, State},
     http::{Extensions, HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
@@ -119,7 +119,7 @@ pub(super) async fn leader(
     headers: HeaderMap,
     extensions: Extensions,
 ) -> Result<Response, Problem> {
-    let known = Known::new(&headers, query.after.as_deref());
+    let known = KnownPositions::new(&headers, query.after.as_deref());
     let wait = query.wait(&headers, gate.max_wait())?;
     let patience = stay::begin(wait, gate.max_wait(), &extensions)?;
     let mut state = gate.state(&caller, &election, deadline.instant()).await?;
@@ -129,7 +129,7 @@ pub(super) async fn leader(
         state = observe::change(&gate, &caller, &election, state, patience).await?;
     }
     Ok(at(&known, &state, || match state.lease() {
-        Some(lease) => Answer(Leader::new(&election, lease)).into_response(),
+        Some(lease) => JsonReply(Leader::new(&election, lease)).into_response(),
         None => vacant().into_response(),
     }))
 }
@@ -148,15 +148,19 @@ pub(super) async fn state(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let state = gate.state(&caller, &election, deadline.instant()).await?;
-    Ok(at(&Known::new(&headers, None), &state, || {
-        Answer(dto::State::new(&election, &state)).into_response()
+    Ok(at(&KnownPositions::new(&headers, None), &state, || {
+        JsonReply(dto::State::new(&election, &state)).into_response()
     }))
 }
 
 /// Adds the state's position to the answer as its entity tag. A caller that knows this position has the answer: 304.
 /// That holds for vacant elections, too, although the standard ignores `If-None-Match` where there is nothing: the
 /// vacancy is the answer here.
-fn at(known: &Known<'_>, state: &lease::State, answer: impl FnOnce() -> Response) -> Response {
+fn at(
+    known: &KnownPositions<'_>,
+    state: &lease::State,
+    answer: impl FnOnce() -> Response,
+) -> Response {
     let position = Position::of(state);
     let answer = match known.has(position) {
         true => StatusCode::NOT_MODIFIED.into_response(),
@@ -166,12 +170,12 @@ fn at(known: &Known<'_>, state: &lease::State, answer: impl FnOnce() -> Response
 }
 
 /// The positions that a caller knows.
-struct Known<'a> {
+struct KnownPositions<'a> {
     headers: &'a HeaderMap,
     after: Option<&'a str>,
 }
 
-impl<'a> Known<'a> {
+impl<'a> KnownPositions<'a> {
     /// Those of `If-None-Match`, and this one.
     fn new(headers: &'a HeaderMap, after: Option<&'a str>) -> Self {
         Self { headers, after }
@@ -206,7 +210,7 @@ pub(super) async fn campaign(
     extensions: Extensions,
     Target(election): Target,
     Json(request): Json<CampaignRequest>,
-) -> Result<Answer<CampaignResult>, Problem> {
+) -> Result<JsonReply<CampaignResult>, Problem> {
     let asked = request.campaign(election, gate.max_term())?;
     let wait = stay::begin(request.wait, gate.max_wait(), &extensions)?;
     // Those who wait need no more of their request.
@@ -214,7 +218,7 @@ pub(super) async fn campaign(
     let outcome = gate
         .campaign(&caller, &asked, wait.as_ref(), deadline.instant())
         .await?;
-    Ok(Answer(CampaignResult::new(&asked, outcome)?))
+    Ok(JsonReply(CampaignResult::new(&asked, outcome)?))
 }
 
 /// Extends the leader's term, counted from now; never revives one that has lapsed.
@@ -230,12 +234,12 @@ pub(super) async fn extend(
     deadline: Deadline,
     Target(election): Target,
     Json(request): Json<ExtendRequest>,
-) -> Result<Answer<Done>, Problem> {
+) -> Result<JsonReply<Done>, Problem> {
     let (extend, retry) = request.extend(election, gate.max_term())?;
     let valid_for = gate
         .extend(&caller, extend, retry, deadline.instant())
         .await?;
-    Ok(Answer(Done::new(valid_for)))
+    Ok(JsonReply(Done::new(valid_for)))
 }
 
 /// Moves the leadership to another candidate in one step, with a new token.
@@ -251,10 +255,10 @@ pub(super) async fn handover(
     deadline: Deadline,
     Target(election): Target,
     Json(request): Json<HandoverRequest>,
-) -> Result<Answer<Done>, Problem> {
+) -> Result<JsonReply<Done>, Problem> {
     let handover = request.handover(election, gate.max_term())?;
     let valid_for = gate.handover(&caller, handover, deadline.instant()).await?;
-    Ok(Answer(Done::new(valid_for)))
+    Ok(JsonReply(Done::new(valid_for)))
 }
 
 /// Gives the leadership up. The leader is named in the query or in a JSON body.
@@ -271,7 +275,7 @@ pub(super) async fn resign(
     Queried(election): Queried,
     uri: Uri,
     request: Request,
-) -> Result<Answer<Done>, Problem> {
+) -> Result<JsonReply<Done>, Problem> {
     let (mut parts, body) = request.into_parts();
     let query = uri.query().is_some_and(|query| !query.is_empty());
     let in_query = match query {
@@ -301,7 +305,7 @@ pub(super) async fn resign(
     };
     gate.resign(&caller, request.resign(election)?, deadline.instant())
         .await?;
-    Ok(Answer(Done::new(Duration::ZERO)))
+    Ok(JsonReply(Done::new(Duration::ZERO)))
 }
 
 /// Tells whether a token is that of the present leader: advice for those who have no storage that compares tokens.
@@ -314,12 +318,12 @@ pub(super) async fn verify(
     caller: Identity,
     deadline: Deadline,
     Named(path): Named<TokenPath>,
-) -> Result<Answer<Verified>, Problem> {
+) -> Result<JsonReply<Verified>, Problem> {
     let (election, token) = path.token()?;
     let (standing, state) = gate
         .verify(&caller, &election, token, deadline.instant())
         .await?;
-    Ok(Answer(Verified::new(&election, standing, &state)))
+    Ok(JsonReply(Verified::new(&election, standing, &state)))
 }
 
 /// Lists the leaders of a kind's elections, or of all kinds', page by page.
@@ -332,11 +336,11 @@ pub(super) async fn leaders(
     caller: Identity,
     deadline: Deadline,
     Search(query): Search<ListQuery>,
-) -> Result<Answer<Leaders>, Problem> {
+) -> Result<JsonReply<Leaders>, Problem> {
     let page = gate
         .leaders(&caller, query.list()?, deadline.instant())
         .await?;
-    Ok(Answer(page.into()))
+    Ok(JsonReply(page.into()))
 }
 
 /// Lists the kinds that have elections, page by page. One whose last leader has just gone may be among them.
@@ -349,11 +353,11 @@ pub(super) async fn kinds(
     caller: Identity,
     deadline: Deadline,
     Search(query): Search<KindsQuery>,
-) -> Result<Answer<Kinds>, Problem> {
+) -> Result<JsonReply<Kinds>, Problem> {
     let page = gate
         .kinds(&caller, query.list()?, deadline.instant())
         .await?;
-    Ok(Answer(page.into()))
+    Ok(JsonReply(page.into()))
 }
 
 /// Lists the last changes of the election that this agent remembers, the newest first. It remembers changes of elections
@@ -366,8 +370,8 @@ pub(super) async fn changes(
     State(gate): State<Gate>,
     caller: Identity,
     Target(election): Target,
-) -> Result<Answer<Changes>, Problem> {
-    Ok(Answer(gate.changes(&caller, &election)?.into()))
+) -> Result<JsonReply<Changes>, Problem> {
+    Ok(JsonReply(gate.changes(&caller, &election)?.into()))
 }
 
 /// Lists the campaigns that wait through this agent for elections of a kind, page by page. Those that wait through other
@@ -380,8 +384,8 @@ pub(super) async fn waiters(
     State(gate): State<Gate>,
     caller: Identity,
     Search(query): Search<WaitersQuery>,
-) -> Result<Answer<Waiters>, Problem> {
-    Ok(Answer(query.waiters()?.page(&gate, &caller)?.into()))
+) -> Result<JsonReply<Waiters>, Problem> {
+    Ok(JsonReply(query.waiters()?.page(&gate, &caller)?.into()))
 }
 
 /// Tells which agent this is, since when it runs, and how near it is to its limits.
@@ -392,8 +396,8 @@ pub(super) async fn waiters(
 pub(super) async fn agent(
     State(agent): State<Agent>,
     caller: Identity,
-) -> Result<Answer<AgentState>, Problem> {
-    Ok(Answer(agent.state(&caller)?))
+) -> Result<JsonReply<AgentState>, Problem> {
+    Ok(JsonReply(agent.state(&caller)?))
 }
 
 /// Tells how the lease nodes were at the last health check, which takes place every second.
@@ -404,8 +408,8 @@ pub(super) async fn agent(
 pub(super) async fn nodes(
     State(agent): State<Agent>,
     caller: Identity,
-) -> Result<Answer<Nodes>, Problem> {
-    Ok(Answer(agent.nodes(&caller)?))
+) -> Result<JsonReply<Nodes>, Problem> {
+    Ok(JsonReply(agent.nodes(&caller)?))
 }
 
 /// Lists the settings in force, secrets hidden. Policies must permit the action admin.
@@ -416,8 +420,8 @@ pub(super) async fn nodes(
 pub(super) async fn configuration(
     State(agent): State<Agent>,
     caller: Identity,
-) -> Result<Answer<Configuration>, Problem> {
-    Ok(Answer(agent.configuration(&caller)?))
+) -> Result<JsonReply<Configuration>, Problem> {
+    Ok(JsonReply(agent.configuration(&caller)?))
 }
 
 /// Tells which actions policies permit the caller, of the agent or of an election.
@@ -429,8 +433,8 @@ pub(super) async fn permissions(
     State(agent): State<Agent>,
     caller: Identity,
     Search(query): Search<PermissionsQuery>,
-) -> Result<Answer<Permissions>, Problem> {
-    Ok(Answer(agent.permissions(&caller, &query.acting()?)))
+) -> Result<JsonReply<Permissions>, Problem> {
+    Ok(JsonReply(agent.permissions(&caller, &query.acting()?)))
 }
 
 /// Lists the pods of a Deployment with the revision each belongs to, the newest first.
@@ -474,7 +478,7 @@ async fn list_pods(
     gate.looks_up_pods()?;
     let pods = gate.pods(caller, &wanted?, deadline.instant()).await?;
     let age = cache_age(pods.age);
-    Ok(([(CACHE_AGE, age)], Answer(Pods::from(pods))))
+    Ok(([(CACHE_AGE, age)], JsonReply(Pods::from(pods))))
 }
 
 /// Changes what this agent logs, until it is changed again or the agent ends. Policies must permit the action admin.
@@ -486,7 +490,7 @@ pub(super) async fn log(
     State(gate): State<Gate>,
     caller: Identity,
     Json(wanted): Json<LogLevel>,
-) -> Result<Answer<LogLevel>, Problem> {
+) -> Result<JsonReply<LogLevel>, Problem> {
     gate.authorize_admin(&caller)?;
     let filter = wanted.filter()?;
     if !telemetry::log::change(&filter) {
@@ -496,7 +500,7 @@ pub(super) async fn log(
         ));
     }
     tracing::info!(%caller, level = filter.directives(), "what is logged was changed");
-    Ok(Answer(wanted))
+    Ok(JsonReply(wanted))
 }
 
 /// Answers as long as the process works.
@@ -517,7 +521,7 @@ pub(super) async fn livez() -> &'static str {
 )]
 pub(super) async fn readyz(
     State((report, lookup)): State<(watch::Receiver<Report>, Lookup)>,
-) -> Result<Answer<Readiness>, Problem> {
+) -> Result<JsonReply<Readiness>, Problem> {
     let report = report.borrow();
     let document = Readiness {
         ready: report.ready(),
@@ -526,7 +530,7 @@ pub(super) async fn readyz(
         pods: lookup.report().into(),
     };
     match report.why_not() {
-        None => Ok(Answer(document)),
+        None => Ok(JsonReply(document)),
         Some(reason) => Err(Problem::new(Code::Unavailable, reason)
             .with("needed", document.needed)
             .with(

@@ -54,7 +54,7 @@ impl Scene {
                 max_wait: 60 * SECOND,
             },
             Handle::current(),
-            Arc::new(Nobody),
+            Arc::new(NoopObserver),
         );
         (board, links)
     }

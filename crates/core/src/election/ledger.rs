@@ -28,12 +28,12 @@ const REMEMBERED: usize = 100_000;
 const PRECISION: Duration = Duration::from_millis(250);
 
 /// Receives what becomes of elections.
-pub trait Observer: fmt::Debug + Send + Sync + 'static {
+pub trait LedgerObserver: fmt::Debug + Send + Sync + 'static {
     /// The leader of an election changed, or the election became vacant.
     fn changed(&self, change: &Change<'_>);
 
     /// A request had this outcome.
-    fn finished(&self, request: Request, outcome: Outcome);
+    fn finished(&self, request: Request, outcome: RequestOutcome);
 }
 
 /// The kind of a request.
@@ -60,7 +60,7 @@ pub enum Request {
 /// The outcome of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, IntoStaticStr, VariantArray, VariantNames)]
 #[strum(serialize_all = "snake_case")]
-pub enum Outcome {
+pub enum RequestOutcome {
     /// The candidate leads.
     Elected,
     /// The election has a leader. For a campaign, an extension, a resignation or a handover: another leader.
@@ -81,7 +81,7 @@ pub enum Outcome {
     NotGranted,
 }
 
-impl Outcome {
+impl RequestOutcome {
     /// The name of the outcome in telemetry.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -131,14 +131,14 @@ impl Cause {
 pub struct Ledger(Arc<Inner>);
 
 struct Inner {
-    known: Cache<ElectionId, Arc<Known>>,
-    /// The instant that [`Known::until`] counts from.
+    known: Cache<ElectionId, Arc<KnownLeader>>,
+    /// The instant that [`KnownLeader::until`] counts from.
     since: Instant,
-    observer: Arc<dyn Observer>,
+    observer: Arc<dyn LedgerObserver>,
 }
 
 /// The leader of an election.
-struct Known {
+struct KnownLeader {
     leader: Candidate,
     token: Option<Token>,
     /// When the term ends unless it is extended, in ms.
@@ -148,7 +148,7 @@ struct Known {
 impl Ledger {
     /// An empty ledger that reports to this observer.
     #[must_use]
-    pub fn new(observer: Arc<dyn Observer>) -> Self {
+    pub fn new(observer: Arc<dyn LedgerObserver>) -> Self {
         Self(Arc::new(Inner {
             known: Cache::new(REMEMBERED),
             since: Instant::now(),
@@ -165,7 +165,7 @@ impl Ledger {
         held.count()
     }
 
-    pub(super) fn finished(&self, request: Request, outcome: Outcome) {
+    pub(super) fn finished(&self, request: Request, outcome: RequestOutcome) {
         self.0.observer.finished(request, outcome);
     }
 
@@ -189,7 +189,8 @@ impl Ledger {
         let old = self.still_leads(election, old);
         // A campaign replaces only another process of the candidate's name. Any other previous leader has resigned
         // through another agent, which reported it.
-        let replaces = |known: &Arc<Known>| cause != Cause::Campaign || known.leader == *candidate;
+        let replaces =
+            |known: &Arc<KnownLeader>| cause != Cause::Campaign || known.leader == *candidate;
         let old = old.filter(replaces);
         self.put(election, candidate, Some(token), until);
         self.0.observer.changed(&Change {
@@ -253,12 +254,16 @@ impl Ledger {
     }
 
     /// The known leader, unless its term ends within [`PRECISION`]. Reports an expired term once.
-    fn still_leads(&self, election: &ElectionId, known: Option<Arc<Known>>) -> Option<Arc<Known>> {
+    fn still_leads(
+        &self,
+        election: &ElectionId,
+        known: Option<Arc<KnownLeader>>,
+    ) -> Option<Arc<KnownLeader>> {
         let known = known?;
         if known.until.load(Ordering::Relaxed) > self.0.millis(Instant::now() + PRECISION) {
             return Some(known);
         }
-        let is_this = |other: &Arc<Known>| Arc::ptr_eq(other, &known);
+        let is_this = |other: &Arc<KnownLeader>| Arc::ptr_eq(other, &known);
         if self.0.known.remove_if(election, is_this).is_some() {
             self.0.observer.changed(&Change {
                 election,
@@ -272,7 +277,7 @@ impl Ledger {
     }
 
     fn put(&self, election: &ElectionId, leader: &Candidate, token: Option<Token>, until: Instant) {
-        let known = Known {
+        let known = KnownLeader {
             leader: leader.clone(),
             token,
             until: AtomicU64::new(self.0.millis(until)),
@@ -293,7 +298,7 @@ impl fmt::Debug for Inner {
     }
 }
 
-impl Known {
+impl KnownLeader {
     fn is(&self, leader: &Candidate, token: Token) -> bool {
         self.leader == *leader && self.token == Some(token)
     }
@@ -316,7 +321,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Reported(Mutex<Vec<String>>);
 
-    impl Observer for Reported {
+    impl LedgerObserver for Reported {
         fn changed(&self, change: &Change<'_>) {
             let name = |candidate: Option<&Candidate>| {
                 candidate
@@ -329,7 +334,7 @@ mod tests {
             reported.push(format!("{old} {new} {token} {cause:?}"));
         }
 
-        fn finished(&self, _: Request, _: Outcome) {}
+        fn finished(&self, _: Request, _: RequestOutcome) {}
     }
 
     struct Fixture {

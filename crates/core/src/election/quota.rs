@@ -321,12 +321,12 @@ pub struct Entry {
     leader: Candidate,
     term: Duration,
     besides: Held,
-    outcome: Option<Outcome>,
+    outcome: Option<EntryOutcome>,
 }
 
 /// The outcome of a request for an election.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
+pub enum EntryOutcome {
     /// The holder leads.
     Won,
     /// This leader leads, for this long.
@@ -344,7 +344,7 @@ impl Entry {
     }
 
     /// Ends the request with this outcome.
-    pub fn finish(mut self, outcome: Outcome) {
+    pub fn finish(mut self, outcome: EntryOutcome) {
         self.outcome = Some(outcome);
     }
 }
@@ -357,11 +357,11 @@ impl Drop for Entry {
             place.under_way -= 1;
         }
         match self.outcome.take() {
-            Some(Outcome::Won) => {
+            Some(EntryOutcome::Won) => {
                 places.hold(holder, election, &self.leader, now + self.term, true);
             }
             None => places.hold(holder, election, &self.leader, now + self.term, false),
-            Some(Outcome::Lost(leader, remaining)) => {
+            Some(EntryOutcome::Lost(leader, remaining)) => {
                 places.end(election, |place| place.leader != leader);
                 if let Some(place) = places.place(holder, election)
                     && place.until.is_some()
@@ -369,7 +369,7 @@ impl Drop for Entry {
                     places.hold(holder, election, &leader, now + remaining, false);
                 }
             }
-            Some(Outcome::Refused) => {}
+            Some(EntryOutcome::Refused) => {}
         }
         places.tidy(election);
     }
@@ -404,7 +404,7 @@ mod tests {
 
     fn wins(quotas: &Quotas, holder: &str, to: &str) {
         let entry = enters(quotas, holder, to).expect("a place");
-        entry.finish(Outcome::Won);
+        entry.finish(EntryOutcome::Won);
     }
 
     #[tokio::test(start_paused = true)]
@@ -447,10 +447,10 @@ mod tests {
         assert_eq!(enters(&it, "c", "3").err(), Some(Exceeded::Kind(2)));
         // Whichever holder wins it, it is one election.
         let rival = enters(&it, "c", "1").expect("it has a place");
-        rival.finish(Outcome::Lost(name("a"), TERM));
+        rival.finish(EntryOutcome::Lost(name("a"), TERM));
         let other = ElectionId::new("other", "3").expect("valid");
         assert!(it.enter("c", &other, &name("c"), TERM).is_ok());
-        second.finish(Outcome::Refused);
+        second.finish(EntryOutcome::Refused);
         wins(&it, "c", "3");
     }
 
@@ -459,7 +459,7 @@ mod tests {
         let it = quotas(1, 0);
         let lost = enters(&it, "a", "1").expect("a place");
         assert!(enters(&it, "a", "2").is_err(), "it may yet be won");
-        lost.finish(Outcome::Lost(name("b"), TERM));
+        lost.finish(EntryOutcome::Lost(name("b"), TERM));
         drop(enters(&it, "a", "2").expect("a place"));
         assert!(enters(&it, "a", "3").is_err(), "not known");
         advance(TERM).await;
@@ -468,13 +468,13 @@ mod tests {
         let second = it.enter("a", &election("3"), &name("a/2"), TERM);
         second
             .expect("its own")
-            .finish(Outcome::Lost(name("a"), TERM));
+            .finish(EntryOutcome::Lost(name("a"), TERM));
         assert!(enters(&it, "a", "4").is_err());
         // Another candidate leads now: the election was lost before its time, through another agent.
         let second = it.enter("a", &election("3"), &name("a/2"), TERM);
         second
             .expect("its own")
-            .finish(Outcome::Lost(name("c"), TERM));
+            .finish(EntryOutcome::Lost(name("c"), TERM));
         wins(&it, "a", "4");
     }
 

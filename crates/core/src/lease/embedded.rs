@@ -27,7 +27,7 @@ use tokio::{
 
 use super::{
     Bounds, Extend, ExtendReply, Grant, GrantReply, Hint, Incarnation, Kinds, LeaseNode, Listener,
-    Look, NodeError, Page, Probe, Reading, Repair, Replaces, Resign, ResignReply, Settings,
+    NodeError, Page, Probe, ProbeRequest, Reading, Repair, Replaces, Resign, ResignReply, Settings,
     Unrecorded, hint::Cause, memory::Memory,
 };
 use crate::election::types::{ElectionId, Kind, Token};
@@ -417,13 +417,13 @@ impl LeaseNode for Embedded {
         Ok(usize::from(written))
     }
 
-    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
+    async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
         // A log that cannot be written shows here, before a request meets it. Requests that need no write are served
         // anyway: the quorum still calls a node that fails probes.
         self.writable()?;
         let ((guard, longest_guard, longest_vote), run) = self
             .run(None, |memory, now| {
-                (memory.probe(look, now), memory.run.to_string())
+                (memory.probe(request, now), memory.run.to_string())
             })
             .await?;
         Ok(Probe {

@@ -15,7 +15,7 @@ use strum::{EnumString, VariantNames};
 use tokio::time::Instant;
 
 use super::{
-    Bounds, Look, REMEMBER, Registered,
+    Bounds, ProbeRequest, REMEMBER, Registered,
     rules::{Rule, holds},
 };
 
@@ -84,8 +84,8 @@ impl IncarnationRecords {
     }
 
     /// How nodes are to be probed.
-    pub(super) fn look(&self, write: bool, closed: bool) -> Look {
-        Look {
+    pub(super) fn look(&self, write: bool, closed: bool) -> ProbeRequest {
+        ProbeRequest {
             own: self.own,
             guard: self.longest_guard.get(),
             vote: self.longest_vote.get(),

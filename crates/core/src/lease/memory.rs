@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::{
     Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, KIND_EXAMINES, Kinds, LIST_EXAMINES,
-    Lease, Look, Onto, Page, REMEMBER, Reading, Refusal, Registered, Repair, Replaces, Resign,
-    ResignReply, Settings,
+    Lease, Onto, Page, ProbeRequest, REMEMBER, Reading, Refusal, Registered, Repair, Replaces,
+    Resign, ResignReply, Settings,
     policy::{Call, Reply},
 };
 use crate::{
@@ -692,7 +692,7 @@ impl Memory {
     /// How long the node is in quarantine, if it has a record, and the longest registered guard and vote lifetime.
     pub fn probe(
         &mut self,
-        look: Look,
+        request: ProbeRequest,
         now: Instant,
     ) -> (Option<Duration>, Registered, Registered) {
         let report = |left, record: &Record| {
@@ -707,17 +707,21 @@ impl Memory {
             };
             (Some(left), guard, vote)
         };
-        if !look.write {
+        if !request.write {
             let record = self.record.as_ref();
             return record.map_or_else(Default::default, |record| report(Duration::ZERO, record));
         }
-        let guard = look.own.guard.unwrap_or_default().max(look.guard.bound);
+        let guard = request
+            .own
+            .guard
+            .unwrap_or_default()
+            .max(request.guard.bound);
         let Some(mut record) = self.incarnation(guard, now) else {
             return Default::default();
         };
-        record.register(look, now);
+        record.register(request, now);
         self.record = Some(record);
-        let left = match look.own.guard.is_some() || record.is_guarded(now) {
+        let left = match request.own.guard.is_some() || record.is_guarded(now) {
             true => record.left(now),
             false => Duration::ZERO,
         };
@@ -932,7 +936,7 @@ impl Record {
 
     /// Registers an agent's bounds. The longest bound counts: it lengthens this incarnation's wait, if it has one. The
     /// record forgets a bound when no agent has registered it for so long that everything granted under it has ended.
-    fn register(&mut self, look: Look, now: Instant) {
+    fn register(&mut self, request: ProbeRequest, now: Instant) {
         let longest = |bound: &mut Duration, at: &mut Instant, own: Duration, seen: Registered| {
             // The clock was set back.
             *at = (*at).min(now);
@@ -946,9 +950,14 @@ impl Record {
                 (*bound, *at) = (seen.bound, now.checked_sub(seen.age).unwrap_or(now));
             }
         };
-        let guard = look.own.guard.unwrap_or_default();
-        longest(&mut self.guard, &mut self.guard_at, guard, look.guard);
-        longest(&mut self.vote, &mut self.vote_at, look.own.vote, look.vote);
+        let guard = request.own.guard.unwrap_or_default();
+        longest(&mut self.guard, &mut self.guard_at, guard, request.guard);
+        longest(
+            &mut self.vote,
+            &mut self.vote_at,
+            request.own.vote,
+            request.vote,
+        );
         if holds(Rule::WaitsAreLengthened) {
             self.wait = self.wait.max(self.guard);
         }

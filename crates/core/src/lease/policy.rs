@@ -302,7 +302,7 @@ pub enum Step<A> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Note {
     /// A vote did not decide, and is repeated.
-    Retried(super::quorum::observer::Retry),
+    Retried(super::quorum::observer::RetryReason),
     /// The grants of this many nodes, certain and possible, are to be rolled back.
     RollingBack(usize),
     /// This many nodes have rolled back a grant.
@@ -318,7 +318,7 @@ pub enum Note {
 /// A request to the nodes.
 pub trait Machine {
     /// The result for the caller.
-    type Answer;
+    type Output;
 
     /// Processes an event, at this instant of the agent's clock, and adds the steps to take.
     fn on(
@@ -326,7 +326,7 @@ pub trait Machine {
         event: Event,
         now: Instant,
         view: &impl View,
-        steps: &mut Vec<Step<Self::Answer>>,
+        steps: &mut Vec<Step<Self::Output>>,
     );
 
     /// Whether nothing is left to do, whatever the nodes reply.

@@ -42,7 +42,7 @@ use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token
 use batch::Batch;
 use drive::Drive;
 use node::Node;
-use observer::{Called, Nobody, Observer, Operation};
+use observer::{Called, NoopObserver, Operation, QuorumObserver};
 use round::Round;
 use span::About;
 
@@ -58,7 +58,7 @@ pub struct Options {
     /// The clock from which tokens are taken; [`SystemTime::now`] outside of tests.
     pub clock: WallClock,
     /// Observes what the quorum does.
-    pub observer: Arc<dyn Observer>,
+    pub observer: Arc<dyn QuorumObserver>,
     /// Whether spans name elections and candidates.
     pub names_in_spans: bool,
     /// The name that errors use for the setting that lists the nodes.
@@ -78,7 +78,7 @@ impl Options {
             restart_guard,
             longest_guard,
             clock: Arc::new(SystemTime::now),
-            observer: Arc::new(Nobody),
+            observer: Arc::new(NoopObserver),
             names_in_spans: false,
             list: "the list of nodes",
         }
@@ -224,7 +224,7 @@ struct Inner {
     closing: parking_lot::Mutex<Nodes>,
     tokens: TokenSource,
     tasks: TaskTracker,
-    observer: Arc<dyn Observer>,
+    observer: Arc<dyn QuorumObserver>,
     names_in_spans: bool,
     /// The name that errors use for the setting that lists the nodes.
     list: &'static str,
@@ -338,7 +338,7 @@ impl Quorum {
     /// Returns a machine's answer; a background task does the rest of its work.
     async fn decide<M, T>(&self, mut drive: Box<Drive<M>>) -> Result<T, Error>
     where
-        M: super::policy::Machine<Answer = Result<T, Error>> + Send + 'static,
+        M: super::policy::Machine<Output = Result<T, Error>> + Send + 'static,
         T: Send + 'static,
     {
         let answer = drive.answer().await;
@@ -613,11 +613,11 @@ pub(crate) fn too_slow() -> Error {
 mod tests {
     use std::{fmt, sync::Mutex};
 
-    use super::observer::Retry;
+    use super::observer::RetryReason;
     use super::*;
     use crate::lease::{
-        Bounds, ExtendReply, Grant, Incarnation, LIST_EXAMINES, Look, Onto, Reading, Repair,
-        Settings,
+        Bounds, ExtendReply, Grant, Incarnation, LIST_EXAMINES, Onto, ProbeRequest, Reading,
+        Repair, Settings,
         embedded::Embedded,
         policy::{Machine, Step, View},
     };
@@ -680,11 +680,11 @@ mod tests {
         }
     }
 
-    impl Observer for Notes {
+    impl QuorumObserver for Notes {
         fn called(&self, node: usize, operation: Operation, outcome: Called, _: Duration) {
             self.note((node, operation, outcome));
         }
-        fn retried(&self, why: Retry) {
+        fn retried(&self, why: RetryReason) {
             self.note(why);
         }
         fn rolled_back(&self, nodes: usize) {
@@ -724,7 +724,7 @@ mod tests {
             "{claimed:?}"
         );
         quorum.drain().await;
-        assert_eq!(notes.count(Retry::SplitVote), 1);
+        assert_eq!(notes.count(RetryReason::SplitVote), 1);
         for node in 0..2 {
             let called = |operation| notes.count((node, operation, Called::Ok));
             assert_eq!(called(Operation::Grant), 2, "{notes:?}");
@@ -841,7 +841,7 @@ mod tests {
             let claimed = quorum.claim(claim(), deadline).await;
             assert!(matches!(claimed, Ok(Claimed::Won { .. })), "{claimed:?}");
         }
-        assert_eq!(notes.count(Retry::StaleToken), 1, "{notes:?}");
+        assert_eq!(notes.count(RetryReason::StaleToken), 1, "{notes:?}");
     }
 
     /// Never replies.
@@ -889,7 +889,7 @@ mod tests {
         ) -> Result<usize, NodeError> {
             std::future::pending().await
         }
-        async fn probe(&self, _: Look) -> Result<Probe, NodeError> {
+        async fn probe(&self, _: ProbeRequest) -> Result<Probe, NodeError> {
             std::future::pending().await
         }
         fn incarnation(&self, _: &ElectionId) -> Option<Incarnation> {
@@ -980,8 +980,8 @@ mod tests {
         ) -> Result<usize, NodeError> {
             self.node.mark(unrecorded, wait, bounds).await
         }
-        async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
-            self.node.probe(look).await
+        async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
+            self.node.probe(request).await
         }
         fn incarnation(&self, election: &ElectionId) -> Option<Incarnation> {
             self.node.incarnation(election)
@@ -1014,9 +1014,9 @@ mod tests {
     struct Undecided;
 
     impl Machine for Undecided {
-        type Answer = Result<(), Error>;
+        type Output = Result<(), Error>;
 
-        fn on(&mut self, _: Event, _: Instant, _: &impl View, _: &mut Vec<Step<Self::Answer>>) {}
+        fn on(&mut self, _: Event, _: Instant, _: &impl View, _: &mut Vec<Step<Self::Output>>) {}
 
         fn is_done(&self) -> bool {
             true

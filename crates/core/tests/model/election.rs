@@ -5,8 +5,8 @@ use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 use election_core::{
     election::types::{Candidate, RequestId, Term, Token, Value},
     lease::{
-        Bounds, Extend, Grant, GrantReply, Incarnation, Look, NodeError, Reading, Registered,
-        Replaces, Resign, Settings,
+        Bounds, Extend, Grant, GrantReply, Incarnation, NodeError, ProbeRequest, Reading,
+        Registered, Replaces, Resign, Settings,
         memory::Memory,
         policy::{
             Call, Event, Nodes, Reply, claim::Claiming, extension::Extending,
@@ -61,7 +61,7 @@ pub(crate) enum Action {
     /// A node restarts, with empty or with saved memory.
     Restart(usize, bool),
     /// An agent checks the health of the nodes.
-    Look(usize),
+    Probe(usize),
     /// The caller stops waiting.
     Abandon(usize, u32),
 }
@@ -218,7 +218,7 @@ impl Election {
         for write in [false, true] {
             for node in nodes.iter() {
                 let me = &mut state.agents[agent];
-                let look = Look {
+                let request = ProbeRequest {
                     own: plan.bounds(),
                     guard: told(me.longest.guard.unwrap_or_default()),
                     vote: told(me.longest.vote),
@@ -226,7 +226,7 @@ impl Election {
                     closed: false,
                 };
                 let memory = &mut state.nodes[node].memory;
-                let (guard, longest_guard, longest_vote) = memory.probe(look, now);
+                let (guard, longest_guard, longest_vote) = memory.probe(request, now);
                 me.longest.guard = me.longest.guard.max(Some(longest_guard.bound));
                 me.longest.vote = me.longest.vote.max(longest_vote.bound);
                 if write && guard.is_none() {
@@ -531,7 +531,7 @@ impl Election {
                 left.restarts -= 1;
                 self.restart(state, node, wiped);
             }
-            Action::Look(agent) => {
+            Action::Probe(agent) => {
                 left.looks -= 1;
                 self.look(state, agent);
             }
@@ -682,7 +682,7 @@ impl Model for Election {
                 continue;
             }
             if left.looks > 0 {
-                actions.push(Action::Look(number));
+                actions.push(Action::Probe(number));
             }
             for (id, operation) in &agent.operations {
                 if left.faults > 0

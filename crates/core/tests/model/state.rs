@@ -152,7 +152,7 @@ fn wanted<M: Machine>(
     event: Event,
     now: Instant,
     view: &Eyes<'_>,
-    answer: impl Fn(M::Answer) -> Wanted,
+    answer: impl Fn(M::Output) -> Wanted,
 ) -> Vec<Wanted> {
     let mut steps = Vec::new();
     machine.on(event, now, view, &mut steps);

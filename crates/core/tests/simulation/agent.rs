@@ -121,7 +121,7 @@ impl Plan {
             elections.clone(),
             settings,
             runtime::Handle::current(),
-            Arc::new(board::Nobody),
+            Arc::new(board::NoopObserver),
         );
         Agent {
             elections,

@@ -16,7 +16,7 @@ use election_core::{
     election::types::{ElectionId, Kind},
     lease::{
         Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, LeaseNode, Listener,
-        Look, NodeError, Page, Probe, Reading, Repair, Resign, ResignReply, Unrecorded,
+        NodeError, Page, Probe, ProbeRequest, Reading, Repair, Resign, ResignReply, Unrecorded,
         embedded::Embedded,
     },
 };
@@ -304,17 +304,17 @@ impl LeaseNode for Handle {
         .await
     }
 
-    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
+    async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
         let asked = Instant::now();
         let handle = self.clone();
         let (probe, incarnation, clock) = self
             .call(To::Probe, move |node| {
                 let inner = Arc::clone(&handle.0);
                 async move {
-                    let mut probe = node.probe(look).await?;
+                    let mut probe = node.probe(request).await?;
                     probe.clock = inner.own_clock.then(|| inner.server.unix_ms());
                     let list = inner.list.as_deref();
-                    match list.map(|list| inner.server.register(list, look, &probe)) {
+                    match list.map(|list| inner.server.register(list, request, &probe)) {
                         Some(Told::Other(list)) => probe.other_list = Some(list),
                         Some(Told::Same { closing }) => probe.closing = closing,
                         None => {}

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use election_core::lease::{Look, NodeError, Probe, Settings, embedded::Embedded};
+use election_core::lease::{NodeError, Probe, ProbeRequest, Settings, embedded::Embedded};
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -120,12 +120,16 @@ impl Server {
     }
 
     /// Registers the list of nodes with which an agent uses the server, after a probe of the server.
-    pub(crate) fn register(&self, list: &str, look: Look, probe: &Probe) -> Told {
+    pub(crate) fn register(&self, list: &str, request: ProbeRequest, probe: &Probe) -> Told {
         let coming = Coming {
             list,
-            guard: look.own.guard.unwrap_or_default().max(look.guard.bound),
-            write: look.write,
-            closed: look.closed,
+            guard: request
+                .own
+                .guard
+                .unwrap_or_default()
+                .max(request.guard.bound),
+            write: request.write,
+            closed: request.closed,
         };
         let recorded = Recorded {
             guard: probe.longest_guard.bound,

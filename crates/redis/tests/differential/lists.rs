@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use election_core::lease::{Bounds, LeaseNode as _, Look};
+use election_core::lease::{Bounds, LeaseNode as _, ProbeRequest};
 use election_redis::Redis as RedisNode;
 use proptest::{
     prelude::*,
@@ -11,7 +11,7 @@ use proptest::{
 use test_servers::Redis;
 use tokio::time::Instant;
 
-use super::{BOUNDS, LOOK, node, on_server};
+use super::{BOUNDS, PROBE, node, on_server};
 use model::{Coming, Lists, Recorded, Told};
 
 #[path = "../../../core/tests/simulation/lists.rs"]
@@ -49,7 +49,7 @@ return {tonumber(record[1] or 0), tonumber(record[2] or now + 1) - now}
 #[derive(Debug, Clone)]
 enum Step {
     /// An agent comes with one of the lists.
-    Comes(usize, Look),
+    Comes(usize, ProbeRequest),
     /// So much time passes.
     Passes(u64),
     /// The clock is set back by so much.
@@ -59,22 +59,22 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let look = (
+    let request = (
         prop::sample::select(vec![60, 60, 90]),
         prop::bool::weighted(0.8),
         prop::bool::weighted(0.3),
     )
-        .prop_map(|(guard, write, closed)| Look {
+        .prop_map(|(guard, write, closed)| ProbeRequest {
             own: Bounds {
                 guard: Some(Duration::from_secs(guard)),
                 ..BOUNDS
             },
             write,
             closed,
-            ..LOOK
+            ..PROBE
         });
     prop_oneof![
-        12 => (0..LISTS.len(), look).prop_map(|(list, look)| Step::Comes(list, look)),
+        12 => (0..LISTS.len(), request).prop_map(|(list, request)| Step::Comes(list, request)),
         // No sum of these is as long as a guard, or as registrations are kept.
         4 => Just(Step::Passes(35)),
         1 => Just(Step::SetBack(600)),
@@ -96,13 +96,13 @@ async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCas
     let keys = ["lists", "agents", "marker"].map(|key| format!("{prefix}:{{0}}:{key}"));
     for (n, step) in steps.iter().enumerate() {
         let later = match step {
-            Step::Comes(agent, look) => {
-                let probe = agents[*agent].probe(*look).await.expect("answers");
+            Step::Comes(agent, request) => {
+                let probe = agents[*agent].probe(*request).await.expect("answers");
                 let coming = Coming {
                     list: LISTS[*agent],
-                    guard: look.own.guard.unwrap_or_default(),
-                    write: look.write,
-                    closed: look.closed,
+                    guard: request.own.guard.unwrap_or_default(),
+                    write: request.write,
+                    closed: request.closed,
                 };
                 // The agent counts waits by its own clock, which passes no faster.
                 let mut record = redis::cmd("EVAL");
@@ -113,7 +113,8 @@ async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCas
                     is_ready: left <= 0,
                 };
                 if !probe.unrecorded.is_empty() {
-                    let marked = agents[*agent].mark(&probe.unrecorded, Duration::ZERO, look.own);
+                    let marked =
+                        agents[*agent].mark(&probe.unrecorded, Duration::ZERO, request.own);
                     marked.await.expect("answers");
                 }
                 let told = match lists.register(coming, recorded, now) {
@@ -157,22 +158,22 @@ async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCas
 #[tokio::test]
 async fn registrations_that_have_expired_do_not_come_back_with_the_clock() {
     let redis = Redis::start().await;
-    let look = Look {
+    let request = ProbeRequest {
         own: Bounds {
             guard: Some(Duration::from_secs(60)),
             ..BOUNDS
         },
         write: true,
-        ..LOOK
+        ..PROBE
     };
-    let mut steps = vec![Step::Comes(0, look)];
+    let mut steps = vec![Step::Comes(0, request)];
     steps.extend([
         Step::Passes(35),
         Step::Passes(35),
         Step::Passes(35),
         Step::Passes(35),
     ]);
-    steps.extend([Step::SetBack(600), Step::Comes(1, look)]);
+    steps.extend([Step::SetBack(600), Step::Comes(1, request)]);
     let told = same(&redis, "expired", &steps).await;
     told.expect("the same replies");
 }

@@ -16,8 +16,8 @@ use std::{
 use election_core::{
     election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
-        Bounds, Extend, ExtendReply, Grant, GrantReply, Kinds, Lease, LeaseNode, Look, NodeError,
-        Onto, Page, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings,
+        Bounds, Extend, ExtendReply, Grant, GrantReply, Kinds, Lease, LeaseNode, NodeError, Onto,
+        Page, ProbeRequest, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings,
         Unrecorded, embedded::Embedded,
     },
 };
@@ -48,7 +48,7 @@ const NONE: Registered = Registered {
 };
 
 /// A look that may write.
-const LOOK: Look = Look {
+const PROBE: ProbeRequest = ProbeRequest {
     own: BOUNDS,
     guard: NONE,
     vote: NONE,
@@ -85,7 +85,7 @@ enum Op {
     Kinds(Option<Kind>, usize),
     /// How long to wait, and whether it names the run that the node is in.
     Mark(Duration, bool),
-    Probe(Look),
+    Probe(ProbeRequest),
 }
 
 /// What a node replied, without what depends on the moment: times left.
@@ -125,7 +125,7 @@ fn timeless(lease: Lease) -> Lease {
 
 /// The run that serves the election, marked or not.
 async fn own_run(node: &dyn LeaseNode, election: &ElectionId) -> Result<Option<String>, NodeError> {
-    let unrecorded = node.probe(LOOK).await?.unrecorded;
+    let unrecorded = node.probe(PROBE).await?.unrecorded;
     Ok(match unrecorded.into_iter().next() {
         Some(part) => Some(part.run),
         None => node
@@ -188,10 +188,10 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
             };
             Reply::Marked(node.mark(&[unrecorded], *wait, BOUNDS).await?)
         }
-        Op::Probe(look) => {
-            let probe = node.probe(*look).await?;
+        Op::Probe(request) => {
+            let probe = node.probe(*request).await?;
             // One that only reads is not told how long the node abstains.
-            let guard = probe.guard.filter(|_| look.write);
+            let guard = probe.guard.filter(|_| request.write);
             let longest = [probe.longest_guard, probe.longest_vote].map(|told| Registered {
                 age: rounded_age(told.age),
                 ..told
@@ -415,7 +415,7 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
         1 => (prop::sample::select(vec![0, 60]), prop::bool::weighted(0.8))
             .prop_map(|(s, of_this_run)| Op::Mark(Duration::from_secs(s), of_this_run)),
         1 => (bounds(), registered(), registered(), prop::bool::weighted(0.8))
-            .prop_map(|(own, guard, vote, write)| Op::Probe(Look { own, guard, vote, write, ..LOOK })),
+            .prop_map(|(own, guard, vote, write)| Op::Probe(ProbeRequest { own, guard, vote, write, ..PROBE })),
     ]
 }
 
@@ -449,13 +449,13 @@ async fn pair_with(
     let nodes = deployment.identity();
     let real = node(deployment, &format!("p{prefix}"), &nodes).await;
     // What it is not asked for, it does not know: its run.
-    real.probe(LOOK).await.expect("answers");
+    real.probe(PROBE).await.expect("answers");
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {
-            let unrecorded = node.probe(LOOK).await.expect("answers").unrecorded;
+            let unrecorded = node.probe(PROBE).await.expect("answers").unrecorded;
             let marked = node.mark(&unrecorded, Duration::ZERO, BOUNDS).await;
             assert_eq!(marked, Ok(unrecorded.len()));
-            node.probe(LOOK).await.expect("answers");
+            node.probe(PROBE).await.expect("answers");
         }
     }
     (model, real)
@@ -527,7 +527,7 @@ fn a_cluster_replies_as_the_in_process_node_does() {
     // Each partition is marked for itself, the in-process node as a whole.
     let unrecorded = op(&[30_000, 60_000]).prop_filter("marks", |op| match op {
         Op::Mark(..) => false,
-        Op::Probe(look) => (look.own, look.guard, look.vote) == (BOUNDS, NONE, NONE),
+        Op::Probe(request) => (request.own, request.guard, request.vote) == (BOUNDS, NONE, NONE),
         _ => true,
     });
     let sequences = (prop::collection::vec(unrecorded, 1..60), Just(true));

@@ -13,8 +13,8 @@ use std::{
 };
 
 use election_core::lease::{
-    Bounds, Extend, Grant, GrantReply, Lease, LeaseNode, Look, Onto, Repair, Replaces, Resign,
-    embedded::Embedded, rules::Rule,
+    Bounds, Extend, Grant, GrantReply, Lease, LeaseNode, Onto, ProbeRequest, Repair, Replaces,
+    Resign, embedded::Embedded, rules::Rule,
 };
 use election_redis::{Deployment, Server};
 use futures_util::future::join_all;
@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use super::{
-    BOUNDS, Candidate, ElectionId, LOOK, OWN_RUN, Op, Reply, RequestId, SETTINGS, Term, Token,
+    BOUNDS, Candidate, ElectionId, OWN_RUN, Op, PROBE, Reply, RequestId, SETTINGS, Term, Token,
     Value, apply, on_server, op, pair, pair_with, past, same_replies,
 };
 
@@ -367,7 +367,7 @@ fn read() -> Step {
 }
 
 fn probe() -> Step {
-    Step::Op(Op::Probe(LOOK))
+    Step::Op(Op::Probe(PROBE))
 }
 
 /// A candidate campaigns again after a restart.
@@ -402,7 +402,7 @@ fn longer_guard_is_registered() -> Vec<Step> {
         guard: Some(seconds(90)),
         ..BOUNDS
     };
-    let longer = Op::Probe(Look { own, ..LOOK });
+    let longer = Op::Probe(ProbeRequest { own, ..PROBE });
     vec![probe(), Step::Restart, probe(), Step::Op(longer)]
 }
 

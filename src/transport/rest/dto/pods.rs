@@ -194,8 +194,8 @@ impl From<kube::Report> for PodLookup {
         let looked_at = |(namespace, status): (String, kube::Status)| LookedAt {
             namespace,
             mode: match status.mode {
-                kube::Mode::Watch => "watch",
-                kube::Mode::OnDemand => "on demand",
+                kube::LookupMode::Watch => "watch",
+                kube::LookupMode::OnDemand => "on demand",
             },
             age: status.age.map(millis),
             pods: status.pods,

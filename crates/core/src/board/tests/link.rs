@@ -8,8 +8,8 @@ use super::*;
 use crate::{
     election::types::Kind,
     lease::{
-        Bounds, ExtendReply, Grant, GrantReply, Incarnation, Kinds, Look, NodeError, Page, Probe,
-        Reading, Repair, ResignReply, Unrecorded,
+        Bounds, ExtendReply, Grant, GrantReply, Incarnation, Kinds, NodeError, Page, Probe,
+        ProbeRequest, Reading, Repair, ResignReply, Unrecorded,
     },
 };
 
@@ -160,8 +160,8 @@ impl LeaseNode for Link {
         self.reached()?.mark(unrecorded, wait, bounds).await
     }
 
-    async fn probe(&self, look: Look) -> Result<Probe, NodeError> {
-        self.reached()?.probe(look).await
+    async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
+        self.reached()?.probe(request).await
     }
 
     async fn listen(&self, listener: &dyn Listener) -> NodeError {

@@ -26,7 +26,7 @@ const NONE: Registered = Registered {
     bound: Duration::ZERO,
     age: Duration::ZERO,
 };
-const LOOK: Look = Look {
+const PROBE: ProbeRequest = ProbeRequest {
     own: BOUNDS,
     guard: NONE,
     vote: NONE,
@@ -105,7 +105,7 @@ impl Host {
 }
 
 async fn make_ready(node: &Embedded) {
-    let unrecorded = node.probe(LOOK).await.expect("a reply").unrecorded;
+    let unrecorded = node.probe(PROBE).await.expect("a reply").unrecorded;
     let marked = node.mark(&unrecorded, Duration::ZERO, BOUNDS).await;
     marked.expect("a reply");
 }
@@ -163,9 +163,9 @@ async fn left(node: &Embedded) -> u64 {
 
 /// How many seconds the node is in quarantine.
 async fn guard(node: &Embedded) -> u64 {
-    let mut look = LOOK;
-    look.own.guard = node.settings.guard;
-    let guard = node.probe(look).await.expect("a reply").guard;
+    let mut request = PROBE;
+    request.own.guard = node.settings.guard;
+    let guard = node.probe(request).await.expect("a reply").guard;
     rounded(guard.unwrap_or_default())
 }
 
@@ -300,7 +300,7 @@ async fn what_is_left_of_a_wait_is_waited_for_after_restarts() {
 async fn a_wait_that_was_asked_for_ends_although_the_agent_restarts() {
     let host = Host::new();
     let node = host.open(Some(MINUTE));
-    let unrecorded = node.probe(LOOK).await.expect("a reply").unrecorded;
+    let unrecorded = node.probe(PROBE).await.expect("a reply").unrecorded;
     let marked = node.mark(&unrecorded, MINUTE, BOUNDS).await;
     marked.expect("a reply");
     drop(node);

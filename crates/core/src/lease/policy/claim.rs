@@ -9,7 +9,7 @@ use crate::{
     election::types::Token,
     lease::{
         Grant, GrantReply, NodeError,
-        quorum::{Claim, Claimed, Error, observer::Retry, too_slow, undecided},
+        quorum::{Claim, Claimed, Error, observer::RetryReason, too_slow, undecided},
         rules::{Rule, holds},
         tally::{Failure, Granted, Grants, Verdict},
     },
@@ -253,9 +253,9 @@ impl Claiming {
             self.repeat &= others.is_empty();
         }
         steps.push(Step::Note(Note::Retried(match failure {
-            Failure::Stale(_) => Retry::StaleToken,
-            Failure::Unrecorded | Failure::Unprepared => Retry::Unrecorded,
-            _ => Retry::SplitVote,
+            Failure::Stale(_) => RetryReason::StaleToken,
+            Failure::Unrecorded | Failure::Unprepared => RetryReason::Unrecorded,
+            _ => RetryReason::SplitVote,
         })));
         let next = match failure {
             Failure::Unrecorded | Failure::Unprepared => Next::CheckHealth,
@@ -469,7 +469,7 @@ impl Vote {
 type Steps = Vec<Step<Result<Claimed, Error>>>;
 
 impl Machine for Claiming {
-    type Answer = Result<Claimed, Error>;
+    type Output = Result<Claimed, Error>;
 
     fn on(&mut self, event: Event, now: Instant, view: &impl View, steps: &mut Steps) {
         match event {

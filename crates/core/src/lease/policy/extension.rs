@@ -60,8 +60,8 @@ enum Purpose {
 }
 
 /// How long the leader may act, counted from before the extension was created.
-type Answer = Result<Duration, Error>;
-type Steps = Vec<Step<Answer>>;
+type Extended = Result<Duration, Error>;
+type Steps = Vec<Step<Extended>>;
 
 /// The tag of the first vote.
 pub(in crate::lease) const EXTEND: u32 = 0;
@@ -100,7 +100,7 @@ impl Extending {
         });
     }
 
-    fn answer(&mut self, answer: Answer, steps: &mut Steps) {
+    fn answer(&mut self, answer: Extended, steps: &mut Steps) {
         if !self.answered {
             self.answered = true;
             steps.push(Step::Answer(answer));
@@ -284,7 +284,7 @@ impl Extending {
 }
 
 impl Machine for Extending {
-    type Answer = Answer;
+    type Output = Extended;
 
     fn on(&mut self, event: Event, now: Instant, view: &impl View, steps: &mut Steps) {
         match event {

@@ -26,8 +26,8 @@ pub struct Resigning {
     answered: bool,
 }
 
-type Answer = Result<(), Error>;
-type Steps = Vec<Step<Answer>>;
+type Resigned = Result<(), Error>;
+type Steps = Vec<Step<Resigned>>;
 
 const READ: u32 = 0;
 const RESIGN: u32 = 1;
@@ -70,7 +70,7 @@ impl Resigning {
         });
     }
 
-    fn answer(&mut self, answer: Answer, steps: &mut Steps) {
+    fn answer(&mut self, answer: Resigned, steps: &mut Steps) {
         if !self.answered {
             self.answered = true;
             steps.push(Step::Answer(answer));
@@ -127,7 +127,7 @@ impl Resigning {
 }
 
 impl Machine for Resigning {
-    type Answer = Answer;
+    type Output = Resigned;
 
     fn on(&mut self, event: Event, now: Instant, view: &impl View, steps: &mut Steps) {
         match event {

@@ -26,7 +26,7 @@ use crate::lease::{
     },
 };
 
-type Answer = Result<Duration, Error>;
+type Extended = Result<Duration, Error>;
 type Replies = Vec<Result<ExtendReply, NodeError>>;
 
 /// Extensions in progress.
@@ -64,7 +64,7 @@ impl Batch {
     }
 
     /// Returns the answers, in the order of the extensions.
-    pub(super) async fn answers(&mut self) -> Vec<Answer> {
+    pub(super) async fn answers(&mut self) -> Vec<Extended> {
         while self.round.is_open() && self.drives.iter().any(|drive| !drive.has_answered()) {
             let own = next_of(&mut self.drives);
             tokio::select! {

@@ -28,11 +28,11 @@ use crate::{
 pub(super) struct Drive<M: Machine> {
     quorum: Quorum,
     machine: M,
-    steps: Vec<Step<M::Answer>>,
+    steps: Vec<Step<M::Output>>,
     round: Round<Reply>,
     wake: Option<Instant>,
     checking_health: Option<JoinHandle<bool>>,
-    answer: Option<M::Answer>,
+    answer: Option<M::Output>,
     deadline: Instant,
 }
 
@@ -74,7 +74,7 @@ impl<M: Machine> Drive<M> {
     }
 
     /// Returns the machine's answer, or `None` if it has none when it is done.
-    pub(super) async fn answer(&mut self) -> Option<M::Answer> {
+    pub(super) async fn answer(&mut self) -> Option<M::Output> {
         self.decide().await;
         self.take_answer()
     }
@@ -88,7 +88,7 @@ impl<M: Machine> Drive<M> {
     }
 
     /// The machine's answer, if it has one that was not taken.
-    pub(super) fn take_answer(&mut self) -> Option<M::Answer> {
+    pub(super) fn take_answer(&mut self) -> Option<M::Output> {
         self.answer.take()
     }
 
@@ -195,10 +195,10 @@ fn operation(call: &Call) -> Operation {
     }
 }
 
-type Answer = std::pin::Pin<Box<dyn Future<Output = Result<Reply, NodeError>> + Send>>;
+type PendingReply = std::pin::Pin<Box<dyn Future<Output = Result<Reply, NodeError>> + Send>>;
 
 /// Calls a node.
-fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> Answer {
+fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> PendingReply {
     if let Some(instead) = unprobed(inner, call, number) {
         return Box::pin(ready(instead));
     }

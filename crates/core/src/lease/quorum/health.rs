@@ -107,7 +107,7 @@ impl Quorum {
 
     async fn look_once(&self, write: bool) -> Vec<NodeStatus> {
         let began = Instant::now();
-        let look = self
+        let request = self
             .inner
             .incarnation_records
             .look(write, self.old_list_is_closed());
@@ -118,7 +118,7 @@ impl Quorum {
             Operation::Probe,
             nodes,
             self.checking_health(),
-            |_, node| Box::pin(async move { node.probe(look).await }),
+            |_, node| Box::pin(async move { node.probe(request).await }),
         );
         let mut status: Vec<_> = self
             .inner

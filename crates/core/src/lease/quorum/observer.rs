@@ -73,7 +73,7 @@ impl Called {
 
 /// Why a vote did not decide, and has to be repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Retry {
+pub enum RetryReason {
     /// A node has accepted a larger token than the one proposed.
     StaleToken,
     /// No candidate got a quorum.
@@ -86,13 +86,13 @@ pub enum Retry {
 /// longer than counting does.
 ///
 /// Calls whose replies are no longer awaited are not reported: the first nodes that agree decide a read.
-pub trait Observer: fmt::Debug + Send + Sync + 'static {
+pub trait QuorumObserver: fmt::Debug + Send + Sync + 'static {
     /// A call to a node had this outcome after this time. `node` is its number in the list from which the quorum was
     /// made.
     fn called(&self, node: usize, operation: Operation, outcome: Called, took: Duration);
 
     /// A vote did not decide.
-    fn retried(&self, why: Retry);
+    fn retried(&self, why: RetryReason);
 
     /// A grant was rolled back on this many nodes.
     fn rolled_back(&self, nodes: usize);
@@ -103,11 +103,11 @@ pub trait Observer: fmt::Debug + Send + Sync + 'static {
 
 /// Observes nothing.
 #[derive(Debug, Clone, Copy)]
-pub struct Nobody;
+pub struct NoopObserver;
 
-impl Observer for Nobody {
+impl QuorumObserver for NoopObserver {
     fn called(&self, _: usize, _: Operation, _: Called, _: Duration) {}
-    fn retried(&self, _: Retry) {}
+    fn retried(&self, _: RetryReason) {}
     fn rolled_back(&self, _: usize) {}
     fn repaired(&self, _: usize) {}
 }

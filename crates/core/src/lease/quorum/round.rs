@@ -11,12 +11,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::{
     Called, Inner, Operation, Quorum,
-    span::{About, CallSpan, Outcome},
+    span::{About, CallSpan, SpanOutcome},
 };
 use crate::lease::{LeaseNode, NodeError, policy::Nodes};
 
 /// The pending reply of a node.
-type Answer<T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send>>;
+type PendingReply<T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send>>;
 
 impl Quorum {
     /// Calls all nodes at once, and waits for each until the operation timeout or the deadline. Nodes that must not
@@ -26,10 +26,10 @@ impl Quorum {
         operation: Operation,
         about: About<'_>,
         deadline: Instant,
-        call: impl Fn(usize, Arc<dyn LeaseNode>) -> Answer<T>,
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> PendingReply<T>,
     ) -> Round<T>
     where
-        T: Outcome,
+        T: SpanOutcome,
     {
         let mut round = self.round();
         let nodes = self.inner.electorate.nodes();
@@ -56,7 +56,7 @@ struct Call<T> {
     until: Instant,
     /// The outcome if there is no reply in time.
     overdue: Called,
-    answer: Option<Answer<T>>,
+    answer: Option<PendingReply<T>>,
     span: CallSpan,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Round<T> {
 /// The reply to a call: its tag, the node, and the result.
 type Given<T> = (u32, usize, Result<T, NodeError>);
 
-impl<T: Outcome> Round<T> {
+impl<T: SpanOutcome> Round<T> {
     /// Calls these nodes at once. Each has the operation timeout, but not longer than the deadline. Nodes that must not
     /// vote are not called, and yield errors.
     pub(super) fn ask(
@@ -84,7 +84,7 @@ impl<T: Outcome> Round<T> {
         tag: u32,
         nodes: Nodes,
         deadline: Instant,
-        call: impl Fn(usize, Arc<dyn LeaseNode>) -> Answer<T>,
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> PendingReply<T>,
     ) {
         let now = Instant::now();
         let limit = now + self.inner.limit;
@@ -120,7 +120,7 @@ impl<T: Outcome> Round<T> {
         operation: Operation,
         nodes: Nodes,
         deadline: Instant,
-        call: impl Fn(usize, Arc<dyn LeaseNode>) -> Answer<T>,
+        call: impl Fn(usize, Arc<dyn LeaseNode>) -> PendingReply<T>,
     ) {
         for node in nodes.iter() {
             self.calls.push(Call {
@@ -204,7 +204,7 @@ impl<T: Outcome> Round<T> {
         let observer = &self.inner.observer;
         observer.called(call.node, call.operation, outcome, took);
         call.span
-            .end(outcome, reply.as_ref().ok().map(Outcome::outcome));
+            .end(outcome, reply.as_ref().ok().map(SpanOutcome::outcome));
         if let Err(error) = &reply {
             self.inner.nodes[call.node].complain(error);
         }

@@ -169,11 +169,11 @@ impl Drop for CallSpan {
 }
 
 /// The name of a reply in spans.
-pub(super) trait Outcome {
+pub(super) trait SpanOutcome {
     fn outcome(&self) -> &'static str;
 }
 
-impl Outcome for Reply {
+impl SpanOutcome for Reply {
     fn outcome(&self) -> &'static str {
         match self {
             Self::Grant(reply) => match reply {
@@ -205,7 +205,7 @@ impl Outcome for Reply {
     }
 }
 
-impl Outcome for Refusal {
+impl SpanOutcome for Refusal {
     fn outcome(&self) -> &'static str {
         match self {
             Self::Missing => "missing",
@@ -217,7 +217,7 @@ impl Outcome for Refusal {
     }
 }
 
-impl Outcome for Reading {
+impl SpanOutcome for Reading {
     fn outcome(&self) -> &'static str {
         match self {
             Self::Held(_) => "held",
@@ -228,38 +228,38 @@ impl Outcome for Reading {
     }
 }
 
-impl Outcome for Vec<Result<Reading, NodeError>> {
+impl SpanOutcome for Vec<Result<Reading, NodeError>> {
     fn outcome(&self) -> &'static str {
         "read"
     }
 }
 
-impl Outcome for Vec<Result<ExtendReply, NodeError>> {
+impl SpanOutcome for Vec<Result<ExtendReply, NodeError>> {
     fn outcome(&self) -> &'static str {
         "extended"
     }
 }
 
-impl Outcome for Page {
+impl SpanOutcome for Page {
     fn outcome(&self) -> &'static str {
         "listed"
     }
 }
 
-impl Outcome for Kinds {
+impl SpanOutcome for Kinds {
     fn outcome(&self) -> &'static str {
         "listed"
     }
 }
 
-impl Outcome for Probe {
+impl SpanOutcome for Probe {
     fn outcome(&self) -> &'static str {
         "answered"
     }
 }
 
 /// How many partitions got incarnation records.
-impl Outcome for usize {
+impl SpanOutcome for usize {
     fn outcome(&self) -> &'static str {
         "marked"
     }

@@ -23,13 +23,13 @@ pub(crate) async fn marked_while_it_looks() {
     slow.handles[2].plan(To::Probe, Fate::Late(ms(400), Duration::ZERO));
     let began = Instant::now();
     let quorum = slow.quorum.clone();
-    let looking = tokio::spawn(async move { quorum.status().await });
+    let probing = tokio::spawn(async move { quorum.status().await });
     at(began, 50).await;
     let quick = scene.agent(&plan).await;
     scene.wins_without(&quick, "c1", 6_000, &[1]).await;
     at(began, 300).await;
     scene.servers[2].forget();
-    ended(looking).await;
+    ended(probing).await;
     scene.campaigns_while_leads(&slow, "c2", "c1").await;
 }
 

@@ -121,14 +121,14 @@ pub(crate) async fn longer_votes_are_not_known() {
     let quorum = leading.agent.quorum.clone();
     let probe = Fate::Late(ms(660), Duration::ZERO);
     leading.agent.handles[1].plan(To::Probe, probe);
-    let looking = tokio::spawn(async move { quorum.status().await });
+    let probing = tokio::spawn(async move { quorum.status().await });
     sleep(ms(100)).await;
     let challenger = scene.agent_of(LONGEST, 2 * SECOND).await;
     at(t, 0).await;
     let vote = slow_vote(&scene, &challenger);
     at(t, 50).await;
     scene.servers[1].go_back(0);
-    ended(looking).await;
+    ended(probing).await;
     at(t, 100).await;
     let repair = Fate::Late(ms(400), Duration::ZERO);
     leading.agent.handles[1].plan(To::Repair, repair);

@@ -219,12 +219,12 @@ async fn what_could_not_be_written_is_on_disk_when_writing_works_again() {
         assert!(matches!(refused, Err(NodeError::NotSent(_))), "{refused:?}");
         let lost = node.grant(&grant_of("e", "b", 4)).await;
         assert!(matches!(lost, Ok(GrantReply::Held(_))), "{lost:?}");
-        assert!(node.probe(LOOK).await.is_err(), "not ready");
+        assert!(node.probe(PROBE).await.is_err(), "not ready");
         disk.failed(3).await;
 
         disk.set(None);
         assert!(node.log.as_ref().expect("durable").writable_again().await);
-        node.probe(LOOK).await.expect("ready");
+        node.probe(PROBE).await.expect("ready");
         assert_eq!(leader(&node, "g").await, Ok(None), "it was refused");
         let granted = node.grant(&grant_of("g", "b", 5)).await;
         assert!(matches!(granted, Ok(GrantReply::Granted(_))), "{granted:?}");
@@ -304,6 +304,6 @@ async fn a_file_that_is_not_what_was_written_is_left_alone_for_good() {
         // Nothing that this process reports would outlast it, not even what was on disk.
         let read = leader(&node, "e").await.expect_err("no reply").to_string();
         assert!(read.contains(what) && read.contains("restart"), "{read}");
-        assert!(node.probe(LOOK).await.is_err());
+        assert!(node.probe(PROBE).await.is_err());
     }
 }
