@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use election_core::election::types::Invalid;
+use election_core::types::Invalid;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};

@@ -22,8 +22,9 @@ use election_agent::{
 };
 use election_core::{
     board::{self, Board},
-    election::{Campaign, Elections, Outcome, Retry, types::Value},
+    election::{Campaign, Elections, Outcome, Retry},
     lease::Extend,
+    types::Value,
 };
 use election_proto::{CampaignRequest, ExtendElectedTermRequest};
 use http::Request;

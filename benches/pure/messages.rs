@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use election_core::election::types::{Candidate, ElectionId};
+use election_core::types::{Candidate, ElectionId};
 use election_proto::{CampaignRequest, CampaignResult};
 use prost::Message as _;
 

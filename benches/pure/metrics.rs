@@ -9,8 +9,8 @@ use election_agent::{
     outcomes,
     telemetry::metrics::{DEFAULT_BUCKETS, Format, Metrics, ResponseStatus},
 };
-use election_core::election::{
-    Campaign, Elections, Outcome,
+use election_core::{
+    election::{Campaign, Elections, Outcome},
     types::{Kind, Value},
 };
 use strum::VariantArray;

@@ -8,7 +8,7 @@ use election_agent::auth::{
     Identity, Mode,
     policy::{Policies, PolicyAction, Question, Resource},
 };
-use election_core::election::types::Candidate;
+use election_core::types::Candidate;
 
 use crate::{
     measure::group,

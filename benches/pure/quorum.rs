@@ -8,16 +8,14 @@ use std::{future::ready, sync::Arc, time::Duration};
 
 use criterion::{BenchmarkId, Criterion};
 use election_core::{
-    election::{
-        Error,
-        types::{Candidate, ElectionId, Term, Value},
-    },
+    election::Error,
     lease::{
         Extend, Replaces, Resign, Settings, State,
         embedded::Embedded,
         guard::RestartGuard,
         quorum::{Claim, Claimed, Options, Quorum},
     },
+    types::{Candidate, ElectionId, Term, Value},
 };
 use tokio::time::Instant;
 

@@ -12,9 +12,9 @@ use election_core::{
         Retry,
         quota::{self, Entry, Exceeded, Held, Quotas},
         state::Standing,
-        types::{Candidate, ElectionId, Kind, Term, Token},
     },
     lease::{Extend, Resign, State},
+    types::{Candidate, ElectionId, Kind, Term, Token},
 };
 use tokio::time::Instant;
 

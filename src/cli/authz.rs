@@ -4,8 +4,8 @@
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
-use election_core::election::{
-    quota::Held,
+use election_core::{
+    election::quota::Held,
     types::{Candidate, ElectionId, Invalid, Kind},
 };
 use strum::VariantNames;

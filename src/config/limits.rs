@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
-use election_core::election::{quota, types::MIN_TERM};
+use election_core::{election::quota, types::MIN_TERM};
 
 use super::names::{
     EA_ALLOW_FORCED_HANDOVER, EA_MAX_CONNECTIONS, EA_MAX_CONNECTIONS_PER_PEER,

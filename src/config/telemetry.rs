@@ -1,6 +1,6 @@
 //! Logs, metrics and traces.
 
-use election_core::election::types::Kind;
+use election_core::types::Kind;
 use strum::{EnumString, VariantNames};
 
 use super::names::{

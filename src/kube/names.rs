@@ -1,7 +1,7 @@
 //! Validates names of Kubernetes objects ([Object names and
 //! IDs](https://kubernetes.io/docs/concepts/overview/working-with-objects/names/)).
 
-use election_core::election::types::Invalid;
+use election_core::types::Invalid;
 
 /// What error texts say about the form of a label.
 pub(crate) const LABEL: &str = "give a DNS label, 1 to 63 lower-case letters, digits and dashes that neither begins nor ends with a dash";

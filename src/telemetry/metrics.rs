@@ -21,11 +21,9 @@ use std::{
 
 use election_core::{
     board::Counts,
-    election::{
-        ledger::{Cause, RequestOutcome},
-        types::{ElectionId, Kind, Token},
-    },
+    election::ledger::{Cause, RequestOutcome},
     lease::quorum::{NodeStatus, observer::QuorumObserver},
+    types::{ElectionId, Kind, Token},
 };
 use parking_lot::Mutex;
 use prometheus_client::{

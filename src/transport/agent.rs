@@ -8,14 +8,12 @@ use std::{
 
 use election_core::{
     board::{Scope, Seen, Waiting},
-    election::{
-        self,
-        types::{Candidate, ElectionId, Invalid, Kind, millis},
-    },
+    election,
     lease::{
         Lease, State,
         quorum::{NodeStatus, Quorum},
     },
+    types::{Candidate, ElectionId, Invalid, Kind, millis},
 };
 use serde::Serialize;
 use tokio::{sync::watch, time::Instant};

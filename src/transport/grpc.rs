@@ -12,11 +12,9 @@ use std::{
 
 use election_core::{
     board::Patience,
-    election::{
-        Campaign, ListKinds,
-        types::{ElectionId, Token},
-    },
+    election::{Campaign, ListKinds},
     lease::State,
+    types::{ElectionId, Token},
 };
 use election_proto as proto;
 use futures_util::{

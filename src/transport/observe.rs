@@ -4,11 +4,9 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use election_core::{
     board::{Cause, Doubt, Event, MOST_ELECTIONS, Observation, Patience, Scope, Seen},
-    election::{
-        state::Position,
-        types::{ElectionId, Invalid, Kind},
-    },
+    election::state::Position,
     lease::State,
+    types::{ElectionId, Invalid, Kind},
 };
 use futures_util::{Stream, stream};
 use http::Extensions;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use election_core::election::{self, Denial, state::Standing, types::Invalid};
+use election_core::{
+    election::{self, Denial, state::Standing},
+    types::Invalid,
+};
 
 use crate::{
     auth::gate,

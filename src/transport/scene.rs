@@ -4,10 +4,7 @@ use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 
 use election_core::{
     board::{self, Board, NoopObserver},
-    election::{
-        Campaign, Elections,
-        types::{Candidate, ElectionId, RequestId, Term, Value},
-    },
+    election::{Campaign, Elections},
     lease::{
         self,
         embedded::Embedded,
@@ -15,6 +12,7 @@ use election_core::{
         policy::{Electorate, Nodes},
         quorum::{Options, Quorum},
     },
+    types::{Candidate, ElectionId, RequestId, Term, Value},
 };
 use http::Extensions;
 use tokio::{runtime::Handle, sync::watch, time::Instant};

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use election_core::{
     board::Patience,
-    election::types::{Invalid, millis},
+    types::{Invalid, millis},
 };
 use http::Extensions;
 use parking_lot::Mutex;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use election_core::election::types::{Invalid, Term};
+use election_core::types::{Invalid, Term};
 
 /// Validates a term in milliseconds.
 ///

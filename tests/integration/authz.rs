@@ -6,8 +6,8 @@ use election_agent::auth::{
     Identity, Mode,
     policy::{self, Policies, PolicyAction, Question, Resource},
 };
-use election_core::election::{
-    quota::Held,
+use election_core::{
+    election::quota::Held,
     types::{Candidate, ElectionId},
 };
 use tempfile::TempDir;

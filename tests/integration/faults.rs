@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use election_core::election::types::Token;
+use election_core::types::Token;
 use redis::AsyncCommands as _;
 use tonic::Code;
 

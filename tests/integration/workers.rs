@@ -8,8 +8,8 @@ use std::{
 
 use election_agent::{config::REDIS_NAMES, workers::Workers};
 use election_core::{
-    election::types::ElectionId,
     lease::{LeaseNode as _, Reading, Settings},
+    types::ElectionId,
 };
 use election_redis::{Deployment, Redis as RedisNode, Server, Use};
 use redis::cmd;

@@ -29,12 +29,9 @@ pub use table::{Counts, MOST_ELECTIONS};
 pub use watch::{Doubt, Event, Scope};
 
 use crate::{
-    election::{
-        Campaign, Elections, Outcome, Wait,
-        state::Position,
-        types::{Candidate, ElectionId},
-    },
+    election::{Campaign, Elections, Outcome, Wait, state::Position},
     lease::{Hint, Lease, LeaseNode, Listener, State, quorum::Error},
+    types::{Candidate, ElectionId},
 };
 use queue::Place;
 use table::Table;

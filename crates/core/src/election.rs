@@ -1,12 +1,11 @@
 //! The domain: who leads an election.
 //!
-//! Every transport calls [`Elections`]. It takes validated names and numbers ([`types`]), calls the
+//! Every transport calls [`Elections`]. It takes validated names and numbers ([`types`](crate::types)), calls the
 //! [quorum](crate::lease::quorum) of lease nodes, and replies. It knows neither gRPC nor HTTP nor Redis.
 
 pub mod ledger;
 pub mod quota;
 pub mod state;
-pub mod types;
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,9 +17,9 @@ use crate::lease::{
     Extend, Lease, Replaces, Resign, State,
     quorum::{Claim, Claimed, Quorum, too_slow},
 };
+use crate::types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token, Value};
 use ledger::{Cause, Ledger, Request};
 use state::Standing;
-use types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token, Value};
 
 /// How many leaders a page holds when the request does not say.
 pub const DEFAULT_PAGE: usize = 100;

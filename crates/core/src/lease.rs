@@ -23,7 +23,7 @@ pub use tally::Denial;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+use crate::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
 
 /// An independent place that stores leases.
 ///

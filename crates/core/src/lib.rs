@@ -8,7 +8,7 @@
 //! ```
 //! use std::{sync::Arc, time::Duration};
 //! use election_core::{
-//!     election::{Campaign, Elections, Outcome, types::{Candidate, ElectionId, Term, Value}},
+//!     election::{Campaign, Elections, Outcome}, types::{Candidate, ElectionId, Term, Value},
 //!     lease::{Settings, embedded::Embedded, guard::RestartGuard, quorum::{Options, Quorum}},
 //! };
 //! use tokio::time::Instant;
@@ -40,3 +40,4 @@
 pub mod board;
 pub mod election;
 pub mod lease;
+pub mod types;

@@ -7,8 +7,8 @@ use std::{
 };
 
 use election_core::{
-    election::types::millis,
     lease::{Bounds, Incarnation, Memory, NodeError, Probe, ProbeRequest, Registered, Unrecorded},
+    types::millis,
 };
 use futures_util::future::join_all;
 use parking_lot::MutexGuard;

@@ -19,8 +19,8 @@ use std::{
 };
 
 use election_core::{
-    election::types::ElectionId,
     lease::{LIST_EXAMINES, NodeError},
+    types::ElectionId,
 };
 use futures_util::{StreamExt as _, stream};
 use parking_lot::{Mutex, MutexGuard};

@@ -4,7 +4,7 @@
 
 use std::{fmt, io::Write as _};
 
-use election_core::election::types::ElectionId;
+use election_core::types::ElectionId;
 use redis::{RedisWrite, ToRedisArgs, ToSingleRedisArg};
 
 /// A key: the prefix of a partition's keys of one sort, and an election's path.

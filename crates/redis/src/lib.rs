@@ -27,12 +27,12 @@ use std::{
 
 use async_trait::async_trait;
 use election_core::{
-    election::types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
     lease::{
         Absence, Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, Lease,
         LeaseNode, Listener, NodeError, Onto, Page, Probe, ProbeRequest, Reading, Refusal, Repair,
         Replaces, Resign, ResignReply, Settings, System, Unrecorded,
     },
+    types::{self, Candidate, ElectionId, Kind, RequestId, Token, millis},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use parking_lot::Mutex;

@@ -6,12 +6,12 @@
 use std::{collections::BTreeMap, pin::pin};
 
 use election_core::{
-    election::types::{ElectionId, Kind},
     lease::{
         KIND_EXAMINES, Kinds, LIST_EXAMINES, Lease, LeaseNode as _, NodeError, Page, Reading,
         merge::{merge, merge_kinds},
         policy::{Electorate, Nodes},
     },
+    types::{ElectionId, Kind},
 };
 use futures_util::{Stream, StreamExt as _, future::join_all, stream};
 use tokio::time::timeout;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use election_core::{
-    election::types::ElectionId,
     lease::{Extend, ExtendReply, LeaseNode as _, NodeError, Reading},
+    types::ElectionId,
 };
 use futures_util::{
     StreamExt as _,

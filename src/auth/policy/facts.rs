@@ -6,7 +6,7 @@ use cedar_policy::{
     Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Request,
     RestrictedExpression as Value, Schema,
 };
-use election_core::election::types::Candidate;
+use election_core::types::Candidate;
 
 use super::{HELD, PolicyAction, Question, Resource};
 use crate::auth::Identity;

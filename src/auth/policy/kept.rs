@@ -2,8 +2,8 @@
 
 use std::hash::{Hash, Hasher};
 
-use election_core::election::{
-    quota::Held,
+use election_core::{
+    election::quota::Held,
     types::{Candidate, ElectionId, Kind},
 };
 use quick_cache::{Equivalent, Weighter, sync::Cache};

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use election_core::election::{
-    quota::Held,
+use election_core::{
+    election::quota::Held,
     types::{Candidate, ElectionId, Kind},
 };
 use strum::{EnumString, IntoStaticStr, VariantNames};

@@ -2,8 +2,8 @@ mod table;
 
 use std::{fs, io, path::Path, time::Duration};
 
-use election_core::election::{
-    quota::Held,
+use election_core::{
+    election::quota::Held,
     types::{Candidate, ElectionId, Kind},
 };
 use proptest::prelude::*;

@@ -6,8 +6,8 @@ use std::{
     sync::OnceLock,
 };
 
-use election_core::election::{
-    ledger::{Cause, RequestOutcome},
+use election_core::{
+    election::ledger::{Cause, RequestOutcome},
     types::{ElectionId, Kind, Token},
 };
 use parking_lot::Mutex;

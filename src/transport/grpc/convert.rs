@@ -5,9 +5,9 @@ use election_core::{
     election::{
         self, Campaign, Handover, Kinds, Leaders, List, Outcome, Retry,
         state::{Position, Standing},
-        types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
     lease::{Extend, Lease, Resign, State},
+    types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
 };
 use election_proto as proto;
 

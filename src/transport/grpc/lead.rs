@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 
-use election_core::election::{
-    Campaign,
+use election_core::{
+    election::Campaign,
     types::{Candidate, ElectionId, Invalid, MAX_NAME, RequestId, Term, Token, Value, millis},
 };
 use election_proto as proto;

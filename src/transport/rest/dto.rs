@@ -12,9 +12,9 @@ use election_core::{
     election::{
         self, Campaign, Handover, Outcome, Retry,
         state::{Position, Standing},
-        types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
     },
     lease::{self, Lease},
+    types::{Candidate, ElectionId, Invalid, RequestId, Token, Value, millis},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};

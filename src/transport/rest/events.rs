@@ -8,7 +8,7 @@ use axum::{
     http::{Extensions, HeaderMap, header},
     response::{IntoResponse, Sse, sse},
 };
-use election_core::election::types::millis;
+use election_core::types::millis;
 use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
 

@@ -8,10 +8,7 @@ use axum::{
     http::{Extensions, HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use election_core::{
-    election::{state::Position, types::Invalid},
-    lease,
-};
+use election_core::{election::state::Position, lease, types::Invalid};
 use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};

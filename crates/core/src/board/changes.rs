@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use super::Seen;
-use crate::election::types::ElectionId;
+use crate::types::ElectionId;
 
 /// How many changes are remembered of all elections. Each holds a leader's name and value, at most a few KiB.
 const MOST: usize = 1_000;

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{sync::Notify, time::Instant};
 
-use crate::election::types::Candidate;
+use crate::types::Candidate;
 
 /// From this many agents on, claims for one vacancy are spread over time.
 const MANY_AGENTS: usize = 10;

@@ -16,14 +16,12 @@ use super::{
     watch::{Calls, Scope, Watch},
 };
 use crate::{
-    election::{
-        Error,
-        types::{ElectionId, Token},
-    },
+    election::Error,
     lease::{
         Hint, Lease, State, hint,
         policy::{Electorate, Nodes},
     },
+    types::{ElectionId, Token},
 };
 
 /// How often an election is read when nothing happens, if hints are heard.

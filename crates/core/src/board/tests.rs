@@ -4,11 +4,9 @@ mod table;
 
 use super::*;
 use crate::{
-    election::{
-        Retry,
-        types::{Candidate, Kind, Term, Token, Value},
-    },
+    election::Retry,
     lease::{self, Extend, Resign, embedded::Embedded, guard::RestartGuard, quorum},
+    types::{Candidate, Kind, Term, Token, Value},
 };
 use link::Link;
 

@@ -14,8 +14,8 @@ use tokio::{
 };
 
 use super::{Cause, Seen, table::MOST_ELECTIONS};
-use crate::election::{
-    Error,
+use crate::{
+    election::Error,
     types::{ElectionId, Kind},
 };
 

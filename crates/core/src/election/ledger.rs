@@ -17,8 +17,8 @@ use quick_cache::sync::Cache;
 use strum::{IntoStaticStr, VariantArray, VariantNames};
 use tokio::time::Instant;
 
-use super::types::{Candidate, ElectionId, Token};
 use crate::lease::Lease;
+use crate::types::{Candidate, ElectionId, Token};
 
 /// The number of elections whose leaders the ledger remembers.
 const REMEMBERED: usize = 100_000;
@@ -288,7 +288,7 @@ impl Ledger {
 
 impl Inner {
     fn millis(&self, at: Instant) -> u64 {
-        super::types::millis(at.saturating_duration_since(self.since))
+        crate::types::millis(at.saturating_duration_since(self.since))
     }
 }
 
@@ -316,7 +316,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::election::types::Value;
+    use crate::types::Value;
 
     #[derive(Debug, Default)]
     struct Reported(Mutex<Vec<String>>);

@@ -21,7 +21,7 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use super::types::{Candidate, ElectionId};
+use crate::types::{Candidate, ElectionId};
 
 /// How many elections may be held at the same time; 0: any number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -2,8 +2,8 @@
 
 use std::{fmt, time::Duration};
 
-use super::types::{Token, drift};
 use crate::lease::State;
+use crate::types::{Token, drift};
 
 /// Where a state stands in the sequence of an election's states: its token, and whether the election is held.
 ///
@@ -79,8 +79,8 @@ impl Standing {
 mod tests {
     use super::*;
     use crate::{
-        election::types::{Candidate, Value},
         lease::Lease,
+        types::{Candidate, Value},
     };
 
     const SECOND: Duration = Duration::from_secs(1);

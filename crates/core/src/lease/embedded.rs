@@ -30,7 +30,7 @@ use super::{
     NodeError, Page, Probe, ProbeRequest, Reading, Repair, Replaces, Resign, ResignReply, Settings,
     Unrecorded, hint::Cause, memory::Memory,
 };
-use crate::election::types::{ElectionId, Kind, Token};
+use crate::types::{ElectionId, Kind, Token};
 use clock::Clock;
 use log::{Change, Log, Record};
 

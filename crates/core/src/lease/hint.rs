@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::election::types::{ElectionId, Token};
+use crate::types::{ElectionId, Token};
 
 /// What a node did to an election.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -12,8 +12,8 @@ use super::{
     policy::{Call, Reply},
 };
 use crate::{
-    election::types::{Candidate, ElectionId, Kind, RequestId, Token, Value},
     lease::rules::{Rule, holds},
+    types::{Candidate, ElectionId, Kind, RequestId, Token, Value},
 };
 
 /// How many leases and high-water marks a grant examines to drop expired ones. More than one, so that expired entries

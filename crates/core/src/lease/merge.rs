@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    election::types::ElectionId,
     lease::{
         Kinds, Lease, Page,
         policy::{Electorate, Nodes},
         tally::{agreed, votes},
     },
+    types::ElectionId,
 };
 
 /// The result of merging pages.
@@ -97,7 +97,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::election::types::{Candidate, Kind, Token, Value};
+    use crate::types::{Candidate, Kind, Token, Value};
 
     fn election(name: &str) -> ElectionId {
         ElectionId::new("k", name).expect("valid")

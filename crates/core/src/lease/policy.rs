@@ -16,7 +16,7 @@ use super::{
     Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, NodeError, Reading, Repair,
     Resign, ResignReply,
 };
-use crate::election::types::{ElectionId, Token};
+use crate::types::{ElectionId, Token};
 
 /// A set of nodes, by their numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -38,7 +38,7 @@ use super::{
     tally::{Denial, Reads, Verdict},
     token::{TokenSource, WallClock},
 };
-use crate::election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
+use crate::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value};
 use batch::Batch;
 use drive::Drive;
 use node::Node;

@@ -6,7 +6,7 @@ use super::{
     ExtendReply, GrantReply, Lease, NodeError, Reading, Refusal, ResignReply, State,
     policy::{Electorate, Nodes},
 };
-use crate::election::types::{Candidate, Token};
+use crate::types::{Candidate, Token};
 
 /// The size of a majority of this many nodes.
 #[must_use]
@@ -570,7 +570,7 @@ pub(super) fn agreed(leases: &[(usize, Lease)], electorate: Electorate) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::election::types::Value;
+    use crate::types::Value;
 
     fn of(nodes: usize) -> Electorate {
         Electorate::of(Nodes::first(nodes))

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::election::types::{Token, millis};
+use crate::types::{Token, millis};
 
 /// Returns the wall clock's time; tests supply their own.
 pub type WallClock = Arc<dyn Fn() -> SystemTime + Send + Sync>;

@@ -3,7 +3,6 @@
 use std::{cell::Cell, collections::BTreeMap, sync::Arc, time::Duration};
 
 use election_core::{
-    election::types::{Candidate, RequestId, Term, Token, Value},
     lease::{
         Bounds, Extend, Grant, GrantReply, Incarnation, NodeError, ProbeRequest, Reading,
         Registered, Replaces, Resign, Settings,
@@ -15,6 +14,7 @@ use election_core::{
         quorum::Claim,
         rules::{Rule, holds, weaken},
     },
+    types::{Candidate, RequestId, Term, Token, Value},
 };
 use stateright::{Model, Property};
 use tokio::time::Instant;

@@ -7,7 +7,6 @@ use std::{
 };
 
 use election_core::{
-    election::types::{ElectionId, Token},
     lease::{
         Bounds, Incarnation,
         memory::Memory,
@@ -17,6 +16,7 @@ use election_core::{
         },
         quorum::Claimed,
     },
+    types::{ElectionId, Token},
 };
 use tokio::time::Instant;
 

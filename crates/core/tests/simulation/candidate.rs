@@ -5,14 +5,12 @@ use std::{sync::Arc, time::Duration};
 
 use election_core::{
     board::Patience,
-    election::{
-        Campaign, Denial, Error, Handover, Outcome, Retry, Wait,
-        types::{Candidate as Name, ElectionId, RequestId, Term, Token, Value},
-    },
+    election::{Campaign, Denial, Error, Handover, Outcome, Retry, Wait},
     lease::{
         Extend, Resign,
         rules::{Rule, holds},
     },
+    types::{Candidate as Name, ElectionId, RequestId, Term, Token, Value},
 };
 use fastrand::Rng;
 use tokio::time::{Instant, sleep, timeout};

@@ -13,12 +13,12 @@ use async_trait::async_trait;
 /// The purpose of a call.
 pub(crate) use election_core::lease::quorum::observer::Operation as To;
 use election_core::{
-    election::types::{ElectionId, Kind},
     lease::{
         Bounds, Extend, ExtendReply, Grant, GrantReply, Incarnation, Kinds, LeaseNode, Listener,
         NodeError, Page, Probe, ProbeRequest, Reading, Repair, Resign, ResignReply, Unrecorded,
         embedded::Embedded,
     },
+    types::{ElectionId, Kind},
 };
 use tokio::{
     sync::oneshot,

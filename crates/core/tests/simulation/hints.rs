@@ -3,8 +3,8 @@
 use std::sync::Mutex;
 
 use election_core::{
-    election::types::Token,
     lease::{Hint, Listener, hint::Cause},
+    types::Token,
 };
 use tokio::{
     sync::Notify,

@@ -29,7 +29,7 @@ mod steady;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use election_core::election::types::ElectionId;
+use election_core::types::ElectionId;
 use record::{Record, Totals};
 
 /// The election of all candidates.

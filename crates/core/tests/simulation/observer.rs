@@ -2,8 +2,9 @@
 
 use election_core::{
     board::{Cause, Event, Scope},
-    election::{state::Position, types::Kind},
+    election::state::Position,
     lease::State,
+    types::Kind,
 };
 use tokio::time::{Instant, sleep_until, timeout_at};
 

@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use election_core::election::types::Token;
+use election_core::types::Token;
 use tokio::time::Instant;
 
 /// The record of one run. Cheap to clone.

@@ -13,11 +13,9 @@ pub(crate) mod waits;
 use std::time::Duration;
 
 use election_core::{
-    election::{
-        Campaign, Error, Outcome,
-        types::{Candidate as Name, RequestId, Term, Token, Value},
-    },
+    election::{Campaign, Error, Outcome},
     lease::{Extend, Resign},
+    types::{Candidate as Name, RequestId, Term, Token, Value},
 };
 use fastrand::Rng;
 use tokio::{

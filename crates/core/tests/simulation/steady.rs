@@ -4,11 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use election_core::{
-    election::{
-        Campaign, Outcome,
-        types::{Candidate as Name, Kind, Term, Token, Value},
-    },
+    election::{Campaign, Outcome},
     lease::{Extend, LeaseNode as _, Resign},
+    types::{Candidate as Name, Kind, Term, Token, Value},
 };
 use fastrand::Rng;
 use tokio::{

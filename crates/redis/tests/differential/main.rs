@@ -14,12 +14,12 @@ use std::{
 };
 
 use election_core::{
-    election::types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
     lease::{
         Bounds, Extend, ExtendReply, Grant, GrantReply, Kinds, Lease, LeaseNode, NodeError, Onto,
         Page, ProbeRequest, Reading, Registered, Repair, Replaces, Resign, ResignReply, Settings,
         Unrecorded, embedded::Embedded,
     },
+    types::{Candidate, ElectionId, Kind, RequestId, Term, Token, Value},
 };
 use election_redis::{Askers, Deployment, Names, Redis as RedisNode, Server, Use};
 use futures_util::future::join_all;

@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use election_core::{
     board::{Patience, Waiter},
-    election::{self, Campaign, Outcome, types::ElectionId},
+    election::{self, Campaign, Outcome},
     lease::Lease,
+    types::ElectionId,
 };
 use election_proto as proto;
 use futures_util::{

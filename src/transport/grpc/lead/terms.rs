@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use election_core::{
-    election::{
-        self,
-        types::{Candidate, ElectionId, Token},
-    },
+    election,
     lease::{Extend, Resign},
+    types::{Candidate, ElectionId, Token},
 };
 use election_proto as proto;
 use futures_util::future::FutureExt as _;

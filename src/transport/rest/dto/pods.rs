@@ -1,6 +1,6 @@
 //! The documents of the pods.
 
-use election_core::election::types::{Invalid, millis};
+use election_core::types::{Invalid, millis};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 

@@ -6,11 +6,11 @@ use tokio::sync::watch;
 
 use super::*;
 use crate::{
-    election::types::Kind,
     lease::{
         Bounds, ExtendReply, Grant, GrantReply, Incarnation, Kinds, NodeError, Page, Probe,
         ProbeRequest, Reading, Repair, ResignReply, Unrecorded,
     },
+    types::Kind,
 };
 
 /// What is wrong with a link.

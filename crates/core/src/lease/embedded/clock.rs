@@ -13,7 +13,7 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::election::types::millis;
+use crate::types::millis;
 
 /// The source of readings: the system, except in tests.
 #[derive(Clone)]

@@ -30,11 +30,11 @@ use super::{
     store::{self, Backend, DatabaseFile, Node, Opened, Unopened},
 };
 use crate::{
-    election::types::{Candidate, Invalid, RequestId, Token, Value, millis},
     lease::{
         NodeError,
         memory::{Held, Retained},
     },
+    types::{Candidate, Invalid, RequestId, Token, Value, millis},
 };
 
 /// The file's record of an election.

@@ -27,7 +27,7 @@ use super::{
     generation::{self, Found, Longest, sync_directory},
     store::{self, Content, Node},
 };
-use crate::election::types::millis;
+use crate::types::millis;
 
 /// What was restored.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::{
     log::LeaseRecord,
     store::{Content, Node, new_lineage},
 };
-use crate::election::types::millis;
+use crate::types::millis;
 
 /// Why a database may be older than what was promised.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use super::{clock, store, *};
 use crate::{
-    election::types::{Candidate, RequestId, Term, Token, Value},
     lease::{Registered, Replaces},
+    types::{Candidate, RequestId, Term, Token, Value},
 };
 
 const NAMES: Names = Names {

@@ -6,13 +6,13 @@ use tokio::time::Instant;
 
 use super::{Call, Event, Machine, Nodes, Note, Reply, Step, View};
 use crate::{
-    election::types::Token,
     lease::{
         Grant, GrantReply, NodeError,
         quorum::{Claim, Claimed, Error, observer::RetryReason, too_slow, undecided},
         rules::{Rule, holds},
         tally::{Failure, Granted, Grants, Verdict},
     },
+    types::Token,
 };
 
 /// The longest pause before the next vote after a split one; the first pauses are shorter.

@@ -6,13 +6,13 @@ use tokio::time::Instant;
 
 use super::{Call, Event, Machine, Nodes, Note, Reply, Step, View};
 use crate::{
-    election::types::Token,
     lease::{
         Extend, ExtendReply, Incarnation, Lease, Onto, Reading, Repair,
         quorum::{Error, too_slow, undecided},
         rules::{Rule, holds},
         tally::{Done, Extensions, Verdict},
     },
+    types::Token,
 };
 
 /// An extension. It answers when a quorum has decided, and then repairs the nodes that lack the lease.

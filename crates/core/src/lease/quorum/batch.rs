@@ -146,11 +146,11 @@ mod tests {
         *,
     };
     use crate::{
-        election::types::{ElectionId, Token},
         lease::{
             Denial, Grant, LeaseNode, Reading, embedded::Embedded, guard::RestartGuard,
             quorum::Claim,
         },
+        types::{ElectionId, Token},
     };
 
     const LIMIT: Duration = Duration::from_secs(1);
@@ -173,7 +173,7 @@ mod tests {
     async fn held(node: &dyn LeaseNode, election: &str, number: u64, by: &str) {
         let claim = Claim {
             election: ElectionId::new("", election).expect("valid"),
-            candidate: crate::election::types::Candidate::new("candidate", by).expect("valid"),
+            candidate: crate::types::Candidate::new("candidate", by).expect("valid"),
             ..claim()
         };
         let grant = Grant {

@@ -16,12 +16,12 @@ use super::{
     span::{About, SPANS},
 };
 use crate::{
-    election::types::{ElectionId, Token},
     lease::{
         Bounds, ExtendReply, GrantReply, Incarnation, LeaseNode, NodeError, Refusal,
         policy::{Call, Electorate, Event, Machine, Note, Reply, Step, View},
         rules::{Rule, holds},
     },
+    types::{ElectionId, Token},
 };
 
 /// A machine, and what it waits for.

@@ -10,12 +10,12 @@ use super::{
     node::{Probed, RECORDING},
 };
 use crate::{
-    election::types::millis,
     lease::{
         NodeError,
         policy::{Electorate, Nodes},
         rules::{Rule, holds},
     },
+    types::millis,
 };
 
 /// How long a node may take to look at all its partitions, or to record incarnations in them, if that is more than the

@@ -14,8 +14,8 @@ use tokio::time::Instant;
 
 use super::span::Place;
 use crate::{
-    election::types::millis,
     lease::{LeaseNode, NodeError, Probe},
+    types::millis,
 };
 
 /// A node, and what this agent knows of it.

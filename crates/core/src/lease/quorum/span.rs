@@ -7,12 +7,12 @@ use tracing::{Span, field::Empty};
 
 use super::{Called, Operation, node::Node};
 use crate::{
-    election::types::{Candidate, ElectionId, Kind},
     lease::{
         ExtendReply, GrantReply, Kinds, NodeError, Page, Probe, Reading, Refusal, ResignReply,
         System,
         policy::{Call, Reply},
     },
+    types::{Candidate, ElectionId, Kind},
 };
 
 /// The target of spans and of events that only traces contain: logs omit it.

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use election_core::{
-    election::{Error, Outcome, Retry, types::Term},
+    election::{Error, Outcome, Retry},
     lease::Extend,
+    types::Term,
 };
 use tokio::time::{Instant, sleep};
 

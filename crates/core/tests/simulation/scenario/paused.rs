@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use election_core::{
-    election::types::{ElectionId, Term, Token, Value},
     lease::{
         Bounds, Grant, Incarnation, LeaseNode as _, Replaces,
         policy::{
@@ -11,6 +10,7 @@ use election_core::{
         },
         quorum::{Claim, Claimed},
     },
+    types::{ElectionId, Term, Token, Value},
 };
 use tokio::time::Instant;
 

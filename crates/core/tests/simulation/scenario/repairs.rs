@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use election_core::{election::types::Token, lease::LeaseNode as _};
+use election_core::{lease::LeaseNode as _, types::Token};
 use tokio::{
     task::JoinHandle,
     time::{Instant, sleep},

@@ -1,7 +1,7 @@
 //! Requests that arrive late or twice, or are repeated.
 
-use election_core::election::{
-    Denial, Error, Handover, Outcome,
+use election_core::{
+    election::{Denial, Error, Handover, Outcome},
     types::{Term, Token},
 };
 use tokio::time::{Instant, sleep};

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use election_core::election::{
-    Campaign, Outcome,
+use election_core::{
+    election::{Campaign, Outcome},
     types::{Term, Value},
 };
 use tokio::time::{Instant, sleep};
