@@ -1,11 +1,11 @@
-//! The board: who waits for elections and who watches them, on one reader for all.
+//! The board: the waiters and observers of elections, served by one reader.
 //!
-//! Each election of interest has one entry, whatever the number of those who wait and watch. The board reads it when a
-//! [hint](crate::lease::hint) says that it has changed, when its leader's term ends, and now and then in case a hint
-//! was lost. A read is decided by a quorum like any other; hints decide only when to read. When an election is vacant,
-//! the first of those who wait claims it, as a campaign that just arrived would.
+//! Each election of interest has one entry, whatever its number of waiters and observers. The board reads it when a
+//! [hint](crate::lease::hint) says that it has changed, when its leader's term ends, and periodically in case a hint
+//! was lost. A quorum decides a read like any other; hints decide only when to read. When an election is vacant, its
+//! first waiter claims it, as a campaign that just arrived would.
 //!
-//! Without interest the board has no entry, no timer, no task and no subscription.
+//! Without waiters and observers the board has no entry, no timer, no task and no subscription.
 
 mod changes;
 mod queue;
@@ -37,7 +37,7 @@ use queue::Place;
 use table::Table;
 use watch::Watch;
 
-/// How long a read or listing of the board may take.
+/// The timeout of a read or listing of the board.
 const READ_WITHIN: Duration = Duration::from_secs(5);
 /// The pause before listening to a node again: the first, and the longest.
 const LISTEN_AGAIN: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
@@ -46,21 +46,21 @@ const READS: usize = 16;
 /// How many listings run at once.
 const LISTINGS: usize = 4;
 
-/// Why an election came into its state.
+/// Why an election entered its state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, strum::IntoStaticStr)]
 #[strum(serialize_all = "SCREAMING_SNAKE_CASE")]
 pub enum Cause {
-    /// It was in this state when the watch began.
+    /// The election was in this state when the observation began.
     Present,
     /// The leader campaigned.
     Campaign,
     /// The leader resigned.
     Resign,
-    /// The leader was handed the election.
+    /// A handover made the leader.
     Handover,
     /// The leader's term ended.
     Expiry,
-    /// A grant was rolled back that a majority had carried out too late.
+    /// A grant was rolled back because a majority had accepted it too late.
     RolledBack,
 }
 
@@ -77,15 +77,15 @@ impl Cause {
 pub struct Seen {
     /// The election.
     pub election: Arc<ElectionId>,
-    /// Its state; [`lease`](Self::lease) knows the time that is left.
+    /// Its state as read; [`lease`](Self::lease) returns the current remaining time.
     pub state: State,
-    /// Until when the leader may act at the least, if there is one.
+    /// Until when the leader may act at least, if there is one.
     pub until: Option<Instant>,
     /// Why it is in this state.
     pub cause: Cause,
     /// Whether others may have led between the state before and this one.
     pub missed: bool,
-    /// When the agent first heard of it.
+    /// When the agent first learned of it.
     pub at: Instant,
 }
 
@@ -96,7 +96,7 @@ impl Seen {
         Position::of(&self.state)
     }
 
-    /// The state with the time that is left now.
+    /// The state with the current remaining time.
     #[must_use]
     pub fn state(&self, now: Instant) -> State {
         match self.lease(now) {
@@ -105,7 +105,7 @@ impl Seen {
         }
     }
 
-    /// The lease with the time that is left now.
+    /// The lease with the current remaining time.
     #[must_use]
     pub fn lease(&self, now: Instant) -> Option<Lease> {
         let until = self.until?;
@@ -116,33 +116,33 @@ impl Seen {
     }
 }
 
-/// One who waits for an election.
+/// A campaign that waits for an election.
 #[derive(Debug, Clone)]
 pub struct Waiting {
     /// The election.
     pub election: Arc<ElectionId>,
-    /// Who is to lead.
+    /// Its candidate.
     pub candidate: Candidate,
-    /// Since when.
+    /// Since when it waits.
     pub since: Instant,
 }
 
 /// The settings of a board.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
-    /// How long a lease granted after a wait is stored until its first extension, besides 1 % of the wait, if its term
-    /// is not shorter.
+    /// How long a lease granted after a wait is stored until its first extension, plus 1 % of the wait; at most its
+    /// term.
     pub provisional_term: Duration,
-    /// The longest wait that callers are allowed.
+    /// The longest wait that a caller may request.
     pub max_wait: Duration,
 }
 
-/// One who waits for longer than a request may take, on a stream.
+/// A caller that waits on a stream for longer than a request may take.
 pub trait Waiter: fmt::Debug + Send + Sync + 'static {
-    /// When it was heard of last. A grant counts from before then, instead of from the beginning of the wait.
+    /// When its last message arrived. A grant counts from before then, instead of from the beginning of the wait.
     fn heard(&self) -> Instant;
 
-    /// The campaign waits from now on, because of this leader.
+    /// Called when the campaign begins to wait because of this leader.
     fn waits(&self, leader: &Lease);
 }
 
@@ -151,19 +151,19 @@ pub trait Waiter: fmt::Debug + Send + Sync + 'static {
 pub struct Patience {
     /// When the request arrived.
     pub since: Instant,
-    /// Who waits, if it is heard of during the wait.
+    /// The caller, if it sends messages during the wait.
     pub waiter: Option<Arc<dyn Waiter>>,
     /// When the wait ends.
     pub until: Instant,
-    /// When the outcome must be known: after `until`, by the time that a claim takes.
+    /// When the outcome must be known: later than `until` by the time that a claim takes.
     pub deadline: Instant,
-    /// Cancelled when the caller's connection is to end, and so the wait.
+    /// Cancelled when the caller's connection is to end, which ends the wait.
     pub ending: CancellationToken,
 }
 
-/// Receives what the board does.
+/// Receives the events of the board.
 pub trait BoardObserver: fmt::Debug + Send + Sync + 'static {
-    /// A change was reported to a watch this long after the agent had first heard of it.
+    /// A change was reported to an observer this long after the agent first learned of it.
     fn delivered(&self, after: Duration);
 }
 
@@ -184,7 +184,7 @@ struct Inner {
     settings: Settings,
     runtime: Handle,
     table: Mutex<Table>,
-    /// Wakes the task when something is due earlier than it knows.
+    /// Wakes the task when the next read or listing is due earlier than before.
     nudge: Notify,
     observer: Arc<dyn BoardObserver>,
 }
@@ -196,7 +196,7 @@ impl fmt::Debug for Inner {
 }
 
 impl Board {
-    /// A board for these elections. Its task runs on `runtime`.
+    /// Creates a board for these elections. Its task runs on `runtime`.
     #[must_use]
     pub fn new(
         elections: Elections,
@@ -221,20 +221,20 @@ impl Board {
         &self.0.elections
     }
 
-    /// The longest wait that callers are allowed.
+    /// The longest wait that a caller may request.
     #[must_use]
     pub fn max_wait(&self) -> Duration {
         self.0.settings.max_wait
     }
 
     /// Campaigns, and waits for the election to become vacant. The time for which the leader may act counts from before
-    /// the request arrived, and may so exceed the term.
+    /// the request arrived, so it may exceed the term.
     ///
     /// A campaign that had to wait is elected provisionally: the lease is stored for a short time, and the first
-    /// extension gives the full term.
+    /// extension grants the full term.
     ///
     /// # Errors
-    /// [`Error`]: the outcome is unknown, as it is when no quorum replied at the end of the wait.
+    /// [`Error`]: the outcome is unknown, for example because no quorum replied at the end of the wait.
     pub async fn campaign(
         &self,
         campaign: &Campaign,
@@ -261,7 +261,7 @@ impl Board {
                 sleep(spread).await;
             }
             let began = Instant::now();
-            // Boxed, as those who wait are many and those who claim are few.
+            // Boxed: many campaigns wait, few claim.
             let found = match Box::pin(self.claim(campaign, patience)).await {
                 Ok(Outcome::NotElected(lease)) => Ok(lease),
                 Err(error @ Error::Unavailable { .. }) if Instant::now() < until => Err(error),
@@ -277,12 +277,12 @@ impl Board {
             .leader(&campaign.election, Instant::now());
         match known? {
             Some(lease) => Ok(Outcome::NotElected(lease)),
-            // Who leads now is not known without a claim.
+            // Only a claim finds out who leads now.
             None => Box::pin(self.claim(campaign, patience)).await,
         }
     }
 
-    /// Claims for one who has waited.
+    /// Claims the election for a campaign that has waited.
     async fn claim(&self, campaign: &Campaign, patience: &Patience) -> Result<Outcome, Error> {
         let waiter = patience.waiter.as_ref();
         let since = waiter.map_or(patience.since, |waiter| waiter.heard());
@@ -319,7 +319,7 @@ impl Board {
         }
     }
 
-    /// Watches elections: their present states first, then changes.
+    /// Observes elections: reports their present states first, then changes.
     #[must_use]
     pub fn observe(&self, scope: Scope) -> Observation {
         let watch = self.with(|table, now| table.watch(scope, now));
@@ -329,14 +329,14 @@ impl Board {
         }
     }
 
-    /// The last changes of the election that the board remembers, the newest first: at most 64. It learns of changes while
-    /// somebody waits for the election or watches it, and remembers the last 1,000 of all elections.
+    /// The last changes of the election that the board remembers, the newest first: at most 64. The board learns of
+    /// changes while the election has a waiter or an observer, and remembers the last 1,000 of all elections.
     #[must_use]
     pub fn changes(&self, election: &ElectionId) -> Vec<Arc<Seen>> {
         self.0.table.lock().changes().of(election)
     }
 
-    /// Those who wait for elections of the scope, by election and in the order in which they claim: `most` of them after
+    /// The waiters for elections of the scope, by election and in the order in which they claim: `most` of them after
     /// the first `skipped`, and whether there are more.
     #[must_use]
     pub fn waiters(&self, scope: &Scope, skipped: usize, most: usize) -> (Vec<Waiting>, bool) {
@@ -354,14 +354,14 @@ impl Board {
         (page, rest.next().is_some())
     }
 
-    /// What the board holds and has done.
+    /// The board's current contents and totals.
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.0.table.lock().counts()
     }
 
-    /// Changes the table, starts the task if there is none, wakes it if something is due earlier, and wakes those who read
-    /// watches that have changed.
+    /// Changes the table, starts the task if there is none, wakes it if a read or listing is due earlier, and wakes the
+    /// readers of observations that have changed.
     fn with<T>(&self, change: impl FnOnce(&mut Table, Instant) -> T) -> T {
         let mut table = self.0.table.lock();
         let next = |table: &Table| [table.next_read(), table.next_listing()];
@@ -383,7 +383,7 @@ impl Board {
         done
     }
 
-    /// Reads and listens while anybody is interested.
+    /// Reads and listens until the board is idle.
     async fn run(self) {
         let nodes = self.0.elections.quorum().nodes();
         let mut listening = JoinSet::new();
@@ -424,7 +424,7 @@ impl Board {
                     None => std::future::pending().await,
                 }
             };
-            // All come to the same. In an order, so that a simulation can repeat a run.
+            // All branches do the same. Their order is fixed so that a simulation can repeat a run.
             tokio::select! {
                 biased;
                 () = due => {}
@@ -468,7 +468,7 @@ impl Board {
         });
     }
 
-    /// The held elections of each scope; [`None`] where there are too many. All scopes are of one kind, or of all kinds.
+    /// The held elections of each scope; [`None`] where there are too many. The scopes share one kind, or have none.
     async fn list_all(
         &self,
         scopes: &[Scope],
@@ -521,7 +521,7 @@ impl Ear {
         }
     }
 
-    /// Changes the table, unless nobody listens any more or others do. A task that is aborted may get so far.
+    /// Changes the table, unless this task's era is over. An aborted task may still call this.
     fn reports(&self, change: impl FnOnce(&mut Table, Instant)) {
         self.board.with(|table, now| {
             if table.era == self.era {
@@ -542,7 +542,7 @@ impl Ear {
                 pause = LISTEN_AGAIN.0;
             }
             if told.as_ref() != Some(&error) {
-                tracing::warn!(node = node.name(), %error, "changes of a lease node are not heard");
+                tracing::warn!(node = node.name(), %error, "the agent receives no hints from a lease node");
                 told = Some(error);
             }
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
@@ -561,7 +561,7 @@ impl Listener for Ear {
     }
 }
 
-/// One who waits, until it is dropped.
+/// A place in a queue, left on drop.
 struct Queued {
     board: Board,
     election: ElectionId,
@@ -575,7 +575,7 @@ impl Drop for Queued {
     }
 }
 
-/// A watch, until it is dropped.
+/// An observation, ended on drop.
 #[derive(Debug)]
 pub struct Observation {
     board: Board,

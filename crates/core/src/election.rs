@@ -21,7 +21,7 @@ use crate::types::{Candidate, ElectionId, Invalid, Kind, RequestId, Term, Token,
 use ledger::{Cause, Ledger, Request};
 use state::Standing;
 
-/// How many leaders a page holds when the request does not say.
+/// The number of leaders of a page when the request gives none.
 pub const DEFAULT_PAGE: usize = 100;
 /// The most leaders a page holds.
 pub const MAX_PAGE: usize = 1000;
@@ -48,8 +48,8 @@ pub struct Campaign {
 pub struct Wait {
     /// When the request arrived.
     pub since: Instant,
-    /// How long the lease is stored. Who waits may have gone meanwhile, so a grant after a wait is provisional: the
-    /// first extension gives the full term.
+    /// How long the lease is stored. The caller may have gone during the wait, so a grant after a wait is provisional:
+    /// the first extension grants the full term.
     pub stored: Term,
 }
 
@@ -63,15 +63,15 @@ pub enum Outcome {
         /// How long the candidate may act as leader, counted from before its request. After a wait it may exceed the
         /// term.
         valid_for: Duration,
-        /// Whether the lease is stored for a shorter time than the term until it is extended first.
+        /// Whether the lease is stored for a shorter time than the term until its first extension.
         provisional: bool,
         /// When the request arrived, by the agent's clock; after a wait on a [stream](crate::board::Waiter), when the
-        /// caller was heard of last before the claim. The caller counts from before then.
+        /// caller's last message before the claim arrived. The caller counts from before then.
         since: Instant,
     },
     /// Another candidate leads.
     NotElected(Lease),
-    /// The request id belongs to a campaign that was granted before, and has ended.
+    /// The request id belongs to an earlier grant, which has ended.
     Used,
 }
 
@@ -112,7 +112,7 @@ pub struct Handover {
     pub leader: Candidate,
     /// The length of the term.
     pub term: Term,
-    /// The leader that hands over. Without it, only a vacant election changes hands.
+    /// The leader that hands over. Without it, only a vacant election can be handed over.
     pub current_leader: Option<Candidate>,
     /// The token of `current_leader`.
     pub token: Option<Token>,
@@ -155,7 +155,7 @@ impl List {
         };
         let after = after(page_token, "of this kind, or of all kinds,", |text| {
             match &kind {
-                // No path begins so.
+                // No path begins with a slash.
                 None => ElectionId::from_path(text.strip_prefix('/')?).ok(),
                 Some(kind) => ElectionId::from_path(text)
                     .ok()
@@ -184,7 +184,7 @@ impl ListKinds {
     /// # Errors
     /// [`Invalid`]: a page size out of range, or a page token of another listing.
     pub fn new(page_size: i64, page_token: &str) -> Result<Self, Invalid> {
-        // No path ends so.
+        // No path ends with a slash.
         let kind = |text: &str| Kind::new(text.strip_suffix('/')?).ok();
         Ok(Self {
             limit: page_limit(page_size)?,
@@ -207,7 +207,7 @@ pub fn page_limit(page_size: i64) -> Result<usize, Invalid> {
     }
 }
 
-/// What a page token names, if there is one.
+/// The content of a page token; [`None`] without a token.
 fn after<T>(
     page_token: &str,
     of: &str,
@@ -230,7 +230,7 @@ fn after<T>(
 /// A page of leaders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaders {
-    /// Elections and who leads them.
+    /// Elections and their leases.
     pub leaders: Vec<(ElectionId, Lease)>,
     /// Where the next page starts; empty on the last.
     pub next_page_token: String,
@@ -259,7 +259,7 @@ pub struct Elections {
 }
 
 impl Elections {
-    /// Elections with terms up to `max_term`.
+    /// Creates elections with terms up to `max_term`.
     #[must_use]
     pub fn new(quorum: Quorum, max_term: Duration) -> Self {
         Self {
@@ -379,11 +379,11 @@ impl Elections {
     }
 
     /// Extends a term that has not expired. Returns how long the leader may act, counted from before its request: less
-    /// than the term by what the successful try took and by the [drift](Term::drift).
+    /// than the term by the duration of the successful try and by the [drift](Term::drift).
     ///
     /// # Errors
     /// [`Error::Denied`]: the caller does not lead. Any other [`Error`]: the term may or may not have been extended,
-    /// also after all retries. That includes a term of which nothing is left after the retries.
+    /// also after all retries. That includes a term that is over after the retries.
     pub async fn extend(
         &self,
         extend: Extend,
@@ -399,7 +399,7 @@ impl Elections {
                     left -= 1;
                     sleep(retry.interval).await;
                 }
-                // The caller counts from before its request, and so the time of the earlier tries, too.
+                // The caller counts from before its request, so the earlier tries use up time, too.
                 Ok(valid_for) if began.elapsed() >= valid_for => break Err(too_slow()),
                 result => break result,
             }
@@ -408,8 +408,8 @@ impl Elections {
         extended
     }
 
-    /// Extends several terms with few calls to the nodes, each as [`extend`](Self::extend) does without retries: one result
-    /// for each, in their order.
+    /// Extends several terms with few calls to the nodes, each as [`extend`](Self::extend) does without retries: one
+    /// result for each, in their order.
     pub async fn extend_many(
         &self,
         extends: Vec<Arc<Extend>>,
@@ -508,7 +508,7 @@ impl Elections {
         read
     }
 
-    /// Whether a token is that of the election's leader, and the state that says so.
+    /// Returns the standing of a token, and the state that it follows from.
     ///
     /// # Errors
     /// [`Error`]: no quorum of nodes agreed.
@@ -536,7 +536,7 @@ impl Elections {
     /// A page of the elections of a kind, or of all kinds, that are known to be held.
     ///
     /// # Errors
-    /// [`Error`]: fewer nodes than a quorum answered.
+    /// [`Error`]: fewer nodes than a quorum replied.
     pub async fn leaders(&self, list: List, deadline: Instant) -> Result<Leaders, Error> {
         let listed = self
             .quorum
@@ -548,7 +548,7 @@ impl Elections {
             incomplete: page.incomplete.is_some(),
             leaders: page.leases,
             next_page_token: page.next.map_or_else(String::new, |next| {
-                // Tokens of one listing are no tokens of another.
+                // The token of one listing is not valid for another.
                 BASE64_URL_SAFE_NO_PAD.encode(match list.kind {
                     Some(_) => next.path().to_owned(),
                     None => format!("/{next}"),
@@ -557,10 +557,10 @@ impl Elections {
         })
     }
 
-    /// A page of the kinds that have elections. A kind may be among them whose last leader has gone.
+    /// A page of the kinds that have elections. It may contain a kind whose last leader has gone.
     ///
     /// # Errors
-    /// [`Error`]: fewer nodes than a quorum answered.
+    /// [`Error`]: fewer nodes than a quorum replied.
     pub async fn kinds(&self, list: ListKinds, deadline: Instant) -> Result<Kinds, Error> {
         let listed = self.quorum.kinds(list.after, list.limit, deadline).await;
         self.enter(Request::ListKinds, &listed, |_, _| {

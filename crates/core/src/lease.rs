@@ -67,7 +67,7 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// The node's name in logs and in `/readyz`: its address, without credentials.
     fn name(&self) -> &str;
 
-    /// Which kind of node it is, for operators.
+    /// The kind of the node, for operators.
     fn role(&self) -> &'static str {
         "embedded"
     }
@@ -112,8 +112,8 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// The high-water mark is at least the lease's token, and outlives the new term by [`Settings::retention`].
     async fn extend(&self, extend: &Extend) -> Result<ExtendReply, NodeError>;
 
-    /// Extends several terms, each as [`extend`](Self::extend) does: one result for each, in their order. Each extension
-    /// is atomic, but not all together.
+    /// Extends several terms, each as [`extend`](Self::extend) does: one result for each, in their order. Each
+    /// extension is atomic, but not all together.
     async fn extend_many(&self, extends: &[Arc<Extend>]) -> Vec<Result<ExtendReply, NodeError>> {
         let mut replies = Vec::with_capacity(extends.len());
         for extend in extends {
@@ -151,10 +151,10 @@ pub trait LeaseNode: Send + Sync + 'static {
     /// Returns the election's lease.
     async fn read(&self, election: &ElectionId) -> Result<Reading, NodeError>;
 
-    /// Lists up to `limit` leases of a kind, or of all kinds, whose elections come after `after`, ordered by the bytes of
-    /// their paths. A node examines at most [`LIST_EXAMINES`] entries of its index, so that a listing never delays other requests. A
-    /// page may therefore be short, or even empty, and still have a next one. Elections that cannot be looked up are
-    /// left out and do not prevent the listing of others: [`Page::incomplete`].
+    /// Lists up to `limit` leases of a kind, or of all kinds, whose elections come after `after`, ordered by the bytes
+    /// of their paths. A node examines at most [`LIST_EXAMINES`] entries of its index, so that a listing never delays
+    /// other requests. A page may therefore be short, or even empty, and still have a next one. A node omits elections
+    /// that it cannot look up and lists the others: [`Page::incomplete`].
     async fn list(
         &self,
         kind: Option<&Kind>,
@@ -193,8 +193,8 @@ pub trait LeaseNode: Send + Sync + 'static {
         readings
     }
 
-    /// Reports changes to the listener until that fails, and returns why. The default reports none, and the listener
-    /// never hears the node.
+    /// Reports changes to the listener until that fails, and returns why. The default reports none: the listener
+    /// never receives a hint of the node.
     async fn listen(&self, _listener: &dyn Listener) -> NodeError {
         std::future::pending().await
     }
@@ -232,7 +232,7 @@ pub struct Page {
     pub incomplete: Option<String>,
 }
 
-/// What every node is built with.
+/// The settings of every node.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     /// How long the token high-water mark outlives the last term.
@@ -264,10 +264,10 @@ pub struct Registered {
 }
 
 /// How long a registered bound counts after its last registration, unless the bound itself is longer: then that long.
-/// An agent probes a partition of a large cluster only now and then.
+/// An agent probes a partition of a large cluster only occasionally.
 pub const REMEMBER: Duration = Duration::from_secs(3600);
 
-/// How a node is to be probed.
+/// The parameters of a probe.
 #[derive(Debug, Clone, Copy)]
 pub struct ProbeRequest {
     /// The agent's own bounds.
@@ -276,7 +276,7 @@ pub struct ProbeRequest {
     pub guard: Registered,
     /// The longest vote lifetime, likewise.
     pub vote: Registered,
-    /// Whether the node may write records. An agent first reads, on all nodes, what others have registered.
+    /// Whether the node may write records. An agent first reads the registered bounds of all nodes.
     pub write: bool,
     /// Whether a majority of the nodes of the old list, from which agents move to another list, is closing it.
     pub closed: bool,
@@ -294,7 +294,7 @@ pub struct Incarnation {
 /// What a node stores for a held election.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lease {
-    /// Who leads.
+    /// The leader.
     pub leader: Candidate,
     /// The leader's fencing token.
     pub token: Token,
@@ -391,7 +391,7 @@ pub enum GrantReply {
 pub struct Extend {
     /// The election.
     pub election: ElectionId,
-    /// Who must hold the lease.
+    /// The leader that must hold the lease.
     pub leader: Candidate,
     /// The token that the lease must have, when given.
     pub token: Option<Token>,
@@ -471,7 +471,7 @@ pub struct Unrecorded {
 pub struct Resign {
     /// The election.
     pub election: ElectionId,
-    /// Who must hold the lease.
+    /// The leader that must hold the lease.
     pub leader: Candidate,
     /// The token that the lease must have, when given.
     pub token: Option<Token>,
@@ -529,8 +529,8 @@ pub enum Reading {
 pub enum State {
     /// It has a leader.
     Held(Lease),
-    /// It has no leader. The token is the highest high-water mark of the nodes that replied: no grant that counted had a
-    /// larger one. [`None`] when the nodes remember no grant.
+    /// It has no leader. The token is the highest high-water mark of the nodes that replied: no grant that counted had
+    /// a larger one. [`None`] when the nodes remember no grant.
     Vacant(Option<Token>),
 }
 
@@ -585,12 +585,12 @@ pub struct Probe {
     /// Whether the node closes the old list, from which agents move to another list: it has seen no agent with only the
     /// old list for the longest guard, and admits no more of them.
     pub closing: bool,
-    /// What identifies the place behind the node, when the node can report it. Two nodes with the same identity are one
+    /// The identity of the place behind the node, if the node can report it. Two nodes with the same identity are one
     /// place, which would vote twice.
     pub identity: Option<String>,
     /// Why the node must not vote although it replies, such as that it may drop leases.
     pub unfit: Option<String>,
-    /// What does not work although the node can be used.
+    /// What does not work although the node is usable.
     pub degraded: Option<String>,
     /// How much memory the node's servers use; of several servers, the fullest one. [`None`] for a node in the agent's
     /// process.
@@ -638,7 +638,7 @@ pub enum NodeError {
     /// The request did not reach the node, and never will.
     #[error("{0}")]
     NotSent(String),
-    /// The node's memory is full: it refused the request before it had changed anything.
+    /// The node's memory is full: it refused the request without a change.
     #[error("{0}")]
     Full(String),
     /// The request may or may not have taken effect, or may take effect later.

@@ -1,9 +1,9 @@
-//! Elections with leases on a quorum of nodes: the domain, which knows no transport and no kind of server.
+//! Elections with leases on a quorum of nodes: the domain, independent of transports and of kinds of servers.
 //!
 //! 1. [`election`] is the interface for callers: campaign, extend, resign, hand over, read, list.
 //! 2. [`lease::quorum`] sends every operation to all lease nodes and decides by a majority.
-//! 3. [`board`] is for those who wait for an election or watch it.
-//! 4. [`lease::LeaseNode`] is the contract of a node; [`lease::embedded`] is one in this process.
+//! 3. [`board`] serves campaigns that wait for an election and observers of elections.
+//! 4. [`lease::LeaseNode`] is the contract of a node; [`lease::embedded`] is a node in this process.
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};

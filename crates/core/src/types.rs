@@ -197,12 +197,12 @@ impl Value {
     }
 }
 
-/// Identifies one request to get elected, so that a retry finds what the first try was granted.
+/// Identifies one campaign, so that a retry finds the grant of the first try.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RequestId(Box<str>);
 
 impl RequestId {
-    /// Validates an id; empty means that the caller gave none.
+    /// Validates an id; empty means that the caller sent none.
     ///
     /// # Errors
     /// [`Invalid`] when it is longer than [`MAX_NAME`] bytes or holds a control character.
@@ -285,7 +285,7 @@ impl Token {
     /// The largest token.
     pub const MAX: Self = Self((1 << 53) - 1);
 
-    /// A token from its number, when that is in range.
+    /// A token from its number, if that is in range.
     #[must_use]
     pub fn new(token: u64) -> Option<Self> {
         (1..=Self::MAX.0).contains(&token).then_some(Self(token))
@@ -300,14 +300,14 @@ impl Token {
             (0, _) => Ok(None),
             (_, Some(token)) => Ok(Some(token)),
             _ => Err(Invalid(format!(
-                "`token` is {token}: give the token that the campaign answered (at most {}), or 0 to \
+                "`token` is {token}: give the token that the campaign returned (at most {}), or 0 to \
                  leave it out",
                 Self::MAX.0
             ))),
         }
     }
 
-    /// A token that a request has to give.
+    /// A token that a request must give.
     ///
     /// # Errors
     /// [`Invalid`] when it is 0 or over [`Token::MAX`].

@@ -7,7 +7,7 @@ use crate::types::ElectionId;
 
 /// How many changes are remembered of all elections. Each holds a leader's name and value, at most a few KiB.
 const MOST: usize = 1_000;
-/// How many of them are told of one election.
+/// How many of them are returned for one election.
 const OF_ONE: usize = 64;
 
 /// The last changes, the oldest first.
@@ -22,7 +22,7 @@ impl Changes {
         self.0.push_back(change);
     }
 
-    /// Those of this election, the newest first.
+    /// The changes of this election, the newest first.
     pub(super) fn of(&self, election: &ElectionId) -> Vec<Arc<Seen>> {
         let newest_first = self.0.iter().rev();
         let of_election = newest_first.filter(|change| *change.election == *election);

@@ -1,4 +1,4 @@
-//! One who waits for its turn to claim an election.
+//! A waiter's place in the queue of an election.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -9,9 +9,9 @@ use tokio::{sync::Notify, time::Instant};
 
 use crate::types::Candidate;
 
-/// From this many agents on, claims for one vacancy are spread over time.
+/// With at least this many agents, claims for one vacancy are spread over time.
 const MANY_AGENTS: usize = 10;
-/// Over how much time, for each agent; for all of them, not longer than this.
+/// The time over which claims are spread: for each agent, and at most for all of them.
 const SPREAD: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(500));
 
 /// A place in a queue.
@@ -19,13 +19,13 @@ const SPREAD: (Duration, Duration) = (Duration::from_micros(500), Duration::from
 pub(super) struct Place {
     candidate: Candidate,
     since: Instant,
-    /// 0, or one more than the number of agents that compete.
+    /// 0 before the turn; during it, one more than the number of agents that compete.
     called: AtomicUsize,
     turn: Notify,
 }
 
 impl Place {
-    /// The place of one who waits for this candidate.
+    /// Creates a place for this candidate.
     pub(super) fn new(candidate: Candidate, since: Instant) -> Self {
         Self {
             candidate,
@@ -35,23 +35,23 @@ impl Place {
         }
     }
 
-    /// Who is to lead.
+    /// The candidate that waits.
     pub(super) fn candidate(&self) -> &Candidate {
         &self.candidate
     }
 
-    /// Since when it waits.
+    /// Since when the candidate waits.
     pub(super) fn since(&self) -> Instant {
         self.since
     }
 
-    /// Lets its owner claim.
+    /// Gives the turn to this place.
     pub(super) fn call(&self, agents: usize) {
         self.called.store(agents + 1, Ordering::Release);
         self.turn.notify_one();
     }
 
-    /// Whether it is its turn.
+    /// Whether this place has the turn.
     pub(super) fn is_called(&self) -> bool {
         self.called.load(Ordering::Acquire) > 0
     }

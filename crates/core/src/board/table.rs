@@ -1,5 +1,4 @@
-//! What the board knows of elections, and when it is to read them again. Pure: no I/O, no tasks; the caller gives the
-//! time.
+//! What the board knows of elections, and when it reads them again. Pure: no I/O, no tasks; the caller passes the time.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -24,40 +23,40 @@ use crate::{
     types::{ElectionId, Token},
 };
 
-/// How often an election is read when nothing happens, if hints are heard.
+/// The interval between reads of an election without events, while hints arrive.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// How often, if they are not, and after a read that failed.
+/// The interval while they do not, and after a failed read.
 const POLL_EVERY: Duration = Duration::from_millis(500);
-/// The end of a term is read this much later than it is known to end, as nodes count whole milliseconds.
+/// An election is read this much later than its term ends, as nodes count whole milliseconds.
 const PAST_THE_END: Duration = Duration::from_millis(1);
-/// A read that is due anyway may be this much early, so that one batch serves many elections.
+/// A lazy read may be this much early, so that one batch serves many elections.
 const EARLY: Duration = Duration::from_millis(50);
 /// How many elections one batch reads.
 const BATCH: usize = 500;
-/// How long a hint waits for those of other nodes before the election is read.
+/// How long a hint waits for the hints of other nodes before the election is read.
 const HINT_WAITS: Duration = Duration::from_millis(5);
-/// The pauses before a read is repeated that does not show yet what a hint announced.
+/// The pauses before repeating a read that does not show yet what a hint announced.
 const NOT_YET: [Duration; 3] = [
     Duration::from_millis(2),
     Duration::from_millis(4),
     Duration::from_millis(8),
 ];
-/// How many reads of an election there may be at once before hints cause no more, and how often one more.
+/// The rate limit of reads of an election because of hints: the burst, and the interval afterwards.
 const HINTED_READS: (u32, Duration) = (20, Duration::from_millis(50));
-/// How many elections of scopes that nobody has read before hints can add in a second.
+/// The rate limit of new elections that hints add to a group: the burst, and the interval afterwards.
 const ADDED_BY_HINTS: (u32, Duration) = (200, Duration::from_millis(5));
-/// How long a vacancy is remembered that a group was told of: a listing or a claim that began before it and ends after it
-/// shows the former leader.
+/// How long a vacancy that was reported to a group is remembered: a listing or a claim that began before it and ends
+/// after it shows the former leader.
 const REMEMBERED: Duration = Duration::from_secs(10);
-/// The most elections that one watch covers.
+/// The most elections that one observation covers.
 pub const MOST_ELECTIONS: usize = 10_000;
 
-/// Limits how often something happens: some times at once, then once an interval.
+/// A rate limit: a burst, then once per interval.
 #[derive(Debug, Clone, Copy)]
 struct Allowance {
     most: u32,
     every: Duration,
-    /// Until when all of it is used up, if more than `most` intervals ahead of now.
+    /// The allowance is used up while this is more than `most` - 1 intervals ahead of now.
     used_until: Instant,
 }
 
@@ -81,7 +80,7 @@ impl Allowance {
         self.used_until = self.used_until.max(now) + self.every;
     }
 
-    /// Takes one if that is allowed now.
+    /// Takes one if the limit allows it now.
     fn try_take(&mut self, now: Instant) -> bool {
         let allowed = self.next(now) <= now;
         if allowed {
@@ -94,29 +93,29 @@ impl Allowance {
 /// Numbers for tests and telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Elections that somebody watches or waits for.
+    /// Elections with a waiter or an observer.
     pub elections: usize,
-    /// Elections that are to be read at a known time.
+    /// Elections with a scheduled read.
     pub timers: usize,
     /// Campaigns that wait.
     pub waiters: usize,
-    /// Watches.
+    /// Observations.
     pub watches: usize,
     /// Whether the board's task runs, which listens to nodes.
     pub running: bool,
-    /// Nodes that the board hears.
+    /// Nodes from which the board receives hints.
     pub heard_nodes: usize,
-    /// Whether so few nodes are heard that changes may go unheard.
+    /// Whether so few nodes send hints that the board may miss changes.
     pub deaf: bool,
-    /// Hints that were heard since the start, of elections of interest.
+    /// Hints received since the start, of elections of interest.
     pub hints: u64,
     /// Changes since the start that a read found and no hint had announced.
     pub unannounced: u64,
     /// Changes since the start.
     pub changes: u64,
-    /// Elections that were read since the start.
+    /// Elections read since the start.
     pub reads: u64,
-    /// Claims since the start for those who wait.
+    /// Claims of waiters since the start.
     pub claims: u64,
 }
 
@@ -136,20 +135,20 @@ struct Entry {
     hinted: Option<Hinted>,
     /// The smallest token above the known one that a hint says was granted.
     granted: Option<Token>,
-    /// Whether changes may have gone unheard since `known` was learnt.
+    /// Whether the board may have missed changes since `known` was learnt.
     unheard: bool,
     /// How often the read for these hints was repeated.
     repeated: usize,
     allowance: Allowance,
     queue: VecDeque<Arc<Place>>,
-    /// Whether one of the queue is claiming.
+    /// Whether a waiter of the queue is claiming.
     claiming: bool,
     watches: HashMap<u64, Arc<Watch>>,
     unconfirmed: Unconfirmed,
 }
 
 impl Entry {
-    /// Whether a read or a claim is in flight, which says more than what else becomes known.
+    /// Whether a read or a claim is in flight. Its result supersedes other findings.
     fn is_busy(&self) -> bool {
         self.reading || self.claiming
     }
@@ -158,7 +157,7 @@ impl Entry {
 /// Since when reads or listings fail, and why the last one did.
 type Unconfirmed = Option<(Instant, Error)>;
 
-/// Notes that one that began at this time has failed. Returns since when, if those before had not.
+/// Notes the failure of a read or listing that began at this time. Returns that time if the one before succeeded.
 fn doubt(unconfirmed: &mut Unconfirmed, error: &Error, began: Instant) -> Option<Instant> {
     match unconfirmed {
         Some((_, last)) => {
@@ -181,10 +180,10 @@ struct Hinted {
     first: Instant,
 }
 
-/// A group of elections that somebody watches.
+/// A group of elections with observers.
 struct Group {
     scope: Scope,
-    /// When the first watch began.
+    /// When the first observation began.
     since: Instant,
     watches: HashMap<u64, Arc<Watch>>,
     /// Whether all its elections have been listed once.
@@ -195,16 +194,16 @@ struct Group {
     unconfirmed: Unconfirmed,
 }
 
-/// Elections of interest. Empty when nobody is interested.
+/// The elections with waiters or observers.
 pub(super) struct Table {
     electorate: Electorate,
     entries: HashMap<Arc<ElectionId>, Entry>,
     due: BTreeSet<(Instant, Arc<ElectionId>)>,
     groups: Vec<Group>,
     heard: Nodes,
-    /// Since when no change goes unheard, or last did.
+    /// When the board last became able to notice all changes.
     heard_since: Option<Instant>,
-    /// Rises whenever nobody listens any more: reports of those who listened before do not count.
+    /// Rises whenever the board stops listening. Reports of earlier eras do not count.
     pub(super) era: u64,
     listeners: usize,
     next_watch: u64,
@@ -212,7 +211,7 @@ pub(super) struct Table {
     pub(super) running: bool,
     totals: Counts,
     changes: Changes,
-    /// Whom to wake.
+    /// The readers to wake.
     pub(super) calls: Calls,
 }
 
@@ -248,7 +247,7 @@ impl Table {
             .collect()
     }
 
-    /// Whether nobody is interested in anything.
+    /// Whether there are no elections of interest.
     pub(super) fn is_idle(&self) -> bool {
         self.entries.is_empty() && self.groups.is_empty()
     }
@@ -269,13 +268,13 @@ impl Table {
         }
     }
 
-    /// Whether a change could go unheard: the nodes that are not heard hold a majority.
+    /// Whether the board may miss a change: the nodes that send it no hints form a majority.
     fn is_deaf(&self) -> bool {
         let unheard = self.electorate.nodes().without(self.heard);
         self.electorate.any(unheard)
     }
 
-    /// Notes that no node is listened to any more.
+    /// Notes that the board stopped listening to nodes.
     pub(super) fn silence(&mut self) {
         self.heard = Nodes::NONE;
         self.era += 1;
@@ -288,7 +287,7 @@ impl Table {
         }
     }
 
-    /// The name of an election of interest, as the table shares it.
+    /// The table's shared id of an election of interest.
     fn id(&self, election: &ElectionId) -> Option<Arc<ElectionId>> {
         let (id, _) = self.entries.get_key_value(election)?;
         Some(Arc::clone(id))
@@ -320,7 +319,7 @@ impl Table {
         id
     }
 
-    /// Reads the election at this time, or when it is due if that is earlier.
+    /// Schedules a read of the election at this time, unless an earlier one is due.
     fn arm(&mut self, id: &Arc<ElectionId>, at: Instant, lazy: bool) {
         let Some(entry) = self.entries.get_mut(id) else {
             return;
@@ -379,7 +378,7 @@ impl Table {
         taken
     }
 
-    /// The groups to list now that one listing serves: those of a kind, or that of all kinds.
+    /// The due groups that one listing serves: those of one kind, or that of all kinds.
     pub(super) fn take_listing(&mut self, now: Instant) -> Vec<Scope> {
         let due = |group: &Group| !group.listing && group.due <= now;
         let Some(first) = self.groups.iter().find(|group| due(group)) else {
@@ -390,7 +389,7 @@ impl Table {
         for group in &mut self.groups {
             if due(group) && group.scope.kind() == kind.as_ref() {
                 group.listing = true;
-                // Or earlier, if hearing returns meanwhile.
+                // Earlier if hints arrive again meanwhile.
                 group.due = now + LOOK_EVERY;
                 taken.push(group.scope.clone());
             }
@@ -406,7 +405,7 @@ impl Table {
             let group = groups.find(|group| group.scope.covers(&hint.election));
             let Some(group) = group else { return };
             if !group.added.try_take(now) {
-                // So many new elections are listed sooner than read one by one.
+                // One listing is faster than a read of each new election.
                 group.due = group.due.min(now + POLL_EVERY);
                 return;
             }
@@ -455,7 +454,7 @@ impl Table {
         self.arm(&id, at, false);
     }
 
-    /// Notes that the node is heard, and how many agents listen to it.
+    /// Notes that the node sends hints, and how many agents listen to it.
     pub(super) fn hears(&mut self, node: usize, listeners: usize, now: Instant) {
         self.listeners = listeners;
         if self.heard.has(node) {
@@ -464,13 +463,13 @@ impl Table {
         let was_deaf = self.is_deaf();
         self.heard.add(node);
         if was_deaf && !self.is_deaf() {
-            // What changed meanwhile may have gone unheard, also by reads in flight.
+            // The board may have missed changes meanwhile, as may reads in flight.
             self.heard_since = Some(now);
             self.look_at_all(now);
         }
     }
 
-    /// Notes that the node is not heard.
+    /// Notes that the node sends no hints.
     pub(super) fn unheard(&mut self, node: usize, now: Instant) {
         if !self.heard.has(node) {
             return;
@@ -494,7 +493,7 @@ impl Table {
         }
     }
 
-    /// Notes what a read that began at this time has found.
+    /// Notes the result of a read that began at this time.
     pub(super) fn learn(
         &mut self,
         election: &ElectionId,
@@ -543,7 +542,7 @@ impl Table {
         let unexplained = entry
             .hinted
             .filter(|hinted| began < hinted.first || !explains(state, hinted));
-        // What began before the hint says nothing of it.
+        // A read that began before the hint cannot explain it.
         let again = again || unexplained.is_some_and(|hinted| began < hinted.first);
         let handed_over = matches!(change, Some((_, Cause::Handover)));
         match change {
@@ -557,7 +556,7 @@ impl Table {
                     .is_some_and(|it| rank(&it.state).0 == token);
                 let hinted = entry.hinted;
                 let announced = hinted.map(|hinted| hinted.first);
-                // An election that was not known may have been known and forgotten.
+                // The table may have known the election before and forgotten it.
                 let skipped = cause != Cause::RolledBack
                     && matches!(state, State::Vacant(_))
                     && entry
@@ -583,7 +582,7 @@ impl Table {
                 match (first, hinted) {
                     (false, _) => self.changes.push(Arc::clone(&seen)),
                     (true, None) => {}
-                    // It is not known what was before, but that something has changed.
+                    // The state before is unknown, but the hint says that it has changed.
                     (true, Some(hinted)) => self.changes.push(Arc::new(Seen {
                         cause: cause_of(&seen.state, Some(hinted.cause), false)
                             .unwrap_or(Cause::Resign),
@@ -603,7 +602,7 @@ impl Table {
                     && until.is_some()
                     && rank(&known.state) == rank(state)
                 {
-                    // Only the time that is left has changed.
+                    // Only the remaining time has changed.
                     *known = Arc::new(Seen {
                         state: state.clone(),
                         until,
@@ -634,7 +633,7 @@ impl Table {
                 (entry.hinted, entry.repeated) = (None, 0);
                 match until {
                     Some(until) if until + PAST_THE_END <= now + EARLY => {
-                        // A node that counts slowly must not be read all the time.
+                        // Avoids reading a node with a slow clock in a busy loop.
                         ((until + PAST_THE_END).max(now + 2 * PAST_THE_END), false)
                     }
                     Some(until) => (look.min(until + PAST_THE_END), true),
@@ -647,8 +646,8 @@ impl Table {
         if vacant {
             self.serve(id, |_| true);
         } else if handed_over {
-            // Its campaign succeeds, and tells it so. Only after a handover: of two who wait under one name, the second
-            // must not take from the first what that was just granted.
+            // The new leader's own campaign succeeds and so reports the handover. Only after a handover: of two waiters
+            // with one name, the second must not take over what the first was just granted.
             self.serve(id, |place| {
                 let leader = state.lease().map(|lease| &lease.leader);
                 leader == Some(place.candidate())
@@ -656,7 +655,7 @@ impl Table {
         }
     }
 
-    /// Lets the first of those of the queue claim that may.
+    /// Gives the turn to the first of the queue that may claim.
     fn serve(&mut self, id: &Arc<ElectionId>, may: impl Fn(&Place) -> bool) {
         let listeners = self.listeners;
         let Some(entry) = self.entries.get_mut(id) else {
@@ -673,7 +672,7 @@ impl Table {
         }
     }
 
-    /// Adds one who waits to the end of the queue. `lease` is what its claim lost to.
+    /// Adds a waiter to the end of the queue. `lease` is what its claim lost to.
     pub(super) fn enqueue(
         &mut self,
         election: &ElectionId,
@@ -686,13 +685,13 @@ impl Table {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.queue.push_back(place);
             let later = entry.since > began;
-            // What a later read has found may be forgotten again.
+            // The table may have forgotten the result of a later read.
             let old = began + REMEMBERED <= now;
             if !entry.is_busy() && !old {
                 self.found(&id, &State::Held(lease), false, began, now);
             }
             if later || old {
-                // What is known is newer, or no hint of what happened since was heard.
+                // The known state is newer, or hints since then were missed.
                 self.arm(&id, now, false);
             }
         }
@@ -712,7 +711,7 @@ impl Table {
         self.learn(election, found.map(State::Held), began, now);
     }
 
-    /// Takes one who waited out of the queue, and ends its claim if it has one.
+    /// Removes a waiter from the queue, and ends its claim if it has one.
     pub(super) fn leave(&mut self, election: &ElectionId, place: &Arc<Place>, now: Instant) {
         let Some(id) = self.id(election) else {
             return;
@@ -727,7 +726,7 @@ impl Table {
         self.forget_if_idle(&id, now);
     }
 
-    /// The leader as far as is known for sure, or why that is not known; [`None`] if there is none.
+    /// The leader if the board knows it for sure, or the error that prevents that; [`None`] if none is known.
     pub(super) fn leader(
         &self,
         election: &ElectionId,
@@ -743,7 +742,7 @@ impl Table {
         Ok(lease.filter(|lease| !lease.remaining.is_zero()))
     }
 
-    /// Adds a watch.
+    /// Adds an observation.
     pub(super) fn watch(&mut self, scope: Scope, now: Instant) -> Arc<Watch> {
         self.next_watch += 1;
         let watch = Arc::new(Watch::new(self.next_watch, scope));
@@ -800,7 +799,7 @@ impl Table {
         watch
     }
 
-    /// Removes a watch, and what nobody else is interested in.
+    /// Removes an observation, and the elections that nobody else observes or waits for.
     pub(super) fn unwatch(&mut self, watch: &Watch, now: Instant) {
         if let Scope::One(election) = watch.scope() {
             if let Some(id) = self.id(election) {
@@ -824,8 +823,8 @@ impl Table {
         }
     }
 
-    /// Notes what a listing that began at this time has found: all held elections of the scope, or why they are not
-    /// known. [`None`]: there are more than a watch may cover.
+    /// Notes the result of a listing that began at this time: all held elections of the scope, or an error.
+    /// [`None`]: there are more than an observation may cover.
     pub(super) fn listed(
         &mut self,
         scope: &Scope,
@@ -839,7 +838,7 @@ impl Table {
         };
         let group = &mut self.groups[place];
         if began < group.since {
-            // It was made for others, who have gone.
+            // An earlier group of this scope requested it.
             return;
         }
         group.listing = false;
@@ -871,13 +870,13 @@ impl Table {
         for (election, lease) in leases {
             let id = self.entry(&election, now);
             let entry = self.entries.get(&id);
-            // What is in flight says more, but may come after the group is complete.
+            // A read in flight supersedes the listing, but may end after the group is complete.
             if entry.is_some_and(|entry| entry.known.is_none() || !entry.is_busy()) {
                 self.found(&id, &State::Held(lease), false, began, now);
             }
             held.insert(id);
         }
-        // The others may be vacant, or the listing too old for them.
+        // The other elections may be vacant, or the listing too old for them.
         let others: Vec<_> = self
             .entries
             .keys()
@@ -895,7 +894,7 @@ impl Table {
         }
     }
 
-    /// Reports a state to all who watch the election. A group hears of none before all present states are known.
+    /// Reports a state to all observers of the election. A group receives none before all present states are known.
     fn report(&mut self, id: &Arc<ElectionId>, act: impl Fn(&Arc<Watch>, &mut Calls)) {
         self.each_of(id, |group| group.synced, act);
     }
@@ -923,8 +922,8 @@ impl Table {
         }
     }
 
-    /// Forgets an election in which nobody is interested. Groups are interested in elections that are held, not read yet,
-    /// or were held a short time ago.
+    /// Forgets an election that is of no interest. Elections that are held, not read yet, or were held a short time ago
+    /// are of interest to their groups.
     fn forget_if_idle(&mut self, id: &Arc<ElectionId>, now: Instant) {
         let Some(entry) = self.entries.get(id) else {
             return;
@@ -939,14 +938,14 @@ impl Table {
         let wanted =
             !entry.queue.is_empty() || !entry.watches.is_empty() || (!settled && grouped());
         if !wanted {
-            // If it is in doubt, no watch is left that would have to hear of the end of the doubt.
+            // If the election is in doubt, no observer is left to receive the end of the doubt.
             self.disarm(id);
             self.entries.remove(id);
         }
     }
 }
 
-/// Reports all present states to a watch of a group.
+/// Reports all present states to an observer of a group.
 fn present(entries: &HashMap<Arc<ElectionId>, Entry>, watch: &Arc<Watch>, calls: &mut Calls) {
     let covered = entries.iter().filter(|(id, _)| watch.scope().covers(id));
     for (_, entry) in covered {
@@ -972,12 +971,12 @@ fn explains(state: &State, hinted: &Hinted) -> bool {
     match hinted.cause {
         hint::Cause::Campaign | hint::Cause::Handover => token >= hinted_token,
         hint::Cause::Resign => token > hinted_token || vacant,
-        // Either may change nothing.
+        // Both may change nothing.
         hint::Cause::RolledBack | hint::Cause::Repaired => true,
     }
 }
 
-/// Why an election came into this state, as far as a hint or the end of the term says.
+/// Why an election entered this state, as far as a hint or the end of the term shows.
 fn cause_of(state: &State, hinted: Option<hint::Cause>, is_over: bool) -> Option<Cause> {
     match (state, hinted) {
         (State::Held(_), Some(hint::Cause::Handover)) => Some(Cause::Handover),
@@ -988,7 +987,7 @@ fn cause_of(state: &State, hinted: Option<hint::Cause>, is_over: bool) -> Option
     }
 }
 
-/// What the read adds to what is known: the state to report and its cause, if there is a change.
+/// The change that a read shows: the state to report and its cause.
 fn changed(
     known: &Seen,
     state: &State,
@@ -1004,14 +1003,14 @@ fn changed(
     let cause = cause_of(state, hinted, is_over);
     match (state, &known.state) {
         _ if after == before => None,
-        // Also of two vacancies: whoever led in between had left before the read.
+        // Also between two vacancies: a leader in between left before the read.
         _ if after > before => Some((state.clone(), cause.unwrap_or(Cause::Resign))),
         // The nodes have forgotten the last term: the election is as vacant as before.
         (State::Vacant(_), State::Vacant(_)) => None,
-        // A read that began before the known one ended says less.
+        // The read began before the known state was learnt.
         _ if !is_later => None,
         (State::Held(_), _) => Some((state.clone(), Cause::RolledBack)),
-        // The nodes know no token, or only lower ones. The token that was reported stays the highest.
+        // The nodes know no token, or only lower ones. The reported token stays the highest.
         (State::Vacant(_), State::Held(lease)) => Some((
             State::Vacant(Some(lease.token)),
             cause.unwrap_or(Cause::RolledBack),
@@ -1019,7 +1018,7 @@ fn changed(
     }
 }
 
-/// This long, give or take a share.
+/// `time`, randomly varied by up to `share` in both directions.
 fn jittered(time: Duration, share: f64) -> Duration {
     time.mul_f64(1.0 - share + 2.0 * share * fastrand::f64())
 }

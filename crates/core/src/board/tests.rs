@@ -91,7 +91,7 @@ impl Board {
         }
     }
 
-    /// How long the election's lease is stored from now on.
+    /// The remaining time of the election's lease.
     async fn remaining(&self, name: &str) -> Duration {
         let deadline = Instant::now() + SECOND;
         let state = self.0.elections.state(&election(name), deadline).await;
@@ -221,7 +221,7 @@ async fn who_waits_is_elected_when_the_leader_resigns_or_its_term_ends() {
             "{:?}",
             vacant.elapsed()
         );
-        // Counted from before the request, by a clock that may be 1 % fast.
+        // The time counts from before the request, by a clock that may be 1 % fast.
         let waited = vacant - leading;
         let most = waited + PROVISIONAL + waited / 100;
         assert!(valid_for < most, "{valid_for:?} of {most:?}");
@@ -402,8 +402,7 @@ async fn a_watch_of_a_kind_reports_elections_that_it_did_not_know() {
     there.until_nothing_is_left().await;
 }
 
-/// Whoever may publish on a node can send any hint: it changes no answer, and costs a bounded number of reads.
-/// Of one listing, each watch gets its own elections, and one that covers too many takes none from the others.
+/// Each observer gets its own elections from one listing, and an observer of too many takes none from the others.
 #[tokio::test(start_paused = true)]
 async fn watches_of_a_kind_share_a_listing() {
     let scene = Scene::new();
@@ -428,6 +427,7 @@ async fn watches_of_a_kind_share_a_listing() {
     }
 }
 
+/// Any client that may publish on a node can forge hints: they change no reply, and cost a bounded number of reads.
 #[tokio::test(start_paused = true)]
 async fn forged_hints_change_nothing_and_cost_little() {
     let scene = Scene::new();
@@ -465,7 +465,7 @@ async fn forged_hints_change_nothing_and_cost_little() {
     }
     let took = began.elapsed().as_secs_f64();
     let reads = board.counts().reads - before.reads;
-    // 20 a second of the election, 200 a second of others, three repetitions at most, and what is allowed at once.
+    // 20 a second of the election, 200 a second of others, three repetitions at most, and the bursts.
     let most = (220.0 * took + 220.0) * 4.0;
     assert!((reads as f64) < most, "{reads} reads in {took} s");
     assert_eq!(board.counts().changes, before.changes);

@@ -1,4 +1,4 @@
-//! One who watches elections, and what it has not read yet.
+//! An observation of elections, and its unread events.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,19 +22,19 @@ use crate::{
 /// How long changes wait for a reader.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What is watched.
+/// The observed elections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
     /// One election.
     One(Arc<ElectionId>),
-    /// The elections of a kind whose names begin so.
+    /// The elections of a kind whose names begin with a prefix.
     Kind(Kind, Box<str>),
     /// All elections.
     All,
 }
 
 impl Scope {
-    /// The kind of all its elections, if they are of one.
+    /// The kind of all its elections, if they share one.
     pub(super) fn kind(&self) -> Option<&Kind> {
         match self {
             Self::Kind(kind, _) => Some(kind),
@@ -42,7 +42,7 @@ impl Scope {
         }
     }
 
-    /// Whether the election is watched.
+    /// Whether the scope contains the election.
     #[must_use]
     pub fn covers(&self, election: &ElectionId) -> bool {
         match self {
@@ -55,10 +55,10 @@ impl Scope {
     }
 }
 
-/// What a watch reports.
+/// An event of an observation.
 #[derive(Debug, Clone)]
 pub enum Event {
-    /// The state of an election. `missed`: others may have led between the last state that was reported and this one.
+    /// The state of an election. `missed`: others may have led between the last reported state and this one.
     State {
         /// The state.
         seen: Arc<Seen>,
@@ -69,11 +69,11 @@ pub enum Event {
     },
     /// All present states have been reported.
     Synced,
-    /// Whether the states reported last are known to be the present ones.
+    /// Whether the last reported states are known to be the present ones.
     Certainty(Option<Doubt>),
-    /// There are more elections than a watch may cover. Nothing follows.
+    /// There are more elections than an observation may cover. Nothing follows.
     TooMany,
-    /// Nobody has read for [`PATIENCE`]. Nothing follows.
+    /// The observer has not read for [`PATIENCE`]. Nothing follows.
     Slow,
 }
 
@@ -86,7 +86,7 @@ pub struct Doubt {
     pub error: Error,
 }
 
-/// A watch. It holds the last state of each election that has changed, not every state.
+/// An observation. It holds the last state of each election that has changed, not every state.
 #[derive(Debug)]
 pub(super) struct Watch {
     id: u64,
@@ -102,20 +102,21 @@ struct Pending {
     changed: HashMap<Arc<ElectionId>, Change>,
     order: VecDeque<Arc<ElectionId>>,
     synced: Synced,
-    /// How many elections and groups are in doubt, and what is to be said of it.
+    /// How many elections and groups are in doubt.
     doubts: usize,
+    /// The doubt, or its end, to report.
     certainty: Option<Option<Doubt>>,
     too_many: bool,
     /// Since when something is pending.
     since: Option<Instant>,
     slow: bool,
-    /// Whether the reader is woken, or about to be, and has not read since.
+    /// Whether the reader has been woken, or is about to be, and has not read since.
     called: bool,
 }
 
-/// Watches whose readers are to be woken, by runtime.
+/// Observations whose readers to wake, by runtime.
 ///
-/// To wake a reader on another thread takes a system call, and its connection is written before the next one is awake.
+/// Waking a reader on another thread takes a system call, and its connection is written before the next one is awake.
 /// A task on the readers' own thread wakes all of them first, and those that share a connection share a write.
 #[derive(Debug, Default)]
 pub(super) struct Calls(Vec<Vec<Arc<Watch>>>);
@@ -156,7 +157,7 @@ impl Calls {
     }
 }
 
-/// Whether all present states have been collected, and [`Event::Synced`] was reported.
+/// Whether all present states have been collected and [`Event::Synced`] has been reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Synced {
     #[default]
@@ -240,8 +241,8 @@ impl Watch {
         self.add(seen, seen.cause, seen.missed, calls);
     }
 
-    /// Reports the state of an election of which nothing was known. A watch of a group hears of it only if it is held.
-    /// `missed`: others may have led before, as far as the group is concerned.
+    /// Reports the state of an election that was unknown before. An observer of a group receives it only if it is held.
+    /// `missed`: to observers of a group, others may have led before.
     pub(super) fn discovered(self: &Arc<Self>, seen: &Arc<Seen>, missed: bool, calls: &mut Calls) {
         if matches!(self.scope, Scope::One(_)) {
             self.present(seen, calls);
@@ -309,7 +310,7 @@ impl Watch {
             return Some(Event::TooMany);
         }
         pending.since = None;
-        // A doubt concerns what was reported before; certainty, what is pending, too.
+        // A doubt concerns earlier reports; certainty also concerns pending ones.
         if let Some(Some(doubt)) = pending.certainty.take_if(|it| it.is_some()) {
             return Some(Event::Certainty(Some(doubt)));
         }
@@ -359,7 +360,7 @@ mod tests {
         let mut calls = Calls::default();
         for watch in &watches {
             watch.synced(&mut calls);
-            // It has not been read since.
+            // The reader has not read since.
             watch.too_many(&mut calls);
         }
         let sizes: Vec<_> = calls.0.iter().map(Vec::len).collect();

@@ -1,8 +1,8 @@
-//! What this agent knows of leaders, to report when they change.
+//! The leaders that this agent knows, to report their changes.
 //!
 //! An agent knows the requests that it served itself. An agent that makes a change reports it; other agents learn of it
-//! from the next request and report nothing. The ledger is bounded: it forgets the leaders of elections that had no
-//! request lately.
+//! from the next request and report nothing. The ledger is bounded: it forgets the leaders of elections without recent
+//! requests.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ const REMEMBERED: usize = 100_000;
 /// shorter when the reply arrives than when the node sent it.
 const PRECISION: Duration = Duration::from_millis(250);
 
-/// Receives what becomes of elections.
+/// Receives changes of leaders and outcomes of requests.
 pub trait LedgerObserver: fmt::Debug + Send + Sync + 'static {
     /// The leader of an election changed, or the election became vacant.
     fn changed(&self, change: &Change<'_>);
@@ -77,7 +77,7 @@ pub enum RequestOutcome {
     Unavailable,
     /// The request was served.
     Done,
-    /// No grant with the token in question is known.
+    /// No grant with the given token is known.
     NotGranted,
 }
 
@@ -169,7 +169,7 @@ impl Ledger {
         self.0.observer.finished(request, outcome);
     }
 
-    /// Enters that the candidate was granted the election.
+    /// Enters a grant to the candidate.
     pub(super) fn won(
         &self,
         election: &ElectionId,

@@ -1,7 +1,7 @@
 //! How many elections callers hold at the same time, as far as this agent knows, and how many they may hold.
 //!
-//! An agent knows the requests that it served itself. It counts an election for the holder that got it, or extended it,
-//! through this agent last. Other agents count what they grant. An agent that has just started has counted nothing; it
+//! An agent knows the requests that it served itself. It counts an election for the holder that last got or extended it
+//! through this agent. Other agents count their own grants. An agent that has just started has counted nothing; it
 //! learns as leaders extend.
 //!
 //! A holder takes a *place* when it requests an election, before any call to the nodes, so that many concurrent
@@ -86,7 +86,7 @@ struct Place {
 }
 
 impl Quotas {
-    /// Creates a quota with nothing held yet.
+    /// Creates a quota without held elections.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
         Self(Arc::new(Inner {
@@ -95,7 +95,7 @@ impl Quotas {
         }))
     }
 
-    /// Returns what is held besides the election.
+    /// Returns how many elections are held besides this one.
     #[must_use]
     pub fn besides(&self, holder: &str, election: &ElectionId) -> Held {
         let mut places = self.places();
@@ -144,7 +144,7 @@ impl Quotas {
     }
 
     /// Notes that the leader's term was extended at the holder's request, or, unless that is `known`, may have been.
-    /// Counts whether the holder has a place or not: leaders continue.
+    /// A `known` extension counts even if the holder has no place: leaders continue.
     pub fn extended(
         &self,
         holder: &str,
@@ -160,7 +160,7 @@ impl Quotas {
         }
     }
 
-    /// Notes that the leader leads no longer.
+    /// Notes that the leader no longer leads.
     pub fn ended(&self, election: &ElectionId, leader: &Candidate) {
         self.places().end(election, |place| place.leader == *leader);
     }
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_kind_has_so_many_whoever_holds_them() {
+    async fn the_limit_of_a_kind_counts_all_holders() {
         let it = quotas(0, 2);
         wins(&it, "a", "1");
         let second = enters(&it, "b", "2").expect("a place");
@@ -445,7 +445,7 @@ mod tests {
             }
         );
         assert_eq!(enters(&it, "c", "3").err(), Some(Exceeded::Kind(2)));
-        // Whichever holder wins it, it is one election.
+        // An election counts once, even with several holders.
         let rival = enters(&it, "c", "1").expect("it has a place");
         rival.finish(EntryOutcome::Lost(name("a"), TERM));
         let other = ElectionId::new("other", "3").expect("valid");

@@ -1,4 +1,4 @@
-//! What callers learn of an election's state beside the leader: its position, and whether a token is current.
+//! What callers learn of an election's state besides the leader: its position, and whether a token is current.
 
 use std::{fmt, time::Duration};
 
@@ -37,7 +37,7 @@ impl Position {
     }
 }
 
-/// `h` or `v`, and the token. URLs and HTTP's entity tags need no escapes for it.
+/// `h` or `v`, and the token. It needs no escapes in URLs and HTTP entity tags.
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let phase = if self.held { 'h' } else { 'v' };
@@ -48,14 +48,14 @@ impl fmt::Display for Position {
 /// What a state says about a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// It is the leader's. No other candidate is elected for this long, counted from before the state was requested,
-    /// unless the leader resigns or hands over.
+    /// The token is the leader's. No other candidate is elected for this long, counted from before the state was
+    /// requested, unless the leader resigns or hands over.
     Current(Duration),
     /// The election is vacant, and the token is at most the highest that the nodes remember.
     NoTerm,
     /// The election is held with a larger token.
     Stale,
-    /// The token is larger than every one that the nodes know of the election: no grant with it counts.
+    /// The token is larger than every token of the election that the nodes know: no grant with it counts.
     NotGranted,
 }
 

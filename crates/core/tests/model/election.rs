@@ -26,7 +26,7 @@ use crate::{
 
 pub(crate) const EXCLUSION: &str = "at most one candidate leads";
 pub(crate) const RISING: &str = "tokens rise";
-pub(crate) const CLEAN: &str = "nobody is said to lead who was told of nothing";
+pub(crate) const CLEAN: &str = "only candidates that received a grant are reported as leaders";
 pub(crate) const WINNABLE: &str = "a vacant election can be won";
 
 /// The candidate that campaigns after all others have stopped.
@@ -37,8 +37,8 @@ const LATECOMER: usize = 2;
 pub(crate) struct Election {
     pub(crate) world: World,
     pub(crate) budget: Budget,
-    /// Whether the checks of leftovers run, too: nobody is wrongly reported as the leader, and a candidate
-    /// can win.
+    /// Whether the checks of leftovers run, too: no candidate is wrongly reported as the leader, and a candidate can
+    /// win.
     pub(crate) remains: bool,
     /// The rule that is disabled.
     pub(crate) without: Option<Rule>,
@@ -49,7 +49,7 @@ pub(crate) struct Election {
 pub(crate) enum Action {
     Tick,
     Campaign(usize, usize),
-    /// As a campaign, with a request that has waited since the beginning.
+    /// Like a campaign, with a request that has waited since the beginning.
     ClaimAfterWait(usize, usize),
     Extend(usize, usize),
     Resign(usize, usize),
@@ -784,7 +784,7 @@ impl Model for Election {
         }
         if waits > 0 && led == 0 {
             properties.push(Property::sometimes(
-                "who has waited leads for longer than a term after its request",
+                "a candidate that waited leads for longer than a term after its request",
                 |model: &Self, state: &State| {
                     let term = |candidate: usize| TICK * model.world.terms[candidate];
                     let mut leads = state.leads.iter().take(LATECOMER).enumerate();
@@ -796,7 +796,7 @@ impl Model for Election {
         }
         if extensions > 0 {
             properties.push(Property::sometimes(
-                "an extension is answered",
+                "an extension succeeds",
                 |model: &Self, state: &State| {
                     let extended = |lead: &crate::state::Lead| {
                         lead.until > *BEGINNING + TICK * model.world.terms[0]

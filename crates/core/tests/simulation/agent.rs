@@ -28,7 +28,7 @@ use tokio::{
 
 use crate::{handle::Handle, record::Record, server::Server};
 
-/// How long a lease granted after a wait is stored until its first extension, besides 1 % of the wait.
+/// How long a lease granted after a wait is stored until its first extension, plus 1 % of the wait.
 pub(crate) const PROVISIONAL: Duration = Duration::from_millis(1_200);
 
 /// One agent. Cheap to clone.
@@ -187,7 +187,7 @@ impl Agent {
         assert_eq!(
             (elections, timers, waiters, watches, running),
             (0, 0, 0, 0, false),
-            "who waits although nobody does, after\n{}",
+            "the board is not empty although nobody waits or observes, after\n{}",
             record.history()
         );
     }
@@ -259,7 +259,7 @@ pub(crate) fn clock(off: Vec<i64>) -> impl Fn() -> SystemTime + Send + Sync {
     }
 }
 
-/// The errors of a wall clock that steps: back an hour, forward a minute, and out of all reason.
+/// The errors of a wall clock that steps: back an hour, forward a minute, and far out of range.
 pub(crate) fn steps(rng: &mut Rng) -> Vec<i64> {
     let steps = [0, 0, -3600, 60, -1_800_000_000, 9_000_000_000];
     (0..8).map(|_| steps[rng.usize(..steps.len())]).collect()

@@ -137,7 +137,9 @@ impl Candidate {
                     match self.extend_term(token).await {
                         Some(Ok(until)) => leading.until = leading.until.max(until),
                         Some(Err(())) => {
-                            return self.record.ended(&self.name, "is told it does not lead");
+                            return self
+                                .record
+                                .ended(&self.name, "learns that it does not lead");
                         }
                         None => {}
                     }
@@ -333,7 +335,7 @@ impl Candidate {
         }
     }
 
-    /// When this time is over by its clock.
+    /// The instant at which this time is over by its clock.
     fn ends(&self, asked: Instant, time: Duration) -> Instant {
         counted_from(asked) + time.div_f64(self.clock)
     }
@@ -378,7 +380,7 @@ enum Waits {
     Not,
     /// It claims when the time is over.
     Idly(Duration),
-    /// It claims when the agent's board says so, until the time is over.
+    /// It claims when the agent's board gives it the turn, until the time is over.
     OnTheBoard(Duration),
 }
 

@@ -106,7 +106,7 @@ impl Change {
             tokio::spawn(async move {
                 if wanted && comes + stays < until {
                     sleep_until(comes).await;
-                    record.note("an agent comes late that has the old list alone");
+                    record.note("an agent with only the old list starts late");
                     late.comes();
                     sleep(stays).await;
                     record.note("it goes");
@@ -118,13 +118,13 @@ impl Change {
         let mut replaced = self
             .replace(old, both, &mut rng, &record, until, || {})
             .await;
-        // Some start too early, before the old list is closed.
+        // Some agents start too early, before the old list is closed.
         let waits = match rng.bool() {
             true => LONGEST_TERM + Duration::from_millis(rng.u64(..6_000)),
             false => Duration::from_millis(rng.u64(..3_000)),
         };
         sleep_until((Instant::now() + waits).min(until)).await;
-        // The servers refuse it as long as agents have both lists.
+        // The servers refuse the straggler as long as agents have both lists.
         let none_is_left = || {
             straggler.abort();
             late[0].goes();

@@ -13,10 +13,10 @@ use tokio::{
 
 use crate::server::Server;
 
-/// Of a thousand hints, so many are followed by a forged one.
+/// How many of a thousand hints are followed by a forged one.
 const FORGED: u32 = 100;
 
-/// What is on its way to a listener.
+/// The hints in transit to a listener.
 pub(crate) struct Post<'a> {
     server: &'a Server,
     listener: &'a dyn Listener,
@@ -63,7 +63,7 @@ impl<'a> Post<'a> {
         }
     }
 
-    /// Delivers what arrives.
+    /// Delivers hints as they arrive.
     pub(crate) async fn deliver(&self) {
         loop {
             let now = Instant::now();

@@ -1,9 +1,9 @@
 //! The real quorum over simulated nodes and a simulated network, in simulated time.
 //!
 //! A seed determines everything: when candidates send requests and through which agent, which messages are
-//! slow, lost or doubled, when nodes pause and forget, whose clock runs fast or is set back or forward, and
-//! which hints are lost, late or forged, and when agents change from one list of nodes to another. A run checks the guarantees of the agent (see
-//! [`record`]). A failure names its seed, and `SIM_SEED=… make test-sim` replays exactly that run.
+//! slow, lost or doubled, when nodes pause and forget, whose clock runs fast or is set back or forward, which hints are
+//! lost, late or forged, and when agents change from one list of nodes to another. A run checks the guarantees of the
+//! agent (see [`record`]). A failure names its seed, and `SIM_SEED=… make test-sim` replays exactly that run.
 //!
 //! `SIM_SEEDS` is the number of seeds to run, starting at `SIM_FIRST`; 100 by default.
 

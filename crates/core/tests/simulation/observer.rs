@@ -1,4 +1,4 @@
-//! One who observes the election through an agent's board.
+//! An observer of the election, through an agent's board.
 
 use election_core::{
     board::{Cause, Event, Scope},
@@ -12,8 +12,7 @@ use crate::{agent::Agent, election, record::Record};
 
 /// Observes the election, or its kind, from the agent's start until then.
 ///
-/// States must follow each other, and a vacancy must be one: nobody may act as leader with the token that was held
-/// before.
+/// States must follow each other. After a vacancy, nobody may act as leader with the token that was held before.
 pub(crate) async fn observe(agent: Agent, of_kind: bool, until: Instant, record: Record) {
     sleep_until(agent.starts).await;
     let scope = match of_kind {

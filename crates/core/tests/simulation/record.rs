@@ -48,7 +48,7 @@ pub(crate) struct Totals {
     pub(crate) handovers: u64,
     pub(crate) refusals: u64,
     pub(crate) unknown: u64,
-    /// States that observers were told.
+    /// States that observers received.
     pub(crate) observed: u64,
 }
 
@@ -133,23 +133,23 @@ impl Record {
     /// A node reports this leader, after every request has left the network.
     pub(crate) fn said_to_lead(&self, name: &str) {
         let mut inner = self.lock();
-        inner.event(&format!("{name} is said to lead"));
+        inner.event(&format!("{name} is reported as leader"));
         let until = inner.may_lead.get(name);
         assert!(
             until.is_some_and(|until| *until >= Instant::now()),
-            "{name} is said to lead, of which it was told nothing that is in force:\n{}",
+            "{name} is reported as leader, but no request or grant of it is in force:\n{}",
             inner.history()
         );
     }
 
-    /// An observer is told of a state.
+    /// An observer receives a state.
     pub(crate) fn observed(&self, what: &str) {
         let mut inner = self.lock();
         inner.totals.observed += 1;
-        inner.event(&format!("an observer is told of {what}"));
+        inner.event(&format!("an observer receives {what}"));
     }
 
-    /// The election is said to be vacant after the term with this token: nobody acts with it any more.
+    /// The election is reported vacant after the term with this token, so nobody may act with the token any more.
     pub(crate) fn is_over(&self, token: Token) {
         let inner = self.lock();
         let elected = inner.elected_with.iter();
@@ -160,7 +160,7 @@ impl Record {
         });
         if let Some((name, _)) = acts.filter(|_| !inner.tokens_alone) {
             panic!(
-                "an observer is told of a vacancy while {name} leads with {token}:\n{}",
+                "an observer receives a vacancy while {name} leads with {token}:\n{}",
                 inner.history()
             );
         }
@@ -184,7 +184,7 @@ impl Record {
         inner.leads.remove(name);
     }
 
-    /// A request was answered without a change.
+    /// The reply to a request reports no change.
     pub(crate) fn refused(&self, name: &str, what: &str) {
         let mut inner = self.lock();
         inner.totals.refusals += 1;

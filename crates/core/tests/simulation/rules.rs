@@ -167,7 +167,7 @@ fn tokens_rise_after_the_first_try_of_a_request_is_rolled_back() {
     assert_eq!(failure(None, play), None);
 }
 
-/// An extension promises the time that is certainly stored, less what the replies took.
+/// An extension promises the time that is certainly stored, less the duration of the replies.
 #[test]
 fn an_extension_is_valid_for_what_slow_replies_leave_of_it() {
     let play = || in_simulated_time(grants::extensions_are_slow());

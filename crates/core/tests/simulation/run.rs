@@ -135,8 +135,8 @@ pub(crate) async fn run(seed: u64) -> Record {
 
     let until = Instant::now() + RUN;
     let mut tasks = JoinSet::new();
-    // The others are as they are without observers. While the list changes, agents of a later generation that do not serve
-    // yet would be observed, too.
+    // Only every fourth run has observers. While the list changes, they would also observe agents of a later generation
+    // that do not serve yet.
     if seed.is_multiple_of(4) && world.change.is_none() {
         for (n, agent) in agents.iter().enumerate() {
             let (agent, of_kind, record) = (agent.clone(), n % 2 == 1, record.clone());
@@ -259,7 +259,7 @@ async fn ready(agents: &Agents, record: &Record, world: World) -> Agents {
     }
 }
 
-/// Sets a server's clock forward now and then.
+/// Sets a server's clock forward occasionally.
 async fn sets_forward(server: Server, when: Forward, mut rng: Rng, record: Record, until: Instant) {
     // A larger step would exceed the retention: the server would forget accepted tokens while agents' clocks
     // step.
@@ -297,7 +297,7 @@ fn agent(
         false => Instant::now(),
     };
     let guard = match () {
-        // A late agent has never seen a record, and might treat servers as new that have all forgotten.
+        // A late agent has never seen a record, and might treat servers that have all forgotten as new.
         () if late && world.forgetful => RestartGuard::Strict,
         () if world.off => RestartGuard::Off,
         () => *rng

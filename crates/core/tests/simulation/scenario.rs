@@ -75,7 +75,7 @@ impl Scene {
     /// Creates an agent that has checked the health of the nodes.
     async fn agent(&self, plan: &Plan) -> Agent {
         let agent = plan.agent(&self.servers);
-        // The agent marks them, learns their incarnations, and knows the bounds that are registered in these.
+        // The agent marks the nodes, and learns their incarnations and the bounds registered in these.
         for _ in 0..3 {
             agent.quorum.status().await;
         }
@@ -125,7 +125,7 @@ impl Scene {
         answer
     }
 
-    /// Has a candidate elected by all nodes but these.
+    /// Wins the election for a candidate on all nodes but these.
     async fn wins_without(&self, agent: &Agent, name: &str, term: i64, without: &[usize]) -> Token {
         for node in without {
             agent.handles[*node].plan(To::Grant, Fate::Lost);
@@ -162,7 +162,7 @@ impl Scene {
         let until = asked + valid_for;
         assert!(
             until > Instant::now(),
-            "an extension of which nothing is left"
+            "the extension is over when its reply arrives"
         );
         self.record.extended(name, until);
         Ok(())
@@ -185,7 +185,7 @@ impl Scene {
         let deadline = Instant::now() + PATIENCE;
         let read = agent.quorum.read(&election(), deadline).await;
         let leader = read.map(|state| state.lease().map(|lease| lease.leader.as_str().to_owned()));
-        assert_eq!(leader, Ok(None), "who leads although nobody was told so");
+        assert_eq!(leader, Ok(None), "a leader is reported without a grant");
     }
 }
 

@@ -107,7 +107,7 @@ impl Steady {
         }
         assert!(
             has_it,
-            "{} lacks the leader's lease two extensions after it went on, term {:?}:\n{}",
+            "{} lacks the leader's lease two extensions after its pause, term {:?}:\n{}",
             hangs.name(),
             self.term,
             self.record.history()
@@ -202,7 +202,7 @@ impl Steady {
         let history = || self.record.history();
         let valid_for = extended.unwrap_or_else(|error| {
             panic!(
-                "the leader loses its lease although one server alone hangs: {error}\n{}",
+                "the leader loses its lease although only one server hangs: {error}\n{}",
                 history()
             )
         });

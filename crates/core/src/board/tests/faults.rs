@@ -31,8 +31,8 @@ async fn timed<T>(what: impl Future<Output = T>) -> (T, Duration) {
     (what.await, began.elapsed())
 }
 
-/// Hints that go missing cost time: none while one node of a majority is heard, up to one look if none is, and up to
-/// one poll while the agent knows that it hears nothing.
+/// Lost hints cost time: none while one node of a majority sends hints, up to one regular read if none does, and up to
+/// one poll while the agent knows that it receives none.
 #[tokio::test(start_paused = true)]
 async fn lost_hints_cost_bounded_time() {
     let cases: [(&[usize], Fault, Duration); 5] = [
@@ -61,7 +61,7 @@ async fn lost_hints_cost_bounded_time() {
                     counts.waiters == usize::from(waits) && counts.deaf == deaf
                 })
                 .await;
-            // Extensions give no hint, and keep the term from ending meanwhile.
+            // Extensions cause no hint, and keep the term from ending meanwhile.
             sleep(20 * SECOND / 3).await;
             here.extends("e", "a", token).await;
             here.resigns("e", "a", token).await;
@@ -84,8 +84,8 @@ async fn lost_hints_cost_bounded_time() {
     }
 }
 
-/// While no quorum replies, the state is uncertain and not vacant, although the term ends meanwhile. What has changed
-/// is reported before it is certain again.
+/// While no quorum replies, the state is uncertain and not vacant, although the term ends meanwhile. The board reports
+/// changes before certainty.
 #[tokio::test(start_paused = true)]
 async fn without_a_quorum_nothing_is_certain_and_nothing_vacant() {
     for scope in [one("e"), kind()] {
@@ -99,7 +99,7 @@ async fn without_a_quorum_nothing_is_certain_and_nothing_vacant() {
             all(&links[1..], Fault::Down);
             assert_eq!(next(&mut observation).await, "uncertain");
             let mut late = there.observe(scope.clone());
-            // It joins with what is known, and with the doubt.
+            // A late observer receives the known state, and the doubt.
             let event = next(&mut late).await;
             assert_eq!(event, "uncertain");
             sleep(2 * TERM).await;
@@ -125,8 +125,8 @@ async fn without_a_quorum_nothing_is_certain_and_nothing_vacant() {
     }
 }
 
-/// The claim was lost, but the leader has resigned before the campaign is in the queue. No hint of that reaches an
-/// election that nobody waits for yet.
+/// The claim was lost, but the leader has resigned before the campaign is in the queue. The board ignores hints of an
+/// election without waiters.
 #[tokio::test(start_paused = true)]
 async fn a_vacancy_between_the_lost_claim_and_the_queue_is_seen() {
     for watched in ["other", "e"] {
@@ -152,7 +152,7 @@ async fn a_vacancy_between_the_lost_claim_and_the_queue_is_seen() {
     }
 }
 
-/// What happens after a read or a listing has begun, and before its reply, was not heard.
+/// The board receives no hints of changes between the beginning of a read or a listing and its reply.
 #[tokio::test(start_paused = true)]
 async fn what_nobody_heard_during_a_read_is_read_when_hearing_returns() {
     let scopes = [
@@ -171,7 +171,7 @@ async fn what_nobody_heard_during_a_read_is_read_when_hearing_returns() {
         all(&links, Fault::Deaf);
         there.until("it is deaf", |counts| counts.deaf).await;
         all(&links, fault);
-        // By then a poll is in flight.
+        // A poll is in flight now.
         sleep(700 * MS).await;
         let expected = match scope {
             Scope::One(_) => {
@@ -202,7 +202,7 @@ async fn what_nobody_heard_during_a_read_is_read_when_hearing_returns() {
     }
 }
 
-/// Listings of many groups that take long leave room for reads.
+/// Slow listings of many groups leave room for reads.
 #[tokio::test(start_paused = true)]
 async fn slow_listings_do_not_delay_those_who_wait() {
     let scene = Scene::new();
@@ -225,7 +225,7 @@ async fn slow_listings_do_not_delay_those_who_wait() {
     there.until_nothing_is_left().await;
 }
 
-/// Who goes away while its claim is under way: the grant is rolled back, and the next is served at once.
+/// A waiter leaves during its claim: the grant is rolled back, and the next waiter claims at once.
 #[tokio::test(start_paused = true)]
 async fn a_grant_to_who_has_gone_is_rolled_back() {
     let scene = Scene::new();
@@ -260,7 +260,7 @@ async fn a_grant_to_who_has_gone_is_rolled_back() {
     there.until_nothing_is_left().await;
 }
 
-/// A claim that no quorum decides is made again, and takes nobody's turn.
+/// A claim that no quorum decides is repeated, and does not lose its turn.
 #[tokio::test(start_paused = true)]
 async fn a_claim_without_a_quorum_is_repeated() {
     let scene = Scene::new();
@@ -284,7 +284,7 @@ async fn a_claim_without_a_quorum_is_repeated() {
     there.until_nothing_is_left().await;
 }
 
-/// What was known before does not answer a wait that ends while nothing is known.
+/// A wait that ends while the state is unknown does not return an earlier state.
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_ends_without_a_quorum_ends_with_an_error() {
     let scene = Scene::new();
@@ -300,7 +300,7 @@ async fn a_wait_that_ends_without_a_quorum_ends_with_an_error() {
     there.until_nothing_is_left().await;
 }
 
-/// Everybody who waits on a connection that is to end is answered.
+/// Every campaign that waits on a connection that is to end gets a reply.
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_on_a_connection_that_is_to_end() {
     let scene = Scene::new();
@@ -331,7 +331,7 @@ async fn nobody_waits_on_a_connection_that_is_to_end() {
     board.until_nothing_is_left().await;
 }
 
-/// A thousand campaigns wait on ten agents. Each change costs an agent two claims at the most, however many wait.
+/// A thousand campaigns wait on ten agents. Each change costs an agent at most two claims, however many wait.
 #[tokio::test(start_paused = true)]
 async fn a_change_costs_each_agent_two_claims_whatever_the_number_of_those_who_wait() {
     const AGENTS: usize = 10;
@@ -358,7 +358,7 @@ async fn a_change_costs_each_agent_two_claims_whatever_the_number_of_those_who_w
     for change in 0..20 {
         let before = claims();
         if change % 4 == 3 {
-            // The next is elected when the provisional term is over.
+            // The next candidate is elected when the provisional term is over.
         } else {
             boards[0].resigns("e", &leader, token).await;
         }
@@ -367,7 +367,7 @@ async fn a_change_costs_each_agent_two_claims_whatever_the_number_of_those_who_w
         let (later, ..) = elected(&outcome).expect("elected");
         assert!(later > token);
         (token, leader) = (later, name);
-        // Until all agents know.
+        // Waits until all agents know.
         sleep(100 * MS).await;
         let made = claims() - before;
         assert!(made <= 2 * AGENTS as u64, "{made} claims");
@@ -378,8 +378,7 @@ async fn a_change_costs_each_agent_two_claims_whatever_the_number_of_those_who_w
     }
 }
 
-/// Forged hints use up the reads that hints may cause, for as long as they come and a second longer, and delay nothing
-/// else.
+/// Forged hints use up the reads that hints may cause, until a second after the last one, and delay nothing else.
 #[tokio::test(start_paused = true)]
 async fn true_hints_are_heard_again_after_forged_ones() {
     for reading in [true, false] {
@@ -427,7 +426,7 @@ async fn true_hints_are_heard_again_after_forged_ones() {
     }
 }
 
-/// A task that listens is stopped at its next pause, and may report once more what another task then relies on.
+/// A listening task stops at its next pause. It may report once more, and a later task would rely on that.
 #[tokio::test(start_paused = true)]
 async fn who_listened_before_is_not_listened_to() {
     let scene = Scene::new();

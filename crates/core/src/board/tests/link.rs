@@ -1,4 +1,4 @@
-//! The link between an agent and a node, which fails as a test says.
+//! The link between an agent and a node, with the faults that a test sets.
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -13,14 +13,14 @@ use crate::{
     types::Kind,
 };
 
-/// What is wrong with a link.
+/// A fault of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// Nothing reaches the node.
     Down,
     /// Listening fails.
     Deaf,
-    /// Hints are lost, which nobody notices.
+    /// Hints are lost without an error.
     Mute,
     /// Grants fail; reads do not.
     NoGrants,
@@ -36,7 +36,7 @@ pub(super) enum Fault {
 pub(super) struct Link {
     node: Arc<Embedded>,
     faults: watch::Sender<Vec<Fault>>,
-    /// How many grants the node has carried out.
+    /// How many grants the node has executed.
     grants: Mutex<usize>,
 }
 
@@ -65,7 +65,7 @@ impl Link {
         self.faults.borrow().contains(&fault)
     }
 
-    /// Waits until the fault is there, or is not.
+    /// Waits until the fault begins, or ends.
     async fn until(&self, fault: Fault, there: bool) {
         let mut faults = self.faults.subscribe();
         let changed = faults.wait_for(|faults| faults.contains(&fault) == there);
@@ -80,7 +80,7 @@ impl Link {
     }
 }
 
-/// Passes hints on as long as the link has them.
+/// Forwards hints unless the link loses them.
 struct Through<'a> {
     link: &'a Link,
     listener: &'a dyn Listener,

@@ -13,7 +13,7 @@ use crate::lease::{
 
 const MS: Duration = Duration::from_millis(1);
 
-/// A table that hears three nodes, and the present.
+/// A table that receives hints of three nodes, and the current time.
 fn table() -> (Table, Instant) {
     let now = Instant::now();
     let mut table = Table::new(Electorate::of(Nodes::first(3)));
@@ -79,7 +79,7 @@ fn events(watch: &Watch) -> Vec<String> {
         .collect()
 }
 
-/// Claims that were lost before the hint was heard do not use up the reads that wait for what it announces.
+/// Claims that were lost before the hint arrived do not use up the reads that wait for the announced change.
 #[test]
 fn older_claims_do_not_answer_a_hint() {
     let (mut table, now) = table();
@@ -103,12 +103,12 @@ fn older_claims_do_not_answer_a_hint() {
         assert_eq!(table.take_due(due).len(), 1);
         table.learn(&election("e"), held(1), due, due);
     }
-    // It was forged, or undone.
+    // The hint was forged, or its change undone.
     let due = table.next_read().expect("it is to be read");
     assert!(due > later + SECOND);
 }
 
-/// A group is told of all present states before it is complete, also of those that others know and that are being read.
+/// A group receives all present states before it is complete, also those that others know or whose read is in flight.
 #[test]
 fn a_group_knows_all_present_states_when_it_is_complete() {
     for (read, known) in [(true, true), (true, false), (false, true), (false, false)] {
@@ -135,7 +135,7 @@ fn a_group_knows_all_present_states_when_it_is_complete() {
         assert_eq!(
             events(&late),
             ["synced"],
-            "what is vacant is none of a kind's"
+            "a group does not report vacant elections"
         );
     }
 }
@@ -170,7 +170,7 @@ fn groups_of_a_kind_are_listed_together() {
     drop(watches);
 }
 
-/// What a reader that stands still has not read is dropped, and it hears of that alone.
+/// The unread events of a reader that stands still are dropped, and it receives only that fact.
 #[tokio::test(start_paused = true)]
 async fn who_does_not_read_for_long_is_told_so_and_nothing_else() {
     let (mut table, _) = table();
@@ -190,7 +190,7 @@ async fn who_does_not_read_for_long_is_told_so_and_nothing_else() {
     change(&mut table, 2);
     advance(29 * SECOND).await;
     change(&mut table, 3);
-    // A pause without a change is no fault of the reader, and one that is not over yet is none either.
+    // A pause without a change does not make the reader slow, nor does one shorter than the limit.
     assert_eq!(events(&reads), ["held 3 missed"]);
     advance(2 * SECOND).await;
     change(&mut table, 4);
@@ -209,7 +209,7 @@ async fn who_does_not_read_for_long_is_told_so_and_nothing_else() {
     );
 }
 
-/// A leader between two reads, of which only a hint tells.
+/// Only a hint reports a leader between two reads.
 #[test]
 fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten() {
     let (mut table, mut now) = table();
@@ -220,7 +220,7 @@ fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten
     for (hints, event) in [
         (&[1_u64] as &[u64], "held 1"),
         (&[2, 3], "held 3 missed"),
-        // A listing found it.
+        // A listing finds it.
         (&[], "held 4 missed"),
     ] {
         for number in hints {
@@ -245,7 +245,7 @@ fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten
     }
 }
 
-/// Reads the election when it is due, again and again until it is forgotten; gives when.
+/// Reads the election whenever it is due until the table forgets it, and returns when.
 fn forget(table: &mut Table, found: &Result<State, Error>) -> Instant {
     loop {
         let due = table.next_read().expect("it is to be read");
@@ -256,7 +256,7 @@ fn forget(table: &mut Table, found: &Result<State, Error>) -> Instant {
     }
 }
 
-/// A listing or a claim that began before the vacancy and ended after it.
+/// A listing or a claim begins before the vacancy and ends after it.
 #[test]
 fn a_group_is_not_told_again_of_a_leader_that_has_gone() {
     let (mut table, now) = table();
@@ -281,14 +281,14 @@ fn a_group_is_not_told_again_of_a_leader_that_has_gone() {
     };
     waits(&mut table, late);
     assert_eq!(events(&group), [""; 0]);
-    // When the vacancy is forgotten, a claim is so old that it is not believed.
+    // When the table has forgotten the vacancy, a claim is so old that the table ignores its result.
     let late = forget(&mut table, &vacant(1));
     assert!(late >= later + 10 * SECOND);
     waits(&mut table, late);
     assert_eq!(events(&group), [""; 0]);
 }
 
-/// A listing that began for a watch that has ended says nothing of what happened until the next watch began.
+/// A listing for an earlier observation shows no changes between then and the next observation.
 #[test]
 fn a_listing_from_before_the_watch_does_not_complete_it() {
     let (mut table, now) = table();
@@ -304,7 +304,7 @@ fn a_listing_from_before_the_watch_does_not_complete_it() {
     assert_eq!(events(&second), ["synced"]);
 }
 
-/// Whenever a watch begins or an election is forgotten, its doubts are over when all reads succeed again.
+/// All doubts end when all reads succeed again, whenever an observation begins or an election is forgotten.
 #[test]
 fn every_doubt_of_every_watch_ends() {
     fn failed<T>() -> Result<T, Error> {
@@ -330,7 +330,7 @@ fn every_doubt_of_every_watch_ends() {
     for watch in &watches {
         assert_eq!(events(watch), ["uncertain"]);
     }
-    // Nobody watches it alone any longer, but the groups are still in doubt.
+    // No observer of the election alone is left, but the groups are still in doubt.
     table.unwatch(&watches.remove(4), now);
     table.unwatch(&watches.remove(1), now);
     table.listed(&kind(), Some(Ok(Vec::new())), now, now);
@@ -350,7 +350,7 @@ fn every_doubt_of_every_watch_ends() {
     assert_eq!(table.counts().timers, 0);
 }
 
-/// However many agents are said to listen, a claim is not put off for long.
+/// The delay of a claim is bounded for any reported number of agents.
 #[tokio::test]
 async fn claims_of_many_agents_are_spread_over_half_a_second_at_the_most() {
     for (agents, most) in [(3, 0), (20, 11), (usize::MAX - 1, 500)] {
@@ -368,25 +368,25 @@ async fn claims_of_many_agents_are_spread_over_half_a_second_at_the_most() {
     }
 }
 
-/// One who waits.
+/// A waiter.
 fn someone() -> Place {
     Place::new(candidate("someone"), Instant::now())
 }
 
-/// A place in the queue.
+/// Adds a waiter to the queue.
 fn wait(table: &mut Table, now: Instant) -> Arc<Place> {
     let place = Arc::new(someone());
     table.enqueue(&election("e"), Arc::clone(&place), lease(1), now, now);
     place
 }
 
-/// Reads the election now, if it is due, and finds this.
+/// Reads the election, which is due now, with this result.
 fn read(table: &mut Table, found: Result<State, Error>, now: Instant) {
     assert_eq!(table.take_due(now).len(), 1);
     table.learn(&election("e"), found, now, now);
 }
 
-/// Nothing but its leaving tells the board that the first of the queue does not claim.
+/// The board learns only from its leaving that the first of the queue does not claim.
 #[test]
 fn who_goes_when_its_turn_has_come_is_passed_over() {
     let (mut table, now) = table();
@@ -400,7 +400,7 @@ fn who_goes_when_its_turn_has_come_is_passed_over() {
     assert!(table.is_idle());
 }
 
-/// A hint waits for those of a majority, and not for long. Hints of what is known cause no read.
+/// A hint waits for the hints of a majority, but not for long. Hints of known changes cause no read.
 #[test]
 fn a_read_follows_a_majority_of_hints() {
     let (mut table, now) = table();
@@ -424,7 +424,7 @@ fn a_read_follows_a_majority_of_hints() {
     assert_eq!(table.next_read(), Some(now));
 }
 
-/// A node that counts slowly, and nodes that do not reply, are not read all the time.
+/// Nodes with slow clocks and nodes that do not reply are not read in a busy loop.
 #[test]
 fn reads_are_paced_at_the_end_of_a_term_and_while_they_fail() {
     let (mut table, now) = table();
@@ -441,7 +441,7 @@ fn reads_are_paced_at_the_end_of_a_term_and_while_they_fail() {
     assert!(next > 400 * MS && next < 605 * MS, "{next:?}");
 }
 
-/// Reads that overtake others.
+/// Reads overtake each other.
 #[test]
 fn reads_that_began_earlier_take_nothing_back() {
     let (mut table, now) = table();
@@ -460,7 +460,7 @@ fn reads_that_began_earlier_take_nothing_back() {
     assert_eq!(events(&watch), ["vacant"]);
 }
 
-/// What a listing does not name may be vacant, and more news than a group may read one by one are listed.
+/// Elections that a listing lacks may be vacant. More new elections than a group may read one by one cause a listing.
 #[test]
 fn groups_read_what_a_listing_lacks_and_list_what_they_cannot_read() {
     let (mut table, now) = table();
@@ -484,7 +484,7 @@ fn groups_read_what_a_listing_lacks_and_list_what_they_cannot_read() {
     assert!(table.next_listing() <= Some(now + 500 * MS));
 }
 
-/// A watch whose owner does not read keeps a bounded number of changes.
+/// An observation whose reader does not read keeps a bounded number of changes.
 #[test]
 fn a_watch_of_too_many_elections_says_so() {
     for listing in [Some(Ok(())), None] {
@@ -522,7 +522,7 @@ fn what_is_due_soon_is_read_in_one_batch() {
     assert_eq!(table.counts().timers, 0);
 }
 
-/// What is remembered of an election: its last 64 changes, the newest first, also when nobody watches it any more.
+/// The board remembers the last 64 changes of an election, the newest first, also after its last observer has left.
 #[test]
 fn changes_are_remembered_with_their_causes() {
     let (mut table, start) = table();
@@ -560,7 +560,7 @@ fn changes_are_remembered_with_their_causes() {
     assert!(table.changes().of(&election("other")).is_empty());
 }
 
-/// An election that a group did not know is remembered to have changed if a hint said so.
+/// The board remembers a change of an election that is new to a group if a hint announced the change.
 #[test]
 fn an_election_that_is_new_to_a_group_has_changed_if_a_hint_says_so() {
     for (cause, told) in [
@@ -582,7 +582,7 @@ fn an_election_that_is_new_to_a_group_has_changed_if_a_hint_says_so() {
     }
 }
 
-/// Who leads between two reads of an election that changes fast is not reported, and the last vacancy is.
+/// A leader between two reads is not reported; the vacancy after its term is.
 #[test]
 fn a_vacancy_after_a_term_that_no_read_saw_is_reported() {
     for (hinted, told, missed) in [
@@ -608,14 +608,14 @@ fn a_vacancy_after_a_term_that_no_read_saw_is_reported() {
         };
         assert_eq!((change.cause, change.missed), (told, missed), "{hinted:?}");
         assert!(matches!(change.state, State::Vacant(Some(last)) if last == token(5)));
-        // What the nodes forget is no change.
+        // A token that the nodes forget is no change.
         table.learn(&election("e"), Ok(State::Vacant(None)), later, later);
         assert_eq!(table.changes().of(&election("e")).len(), 1);
         table.unwatch(&watch, later);
     }
 }
 
-/// Nodes that have lost their records know of no token. A vacancy has its cause all the same, and the highest token.
+/// Nodes that have lost their records know no token. A vacancy still has its cause, and the highest token.
 #[test]
 fn a_vacancy_without_a_token_has_its_cause() {
     for (hinted, after, told) in [
@@ -648,8 +648,8 @@ fn a_vacancy_without_a_token_has_its_cause() {
     }
 }
 
-/// Of those who wait, the new leader claims after a handover, and nobody after a grant: the leader may be another process
-/// of the same name.
+/// Of the waiters, the new leader claims after a handover, and none after a grant: the leader may be another process of
+/// the same name.
 #[test]
 fn who_waits_claims_what_was_handed_to_it() {
     for (cause, claims) in [(Hinted::Handover, true), (Hinted::Campaign, false)] {
@@ -669,7 +669,7 @@ fn who_waits_claims_what_was_handed_to_it() {
             "{cause:?}"
         );
         if claims {
-            // It has been elected, by its own campaign.
+            // Its own campaign has been elected.
             table.leave(&election("e"), &named, later);
             assert!(!first.is_called());
             assert_eq!(table.counts().waiters, 1);

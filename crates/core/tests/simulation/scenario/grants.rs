@@ -145,7 +145,7 @@ pub(crate) async fn first_try_is_rolled_back_late() {
     assert!(next > token, "{next} after {token}");
 }
 
-/// Extensions whose replies are slow, or come to a retry only.
+/// Extensions whose replies are slow, or arrive only for a retry.
 pub(crate) async fn extensions_are_slow() {
     let scene = Scene::of(3);
     let agent = scene.agent_of(LONGEST, SECOND).await;
@@ -165,11 +165,11 @@ pub(crate) async fn extensions_are_slow() {
         let valid_for = agent.elections.extend(request, retry, deadline).await;
         valid_for.map(|valid_for| valid_for.as_millis())
     };
-    // 1 % of the term and 2 ms are the drift. The network takes 0.1 ms each way, and timers are exact to the ms.
+    // The drift is 1 % of the term and 2 ms. The network takes 0.1 ms each way, and timers are exact to the ms.
     assert_eq!(extend(6_000, 0, None).await, Ok(6_000 - 62 - 2));
     let slow = Some(Fate::Late(ms(100), ms(200)));
     assert_eq!(extend(6_000, 0, slow).await, Ok(6_000 - 62 - 300));
-    // The retry begins a second later. The time counts from before the first try, so that it ends that much earlier.
+    // The retry begins a second later. The time counts from before the first try, so it ends that much earlier.
     assert_eq!(extend(6_000, 1, Some(Fate::Lost)).await, Ok(6_000 - 62 - 2));
     // Nothing is left when the reply arrives.
     for (retries, fate) in [(0, Fate::Late(ms(300), ms(300))), (1, Fate::Lost)] {

@@ -91,7 +91,7 @@ pub(crate) async fn votes_are_counted_late() {
         } => Some((*tag, Arc::clone(grant))),
         _ => None,
     });
-    let (tag, grant) = grant.expect("it asks for votes");
+    let (tag, grant) = grant.expect("it requests votes");
     let late = Fate::Late(ms(3_450), Duration::ZERO);
     pausing.handles[2].plan(To::Grant, late);
     let ask = |node: usize, grant: Arc<Grant>| {

@@ -50,7 +50,7 @@ impl Leading {
     }
 }
 
-/// A vote that the second server answers at once, and the third after 1.5 s.
+/// A vote to which the second server replies at once, and the third after 1.5 s.
 fn slow_vote(scene: &Scene, agent: &Agent) -> JoinHandle<()> {
     agent.handles[0].plan(To::Grant, Fate::Lost);
     agent.handles[2].plan(To::Grant, Fate::Late(ms(1_500), Duration::ZERO));
@@ -222,5 +222,5 @@ pub(crate) async fn server_lacks_the_lease() {
         sleep(ms(100)).await;
     }
     let leader = leader_at(&scene.servers[2]).await;
-    assert_eq!(leader.as_deref(), Some("c1"), "whom the third server knows");
+    assert_eq!(leader.as_deref(), Some("c1"), "on the third server");
 }

@@ -99,5 +99,5 @@ async fn gets_the_same_token(scene: &Scene, first: &Agent, second: &Agent) {
     let told = token(scene.ask(first, "c1", 6_000, "request", SECOND).await);
     let again = token(scene.ask(second, "c1", 6_000, "request", PATIENCE).await);
     assert!(told.is_ok(), "{told:?}");
-    assert_eq!(told, again, "what a request and its retry are answered");
+    assert_eq!(told, again, "a request and its retry get different replies");
 }
