@@ -499,7 +499,7 @@ async fn a_cluster_is_spoken_to_over_tls_with_its_password() {
     ];
     let agent = Agent::start(&settings).await;
     agent
-        .readiness(503, &["nobody is known to serve 16 of 16 partitions"])
+        .readiness(503, &["no server is known to serve 16 of 16 partitions"])
         .await;
     let tls = redis::Client::build_with_tls(
         url.as_str(),

@@ -161,9 +161,9 @@ pub struct Patience {
     pub ending: CancellationToken,
 }
 
-/// Receives the events of the board.
+/// Receives what the board does.
 pub trait BoardObserver: fmt::Debug + Send + Sync + 'static {
-    /// A change was reported to an observer this long after the agent first learned of it.
+    /// A change was reported to a watch this long after the agent had first heard of it.
     fn delivered(&self, after: Duration);
 }
 

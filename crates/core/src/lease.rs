@@ -153,8 +153,8 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Lists up to `limit` leases of a kind, or of all kinds, whose elections come after `after`, ordered by the bytes
     /// of their paths. A node examines at most [`LIST_EXAMINES`] entries of its index, so that a listing never delays
-    /// other requests. A page may therefore be short, or even empty, and still have a next one. A node omits elections
-    /// that it cannot look up and lists the others: [`Page::incomplete`].
+    /// other requests. A page may therefore be short, or even empty, and still have a next one. Elections that cannot
+    /// be looked up are left out and do not prevent the listing of others: [`Page::incomplete`].
     async fn list(
         &self,
         kind: Option<&Kind>,
@@ -193,8 +193,8 @@ pub trait LeaseNode: Send + Sync + 'static {
         readings
     }
 
-    /// Reports changes to the listener until that fails, and returns why. The default reports none: the listener
-    /// never receives a hint of the node.
+    /// Reports changes to the listener until that fails, and returns why. The default reports none, and never calls the
+    /// listener.
     async fn listen(&self, _listener: &dyn Listener) -> NodeError {
         std::future::pending().await
     }
@@ -267,7 +267,7 @@ pub struct Registered {
 /// An agent probes a partition of a large cluster only occasionally.
 pub const REMEMBER: Duration = Duration::from_secs(3600);
 
-/// The parameters of a probe.
+/// How to probe a node.
 #[derive(Debug, Clone, Copy)]
 pub struct ProbeRequest {
     /// The agent's own bounds.
@@ -391,11 +391,11 @@ pub enum GrantReply {
 pub struct Extend {
     /// The election.
     pub election: ElectionId,
-    /// The leader that must hold the lease.
+    /// The candidate that must hold the lease.
     pub leader: Candidate,
     /// The token that the lease must have, when given.
     pub token: Option<Token>,
-    /// How long the lease lasts from now on, at the least.
+    /// How long the lease lasts from now on, at least.
     pub term: Term,
 }
 
@@ -417,7 +417,7 @@ pub struct Repair {
     pub election: ElectionId,
     /// The lease as a node of the quorum has it.
     pub lease: Lease,
-    /// How long the lease lasts from now on, at the least.
+    /// How long the lease lasts from now on, at least.
     pub term: Term,
     /// The incarnation in which the node is known to lack the lease.
     pub run: String,
@@ -425,7 +425,7 @@ pub struct Repair {
     pub onto: Onto,
     /// The longest guard and the longest vote lifetime that the agent knows of.
     pub bounds: Bounds,
-    /// Until when the extension that this repair is part of is in force.
+    /// When the extension that this repair is part of ceases to be in force.
     pub not_after: Instant,
 }
 
@@ -471,7 +471,7 @@ pub struct Unrecorded {
 pub struct Resign {
     /// The election.
     pub election: ElectionId,
-    /// The leader that must hold the lease.
+    /// The candidate that must hold the lease.
     pub leader: Candidate,
     /// The token that the lease must have, when given.
     pub token: Option<Token>,

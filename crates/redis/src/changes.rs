@@ -1,6 +1,6 @@
-//! Listens to what the scripts announce.
+//! Receives the changes that the scripts announce.
 //!
-//! The connections are of their own: one for each server while somebody listens. They use RESP3, so that a subscribed
+//! It uses separate connections, one for each server while there is a listener. They use RESP3, so that a subscribed
 //! connection also serves the ping that shows whether messages still arrive. Channels are sharded where the server has
 //! such channels, from version 7, because that is where the scripts publish.
 
@@ -148,7 +148,7 @@ async fn subscribe(
             }
         };
         let first = channels.into_iter().next().unwrap_or_default();
-        // An empty message is no hint. Scripts ignore that they may not publish, so this shows it.
+        // An empty message is no hint. Scripts ignore a missing right to publish; this reports it.
         let mut test = redis::cmd(publish);
         test.arg(&first).arg("");
         test.query_async::<Value>(&mut connection).await?;
@@ -184,7 +184,7 @@ async fn try_subscribe(
 }
 
 impl Subscription {
-    /// Pings the server, and returns how many connections listen to its first channel; 0 if it does not say.
+    /// Pings the server, and returns how many connections listen to its first channel; 0 if that is unknown.
     async fn listeners(&mut self, limit: Duration) -> Result<usize, String> {
         let (count, channel) = &self.count;
         let mut ping = redis::cmd("PUBSUB");
@@ -192,7 +192,7 @@ impl Subscription {
         let answer = timeout(limit, ping.query_async::<Value>(&mut self.connection)).await;
         match answer {
             Ok(Ok(counts)) => Ok(counted(counts).unwrap_or_default()),
-            // Without the right to count, the error is an answer, too.
+            // Without the right to count, the error is a reply, too.
             Ok(Err(error)) if !super::single::lost(&error) => Ok(0),
             Ok(Err(error)) => Err(format!("{}: {error}", self.name)),
             Err(_) => Err(format!(
@@ -209,14 +209,14 @@ fn counted(counts: Value) -> Option<usize> {
     Some(count)
 }
 
-/// What a pushed message is to the listener, if anything.
+/// The event in a pushed message, if there is one.
 fn received(pushed: &PushInfo) -> Option<Received> {
     match pushed.kind {
         PushKind::Message | PushKind::SMessage => {
             let Some(Value::BulkString(message)) = pushed.data.get(1) else {
                 return None;
             };
-            // Anybody may publish anything.
+            // Any client may publish any message.
             let hint = str::from_utf8(message).ok()?.parse().ok()?;
             Some(Received::Hint(hint))
         }
@@ -239,8 +239,8 @@ fn is_unknown(error: &RedisError) -> bool {
 fn explain(name: &str, prefix: &str, error: &RedisError) -> String {
     let advice = match error.code() {
         Some("NOPERM") => format!(
-            ": changes of leaders are not heard, and elections that somebody waits for are polled: give the user \
-             +subscribe +ssubscribe +publish +spublish +pubsub &{prefix}:*"
+            ": the agent receives no changes of leaders, and polls elections that have waiters or observers: \
+             give the user +subscribe +ssubscribe +publish +spublish +pubsub &{prefix}:*"
         ),
         _ => String::new(),
     };

@@ -155,7 +155,7 @@ impl Cluster {
         });
         let unserved = (unserved > 0).then(|| {
             format!(
-                "nobody is known to serve {unserved} of {} partitions: {}",
+                "no server is known to serve {unserved} of {} partitions: {}",
                 map.owners.len(),
                 map.reason
             )
@@ -163,7 +163,6 @@ impl Cluster {
         (shards.collect(), unserved)
     }
 
-    /// The address of the primary that serves a partition.
     /// The primaries with the partitions that they serve, or why some partitions are not served.
     pub(super) fn serving(&self) -> Result<Vec<(Server, Vec<u16>)>, String> {
         let (shards, unserved) = self.shards();
@@ -182,6 +181,7 @@ impl Cluster {
         Ok(serving.collect())
     }
 
+    /// The address of the primary that serves a partition.
     pub(super) fn server(&self, partition: u16) -> Option<String> {
         let map = self.map.borrow();
         let owner = map.owners.get(usize::from(partition))?.as_ref()?;
@@ -226,7 +226,7 @@ impl Cluster {
             }
         }
         Err(NodeError::NotSent(format!(
-            "{address}: the cluster redirected a script {REDIRECTIONS} times: its slots are on the move"
+            "{address}: the cluster redirected a script {REDIRECTIONS} times: its slots are moving"
         )))
     }
 
@@ -239,7 +239,7 @@ impl Cluster {
             _ => {
                 self.shared.nudge.notify_one();
                 Err(NodeError::NotSent(format!(
-                    "nobody is known to serve partition {partition}: {}",
+                    "no server is known to serve partition {partition}: {}",
                     map.reason
                 )))
             }
@@ -477,7 +477,7 @@ mod tests {
         let new = [(0, 9, "a2"), (10, 19, "b"), (20, 29, "c")];
         let everyone = [says("a", &all), says("b", &all), says("c", &all)];
         assert_eq!(owner(&everyone, 15).as_deref(), Some("b"));
-        assert_eq!(owner(&everyone, 30), None, "nobody serves it");
+        assert_eq!(owner(&everyone, 30), None, "no primary serves it");
         assert_eq!(
             owner(&everyone[..1], 5),
             None,

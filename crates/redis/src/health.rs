@@ -19,7 +19,7 @@ use super::{
     script::{Call, SCRIPTS},
 };
 
-/// How long a look at all partitions of a server may take; the next look covers the rest.
+/// How long a check of all partitions of a server may take; the next check covers the rest.
 const SWEEP: Duration = Duration::from_secs(2);
 
 /// What is known of a server's incarnation records.
@@ -29,13 +29,13 @@ pub(super) struct Swept {
     /// When this incarnation first replied.
     seen: Option<Instant>,
     partitions: Vec<u16>,
-    /// The partitions of this incarnation that have not been looked at yet.
+    /// The partitions of this incarnation that have not been checked yet.
     left: BTreeSet<u16>,
     /// The partitions without an incarnation record, and their incarnations.
     unrecorded: BTreeMap<u16, String>,
     /// When the last of the server's partitions is ready to grant; `None` if none has an incarnation record.
     ready_at: Option<Instant>,
-    /// The next partition to look at when nothing has changed.
+    /// The next partition to check when nothing has changed.
     next: usize,
 }
 
@@ -111,15 +111,15 @@ impl Swept {
         changed
     }
 
-    /// Makes the next look cover all partitions.
+    /// Makes the next check cover all partitions.
     pub(super) fn doubt(&mut self) {
         self.left = self.partitions.iter().copied().collect();
     }
 }
 
 impl Redis {
-    /// Looks at every server. A server with many partitions is looked at as a whole only when something has changed.
-    /// Otherwise each look covers one partition after the other, so that health checks do not load a cluster.
+    /// Checks every server. A check covers all partitions of a server only when something has changed. Otherwise each
+    /// check covers the next partition, so that health checks do not load a cluster.
     pub(super) async fn check_health(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
         let (shards, unserved) = self.connections.shards();
         self.swept()
@@ -159,7 +159,7 @@ impl Redis {
             );
             if !swept.left.is_empty() {
                 errors.push(NodeError::NotSent(format!(
-                    "{}: {} of its {} partitions have not been probed yet",
+                    "{}: {} of its {} partitions have not been checked yet",
                     shard.server,
                     swept.left.len(),
                     swept.partitions.len()
@@ -205,7 +205,7 @@ impl Redis {
             Some(Lists::Same { closing }) => probe.closing = *closing,
             None => {
                 probe.unfit = Some(format!(
-                    "{}: the server of its first partition has not said yet with which list of servers \
+                    "{}: the server of its first partition has not reported yet with which list of servers \
                      other agents use it",
                     self.name
                 ));
@@ -218,7 +218,7 @@ impl Redis {
         Ok(probe)
     }
 
-    /// Looks at one partition of a server, and at those that have no incarnation record or were not looked at in this
+    /// Checks one partition of a server, and those that have no incarnation record or were not checked in this
     /// incarnation.
     async fn probe_server(
         &self,
@@ -249,13 +249,13 @@ impl Redis {
         });
         self.index.doubt(changed);
         if self.settings.guard.is_none() {
-            // There are no incarnation records to look for.
+            // There are no incarnation records to check.
             swept.left.clear();
             swept.unrecorded.clear();
             return Ok((swept, last));
         }
         if !request.write {
-            // A later look, which may write records, covers each partition.
+            // A later check, which may write records, covers each partition.
             return Ok((swept, last));
         }
         let unrecorded = swept.unrecorded.keys().copied();
@@ -385,7 +385,7 @@ impl Redis {
         Ok(at_once(marking.collect()).await?.into_iter().sum())
     }
 
-    /// Notes that a partition has an incarnation record now, so that it needs no further look for one.
+    /// Notes that a partition has an incarnation record now, so that it needs no further check for one.
     fn marked(&self, partition: u16, wait: Duration) {
         if let Some(server) = self.connections.server(partition)
             && let Some(swept) = self.swept().get_mut(&server)
@@ -432,7 +432,7 @@ impl Redis {
         noted.clone_from(known);
     }
 
-    /// Notes that a grant found a partition without an incarnation record: the next look covers all of its server's
+    /// Notes that a grant found a partition without an incarnation record: the next check covers all of its server's
     /// partitions.
     pub(super) fn doubt(&self, partition: u16) {
         if let Some(server) = self.connections.server(partition)
@@ -450,7 +450,7 @@ impl Redis {
         let Names { urls, prefix, .. } = self.usage.names;
         format!(
             "{}: agents use it with another list of servers, {nodes}, while this one has {}: \
-             majorities of different lists need not meet; give every agent the same {urls}, or \
+             majorities of different lists need not intersect; give every agent the same {urls}, or \
              this one another {prefix}",
             self.name, self.usage.nodes
         )

@@ -248,7 +248,7 @@ impl Redis {
                             node = self.name,
                             partition,
                             %error,
-                            "the index of held elections cannot be kept: listings may lack some"
+                            "the index of held elections cannot be maintained: listings may lack some"
                         );
                     }
                 }
@@ -351,7 +351,7 @@ mod tests {
         let left = looks_up(&index, 1).len();
         assert!((50 - SPOT_CHECKS..=50).contains(&left), "{left}");
         tokio::time::advance(TERM).await;
-        assert!(!index.lacks(1), "whoever leads has extended");
+        assert!(!index.lacks(1), "every leader has extended");
     }
 
     #[test]

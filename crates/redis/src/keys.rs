@@ -80,8 +80,8 @@ impl Keys {
         }
     }
 
-    /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`, and until the first extension
-    /// `attempt`, `before` and `low`; expires with the term.
+    /// Hash: `leader`, `token`, `value`, `request_id`, `elected_at`, and until the first extension `attempt`, `before`
+    /// and `low`; expires with the term.
     ///
     /// The scripts derive two more keys from it. `past:` and the path is a hash of what outlives leases
     /// (`acknowledged`, the least token that a repair may write, and `used`, the last request ids); it expires after

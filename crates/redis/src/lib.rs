@@ -53,7 +53,7 @@ pub use sentinel::Sentinels;
 pub use server::Server;
 use single::{Expect, Link};
 
-/// How long the report of a majority, of Sentinels or of a cluster's primaries, counts about the serving primary.
+/// How long a report of the serving primary counts, by a majority of Sentinels or of a cluster's primaries.
 const CONFIRMED_FOR: Duration = Duration::from_secs(5);
 /// How often Sentinels or members are queried, and the least time between two queries.
 const ASK_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_millis(100));

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{AT_ONCE, Redis, keys::Keys, optional, script::Call, script::SCRIPTS};
 
-/// How many elections a script takes: so many are a millisecond of the server's time at the most.
+/// How many elections a script takes: so many take at most a millisecond of the server's time.
 const TOGETHER: usize = 100;
 
 /// The part of the time of a call that its scripts have, so that their replies come before the call is over.
@@ -99,8 +99,8 @@ impl Together for Arc<Extend> {
 }
 
 impl Redis {
-    /// Makes all requests, with one script for up to [`TOGETHER`] elections of a partition. Returns their replies in their
-    /// order.
+    /// Makes all requests, with one script for up to [`TOGETHER`] elections of a partition. Returns their replies in
+    /// their order.
     pub(super) async fn together<R: Together>(
         &self,
         requests: &[R],

@@ -1,9 +1,8 @@
-//! The in-process node: the default store, the executable specification of [`LeaseNode`], and the
-//! node that fault tests simulate.
+//! The in-process node: the default store, the executable specification of [`LeaseNode`], and the node that fault tests
+//! simulate.
 //!
-//! All state lives in [memory](super::memory) behind one lock that is never held across an await. With a database file
-//! every change that a reply depends on is also on disk before the reply is sent;
-//! see [`log`].
+//! All state lives in [memory](super::memory) behind one lock that is never held across an await. With a database file,
+//! every change that a reply depends on is also on disk before the reply is sent; see [`log`].
 
 mod clock;
 mod file;
@@ -67,7 +66,7 @@ pub struct Embedded {
 
 /// How many hints wait for a slow listener before it misses some and has to listen anew.
 const HINTS: usize = 1024;
-/// How often a listener is told that it still hears the node.
+/// How often the node confirms to a listener that it still reports changes.
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
@@ -96,13 +95,13 @@ impl State {
 }
 
 impl Embedded {
-    /// A node that forgets everything with the process.
+    /// A node that loses everything when the process ends.
     #[must_use]
     pub fn in_memory(settings: Settings) -> Self {
         Self::with_clock(settings, Arc::new(Instant::now))
     }
 
-    /// A node that forgets everything with the process, and whose clock is this one.
+    /// A node that loses everything when the process ends, and whose clock is this one.
     #[must_use]
     pub fn with_clock(settings: Settings, clock: NodeClock) -> Self {
         Self {
@@ -220,8 +219,8 @@ impl Embedded {
         Ok(reply)
     }
 
-    /// Like [`run`](Self::run), for an operation that may change who leads: reports it to those who listen. The token
-    /// is that of the lease after a grant or a repair, else the one before.
+    /// Like [`run`](Self::run), for an operation that may change who leads: reports it to the listeners. The token is
+    /// that of the lease after a grant or a repair, else the one before.
     async fn change<T>(
         &self,
         election: &ElectionId,
@@ -418,7 +417,7 @@ impl LeaseNode for Embedded {
     }
 
     async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
-        // A log that cannot be written shows here, before a request meets it. Requests that need no write are served
+        // Reports a log that cannot be written before a request fails on it. Requests that need no write are served
         // anyway: the quorum still calls a node that fails probes.
         self.writable()?;
         let ((guard, longest_guard, longest_vote), run) = self

@@ -83,7 +83,7 @@ impl IncarnationRecords {
         }
     }
 
-    /// How nodes are to be probed.
+    /// How to probe nodes.
     pub(super) fn look(&self, write: bool, closed: bool) -> ProbeRequest {
         ProbeRequest {
             own: self.own,
@@ -181,7 +181,7 @@ mod tests {
         assert_eq!(
             on.wait(false, false),
             None,
-            "one that is silent may have a marker"
+            "a silent node may have a record"
         );
         assert_eq!(on.wait(false, true), Some(term));
         on.note();

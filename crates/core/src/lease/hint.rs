@@ -1,7 +1,7 @@
-//! Hints: what a node reports of changes to those who listen.
+//! Hints: a node's reports of changes to its listeners.
 //!
-//! A hint is a reason to read an election. It is never a source of truth: it may be lost, late or repeated, and whoever
-//! may write to the node can forge it. Nothing but the time of the next read depends on hints.
+//! A hint is a reason to read an election. It is never a source of truth: it may be lost, late or repeated, and any
+//! client that may write to the node can forge it. Only the time of the next read depends on hints.
 
 use std::{fmt, str::FromStr};
 
@@ -83,10 +83,10 @@ impl FromStr for Hint {
     }
 }
 
-/// Receives what a node reports.
+/// Receives the reports of a node.
 pub trait Listener: Send + Sync {
     /// The node reports every change from now on. `listeners` is the number of agents that listen to it, 0 if unknown.
-    /// Called again at least every few seconds while it holds.
+    /// Called again at least every few seconds while this holds.
     fn hears(&self, listeners: usize);
 
     /// The node has changed an election.

@@ -18,8 +18,7 @@ pub struct Merged {
     pub page: Page,
     /// Whether every page has all of them.
     pub unanimous: bool,
-    /// Whether a quorum may hold elections that the page lacks: with nodes that gave no page, or one that is
-    /// incomplete, it could.
+    /// Whether a quorum may hold elections that the page lacks, with the votes of the nodes without a complete page.
     pub undecided: bool,
 }
 

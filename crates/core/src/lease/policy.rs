@@ -161,7 +161,7 @@ impl Electorate {
         is_majority(nodes, self.now) && next.is_none_or(|next| is_majority(nodes, next))
     }
 
-    /// Whether these nodes are a majority of some list: with them a leader may have been elected.
+    /// Whether these nodes are a majority of some list: they may have elected a leader.
     #[must_use]
     pub fn any(self, nodes: Nodes) -> bool {
         is_majority(nodes, self.now) || self.next.is_some_and(|next| is_majority(nodes, next))
@@ -173,8 +173,8 @@ impl Electorate {
         super::tally::quorum(self.now.count())
     }
 
-    /// How many of these nodes may fail, whichever they are, before they are no longer a majority of every list; [`None`]
-    /// if they are not one now.
+    /// How many of these nodes may fail, whichever they are, before they are no longer a majority of every list;
+    /// [`None`] if they are not one now.
     #[must_use]
     pub fn spare(self, nodes: Nodes) -> Option<usize> {
         let spare = |list: Nodes| {

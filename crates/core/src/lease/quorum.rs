@@ -140,7 +140,7 @@ pub struct Claim {
     pub waited_since: Option<Instant>,
     /// Lets a retry find the grant of the first try.
     pub request_id: Option<RequestId>,
-    /// What leadership may be replaced.
+    /// What leadership the claim may replace.
     pub replaces: Replaces,
 }
 
@@ -277,7 +277,7 @@ impl Quorum {
         claimed.await.unwrap_or_else(|_| {
             // The task panicked, or the process is shutting down.
             Err(Error::unavailable(
-                "the agent failed while it asked; its log has the cause",
+                "the agent failed during the request; its log has the cause",
             ))
         })
     }
@@ -311,7 +311,8 @@ impl Quorum {
         self.decide(Drive::begin(self, machine, deadline)).await
     }
 
-    /// Extends several terms with few calls, each as [`extend`](Self::extend) does: one result for each, in their order.
+    /// Extends several terms with few calls, each as [`extend`](Self::extend) does: one result for each, in their
+    /// order.
     pub async fn extend_many(
         &self,
         extends: Vec<Arc<Extend>>,
@@ -441,8 +442,8 @@ impl Quorum {
         })
     }
 
-    /// Lists the leases of a kind, or of all kinds, that a quorum is known to hold, after `after`, in order of their names. A short page
-    /// may have a next one, and [`Page::incomplete`] says whether a quorum may hold more.
+    /// Lists the leases of a kind, or of all kinds, that a quorum is known to hold, after `after`, in order of their
+    /// names. A short page may have a next one, and [`Page::incomplete`] says whether a quorum may hold more.
     ///
     /// # Errors
     /// [`Error`]: fewer nodes than a quorum replied.
@@ -497,8 +498,8 @@ impl Quorum {
         Ok(page)
     }
 
-    /// Lists every kind with an election that a quorum holds, after `after`, in their order; and perhaps kinds without
-    /// one. A short page may have a next one, and [`Kinds::incomplete`] says whether there may be more kinds.
+    /// Lists, in order, every kind after `after` with an election that a quorum holds, and perhaps kinds without one.
+    /// A short page may have a next one, and [`Kinds::incomplete`] says whether there may be more kinds.
     ///
     /// # Errors
     /// [`Error`]: fewer nodes than a quorum replied.
@@ -559,8 +560,8 @@ impl Quorum {
         self.inner.electorate.needed()
     }
 
-    /// How many of the nodes that vote may fail before elections are no longer decided; [`None`] if they are not decided
-    /// now. `status` is that of all nodes.
+    /// How many of the nodes that vote may fail before elections are no longer decided; [`None`] if they are not
+    /// decided now. `status` is that of all nodes.
     #[must_use]
     pub fn spare(&self, status: &[NodeStatus]) -> Option<usize> {
         let mut voting = Nodes::NONE;
@@ -688,10 +689,10 @@ mod tests {
             self.note(why);
         }
         fn rolled_back(&self, nodes: usize) {
-            self.note(("withdrawn", nodes));
+            self.note(("rolled back", nodes));
         }
         fn repaired(&self, nodes: usize) {
-            self.note(("healed", nodes));
+            self.note(("repaired", nodes));
         }
     }
 
@@ -730,7 +731,7 @@ mod tests {
             assert_eq!(called(Operation::Grant), 2, "{notes:?}");
             assert_eq!(called(Operation::RollBack), 1, "{notes:?}");
         }
-        assert_eq!(notes.count(("withdrawn", 2)), 1, "{notes:?}");
+        assert_eq!(notes.count(("rolled back", 2)), 1, "{notes:?}");
     }
 
     /// More than a node examines for a page, and more than one page has room for.
@@ -769,12 +770,12 @@ mod tests {
                 })
             );
         }
-        // Nothing is listed that is over.
+        // Expired leases are not listed.
         tokio::time::advance(2 * MINUTE).await;
         let deadline = Instant::now() + SECOND;
         let listed = quorum.kinds(None, 9, deadline).await;
         let all_over = Kinds {
-            // So many elections of the kind were not looked at.
+            // The node did not examine all elections of the kind.
             kinds: vec![a],
             ..Kinds::default()
         };
@@ -816,7 +817,7 @@ mod tests {
             assert_eq!(node.repair(&repair).await, Ok(written), "{onto:?}");
             assert_eq!(leader().await, "a", "{onto:?}");
         }
-        node.roll_back(&unacknowledged).await.expect("withdrawn");
+        node.roll_back(&unacknowledged).await.expect("rolled back");
         assert_eq!(leader().await, "leader");
     }
 
@@ -952,7 +953,7 @@ mod tests {
             let before = self
                 .rollbacks
                 .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            assert!(before < 1000, "withdrawals are repeated without a pause");
+            assert!(before < 1000, "rollbacks are repeated without a pause");
             match self.reachable {
                 true => std::future::pending().await,
                 false => Err(NodeError::NotSent("no connection".to_owned())),

@@ -53,15 +53,15 @@ pub enum Rule {
     CountedRepairsOnTop,
     /// A repair does not restore a leadership that was given up or followed by a later leader.
     RepairNothingOver,
-    /// Repairs are made at all.
+    /// An agent repairs nodes.
     Repair,
-    /// Nodes count as new only when two looks in a row found them so.
+    /// Nodes count as new only when two probes in a row found them so.
     NewNodesAreLookedAtTwice,
     /// New nodes vote only when all of them have incarnation records.
     AllNewNodesAreRecorded,
     /// Nodes count as new only when none has an incarnation record, and this agent never saw one.
     NewOnlyIfNoneIsRecorded,
-    /// What a lost vote was granted is rolled back.
+    /// The grants of a lost vote are rolled back.
     Rollbacks,
     /// A rollback undoes what its own grant wrote, and nothing else.
     RollbacksName,

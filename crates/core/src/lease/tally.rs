@@ -102,7 +102,7 @@ pub(super) enum Failure {
     Unrecorded,
     /// This agent has not probed some node as required: in its present incarnation, or since its clock was set.
     Unprepared,
-    /// Some node has accepted this token, or a larger one than was proposed.
+    /// Some node has accepted this token, which is not below the proposed one.
     Stale(Token),
     /// Too few nodes replied.
     Unreachable,
@@ -506,8 +506,8 @@ impl Reads {
         }
     }
 
-    /// The token of the last term. Leases of a minority are of campaigns that are under way, or that have failed: of a
-    /// term that a majority has granted at least one node reports the vacancy after it.
+    /// The token of the last term. Leases of a minority belong to campaigns that are under way or have failed: after a
+    /// term that a majority granted, at least one node reports the vacancy.
     fn last_token(&self) -> Option<Token> {
         let claimed = || self.leases.iter().map(|(_, lease)| lease.token).max();
         self.token.or_else(claimed)

@@ -5,7 +5,7 @@
 --       last 'asking' on a server that imports the slot
 -- Result a list: for each what extend.lua replies, or '?' when the lease may be on another server or cannot be renewed
 --
--- A lease that cannot be renewed, such as a key that is not a hash, must not keep the others from it.
+-- A lease that cannot be renewed, such as a key that is not a hash, must not prevent the renewal of the others.
 
 local asking, replies = ARGV[#ARGV] == 'asking', {}
 for n = 1, #KEYS / 2 do

@@ -12,8 +12,8 @@
 -- Result 'granted' token, 'held' and the lease, 'mismatch', 'vacant', 'stale' high-water mark, 'unmarked',
 --       'unregistered', 'guarded' ms, 'late', or 'used'
 --
--- Atomic because between looking at lease, high-water mark and record and writing the lease, no other grant may
--- come: two candidates would both find the election vacant.
+-- Atomic because no other grant may come between reading lease, high-water mark and record and writing the lease:
+-- two candidates would both find the election vacant.
 -- Touches lease keys beyond KEYS[1] when it tidies the index, and keys that say which grants were rolled back and
 -- which request ids were used; they share the hash tag of KEYS[1].
 
@@ -33,7 +33,7 @@ if not lease and (over == 'leader' or over == 'any leader' or over == 'nobody') 
 
 local leases = string.sub(KEYS[1], 1, -#ARGV[1] - 1)
 local base = string.sub(leases, 1, -7)
--- While the slot moves to another server, keys that are not among KEYS are not available: errors, and nothing is known.
+-- While the slot moves to another server, keys that are not among KEYS are not available: an error, ignored here.
 if redis.pcall('EXISTS', base .. 'rolled-back:' .. ARGV[8] .. ':' .. ARGV[1]) == 1 then return 'late' end
 
 -- The value, unless 'asking' stands in its place.

@@ -2,13 +2,13 @@
 --
 -- KEYS  1 lease  2 high-water mark  3 index  4 expiry  5 incarnation record
 -- ARGV  1 path  2 leader  3 token  4 term ms  5 value  6 elected at  7 retention ms
---       8 incarnation  9 what may be there: 'own' lease, or 'vacant', or 'unacknowledged' of another's
+--       8 incarnation  9 what may be there: 'own' lease; that or 'vacant'; those or an 'unacknowledged' lease
 --       10 longest restart guard ms ('' turns it off)  11 longest vote lifetime ms  12 not after: the server's ms
 -- Result 1 when it is written, else 0
 --
--- Atomic because a later grant must not be overwritten, also one that this server has forgotten: then it is
--- in another incarnation.
--- Touches the key of what is over; it shares the hash tag of KEYS[1].
+-- Atomic because it must not overwrite a later grant, nor one that this server has forgotten: then the server is in
+-- another incarnation.
+-- Touches the key of what outlives leases (past:); it shares the hash tag of KEYS[1].
 
 local record = incarnation(KEYS[5], tonumber(ARGV[10]) or 0)
 if ARGV[10] ~= '' and not record then return 0 end

@@ -1,5 +1,5 @@
 -- The first half of grant.lua, which documents both: refuses a grant where another candidate holds the election. Most
--- campaigns end here, so it needs nothing of what the other half does.
+-- campaigns end here, so this half uses nothing of the other.
 
 local over = ARGV[14] or 'own'
 local lease = read_lease(KEYS[1])

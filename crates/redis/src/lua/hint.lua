@@ -1,7 +1,7 @@
 -- Shared by the scripts that change who leads; prepended to them when the agent is built.
 --
--- Tells agents that listen what has changed, as a reason to read the election: nothing depends on the message but the
--- time of their next read. Called after the last write of a lease, and its failure is ignored: a user without the right
+-- Reports to listening agents what has changed, as a reason to read the election: only the time of their next read
+-- depends on the message. Called after the last write of a lease, and its failure is ignored: a user without the right
 -- to publish must not turn a lease that is written into an error.
 --
 -- The message is the cause, the token and the path, one a line. The channel shares the hash tag of KEYS[1], so that on

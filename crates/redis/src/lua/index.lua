@@ -1,12 +1,12 @@
--- Keeps the index of held elections: puts back what is missing, and drops what is over.
+-- Maintains the index of held elections: restores missing entries, and drops those whose leases are gone.
 --
 -- KEYS  1 index  2 expiry
--- ARGV  1 prefix of all lease keys  2 how many entries that may be over are looked at
+-- ARGV  1 prefix of all lease keys  2 how many entries that may be over to examine
 --       then the paths of elections that were extended lately
 --       last 'asking' on a server that imports the slot
--- Result for each path '0' when there is no lease here, '1' when the index has it, '2' when it was put back
+-- Result for each path '0' when there is no lease here, '1' when the index has it, '2' when it was restored
 --
--- Atomic because an entry may be dropped only while its lease is gone, and is put back only while it is held.
+-- Atomic because an entry may be dropped only while its lease is gone, and is restored only while it is held.
 -- Touches the lease keys of the elections; they share the hash tag of KEYS[1].
 
 local index, expiry, leases, most = KEYS[1], KEYS[2], ARGV[1], ARGV[2]

@@ -2,13 +2,13 @@
 -- server that takes no writes, too.
 --
 -- KEYS  1 index
--- ARGV  1 least path, as ZRANGEBYLEX wants it  2 most kinds  3 most entries to examine of a kind
+-- ARGV  1 least path, in the form of ZRANGEBYLEX  2 most kinds  3 most entries to examine of a kind
 --       4 entries after which no other kind is examined  5 prefix of all lease keys
 --       last 'asking' on a server that imports the slot
 -- Result {last kind examined or '' at the end, how many entries had no lease, kind…}. A kind is listed if one of the
 --       entries examined has a lease, or may have one on another server of the cluster, or if there are more entries.
 --
--- Atomic because an entry may be added between the looks at two kinds.
+-- Atomic because an entry may be added between the reads of two kinds.
 -- Touches the lease keys of the index's entries; they share the hash tag of KEYS[1].
 
 local from, most, each, left = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])

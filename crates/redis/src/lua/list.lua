@@ -1,7 +1,7 @@
 -- Lists held elections of a kind from the index. Writes nothing: it works on a server that takes no writes, too.
 --
 -- KEYS  1 index
--- ARGV  1 least path, as ZRANGEBYLEX wants it  2 greatest path, likewise  3 most elections
+-- ARGV  1 least path, in the form of ZRANGEBYLEX  2 greatest path, likewise  3 most elections
 --       4 most entries to examine  5 prefix of all lease keys
 --       last 'asking' on a server that imports the slot
 -- Result {last path examined or '' at the end, how many entries had no lease, election…}: a list, as there may

@@ -64,7 +64,7 @@ end
 local function keep()
   redis.call('SET', KEYS[1], cmsgpack.pack(entries), 'PX', digits(math.max(2 * window, 60000)))
 end
--- Also for an agent that may not register: no other agent may come.
+-- Also for an agent that may not register: it may be the only one that comes.
 if set_back then keep() end
 
 for list in pairs(seen) do

@@ -5,10 +5,10 @@
 -- Result 'resigned', 'held' or 'stale'; or the result of vacancy.lua
 --
 -- Atomic because the lease could pass to another leader between the check and the deletion.
--- Touches the key of what is over; it shares the hash tag of KEYS[1].
+-- Touches the key of what outlives leases (past:); it shares the hash tag of KEYS[1].
 
 local lease = redis.call('HMGET', KEYS[1], 'leader', 'token', 'attempt')
--- Deleting a lease frees more than the note of what is over takes.
+-- Deleting a lease frees more memory than writing the past: key takes.
 if lease[1] then go_on_when_full(KEYS[1]) end
 -- A repair in flight must not restore the lease.
 if ARGV[3] ~= '0' then

@@ -1,6 +1,6 @@
 -- Drops entries of the index whose elections are over; appended to the scripts that do so, as their end.
 --
--- Takes locals: index, expiry, leases (prefix of all lease keys), now, most (how many entries are looked at) and
+-- Takes locals: index, expiry, leases (prefix of all lease keys), now, most (how many entries to examine) and
 -- result, which the script returns.
 --
 -- An entry is dropped when its lease is gone and the time recorded for it has passed by a margin. Members of a

@@ -1,4 +1,4 @@
-//! A real Redis tells agents with which lists of nodes others use it as the simulated server does.
+//! A real Redis reports the lists of nodes with which agents use it as the simulated server does.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ mod model;
 /// Two lists, and the ways between them; a third, and the way to it.
 const LISTS: [&str; 6] = ["a", "b", "c", "a > b", "b > a", "b > c"];
 
-/// Adds to all that is of some time: an entry's, the record's, and the time at which a key lapses.
+/// Moves all times: those of entries and of the record, and the time at which a key lapses.
 const LATER: &str = "
 local by = tonumber(ARGV[1])
 local packed = redis.call('GET', KEYS[1])
@@ -39,7 +39,7 @@ for _, field in ipairs({'since', 'ready_at', 'guard_at', 'vote_at'}) do
 end
 ";
 
-/// The longest guard that is registered, and how long the server abstains yet, in ms.
+/// The longest guard that is registered, and how long the server is still in quarantine, in ms.
 const RECORD: &str = "
 local time, record = redis.call('TIME'), redis.call('HMGET', KEYS[1], 'guard', 'ready_at')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -54,7 +54,7 @@ enum Step {
     Passes(u64),
     /// The clock is set back by so much.
     SetBack(u64),
-    /// The server restarts with what it has.
+    /// The server restarts with its data.
     Restarts,
 }
 

@@ -47,7 +47,7 @@ const NONE: Registered = Registered {
     age: Duration::ZERO,
 };
 
-/// A look that may write.
+/// A probe that may write.
 const PROBE: ProbeRequest = ProbeRequest {
     own: BOUNDS,
     guard: NONE,
@@ -56,7 +56,7 @@ const PROBE: ProbeRequest = ProbeRequest {
     closed: false,
 };
 
-/// What errors would call settings.
+/// The names that errors use for settings.
 const NAMES: Names = Names {
     urls: "urls",
     mode: "mode",
@@ -67,7 +67,7 @@ const NAMES: Names = Names {
     allow_eviction: "eviction",
 };
 
-/// Stands for the run that a node is in.
+/// Stands for the node's own incarnation.
 const OWN_RUN: &str = "own";
 
 /// An operation of a node.
@@ -83,7 +83,7 @@ enum Op {
     /// Of a kind, or of all kinds.
     List(Option<Kind>, Option<ElectionId>, usize),
     Kinds(Option<Kind>, usize),
-    /// How long to wait, and whether it names the run that the node is in.
+    /// How long to wait, and whether it names the node's own incarnation.
     Mark(Duration, bool),
     Probe(ProbeRequest),
 }
@@ -101,12 +101,12 @@ enum Reply {
     Read(Reading),
     Page(Page),
     Kinds(Kinds),
-    /// How long the node abstains, how many partitions have no marker, and the longest bounds.
+    /// How long the node is in quarantine, how many partitions have no incarnation record, and the longest bounds.
     Probed(Option<Duration>, usize, [Registered; 2]),
 }
 
-/// Rounds a time left up to thirty seconds, by which terms differ: the time that has passed since the two nodes began to
-/// count must not count, nor the time between their replies.
+/// Rounds a time left up to thirty seconds, by which terms differ: the time since the two nodes began to count must not
+/// matter, nor the time between their replies.
 fn rounded(left: Duration) -> Duration {
     Duration::from_secs((left.as_secs() + 28) / 30 * 30)
 }
@@ -123,7 +123,7 @@ fn timeless(lease: Lease) -> Lease {
     }
 }
 
-/// The run that serves the election, marked or not.
+/// The incarnation that serves the election, with or without a record.
 async fn own_run(node: &dyn LeaseNode, election: &ElectionId) -> Result<Option<String>, NodeError> {
     let unrecorded = node.probe(PROBE).await?.unrecorded;
     Ok(match unrecorded.into_iter().next() {
@@ -147,7 +147,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
             Reply::ExtendedMany(replies.collect::<Result<_, _>>()?)
         }
         Op::Repair(repair) => {
-            // A heal names a run that each node calls otherwise: its own, or another.
+            // A repair names an incarnation, which has another name on each node: its own, or another.
             let own = own_run(node, &repair.election).await?;
             let own = own.filter(|_| repair.run == OWN_RUN);
             let repair = Repair {
@@ -190,7 +190,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         }
         Op::Probe(request) => {
             let probe = node.probe(*request).await?;
-            // One that only reads is not told how long the node abstains.
+            // A probe that only reads does not report how long the node is in quarantine.
             let guard = probe.guard.filter(|_| request.write);
             let longest = [probe.longest_guard, probe.longest_vote].map(|told| Registered {
                 age: rounded_age(told.age),
@@ -201,9 +201,9 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
     })
 }
 
-/// Stands for an instant that has passed when the node is asked; any other has not.
+/// Stands for an instant that has passed when the node is called; any other has not.
 fn past() -> Instant {
-    // A node's clock is known only as well as messages are fast.
+    // An agent knows a node's clock only to within the time of a message.
     static PAST: LazyLock<Instant> = LazyLock::new(|| Instant::now() - Duration::from_secs(10));
     *PAST
 }
@@ -222,7 +222,7 @@ fn timely(grant: &Grant) -> Grant {
     }
 }
 
-/// Seldom an instant that has passed.
+/// Rarely an instant that has passed.
 fn not_after() -> impl Strategy<Value = Instant> {
     prop::bool::weighted(0.1).prop_map(|late| match late {
         true => past(),
@@ -230,7 +230,7 @@ fn not_after() -> impl Strategy<Value = Instant> {
     })
 }
 
-/// Seldom bounds that are longer than what is registered.
+/// Rarely bounds that are longer than the registered ones.
 fn bounds() -> impl Strategy<Value = Bounds> {
     prop::sample::select(vec![
         (60, 10),
@@ -247,7 +247,7 @@ fn bounds() -> impl Strategy<Value = Bounds> {
     })
 }
 
-/// What another node has told, and how long ago.
+/// A bound that another node has reported, and its age.
 fn registered() -> impl Strategy<Value = Registered> {
     prop::sample::select(vec![(0, 0), (0, 0), (30, 0), (120, 30)]).prop_map(|(bound, age)| {
         Registered {
@@ -435,7 +435,7 @@ async fn node(deployment: Deployment, prefix: &str, nodes: &str) -> RedisNode {
     RedisNode::start(deployment, usage, VOTE, SETTINGS, Askers::here()).await
 }
 
-/// Both nodes, new, and marked ready if they are to be.
+/// Both nodes, new; with incarnation records if `marked`.
 async fn pair(deployment: Deployment, prefix: usize, marked: bool) -> (Embedded, RedisNode) {
     pair_with(Embedded::in_memory(SETTINGS), deployment, prefix, marked).await
 }
@@ -448,7 +448,7 @@ async fn pair_with(
 ) -> (Embedded, RedisNode) {
     let nodes = deployment.identity();
     let real = node(deployment, &format!("p{prefix}"), &nodes).await;
-    // What it is not asked for, it does not know: its run.
+    // The node learns its incarnation from a probe.
     real.probe(PROBE).await.expect("answers");
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {
@@ -514,7 +514,7 @@ fn redis_replies_as_the_in_process_node_does() {
     compare(&runtime, &on_server(&redis), 400, sequences);
 }
 
-/// With several partitions, so that listings are put together.
+/// With several partitions, so that listings are combined.
 #[test]
 fn a_cluster_replies_as_the_in_process_node_does() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
@@ -524,7 +524,7 @@ fn a_cluster_replies_as_the_in_process_node_does() {
         members,
         partitions: 5,
     };
-    // Each partition is marked for itself, the in-process node as a whole.
+    // Each partition has a record of its own, the in-process node has one.
     let unrecorded = op(&[30_000, 60_000]).prop_filter("marks", |op| match op {
         Op::Mark(..) => false,
         Op::Probe(request) => (request.own, request.guard, request.vote) == (BOUNDS, NONE, NONE),
@@ -534,8 +534,8 @@ fn a_cluster_replies_as_the_in_process_node_does() {
     compare(&runtime, &deployment, 60, sequences);
 }
 
-/// Terms lapse in real time, so all sequences wait for it together. The short terms are longer than a sequence takes on a
-/// busy machine, so that none lapses between the replies of the two nodes.
+/// Terms lapse in real time, so all sequences wait for it together. The short terms are longer than a sequence takes on
+/// a busy machine, so that none lapses between the replies of the two nodes.
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_replies_as_the_in_process_node_does_after_terms_lapsed() {
     let redis = Redis::start().await;

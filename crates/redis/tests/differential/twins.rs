@@ -1,7 +1,7 @@
-//! The scripts are held to the rules as the in-process node is: without one of them they reply otherwise.
+//! The scripts follow the rules of the in-process node: without one of them, their replies differ.
 //!
-//! A twin is a script whose text lacks a rule. A proxy before the server runs it in the script's place, so that nothing
-//! of this is in the library.
+//! A twin is a script whose text lacks a rule. A proxy in front of the server runs it in place of the script, so that
+//! the library has no code for this.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -46,7 +46,7 @@ struct Twin {
     /// The whole of the script's file.
     file: &'static str,
     name: &'static str,
-    /// What the rule is there.
+    /// The code of the rule in that file.
     old: &'static str,
     new: &'static str,
     found: Found,
@@ -63,7 +63,7 @@ enum Found {
 #[derive(Debug, Clone)]
 enum Step {
     Op(Op),
-    /// The record is one of another incarnation.
+    /// The record becomes one of another incarnation.
     Restart,
     /// The clock is set back behind what it was when the record was written.
     SetBack(Duration),
@@ -282,7 +282,7 @@ const TWINS: &[Twin] = &[
 ];
 
 impl Twin {
-    /// What the test calls it.
+    /// The twin's name in test output.
     fn title(&self) -> String {
         format!("{}.lua without {:?}: {:?}", self.name, self.rule, self.old)
     }
@@ -375,12 +375,12 @@ fn own_lease_comes_back() -> Vec<Step> {
     vec![probe(), grant(60, 1), Step::Restart, grant(60, 2)]
 }
 
-/// The agent that asks first after a restart has a shorter guard than another had.
+/// The first agent after a restart has a shorter guard than another had.
 fn caller_knows_less() -> Vec<Step> {
     vec![probe(), Step::Restart, grant(30, 1)]
 }
 
-/// The clock is set back while the server abstains.
+/// The clock is set back while the server is in quarantine.
 fn clock_is_set_back() -> Vec<Step> {
     vec![
         probe(),
@@ -391,12 +391,12 @@ fn clock_is_set_back() -> Vec<Step> {
     ]
 }
 
-/// Nobody has written to the record since the restart.
+/// No agent has written the record since the restart.
 fn restarted_server_is_asked_who_leads() -> Vec<Step> {
     vec![probe(), Step::Restart, read()]
 }
 
-/// An agent with a longer guard comes while the server abstains.
+/// An agent with a longer guard comes while the server is in quarantine.
 fn longer_guard_is_registered() -> Vec<Step> {
     let own = Bounds {
         guard: Some(seconds(90)),
@@ -411,7 +411,7 @@ fn repair_after_a_restart() -> Vec<Step> {
     vec![probe(), Step::Restart, repair(1)]
 }
 
-/// A repair of what was given up arrives late.
+/// A repair of a lease that was given up arrives late.
 fn repair_after_the_resignation() -> Vec<Step> {
     let resign = Resign {
         election: election(),
@@ -449,7 +449,7 @@ fn smaller_token_after_a_withdrawal() -> Vec<Step> {
     vec![probe(), grant(60, 2), roll_back(2), grant(60, 1)]
 }
 
-/// A repair writes a larger token below a grant that is withdrawn then. The last grant is of that token.
+/// A repair writes a larger token below a grant that is then rolled back. The last grant has that token.
 fn grant_above_a_repaired_lease_is_withdrawn() -> Vec<Step> {
     vec![
         probe(),
@@ -461,7 +461,7 @@ fn grant_above_a_repaired_lease_is_withdrawn() -> Vec<Step> {
     ]
 }
 
-/// The same with two grants, of which the later one is withdrawn first.
+/// The same with two grants, of which the later one is rolled back first.
 fn grants_above_a_repaired_lease_are_withdrawn() -> Vec<Step> {
     vec![
         probe(),
@@ -475,7 +475,7 @@ fn grants_above_a_repaired_lease_are_withdrawn() -> Vec<Step> {
     ]
 }
 
-/// A proxy that runs a twin where the script is asked for.
+/// A proxy that runs a twin in place of its script.
 struct Weakening {
     url: String,
     accepting: AbortHandle,
@@ -523,7 +523,7 @@ impl Drop for Weakening {
     }
 }
 
-/// Passes commands on until the client goes. Scripts are loaded as they are, and their twins besides.
+/// Passes commands on until the client goes. It loads scripts unchanged, and their twins in addition.
 async fn forward(
     client: OwnedReadHalf,
     mut server: OwnedWriteHalf,
@@ -643,7 +643,7 @@ async fn found_at_random(deployment: &Deployment, prefix: usize) -> Option<usize
     None
 }
 
-/// What is wrong with a twin, if anything; says what found it.
+/// What is wrong with a twin, if anything; prints what found it.
 async fn survives(redis: &Redis, number: usize, twin: Twin) -> Option<String> {
     let title = twin.title();
     let weakening = Weakening::start(redis, twin).await;
@@ -677,7 +677,7 @@ async fn a_script_that_lacks_a_rule_differs_from_the_in_process_node() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What both reply is not only the same.
+/// The replies of both nodes are not only equal, but right.
 #[tokio::test]
 async fn a_withdrawal_leaves_the_mark_of_the_repaired_lease_below() {
     let redis = Redis::start().await;

@@ -67,7 +67,7 @@ impl Reading {
         !self.boot.is_empty() && self.boot == now.boot && self.since_boot_ms <= now.since_boot_ms
     }
 
-    /// How much time has passed since, at the least; `None` where the clocks do not show it, because the system was
+    /// How much time has passed since, at least; `None` where the clocks do not show it, because the system was
     /// restarted and its wall clock is earlier than before.
     ///
     /// Without an id of the start, either clock may mislead: the wall clock may have been set forward, or the time
@@ -107,7 +107,7 @@ impl Reading {
     /// What is left of a wait that began then: never more than all of it, whatever the clocks show.
     pub(super) fn left(&self, wait: Duration, now: &Self) -> Duration {
         let elapsed = self.elapsed(now).unwrap_or_default();
-        // Readings are in whole ms, so a passage may look longer by one than it was.
+        // Readings are in whole ms, so the elapsed time may be 1 ms too long.
         (wait + Duration::from_millis(1))
             .saturating_sub(elapsed)
             .min(wait)

@@ -92,7 +92,7 @@ impl StorageBackend for OpenFile {
         Ok(())
     }
 
-    // The system grants a lock that this file already has again.
+    // The system grants again a lock that this file already has.
 
     fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
         self.0.backend.try_lock_range(start, end)

@@ -1,11 +1,10 @@
 //! The side file `<database>.generation`: records what the database held last, so that the agent notices an older copy
 //! of the database in its place.
 //!
-//! After each commit, and before a reply is built on it, the sequence number of the commit goes into this file. A
-//! database with a smaller number than its side file is older than what was promised. The file is not synced with each
-//! commit. What the kernel has survives the process; after a power failure the file may be behind, which is no
-//! mismatch. It is synced within [`SYNC_WITHIN`], so that only the last moment before a power failure is without this
-//! protection.
+//! The agent writes the sequence number of each commit to this file before a reply is built on the commit. A database
+//! with a smaller number than its side file is older than what was promised. The file is not synced with each commit.
+//! What the kernel has survives the process; after a power failure the file may be behind, which is no mismatch. It is
+//! synced within [`SYNC_WITHIN`], so that only the last moment before a power failure is without this protection.
 //!
 //! An older pair of database and side file is consistent with itself. It is detected by the time of the side file's
 //! last change of any kind, which the kernel sets and no copying tool can set: it is later than the time at which the
@@ -105,7 +104,7 @@ pub(super) struct Longest {
     pub(super) wait_ms: u64,
     /// The guard or term of the agent that opened the database last.
     pub(super) last_ms: u64,
-    /// Runs since terms for the longest wait are no longer granted: at its end they have ended.
+    /// Runs since terms for the longest wait are no longer granted: when it ends, they have ended.
     pub(super) lowered: Option<Deadline>,
 }
 
@@ -198,7 +197,7 @@ pub(super) struct Side {
 }
 
 impl Side {
-    /// Opens the file, or makes it, and writes it and its name to disk.
+    /// Opens the file, or creates it, and writes it and its name to disk.
     pub(super) fn create(path: &Path, generation: &Generation) -> Result<Self, String> {
         let create = || {
             let mut options = OpenOptions::new();

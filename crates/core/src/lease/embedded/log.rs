@@ -62,8 +62,8 @@ pub(super) struct LeaseRecord {
     request_id: String,
     elected_at: u64,
     pub(super) term_ms: u64,
-    /// The last opening of the database in which the leader was granted or extended; 0 is before the
-    /// first one that is numbered.
+    /// The last opening of the database in which the leader was granted or extended; 0 is before the first one that is
+    /// numbered.
     #[serde(default)]
     pub(super) opening: u64,
 }
@@ -299,7 +299,7 @@ impl Log {
 
     /// Queues a change. Sequence numbers rise by call.
     pub(super) fn append(&self, sequence: u64, change: Change) {
-        // The thread ends early only when nothing can be written for good, which `settled` reports to every caller.
+        // The thread ends early only when the file can never be written again, which `settled` reports to every caller.
         if let Some(changes) = &self.changes {
             let _ = changes.send((sequence, change));
         }
@@ -356,8 +356,8 @@ impl fmt::Display for Failure {
         match self {
             Self::ForNow(why) => write!(
                 f,
-                "{why}: free space there, or correct what else it says; the agent tries again \
-                 by itself, and until it can write nobody new is elected"
+                "{why}: free space there, or correct the cause; the agent retries by itself, and \
+                 elects no new leader until it can write"
             ),
             Self::ForGood(why) => write!(f, "{why}: restart the agent with the right file"),
         }
@@ -402,7 +402,7 @@ fn report_opening(at: &str, opening: &Opening, guard: Option<Duration>, names: N
         (None, Some(_)) if wait_ms > 0 => tracing::warn!(
             path = at,
             wait_ms,
-            "the agent is in quarantine for what is left of a wait that an earlier start began"
+            "the agent is in quarantine for the rest of a wait that an earlier start began"
         ),
         (None, _) => {}
     }
@@ -450,7 +450,7 @@ impl Writer {
                     if retry.take().is_some() {
                         tracing::info!(
                             path = self.at,
-                            "the lease database can be written again: elections go on"
+                            "the lease database can be written again: elections continue"
                         );
                     }
                     report.send_modify(|report| {

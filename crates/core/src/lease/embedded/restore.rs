@@ -55,7 +55,7 @@ impl fmt::Display for Restored {
             "{database} has the content of {from} now: {leases} leases"
         )?;
         if let Some(replaced) = &self.replaced {
-            writeln!(f, "what was there before is {} now", replaced.display())?;
+            writeln!(f, "the previous database is {} now", replaced.display())?;
         }
         match self.wait {
             Some(wait) => writeln!(
@@ -66,8 +66,8 @@ impl fmt::Display for Restored {
             ),
             None => writeln!(
                 f,
-                "{}=off: the agent will grant at once, and two leaders may have time left; wait \
-                 before you start it until all terms have ended, {} at the most",
+                "{}=off: the agent will grant at once, and two leaders may have time left; before you \
+                 start it, wait until all terms have ended, at most {}",
                 self.names.restart_guard, self.names.max_term
             ),
         }
@@ -138,7 +138,7 @@ fn wrong(from: &Path, what: &dyn fmt::Display) -> String {
 
 fn failed(what: &str, path: &Path, error: &dyn fmt::Display) -> String {
     format!(
-        "cannot {what} {}: {error}: nothing was restored; run this as the agent's user, or as root, and see \
+        "cannot {what} {}: {error}: nothing was restored; run this as the agent's user, or as root, and check \
          that the directory has room",
         path.display()
     )
@@ -154,7 +154,7 @@ fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
-/// The longest waits for leaders that the copy, the present database and its side file know of.
+/// The longest wait for leaders that the copy, the present database or its side file know of.
 fn longest(content: &Content, present: Option<&Content>, found: &Found, now: &Reading) -> Duration {
     let of = |content: &Content| {
         let node = content.node.as_ref();
@@ -339,7 +339,7 @@ impl New {
         Ok(content)
     }
 
-    /// Records that the content was restored, and how long leaders may have to be waited for.
+    /// Records that the content was restored, and the longest wait that leaders may need.
     fn mark(
         &self,
         node: Option<&Node>,

@@ -15,7 +15,7 @@ use crate::types::millis;
 pub(super) enum Doubt {
     /// The number of its last commit, and the one that its side file has.
     Older(u64, u64),
-    /// The side file is of another lineage.
+    /// The side file has another lineage.
     Other,
     /// Something other than the agent changed the side file, or it is a copy.
     Touched,
@@ -40,10 +40,10 @@ impl fmt::Display for Doubt {
                  number {known} was made"
             ),
             Self::Other => f.write_str(
-                "the lease database is not the one that was used here last: its side file is of another",
+                "the lease database is not the one that was used here last: its side file belongs to another",
             ),
             Self::Touched => f.write_str(
-                "the lease database may be a copy: something else than the agent has written, moved or \
+                "the lease database may be a copy: something other than the agent has written, moved or \
                  changed its side file",
             ),
             Self::Missing => f.write_str(
@@ -65,8 +65,8 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// Compares the database with its side file. A side file that is behind is no reason for doubt: it is
-/// not synced with each commit.
+/// Compares the database with its side file. A side file that is behind is no reason for doubt: it is not synced with
+/// each commit.
 fn doubt(content: &Content, found: &Found) -> Option<Doubt> {
     let Some(node) = &content.node else {
         return match found {

@@ -107,7 +107,7 @@ impl Content {
     }
 }
 
-/// How a database's file is read and written; by anything but the system in tests only.
+/// How a database's file is read and written: by the system, except in tests.
 pub(super) type Backend = Box<dyn StorageBackend>;
 
 /// A database that is open for this process alone.
@@ -128,7 +128,7 @@ pub(super) struct DatabaseFile {
     id: (u64, u64),
 }
 
-/// Opens the database at `path` for this process alone, making it if there is none.
+/// Opens the database at `path` for this process alone, creating it if there is none.
 ///
 /// # Errors
 /// Says why it cannot be opened.
@@ -197,7 +197,7 @@ impl DatabaseFile {
         match found {
             Some(found) if found.lineage != node.lineage => other("it is another database now"),
             Some(found) if commits.contains(&found.sequence) => Ok(database),
-            _ => other("it is not as the agent wrote it last"),
+            _ => other("it does not hold what the agent wrote last"),
         }
     }
 }

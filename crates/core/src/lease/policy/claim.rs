@@ -233,9 +233,9 @@ impl Claiming {
         if let Failure::Stale(known) = failure {
             self.above = self.above.max(Some(known));
         }
-        // Some nodes have what an earlier try left behind, and others have not. All nodes need one token: the earlier
-        // try's token, as long as a majority may have it. If an earlier vote of this claim has already proposed that
-        // token, a node has accepted a later one since.
+        // Some nodes hold the grant of an earlier try, and others do not. All nodes need one token: the earlier try's
+        // token, as long as a majority may have it. If an earlier vote of this claim has already proposed that token, a
+        // node has accepted a later one since.
         if self.repeat && holds(Rule::RetriesGetTheirToken) {
             let tried = |token| self.votes.iter().any(|vote| vote.grant.token == token);
             let untried = others.iter().filter(|(other, _)| !tried(*other));
@@ -260,7 +260,7 @@ impl Claiming {
         let next = match failure {
             Failure::Unrecorded | Failure::Unprepared => Next::CheckHealth,
             Failure::Split => Next::Pause,
-            // The cause is repaired: the very next vote should decide.
+            // The cause is resolved: the next vote should decide.
             _ => Next::AtOnce,
         };
         self.phase = Phase::RollingBack { failure: next };

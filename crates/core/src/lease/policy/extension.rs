@@ -67,7 +67,7 @@ type Steps = Vec<Step<Extended>>;
 pub(in crate::lease) const EXTEND: u32 = 0;
 const READ: u32 = 1;
 const REPAIR: u32 = 2;
-/// As [`EXTEND`], for the second time.
+/// The tag of the second vote.
 const EXTEND_AGAIN: u32 = 3;
 
 impl Extending {
@@ -184,7 +184,7 @@ impl Extending {
             return self.repaired(purpose, Nodes::NONE, now, view, steps);
         }
         steps.push(Step::Note(Note::Repairing(lacking.count())));
-        // Read before the lease: a node has not forgotten in this incarnation what it has held since then.
+        // Read before the lease: in this incarnation, a node has not forgotten what it has held since then.
         let incarnations: Vec<_> = lacking
             .iter()
             .filter_map(|node| {
@@ -261,7 +261,7 @@ impl Extending {
         self.phase = Phase::Writing(purpose, nodes, Nodes::NONE);
     }
 
-    /// All nodes that could be repaired are.
+    /// Completes the repair: these nodes were repaired.
     fn repaired(
         &mut self,
         purpose: Purpose,

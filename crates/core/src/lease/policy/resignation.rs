@@ -11,8 +11,8 @@ use crate::lease::{
     tally::{Denial, Done, Reads, Resignations, Verdict},
 };
 
-/// A resignation. One without a token first reads whose term it is: a node that is late must not take it for a
-/// resignation from a later term of the same name.
+/// A resignation. One without a token first reads the leader's token: a late node must not take it for a resignation
+/// from a later term of the same candidate.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resigning {
     resign: Resign,

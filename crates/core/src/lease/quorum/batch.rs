@@ -1,7 +1,7 @@
 //! Extensions of several terms with one call to each node.
 //!
-//! Each extension is a machine of its own, as if it were alone, and only its first vote is shared. What a machine asks for
-//! after that, to repair nodes, it asks for itself.
+//! Each extension is a machine of its own, as if it were alone, and only its first vote is shared. After that, each
+//! machine makes its own calls, to repair nodes.
 
 use std::{sync::Arc, time::Duration};
 
@@ -99,7 +99,7 @@ impl Batch {
         while rest.next().await.is_some() {}
     }
 
-    /// Gives each machine the node's reply to it.
+    /// Gives each machine its reply from the node.
     fn feed(&mut self, node: usize, replies: Result<Replies, NodeError>) {
         let mut replies = replies.map(Vec::into_iter);
         for drive in &mut self.drives {
@@ -120,8 +120,7 @@ impl Batch {
     }
 }
 
-/// The next event that a machine has asked for itself before it answers: a rare one, as when a node has no incarnation
-/// record.
+/// The next event of a machine's own calls before the machine answers: rare, as when a node has no incarnation record.
 async fn next_of(drives: &mut [Drive<Extending>]) -> (usize, Event) {
     let waiting = drives
         .iter_mut()
@@ -282,7 +281,7 @@ mod tests {
         assert_eq!(has(&*third, "other").await, Some(7), "repaired");
     }
 
-    /// The fifth node replies, and lacks what the others have: it is repaired beside the answer.
+    /// The fifth node replies, and lacks what the others have: it is repaired in the background.
     #[tokio::test(start_paused = true)]
     async fn nodes_that_lack_a_term_are_repaired() {
         let fifth = Arc::new(Embedded::in_memory(SETTINGS));

@@ -44,7 +44,7 @@ impl<M: Machine> Drive<M> {
         drive
     }
 
-    /// A drive whose first call another one makes, and [feeds](Self::feed) it the replies.
+    /// A drive whose first call another component makes, which [feeds](Self::feed) it the replies.
     pub(super) fn asked(quorum: &Quorum, machine: M, deadline: Instant) -> Self {
         Self {
             quorum: quorum.clone(),
@@ -68,7 +68,7 @@ impl<M: Machine> Drive<M> {
         self.machine.is_done()
     }
 
-    /// Whether the drive waits for something that it has asked for itself.
+    /// Whether the drive waits for a call, a time or a health check of its own.
     pub(super) fn is_waiting(&self) -> bool {
         self.round.is_open() || self.wake.is_some() || self.checking_health.is_some()
     }
@@ -216,7 +216,7 @@ fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> P
 }
 
 /// The substitute reply of a node on which this agent has not registered its bounds. Other agents would mistake a lease
-/// written there for one of a clock that was set back, and cut it.
+/// written there for one of a clock that was set back, and shorten it.
 pub(super) fn unprobed(
     inner: &Inner,
     call: &Call,

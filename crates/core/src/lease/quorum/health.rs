@@ -18,7 +18,7 @@ use crate::{
     types::millis,
 };
 
-/// How long a node may take to look at all its partitions, or to record incarnations in them, if that is more than the
+/// How long a node may take to probe all its partitions, or to record incarnations in them, if that is more than the
 /// operation timeout.
 const CHECKING_HEALTH: Duration = Duration::from_secs(3);
 
@@ -162,7 +162,7 @@ impl Quorum {
         let closing: Nodes = self.inner.electorate.old().iter().filter(closing).collect();
         *self.closing() = closing;
         self.inner.tokens.judge(clocks);
-        // Only now it is known what must be passed on to all nodes.
+        // Only now are the bounds known that all nodes must receive.
         if write && incarnation_records.longest() == bounds && !self.is_stopped() {
             for (node, status) in self.inner.nodes.iter().zip(&status) {
                 if status.probe.is_ok() {

@@ -107,7 +107,7 @@ impl Node {
         *self.excluded.lock() = why;
     }
 
-    /// Why the node gets no calls that count.
+    /// Why the node must not vote, as an error.
     pub(super) fn excluded(&self) -> Option<NodeError> {
         let why = self.excluded.lock();
         why.clone().map(NodeError::NotSent)

@@ -49,7 +49,7 @@ pub enum Called {
     Ok,
     /// The node did not reply within a node's time ([`operation_timeout`](super::Options::operation_timeout)).
     Timeout,
-    /// The caller's deadline came before the end of that time: the node may be well.
+    /// The caller's deadline came before the end of that time: the node may be healthy.
     GivenUp,
     /// The node's memory is full, and it did nothing.
     Full,

@@ -67,7 +67,7 @@ impl<'a> About<'a> {
 #[derive(Debug)]
 pub(super) struct CallSpan {
     span: Span,
-    /// Without a reply by then, the other nodes had decided, or the caller's deadline had passed.
+    /// Stays "abandoned" if the other nodes decided first, or the caller's deadline passed.
     outcome: &'static str,
 }
 

@@ -280,7 +280,7 @@ async fn a_file_that_is_not_what_was_written_is_left_alone_for_good() {
                 file.write_all_at(older, 0).expect("written");
                 disk.set(None);
             },
-            "not as the agent wrote it",
+            "what the agent wrote last",
         ),
         (
             |path, _, _| drop(File::create(path).expect("emptied")),
