@@ -201,7 +201,7 @@ async fn end(
         Ok(_) => tracing::info!("every request was answered"),
         Err(_) => tracing::warn!(
             connections = connections.len(),
-            "EA_SHUTDOWN_GRACE has passed, and requests are still under way"
+            "EA_SHUTDOWN_GRACE has passed, and requests are still in progress"
         ),
     }
     // An unavailable node must not delay the shutdown.
@@ -252,7 +252,7 @@ fn cannot_bind(address: SocketAddr, variable: &str, error: &io::Error) -> String
             if address.port() == 80 { 8080 } else { 8443 }
         ),
         io::ErrorKind::AddrInUse => {
-            format!("another process has it: stop that or set {variable} to a free port")
+            format!("another process uses it: stop that process or set {variable} to a free port")
         }
         io::ErrorKind::AddrNotAvailable => {
             "no interface has that address: set EA_BIND_ADDRESS to one that this machine has"

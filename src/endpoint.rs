@@ -29,13 +29,13 @@ pub const ALL_EVENTS: &str = "/elections/events";
 pub const CHANGES: &str = "/election/{kind}/{name}/changes";
 /// Lists the campaigns that wait.
 pub const WAITERS: &str = "/waiters";
-/// Tells about the agent.
+/// Reports on the agent.
 pub const AGENT: &str = "/agent";
-/// Tells how the lease nodes are.
+/// Reports the state of the lease nodes.
 pub const NODES: &str = "/agent/nodes";
 /// Lists the settings in force.
 pub const CONFIGURATION: &str = "/agent/configuration";
-/// Tells what the caller may do.
+/// Lists what the caller may do.
 pub const PERMISSIONS: &str = "/agent/permissions";
 /// Changes the log level.
 pub const LOG: &str = "/log";
@@ -62,14 +62,14 @@ pub const DASHBOARD: &str = "/ui/";
 /// Its files.
 pub const DASHBOARD_FILES: &str = "/ui/{*path}";
 
-/// The header in which a caller asks for a wait ([RFC 7240](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)).
+/// The header in which a caller requests a wait ([RFC 7240](https://www.rfc-editor.org/rfc/rfc7240#section-4.3)).
 pub const PREFER: HeaderName = HeaderName::from_static("prefer");
 
 /// Path prefix of the election service's methods.
 pub const ELECTION_PATH: &str = "/grpc.election_agent.v1.Election/";
 /// Path prefix of the methods of the service that streams.
 pub const LEADERSHIP_PATH: &str = "/grpc.election_agent.v1.Leadership/";
-/// Path prefix of the methods of the service that tells about the agent.
+/// Path prefix of the methods of the service that reports on the agent.
 pub const AGENT_PATH: &str = "/grpc.election_agent.v1.Agent/";
 /// Path prefix of the health service's methods.
 pub const HEALTH_PATH: &str = "/grpc.health.v1.Health/";
@@ -138,7 +138,7 @@ pub enum Counted {
     /// As a request.
     Request,
     /// As a request until it begins to wait for a change, then as a stream of the API: a campaign, or a read of an
-    /// election that says so.
+    /// election that requests a wait.
     MayWait,
     /// As a stream of the API.
     ApiStream,
@@ -243,7 +243,7 @@ pub enum Action {
     ListChanges,
     /// To list the campaigns that wait.
     ListWaiters,
-    /// To read what the agent tells of itself.
+    /// To read what the agent reports on itself.
     Agent,
     /// To list pods.
     Pods,

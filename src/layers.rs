@@ -45,7 +45,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_has_not_been_classified_is_refused_by_whoever_reads_what_it_asks_for() {
+    async fn layers_that_read_the_endpoint_refuse_a_request_that_has_not_been_classified() {
         let one = NonZeroU32::MIN;
         let rate = rate_limit::Rate {
             per_second: one,

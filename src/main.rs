@@ -244,10 +244,7 @@ fn on_hangup() -> io::Result<()> {
                 Ok(config) => {
                     telemetry::log::change(&config.telemetry.log);
                     let level = config.telemetry.log.directives();
-                    tracing::info!(
-                        level,
-                        "SIGHUP: what is logged was read again, and nothing else"
-                    );
+                    tracing::info!(level, "SIGHUP: reloaded the log level, and nothing else");
                 }
                 Err(mistakes) => tracing::error!("SIGHUP: nothing was changed:\n{mistakes}"),
             }

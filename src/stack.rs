@@ -222,7 +222,7 @@ mod tests {
                 let response = refused(problem.clone(), content_type).await;
                 assert_eq!(response.status(), StatusCode::OK, "{code:?}");
                 assert_eq!(of(&response, "content-type"), answered);
-                assert_eq!(response.extensions().get(), Some(&code), "for who measures");
+                assert_eq!(response.extensions().get(), Some(&code), "for the metrics");
                 assert_eq!(
                     of(&response, "grpc-status"),
                     (grpc as i32).to_string(),

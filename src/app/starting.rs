@@ -79,7 +79,7 @@ where
 fn no_place(endpoint: Endpoint) -> Response {
     let problem = Problem::new(
         Code::Overloaded,
-        "the agent has as many connections as it takes (EA_MAX_CONNECTIONS, or its limit of open files): connect \
+        "the agent has its maximum number of connections (EA_MAX_CONNECTIONS, or its limit of open files): connect \
          again later, or to another agent",
     );
     problem.render(endpoint.protocol)

@@ -207,7 +207,7 @@ impl Tree {
     }
 }
 
-/// What the agent tells of itself.
+/// Returns what the agent reports on itself.
 fn about(config: &Config, in_flight: &InFlightLayer, admission: &Admission) -> About {
     let host = hostname::get().unwrap_or_default();
     let limits = &config.limits;
@@ -290,7 +290,7 @@ async fn nodes(
             tracing::info!(
                 from = lists,
                 to = list(&store.next),
-                "agents pass to another list of nodes: majorities of both decide"
+                "agents move to another list of nodes: majorities of both decide"
             );
             lists = format!("{lists} > {}", list(&store.next));
             electorate = Electorate::joint(electorate.nodes(), next);
@@ -337,14 +337,14 @@ async fn authenticator(config: &Config) -> Result<Authenticator, StartError> {
     if asks_nobody && beyond_this_host {
         tracing::warn!(
             address = %config.listen.address,
-            "every caller that reaches the agent may campaign, resign and hand over for anybody: set EA_AUTH_MODES, \
-             or let only your clients' network reach it"
+            "every caller that reaches the agent may campaign, resign and hand over for any candidate: set \
+             EA_AUTH_MODES, or let only your clients' network reach it"
         );
     }
     if config.limits.trusted_proxies.are_everybody() {
         tracing::warn!(
             "EA_TRUSTED_PROXIES has a network of all addresses, so that callers choose their own address: \
-             name your proxies alone"
+             list only your proxies"
         );
     }
     let files = |mistakes: Vec<reload::Mistake>| unusable(&mistakes);

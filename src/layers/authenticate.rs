@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_public_is_passed_on_whoever_asks() {
+    async fn a_request_for_a_public_path_is_passed_on_without_an_identity() {
         let (service, mut inner, _) = layer(None);
         let call = tokio::spawn(service.oneshot(request("/livez", &["Basic x"])).boxed());
         let (passed, answer) = inner.next_request().await.expect("passed on");

@@ -71,7 +71,7 @@ impl Counts {
         let place = Arc::clone(count).try_acquire_owned().map_err(|_| {
             Problem::new(
                 Code::Overloaded,
-                "the agent has as many requests under way as it takes (EA_MAX_IN_FLIGHT): try again soon",
+                "the agent has its maximum number of requests in progress (EA_MAX_IN_FLIGHT): try again soon",
             )
         })?;
         if counted != Counted::MayWait {
@@ -110,14 +110,14 @@ impl InFlightLayer {
 }
 
 impl InFlightLayer {
-    /// How many requests are in progress.
+    /// Returns how many requests are in progress.
     #[must_use]
     pub fn requests(&self) -> usize {
         let free = self.counts.requests.available_permits();
         self.counts.most.saturating_sub(free)
     }
 
-    /// How many streams of the API and requests that wait are open.
+    /// Returns how many streams of the API and requests that wait are open.
     #[must_use]
     pub fn streams(&self) -> usize {
         self.counts.streams.taken()

@@ -174,7 +174,8 @@ impl RateLimiter {
         })
     }
 
-    /// Counts requests, or what one asks for. More than a burst counts as one: otherwise it would be refused for ever.
+    /// Counts requests, or the operations of one. More than a burst counts as one burst: otherwise it would never be
+    /// permitted.
     fn count(&self, cells: [usize; 2], requests: NonZeroU32) -> Result<(), Problem> {
         let callers = &self.0.callers;
         let counted = callers.check_key_n(&cells, requests.min(self.0.burst));
@@ -185,8 +186,8 @@ impl RateLimiter {
             retry_after: Some(refused.wait_time_from(callers.clock().now())),
             ..Problem::new(
                 Code::RateLimited,
-                "you ask more often than this agent lets one caller (EA_RATE_LIMIT_PER_SECOND, \
-                 EA_RATE_LIMIT_BURST): wait before you ask again",
+                "the caller exceeds its rate limit (EA_RATE_LIMIT_PER_SECOND, EA_RATE_LIMIT_BURST): wait \
+                 before the next request",
             )
         })
     }

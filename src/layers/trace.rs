@@ -367,8 +367,8 @@ pin_project! {
     impl PinnedDrop for TracedBody {
         fn drop(this: Pin<&mut Self>) {
             let this = this.project();
-            // A sender that finds the body at its end need not poll it again. Events have no end but their reader's, and
-            // HTTP has no status for that.
+            // A sender that finds the body at its end need not poll it again. A stream of events ends when its reader
+            // disconnects, and HTTP has no status for that.
             let events = this.span.endless && this.span.protocol == Protocol::Rest;
             if this.body.is_end_stream() || events {
                 this.span.end(Some(*this.answer));
@@ -555,7 +555,7 @@ mod tests {
             let request = Request::get(path).body(Body::empty());
             classified(request.expect("a request"))
         };
-        // Of a stream of events, that is the usual end.
+        // This is the usual end of a stream of events.
         let Ok(answer) = layer.layer(service).oneshot(get("/elections/events")).await;
         drop(answer);
         let span = kept.one();

@@ -92,7 +92,7 @@ impl Admission {
                 .is_none_or(|logged| logged.elapsed() >= LOG_EVERY)
             {
                 open.logged = Some(Instant::now());
-                tracing::warn!(%peer, limit, "connections are refused: there are as many as the limit lets in");
+                tracing::warn!(%peer, limit, "connections are refused: their number is at the limit");
             }
             return None;
         }
@@ -204,7 +204,7 @@ mod tests {
         drop(third);
         let open = admission.lock();
         assert_eq!(open.all, 1);
-        assert_eq!(open.by_peer.len(), 1, "nobody is remembered who has gone");
+        assert_eq!(open.by_peer.len(), 1, "peers that left are forgotten");
         assert_eq!(open.refused, 3);
         assert_eq!(open.spare, 0);
     }

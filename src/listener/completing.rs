@@ -15,8 +15,8 @@ use super::requests::UnderWay;
 use crate::body::{Holding, Rest};
 
 pin_project! {
-    /// A future of a reply. After the service has replied, it reads what is left of the request's body, adds whether the
-    /// connection ends, and counts the request until its reply has been sent.
+    /// A future of a reply. After the service has replied, it reads what is left of the request's body, adds whether
+    /// the connection ends, and counts the request until its reply has been sent.
     ///
     /// It is no async block, because a block would have room for the service's future twice: where it captures it, and
     /// where it awaits it.

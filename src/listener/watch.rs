@@ -9,8 +9,8 @@
 //!   because gRPC channels connect long before the first request. If a partial request arrives together with the
 //!   previous one, its time counts from its next byte.
 //! - **Pings.** As in [gRPC's keepalive][keepalive], a PING that arrives sooner than nine tenths of
-//!   [`Conduct::min_ping_interval`] after the previous one is a strike. Sending a reply clears all strikes, so pings by which a client measures the
-//!   bandwidth of a reply never count.
+//!   [`Conduct::min_ping_interval`] after the previous one is a strike. Sending a reply clears all strikes, so pings by
+//!   which a client measures the bandwidth of a reply never count.
 //!
 //! All bytes pass unchanged, except authorities that list addresses ([`AddressLists`]).
 //!
@@ -37,8 +37,8 @@ use super::{
 /// Maximum number of strikes; the next one closes the connection.
 const MAX_STRIKES: u32 = 2;
 
-/// The share of the minimum interval after which a PING is no strike. Clients that ping exactly at the interval are sometimes
-/// early, as their timers and the network vary.
+/// The share of the minimum interval after which a PING is no strike. Clients that ping exactly at the interval are
+/// sometimes early, as their timers and the network vary.
 const PUNCTUAL: f64 = 0.9;
 
 /// Reply to a client whose request stays incomplete.

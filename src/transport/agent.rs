@@ -1,4 +1,4 @@
-//! What the agent tells of itself: its state and limits, its lease nodes, its settings, and what a caller may do.
+//! What the agent reports on itself: its state and limits, its lease nodes, its settings, and what a caller may do.
 
 use std::{
     fmt,
@@ -27,7 +27,7 @@ use crate::{
     readiness::Report,
 };
 
-/// What is known of the agent from its start.
+/// What the agent knows of itself from its start.
 pub struct About {
     /// The name of the host or pod.
     pub name: String,
@@ -39,9 +39,9 @@ pub struct About {
     pub configuration: String,
     /// Its settings, secrets hidden.
     pub settings: Vec<Setting>,
-    /// Whether callers have to prove who they are.
+    /// Whether callers must authenticate.
     pub authentication: bool,
-    /// What it limits.
+    /// Its limits.
     pub limits: Vec<Limited>,
 }
 
@@ -57,7 +57,7 @@ pub struct Limited {
     pub used: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
-/// Answers about the agent. Cheap to clone.
+/// Reports on the agent. Cheap to clone.
 #[derive(Clone)]
 pub struct Agent {
     gate: Gate,
@@ -154,7 +154,7 @@ impl Agent {
         })
     }
 
-    /// What policies permit the caller.
+    /// Returns the actions that policies permit the caller.
     pub(super) fn permissions(&self, caller: &Identity, acting: &Acting) -> Permissions {
         let (election, candidate) = (acting.election.as_ref(), acting.candidate.as_ref());
         Permissions {
@@ -163,7 +163,7 @@ impl Agent {
     }
 }
 
-/// What a caller would act on, and for whom.
+/// What a caller would act on, and on whose behalf.
 pub(super) struct Acting {
     /// [`None`]: the agent.
     election: Option<ElectionId>,
@@ -172,7 +172,7 @@ pub(super) struct Acting {
 }
 
 impl Acting {
-    /// Validates the names; empty ones are not given.
+    /// Validates the names; an empty name counts as absent.
     ///
     /// # Errors
     /// A name out of range, or a kind or a candidate without an election.
@@ -265,7 +265,7 @@ pub(super) fn learnt(change: &Seen) -> u64 {
     unix_ms().saturating_sub(millis(change.at.elapsed()))
 }
 
-/// A change's state without the time that was left: it says who led, and not for how long.
+/// Returns a change's state without the remaining time: a change says who led, not for how long.
 pub(super) fn without_time(change: &Seen) -> State {
     match &change.state {
         State::Held(lease) => State::Held(Lease {
@@ -309,15 +309,15 @@ pub(super) struct AgentState {
     pub(super) ready: bool,
     /// Why it does not; empty if it does.
     pub(super) reason: String,
-    /// Whether it answers about Kubernetes pods.
+    /// Whether it looks up Kubernetes pods.
     pub(super) pods: bool,
-    /// Whether callers have to prove who they are.
+    /// Whether callers must authenticate.
     pub(super) authentication: bool,
-    /// Who the caller is to the agent; "anonymous" without a credential.
+    /// The caller's name; "anonymous" without a credential.
     pub(super) caller: String,
     /// The longest term that it grants, in ms.
     pub(super) max_term: u64,
-    /// What it limits, and how near it is.
+    /// Its limits, and how near it is to them.
     pub(super) limits: Vec<Limit>,
 }
 
@@ -344,7 +344,7 @@ pub(super) struct Limit {
 pub(super) struct Nodes {
     /// All lease nodes, in the order of the settings.
     pub(super) nodes: Vec<Node>,
-    /// How many nodes have to answer; while agents move to another list, how many of the old one.
+    /// How many nodes must reply; while agents move to another list, how many of the old one.
     pub(super) needed: usize,
     /// How many nodes could vote at the last health check.
     pub(super) voting: usize,
@@ -429,7 +429,7 @@ pub struct Setting {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({"actions": ["campaign", "extend", "resign", "read", "observe"]}))]
 pub(super) struct Permissions {
-    /// Of an election: campaign, extend, resign, handover, read, verify, observe. Of the agent: observe, read, listKinds,
-    /// admin.
+    /// On an election: campaign, extend, resign, handover, read, verify, observe. On the agent: observe, read,
+    /// listKinds, admin.
     pub(super) actions: Vec<&'static str>,
 }

@@ -61,7 +61,7 @@ pub struct Handler {
 }
 
 impl Handler {
-    /// Creates a handler that sends requests through this gate, and answers of this agent.
+    /// Creates a handler that sends requests through this gate, and reports on this agent.
     #[must_use]
     pub fn new(gate: Gate, agent: Agent) -> Self {
         Self { gate, agent }
@@ -81,8 +81,8 @@ impl Handler {
         Ok((election, state))
     }
 
-    /// Who campaigns, for what, how long it waits, and by when it needs a reply. Consumes the request: a campaign that
-    /// waits keeps no headers.
+    /// Returns the caller, the campaign, its wait, and its deadline. Consumes the request: a campaign that waits keeps
+    /// no headers.
     fn campaigning(
         &self,
         request: tonic::Request<proto::CampaignRequest>,
@@ -443,7 +443,7 @@ impl Service<Request<Body>> for Services {
         }
         refuse(Problem::new(
             Code::MethodNotAllowed,
-            "there is no such gRPC service: ask the reflection service for those there are",
+            "there is no such gRPC service: the reflection service lists the services",
         ))
     }
 }

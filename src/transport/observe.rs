@@ -1,4 +1,4 @@
-//! Streams of what happens to elections, the same over every protocol.
+//! Streams of the states of elections, the same over every protocol.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,16 +18,16 @@ use crate::{
     status::{Code, Problem},
 };
 
-/// The pause before a heartbeat that callers get if they do not say.
+/// The default pause before a heartbeat.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// The pauses that they may ask for, in ms.
+/// The pauses that callers may request, in ms.
 const HEARTBEATS: std::ops::RangeInclusive<i64> = 1_000..=60_000;
 /// What a caller wants to observe.
 #[derive(Debug, Clone, Copy)]
 pub enum What<'a> {
     /// One election of the kind.
     Election(&'a str),
-    /// Those of the kind whose names begin so.
+    /// Those of the kind whose names begin with this.
     Prefix(&'a str),
     /// All of the kind.
     Kind,
@@ -84,7 +84,7 @@ impl Wanted {
     }
 }
 
-/// Validates a prefix of names: what is no name begins none.
+/// Validates a prefix of names: a prefix must itself be a valid name.
 fn valid(prefix: &str) -> Result<&str, Invalid> {
     match ElectionId::new("", prefix) {
         Ok(_) => Ok(prefix),
@@ -92,21 +92,21 @@ fn valid(prefix: &str) -> Result<&str, Invalid> {
     }
 }
 
-/// What a stream says.
+/// A message of a stream.
 #[derive(Debug, Clone)]
 pub enum Said {
     /// The state of an election.
     State {
         /// The state.
         seen: Arc<Seen>,
-        /// Why it is told.
+        /// Why it is reported.
         cause: Cause,
-        /// Whether others may have led between the state told before and this one.
+        /// Whether others may have led between the previously reported state and this one.
         missed: bool,
     },
-    /// All present states have been told.
+    /// All present states have been sent.
     Synced,
-    /// Whether the states told last are known to be the present ones.
+    /// Whether the states sent last are known to be the present ones.
     Certainty(Option<Doubt>),
     /// Nothing has happened for a while.
     Heartbeat,
@@ -129,7 +129,7 @@ impl Observing {
     /// Begins a stream for the caller of the request with these extensions.
     ///
     /// # Errors
-    /// The caller may not observe that.
+    /// The caller may not observe these elections.
     pub fn begin(gate: &Gate, wanted: Wanted, extensions: &Extensions) -> Result<Self, Problem> {
         let life = Life::begin(extensions)?;
         let observation = gate.observe(life.caller(), wanted.scope.clone())?;
@@ -145,7 +145,7 @@ impl Observing {
         })
     }
 
-    /// What the stream says, until it ends. An error ends it: there are more elections than a stream covers.
+    /// Returns the messages until the stream ends. An error ends it: there are more elections than a stream covers.
     pub fn stream(self) -> impl Stream<Item = Result<Said, Problem>> + Send + 'static {
         stream::unfold(Some(self), async |state| {
             let mut observing = state?;
@@ -190,7 +190,7 @@ impl Observing {
         Said::Goodbye(self.life.goodbye(reason))
     }
 
-    /// Whether the caller has this very state already. Asked of the first one only.
+    /// Whether the caller already has this state. Checks the first state only.
     fn has(&mut self, seen: &Seen) -> bool {
         let after = std::mem::take(&mut self.wanted.after);
         !after.is_empty() && after == seen.position().to_string()
@@ -211,8 +211,8 @@ impl Observing {
     }
 }
 
-/// Waits until the state of the election is at another position than the one that has just been read, and returns it
-/// then, or the same one at the end of the wait.
+/// Waits until the state of the election is at another position than `read`, and returns it. At the end of the wait,
+/// returns `read`.
 ///
 /// # Errors
 /// The caller may not observe the election, or the state is not known at the end of the wait.
@@ -235,7 +235,7 @@ pub async fn change(
             event = observation.next() => event,
         };
         match event {
-            // What the board has known since before may be older than what was read.
+            // A state that the board knew before may be older than `read`.
             Event::State { seen, cause, .. }
                 if known.precedes(seen.position())
                     || (cause == Cause::RolledBack && known != seen.position()) =>
@@ -252,7 +252,7 @@ pub async fn change(
     }
 }
 
-/// How long the states have not been confirmed, and why, in a caller's words.
+/// Returns how long the states have not been confirmed, and why.
 #[must_use]
 pub fn doubt(doubt: &Doubt) -> (Duration, String) {
     (doubt.since.elapsed(), doubt.error.to_string())
@@ -292,7 +292,7 @@ mod tests {
     struct Observed(std::pin::Pin<Box<dyn Stream<Item = Result<Said, Problem>> + Send>>);
 
     impl Observed {
-        /// What is said next besides heartbeats, within two minutes.
+        /// Returns the next message besides heartbeats, within two minutes.
         async fn next(&mut self) -> String {
             let next = async {
                 loop {
@@ -385,7 +385,7 @@ mod tests {
         assert_eq!(observed.next().await, "synced");
         for name in ["e", "f"] {
             scene.elect("", name).await;
-            // The board hears of it and reads it.
+            // The board is notified and reads the election.
             sleep(40 * SECOND).await;
         }
         assert_eq!(observed.next().await, "SLOW");

@@ -28,10 +28,7 @@ impl From<election::Error> for Problem {
             }
             election::Error::StoreFull => Self::new(Code::StoreFull, error.to_string()),
             election::Error::Internal(reason) => {
-                tracing::error!(
-                    reason,
-                    "a request failed, and will however often it is retried"
-                );
+                tracing::error!(reason, "a request failed, and retries cannot succeed");
                 Self::new(Code::Internal, reason)
             }
             election::Error::Unavailable {
@@ -68,8 +65,7 @@ impl Problem {
     pub fn request_id_used() -> Self {
         Self::new(
             Code::Conflict,
-            "`request_id` is that of a campaign that was granted before, and whose term has ended: give every attempt \
-             to get elected an id of its own",
+            "`request_id` belongs to an earlier grant whose term has ended: give every campaign an id of its own",
         )
     }
 }
@@ -101,7 +97,7 @@ pub fn reason(denial: Denial) -> &'static str {
     }
 }
 
-/// The answer about a token in both transports: how long it is valid for, and otherwise the reason why it is not current.
+/// Converts the standing of a token for both transports: how long it is valid, or the reason why it is not current.
 pub(super) fn verified(standing: Standing) -> (Duration, &'static str) {
     match standing {
         Standing::Current(valid_for) => (valid_for, ""),

@@ -27,14 +27,14 @@ pub(crate) fn too_large() -> Problem {
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline {
     received: Instant,
-    /// The time that the caller waits, if it says so.
+    /// The caller's own timeout, if it sent one.
     callers: Option<Duration>,
     /// The server's limit.
     limit: Duration,
 }
 
 impl Deadline {
-    /// A request that has just arrived.
+    /// Creates the deadline of a request that has just arrived.
     #[must_use]
     pub(crate) fn new(callers: Option<Duration>, limit: Duration) -> Self {
         Self {
@@ -92,7 +92,7 @@ impl Allowance {
         extensions.get().cloned()
     }
 
-    /// Counts messages, or what a message asks for.
+    /// Counts messages, or the operations that a message requests.
     ///
     /// # Errors
     /// The caller is over its limit.

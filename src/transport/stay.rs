@@ -1,7 +1,7 @@
 //! Requests that wait for a change.
 //!
-//! A request that begins to wait stops counting as a request in progress and counts as a stream, and may take longer than
-//! other requests. Two layers outside of the handler know of it by the [`Stay`] in the request's extensions.
+//! A request that begins to wait stops counting as a request in progress and counts as a stream, and may take longer
+//! than other requests. Two layers outside of the handler learn of it from the [`Stay`] in the request's extensions.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ pub struct Stay {
 }
 
 impl Stay {
-    /// The stay of a request that has this place, and takes one of `streams` when it begins to wait.
+    /// Creates the stay of a request that has this place, and exchanges it for one of `streams` when it begins to wait.
     #[must_use]
     pub fn new(place: OwnedSemaphorePermit, streams: Places) -> Self {
         Self {
@@ -41,7 +41,7 @@ impl Stay {
         }
     }
 
-    /// Until when the request may take, if it has begun to wait.
+    /// Returns when the request must end, if it has begun to wait.
     #[must_use]
     pub fn until(&self) -> Option<Instant> {
         *self.until.lock()
@@ -62,7 +62,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// So many places.
+    /// Creates this many places.
     #[must_use]
     pub fn new(most: usize) -> Self {
         Self {
@@ -71,7 +71,7 @@ impl Places {
         }
     }
 
-    /// How many are taken.
+    /// Returns how many are taken.
     #[must_use]
     pub fn taken(&self) -> usize {
         self.most.saturating_sub(self.free.available_permits())
@@ -86,7 +86,7 @@ impl Places {
     /// Takes a place.
     ///
     /// # Errors
-    /// There is none.
+    /// No place is free.
     pub fn take(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let place = Arc::clone(&self.free).try_acquire_owned();
         place.map_err(|_| too_many_streams())
@@ -96,7 +96,7 @@ impl Places {
 /// Begins a wait of this many ms, within the caller's deadline; [`None`] if it is 0.
 ///
 /// # Errors
-/// The time is out of range, or the agent has as many streams as it takes.
+/// The time is out of range, or the agent has its maximum number of streams.
 pub fn begin(
     ms: i64,
     longest: Duration,
@@ -131,7 +131,7 @@ pub fn begin(
 fn too_many_streams() -> Problem {
     Problem::new(
         Code::Overloaded,
-        "the agent has as many streams and waiting requests as it takes (EA_MAX_STREAMS): try again later, or ask \
+        "the agent has its maximum number of streams and waiting requests (EA_MAX_STREAMS): try again later, or use \
          another agent",
     )
 }

@@ -1,4 +1,4 @@
-//! How streams of the API last and end: the caller's credential is checked again and again, and a goodbye comes first.
+//! How streams of the API last and end: the agent rechecks the caller's credential, and says goodbye before the end.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
 pub(super) const CHECK_EVERY: Duration = Duration::from_secs(60);
 /// How long a stream goes on after its goodbye, so that the caller can open another one first.
 pub(super) const GOES_ON: Duration = Duration::from_secs(2);
-/// After how many ms a caller is to open another stream, at the most; spread at random.
+/// The maximum time after which a caller should open another stream, in ms; spread at random.
 const RECONNECT_WITHIN: u32 = 500;
 
 /// Why a stream ends.
@@ -34,21 +34,21 @@ pub enum Reason {
     Unauthenticated,
 }
 
-/// What a caller is told before a stream ends.
+/// The message that announces the end of a stream.
 #[derive(Debug, Clone, Copy)]
 pub struct Goodbye {
     /// Why.
     pub reason: Reason,
-    /// After how many ms the caller is to open another stream.
+    /// After how many ms the caller should open another stream.
     pub reconnect_after: u32,
 }
 
-/// What happens to a stream from outside.
+/// An event that affects a stream from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
     /// The credential was checked, and is good. The caller's rights may have changed.
     Checked,
-    /// The stream is to say goodbye.
+    /// The stream must say goodbye.
     Ends(Reason),
     /// The stream ends now: it has said goodbye.
     Over,
@@ -95,7 +95,7 @@ impl Life {
     /// The next turn. Cancel-safe.
     pub(super) async fn next(&mut self) -> Turn {
         if let Some(until) = self.until {
-            // A timer may be a millisecond late, and then nothing more may be said.
+            // A timer may be a millisecond late, and the stream must send nothing more then.
             if until > Instant::now() {
                 sleep_until(until).await;
             }
@@ -122,7 +122,7 @@ impl Life {
     pub(super) fn goodbye(&mut self, reason: Reason) -> Goodbye {
         let goes_on = match reason {
             Reason::Age | Reason::Shutdown => GOES_ON,
-            // Nothing more is for this caller.
+            // This caller must receive nothing more.
             Reason::Slow | Reason::Unauthenticated => Duration::ZERO,
         };
         if reason == Reason::Unauthenticated {
@@ -136,7 +136,7 @@ impl Life {
     }
 }
 
-/// Checks a credential again in a while.
+/// Rechecks a credential after [`CHECK_EVERY`].
 fn checked(recheck: Recheck, caller: Identity) -> BoxFuture<'static, Option<Identity>> {
     async move {
         sleep(CHECK_EVERY).await;

@@ -405,7 +405,7 @@ async fn a_hangup_has_the_level_read_again_and_changes_nothing_if_that_fails() {
     write("log_level: debug\n");
     agent.signal("HUP");
     // In any order: another thread may log at the new level before the one that has read it says so.
-    logged(&mut log, "what is logged was read again").await;
+    logged(&mut log, "reloaded the log level").await;
     logged(&mut log, DEBUG).await;
 }
 
@@ -475,9 +475,8 @@ async fn whoever_may_administer_the_agent_says_what_is_logged() {
     let mut log = agent.log();
     eventually("who has changed it is logged", async || {
         log.extend(agent.log());
-        let changed = |line: &String| {
-            line.contains("what is logged was changed") && line.contains("operator")
-        };
+        let changed =
+            |line: &String| line.contains("changed the log level") && line.contains("operator");
         log.iter().any(changed).then_some(())
     })
     .await;

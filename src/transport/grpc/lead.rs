@@ -1,7 +1,7 @@
 //! Streams that lead: one stream for many elections.
 //!
-//! A task owns the stream, so that campaigns go on whether or not the caller reads. Only the caller's pings extend terms.
-//! When the stream ends, however it ends, waiting campaigns end, and terms lapse.
+//! A task owns the stream, so that campaigns go on whether or not the caller reads. Only the caller's pings extend
+//! terms. When the stream ends, for whatever reason, waiting campaigns end, and terms lapse.
 
 mod campaigns;
 mod outbox;
@@ -51,18 +51,18 @@ use terms::{Extended, Resigned};
 
 /// How many elections a stream leads or waits for, at the most.
 const MOST_ELECTIONS: usize = 1000;
-/// The pause between pings that callers get if they do not say, in ms.
+/// The default pause between pings, in ms.
 const PING_EVERY: i64 = 5_000;
-/// The pauses that they may ask for, in ms.
+/// The pauses that callers may request, in ms.
 const PINGS: std::ops::RangeInclusive<i64> = 100..=60_000;
 /// How long a caller may leave events unread.
 const UNREAD: Duration = Duration::from_secs(30);
-/// How many events, and refusals among them, may be unread before the stream hears no more messages.
+/// How many events, and refusals among them, may be unread before the stream reads no more messages.
 const MOST_UNREAD: usize = 2 * MOST_ELECTIONS;
 const MOST_REFUSALS: usize = 64;
-/// For how long it is remembered when the caller was heard of: longer than any claim takes.
+/// How long the arrival times of messages are kept: longer than any claim takes.
 const KEPT: Duration = Duration::from_secs(600);
-/// Of messages that arrive within less time, one is remembered besides the last.
+/// Of messages that arrive within this time, one is kept besides the last.
 const APART: Duration = Duration::from_millis(100);
 
 /// Begins a stream.
@@ -94,7 +94,7 @@ pub(super) fn begin(
     Ok(stream::poll_fn(move |cx| unsent.poll_recv(cx)))
 }
 
-/// A message of the caller that says that it is there.
+/// A message that shows that the caller is alive.
 #[derive(Debug, Clone, Copy)]
 struct Received {
     /// The ping; 0 for Hello.
@@ -103,8 +103,8 @@ struct Received {
     at: Instant,
 }
 
-/// When the caller was heard of lately: a grant counts from the last message before its claim, and never from a later one.
-/// By the agent's clock, the time between two messages may be too short: it stands still while the machine is suspended.
+/// When the caller's recent messages arrived: a grant counts from the last message before its claim, never from a later
+/// one. The agent's clock stops while the machine is suspended, and may measure too short a time between two messages.
 #[derive(Debug)]
 struct Pings {
     last: Received,
@@ -121,7 +121,7 @@ impl Pings {
 
     fn hear(&mut self, heard: Received) {
         let last = std::mem::replace(&mut self.last, heard);
-        // A caller that pings all the time takes no more room than others.
+        // A caller that pings constantly uses no more memory than others.
         let before = self.earlier.back();
         if before.is_none_or(|before| heard.at >= before.at + APART) {
             self.earlier.push_back(last);
@@ -132,7 +132,7 @@ impl Pings {
         }
     }
 
-    /// The last message until this instant.
+    /// Returns the last message up to this instant.
     fn until(&self, instant: Instant) -> Option<Received> {
         let earlier = self.earlier.iter().rev();
         let mut all = std::iter::once(&self.last).chain(earlier);
@@ -155,12 +155,13 @@ enum Place {
         abort: AbortHandle,
         _place: Option<OwnedSemaphorePermit>,
     },
-    /// No campaign is in progress: the caller has been silent for too long to be elected, or an earlier term is being given
-    /// up.
+    /// No campaign is in progress: the caller has been silent for too long to be elected, or an earlier term is being
+    /// given up.
     Silent,
     Leading {
         token: Token,
-        /// Whether the caller is to be told when the term is extended: it does not know that it leads for a whole term.
+        /// Whether to report the next extension of the term: the caller does not know yet that it leads for a whole
+        /// term.
         listed: bool,
     },
 }
@@ -169,7 +170,7 @@ struct Leading {
     gate: Gate,
     agent: String,
     life: Life,
-    /// Cancelled when the stream is to end: no campaign is to win then.
+    /// Cancelled when the stream must end: no campaign may win afterwards.
     ending: CancellationToken,
     allowance: Option<Allowance>,
     places: Option<Places>,
@@ -185,17 +186,18 @@ struct Leading {
     campaigns: FuturesUnordered<BoxFuture<'static, Result<Campaigned, Aborted>>>,
     resignations: FuturesUnordered<BoxFuture<'static, Resigned>>,
     extension: Option<BoxFuture<'static, Extended>>,
-    /// The newest ping that has not been answered, nor is being.
+    /// The newest ping whose extension has not begun.
     ping: Option<u64>,
-    /// Elections that the caller has joined with a token.
+    /// Elections joined with a token whose extension has not begun.
     resumed: HashSet<ElectionId>,
-    /// Grants that were told while an extension was in progress: its pong must not say that it covers them.
+    /// Grants reported while an extension was in progress: its pong must not cover them.
     uncovered: Vec<(ElectionId, proto::Standing)>,
-    /// Terms that are being given up, by elections. Until that is over, a campaign under the same name would replace them.
+    /// Number of resignations in progress, by election. Until they end, a campaign under the same name would replace
+    /// the term.
     leaving: HashMap<ElectionId, usize>,
     waits: (mpsc::UnboundedSender<Waits>, mpsc::UnboundedReceiver<Waits>),
     outbox: Outbox,
-    /// When the caller has last taken an event, or there was none.
+    /// When the caller last took an event, or the outbox was last empty.
     read: Instant,
 }
 
@@ -244,7 +246,7 @@ impl Leading {
         // Others must not wait for campaigns that nobody polls.
         self.campaigns.clear();
         self.joined.clear();
-        // What the caller has asked for is done, also if it has gone.
+        // Requested resignations complete, even if the caller has disconnected.
         while let Some(resigned) = self.resignations.next().await {
             self.resigned(resigned);
         }
@@ -254,7 +256,7 @@ impl Leading {
             }
             events.send(Err(ended.err()?)).await.ok()
         };
-        // Who does not read misses it, and sees that the stream ends.
+        // A caller that does not read misses these events and sees only the end of the stream.
         let _ = timeout(GOES_ON, rest).await;
     }
 
@@ -314,7 +316,7 @@ impl Leading {
         self.outbox.goodbye(convert::goodbye(goodbye));
     }
 
-    /// Whether there is room for what another message may cause.
+    /// Whether there is room for the effects of another message.
     fn hears(&self) -> bool {
         self.outbox.len() < MOST_UNREAD
             && self.outbox.refusals() < MOST_REFUSALS
@@ -437,7 +439,7 @@ impl Leading {
             Some(_) if is_left => {
                 return Err(Problem::new(
                     Code::Conflict,
-                    "the election is being left: join it when that is answered",
+                    "the stream is leaving the election: join it after the answer to leave",
                 ));
             }
             Some(token) => Place::Leading {
@@ -457,7 +459,7 @@ impl Leading {
         Ok(())
     }
 
-    /// Counts messages, or what they ask for, in the caller's rate limit.
+    /// Counts messages, or the operations that they request, in the caller's rate limit.
     fn count(&self, messages: usize) -> Result<(), Problem> {
         match &self.allowance {
             Some(allowance) => allowance.take(messages),
@@ -507,7 +509,7 @@ fn lasts(term: Term) -> i32 {
     convert::millis_i32(term.duration() - term.drift())
 }
 
-/// A name as it was given, or its beginning if it is too long for one.
+/// Returns the name, or its beginning if it is too long.
 fn brief(mut name: String) -> String {
     if name.len() > MAX_NAME {
         name.truncate(name.floor_char_boundary(MAX_NAME));
@@ -516,7 +518,7 @@ fn brief(mut name: String) -> String {
     name
 }
 
-/// The result of a future, if there is one.
+/// Awaits the future; without one, never returns.
 async fn or_never<T>(future: &mut Option<BoxFuture<'static, T>>) -> T {
     match future {
         Some(future) => future.await,
@@ -598,7 +600,7 @@ mod tests {
             self.say(What::Ping(proto::Ping { seq }));
         }
 
-        /// What is told next within two minutes, in short.
+        /// Returns the next event within two minutes, in short.
         async fn next(&mut self) -> String {
             let brief = |standing: &proto::Standing| {
                 format!("{} {}", standing.election, standing.is().as_str_name())
@@ -636,7 +638,7 @@ mod tests {
         let mut other = Stream::of(&scene, "b", None);
         other.join("e");
         other.expect(&["welcome", "e WAITING"]).await;
-        // Both ping until the end of the term; then only the one that waits does.
+        // Both ping until the end of the term; then only the waiter does.
         for seq in 1..4 {
             advance(4 * SECOND).await;
             stream.ping(seq);
@@ -696,11 +698,11 @@ mod tests {
         }
         for seq in 1..12 {
             advance(4 * SECOND).await;
-            // Who still pings, and does not read what becomes of it.
+            // The caller still pings, and does not read.
             let ping = LeadRequest {
                 what: Some(What::Ping(proto::Ping { seq })),
             };
-            // The stream has ended at last.
+            // An error means that the stream has ended.
             let _ = stream.messages.send(Ok(ping));
             tokio::task::yield_now().await;
         }
@@ -736,7 +738,7 @@ mod tests {
         stream.ping(2);
         let refused = stream.next().await;
         assert_eq!(refused.matches("JEOPARDY").count(), 3, "{refused}");
-        // What is invalid counts, too.
+        // Invalid messages count, too.
         stream.join("a/b");
         stream.expect(&["a/b REFUSED"]).await;
         assert_eq!(*taken.lock(), [1, 1, 2, 1, 3, 1]);
@@ -782,7 +784,7 @@ mod tests {
         assert_eq!(seq(&pings, 999), Some(0));
         assert_eq!(seq(&pings, 1_999), Some(1));
         assert_eq!(seq(&pings, 2_000), Some(2));
-        // Not a later one, where one between is not remembered.
+        // Not a later message, even if one in between was dropped.
         assert_eq!(seq(&pings, 2_015), Some(2));
         assert_eq!(seq(&pings, 2_999), Some(4));
         assert_eq!(seq(&pings, 3_000), Some(5));

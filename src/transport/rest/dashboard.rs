@@ -1,5 +1,5 @@
-//! Serves the dashboard: the files of `ui/` that `make ui` builds, which the build of the agent embeds. The dashboard is a
-//! gRPC-Web client like any other: nothing here knows what it shows.
+//! Serves the dashboard: the files of `ui/` that `make ui` builds, which the build of the agent embeds. The dashboard
+//! is a gRPC-Web client like any other.
 
 use std::io::Read as _;
 
@@ -20,7 +20,7 @@ use crate::{
 /// The files by path, compressed by gzip. Empty in a build without the dashboard.
 type Files = &'static [(&'static str, &'static [u8])];
 
-/// Those that the build has embedded.
+/// The files that the build has embedded.
 const FILES: Files = include!(concat!(env!("OUT_DIR"), "/dashboard.rs"));
 /// The page.
 const INDEX: &str = "index.html";
@@ -43,7 +43,7 @@ and build the agent again; the container images have it.</p>\n\
 /// How the dashboard is served.
 #[derive(Debug, Clone)]
 pub struct Dashboard {
-    /// Why it is not, if it is not.
+    /// Why it is off, if it is.
     pub off: Option<&'static str>,
     /// The path at which a proxy serves the agent, without a slash at its end.
     pub base_path: String,
@@ -77,7 +77,7 @@ impl Dashboard {
         self.off.is_none() && !FILES.is_empty()
     }
 
-    /// What a browser gets at the root: the dashboard, or how to get it, or the documentation.
+    /// Returns what a browser gets at the root: the dashboard, or how to get it, or the documentation.
     pub(super) fn root(&self) -> Response {
         let to = match self.off {
             Some(_) => DOCUMENTATION,
@@ -99,7 +99,7 @@ fn html(text: &'static str) -> impl IntoResponse {
     )
 }
 
-/// A file, compressed if the client takes that.
+/// Returns a file, compressed if the client accepts that.
 fn file(files: Files, path: &str, headers: &HeaderMap) -> Result<Response, Problem> {
     if files.is_empty() {
         return Err(Problem::new(

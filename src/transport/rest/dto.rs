@@ -79,12 +79,12 @@ pub(super) struct CampaignRequest {
     #[serde(default, deserialize_with = "null::or_default")]
     #[schema(nullable, max_length = 1024)]
     value: String,
-    /// Makes a retry safe: a retry with the same id gets the same answer and token, and does nothing (409) when the
-    /// term that was granted has ended.
+    /// Makes a retry safe: a retry with the same id gets the same result and token, and does nothing (409) when the
+    /// granted term has ended.
     #[serde(default, deserialize_with = "null::or_default")]
     #[schema(nullable, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     request_id: String,
-    /// For how many ms to wait if another candidate leads: at most EA_MAX_WAIT. The answer comes when the caller is
+    /// For how many ms to wait if another candidate leads: at most EA_MAX_WAIT. The reply comes when the caller is
     /// elected, or at the end of the wait.
     #[serde(default, deserialize_with = "null::or_signed")]
     #[schema(nullable, minimum = 0, maximum = 3_600_000)]
@@ -124,8 +124,8 @@ pub(super) struct CampaignResult {
     /// The caller's fencing token when elected, else the leader's. Below 2^53.
     #[schema(minimum = 1)]
     token: u64,
-    /// For how many ms, counted from before the caller sent the request, the caller may act as leader; 0
-    /// when not elected. Never count it from when the answer arrived.
+    /// For how many ms, counted from before the caller sent the request, the caller may act as leader; 0 when not
+    /// elected. Never count from when the reply arrived.
     valid_for: u64,
     /// The leader's value.
     value: String,
@@ -183,7 +183,7 @@ pub(super) struct ExtendRequest {
     #[serde(deserialize_with = "whole::signed")]
     #[schema(minimum = 1000, maximum = 86_400_000)]
     term: i64,
-    /// How often the agent tries again when the lease nodes gave no answer.
+    /// How often the agent tries again if the lease nodes do not reply.
     #[serde(default, deserialize_with = "null::or_signed")]
     #[schema(nullable, minimum = 0, maximum = 10)]
     retries: i64,
@@ -255,7 +255,7 @@ impl HandoverRequest {
     }
 }
 
-/// Gives the leadership up.
+/// Gives up the leadership.
 #[derive(Debug, Deserialize, ToSchema, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -274,8 +274,8 @@ pub(super) struct ResignRequest {
         pattern = r"^[^\x00-\x1f\x7f-\x9f]+$"
     )]
     leader: String,
-    /// The leader's fencing token; when not 0 it must be the current one. Without it, the request is for
-    /// the term that the leader's name holds when the agent looks.
+    /// The leader's fencing token; when not 0 it must be the current one. Without it, the request applies to the term
+    /// that the leader's name holds when the agent reads the election.
     #[serde(default, deserialize_with = "null::or_unsigned")]
     #[param(maximum = 9_007_199_254_740_991_u64)]
     #[schema(nullable, maximum = 9_007_199_254_740_991_u64)]
@@ -351,7 +351,7 @@ impl Leader {
     }
 }
 
-/// The state of an election at an instant between the request and the answer.
+/// The state of an election at an instant between the request and the reply.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "kind": "batch", "election": "nightly-report", "phase": "VACANT", "token": 1_795_449_600_000_000_u64,
@@ -371,19 +371,19 @@ pub(super) struct State {
     /// HELD: the leader's fencing token. VACANT: the highest token that the lease nodes remember: no grant that counted
     /// had a larger one. 0 when they remember none.
     token: u64,
-    /// Why the state is told. PRESENT: it was the state when it was asked for. Of changes: CAMPAIGN, RESIGN, HANDOVER,
-    /// EXPIRY (the leader's term ended), ROLLED_BACK (a grant was rolled back that a majority of the lease nodes had
-    /// carried out too late: the state is an earlier one again).
+    /// Why the state is reported. PRESENT: the state at the time of the request. Of changes: CAMPAIGN, RESIGN,
+    /// HANDOVER, EXPIRY (the leader's term ended), ROLLED_BACK (an agent rolled back a grant that a majority of the
+    /// lease nodes had carried out too late: the state is an earlier one again).
     cause: &'static str,
     /// Identifies the leadership or the vacancy: opaque, and only to be compared with other positions of this election.
     /// It stays the same while the leader extends its term.
     position: String,
-    /// Whether others may have led between the state told before and this one.
+    /// Whether others may have led between the previously reported state and this one.
     missed: bool,
 }
 
 impl State {
-    /// The state that was asked for.
+    /// Creates the requested state.
     pub(super) fn new(election: &ElectionId, state: &lease::State) -> Self {
         Self::told(election, state, Cause::Present, false)
     }
@@ -420,7 +420,7 @@ pub(super) struct EventsQuery {
     #[serde(default)]
     #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
     pub(super) kind: String,
-    /// Only elections of the kind whose names begin so.
+    /// Only elections of the kind whose names begin with this.
     #[serde(default)]
     #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
     pub(super) prefix: String,
@@ -465,7 +465,8 @@ pub(super) struct WaitQuery {
 }
 
 impl WaitQuery {
-    /// The wait in ms. What is preferred is shortened to the longest wait; what is requested is refused if it is longer.
+    /// Returns the wait in ms. Shortens a preferred wait to the longest one; a longer `wait` parameter is refused
+    /// later.
     pub(super) fn wait(&self, headers: &HeaderMap, longest: Duration) -> Result<i64, Invalid> {
         let wait = match &self.wait {
             Some(wait) => humantime::parse_duration(wait).map_err(|_| {
@@ -479,7 +480,7 @@ impl WaitQuery {
     }
 }
 
-/// The wait of a `Prefer` header. Like all preferences, one that is not understood is ignored.
+/// Returns the wait in a `Prefer` header. Ignores preferences that it does not understand.
 fn preferred(headers: &HeaderMap) -> Option<Duration> {
     let given = headers.get_all(PREFER).iter();
     let preferences = given.filter_map(|value| value.to_str().ok());
@@ -539,14 +540,14 @@ pub(super) struct Verified {
     /// Whether the election is held with this token.
     current: bool,
     /// Why current is false: NO_TERM (the election is vacant, and the token is at most the highest that the lease nodes
-    /// remember), STALE_TOKEN (the election is held with a larger token), NOT_GRANTED (the token is larger than every one
-    /// that the lease nodes know: it was not granted, or they have forgotten it after EA_TOKEN_RETENTION). Empty when
-    /// current is true.
+    /// remember), STALE_TOKEN (the election is held with a larger token), NOT_GRANTED (the token is larger than every
+    /// one that the lease nodes know: it was not granted, or they have forgotten it after EA_TOKEN_RETENTION). Empty
+    /// when current is true.
     reason: &'static str,
-    /// What the answer is based on.
+    /// The state that the result is based on.
     state: State,
-    /// For how many ms, counted from before the caller sent the request, no other candidate is elected unless the leader
-    /// resigns or hands over; 0 when current is false.
+    /// For how many ms, counted from before the caller sent the request, no other candidate is elected unless the
+    /// leader resigns or hands over; 0 when current is false.
     valid_for: u64,
 }
 
@@ -618,7 +619,8 @@ pub(super) struct Kinds {
     kinds: Vec<String>,
     /// Where the next page starts; empty on the last page.
     next_page_token: String,
-    /// Some partitions could not be asked: kinds may be missing. The same request lists them when they answer again.
+    /// Some partitions did not reply: kinds may be missing. The same request lists them when those partitions reply
+    /// again.
     incomplete: bool,
 }
 
@@ -640,8 +642,8 @@ pub(super) struct Leaders {
     leaders: Vec<Leader>,
     /// Where the next page starts; empty on the last page.
     next_page_token: String,
-    /// Some partitions could not be asked: elections in them may be missing. The same request lists them when
-    /// they answer again.
+    /// Some partitions did not reply: elections in them may be missing. The same request lists them when those
+    /// partitions reply again.
     incomplete: bool,
 }
 
@@ -659,7 +661,7 @@ impl From<election::Leaders> for Leaders {
     }
 }
 
-/// What is logged.
+/// The log level.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(example = json!({"level": "election_agent=debug,h2=warn"}))]
@@ -683,24 +685,24 @@ impl LogLevel {
     }
 }
 
-/// Whether the agent can answer.
+/// Whether the agent is ready.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(example = json!({
     "ready": true, "needed": 1, "nodes": [{"name": "127.0.0.1:6379", "up": true, "guard": 0}],
     "pods": {"namespaces": [{"namespace": "", "mode": "watch", "age": 4211, "pods": 812}]}
 }))]
 pub(super) struct Readiness {
-    /// Whether a quorum of lease nodes answers and the agent is not shutting down.
+    /// Whether a quorum of lease nodes replies and the agent is not shutting down.
     pub(super) ready: bool,
-    /// How many lease nodes have to answer.
+    /// How many lease nodes must reply.
     pub(super) needed: usize,
     /// The lease nodes.
     pub(super) nodes: Vec<Node>,
-    /// The lookup of pods, which the agent is ready without.
+    /// The lookup of pods; readiness does not depend on it.
     pub(super) pods: PodLookup,
 }
 
-/// The problem document of an agent that cannot answer.
+/// The problem document of an agent that is not ready.
 #[derive(ToSchema)]
 #[schema(example = json!({
     "type": "about:blank", "title": "Service Unavailable", "status": 503,
@@ -718,7 +720,7 @@ pub(super) struct NotReady {
     #[schema(inline)]
     #[serde(flatten)]
     problem: ProblemDocument,
-    /// How many lease nodes have to answer.
+    /// How many lease nodes must reply.
     needed: usize,
     /// The lease nodes.
     nodes: Vec<Node>,
@@ -762,8 +764,8 @@ pub(super) struct Node {
     /// Why it does not answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// What of it does not work, or soon will not, although it can be used: the part of a cluster that does not answer,
-    /// a memory of which more than 90 % is used or that was full in the last minute.
+    /// What does not work, or soon will not, although the node is usable: the part of a cluster that does not answer, a
+    /// memory of which more than 90 % is used or that was full in the last minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     degraded: Option<String>,
     /// For how many ms it is still in quarantine, without new grants; left out before the first grant.
@@ -794,9 +796,9 @@ pub(super) struct Changes {
 /// A change of an election.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Change {
-    /// The state that the election came into. `remaining` is 0: it says who led, and not for how long.
+    /// The new state of the election. `remaining` is 0: a change says who led, not for how long.
     state: State,
-    /// When the agent learnt of it, in ms since the Unix epoch by the agent's clock.
+    /// When the agent learnt of the change, in ms since the Unix epoch by the agent's clock.
     at: u64,
 }
 
@@ -826,11 +828,11 @@ pub(super) struct WaitersQuery {
     #[serde(default)]
     #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
     kind: String,
-    /// Only those who wait for this election of the kind.
+    /// Only waiters for this election of the kind.
     #[serde(default)]
     #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
     election: String,
-    /// Those who wait for elections of all kinds. With policies, of kinds whose leaders the caller may list.
+    /// Waiters for elections of all kinds. With policies, of kinds whose leaders the caller may list.
     #[serde(default)]
     all_kinds: bool,
     /// How many waiters a page holds; 0 or left out means 100.
@@ -874,7 +876,7 @@ pub(super) struct Waiter {
     kind: String,
     /// The election's name.
     election: String,
-    /// Who wants to lead.
+    /// The candidate's name.
     candidate: String,
     /// For how many ms it has waited.
     waiting_for: u64,
@@ -895,12 +897,12 @@ impl From<agent::WaitersPage> for Waiters {
     }
 }
 
-/// Asks what the caller may do.
+/// Asks for the caller's permissions.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct PermissionsQuery {
-    /// The election's name; left out: what is permitted of the agent itself.
+    /// The election's name; left out: lists the permissions on the agent itself.
     #[serde(default)]
     #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
     election: String,
@@ -908,8 +910,8 @@ pub(super) struct PermissionsQuery {
     #[serde(default)]
     #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f/]*$")]
     kind: String,
-    /// The candidate on whose behalf the caller would act, such as the leader that is to resign; left out: the caller's own
-    /// name.
+    /// The candidate on whose behalf the caller would act, such as the leader that is to resign; left out: the caller's
+    /// own name.
     #[serde(default)]
     #[param(max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$")]
     candidate: String,

@@ -25,12 +25,12 @@ use crate::{
 
 /// After how many ms without an event a comment is sent: proxies close connections on which nothing happens.
 const COMMENT_AFTER: i64 = 15_000;
-/// When a browser opens a stream again that has ended, in ms, at random.
+/// The random delay after which a browser reopens a stream that has ended, in ms.
 const RETRY: std::ops::Range<u64> = 500..1_500;
 /// The same after a problem that lasts.
 const RETRY_LATER: Duration = Duration::from_secs(60);
 
-/// What the query asks for.
+/// Returns what the query requests.
 fn wanted(query: &EventsQuery) -> Result<Wanted, Problem> {
     let what = match (query.all_kinds, query.prefix.as_str()) {
         (true, "") => What::All,
@@ -71,11 +71,11 @@ pub(super) async fn events(
 
 /// Streams the states of elections as server-sent events: the present ones first, then every change.
 ///
-/// Of an election that changes while the caller does not read, the last state is sent. A stream that is opened again
-/// begins with the present states.
+/// If an election changes while the caller does not read, the agent sends only its last state. A new stream begins with
+/// the present states.
 #[utoipa::path(
     get, path = ALL_EVENTS, tag = "elections", params(EventsQuery),
-    responses((status = 200, description = "Events without end, as those of one election; `problem` is the last one, and its data a Problem, where there are more than 10000 elections",
+    responses((status = 200, description = "Events without end, like those of one election. If there are more than 10000 elections, the last one is `problem`, and its data a Problem",
         body = String, content_type = "text/event-stream", example = "event: synced\ndata: {}\n\n"))
 )]
 pub(super) async fn all_events(
@@ -87,7 +87,7 @@ pub(super) async fn all_events(
     sent(&gate, wanted(&query)?, &headers, &extensions)
 }
 
-/// Refuses callers that do not read events.
+/// Refuses callers that do not accept events.
 fn check_accepted(headers: &HeaderMap) -> Result<(), Problem> {
     let mut accepted = headers.get_all(header::ACCEPT).iter().peekable();
     let anything = accepted.peek().is_none();
@@ -102,7 +102,7 @@ fn check_accepted(headers: &HeaderMap) -> Result<(), Problem> {
         true => Ok(()),
         false => Err(Problem::new(
             Code::InvalidArgument,
-            "this path sends text/event-stream: accept that, or ask for /election/{kind}/{name}?wait=30s",
+            "this path sends text/event-stream: accept that, or request /election/{kind}/{name}?wait=30s",
         )),
     }
 }
@@ -126,7 +126,7 @@ fn sent(
     ))
 }
 
-/// The event that says this. An error is that of serialization.
+/// Converts a message to an event. An error is that of serialization.
 fn event(said: Result<Said, Problem>) -> Result<sse::Event, axum::Error> {
     let event = |name| sse::Event::default().event(name);
     match said {
@@ -154,7 +154,7 @@ fn event(said: Result<Said, Problem>) -> Result<sse::Event, axum::Error> {
             reason: goodbye.reason.into(),
             reconnect_after: goodbye.reconnect_after,
         }),
-        // A browser opens a stream that fails as a whole no more; one that ends, it opens again.
+        // A browser reopens a stream that ends, but not one that fails as a whole.
         Err(problem) => event("problem")
             .retry(RETRY_LATER)
             .json_data(problem.document()),

@@ -29,11 +29,11 @@ use crate::{
     servers((url = "/")),
     components(schemas(dto::ProblemDocument, dto::Leader)),
     tags(
-        (name = "elections", description = "Who leads, and how to become it"),
+        (name = "elections", description = "Leaders and campaigns"),
         (name = "pods", description = "Which pods of a Kubernetes Deployment are newer"),
-        (name = "agent", description = "Which agent this is, how it and its lease nodes are, and what it permits"),
-        (name = "administration", description = "For those who run the agent, by policies alone"),
-        (name = "operations", description = "Probes and metrics, which everybody may ask, unless EA_AUTH_PUBLIC says otherwise"),
+        (name = "agent", description = "The agent, its lease nodes, its settings, and the caller's permissions"),
+        (name = "administration", description = "For operators; policies must permit it"),
+        (name = "operations", description = "Probes and metrics, public unless EA_AUTH_PUBLIC says otherwise"),
     )
 )]
 struct Document;
@@ -166,9 +166,9 @@ impl Modify for Credentials {
         let scheme = HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
             .description(Some(
-                "Whether the agent wants to know who asks, and how, is configured (EA_AUTH_MODES). A token \
-                 is one that it lists, a JSON Web Token of its issuer, or a Kubernetes service account's. A \
-                 client certificate, or nothing, may do as well.",
+                "EA_AUTH_MODES configures whether callers must authenticate, and how. A token is one that \
+                 the agent lists, a JSON Web Token of its issuer, or a Kubernetes service account's. The \
+                 agent may also accept a client certificate, or no credential.",
             ));
         if let Some(components) = &mut openapi.components {
             components.add_security_scheme(BEARER, SecurityScheme::Http(scheme.build()));
@@ -209,11 +209,11 @@ fn response(code: Code) -> Response {
     for (header, description, of) in [
         (
             "Retry-After",
-            "When trying again may help, in seconds",
+            "After how many seconds to try again",
             &[429, 503][..],
         ),
         ("Allow", "The methods that the path has", &[405]),
-        ("WWW-Authenticate", "How to prove who you are", &[401]),
+        ("WWW-Authenticate", "How to authenticate", &[401]),
     ] {
         if of.contains(&code.http().as_u16()) {
             response = response.header(

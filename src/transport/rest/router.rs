@@ -32,7 +32,7 @@ use crate::{
 /// The state that the routes read.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// The gate to the elections, and what tells about the agent; `None` if their routes are disabled.
+    /// The gate to the elections, and the reports on the agent; `None` if their routes are disabled.
     pub gate: Option<(Gate, Agent)>,
     /// The readiness of the agent.
     pub readiness: watch::Receiver<Report>,
@@ -81,7 +81,7 @@ pub fn router(sources: Sources) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
 }
 
-/// Rendered when it is first asked for: to do it for nobody takes a third of the time in which an agent starts.
+/// Renders the document on the first request: rendering takes a third of the time in which an agent starts.
 async fn yaml() -> impl IntoResponse {
     static YAML: LazyLock<String> = LazyLock::new(|| openapi::yaml(&openapi::document()));
     ([(header::CONTENT_TYPE, "application/yaml")], YAML.as_str())

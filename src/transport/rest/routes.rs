@@ -68,7 +68,7 @@ pub(super) fn api() -> OpenApiRouter<Gate> {
         .routes(routes!(siblings))
 }
 
-/// The paths that tell about the agent.
+/// The paths that report on the agent.
 pub(super) fn about() -> OpenApiRouter<Agent> {
     OpenApiRouter::new()
         .routes(routes!(agent))
@@ -95,9 +95,9 @@ pub(super) fn described() -> OpenApi {
     described.merge_from(measures().into_openapi())
 }
 
-/// Returns the leader of the election. Both answers, held and vacant (404), name the state's position as their ETag.
+/// Returns the leader of the election. Both replies, held and vacant (404), have the state's position as their ETag.
 ///
-/// With `wait` and `after`, or `Prefer: wait=…` and `If-None-Match`, the answer comes when the state is at another
+/// With `wait` and `after`, or `Prefer: wait=…` and `If-None-Match`, the reply comes when the state is at another
 /// position, or at the end of the wait (304).
 #[utoipa::path(
     get, path = ELECTION, tag = "elections", params(ElectionPath, WaitQuery,
@@ -131,7 +131,7 @@ pub(super) async fn leader(
     }))
 }
 
-/// Tells the state of the election, held or vacant: GetElection's twin.
+/// Returns the state of the election, held or vacant: GetElection's twin.
 #[utoipa::path(
     get, path = STATE, tag = "elections", params(ElectionPath, ("if-none-match" = Option<String>, Header, description = "Positions that the caller knows, as ETags")),
     responses((status = 200, description = "The state", body = dto::State, headers(("etag" = String, description = "The state's position, in quotes"))),
@@ -150,9 +150,9 @@ pub(super) async fn state(
     }))
 }
 
-/// Adds the state's position to the answer as its entity tag. A caller that knows this position has the answer: 304.
-/// That holds for vacant elections, too, although the standard ignores `If-None-Match` where there is nothing: the
-/// vacancy is the answer here.
+/// Adds the state's position to the reply as its entity tag. Responds with 304 to a caller that knows this position,
+/// also for a vacant election: the standard ignores `If-None-Match` for a missing resource, but here the vacancy is the
+/// content.
 fn at(
     known: &KnownPositions<'_>,
     state: &lease::State,
@@ -173,7 +173,7 @@ struct KnownPositions<'a> {
 }
 
 impl<'a> KnownPositions<'a> {
-    /// Those of `If-None-Match`, and this one.
+    /// Creates the positions of `If-None-Match`, and this one.
     fn new(headers: &'a HeaderMap, after: Option<&'a str>) -> Self {
         Self { headers, after }
     }
@@ -210,7 +210,7 @@ pub(super) async fn campaign(
 ) -> Result<JsonReply<CampaignResult>, Problem> {
     let asked = request.campaign(election, gate.max_term())?;
     let wait = stay::begin(request.wait, gate.max_wait(), &extensions)?;
-    // Those who wait need no more of their request.
+    // A waiting campaign needs nothing else of its request.
     drop((request, extensions));
     let outcome = gate
         .campaign(&caller, &asked, wait.as_ref(), deadline.instant())
@@ -258,7 +258,7 @@ pub(super) async fn handover(
     Ok(JsonReply(Done::new(valid_for)))
 }
 
-/// Gives the leadership up. The leader is named in the query or in a JSON body.
+/// Gives up the leadership. The query or a JSON body names the leader.
 #[utoipa::path(
     delete, path = ELECTION, tag = "elections", params(ElectionPath, ResignRequest),
     request_body = ResignRequest,
@@ -305,7 +305,7 @@ pub(super) async fn resign(
     Ok(JsonReply(Done::new(Duration::ZERO)))
 }
 
-/// Tells whether a token is that of the present leader: advice for those who have no storage that compares tokens.
+/// Reports whether a token is that of the present leader: advice for programs without storage that compares tokens.
 #[utoipa::path(
     get, path = TOKEN, tag = "elections", params(TokenPath),
     responses((status = 200, description = "Whether it is, and why not", body = Verified))
@@ -340,7 +340,7 @@ pub(super) async fn leaders(
     Ok(JsonReply(page.into()))
 }
 
-/// Lists the kinds that have elections, page by page. One whose last leader has just gone may be among them.
+/// Lists the kinds that have elections, page by page. A kind whose last leader has just left may be among them.
 #[utoipa::path(
     get, path = KINDS, tag = "elections", params(KindsQuery),
     responses((status = 200, description = "A page of kinds", body = Kinds))
@@ -357,8 +357,8 @@ pub(super) async fn kinds(
     Ok(JsonReply(page.into()))
 }
 
-/// Lists the last changes of the election that this agent remembers, the newest first. It remembers changes of elections
-/// while somebody observes them or waits for them through it; other agents may remember others.
+/// Lists the last changes of the election that this agent remembers, the newest first. It remembers changes of
+/// elections while a client observes them or waits for them through it; other agents may remember others.
 #[utoipa::path(
     get, path = CHANGES, tag = "elections", params(ElectionPath),
     responses((status = 200, description = "The changes", body = Changes))
@@ -371,8 +371,8 @@ pub(super) async fn changes(
     Ok(JsonReply(gate.changes(&caller, &election)?.into()))
 }
 
-/// Lists the campaigns that wait through this agent for elections of a kind, page by page. Those that wait through other
-/// agents are not among them.
+/// Lists the campaigns that wait through this agent for elections of a kind, page by page. Those that wait through
+/// other agents are not among them.
 #[utoipa::path(
     get, path = WAITERS, tag = "elections", params(WaitersQuery),
     responses((status = 200, description = "A page of waiters", body = Waiters))
@@ -385,7 +385,7 @@ pub(super) async fn waiters(
     Ok(JsonReply(query.waiters()?.page(&gate, &caller)?.into()))
 }
 
-/// Tells which agent this is, since when it runs, and how near it is to its limits.
+/// Reports which agent this is, when it started, and how near it is to its limits.
 #[utoipa::path(
     get, path = AGENT, tag = "agent",
     responses((status = 200, description = "The agent's state", body = AgentState))
@@ -397,7 +397,7 @@ pub(super) async fn agent(
     Ok(JsonReply(agent.state(&caller)?))
 }
 
-/// Tells how the lease nodes were at the last health check, which takes place every second.
+/// Reports the state of the lease nodes at the last health check, which takes place every second.
 #[utoipa::path(
     get, path = NODES, tag = "agent",
     responses((status = 200, description = "The lease nodes", body = Nodes))
@@ -421,10 +421,10 @@ pub(super) async fn configuration(
     Ok(JsonReply(agent.configuration(&caller)?))
 }
 
-/// Tells which actions policies permit the caller, of the agent or of an election.
+/// Lists the actions that policies permit the caller, on the agent or on an election.
 #[utoipa::path(
     get, path = PERMISSIONS, tag = "agent", params(PermissionsQuery),
-    responses((status = 200, description = "What is permitted", body = Permissions))
+    responses((status = 200, description = "The permitted actions", body = Permissions))
 )]
 pub(super) async fn permissions(
     State(agent): State<Agent>,
@@ -438,7 +438,7 @@ pub(super) async fn permissions(
 #[utoipa::path(
     get, path = PODS, tag = "pods", params(DeploymentPath),
     responses((status = 200, description = "The pods", body = Pods,
-        headers(("x-election-agent-cache-age" = u64, description = "How old this is at the most, in ms"))),
+        headers(("x-election-agent-cache-age" = u64, description = "The maximum age of the data, in ms"))),
         (status = 404), (status = 501))
 )]
 pub(super) async fn pods(
@@ -454,7 +454,7 @@ pub(super) async fn pods(
 #[utoipa::path(
     get, path = SIBLINGS, tag = "pods", params(PodPath),
     responses((status = 200, description = "The pods", body = Pods,
-        headers(("x-election-agent-cache-age" = u64, description = "How old this is at the most, in ms"))),
+        headers(("x-election-agent-cache-age" = u64, description = "The maximum age of the data, in ms"))),
         (status = 404), (status = 501))
 )]
 pub(super) async fn siblings(
@@ -478,10 +478,10 @@ async fn list_pods(
     Ok(([(CACHE_AGE, age)], JsonReply(Pods::from(pods))))
 }
 
-/// Changes what this agent logs, until it is changed again or the agent ends. Policies must permit the action admin.
+/// Changes the log level of this agent until the next change or the agent's end. Policies must permit the action admin.
 #[utoipa::path(
     put, path = LOG, tag = "administration", request_body = LogLevel,
-    responses((status = 200, description = "It is logged so from now on", body = LogLevel), (status = 501))
+    responses((status = 200, description = "The new log level", body = LogLevel), (status = 501))
 )]
 pub(super) async fn log(
     State(gate): State<Gate>,
@@ -493,14 +493,14 @@ pub(super) async fn log(
     if !telemetry::log::change(&filter) {
         return Err(Problem::new(
             Code::Disabled,
-            "this process's log is somebody else's",
+            "the agent does not control this process's log",
         ));
     }
-    tracing::info!(%caller, level = filter.directives(), "what is logged was changed");
+    tracing::info!(%caller, level = filter.directives(), "changed the log level");
     Ok(JsonReply(wanted))
 }
 
-/// Answers as long as the process works.
+/// Responds as long as the process works.
 #[utoipa::path(
     get, path = LIVEZ, tag = "operations",
     responses((status = 200, description = "The process works", body = String, content_type = "text/plain"))
@@ -509,11 +509,11 @@ pub(super) async fn livez() -> &'static str {
     ALIVE
 }
 
-/// Reports whether a quorum of lease nodes answers, and which node does not.
+/// Reports whether a quorum of lease nodes replies, and which node does not.
 #[utoipa::path(
     get, path = READYZ, tag = "operations",
-    responses((status = 200, description = "The agent can answer", body = Readiness),
-        (status = 503, description = "Too few lease nodes answer, or the agent is shutting down",
+    responses((status = 200, description = "The agent is ready", body = Readiness),
+        (status = 503, description = "Too few lease nodes reply, or the agent is shutting down",
             body = NotReady, content_type = "application/problem+json"))
 )]
 pub(super) async fn readyz(
@@ -541,7 +541,7 @@ pub(super) async fn readyz(
     }
 }
 
-/// The agent's metrics: as OpenMetrics to who accepts that, else as Prometheus text.
+/// Returns the agent's metrics: as OpenMetrics if the caller accepts that, else as Prometheus text.
 #[utoipa::path(
     get, path = METRICS, tag = "operations",
     responses((status = 200, description = "The metrics, which docs/METRICS.md lists", content(

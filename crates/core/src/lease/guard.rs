@@ -83,7 +83,7 @@ impl IncarnationRecords {
         }
     }
 
-    /// How to probe nodes.
+    /// How nodes are to be probed.
     pub(super) fn look(&self, write: bool, closed: bool) -> ProbeRequest {
         ProbeRequest {
             own: self.own,

@@ -47,7 +47,7 @@ const NONE: Registered = Registered {
     age: Duration::ZERO,
 };
 
-/// A probe that may write.
+/// A look that may write.
 const PROBE: ProbeRequest = ProbeRequest {
     own: BOUNDS,
     guard: NONE,
@@ -190,7 +190,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         }
         Op::Probe(request) => {
             let probe = node.probe(*request).await?;
-            // A probe that only reads does not report how long the node is in quarantine.
+            // One that only reads is not told how long the node abstains.
             let guard = probe.guard.filter(|_| request.write);
             let longest = [probe.longest_guard, probe.longest_vote].map(|told| Registered {
                 age: rounded_age(told.age),
@@ -448,7 +448,7 @@ async fn pair_with(
 ) -> (Embedded, RedisNode) {
     let nodes = deployment.identity();
     let real = node(deployment, &format!("p{prefix}"), &nodes).await;
-    // The node learns its incarnation from a probe.
+    // What it is not asked for, it does not know: its run.
     real.probe(PROBE).await.expect("answers");
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {

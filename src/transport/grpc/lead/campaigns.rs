@@ -1,4 +1,4 @@
-//! Campaigns of a stream, and the grants that its caller is told of.
+//! Campaigns of a stream, and the grants reported to its caller.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,13 +32,13 @@ use crate::{
 
 /// Campaigns of streams have no end of their own. This is longer than any stream lasts.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The first and the longest pause before a campaign is tried again whose outcome is not known.
+/// The first and the longest pause before retrying a campaign whose outcome is not known.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
 
 /// A campaign that has ended: its election, its number, and its outcome.
 pub(super) type Campaigned = (ElectionId, u64, Result<Outcome, gate::Error>);
 
-/// A campaign waits: for its leader, or until its outcome can be known.
+/// A campaign waits: another candidate leads, or its outcome is not known.
 pub(super) struct Waits {
     election: ElectionId,
     number: u64,
@@ -47,7 +47,7 @@ pub(super) struct Waits {
 }
 
 impl Leading {
-    /// Ends campaigns until the caller is heard of again. What they may have been granted is rolled back.
+    /// Ends campaigns until the caller's next message. Grants that they may have received are rolled back.
     pub(super) fn fall_silent(&mut self) {
         self.settle();
         for joined in self.joined.values_mut() {
@@ -58,7 +58,7 @@ impl Leading {
         }
     }
 
-    /// Processes outcomes that are here already: their campaigns must not be taken for ones that still wait.
+    /// Processes outcomes that have arrived, so that their campaigns do not count as waiting.
     pub(super) fn settle(&mut self) {
         while let Some(Some(ended)) = self.campaigns.next().now_or_never() {
             if let Ok(campaigned) = ended {
@@ -67,7 +67,7 @@ impl Leading {
         }
     }
 
-    /// Ends campaigns that the caller has no right to any more.
+    /// Ends campaigns that policies no longer permit the caller.
     pub(super) fn check_rights(&mut self) {
         self.settle();
         let (gate, caller) = (&self.gate, self.life.caller());
@@ -81,14 +81,14 @@ impl Leading {
             if let Some(Place::Waiting { abort, .. }) = joined.map(|joined| &joined.place) {
                 abort.abort();
             }
-            self.leaves(&election, "policies do not permit this any more".to_owned());
+            self.leaves(&election, "policies no longer permit this".to_owned());
         }
     }
 
-    /// Starts a campaign, unless the stream is to end.
+    /// Starts a campaign, unless the stream is ending.
     ///
     /// # Errors
-    /// The agent has as many streams and campaigns that wait as it takes.
+    /// The agent has its maximum number of streams and waiting campaigns.
     pub(super) fn campaign(&mut self, election: &ElectionId) -> Result<(), Problem> {
         let Some(joined) = self.joined.get_mut(election) else {
             return Ok(());
@@ -164,7 +164,7 @@ impl Leading {
                 let heard = self.heard.lock().until(since);
                 let ends = since + valid_for;
                 let (Some(heard), true) = (heard, Instant::now() < ends) else {
-                    // Nobody has been told. The grant may be over, and its request id be used.
+                    // The grant was not reported. It may have ended, and its request id may be used.
                     let campaign = Campaign {
                         request_id: None,
                         ..(*joined.campaign).clone()
@@ -178,7 +178,7 @@ impl Leading {
                     token,
                     listed: provisional,
                 };
-                // The caller counts from before that ping, and its clock measures the time from there to the claim, too.
+                // The caller counts from before that ping: its clock also measures the time from there to the claim.
                 let before = since.saturating_duration_since(heard.at);
                 let valid_for = (ends - before / 100).saturating_duration_since(heard.at);
                 let told = proto::Standing {
@@ -194,14 +194,14 @@ impl Leading {
                 }
                 self.outbox.standing(told);
             }
-            // The stream is to end.
+            // The stream is ending.
             Ok(Outcome::NotElected(_)) => joined.place = Place::Silent,
             Ok(Outcome::Used) => self.leaves(&election, Problem::request_id_used().message),
             Err(error) => self.leaves(&election, Problem::from(error).message),
         }
     }
 
-    /// The election leaves the stream, because its campaign is refused.
+    /// Removes an election from the stream, because its campaign is refused.
     fn leaves(&mut self, election: &ElectionId, why: String) {
         self.joined.remove(election);
         let (kind, name) = (election.kind().to_owned(), election.name().to_owned());

@@ -1,13 +1,14 @@
-//! What a caller has not been sent yet.
+//! Events that have not been sent to the caller yet.
 
 use std::collections::{HashSet, VecDeque};
 
 use election_proto::{Goodbye, LeadEvent, Pong, Standing, Welcome, lead_event::What, standing::Is};
 
-/// Events in their order. Of an election only the last standing with a token is kept, and of pongs only the last: a caller
-/// that does not read takes no more room than its elections. Refusals are answers rather than standings, and all kept.
+/// Events in order. A standing replaces earlier ones of its election with the same or a smaller token, and a pong
+/// replaces the last one: a caller that does not read uses no more memory than its elections. All refusals are kept:
+/// they are replies, not standings.
 ///
-/// The order of what is kept matters: a pong says that all elections which the caller has been told to lead are extended.
+/// The order matters: a pong extends all elections that earlier events reported as led.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     events: VecDeque<What>,
@@ -49,7 +50,7 @@ impl Outbox {
         self.refusals
     }
 
-    /// Forgets everything: the caller does not read.
+    /// Discards all events: the caller does not read.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
@@ -77,7 +78,7 @@ impl Outbox {
         if let Some(place) = earlier
             && let Some(What::Pong(earlier)) = self.events.remove(place)
         {
-            // What has been said of an election since then counts.
+            // Later standings of an election replace those of the earlier pong.
             let later = self.events.iter().skip(place);
             let later = later.filter_map(|what| match what {
                 What::Standing(standing) if !is_refusal(standing) => Some(standing),
@@ -141,7 +142,7 @@ mod tests {
             .collect()
     }
 
-    /// Otherwise the caller would not know of what its pings go on to extend.
+    /// Otherwise the caller would not know which terms its pings extend.
     #[test]
     fn neither_a_refusal_nor_the_end_of_an_earlier_term_takes_the_place_of_a_grant() {
         let mut outbox = Outbox::default();
@@ -167,7 +168,7 @@ mod tests {
         assert!(outbox.is_empty());
     }
 
-    /// A caller takes what it leads for extended by a pong: a grant that the ping did not extend comes after its pong.
+    /// A pong extends all that the caller leads: a grant that the ping did not extend follows its pong.
     #[test]
     fn what_is_said_after_a_pong_stays_after_it() {
         let mut outbox = Outbox::default();

@@ -15,28 +15,28 @@ use tokio::time::Instant;
 use super::{Joined, Leading, Place, lasts, standing};
 use crate::{auth::gate, status::Problem, transport::reason};
 
-/// Terms that were to be extended.
+/// The result of an extension of terms.
 pub(super) struct Extended {
-    /// The ping that asked for it; [`None`] if the caller goes on with terms that it has.
+    /// The ping that requested it; [`None`] if Joins with tokens did.
     ping: Option<u64>,
-    /// The last ping when they were.
+    /// The last ping when the extension began.
     heard: u64,
     extends: Vec<Arc<Extend>>,
     results: Vec<Result<(), Untold>>,
 }
 
-/// A term that was to be given up.
+/// The result of a resignation.
 pub(super) struct Resigned {
     election: ElectionId,
     token: Token,
     result: Result<(), Untold>,
 }
 
-/// What an error of a leader's request says of its standing, and why.
+/// The standing of a leader whose request failed, and why.
 type Untold = (Is, String);
 
 impl Leading {
-    /// Extends what a ping or a Join asks for, unless an extension is in progress: it is followed by the next one.
+    /// Extends the terms that a ping or a Join requests, unless an extension is in progress: the next one follows it.
     pub(super) fn extend(&mut self) {
         if self.extension.is_some() {
             return;
@@ -104,7 +104,7 @@ impl Leading {
             let Place::Leading { token, listed } = &mut joined.place else {
                 continue;
             };
-            // It was left and joined again meanwhile.
+            // The caller left and joined it again meanwhile.
             if Some(*token) != extend.token || joined.campaign.term != extend.term {
                 continue;
             }
@@ -126,7 +126,7 @@ impl Leading {
                 reason: why,
                 ..standing(election, is)
             });
-            // A Join that is refused has not joined.
+            // A refused Join has not joined.
             if is == Is::Lost || (is == Is::Refused && extended.ping.is_none()) {
                 self.joined.remove(election);
             }
@@ -175,7 +175,7 @@ impl Leading {
         if given.is_none() || given == leads || leads.is_none() {
             self.joined.remove(&election);
         }
-        // Also if it is not given up: the caller does not want to lead any more.
+        // The election is removed even if this fails: the caller no longer wants to lead.
         counted?;
         let Some(token) = given.or(leads) else {
             self.outbox.standing(standing(&election, Is::Resigned));
@@ -217,7 +217,7 @@ impl Leading {
             reason: why,
             ..standing(&resigned.election, is)
         });
-        // It was joined again meanwhile.
+        // The caller may have joined it again meanwhile.
         let joined = self.joined.get(&resigned.election);
         let waits = joined.is_some_and(|joined| matches!(joined.place, Place::Silent));
         if waits && !self.leaving.contains_key(&resigned.election) {
@@ -227,7 +227,7 @@ impl Leading {
     }
 }
 
-/// What an error of a leader's request says of its standing.
+/// Returns the standing of a leader whose request failed.
 fn told(error: gate::Error) -> Untold {
     match error {
         gate::Error::Election(election::Error::Denied(denial)) => {

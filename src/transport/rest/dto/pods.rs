@@ -73,13 +73,13 @@ pub(in crate::transport::rest) struct Pod {
     deployment: String,
     /// The pod's address; empty while it has none.
     ip: String,
-    /// How the pod is.
+    /// The pod's status.
     status: PodStatus,
     /// The ReplicaSet that the pod belongs to.
     replica_set: ReplicaSet,
 }
 
-/// How a pod is.
+/// The status of a pod.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::transport::rest) struct PodStatus {
@@ -87,7 +87,7 @@ pub(in crate::transport::rest) struct PodStatus {
     phase: String,
     /// Why the pod is in this phase; mostly empty.
     reason: String,
-    /// Whether its deletion was asked for; the phase may still be Running.
+    /// Whether its deletion was requested; the phase may still be Running.
     terminating: bool,
     /// The condition PodScheduled.
     pod_scheduled: bool,
@@ -159,14 +159,14 @@ impl From<kube::Pod> for Pod {
     }
 }
 
-/// How the lookup of pods does.
+/// The state of the lookup of pods.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::transport::rest) struct PodLookup {
-    /// Why it cannot answer.
+    /// Why it is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     off: Option<String>,
-    /// What it looks at.
+    /// The namespaces that it covers.
     namespaces: Vec<LookedAt>,
 }
 
@@ -177,13 +177,13 @@ pub(in crate::transport::rest) struct LookedAt {
     namespace: String,
     /// How: "watch" from a cache, "on demand" by reading.
     mode: &'static str,
-    /// How old what is known is at the most, in ms; left out as long as nothing is.
+    /// The maximum age of the data, in ms; left out while there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     age: Option<u64>,
     /// How many pods are known.
     pods: usize,
-    /// Why the API server does not answer.
+    /// Why the API server does not respond.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     error: Option<String>,
