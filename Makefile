@@ -27,7 +27,7 @@ build: ## Build the agent and eactl: target/release/election-agent, target/relea
 profiling: ## Build it with line numbers, for profilers and backtraces: target/profiling/election-agent
 	cargo build --profile profiling --locked
 
-# Most tests wait for servers most of the time: three times as many run at once as there are cores.
+# Most tests mostly wait for servers: three times as many run at once as there are cores.
 test: export RUST_TEST_THREADS ?= $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN))
 test: ## Install what the tests need and run them all
 	scripts/install-test-tools
@@ -35,14 +35,14 @@ test: ## Install what the tests need and run them all
 	scripts/build-clients
 	cargo test --workspace --locked --no-run
 	cargo test $(WEAKENED) --no-run
-	@echo "Several programs run at once. What each prints is shown when it has ended."
+	@echo "Several programs run at once. The output of each is shown when it has ended."
 	@$(BESIDE) --jobs=2 test-busy test-docs test-ui test-libraries
 	@$(BESIDE) --jobs=4 test-integration test-long test-typescript test-python test-rust
 	scripts/run-tests suite
 
-# Parts of `make test`, which builds what they need, that leave cores idle if they run alone. The integration tests that
-# keep the cores busy run beside what need not keep to times, the others beside the clients' tests, and the conformance
-# suite, most of which is times to keep to, alone. Those that last longest begin with the others, and are not their end.
+# Parts of `make test`, which builds what they need; alone they would leave cores idle. The integration tests that keep
+# the cores busy run together with tests without time limits, the other ones with the clients' tests, and the
+# conformance suite, which mostly checks times, alone. The longest tests begin with the others, so as not to end last.
 BESIDE = $(MAKE) --no-print-directory --keep-going $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 BUSY = browsers:: clients:: dashboard:: deployment:: observability::
 LONG = survival:: upgrade::
@@ -78,7 +78,7 @@ WEAKENED = --workspace --features election-core/weaken --locked --test model --t
 test-ui:
 	cd ui && npm test --silent
 
-# Without make's flags: they name descriptors that are not open here, of which the compiler warns.
+# Without make's flags: they name descriptors that are not open here, and the compiler warns about them.
 test-docs:
 	MAKEFLAGS= cargo test --workspace --locked --doc
 
@@ -105,7 +105,7 @@ test-faults: ## Let candidates contend for two minutes while real servers and ag
 
 # FUZZ_SECONDS is the duration for each target. FUZZ_TARGET=… runs one: connection, grpc_frames, policy, rest
 # or settings.
-fuzz: ## Fuzz what reads bytes from strangers, ten minutes for each target
+fuzz: ## Fuzz the parsers of untrusted bytes, ten minutes for each target
 	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} scripts/fuzz $(FUZZ_TARGET)
 
 lint: ## Check format, lints, docs, and licences if cargo-deny is installed
@@ -125,7 +125,7 @@ openapi: ## Write openapi/openapi_v3.yaml from the code
 
 # Example: BENCH_FLAGS="--rounds 3 --json bench.json". `target/release/loadtest bench --help` lists all flags.
 bench: WAIT_FLAGS ?= --agents 1
-bench: push ## Measure waits and observers, too, and what requests cost, and fail if these cost more than the bars allow
+bench: push ## Measure waits, observers and the cost of requests, and fail if requests cost more than the bars allow
 	target/release/loadtest bench --agent target/release/election-agent $(BENCH_FLAGS)
 
 # GROWTH_FLAGS=clients, nodes or elections measures only that.

@@ -32,7 +32,7 @@ def attributes(of):
 
 
 def lines(span, children, depth):
-    """A span, its events, and below it the spans that it is the parent of."""
+    """A span, its events, and below it its child spans."""
     indent = "  " * depth
     took = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
     kind = Span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower()
@@ -46,7 +46,7 @@ def lines(span, children, depth):
 
 
 def show(request):
-    """Prints what came in one message, a paragraph for each trace."""
+    """Prints the spans of one message, a paragraph for each trace."""
     spans = [
         span
         for resource in request.resource_spans
@@ -66,7 +66,7 @@ def show(request):
         text = [f"trace {trace.hex()}"]
         for root in roots:
             text += lines(root, children, 1)
-        # In one piece, since both servers print.
+        # In one piece, because both servers print.
         print("\n".join(text) + "\n", flush=True)
 
 
@@ -98,7 +98,7 @@ class Http(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_):
-        """Not a line for every message."""
+        """Suppresses the line for every message."""
 
 
 def main():

@@ -29,7 +29,7 @@ pub enum Command {
     Restore(PathBuf),
     /// Report on the policies.
     Authz(authz::Command),
-    /// A command of those who ask agents, as `eactl` has it: the whole command line, and what was given.
+    /// A client command of `eactl`: the definition of the whole command line, and its matches.
     Ask(Box<(clap::Command, clap::ArgMatches)>),
 }
 
@@ -132,7 +132,7 @@ fn flag(setting: &Setting, about: &'static str) -> clap::Arg {
         ))
 }
 
-/// The commands of those who ask agents. The help of `eactl` lists those that are for installing it, too.
+/// Returns the client commands of `eactl`. Hides those that install `eactl`; its own help lists them.
 fn asking() -> impl Iterator<Item = clap::Command> {
     let commands = election_ctl::commands().into_iter();
     commands.map(|command| {
@@ -160,23 +160,23 @@ fn command_line() -> clap::Command {
         .subcommand(clap::Command::new("metrics").about("Prints what /metrics serves as Markdown"))
         .subcommand(
             clap::Command::new("probe")
-                .about("Asks the agent of this host whether it is ready")
+                .about("Checks whether the agent of this host is ready")
                 .long_about(
-                    "Asks the agent of this host whether it is ready: exits with 0 if so, else with 1 and says why",
+                    "Checks whether the agent of this host is ready: exits with 0 if so, else with 1 and the reason",
                 )
                 .arg(
                     clap::Arg::new("url")
                         .long("url")
                         .value_name("URL")
                         .value_parser(probe::parse_url)
-                        .help("What to ask instead, such as http://10.0.0.7:8080/readyz"),
+                        .help("The URL to request instead, such as http://10.0.0.7:8080/readyz"),
                 )
                 .arg(
                     clap::Arg::new("live")
                         .long("live")
                         .action(clap::ArgAction::SetTrue)
                         .conflicts_with("url")
-                        .help("Asks whether it works at all (/livez)"),
+                        .help("Checks liveness instead of readiness (/livez)"),
                 ),
         )
         .subcommand(
@@ -186,30 +186,30 @@ fn command_line() -> clap::Command {
                 .subcommand(
                     clap::Command::new("new")
                         .about(
-                            "Makes a bearer token: the line that knows it, for the file EA_AUTH_TOKEN_FILE, goes \
-                             to the standard output, the token and how to use it to the standard error",
+                            "Makes a bearer token: its line for the file EA_AUTH_TOKEN_FILE goes to the standard \
+                             output, the token and how to use it to the standard error",
                         )
                         .arg(
                             clap::Arg::new("name")
                                 .value_name("NAME")
                                 .required(true)
-                                .help("Whose token it is"),
+                                .help("The identity that the token proves"),
                         )
                         .arg(
                             clap::Arg::new("group")
                                 .long("group")
                                 .value_name("GROUP")
                                 .action(clap::ArgAction::Append)
-                                .help("A group that it belongs to; may be repeated"),
+                                .help("A group of the identity; may be repeated"),
                         ),
                 ),
         )
         .subcommand(
             clap::Command::new("restore")
-                .about("Puts a copy of the lease database in the place of EA_EMBEDDED_PATH")
+                .about("Replaces the lease database EA_EMBEDDED_PATH with a copy")
                 .long_about(
-                    "Puts a copy of the lease database in the place of EA_EMBEDDED_PATH, while the agent is \
-                     stopped; keeps what it replaces beside it, and says for how long the agent will be in \
+                    "Replaces the lease database EA_EMBEDDED_PATH with a copy while the agent is stopped; \
+                     keeps the replaced file beside it, and reports for how long the agent will be in \
                      quarantine",
                 )
                 .arg(

@@ -330,9 +330,9 @@ struct Without {
 impl Without {
     fn unreachable(what: impl Into<String>) -> Self {
         Self {
-            what: format!("the Kubernetes API server cannot be asked: {}", what.into()),
+            what: format!("the Kubernetes API server is unavailable: {}", what.into()),
             error: Error::Unavailable(
-                "the Kubernetes API server has not said yet what the agent may do; the agent's log says more".into(),
+                "the Kubernetes API server has not reported the agent's rights yet; the log has the cause".into(),
             ),
             again: ASK_AGAIN,
         }
@@ -380,7 +380,7 @@ impl Scopes {
             Self::All(scope) => Ok(scope),
             Self::These(scopes) => scopes.get(namespace).ok_or_else(|| {
                 Error::NotFound(format!(
-                    "this agent does not look at the namespace {namespace} (EA_KUBE_NAMESPACES)"
+                    "this agent does not look up pods in the namespace {namespace} (EA_KUBE_NAMESPACES)"
                 ))
             }),
         }

@@ -21,12 +21,12 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 /// The peer of a connection, stored in the extensions of every request. Cheap to clone.
 #[derive(Clone)]
 pub struct Peer {
-    /// The peer's address. An IPv4 address stays one on an IPv6 socket, too.
+    /// The peer's address. An IPv4 address stays one even on an IPv6 socket.
     pub address: IpAddr,
     /// The peer's certificate chain; `None` without TLS or without a certificate.
     pub certificates: Option<Arc<Chain>>,
-    /// Cancelled when the connection is to end. Requests that wait and streams end then, so that the client opens another
-    /// connection in time.
+    /// Cancelled when the connection is to end. Streams and requests that wait end then, so that the client opens
+    /// another connection in time.
     pub ending: CancellationToken,
     /// Cancelled when the agent shuts down.
     pub shutdown: CancellationToken,

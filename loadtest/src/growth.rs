@@ -22,9 +22,9 @@ use crate::{
     usage,
 };
 
-/// The number of clients where something else grows.
+/// The number of clients while something else grows.
 const CLIENTS: u32 = 100;
-/// The number of nodes where something else grows.
+/// The number of nodes while something else grows.
 const NODES: u32 = 3;
 /// The maximum duration of a warm-up load.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -151,7 +151,7 @@ async fn warm(
     load(options.duration).await
 }
 
-/// Measures one agent that holds more and more elections.
+/// Measures one agent with a growing number of held elections.
 async fn elections(options: &Growth, sink: &Sink) -> Result<Vec<Row>, String> {
     let servers = Redis::start_all(NODES).await?;
     let agent = Agent::start(&options.agent, &servers, sink).await?;

@@ -16,11 +16,11 @@ pub struct Options {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Asks over gRPC (HTTP/2)
+    /// Sends requests over gRPC (HTTP/2)
     Grpc(Load),
-    /// Asks over REST (HTTP/1.1)
+    /// Sends requests over REST (HTTP/1.1)
     Rest(Load),
-    /// Asks over gRPC-Web (HTTP/1.1)
+    /// Sends requests over gRPC-Web (HTTP/1.1)
     GrpcWeb(Load),
     /// Serves a bare tonic echo of CampaignResult: the least that a gRPC call costs here
     Floor {
@@ -60,7 +60,7 @@ pub struct Bench {
     /// How long each load lasts in a round, such as 5s
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub duration: Duration,
-    /// How many clients ask at once, each on its own connection
+    /// How many clients send requests at once, each on its own connection
     #[arg(short, long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
     /// How many connections are open when memory is measured
@@ -144,7 +144,7 @@ pub struct Observe {
     /// How often the election changes
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub changes: u32,
-    /// How many held elections one more stream watches
+    /// How many held elections one more stream observes
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub watched: u32,
     /// How long nothing changes while idle costs are measured
@@ -167,7 +167,7 @@ pub struct Lead {
     /// How often each stream pings, one ping after the other
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub pings: u32,
-    /// How long terms are kept while the cost of that is measured, and nothing happens beforehand
+    /// How long the cost of keeping terms is measured, after as long without any activity
     #[arg(long, default_value = "20s", value_parser = duration)]
     pub idle: Duration,
     /// Writes all figures to this file
@@ -187,26 +187,26 @@ pub enum Grows {
     Elections,
 }
 
-/// How to ask.
+/// How to send requests.
 #[derive(Debug, Clone, Args)]
 pub struct Load {
     /// The agent: http://HOST:PORT or https://HOST:PORT
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     pub host: http::Uri,
-    /// What to ask for
+    /// What to request
     #[arg(long, value_enum, default_value_t = Scenario::Mixed)]
     pub scenario: Scenario,
-    /// How many clients ask at once
+    /// How many clients send requests at once
     #[arg(short, long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub clients: u32,
     /// How many requests each client makes
     #[arg(short, long, conflicts_with = "duration", value_parser = clap::value_parser!(u64).range(1..))]
     pub iterations: Option<u64>,
-    /// How long to ask, such as 10s or 2m [default: 10s, unless iterations are given]
+    /// How long to send requests, such as 10s or 2m [default: 10s, unless iterations are given]
     #[arg(long, value_parser = duration)]
     pub duration: Option<Duration>,
-    /// How many requests a second all clients make together, whether answers come or not (open loop): latencies
-    /// count from when a request was due. Without it each client asks as soon as it is answered (closed loop)
+    /// How many requests a second all clients make together, regardless of replies (open loop): latencies count from
+    /// when a request was due. Without it each client sends a request as soon as it has the reply (closed loop)
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: Option<u32>,
     /// How many connections all clients share [default: one for each client]
@@ -218,17 +218,17 @@ pub struct Load {
     /// A bearer token
     #[arg(long, env = "LOADTEST_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
-    /// What candidates are called: NAME/leader-0, NAME/rival; the agent lets a token's owner act for its own names
-    /// alone [default: leader-0, rival]
+    /// The prefix of candidates' names: NAME/leader-0, NAME/rival; the agent lets a token's owner act only for its own
+    /// names [default: leader-0, rival]
     #[arg(long, value_name = "NAME")]
     pub candidate: Option<String>,
     /// The term of campaigns, such as 60s
     #[arg(long, default_value = "60s", value_parser = duration)]
     pub term: Duration,
-    /// The namespace that `pods` asks for
+    /// The namespace that `pods` requests
     #[arg(long, default_value = "default")]
     pub namespace: String,
-    /// The deployment that `pods` asks for
+    /// The deployment that `pods` requests
     #[arg(long, default_value = "web")]
     pub deployment: String,
     /// The agent's process on this machine, to report CPU and memory
@@ -245,7 +245,7 @@ pub struct Load {
     pub quiet: bool,
 }
 
-/// What clients ask for.
+/// What clients request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, strum::Display)]
 #[strum(serialize_all = "kebab-case")]
 pub enum Scenario {
@@ -257,11 +257,11 @@ pub enum Scenario {
     Hold,
     /// Each client wins one election, and extends its term
     Extend,
-    /// Each client wins one election, and asks who leads it
+    /// Each client wins one election, and reads its leader
     Leader,
-    /// Each client asks whether the agent is well: gRPC health, or /livez
+    /// Each client checks the agent's health: gRPC health, or /livez
     Health,
-    /// Each client asks for a deployment's pods
+    /// Each client requests a deployment's pods
     Pods,
     /// Each client's leader stops extending; reports how long after the end of its term the next one leads
     Failover,
@@ -285,7 +285,7 @@ pub(crate) fn allowance(term: Duration) -> Duration {
     term / 100 + Duration::from_millis(2)
 }
 
-/// How much to ask.
+/// How much to request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Amount {
     /// As many requests by each client.

@@ -1,4 +1,4 @@
-//! Measures what it takes to be told at once: campaigns that wait, observers, and streams that lead.
+//! Measures the cost of immediate notification: campaigns that wait, observers, and streams that lead.
 //!
 //! This program starts three Redis servers and agents. Its own clients share the machine with them, so their CPU time
 //! is printed, too.
@@ -29,8 +29,8 @@ use crate::{
 
 /// The number of lease nodes of each agent.
 const NODES: u32 = 3;
-/// How long agents may take to have everything under way that is to be measured, and a reply or message to come that is
-/// due. Far longer than anything measured here.
+/// How long agents may take to start everything that is to be measured, and a due reply or message to arrive. Far
+/// longer than anything measured here.
 const WITHIN: Duration = Duration::from_secs(60);
 
 /// The value of a metric without labels, summed over the agents.
@@ -154,8 +154,8 @@ async fn sent(servers: &[Redis]) -> Result<u64, String> {
         .sum())
 }
 
-/// How many scripts were called and pings sent. The server also counts the commands that scripts call, which are no
-/// trips to it.
+/// How many scripts were called and pings sent. The server also counts the commands that scripts call; these are no
+/// round trips.
 fn calls(info: &str) -> u64 {
     let calls = info.lines().filter_map(|line| {
         let (command, figures) = line.strip_prefix("cmdstat_")?.split_once(':')?;

@@ -1,5 +1,5 @@
-//! `loadtest bench`, `growth`, `wait`, `observe` and `lead`, with real servers and a real agent. What they measure here is no
-//! measure: builds are debug builds, and loads are short.
+//! `loadtest bench`, `growth`, `wait`, `observe` and `lead`, with real servers and a real agent. The figures
+//! mean nothing here: builds are debug builds, and loads are short.
 
 #![expect(
     clippy::expect_used,
@@ -53,7 +53,7 @@ fn bench_measures_five_figures_beside_their_bars() {
         .arg(test_agent::binary())
         .arg("--json")
         .arg(&file)
-        // What is set for other agents is not for this one.
+        // The environment must not configure the agent.
         .env("EA_REDIS_URLS", "redis://127.0.0.1:1")
         .output()
         .expect("it runs");
@@ -106,7 +106,7 @@ fn bench_measures_five_figures_beside_their_bars() {
 fn growth_has_a_row_for_each_step() {
     let directory = TempDir::new().expect("a directory");
     let file = directory.path().join("growth.json");
-    // It raises the limit, as far as it may.
+    // It raises the limit as far as it may.
     let output = limited(
         "-Sn 100",
         &["growth", "--duration", "200ms", "--clients", "2,150"],
@@ -128,14 +128,14 @@ fn growth_has_a_row_for_each_step() {
     };
     assert_eq!(numbers("clients"), [2.0, 150.0]);
     assert_eq!(numbers("nodes"), [1.0]);
-    // 300 by 150 clients each would be enough, and so are 400: each of 200 clients wins as many.
+    // 300 are rounded up to 400: each of 200 clients wins the same number.
     assert_eq!(numbers("elections"), [400.0, 500.0]);
     let held = &document["elections"][1];
     assert!(number(&held["documents"]["page"]) > 0.0, "{held}");
     assert_eq!(text.matches("requests/s").count(), 3, "{text}");
 }
 
-/// Checks that the table says of each figure what the document does, and returns the values by name.
+/// Checks that the table agrees with the document on each figure, and returns the values by name.
 fn figures<'a>(document: &'a Value, text: &str) -> BTreeMap<&'a str, f64> {
     let figures = document.as_array().expect("figures");
     let values = figures.iter().map(|figure| {
@@ -155,7 +155,7 @@ fn figures<'a>(document: &'a Value, text: &str) -> BTreeMap<&'a str, f64> {
     values.collect()
 }
 
-/// Runs a measurement of the agent, whose figures it writes to a file.
+/// Runs a measurement of the agent, and returns the figures that it writes to a file.
 fn written(arguments: &[&str], agent: &Path) -> (Output, Value) {
     let directory = TempDir::new().expect("a directory");
     let file = directory.path().join("figures.json");
@@ -171,7 +171,7 @@ fn written(arguments: &[&str], agent: &Path) -> (Output, Value) {
     (output, serde_json::from_str(&document).expect("JSON"))
 }
 
-/// An agent with other settings than the measurement gives it.
+/// Creates a script that starts an agent with other settings than the measurement's.
 fn agent_with(directory: &TempDir, settings: &str) -> PathBuf {
     let script = directory.path().join("agent");
     let text = format!(
@@ -213,7 +213,7 @@ fn wait_measures_changes_and_waiters_beside_their_goals() {
             let of = |what: &str| found[&*format!("{change}: {what}")];
             assert!(of("p50") <= of("p99") && of("p99") <= of("max"), "{text}");
             assert!(of("p50") > 0.0 && of("CPU of this tool") > 0.0, "{text}");
-            // One agent claims every change but those that a renewed campaign meets; another may hear of it first.
+            // One agent claims every change but those that a renewed campaign meets; another may learn of it first.
             assert!(of("claims an agent") >= claims, "{text}");
         }
         assert!(
@@ -228,7 +228,7 @@ fn wait_measures_changes_and_waiters_beside_their_goals() {
 #[test]
 fn two_leaders_are_no_measure() {
     let directory = TempDir::new().expect("a directory");
-    // Each agent has leases of its own.
+    // Each agent has its own leases.
     let apart = agent_with(&directory, "unset EA_REDIS_URLS; EA_STORE=memory");
     let output = loadtest(&WAIT)
         .args(["--agents", "2", "--agent"])
@@ -389,7 +389,7 @@ fn what_was_started_ends_with_a_signal() {
     }
 }
 
-/// The processes that a process has started, and that run.
+/// Returns the running child processes of a process.
 fn children(parent: u32) -> Vec<u32> {
     let entries = fs::read_dir("/proc").expect("Linux");
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
@@ -403,7 +403,7 @@ fn children(parent: u32) -> Vec<u32> {
     pids.filter(of_parent).collect()
 }
 
-/// An agent that is killed when dropped, and where it listens.
+/// An agent that is killed when dropped, and its address.
 struct Running {
     child: std::process::Child,
     address: String,
@@ -416,7 +416,7 @@ impl Drop for Running {
     }
 }
 
-/// An agent that keeps leases itself.
+/// Starts an agent that keeps leases itself.
 fn run_agent(settings: &[(&str, &str)], directory: &TempDir) -> Running {
     let log = directory.path().join("agent.log");
     let child = Command::new(test_agent::binary())
@@ -491,7 +491,7 @@ fn the_owner_of_a_token_measures_with_candidates_of_its_own_name() {
     }
 }
 
-/// What the agent has counted.
+/// Returns the agent's metrics.
 fn metrics(address: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("it listens");
     let request = "GET /metrics HTTP/1.1\r\nhost: agent\r\nconnection: close\r\n\r\n";

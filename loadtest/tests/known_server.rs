@@ -1,4 +1,4 @@
-//! Against servers whose delays and errors are known, the load test reports them.
+//! The load test reports the delays and errors of servers for which these are known.
 
 #![expect(
     clippy::expect_used,
@@ -30,17 +30,17 @@ use loadtest::{
 };
 use tokio::{net::TcpListener, time::sleep};
 
-/// What a server closes.
+/// What the server closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Closes {
     Nothing,
-    /// Each connection after its first answer.
+    /// Each connection after its first reply.
     AfterEach,
-    /// As above, and it takes no connection but the first.
+    /// As above, and the server accepts only the first connection.
     Listener,
 }
 
-/// Answers every request to campaign after `delay`, but one in `one_in` with 503 at once.
+/// Starts a server that replies to every campaign after `delay`, but to one in `one_in` with 503 at once.
 async fn server(delay: Duration, one_in: u64) -> SocketAddr {
     serve(delay, one_in, Closes::Nothing).await
 }
@@ -99,7 +99,7 @@ async fn delays_and_errors_are_what_the_server_makes_them() {
     assert_eq!(report.requests, 200);
     assert_eq!(report.errors["503"], 20);
     assert_eq!(report.errors.len(), 1);
-    // Never less than the delay; more only as much as this machine is slow.
+    // Never less than the delay; more only if this machine is slow.
     assert_eq!(report.messages["503"], "come back later");
     let latency = report.latency.expect("answers");
     assert!(latency.p50 >= 20_000, "{report}");
@@ -111,7 +111,7 @@ async fn delays_and_errors_are_what_the_server_makes_them() {
 
 #[tokio::test]
 async fn in_an_open_loop_a_slow_answer_is_charged_for_those_that_had_to_wait() {
-    // One connection, 50 ms an answer, a request every 10 ms: each waits 40 ms longer than the one before.
+    // One connection, 50 ms a reply, a request every 10 ms: each waits 40 ms longer than the one before.
     let address = server(Duration::from_millis(50), u64::MAX).await;
     let arguments = "--scenario campaign --clients 1 --iterations 20 --rate 100";
     let open = run(Protocol::Rest, &load(address, arguments))
@@ -126,7 +126,7 @@ async fn in_an_open_loop_a_slow_answer_is_charged_for_those_that_had_to_wait() {
     let p50 = |report: &Report| report.latency.expect("answers").p50;
     assert!(p50(&closed) < p50(&open), "{closed}\n{open}");
 
-    // All that was due in half a second is asked, although the server takes twice as long for it.
+    // The client sends everything due in half a second, although the server takes twice as long.
     let address = server(Duration::from_millis(20), u64::MAX).await;
     let arguments = "--scenario campaign --clients 1 --duration 500ms --rate 100";
     let open = run(Protocol::Rest, &load(address, arguments))
@@ -134,7 +134,7 @@ async fn in_an_open_loop_a_slow_answer_is_charged_for_those_that_had_to_wait() {
         .expect("a report");
     assert_eq!(open.requests, 50, "{open}");
     assert!(max(&open) >= 20_000 + 49 * 10_000, "{open}");
-    // And nothing that is due later, however long it would be waited for.
+    // It sends nothing that is due later.
     let arguments = "--scenario campaign --clients 4 --duration 1s --rate 1";
     let open = run(Protocol::Rest, &load(address, arguments))
         .await
@@ -204,13 +204,13 @@ async fn a_load_that_gets_errors_alone_fails() {
 
 #[tokio::test]
 async fn answers_that_are_wrong_are_errors() {
-    // It elects everybody, also the rival of a leader.
+    // The server elects every candidate, also a leader's rival.
     let address = server(Duration::ZERO, u64::MAX).await;
     let load = load(address, "--scenario mixed --clients 2 --iterations 10");
     let report = run(Protocol::Rest, &load).await.expect("a report");
     assert_eq!(report.errors["wrong: two leaders"], 10, "{report}");
 
-    // Where the load itself lets terms lapse, a rival may lead.
+    // If the load itself lets terms lapse, a rival may lead.
     let load = self::load(
         address,
         "--scenario mixed --clients 1 --iterations 4 --term 2ms",

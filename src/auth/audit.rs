@@ -188,7 +188,7 @@ mod tests {
         let suppressed = denials.suppressed.load(Relaxed);
         assert!(suppressed >= 500, "{suppressed}");
         assert_eq!(denials.next(), Some(suppressed));
-        assert_eq!(denials.next(), Some(0), "told once");
+        assert_eq!(denials.next(), Some(0), "reported once");
     }
 
     #[tokio::test]

@@ -45,7 +45,7 @@ impl Authenticator {
         Identified::Yes(match chain.filter(|_| self.mtls) {
             Some(chain) => certificates::identity(chain),
             None => self.anonymous.clone().ok_or_else(|| {
-                Refusal::Unauthenticated(format!("show who you are: {}", self.wanted()))
+                Refusal::Unauthenticated(format!("no accepted credential: {}", self.wanted()))
             }),
         })
     }

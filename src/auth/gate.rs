@@ -67,8 +67,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Creates a gate to these elections, those who wait for them, and pods, with these policies and quotas. With `allow_forced_handover`, a
-    /// handover may replace a leader that did not request it, if policies also permit it.
+    /// Creates a gate to the elections, their waiters, and pods, with these policies and quotas. With
+    /// `allow_forced_handover`, a handover may replace a leader that did not request it, if policies also permit it.
     #[must_use]
     pub fn new(
         board: Board,
@@ -184,7 +184,7 @@ impl Gate {
         let mut extended = extended.into_iter();
         let no_answer = || {
             Err(election::Error::Internal(
-                "an extension has no answer".to_owned(),
+                "an extension has no reply".to_owned(),
             ))
         };
         let results = permitted.into_iter().map(|permitted| {
@@ -442,7 +442,7 @@ impl Gate {
         Ok((page, more))
     }
 
-    /// Checks that the caller may read what the agent tells of itself.
+    /// Checks that the caller may read the agent's own state.
     ///
     /// # Errors
     /// [`Error::Denied`].
@@ -450,8 +450,8 @@ impl Gate {
         self.authorize_read(caller, PolicyAction::Read, Resource::Agent)
     }
 
-    /// The names of the actions that policies permit the caller: of the agent, or of an election on behalf of a
-    /// candidate, by default the one of the caller's own name. A handover is one of that candidate to itself.
+    /// Returns the names of the actions that policies permit the caller: on the agent, or on an election on behalf of
+    /// a candidate, by default the one with the caller's name. A handover counts as one from that candidate to itself.
     #[must_use]
     pub fn permitted(
         &self,
@@ -519,7 +519,7 @@ impl Gate {
         self.authorize(&question)
     }
 
-    /// Asks policies and reserves a place in the caller's quota. Returns [`None`] if quotas are off.
+    /// Evaluates policies and reserves a place in the caller's quota. Returns [`None`] if quotas are off.
     fn enter(
         &self,
         question: Question<'_>,
@@ -679,8 +679,8 @@ fn over_quota(question: &Question<'_>, election: &ElectionId, exceeded: Exceeded
     audit::denied(question, Some(setting));
     Error::OverQuota {
         message: format!(
-            "{held}, or asked for, through this agent: no more may be by its {setting}; give up one that is no longer \
-             needed"
+            "{held}, or requested, through this agent, and its {setting} permits no more: give up one that is no \
+             longer needed"
         ),
         setting,
         limit,

@@ -91,8 +91,8 @@ impl Verifier {
         {
             keys = self.keys.newer().await.ok_or_else(|| {
                 Refusal::Unavailable(
-                    "the token may be signed by a key of the issuer's that is not known yet, and the issuer \
-                     cannot be asked just now: try again in some seconds"
+                    "the token may be signed by a new key of the issuer, whose keys cannot be fetched at \
+                     present: try again in some seconds"
                         .to_owned(),
                 )
             })?;
@@ -109,7 +109,8 @@ impl Verifier {
         name: Option<&str>,
         token: &str,
     ) -> Result<(Identity, u64), Wrong> {
-        let mut wrong = Wrong::Signature("it is signed by a key that is not the issuer's (now)");
+        let mut wrong =
+            Wrong::Signature("it is signed by a key that is not, or no longer, the issuer's");
         for key in keys.of(name) {
             match self.verify_by(key, token) {
                 Err(Wrong::Signature(why)) => wrong = Wrong::Signature(why),
@@ -200,7 +201,7 @@ fn why(kind: &ErrorKind) -> &'static str {
         ErrorKind::InvalidSignature => "its signature is wrong",
         ErrorKind::ExpiredSignature => "it has expired",
         ErrorKind::ImmatureSignature => "it is not valid yet (nbf)",
-        ErrorKind::InvalidIssuer => "its issuer is another (iss)",
+        ErrorKind::InvalidIssuer => "it has another issuer (iss)",
         ErrorKind::InvalidAudience => "it is meant for others (aud)",
         ErrorKind::InvalidAlgorithm => "its algorithm is not that of the key that it names",
         ErrorKind::MissingRequiredClaim(_) => "it must have iss, aud and exp",

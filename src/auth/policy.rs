@@ -125,7 +125,7 @@ impl Policies {
         let facts = match facts::Facts::new(question, None) {
             Ok(facts) => facts,
             Err(error) => {
-                tracing::error!(%error, "denied {question}: policies cannot be asked");
+                tracing::error!(%error, "denied {question}: policies cannot be evaluated");
                 return Decision(Arc::new(Verdict {
                     allowed: false,
                     policies: Vec::new(),

@@ -21,7 +21,7 @@ struct Credential {
 }
 
 impl Recheck {
-    /// Keeps a credential.
+    /// Creates a recheck of this credential.
     #[must_use]
     pub fn new(
         authenticator: Authenticator,
@@ -35,16 +35,16 @@ impl Recheck {
         })))
     }
 
-    /// The credential of the request with these extensions.
+    /// Returns the recheck of the request with these extensions.
     #[must_use]
     pub fn of(extensions: &Extensions) -> Self {
         extensions.get().cloned().unwrap_or_default()
     }
 
-    /// Authenticates the credential again, which had this identity. [`None`]: it is no longer valid, or it has become
-    /// somebody else's.
+    /// Authenticates the credential again. Returns [`None`] if it is no longer valid or proves another identity than
+    /// `before`.
     ///
-    /// While the verifying server does not respond, the identity stays: an outage of that server must not end the
+    /// While the verifying server does not respond, returns `before`: an outage of that server must not end the
     /// streams of all callers.
     pub async fn again(&self, before: &Identity) -> Option<Identity> {
         let credential = self.0.as_ref()?;
@@ -66,7 +66,7 @@ impl Recheck {
 
 impl fmt::Debug for Recheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Without the credential.
+        // Omits the credential.
         f.write_str("Recheck")
     }
 }

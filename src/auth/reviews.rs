@@ -93,7 +93,7 @@ impl Reviewer {
         };
         match tokio::spawn(reviewing.in_current_span()).await {
             Ok(verdict) => verdict?.result(),
-            Err(_) => Err(unavailable("the review was broken off")),
+            Err(_) => Err(unavailable("the review was cancelled")),
         }
     }
 }

@@ -50,7 +50,7 @@ impl New {
     #[must_use]
     pub fn usage(&self) -> String {
         format!(
-            "# The token, which is shown this once. For a shell:\n\
+            "# The token, which is shown only once. For a shell:\n\
              export TOKEN={}\n\
              # Its line is on the standard output, for the file that {VARIABLE} names, with EA_AUTH_MODES=token.\n\
              # Callers send the token: curl -H \"authorization: Bearer $TOKEN\" http://localhost:8080/elections",
@@ -157,7 +157,7 @@ impl Source for File {
             // An empty list is valid, so that the removal of the last token takes effect.
             tracing::warn!(
                 variable = VARIABLE,
-                "{path} lists no token, so none lets anybody in"
+                "{path} lists no token, so it authenticates no caller"
             );
         }
         Ok(tokens)

@@ -61,28 +61,28 @@ pub(super) fn definition() -> clap::Command {
         Arg::new(name).long(name).value_name(value).help(help)
     };
     let explain = clap::Command::new("explain")
-        .about("Says whether the policies allow something, and which of them decide")
+        .about("Reports whether the policies allow a request, and which of them decide")
         .after_help(
-            "Exits with 0 when it is allowed, 1 when it is denied, 2 when it cannot be asked so.",
+            "Exits with 0 if the request is allowed, 1 if it is denied, 2 if it or the policies are invalid.",
         )
         .args([
-            text("identity", "NAME", "The name of who asks"),
+            text("identity", "NAME", "The name of the identity"),
             text(
                 "group",
                 "GROUP",
-                "A group of its; may be given several times",
+                "A group of the identity; may be given several times",
             )
             .action(ArgAction::Append),
-            text("mode", "MODE", "How it proves its name [default: token]"),
-            text("action", "ACTION", "What it wants to do"),
+            text("mode", "MODE", "How the identity is proved [default: token]"),
+            text("action", "ACTION", "The action of the request"),
             text("kind", "KIND", "The election's kind [default: default]"),
             text("election", "NAME", "The election's name"),
             text(
                 "candidate",
                 "NAME",
-                "Who campaigns, extends, resigns, or is to lead",
+                "The candidate that campaigns, extends, resigns, or is to lead",
             ),
-            text("current-leader", "NAME", "Who hands over"),
+            text("current-leader", "NAME", "The leader that hands over"),
             text(
                 "held-by-identity",
                 "NUMBER",
@@ -97,20 +97,20 @@ pub(super) fn definition() -> clap::Command {
             .value_parser(value_parser!(usize)),
             text("namespace", "NAME", "The pods' namespace"),
             text("deployment", "NAME", "The pods' deployment"),
-            text("pod", "NAME", "The pod whose siblings are asked for"),
+            text("pod", "NAME", "The pod whose siblings are requested"),
             Arg::new("agent")
                 .long("agent")
                 .action(ArgAction::SetTrue)
                 .help("Read the agent's metrics and documents rather than an election"),
         ]);
     clap::Command::new("authz")
-        .about("Shows what the policies say")
+        .about("Shows, validates and explains policies")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommands([
             clap::Command::new("schema").about("Prints the words of policies, as a Cedar schema"),
             clap::Command::new("default").about("Prints the default policies"),
-            clap::Command::new("check").about("Says whether the policies are valid"),
+            clap::Command::new("check").about("Reports whether the policies are valid"),
             explain,
         ])
 }
@@ -188,7 +188,7 @@ fn refuse(mistakes: impl IntoIterator<Item = String>) -> ExitCode {
 
 fn check(policies: &Policies) -> ExitCode {
     for warning in policies.warnings() {
-        output::complain(format_args!("perhaps not meant so: {warning}"));
+        output::complain(format_args!("valid but suspicious: {warning}"));
     }
     let ids: Vec<_> = policies.ids().collect();
     output::print(
@@ -235,7 +235,7 @@ impl Asked {
                 .ok(),
             None => {
                 let names = PolicyAction::VARIANTS.join(", ");
-                wrong.push(format!("--action: give what is to be done: one of {names}"));
+                wrong.push(format!("--action: give the action: one of {names}"));
                 None
             }
         };
@@ -259,7 +259,7 @@ impl Asked {
             (Mode::None, None) if self.group.is_empty() => Some(Identity::anonymous()),
             (Mode::None, _) => {
                 wrong.push(
-                    "--mode none is who shows no credential: leave --identity and --group out"
+                    "--mode none is a caller without a credential: leave --identity and --group out"
                         .into(),
                 );
                 None
@@ -269,7 +269,7 @@ impl Asked {
                 .ok(),
             (_, _) => {
                 wrong.push(
-                    "--identity: give the name of who asks, or --mode none for anybody".into(),
+                    "--identity: give the name of the caller, or --mode none for one without a credential".into(),
                 );
                 None
             }

@@ -32,7 +32,7 @@ pub fn parse_url(text: &str) -> Result<Url, String> {
     match Url::parse(text) {
         Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
         Ok(url) if text.contains("://") => Err(wrong(&format!(
-            "the agent is asked over http or https, not {}",
+            "the agent is probed over http or https, not {}",
             url.scheme()
         ))),
         // `localhost:8080` parses as the scheme `localhost`.
@@ -55,7 +55,7 @@ impl Probe {
         };
         let client = Client::builder()
             .timeout(TIMEOUT)
-            // A proxy would answer for itself, or look for this host in its own network.
+            // A proxy would reply itself, or look for this host in its own network.
             .no_proxy()
             // The probe discloses nothing, and an attacker able to impersonate the agent on this host could also stop
             // it.

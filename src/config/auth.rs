@@ -33,7 +33,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     list_setting(
         EA_AUTH_PUBLIC,
         "probes,metrics,docs,ui",
-        "what is served to everybody all the same, comma separated: `probes`, `metrics`, `docs` (OpenAPI, Swagger UI, gRPC reflection), `ui` (the dashboard's files, which show nothing by themselves, and `/`); `nothing`: none of these",
+        "what is served without authentication, comma separated: `probes`, `metrics`, `docs` (OpenAPI, Swagger UI, gRPC reflection), `ui` (the dashboard's files, which show nothing by themselves, and `/`); `nothing`: none of these",
     ),
     setting(
         EA_AUTH_TOKEN_FILE,
@@ -43,12 +43,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_AUTH_JWT_ISSUER,
         "",
-        "`jwt`: what tokens must have as `iss`",
+        "`jwt`: the issuer that tokens must name (`iss`)",
     ),
     list_setting(
         EA_AUTH_JWT_AUDIENCE,
         "",
-        "`jwt`: what tokens must have as `aud`, or among it; comma separated, one suffices",
+        "`jwt`: accepted audiences, comma separated; a token's `aud` must name one",
     ),
     setting(
         EA_AUTH_JWT_JWKS_FILE,
@@ -68,7 +68,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_AUTH_JWT_REFRESH,
         "5m",
-        "how often that URL is asked for newer keys (10s to 24h); also when a token names a key that is not known",
+        "how often that URL is fetched for newer keys (10s to 24h); also when a token names an unknown key",
     ),
     setting(
         EA_AUTH_JWT_LEEWAY,
@@ -88,12 +88,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     list_setting(
         EA_AUTH_KUBERNETES_AUDIENCES,
         "",
-        "`kubernetes`: for whom tokens must be made, comma separated, one suffices; none: for the API server",
+        "`kubernetes`: accepted audiences of tokens, comma separated, one suffices; none: the API server's own",
     ),
     setting(
         EA_AUTH_KUBERNETES_CACHE_TTL,
         "1m",
-        "`kubernetes`: how long the API server's word on a token is remembered (1s to 1h)",
+        "`kubernetes`: how long the API server's verdict on a token is cached (1s to 1h)",
     ),
     setting(
         EA_AUTH_POLICY_DIR,
@@ -247,14 +247,14 @@ fn read_jwt(reader: &mut Reader<'_>, used: bool) -> Option<(Expected, Origin)> {
     if issuer.is_empty() {
         reader.mistake(
             EA_AUTH_JWT_ISSUER,
-            "EA_AUTH_MODES has jwt: say who issues the tokens",
+            "EA_AUTH_MODES has jwt: give the issuer of the tokens",
         );
     }
     let audiences = reader.list(EA_AUTH_JWT_AUDIENCE);
     if audiences.is_empty() {
         reader.mistake(
             EA_AUTH_JWT_AUDIENCE,
-            "EA_AUTH_MODES has jwt: say what this agent is called in tokens, so that those for others are refused",
+            "EA_AUTH_MODES has jwt: give the audience of tokens for this agent, so that those for others are refused",
         );
     }
     let ca = reader.path(EA_AUTH_JWT_CA_FILE);

@@ -13,7 +13,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_KUBE_ENABLE,
         "true",
-        "look up pods; left out where there is no Kubernetes, the agent warns and answers that the lookup is disabled; set to true, it does not start without",
+        "look up pods; if unset and there is no Kubernetes, the agent warns and reports the lookup as disabled; if set to true, it does not start without the lookup",
     ),
     setting(
         EA_KUBE_IN_CLUSTER,
@@ -33,12 +33,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_KUBE_CACHE_TTL,
         "2s",
-        "without the right to watch: how long pods are kept that were read (100ms to 1m)",
+        "without the right to watch: how long pods that were read stay cached (100ms to 1m)",
     ),
     setting(
         EA_KUBE_MAX_STALENESS,
         "1m",
-        "how old the pods in an answer may be when the API server does not answer (5s to 1h)",
+        "how old the pods in a reply may be while the API server does not respond (5s to 1h)",
     ),
 ];
 

@@ -22,7 +22,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_REQUEST_TIMEOUT,
         "15s",
-        "longest time an answer takes (10ms to 1h); a shorter `grpc-timeout` counts instead",
+        "longest time until a reply (10ms to 1h); a shorter `grpc-timeout` counts instead",
     ),
     setting(
         EA_MAX_IN_FLIGHT,
@@ -42,7 +42,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_PROVISIONAL_TERM,
         "3s",
-        "how long a lease granted after a wait is stored until the leader extends it for the first time, in case it has gone; 1 % of the wait is added (1s to 60s)",
+        "how long a lease granted after a wait is stored until the leader extends it for the first time, in case the leader has gone; 1 % of the wait is added (1s to 60s)",
     ),
     setting(
         EA_MAX_CONNECTIONS,
@@ -57,12 +57,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     list_setting(
         EA_TRUSTED_PROXIES,
         "",
-        "proxies whose `x-forwarded-for` is true, comma separated, each an IP address or a network such as `10.0.0.0/8`; none: the header is not read",
+        "proxies whose `x-forwarded-for` is trusted, comma separated, each an IP address or a network such as `10.0.0.0/8`; none: the header is not read",
     ),
     setting(
         EA_RATE_LIMIT_PER_SECOND,
         "0",
-        "how many requests a second one caller may make: an identity, or the address of those who have proved none; 0: no limit",
+        "how many requests a second one caller may make: an identity, or the address of unauthenticated callers; 0: no limit",
     ),
     setting(
         EA_RATE_LIMIT_BURST,

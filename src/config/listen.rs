@@ -75,7 +75,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     list_setting(
         EA_CORS_ORIGINS,
         "",
-        "web origins whose pages may ask the agent, comma separated, each `https://host` or `https://host:port`; `*`: all; none: pages of the agent's own origin only",
+        "web origins whose pages may call the agent, comma separated, each `https://host` or `https://host:port`; `*`: all; none: pages of the agent's own origin only",
     ),
     setting(
         EA_UI_ENABLE,

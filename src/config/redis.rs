@@ -40,7 +40,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_STORE,
         "",
-        "what keeps leases: `redis` (EA_REDIS_URLS), `file` (EA_EMBEDDED_PATH), or `memory` of the agent itself, forgotten with it and unknown to other agents; none: whichever of these two is given, and memory where neither is, which in EA_ENV=production has to be said",
+        "what keeps leases: `redis` (EA_REDIS_URLS), `file` (EA_EMBEDDED_PATH), or `memory` of the agent itself, lost when it ends and not shared with other agents; none: whichever of these two is given, else memory, which EA_ENV=production requires to be explicit",
     ),
     setting(
         EA_REDIS_MODE,
@@ -71,20 +71,20 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_REDIS_SENTINEL_USERNAME,
         "",
-        "`failover`: the user that the Sentinels want, if any",
+        "`failover`: the user of the Sentinels, if they require one",
     ),
     Setting {
         secret: Secret::Hidden,
         ..setting(
             EA_REDIS_SENTINEL_PASSWORD,
             "",
-            "`failover`: the password that the Sentinels want, if any",
+            "`failover`: the password of the Sentinels, if they require one",
         )
     },
     setting(
         EA_REDIS_PARTITIONS,
         "1024",
-        "`cluster`: how many groups the elections are spread in over the cluster's slots (1 to 16384); the same for every agent, and for good",
+        "`cluster`: how many partitions spread the elections over the cluster's slots (1 to 16384); the same for every agent, and never changed",
     ),
     Setting {
         alias: Some("EA_KEY_PREFIX"),

@@ -23,12 +23,12 @@ pub(super) const SETTINGS: &[Setting] = &[
     setting(
         EA_TLS_CLIENT_CA_FILE,
         "",
-        "PEM file of the authorities that vouch for clients' certificates (mTLS), read again when it changes; none: clients show no certificate",
+        "PEM file of the authorities that vouch for clients' certificates (mTLS), read again when it changes; none: clients present no certificate",
     ),
     setting(
         EA_TLS_CLIENT_AUTH,
         "required",
-        "with EA_TLS_CLIENT_CA_FILE: `required`: a client without a certificate is turned away; `optional`: it may have none, but not a wrong one",
+        "with EA_TLS_CLIENT_CA_FILE: `required`: a client without a certificate is rejected; `optional`: it may have none, but not an invalid one",
     ),
     setting(
         EA_TLS_HANDSHAKE_TIMEOUT,

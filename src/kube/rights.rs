@@ -40,7 +40,7 @@ const TO_READ: [Right; 4] = [
 /// Returns the best mode that the agent's rights permit in a namespace, or in all, and the rights that watching lacks.
 ///
 /// # Errors
-/// The server cannot be asked, or reading on demand lacks rights.
+/// The server is unavailable, or reading on demand lacks rights.
 pub(super) async fn mode(
     client: &Client,
     namespace: Option<&str>,
@@ -80,8 +80,8 @@ pub(super) async fn mode(
 /// Logs the rights that watching lacks.
 pub(super) fn warn(namespace: Option<&str>, no_watch: &[String]) {
     tracing::warn!(
-        "pods of {} are read when they are asked for, and kept for EA_KUBE_CACHE_TTL: to watch them, the agent \
-         needs the right to {} there, and to be started again then",
+        "pods of {} are read on demand and cached for EA_KUBE_CACHE_TTL: to watch them, grant the agent the right to \
+         {} there and restart it",
         place(namespace),
         no_watch.join(", ")
     );

@@ -51,8 +51,8 @@ impl Trouble {
 /// The error when the known pods are older than the maximum staleness.
 pub(super) fn too_old(age: Duration, most: Duration) -> Error {
     Error::Unavailable(format!(
-        "what is known of the pods is {} s old, more than EA_KUBE_MAX_STALENESS ({}): the Kubernetes API server \
-         has not confirmed it since, and the agent's log says more",
+        "the data about the pods is {} s old, more than EA_KUBE_MAX_STALENESS ({}): the Kubernetes API server has \
+         not confirmed it since; the agent's log has the cause",
         age.as_secs(),
         humantime::format_duration(most)
     ))

@@ -187,7 +187,7 @@ impl Scrape<'_> {
         self.0.service.spans(counts);
     }
 
-    /// Sets what is waited for and observed.
+    /// Sets the counts of the board.
     pub fn board(&self, counts: &Counts) {
         self.0.board.report(counts);
     }

@@ -251,10 +251,7 @@ fn explain_takes_all_that_policies_may_look_at() {
 fn explain_says_what_to_give() {
     for (arguments, told) in [
         ("", "--identity: give the name"),
-        (
-            "",
-            "--action: give what is to be done: one of campaign, extend",
-        ),
+        ("", "--action: give the action: one of campaign, extend"),
         (
             "--action vote",
             "--action: \"vote\" is no action: give one of campaign, extend",
@@ -265,7 +262,7 @@ fn explain_says_what_to_give() {
         ),
         (
             "--action admin --mode none --identity a",
-            "--mode none is who shows no credential",
+            "--mode none is a caller without a credential",
         ),
         (
             "--identity a --action campaign",

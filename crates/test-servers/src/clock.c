@@ -1,6 +1,6 @@
-/* Shifts clocks of the process that preloads it by what a file says, which a test may change at any time: the wall
- * clock by seconds, and the monotonic clock by nanoseconds for which the machine is said to have been suspended.
- * CLOCK_BOOTTIME is left alone: it counts suspension. */
+/* Shifts clocks of the process that preloads it by the values in a file, which a test may change at any time: the wall
+ * clock by seconds, and the monotonic clock by the nanoseconds of a simulated suspension. CLOCK_BOOTTIME is unchanged:
+ * it counts suspension. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdint.h>

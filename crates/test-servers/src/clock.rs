@@ -1,11 +1,11 @@
-//! Clocks that are wrong, for processes that are started with them.
+//! Wrong clocks for child processes.
 
 use std::{fs, os::unix::fs::FileExt as _, path::Path, process::Command, time::Duration};
 
 use tempfile::TempDir;
 
-/// How far the wall clock is ahead of this machine's, and for how long the machine seems to have been suspended; the
-/// processes that have it see every change at once.
+/// How far the wall clock is ahead of this machine's, and for how long the machine seems to have been suspended. The
+/// processes with this clock see every change at once.
 pub struct Clock {
     directory: TempDir,
 }
@@ -14,8 +14,7 @@ pub struct Clock {
 pub fn preload(source: &str, to: &Path) {
     let from = to.with_extension("c");
     fs::write(&from, source).expect("written");
-    // The compiler is the one that links the tests. Programs from packages that do the same do not go with
-    // the allocator of redis-server.
+    // The compiler that links the tests. Packaged programs for this do not work with redis-server's allocator.
     let compiled = Command::new("cc")
         .args(["-shared", "-fPIC", "-O2", "-o"])
         .args([to, &from])
@@ -27,7 +26,7 @@ const AHEAD: &str = "ahead";
 const LIBRARY: &str = "clock.so";
 
 impl Clock {
-    /// A clock that is ahead by so many seconds.
+    /// Creates a clock that is ahead by this many seconds.
     pub fn ahead(seconds: i64) -> Self {
         let directory = TempDir::new().expect("a directory");
         let shift = [seconds.to_ne_bytes(), 0_i64.to_ne_bytes()].concat();
@@ -37,13 +36,13 @@ impl Clock {
         Self { directory }
     }
 
-    /// Lets the wall clock step.
+    /// Steps the wall clock.
     pub fn set_ahead(&self, seconds: i64) {
         self.set(0, seconds);
     }
 
-    /// Lets the monotonic clock lag by so much, as it does when the machine was suspended for so long. Set it while the
-    /// processes are stopped, and for no longer than they have been: the clock never goes back.
+    /// Makes the monotonic clock lag by this time, as after a suspension of the machine. Set it while the processes are
+    /// stopped, and to no more than the time since they stopped: the clock never goes back.
     ///
     /// Programs that read the clock without the C library do not see it.
     pub fn set_suspended(&self, time: Duration) {
@@ -51,7 +50,7 @@ impl Clock {
     }
 
     fn set(&self, offset: u64, value: i64) {
-        // In place: it is mapped into the processes' memory.
+        // Written in place: processes have mapped the file.
         let file = fs::OpenOptions::new()
             .write(true)
             .open(self.directory.path().join(AHEAD))
@@ -60,7 +59,7 @@ impl Clock {
             .expect("written");
     }
 
-    /// What a process needs in its environment to have this clock.
+    /// Returns the environment variables that give a process this clock.
     pub fn environment(&self) -> [(&'static str, String); 2] {
         let path = |name| self.directory.path().join(name).display().to_string();
         [

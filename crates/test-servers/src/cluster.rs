@@ -13,16 +13,16 @@ const SHARDS: usize = 3;
 const SLOTS: u16 = 16_384;
 const SETTLING: Duration = Duration::from_secs(30);
 
-/// Six servers that are one cluster; all are killed when dropped.
+/// The six servers of one cluster; all are killed when dropped.
 pub struct Cluster {
     /// The first three are the primaries until one fails.
     pub nodes: Vec<Redis>,
 }
 
-/// What a node says of another, or of itself.
+/// A node's view of another node or of itself.
 struct Seen {
     id: String,
-    /// Whose replica it is.
+    /// The id of the primary that it replicates.
     follows: String,
     port: u16,
     primary: bool,
@@ -32,12 +32,12 @@ struct Seen {
 }
 
 impl Seen {
-    /// From a line of `CLUSTER NODES`.
+    /// Parses a line of `CLUSTER NODES`.
     fn parse(line: &str) -> Option<Self> {
         let words: Vec<_> = line.split(' ').collect();
         let address = words.get(1)?.split('@').next()?;
         let flags: Vec<_> = words.get(2)?.split(',').collect();
-        // Slots that are being moved are in brackets.
+        // Moving slots are in brackets.
         let slots = words.iter().skip(8).filter_map(|range| {
             let (first, last) = range.split_once('-').unwrap_or((range, range));
             Some((first.parse().ok()?, last.parse().ok()?))
@@ -64,12 +64,12 @@ impl Seen {
 }
 
 impl Cluster {
-    /// A cluster that has settled.
+    /// Starts a cluster and waits until it has settled.
     pub async fn start() -> Self {
         Self::with(&[]).await
     }
 
-    /// A cluster of servers with these arguments besides.
+    /// Starts a cluster of servers with these additional arguments.
     pub async fn with(arguments: &[&str]) -> Self {
         let common = [
             "--cluster-node-timeout",
@@ -88,10 +88,10 @@ impl Cluster {
         cluster
     }
 
-    /// Makes servers that know nothing of each other a cluster.
+    /// Joins independent servers into a cluster.
     async fn join(&self) {
         for (n, node) in self.nodes.iter().enumerate() {
-            // Epochs that differ from the start need not be sorted out later.
+            // Different initial epochs avoid a later conflict.
             told(node, cluster("SET-CONFIG-EPOCH").arg(n + 1)).await;
         }
         let shard = SLOTS / u16::try_from(SHARDS).expect("few");
@@ -108,7 +108,7 @@ impl Cluster {
             .await;
         }
         for (one, other) in pairs(&self.nodes) {
-            // Everybody meets everybody: gossip alone would take longer.
+            // Every node meets every other: gossip alone would take longer.
             let mut meet = cluster("MEET");
             meet.arg("127.0.0.1").arg(other.port()).arg(other.bus());
             told(one, &meet).await;
@@ -123,7 +123,7 @@ impl Cluster {
         }
     }
 
-    /// One URL that names all nodes.
+    /// Returns one URL that names all nodes.
     pub fn url(&self) -> String {
         let others: Vec<_> = self.nodes[1..]
             .iter()
@@ -158,8 +158,8 @@ impl Cluster {
         .await;
     }
 
-    /// Which node is the primary of a slot, by what the nodes that answer know; of several, the one that
-    /// became it last. `None` while the slot's primary is known to have failed.
+    /// Returns the primary of a slot according to the nodes that reply; if they name several, the newest one. `None`
+    /// while the slot's primary is known to have failed.
     pub async fn primary_of(&self, slot: u16) -> Option<usize> {
         let mut newest: Option<Seen> = None;
         for node in self.nodes.iter().filter(|node| node.is_running()) {
@@ -176,7 +176,7 @@ impl Cluster {
         self.at(newest?.port)
     }
 
-    /// The primaries that serve slots.
+    /// Returns the primaries that serve slots.
     pub async fn primaries(&self) -> Vec<usize> {
         let mut primaries = Vec::new();
         for (n, node) in self.nodes.iter().enumerate() {
@@ -192,7 +192,7 @@ impl Cluster {
         primaries
     }
 
-    /// A replica of a primary, as that one sees it.
+    /// Returns a replica of a primary, as the primary reports it.
     pub async fn replica_of(&self, primary: usize) -> Option<usize> {
         let node = &self.nodes[primary];
         let seen = self.seen_by(node).await?;
@@ -203,7 +203,7 @@ impl Cluster {
         self.at(replica.port)
     }
 
-    /// The slots of all keys that match a pattern.
+    /// Returns the slots of all keys that match a pattern.
     pub async fn slots_with(&self, pattern: &str) -> BTreeSet<u16> {
         let mut slots = BTreeSet::new();
         for primary in self.primaries().await {
@@ -217,8 +217,8 @@ impl Cluster {
         slots
     }
 
-    /// Waits until another node than this is the primary of a slot, and serves it; gives which, and when
-    /// that was seen.
+    /// Waits until another node than this is the primary of a slot and serves it. Returns that node, and when this was
+    /// observed.
     pub async fn failed_over_from(&self, node: usize, slot: u16) -> (usize, Instant) {
         eventually_within(SETTLING, "a replica is promoted", async || {
             let primary = self.primary_of(slot).await.filter(|other| *other != node)?;
@@ -242,7 +242,7 @@ impl Cluster {
         moving.give().await;
     }
 
-    /// Begins to move a slot from one primary to another; none of its keys has moved.
+    /// Begins to move a slot from one primary to another. Moves no keys yet.
     pub async fn open_slot(&self, slot: u16, from: usize, to: usize) -> MovingSlot<'_> {
         assert_ne!(from, to, "it is there");
         let (source, target) = (&self.nodes[from], &self.nodes[to]);
@@ -260,7 +260,7 @@ impl Cluster {
         moving
     }
 
-    /// All members as one of them sees them, if it answers.
+    /// Returns all members as this one reports them, if it replies.
     async fn seen_by(&self, node: &Redis) -> Option<Vec<Seen>> {
         let text: String = node.ask(&cluster("NODES")).await.ok()?;
         Some(text.lines().filter_map(Seen::parse).collect())
@@ -271,7 +271,7 @@ impl Cluster {
     }
 }
 
-/// A slot on its way from one primary to another.
+/// A slot that moves from one primary to another.
 pub struct MovingSlot<'a> {
     cluster: &'a Cluster,
     slot: u16,
@@ -287,7 +287,7 @@ impl MovingSlot<'_> {
         set
     }
 
-    /// Some of the keys that have not moved; none when all have.
+    /// Returns some of the keys that have not moved; empty when all have.
     pub async fn keys(&self) -> Vec<String> {
         let mut keys = cluster("GETKEYSINSLOT");
         keys.arg(self.slot).arg(100);
@@ -303,7 +303,7 @@ impl MovingSlot<'_> {
         told(self.source, &migrate).await;
     }
 
-    /// Asks the importing primary.
+    /// Sends a command to the importing primary.
     pub async fn ask_importing(&self, command: &Cmd) -> redis::Value {
         let mut connection = self.target.connect().await;
         let mut both = redis::pipe();
@@ -314,7 +314,7 @@ impl MovingSlot<'_> {
 
     /// Gives the slot to the importing primary, which has all keys.
     pub async fn give(self) {
-        // The new owner first, so that no node sends clients to one that does not know yet.
+        // The new owner first, so that no node redirects clients to one that does not own the slot yet.
         for node in [self.target, self.source] {
             told(node, self.set("NODE").arg(&self.target_id)).await;
         }
@@ -332,7 +332,7 @@ impl MovingSlot<'_> {
         .await;
     }
 
-    /// Leaves the slot where it was, and what has moved where it is.
+    /// Cancels the move of the slot. Keys that have moved stay moved.
     pub async fn give_up(self) {
         for node in [self.source, self.target] {
             told(node, &self.set("STABLE")).await;
@@ -348,7 +348,7 @@ fn cluster(what: &str) -> Cmd {
 
 async fn told(node: &Redis, command: &Cmd) {
     let answer = node.ask::<redis::Value>(command).await;
-    answer.expect("the node does what it is told");
+    answer.expect("the node executes the command");
 }
 
 fn pairs(nodes: &[Redis]) -> impl Iterator<Item = (&Redis, &Redis)> {

@@ -1,7 +1,7 @@
-//! Starts real Redis servers on free ports, and stops them. Only tests are built of this.
+//! Starts real Redis servers on free ports, and stops them. Only tests use this crate.
 //!
-//! A server that does not start or does not do what it is told panics, and says why: a test that cannot go on
-//! should say where.
+//! Functions panic with the reason if a server does not start or rejects a command: a test that cannot go on should
+//! say where.
 
 #![expect(
     clippy::expect_used,
@@ -28,9 +28,9 @@ use rustix::{
 /// Sends a child process the signal `name`. After `STOP` it has stopped.
 ///
 /// # Panics
-/// When it cannot be sent.
+/// If the signal cannot be sent.
 pub fn signal(pid: u32, name: &str) {
-    // The shell's own kill: slim systems have no other.
+    // The shell's built-in kill: minimal systems have no other.
     let sent = Command::new("sh")
         .args(["-c", &format!("kill -{name} {pid}")])
         .status();
@@ -40,30 +40,30 @@ pub fn signal(pid: u32, name: &str) {
     }
 }
 
-/// Waits until a child process that was sent `STOP` has stopped, or has ended: until one of its threads has run and has
-/// seen the signal, all go on to answer. The parent is told when each has stopped.
+/// Waits until a child process that was sent `STOP` has stopped or ended. Until one of its threads has run and seen the
+/// signal, all continue to reply. The system notifies the parent when all have stopped.
 ///
 /// # Panics
-/// When it is no child of this process.
+/// If the process is no child of this one.
 pub fn await_stop(pid: u32) {
     let pid = pid.try_into().ok().and_then(Pid::from_raw).expect("a pid");
-    // Nothing is taken from who waits for its end.
+    // NOWAIT leaves the status for a later wait.
     let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     retry_on_intr(|| waitid(WaitId::Pid(pid), options)).expect("a child");
 }
 
-/// Asks again and again until the answer is there.
+/// Polls until there is a result.
 ///
 /// # Panics
-/// When it is not there in ten seconds.
+/// If there is none within ten seconds.
 pub async fn eventually<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
     eventually_within(Duration::from_secs(10), what, ask).await
 }
 
-/// As [`eventually`], for what may take longer.
+/// As [`eventually`], with another limit.
 ///
 /// # Panics
-/// When the answer is not there within the limit.
+/// If there is no result within the limit.
 pub async fn eventually_within<T>(
     limit: Duration,
     what: &str,

@@ -17,9 +17,9 @@ use super::{Clock, eventually};
 const LOG: &str = "server.log";
 const SNAPSHOT: &str = "dump.rdb";
 const SENTINEL_CONFIG: &str = "sentinel.conf";
-/// What a server, or a Sentinel, logs when it listens and has loaded what it kept.
+/// The log lines of a server and of a Sentinel that listens and has loaded its data.
 const READY: [&str; 2] = ["Ready to accept connections", "Sentinel ID is"];
-/// How long the harness's own questions may take; a server that is stopped answers none.
+/// Timeout of the harness's own commands; a stopped server does not reply.
 const ASK_LIMIT: Duration = Duration::from_millis(500);
 
 /// A running Redis server; killed when dropped.
@@ -29,7 +29,7 @@ pub struct Redis {
     arguments: Vec<String>,
     environment: Vec<(&'static str, String)>,
     port: u16,
-    /// `user:password@` for the harness's own questions.
+    /// `user:password@` for the harness's own commands.
     login: String,
     directory: TempDir,
 }
@@ -42,17 +42,17 @@ enum Kind {
 }
 
 impl Redis {
-    /// A server without persistence.
+    /// Starts a server without persistence.
     pub async fn start() -> Self {
         Self::with(&[]).await
     }
 
-    /// A server with these arguments besides.
+    /// Starts a server with these additional arguments.
     pub async fn with(arguments: &[&str]) -> Self {
         Self::new(Kind::Server, arguments, "").begin().await
     }
 
-    /// So many servers, each with these arguments besides.
+    /// Starts this many servers, each with these additional arguments.
     pub async fn several(number: usize, arguments: &[&str]) -> Vec<Self> {
         let mut servers = Vec::new();
         for _ in 0..number {
@@ -61,19 +61,19 @@ impl Redis {
         servers
     }
 
-    /// A server of which the harness has to ask with `user:password@`.
+    /// Starts a server that the harness logs in to with `user:password@`.
     pub async fn with_login(login: &str, arguments: &[&str]) -> Self {
         Self::new(Kind::Server, arguments, login).begin().await
     }
 
-    /// A server with this clock.
+    /// Starts a server with this clock.
     pub async fn with_clock(clock: &Clock) -> Self {
         let mut redis = Self::new(Kind::Server, &[], "");
         redis.environment.extend(clock.environment());
         redis.begin().await
     }
 
-    /// A server that speaks TLS only, with this certificate and key.
+    /// Starts a server that speaks only TLS, with this certificate and key.
     pub async fn with_tls(certificate: &str, key: &str, arguments: &[&str]) -> Self {
         let mut redis = Self::new(Kind::Tls, arguments, "");
         let (certificate_file, key_file) = (
@@ -93,14 +93,14 @@ impl Redis {
         redis.begin().await
     }
 
-    /// A server that may be made a member of a cluster.
+    /// Starts a server that may join a cluster.
     pub(crate) async fn member(arguments: &[&str]) -> Self {
         Self::new(Kind::Member { bus: 0 }, arguments, "")
             .begin()
             .await
     }
 
-    /// A Sentinel that starts with this configuration, and then keeps its own.
+    /// Starts a Sentinel with this configuration, which it updates itself.
     pub(crate) async fn sentinel(config: String, login: &str) -> Self {
         Self::new(Kind::Sentinel { config }, &[], login)
             .begin()
@@ -122,7 +122,7 @@ impl Redis {
         }
     }
 
-    /// Starts the server for the first time, on ports that are free.
+    /// Starts the server for the first time, on free ports.
     async fn begin(mut self) -> Self {
         for _ in 0..10 {
             self.port = free_port();
@@ -132,32 +132,32 @@ impl Redis {
             if self.launch(&[]).await {
                 return self;
             }
-            // Another process was faster to take a port.
+            // Another process took the port first.
         }
         panic!("redis-server does not start:\n{}", self.log());
     }
 
-    /// Starts the server again on the same port, with whatever it kept.
+    /// Starts the server again on the same port, with its persisted data.
     pub async fn run(&mut self) {
         let started = self.launch(&[]).await;
         assert!(started, "redis-server does not start:\n{}", self.log());
     }
 
-    /// What the server keeps now, as it would be found on its disk.
+    /// Returns the server's present data, as on its disk.
     pub async fn snapshot(&self) -> Vec<u8> {
         eventually("saved", async || {
-            // Refused while the server is writing its log anew.
+            // Refused while the server rewrites its log.
             self.ask::<()>(&redis::cmd("SAVE")).await.ok()
         })
         .await;
         std::fs::read(self.directory.path().join(SNAPSHOT)).expect("a snapshot")
     }
 
-    /// Starts a server that is not running with a snapshot instead of what it kept.
+    /// Starts a stopped server with a snapshot instead of its persisted data.
     pub async fn run_from(&mut self, snapshot: &[u8]) {
         self.forget();
         std::fs::write(self.directory.path().join(SNAPSHOT), snapshot).expect("written");
-        // A server that appends to a log does not look for a snapshot.
+        // A server with an append-only log ignores snapshots.
         let started = self.launch(&["--appendonly", "no"]).await;
         assert!(started, "redis-server does not start:\n{}", self.log());
         if self
@@ -171,12 +171,12 @@ impl Redis {
         }
     }
 
-    /// Starts the process, and waits until it is ready; false when it ended before.
+    /// Starts the process, and waits until it is ready; false if it ended before.
     async fn launch(&mut self, besides: &[&str]) -> bool {
         assert!(self.child.is_none(), "it is running");
         let directory = self.directory.path();
         let log = directory.join(LOG);
-        // What an earlier run has logged says nothing of this one.
+        // The log of an earlier process does not count.
         let _ = std::fs::remove_file(&log);
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
@@ -229,7 +229,7 @@ impl Redis {
         ready
     }
 
-    /// What the server has logged since it was last started.
+    /// Returns the server's log since its last start.
     fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join(LOG)).unwrap_or_default()
     }
@@ -242,12 +242,12 @@ impl Redis {
         }
     }
 
-    /// Whether it was started and has not been killed since.
+    /// Returns whether the server was started and has not been killed since.
     pub fn is_running(&self) -> bool {
         self.child.is_some()
     }
 
-    /// Deletes what a server that is not running has kept.
+    /// Deletes the persisted data of a stopped server.
     pub fn forget(&mut self) {
         assert!(self.child.is_none(), "it is running");
         self.directory = TempDir::new().expect("a directory");
@@ -259,12 +259,12 @@ impl Redis {
         super::signal(child.id(), name);
     }
 
-    /// The port on which it listens.
+    /// Returns the port that it listens on.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The port on which it speaks with the other members of its cluster.
+    /// Returns the port for the other members of its cluster.
     pub(crate) fn bus(&self) -> u16 {
         match self.kind {
             Kind::Member { bus } => bus,
@@ -272,12 +272,12 @@ impl Redis {
         }
     }
 
-    /// The URL, without credentials.
+    /// Returns the URL, without credentials.
     pub fn url(&self) -> String {
         self.url_as("")
     }
 
-    /// The URL with these credentials: `user:password@`.
+    /// Returns the URL with these credentials: `user:password@`.
     pub fn url_as(&self, credentials: &str) -> String {
         match self.kind {
             Kind::Tls => format!("rediss://{credentials}localhost:{}", self.port),
@@ -289,7 +289,7 @@ impl Redis {
         redis::Client::open(self.url_as(&self.login)).expect("a URL")
     }
 
-    /// A connection beside the agent's.
+    /// Opens a connection, separate from the agent's.
     pub async fn connect(&self) -> MultiplexedConnection {
         self.client()
             .get_multiplexed_async_connection()
@@ -297,7 +297,7 @@ impl Redis {
             .expect("connects")
     }
 
-    /// One command on a connection of its own.
+    /// Sends one command on a new connection.
     pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ASK_LIMIT))
@@ -309,8 +309,8 @@ impl Redis {
         command.query_async(&mut connection).await
     }
 
-    /// The keys in whose values this word is, and in how many ms they lapse (-1: never); `None` when the server
-    /// does not answer.
+    /// Returns the keys whose values contain this word, and in how many ms they expire (-1: never); `None` if the
+    /// server does not reply.
     pub async fn keys_with(&self, word: &str) -> Option<Vec<(String, i64)>> {
         let ask = async |command: &str, key: &str| -> Option<redis::Value> {
             self.ask(redis::cmd(command).arg(key)).await.ok()
@@ -332,7 +332,7 @@ impl Redis {
         Some(found)
     }
 
-    /// How often the server has run a command.
+    /// Returns how often the server has executed a command.
     pub async fn calls(&self, command: &str) -> u64 {
         let field = format!("cmdstat_{command}");
         let line = self.info("commandstats", &field).await;
@@ -342,7 +342,7 @@ impl Redis {
         calls.parse().unwrap_or_default()
     }
 
-    /// A line of `INFO`, if the server answers.
+    /// Returns a field of `INFO`, if the server replies.
     pub async fn info(&self, section: &str, field: &str) -> Option<String> {
         let info: String = self.ask(redis::cmd("INFO").arg(section)).await.ok()?;
         value_of(&info, field).map(str::to_owned)
@@ -367,7 +367,7 @@ fn values_contain(content: &redis::Value, word: &str) -> bool {
     }
 }
 
-/// The value in the line `field:value`.
+/// Returns the value in the line `field:value`.
 pub(crate) fn value_of<'a>(lines: &'a str, field: &str) -> Option<&'a str> {
     lines
         .lines()
@@ -375,10 +375,10 @@ pub(crate) fn value_of<'a>(lines: &'a str, field: &str) -> Option<&'a str> {
         .find_map(|(name, value)| (name == field).then_some(value))
 }
 
-/// Ports that were given out: a server that was killed is to find its port free again.
+/// Ports that are taken: a killed server must find its port free again.
 static GIVEN: LazyLock<Mutex<HashSet<u16>>> = LazyLock::new(Mutex::default);
 
-/// A port on which nobody listens now, below those which systems give to connections.
+/// Returns a free port below the range that systems use for outgoing connections.
 fn free_port() -> u16 {
     let mut given = GIVEN.lock();
     (0..1_000)

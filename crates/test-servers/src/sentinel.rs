@@ -1,4 +1,4 @@
-//! A primary and its replicas, watched by three Sentinels.
+//! A primary and its replicas, monitored by three Sentinels.
 
 use std::{
     collections::HashMap,
@@ -14,18 +14,17 @@ use tokio::task::AbortHandle;
 use super::{Redis, eventually_within};
 
 const SENTINELS: usize = 3;
-/// A primary that came back after a failover is told to follow only after eight seconds, and Sentinels look
-/// at replicas every ten.
+/// Sentinels make a former primary follow the new one only after eight seconds, and check replicas every ten.
 const SETTLING: Duration = Duration::from_secs(40);
 
 /// What to start.
 #[derive(Default)]
 pub struct Deployment<'a> {
-    /// Arguments of the servers besides.
+    /// Additional arguments of the servers.
     pub arguments: &'a [&'a str],
-    /// User and password of the servers; anybody when not given.
+    /// User and password of the servers; `None`: no authentication.
     pub servers: Option<(&'a str, &'a str)>,
-    /// User and password of the Sentinels; anybody when not given.
+    /// User and password of the Sentinels; `None`: no authentication.
     pub sentinels: Option<(&'a str, &'a str)>,
 }
 
@@ -33,14 +32,14 @@ pub struct Deployment<'a> {
 pub struct Sentinels {
     /// The primary is first until a failover.
     pub servers: Vec<Redis>,
-    /// Those that watch the servers.
+    /// The Sentinels that monitor the servers.
     pub sentinels: Vec<Redis>,
     sentinel_login: String,
     switches: Arc<Mutex<Vec<Switch>>>,
     listening: Vec<AbortHandle>,
 }
 
-/// A failover, as a Sentinel has reported it.
+/// A failover that a Sentinel reported.
 #[derive(Debug, Clone, Copy)]
 struct Switch {
     at: Instant,
@@ -48,12 +47,12 @@ struct Switch {
 }
 
 impl Sentinels {
-    /// Servers and Sentinels that ask for no credentials.
+    /// Starts servers and Sentinels without authentication.
     pub async fn start() -> Self {
         Self::with(Deployment::default()).await
     }
 
-    /// What is described, settled.
+    /// Starts the deployment and waits until it has settled.
     pub async fn with(deployment: Deployment<'_>) -> Self {
         let mut servers: Vec<Redis> = Vec::new();
         for _ in 0..3 {
@@ -74,7 +73,7 @@ impl Sentinels {
             let login = login(deployment.servers);
             servers.push(Redis::with_login(&login, &all).await);
         }
-        // A Sentinel that looks too early finds no replicas, and looks again only ten seconds later.
+        // A Sentinel that checks too early finds no replicas, and checks again only ten seconds later.
         let primary = servers[0].port();
         for replica in &servers[1..] {
             eventually_within(SETTLING, "a replica in sync", async || {
@@ -108,18 +107,18 @@ impl Sentinels {
         started
     }
 
-    /// The name under which the Sentinels know the primary.
+    /// Returns the Sentinels' name for the primary.
     pub fn name(&self) -> &'static str {
         "elections"
     }
 
-    /// The Sentinels, comma separated.
+    /// Returns the URLs of the Sentinels, comma separated.
     pub fn urls(&self) -> String {
         let urls: Vec<_> = self.sentinels.iter().map(Redis::url).collect();
         urls.join(",")
     }
 
-    /// Which of the servers the Sentinels say is the primary, when those that answer agree.
+    /// Returns the primary if the Sentinels that reply agree on it.
     pub async fn primary(&self) -> Option<usize> {
         let mut told = None;
         for sentinel in running(&self.sentinels) {
@@ -136,8 +135,8 @@ impl Sentinels {
             .position(|server| Some(server.port()) == told)
     }
 
-    /// Waits until every running server but the primary follows it, and every running Sentinel sees all
-    /// of them and the other Sentinels; gives the primary.
+    /// Waits until every other running server follows the primary, and every running Sentinel sees all of them and the
+    /// other Sentinels. Returns the primary.
     pub async fn settled(&self) -> usize {
         eventually_within(SETTLING, "servers and Sentinels agree", async || {
             let primary = self.primary().await?;
@@ -164,7 +163,7 @@ impl Sentinels {
         .await
     }
 
-    /// How many of the others a Sentinel sees without fault.
+    /// Returns how many of the others a Sentinel reports as healthy.
     async fn healthy(&self, sentinel: &Redis, whom: &str) -> Option<usize> {
         let mut question = cmd("SENTINEL");
         question.arg(whom).arg(self.name());
@@ -175,8 +174,8 @@ impl Sentinels {
         Some(healthy.count())
     }
 
-    /// Waits until a Sentinel has reported, at `since` or later, that this server is no longer the primary;
-    /// gives when the first one did.
+    /// Waits until a Sentinel has reported, at `since` or later, that this server is no longer the primary. Returns the
+    /// time of the first report.
     pub async fn failed_over_from(&self, server: usize, since: Instant) -> Instant {
         let port = self.servers[server].port();
         eventually_within(SETTLING, "a failover", async || {
@@ -190,7 +189,7 @@ impl Sentinels {
         .await
     }
 
-    /// `user:password@` of the Sentinels.
+    /// Returns `user:password@` of the Sentinels.
     pub fn sentinel_login(&self) -> &str {
         &self.sentinel_login
     }
@@ -215,7 +214,7 @@ fn config(primary: u16, deployment: &Deployment<'_>) -> String {
     let mut lines = vec![
         format!("sentinel monitor {name} 127.0.0.1 {primary} 2"),
         format!("sentinel down-after-milliseconds {name} 1000"),
-        // Twice as long, a Sentinel waits for the next try when the first came to nothing.
+        // After a failed failover, a Sentinel waits twice this time for the next try.
         format!("sentinel failover-timeout {name} 2000"),
     ];
     if let Some((user, password)) = deployment.servers {
@@ -236,7 +235,7 @@ fn running(all: &[Redis]) -> impl Iterator<Item = &Redis> {
     all.iter().filter(|redis| redis.is_running())
 }
 
-/// Whether a server is a replica of the one on this port, and in sync.
+/// Returns whether a server is a replica of the one on this port, and in sync.
 async fn follows(replica: &Redis, port: u16) -> bool {
     replica.info("replication", "master_port").await == Some(port.to_string())
         && replica
@@ -252,7 +251,7 @@ async fn subscribe(client: &redis::Client) -> redis::RedisResult<PubSub> {
     Ok(subscribed)
 }
 
-/// Notes what a Sentinel reports, for ever.
+/// Records the failovers that a Sentinel reports, forever.
 async fn note_switches(
     client: redis::Client,
     mut subscribed: PubSub,
@@ -269,7 +268,7 @@ async fn note_switches(
                 from: from.expect("a port"),
             });
         }
-        // The Sentinel was killed, and may be run again.
+        // The Sentinel was killed, and may be started again.
         subscribed = loop {
             tokio::time::sleep(Duration::from_millis(50)).await;
             if let Ok(subscribed) = subscribe(&client).await {

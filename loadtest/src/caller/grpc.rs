@@ -56,7 +56,7 @@ impl Client {
             election: ElectionClient::new(channel.clone()),
             health: HealthClient::new(channel),
             authorization: authorization
-                .map_err(|_| Failed::answered("--token", "it is no value of a header"))?,
+                .map_err(|_| Failed::answered("--token", "it is no valid header value"))?,
             term: load.term_millis(),
             namespace: load.namespace.clone(),
             deployment: load.deployment.clone(),

@@ -37,7 +37,7 @@ impl Client {
         web: bool,
     ) -> Result<Self, Failed> {
         let value = |text: &str| {
-            let wrong = |_| Failed::answered("--host or --token", "it is no value of a header");
+            let wrong = |_| Failed::answered("--host or --token", "it is no valid header value");
             HeaderValue::try_from(text).map_err(wrong)
         };
         let host = load.host.authority().map_or("agent", |name| name.as_str());

@@ -72,7 +72,7 @@ impl Candidate {
         }
     }
 
-    /// Campaigns, and waits for so long. `None` if another one leads.
+    /// Campaigns, and waits for this long. `None` if another candidate leads.
     ///
     /// # Errors
     /// Returns an error if there is no reply, or it contradicts itself.
@@ -102,7 +102,7 @@ impl Candidate {
             .into_inner();
         if elected != (leader == self.name) {
             return Err(format!(
-                "wrong: {} is told elected={elected} and the leader {leader:?}",
+                "wrong: {} got elected={elected} and the leader {leader:?}",
                 self.name
             ));
         }

@@ -121,7 +121,7 @@ struct Stream {
 }
 
 impl Stream {
-    /// Opens a stream that leads so many elections, under a name of its own.
+    /// Opens a stream that leads this many elections under its own name.
     async fn open(agent: &Agent, elections: u32) -> Result<Self, String> {
         let (messages, mut queue) = mpsc::unbounded_channel();
         let queue = futures_util::stream::poll_fn(move |cx| queue.poll_recv(cx));
@@ -160,13 +160,13 @@ impl Stream {
     }
 
     fn send(&self, what: What) {
-        // A stream that has ended tells so when it is read.
+        // If the stream has ended, reading it reports that.
         let _ = self.messages.send(LeadRequest { what: Some(what) });
     }
 
     async fn next(&mut self) -> Result<Said, String> {
         let next = timeout(WITHIN, self.events.message()).await;
-        let next = next.map_err(|_| "nothing is told".to_owned())?;
+        let next = next.map_err(|_| "the stream sends nothing".to_owned())?;
         let next = next.map_err(|status| failed("a stream", &status))?;
         let said = next.and_then(|event| event.what);
         said.ok_or_else(|| "the stream has ended".to_owned())
@@ -193,7 +193,7 @@ impl Stream {
         Ok(told)
     }
 
-    /// Keeps all terms for so long.
+    /// Keeps all terms for this long.
     async fn keeps(&mut self, time: Duration) -> Result<(), String> {
         let end = Instant::now() + time;
         let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);

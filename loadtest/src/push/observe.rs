@@ -1,4 +1,4 @@
-//! Observers: how soon all of them have a change, and what they cost.
+//! Observers: how soon all of them receive a change, and what they cost.
 
 use std::{convert::Infallible, slice::from_ref, time::Duration};
 
@@ -34,12 +34,12 @@ use crate::{
 const TOLD: f64 = 250.0;
 /// The goal for the agent's CPU time for each observer and change, in µs.
 const CPU: f64 = 10.0;
-/// The goal for the commands that all servers together are sent, a second, for 1,000 watched elections.
+/// The goal for the commands that all servers together receive per second, for 1,000 observed elections.
 const COMMANDS: f64 = 100.0;
 
 /// The election that changes.
 const ELECTION: &str = "observed";
-/// The begin of the names of the elections that do not.
+/// The prefix of the names of the elections that do not.
 const PREFIX: &str = "watched-";
 /// Their term, and how often their leaders extend it.
 const TERM: Duration = Duration::from_secs(15);
@@ -65,7 +65,7 @@ pub async fn observe(options: &Observe) -> Result<(), String> {
         with_logs(from_ref(&agent), measured)?;
     }
     println!(
-        "Observers of one election: {}; connections: {}; elections that one more observer watches: {}\n\n{}{}\n",
+        "Observers of one election: {}; connections: {}; elections of one more observer: {}\n\n{}{}\n",
         options.observers,
         options.connections,
         options.watched,
@@ -82,7 +82,7 @@ pub async fn observe(options: &Observe) -> Result<(), String> {
     }
 }
 
-/// Has all observers watch one election that changes now and then.
+/// Has all observers observe one election that changes now and then.
 async fn changes(options: &Observe, agent: &Agent, figures: &mut Figures) -> Result<(), String> {
     let agents = from_ref(agent);
     let mut leader = Candidate::new(&connect(agent).await?, ELECTION, "leader".to_owned());
@@ -159,7 +159,7 @@ async fn observed(channel: &Channel, what: What) -> Result<Streaming<Observation
         .into_inner())
 }
 
-/// What the stream says next, other than heartbeats.
+/// Returns the stream's next message, except heartbeats.
 async fn next(stream: &mut Streaming<Observation>) -> Result<Said, String> {
     loop {
         let message = stream
@@ -238,14 +238,14 @@ impl Observers {
         let quiet = async {
             tokio::select! {
                 () = sleep(time) => Ok(()),
-                heard = heard.recv() => Err(format!("wrong: an observer is told {heard:?} although nothing changes")),
+                heard = heard.recv() => Err(format!("wrong: an observer got {heard:?} although nothing changes")),
             }
         };
         unless_failed(streams, quiet).await
     }
 }
 
-/// Has leaders extend their terms, and counts the servers' commands without an observer of their elections and with one.
+/// Has leaders extend their terms, and counts the servers' commands without and with an observer of their elections.
 async fn watched(
     options: &Observe,
     agent: &Agent,
@@ -312,7 +312,7 @@ async fn watched(
     Ok(())
 }
 
-/// Leads an election for good, beginning after so long.
+/// Leads an election forever, after this delay.
 async fn lead(
     mut leader: Candidate,
     after: Duration,
@@ -334,7 +334,7 @@ async fn lead(
     }
 }
 
-/// How many commands the servers are sent together, a second, while a future runs.
+/// Returns how many commands all servers together receive per second while a future runs.
 async fn commands<T>(
     servers: &[Redis],
     what: impl Future<Output = Result<T, String>>,

@@ -1,4 +1,4 @@
-//! Campaigns that wait: what they cost while nothing changes, and how soon the next one is elected.
+//! Campaigns that wait: what they cost while nothing changes, and how soon the next candidate is elected.
 
 use std::{
     collections::BTreeMap,
@@ -44,10 +44,10 @@ const IDLE_CPU: f64 = 1.0;
 /// The goal for the memory of a waiter, in KiB.
 const MEMORY: f64 = 8.0;
 
-/// The term of campaigns: that of the lease until the elected one extends it.
+/// The term of campaigns: that of the lease until the elected candidate extends it.
 const TERM: Duration = Duration::from_secs(1);
 
-/// Of how many elections terms end at the same time. More would compete for a small machine.
+/// In how many elections terms end at the same time. More would overload a small machine.
 const LAPSING: usize = 10;
 
 /// Measures, and prints each figure beside its goal.
@@ -192,7 +192,7 @@ impl Change {
         }
     }
 
-    /// Has leaders end at least so often, and returns how long it took until the next one had its reply.
+    /// Has this many leaders end at least, and returns how long it took until the next one had its reply.
     async fn happen(self, seats: &mut [Seat], times: u32) -> Result<Latencies, String> {
         let mut told = latencies();
         match self {
@@ -206,7 +206,7 @@ impl Change {
                     seat.accept(LONG_TERM).await?;
                 }
             }
-            // Some elections at once, as this takes as long as the terms.
+            // Some elections at once, because this takes as long as the terms.
             Self::Lapse => {
                 let number = LAPSING.min(seats.len());
                 let each = times.div_ceil(u32::try_from(number).unwrap_or(u32::MAX));
@@ -255,14 +255,14 @@ impl Seat {
             if let Some(until) = candidate.extend(led, term).await? {
                 return Ok(until);
             }
-            // The acceptance came too late, and the next one is elected.
+            // The acceptance was too late, and the next candidate is elected.
             let over = led.until;
             self.next(over).await?;
         }
     }
 
-    /// Has the leader resign. Returns how long it took until the next one had its reply; `None` if the leader led no
-    /// more.
+    /// Has the leader resign. Returns how long it took until the next one had its reply; `None` if the leader no longer
+    /// led.
     async fn resign(&mut self) -> Result<Option<Duration>, String> {
         let Win { candidate, led, .. } = &mut self.leader;
         let resigned = candidate.resign(led).await?;

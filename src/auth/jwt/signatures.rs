@@ -1,4 +1,4 @@
-//! Verifies signatures by the library that TLS uses, so that the agent contains one of its kind.
+//! Verifies signatures with the library that TLS uses, so that the agent contains only one.
 
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind,
@@ -18,11 +18,11 @@ static PROVIDER: CryptoProvider = CryptoProvider {
     #[cfg(not(test))]
     signer_factory: |_, _| Err(ErrorKind::InvalidAlgorithm.into()),
     verifier_factory: verifier,
-    // They make public keys of private ones; the agent has none.
+    // These derive public keys from private ones; the agent has none.
     key_utils: KeyUtils::new_unimplemented(),
 };
 
-/// Verifies all tokens of the process by ring from now on.
+/// Makes ring verify all tokens of the process.
 pub(super) fn verify_with_ring() {
     // An error means that this was done before.
     let _ = PROVIDER.install_default();

@@ -68,7 +68,7 @@ impl Source for Directory {
                 for warning in made.warnings() {
                     tracing::warn!(
                         variable = VARIABLE,
-                        "a policy is perhaps not meant so: {warning}"
+                        "a policy is valid but suspicious: {warning}"
                     );
                 }
                 Ok(made)

@@ -1,4 +1,4 @@
-//! Metrics of those who wait for elections and observe them.
+//! Metrics of waiters and observers.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},

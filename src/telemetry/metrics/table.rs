@@ -81,25 +81,25 @@ macro_rules! table {
 
 table! {
     REQUEST_DURATION: Histogram "request_duration_seconds" ["action", "status"] "seconds",
-        "How long requests took until their answer began, by what they were for and the gRPC name of their status, over every protocol",
+        "Time until the reply to a request began, by action and gRPC name of the status, over every protocol",
         "from the first request of an action that got the status";
     IN_FLIGHT: Gauge "requests_in_flight" ["action"] "requests",
-        "Requests whose answer has not begun",
+        "Requests whose reply has not begun",
         "always";
     UNAVAILABLE: Counter "unavailable_total" [] "requests",
-        "Requests that got UNAVAILABLE: no quorum of lease nodes answered, or what is known of pods is too old",
+        "Requests that got UNAVAILABLE: no quorum of lease nodes replied, or the data about pods is too old",
         "always";
     REFUSED: Counter "requests_refused_total" ["reason"] "requests",
-        "Requests that were refused for what they are, not for what they asked",
+        "Requests that a limit, authentication or policies refused",
         "always";
     OUTCOMES: Counter "outcomes_total" ["action", "outcome"] "requests",
         "The outcomes of requests that reached the elections",
         "from the first request of an action with the outcome";
     LEADERSHIP_CHANGES: Counter "leadership_changes_total" ["cause"] "changes",
-        "Changes of leadership that this agent made or saw",
+        "Changes of leadership that this agent made or observed",
         "always";
     HELD: Gauge "elections_held" [] "elections",
-        "Elections whose leader has time left, of those that this agent has answered for",
+        "Elections whose leader's term has not ended, of those that this agent has replied about",
         "always";
     READY: Gauge "ready" [] "0 or 1",
         "Whether the agent is ready, as /readyz reports it",
@@ -120,22 +120,22 @@ table! {
         "The lease node's maxmemory, beyond which it grants nothing; of a Redis Cluster, of the fullest primary",
         "on Redis, while the node answers and has a limit";
     NODE_DURATION: Histogram "node_call_duration_seconds" ["node", "operation"] "seconds",
-        "How long calls to lease nodes took, also those without an answer; calls that reads no longer waited for and calls that were never sent do not count",
+        "Duration of calls to lease nodes, including those without a reply; excludes calls that a read no longer waited for and calls that were never sent",
         "always";
     NODE_ERRORS: Counter "node_call_errors_total" ["node", "operation", "error"] "calls",
-        "Calls to lease nodes that were not answered",
+        "Calls to lease nodes that failed",
         "always";
     TOKEN_RETRIES: Counter "token_retries_total" [] "votes",
-        "Votes that were held again with a larger token, as a node had accepted a larger one than proposed",
+        "Votes repeated with a larger token, because a node had accepted a larger one than proposed",
         "always";
     SPLIT_VOTES: Counter "split_votes_total" [] "votes",
-        "Votes in which candidates got in each other's way and none got a quorum",
+        "Votes in which candidates competed and none got a quorum",
         "always";
     WITHDRAWALS: Counter "withdrawals_total" [] "grants",
-        "Grants that were taken back, each counted at every node that did so: of votes that did not win, and of callers that went away",
+        "Grants rolled back, each counted at every node that did so: of votes that did not win, and of callers that went away",
         "always";
     HEALS: Counter "heals_total" [] "leases",
-        "Leases that were written to nodes that lacked them, each counted at every node",
+        "Leases repaired on nodes that lacked them, each counted at every node",
         "always";
     WAITERS: Gauge "waiters" [] "campaigns",
         "Campaigns that wait for an election to become vacant",
@@ -144,19 +144,19 @@ table! {
         "Streams and long polls that observe elections",
         "always";
     BOARD_ELECTIONS: Gauge "board_elections" [] "elections",
-        "Elections that somebody waits for or observes",
+        "Elections with waiters or observers",
         "always";
     BOARD_DEAF: Gauge "board_deaf" [] "0 or 1",
-        "Whether changes may go unheard, so that elections of interest are polled; 0 while there are none",
+        "Whether the agent may miss hints and therefore polls the elections of interest; 0 while there are none",
         "always";
     HINTS: Counter "hints_total" [] "hints",
-        "Reports of lease nodes that an election of interest has changed",
+        "Hints of lease nodes that an election of interest has changed",
         "always";
     CHANGES: Counter "observed_changes_total" [] "changes",
         "Changes of elections of interest",
         "always";
     CHANGES_UNANNOUNCED: Counter "observed_changes_unannounced_total" [] "changes",
-        "Those of the changes, but for ends of terms, that no lease node had reported before a read found them",
+        "Changes, except ends of terms, that a read found before a lease node's hint",
         "always";
     BOARD_READS: Counter "board_reads_total" [] "reads",
         "Reads of elections of interest",
@@ -165,7 +165,7 @@ table! {
         "Claims for campaigns that waited",
         "always";
     DELIVERY: Histogram "change_delivery_seconds" [] "seconds",
-        "How long changes took from when the agent first heard of them until they were handed to an observer",
+        "Time from when the agent first learned of a change until it handed the change to an observer",
         "always";
     CONNECTIONS: Gauge "connections" [] "connections",
         "Open connections, on both ports",
@@ -174,25 +174,25 @@ table! {
         "Connections that were closed for EA_MAX_CONNECTIONS, the limit of open files, or EA_MAX_CONNECTIONS_PER_PEER",
         "always";
     CERTIFICATE_EXPIRY: Gauge "certificate_expiry_timestamp_seconds" [] "seconds since 1970",
-        "When the first certificate of the chain that new connections are shown expires",
+        "Earliest expiry among the certificates of the chain for new connections",
         "with TLS (`EA_TLS_CERT_FILE`)";
     KUBE_AGE: Gauge "kube_cache_age_seconds" ["namespace"] "seconds",
-        "For how long the Kubernetes API server has not confirmed what is known of pods",
-        "while pods are looked up and something is known of the namespace";
+        "Time since the Kubernetes API server last confirmed the data about pods",
+        "while pods are looked up and there is data about the namespace";
     KUBE_PODS: Gauge "kube_cache_pods" ["namespace"] "pods",
-        "Pods that are known",
+        "Known pods",
         "while pods are looked up";
     SPANS_EXPORTED: Counter "trace_spans_exported_total" [] "spans",
-        "Spans that a collector has taken",
+        "Spans that a collector has accepted",
         "always";
     SPANS_LOST: Counter "trace_spans_lost_total" [] "spans",
-        "Spans that were dropped, as the collector did not take them or the queue was full",
+        "Spans dropped because the collector did not accept them or the queue was full",
         "always";
     EXPORT_FAILURES: Counter "trace_export_failures_total" [] "exports",
         "Exports of spans that failed",
         "always";
     LOG_LINES_LOST: Counter "log_lines_lost_total" [] "lines",
-        "Log lines, of the audit trail too, that were dropped as their reader did not keep up, or that could not be written",
+        "Log lines, including those of the audit trail, dropped because their reader did not keep up or a write failed",
         "always";
     BUILD_INFO: Gauge "build_info" ["version", "commit"] "1",
         "The agent's version, and the commit that it was built from, if that is known",
@@ -201,7 +201,7 @@ table! {
         "The fencing token of the election's last leader, as far as this agent knows",
         "with `EA_METRICS_PER_ELECTION`, from the election's first change of leadership";
     ELECTION_CHANGES: Counter "election_leadership_changes_total" ["kind", "election", "cause"] "changes",
-        "Changes of the election's leadership that this agent made or saw",
+        "Changes of the election's leadership that this agent made or observed",
         "with `EA_METRICS_PER_ELECTION`, from the election's first change by the cause";
 }
 
@@ -211,9 +211,9 @@ pub fn markdown() -> String {
     let mut text = format!(
         "<!-- Printed by `election-agent metrics` from the table in src/telemetry/metrics/table.rs. -->\n\
          # Metrics\n\n\
-         `GET /metrics` serves what this page lists, unless `EA_METRIC_ENABLE=false`: as OpenMetrics, with trace ids\n\
-         as exemplars of requests that are traced, to who accepts `application/openmetrics-text`, as Prometheus does\n\
-         if asked nothing else; else as Prometheus text 0.0.4, which has no exemplars. Names, labels and numbers are\n\
+         `GET /metrics` serves what this page lists, unless `EA_METRIC_ENABLE=false`. Clients that accept\n\
+         `application/openmetrics-text`, as Prometheus does by default, get OpenMetrics, with trace ids as exemplars\n\
+         of traced requests; others get Prometheus text 0.0.4, which has no exemplars. Names, labels and numbers are\n\
          the same in both. All names begin with `{PREFIX}_`.\n\n\
          | name | type | labels | unit | meaning | exists |\n|---|---|---|---|---|---|\n"
     );
@@ -236,7 +236,7 @@ pub fn markdown() -> String {
     }
     text.push_str(
         "\n## Labels\n\n\
-         No label's value is made up by callers, but for the elections of `EA_METRICS_PER_ELECTION`: the number of\n\
+         Callers choose no label's value, except the elections of `EA_METRICS_PER_ELECTION`: the number of\n\
          series does not grow with elections, candidates, paths or callers.\n\n\
          | label | values |\n|---|---|\n",
     );
@@ -263,13 +263,13 @@ fn labels() -> [(&'static str, String); 13] {
         ("cause", words(Cause::VARIANTS)),
         (
             "node",
-            "the addresses of lease nodes, as /readyz calls them".to_owned(),
+            "the addresses of lease nodes, as /readyz names them".to_owned(),
         ),
         ("operation", words(Operation::VARIANTS)),
         (
             "error",
             "`timeout` (`EA_REDIS_OPERATION_TIMEOUT` passed; a caller's own deadline that came first is no error of \
-             the node's), `failed` (not known what the node did), `not_sent`, `full` (no memory for more; \
+             the node's), `failed` (the node's action is unknown), `not_sent`, `full` (no memory for more; \
              nothing was done)"
                 .to_owned(),
         ),

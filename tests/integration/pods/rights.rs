@@ -52,7 +52,7 @@ async fn with_fewer_rights_pods_are_read_once_for_all_who_ask() {
     let agent = agent(&api, &[("EA_KUBE_CACHE_TTL", "1m")]).await;
     let once = agent.early_log().join("\n");
     assert_eq!(
-        once.matches("are read when they are asked for").count(),
+        once.matches("are read on demand and cached").count(),
         1,
         "{once}"
     );
@@ -111,7 +111,7 @@ async fn with_fewer_rights_pods_are_read_once_for_all_who_ask() {
         agent
             .log()
             .join("\n")
-            .matches("are read when they are asked for")
+            .matches("are read on demand and cached")
             .count(),
         1
     );
@@ -283,7 +283,7 @@ async fn a_kubernetes_that_does_not_answer_keeps_only_those_from_starting_that_m
     let printed = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{printed}");
     assert!(
-        printed.contains("the Kubernetes API server cannot be asked"),
+        printed.contains("the Kubernetes API server is unavailable"),
         "{printed}"
     );
 

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Members know each other by address, and after a restart of all every one has another. This introduces the member to
-# those of MEMBERS that it knows by id and does not reach, for as long as it runs. It leaves strangers alone: all are
-# strangers until form-cluster.sh has run, which wants none to have met.
+# Members know each other by address, and a restart of all members changes every address. While this runs, it
+# introduces the member to those of MEMBERS that it knows by id and does not reach. It ignores unknown members: all are
+# unknown until form-cluster.sh has run, which requires that none have met.
 set -u
 ask() {
   timeout 2 redis-cli "$@" 2>/dev/null
@@ -10,7 +10,7 @@ while sleep 5; do
   nodes=$(ask -h "$POD_IP" cluster nodes) || continue
   case $nodes in *fail* | *noaddr* | *disconnected*) ;; *) continue ;; esac
   for member in $MEMBERS; do
-    # Its id and its address, as it says itself.
+    # The id and address that it reports.
     itself=$(ask -h "${member%:*}" -p "${member##*:}" cluster nodes |
       awk '$3 ~ /myself/ { split($2, address, "@"); print $1, address[1] }')
     id=${itself% *} address=${itself#* }

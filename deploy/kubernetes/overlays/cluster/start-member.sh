@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts a member. It keeps its id in /data/nodes.conf; after a restart it tells the others its new address.
+# Starts a member. It keeps its id in /data/nodes.conf; after a restart it announces its new address to the others.
 set -eu
 sh /etc/redis/rejoin.sh &
 exec redis-server /etc/redis/redis.conf --cluster-enabled yes --cluster-config-file /data/nodes.conf \

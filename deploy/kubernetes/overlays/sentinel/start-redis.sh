@@ -1,6 +1,6 @@
 #!/bin/sh
-# Starts a server as what the Sentinels say that it is: a replica of the primary that they name, or the primary.
-# Where no Sentinel answers, as on the first start, redis-0 is the primary; Sentinels correct that if it is not.
+# Starts a server in the role that the Sentinels name: a replica of the primary, or the primary itself.
+# If no Sentinel replies, as on the first start, redis-0 is the primary; Sentinels correct that if it is not.
 set -eu
 me=$(hostname).redis
 primary=
