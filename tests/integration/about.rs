@@ -1,5 +1,5 @@
-//! What agents tell of themselves and remember, over gRPC and REST: what a dashboard shows. tests/clients/connect_web.mjs
-//! asks for it over gRPC-Web.
+//! What agents report about themselves and remember, over gRPC and REST: what a dashboard shows.
+//! tests/clients/connect_web.mjs requests it over gRPC-Web.
 
 use std::{fs, pin::pin};
 
@@ -28,7 +28,7 @@ async fn nodes(agent: &Agent) -> Nodes {
     nodes.expect("nodes").into_inner()
 }
 
-/// Asks by REST, and expects an answer.
+/// Sends a REST request, and expects a reply.
 async fn got(agent: &Agent, path: &str) -> Value {
     let answer = agent.get(path).await;
     assert_eq!(answer.status, 200, "{path}: {answer:?}");
@@ -282,7 +282,7 @@ async fn requests_that_make_no_sense_are_refused_with_what_to_change() {
     assert_eq!((refused.status, refused.header("allow")), (405, "GET,HEAD"));
 }
 
-/// An agent that asks for tokens, and the tokens of one who may read, one who may do everything, and one who may do
+/// An agent that requires tokens, and the tokens of three callers: one may read, one may do everything, one may do
 /// nothing.
 async fn guarded(directory: &TempDir) -> (Agent, [String; 3]) {
     let made = ["reader", "boss", "nobody"].map(|name| new_token(&[name]));

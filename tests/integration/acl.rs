@@ -38,7 +38,7 @@ async fn everything_lapses(server: &Redis, candidate: &str) {
     }
 }
 
-/// A lease is stored with its expiry or not at all: the agent may be killed before it can take back what the
+/// A lease is stored with its expiry or not at all: the agent may be killed before it can roll back what the
 /// server has stored of a script that failed halfway.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_that_may_not_let_keys_lapse_leaves_no_lease_that_never_does() {

@@ -1,4 +1,4 @@
-//! Who gets in, by each mode, over every protocol, and what they may do.
+//! Authentication by each mode, over every protocol, and what callers may do.
 
 use std::{
     fs,
@@ -24,7 +24,7 @@ use crate::{
     tls::channel,
 };
 
-/// What a caller is told over each protocol, as a gRPC status: gRPC, gRPC-Web and REST.
+/// A caller's reply over each protocol, as a gRPC status: gRPC, gRPC-Web and REST.
 async fn told(agent: &Agent, token: Option<&str>, election: &str, candidate: &str) -> [Code; 3] {
     let bearer = token.map(|token| format!("Bearer {token}"));
     let mut grpc = Request::new(campaign(election, candidate, 30_000));
@@ -64,7 +64,7 @@ async fn told(agent: &Agent, token: Option<&str>, election: &str, candidate: &st
     [grpc, web, rest]
 }
 
-/// Asserts that a caller is told this over every protocol.
+/// Asserts that a caller gets this status over every protocol.
 async fn all_told(agent: &Agent, token: Option<&str>, election: &str, candidate: &str, code: Code) {
     let told = told(agent, token, election, candidate).await;
     assert_eq!(told, [code; 3], "{candidate}");
@@ -97,7 +97,7 @@ async fn tokens_that_the_file_lists_let_in_over_every_protocol_until_they_are_ta
         Code::Unauthenticated,
     )
     .await;
-    // Whoever is known may read.
+    // Every known caller may read.
     let mut read = Request::new(GetLeaderRequest {
         election: "e".to_owned(),
         kind: String::new(),
@@ -225,7 +225,7 @@ async fn several_modes_let_in_whom_any_of_them_knows() {
         Code::Ok,
     )
     .await;
-    // Nobody shows nothing, and may look; who shows something wrong is not taken for nobody.
+    // A caller without a credential is anonymous, and may read; one with a wrong credential is not anonymous.
     assert_eq!(agent.get("/election/e").await.status, 200);
     all_told(&agent, None, "e", "anonymous", Code::PermissionDenied).await;
     all_told(&agent, Some("wrong"), "e", "worker", Code::Unauthenticated).await;
@@ -254,7 +254,7 @@ async fn json_web_tokens_of_each_algorithm_let_in() {
     let agent = Agent::start(&configured).await;
     for (n, key) in keys.iter().enumerate() {
         let (token, election) = (key.token("worker", &[]), format!("e{n}"));
-        // Twice: the second time it is remembered.
+        // Twice: the second time it is cached.
         for _ in 0..2 {
             all_told(&agent, Some(&token), &election, "worker", Code::Ok).await;
         }
@@ -273,7 +273,7 @@ async fn json_web_tokens_of_each_algorithm_let_in() {
     }
     all_told(&agent, None, "e", "worker", Code::Unauthenticated).await;
 
-    // A key that is taken off verifies nothing any more, not even what it has verified.
+    // A key that was removed verifies nothing any more, not even what it has verified.
     fs::write(&file, key_set(&[&keys[1]])).expect("written");
     let token = keys[0].token("worker", &[]);
     eventually("the key is gone", async || {
@@ -332,7 +332,7 @@ async fn keys_come_from_a_url_and_are_asked_for_again_when_a_token_names_another
     .await;
     all_told(&agent, Some(&token), "e", "worker", Code::Ok).await;
 
-    // Keys stay when newer ones cannot be had, and made-up names are no reason to ask without end.
+    // Keys stay when newer ones cannot be fetched, and made-up key names do not cause requests without end.
     *served.lock().expect("unlocked") = (500, String::new());
     let asked = server.answered();
     let stranger = Key::new(Algorithm::ES256, "three");
@@ -438,7 +438,7 @@ async fn an_api_server_that_gives_no_verdict_is_no_reason_to_refuse_or_let_in() 
     );
     kubernetes.reviews(Reviews::AsEver);
     all_told(&agent, Some("good"), "e", SERVICE_ACCOUNT, Code::Ok).await;
-    // What was found out counts for a second.
+    // The verdict counts for a second.
     kubernetes.reviews(Reviews::OfOthers);
     eventually("a token for others is refused", async || {
         let told = told(&agent, Some("good"), "e", SERVICE_ACCOUNT).await;
@@ -497,7 +497,7 @@ async fn made_up_tokens_are_reviewed_no_more_often_than_their_address_may_ask() 
     let [reviewed, refused] = told;
     assert!(refused > 10, "{told:?}");
     assert_eq!(kubernetes.answered(), reviewed, "{told:?}");
-    // So are credentials that are none.
+    // So are malformed credentials.
     let malformed = || {
         agent
             .request(Method::GET, "/election/e")
@@ -510,7 +510,7 @@ async fn made_up_tokens_are_reviewed_no_more_often_than_their_address_may_ask() 
 }
 
 #[tokio::test]
-async fn certificates_tell_who_asks() {
+async fn certificates_identify_the_caller() {
     let authority = Authority::new();
     for name in ["localhost", "worker"] {
         authority.issue(name);
@@ -609,7 +609,7 @@ fn settings_that_do_not_fit_together_are_told_before_the_agent_starts() {
         assert_eq!(output.status.code(), Some(2), "{given:?}: {printed}");
         assert!(printed.contains(told), "{told}: {printed}");
     }
-    // Found out when it is used.
+    // Noticed when it is used.
     let output = command_output(&[], &[("EA_AUTH_MODES", "kubernetes"), ("EA_ENV", "test")]);
     let printed = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{printed}");
@@ -617,7 +617,7 @@ fn settings_that_do_not_fit_together_are_told_before_the_agent_starts() {
 }
 
 #[tokio::test]
-async fn whoever_listens_beyond_the_host_and_asks_nobody_is_warned() {
+async fn an_agent_that_listens_beyond_its_host_without_authentication_warns() {
     let warned = async |given: &[(&str, &str)]| {
         let agent = Agent::start(&settings(given)).await;
         agent.early_log().join("\n").contains("set EA_AUTH_MODES")

@@ -1,4 +1,4 @@
-//! Policies of operators, and the command that tells what they say.
+//! Policies of operators, and the command that explains them.
 
 use std::{fs, path::Path};
 

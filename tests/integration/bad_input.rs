@@ -1,5 +1,5 @@
 //! Malformed and out-of-range requests: each gets a clear error, and changes nothing. They are refused before any store
-//! is asked: one kind will do.
+//! is called, so one kind suffices.
 
 use election_proto::{
     CampaignRequest, ExtendElectedTermRequest, GetElectionRequest, GetLeaderRequest,
@@ -683,7 +683,7 @@ async fn http_1_0_is_for_probes_and_told_elsewhere_what_to_use() {
             assert!(!body.is_empty(), "{path}");
         }
     }
-    // As HAProxy asks unless it is told a method.
+    // As HAProxy does unless a method is configured.
     let (head, _) = raw(&fixture.agent, "OPTIONS /readyz HTTP/1.0\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.0 200"), "{head}");
     let (head, body) = raw(&fixture.agent, "GET /election/e HTTP/1.0\r\n\r\n").await;
@@ -753,8 +753,8 @@ async fn a_grpc_call_has_one_message() {
     }
 }
 
-/// Clients that send the whole body before they look for an answer get it, whatever the refusal and however large the
-/// body, and go on with the same connection.
+/// Clients that send the whole body before they read the reply get it, whatever the refusal and however large the body,
+/// and go on with the same connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_arrives_although_the_body_is_large() {
     let fixture = Fixture::on(Store::Memory).await;

@@ -17,7 +17,7 @@ async fn agent(origins: &str) -> Agent {
     Fixture::with(Store::Memory, settings).await.agent
 }
 
-/// What a browser asks before it sends a request that a page wants sent.
+/// The preflight request of a browser before it sends a page's request.
 async fn preflight(agent: &Agent, path: &str, method: &str, origin: &str) -> Answer {
     let request = agent
         .request(Method::OPTIONS, path)

@@ -1,5 +1,5 @@
-//! Clients that others wrote: connect-web under Node, grpcio on its C core, and schemathesis, which asks
-//! whatever the OpenAPI document allows and forbids.
+//! Third-party clients: connect-web under Node, grpcio on its C core, and schemathesis, which sends what the OpenAPI
+//! document allows and forbids.
 
 mod credentials;
 
@@ -38,8 +38,7 @@ fn run(command: &mut Command) -> (String, bool) {
     (printed, output.status.success())
 }
 
-/// The cases that a script told of, each with what went wrong, if anything did. Other lines are what its
-/// libraries have to say.
+/// The cases that a script reported, each with its error, if any. Other lines are the output of its libraries.
 fn cases(printed: &str) -> Vec<(String, String)> {
     let text = |case: &Value, member: &str| case[member].as_str().expect("text").to_owned();
     printed
@@ -193,7 +192,7 @@ async fn grpcio_shows_a_client_certificate() {
     let shown = ["--ca", &ca, "--cert", &cert, "--key", &key];
     assert_all_passed(grpcio(&agent, &shown), &GRPCIO_CASES);
 
-    // The agent asks for one: without it nothing is answered.
+    // The agent requires one: without it nothing is answered.
     let (printed, _) = grpcio(&agent, &["--ca", &ca]);
     let (case, error) = &cases(&printed)[0];
     assert_eq!(case, "health_check");
@@ -241,10 +240,10 @@ fn examples() -> usize {
 // The document allows every term that an agent may be configured to allow.
 const LONGEST_TERM: (&str, &str) = ("EA_MAX_TERM", "24h");
 
-// Whoever tests waits as long as the agent does.
+// The test waits as long as the agent does.
 const SHORT_WAITS: (&str, &str) = ("EA_MAX_WAIT", "1s");
 
-/// Whatever names schemathesis makes up, and whatever the agent is asked.
+/// Whatever names schemathesis makes up, and whatever it requests.
 fn permit_everything(directory: &TempDir) {
     let all = "permit (principal, action, resource);";
     fs::write(directory.path().join("all.cedar"), all).expect("written");
@@ -289,11 +288,11 @@ async fn schemathesis_finds_nothing_where_credentials_are_needed_and_no_way_arou
     let all = [&["--checks=all", &examples][..], &shown].concat();
     assert_nothing_found(schemathesis(&agent, &all, &needed));
 
-    // A stranger is told 401, as documented; that it is told nothing else is no reason for a warning.
+    // A stranger gets 401, as documented; that it gets nothing else is no reason for a warning.
     let stranger = ["--checks=all", "--max-examples=3", "--warnings=off"];
     assert_nothing_found(schemathesis(&agent, &stranger, &needed));
 
-    // It would have noticed who gets in without a credential.
+    // It would have noticed an admitted request without a credential.
     let agent = start("none,token").await;
     let one = [
         "--checks=ignored_auth",

@@ -7,8 +7,7 @@ use crate::harness::{Agent, Clock, Redis, campaign, eventually, eventually_withi
 /// How far the server's clock is ahead before it steps back, in seconds.
 const HOURS: i64 = 7_200;
 
-/// Campaigns until elected, which is not much later than the longest guard; nobody is told to wait for longer
-/// than that.
+/// Campaigns until elected, which is not much later than the longest guard; no reply asks for a longer wait.
 async fn grants_again_soon(agent: &Agent, election: &str) {
     let limit = Duration::from_secs(15);
     eventually_within(limit, "the server grants again", async || {
@@ -90,7 +89,7 @@ async fn an_agent_whose_clock_is_far_ahead_does_not_lift_the_tokens_of_others() 
     // It may be refused.
     let far = wrong.try_campaign(campaign("e1", "far", 60_000)).await;
     if far.is_ok_and(|far| far.elected) {
-        // The others come to know of it.
+        // The others learn of it.
         assert!(!right.campaign("e1", "a", 60_000).await.elected);
         assert_eq!(right.leader("e1").await.expect("held"), "far");
     }

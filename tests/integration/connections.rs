@@ -59,10 +59,10 @@ async fn an_old_connection_is_closed_and_every_request_is_answered_or_not_carrie
         opened.elapsed()
     );
 
-    // tonic's channel connects again when it is told to go away, but gives up on requests that it had
+    // tonic's channel connects again after GOAWAY, but gives up on requests that it had
     // not sent.
     let mut client = agent.grpc();
-    // What was not answered is looked at over new connections: one that is kept may end as it is asked.
+    // What was not answered is checked over new connections: one that is kept may end during the request.
     let fresh = reqwest::Client::builder().pool_max_idle_per_host(0).build();
     let fresh = fresh.expect("a client");
     let mut answered = 0;
@@ -90,7 +90,7 @@ async fn an_old_connection_is_closed_and_every_request_is_answered_or_not_carrie
 }
 
 /// Hyper's own timer for headers, which would close it, takes half a minute.
-/// Whoever asks over HTTP/1.1 and goes by what answers say never sends a request on a connection that has ended.
+/// An HTTP/1.1 client that obeys the replies never sends a request on a connection that has ended.
 #[tokio::test]
 async fn an_old_http_1_connection_ends_after_an_answer_that_says_so() {
     let agent = agent(&[("EA_GRPC_MAX_CONNECTION_AGE", "100ms")]).await;
@@ -126,7 +126,7 @@ async fn a_keep_alive_connection_lives_as_long_as_configured() {
     assert!(closed.is_err(), "closed, though nothing limits it");
 }
 
-/// A connection from another address of this machine, and what a request over it is answered.
+/// A connection from another address of this machine, and the reply to a request over it.
 async fn livez_from(agent: &Agent, address: &str) -> (TcpStream, String) {
     let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
     let from = format!("{address}:0").parse().expect("an address");

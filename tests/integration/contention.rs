@@ -51,7 +51,7 @@ async fn of_many_candidates_exactly_one_is_elected(store: Store) {
         assert_eq!(
             (&result.leader, result.token),
             (leader, *token),
-            "all are told the same"
+            "all get the same reply"
         );
     }
 }

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::harness::{Agent, Fixture, Store, campaign, handover, on_every_store};
 
 on_every_store! {
-    a_vacant_election_goes_to_whoever_campaigns,
+    a_vacant_election_goes_to_the_candidate_that_campaigns,
     another_candidate_is_told_the_leader,
     the_leaders_own_campaign_gets_a_new_token_and_fences_the_old,
     a_retry_with_the_same_request_id_gets_the_same_token,
@@ -32,7 +32,7 @@ on_every_store! {
     health_follows_readiness,
 }
 
-async fn a_vacant_election_goes_to_whoever_campaigns(store: Store) {
+async fn a_vacant_election_goes_to_the_candidate_that_campaigns(store: Store) {
     let fixture = Fixture::on(store).await;
     let request = CampaignRequest {
         value: "10.0.0.7:9000\nzone b".to_owned(),
@@ -211,7 +211,7 @@ async fn the_leader_hands_over_in_one_step(store: Store) {
     };
     let refused = |reason: &str| (false, reason.to_owned());
     let done = (true, String::new());
-    // Vacant: granted, unless somebody is said to lead.
+    // Vacant: granted, unless the request names a leader.
     assert_eq!(handover("a", "nobody", 0).await, refused("NO_TERM"));
     assert_eq!(handover("a", "", 7).await, refused("NO_TERM"));
     assert_eq!(handover("a", "", 0).await, done);

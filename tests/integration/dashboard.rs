@@ -1,5 +1,5 @@
-//! The dashboard in a browser, served by an agent on real servers. The scenarios are ui/browser/scenarios.mjs; what has to
-//! happen to servers and agents meanwhile happens here.
+//! The dashboard in a browser, served by an agent on real servers. The scenarios are ui/browser/scenarios.mjs; what has
+//! to happen to servers and agents meanwhile happens here.
 
 use std::{
     fs,
@@ -51,7 +51,7 @@ impl Browser {
         .await;
     }
 
-    /// Plays these scenarios, and makes the faults that they ask for.
+    /// Plays these scenarios, and causes the faults that they request.
     async fn plays_with(mut self, scenarios: &[&str], mut fault: impl AsyncFnMut(&str)) {
         assert!(
             repository("ui/dist/index.html").exists(),
@@ -212,7 +212,8 @@ async fn the_pods_of_a_deployment_are_shown_by_revision() {
         .await;
 }
 
-/// The page names its files relatively, so that it works wherever a proxy serves it; they are cached for ever, and it is not.
+/// The page names its files relatively, so that it works wherever a proxy serves it; they are cached for ever, and it
+/// is not.
 #[tokio::test]
 async fn the_page_is_not_cached_and_its_files_are_for_ever() {
     let agent = Agent::start(&owned(&[("EA_UI_BASE_PATH", "/some/prefix/")])).await;

@@ -1,5 +1,5 @@
-//! Deadlines while a Redis server does not answer: what callers are told, and that nothing is left of what
-//! they asked for.
+//! Deadlines while a Redis server does not answer: the replies to callers, and that nothing is left of their
+//! requests.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ enum End {
     AgentsLimit,
     /// `grpc-timeout`.
     CallersLimit,
-    /// The caller goes away without a word.
+    /// The caller disconnects silently.
     Disconnection,
 }
 
@@ -27,7 +27,7 @@ impl End {
     const ALL: [Self; 3] = [Self::AgentsLimit, Self::CallersLimit, Self::Disconnection];
 }
 
-/// Asks for a minute in an election of this protocol's and this end's own.
+/// Campaigns for a minute in an election of this protocol's and this end's own.
 async fn give_up(agent: &Agent, protocol: Protocol, end: End) -> String {
     let election = format!("{protocol:?}-{end:?}");
     let ask = Ask::campaign(protocol, &election, "gone", 60_000);

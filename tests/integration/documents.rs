@@ -1,4 +1,4 @@
-//! What is committed or served as documentation says what the code does.
+//! Documentation, committed or served, matches the code.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
@@ -154,7 +154,7 @@ async fn the_readmes_tour_works_as_printed() {
     let address = agent.address().to_string();
     let mut curls = 0;
     for (command, printed) in tour() {
-        // grpcurl is nothing that a test may take for granted; the reflection tests do what it does.
+        // A test cannot rely on grpcurl; the reflection tests do what it does.
         if !command.starts_with("curl ") && !command.starts_with(BUILT) {
             continue;
         }

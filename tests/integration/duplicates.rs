@@ -63,8 +63,7 @@ async fn a_retry_that_does_not_hear_of_its_first_token_gets_no_other() {
     assert!(agent.extend("e", "a", TERM, first.token).await.value);
 }
 
-/// A duplicate of a campaign whose leader has resigned elects nobody: whoever sent it knows nothing of a new
-/// term.
+/// A duplicate of a campaign whose leader has resigned elects nobody: its sender knows nothing of a new term.
 async fn a_late_campaign_elects_nobody(servers: usize) {
     let nodes = Nodes::start(servers).await;
     let agents = [
@@ -97,13 +96,13 @@ async fn a_late_campaign_elects_nobody(servers: usize) {
     assert!(anew.expect("an answer").elected);
 }
 
-/// One server remembers which requests were made use of.
+/// One server remembers which requests were acknowledged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_duplicate_of_a_campaign_that_is_over_elects_nobody_on_one_server() {
     a_late_campaign_elects_nobody(1).await;
 }
 
-/// Three servers remember which requests were made use of.
+/// Three servers remember which requests were acknowledged.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_duplicate_of_a_campaign_that_is_over_elects_nobody_on_three_servers() {
     a_late_campaign_elects_nobody(3).await;

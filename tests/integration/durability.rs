@@ -147,7 +147,7 @@ impl Place {
     }
 }
 
-/// Whether the candidate is elected; `None` when the agent abstains.
+/// Whether the candidate is elected; `None` while the agent is in quarantine.
 async fn elected(agent: &Agent, election: &str, candidate: &str, term: i32) -> Option<bool> {
     match agent
         .try_campaign(campaign(election, candidate, term))
@@ -159,7 +159,7 @@ async fn elected(agent: &Agent, election: &str, candidate: &str, term: i32) -> O
     }
 }
 
-/// For how many ms the agent abstains from grants.
+/// For how many ms the agent is in quarantine.
 async fn guard(agent: &Agent) -> u64 {
     let readiness = agent.get("/readyz").await;
     let guard = &readiness.body["nodes"][0]["guard"];
@@ -262,7 +262,7 @@ async fn a_deleted_database_whose_side_file_is_left_makes_the_agent_abstain() {
     let mut agent = place.start("10s").await;
     assert_eq!(elected(&agent, "e", "b", 10_000).await, None);
     agent.kill();
-    // Nothing is left that could know: a first start.
+    // Nothing is left that could show it: a first start.
     std::fs::remove_dir_all(place.data()).expect("removed");
     std::fs::create_dir(place.data()).expect("a directory");
     let agent = place.start("10s").await;
@@ -387,7 +387,7 @@ async fn restarts_do_not_keep_a_dead_leader() {
     let mut agent = place.start("10s").await;
     assert_eq!(elected(&agent, "e", "dead", 2_000).await, Some(true));
     agent.kill();
-    // The first start cannot know what the leader was told last: a full term from then, and no more.
+    // The first start cannot know the leader's last reply: a full term from then, and no more.
     let began = Instant::now();
     let mut agent = place.start("10s").await;
     loop {
@@ -400,7 +400,7 @@ async fn restarts_do_not_keep_a_dead_leader() {
         agent.kill();
         agent = place.start("10s").await;
     }
-    // A term after the first start: the leader may have been told so just before the agent died.
+    // A term after the first start: the agent may have confirmed it to the leader just before it died.
     assert!(began.elapsed() >= Duration::from_secs(2));
 }
 
@@ -436,7 +436,7 @@ async fn a_leader_that_extends_between_restarts_keeps_its_full_term() {
     assert_eq!(elected(&agent, "f", "b", 1_000).await, Some(false));
 }
 
-/// Runs `election-agent restore`: whether it succeeded, and what it says.
+/// Runs `election-agent restore`: whether it succeeded, and its output.
 fn restore(place: &Place, from: &Path, settings: &[(&str, &str)]) -> (bool, String) {
     let (database, from) = (
         place.database().display().to_string(),

@@ -162,7 +162,7 @@ async fn a_server_that_kept_its_data_abstains_after_a_restart_but_extends() {
     );
     assert!(
         !agent.campaign("e", "b", 1_000).await.elected,
-        "b is told the leader"
+        "b gets the leader"
     );
 }
 
@@ -415,7 +415,7 @@ async fn lose(proxy: &Proxy, agent: &Agent, request: election_proto::CampaignReq
     .await;
 }
 
-/// For longer than the first withdrawals take, nobody else is elected.
+/// For longer than the first roll-backs take, nobody else is elected.
 async fn stays_the_leader(agent: &Agent, leader: &str) {
     let asked = Instant::now();
     while asked.elapsed() < Duration::from_millis(800) {
@@ -448,7 +448,7 @@ async fn a_leaders_own_campaign_that_fails_leaves_it_what_it_was_promised() {
     let won = agent.campaign("e", "a", 60_000).await;
     lose(&proxy, &agent, campaign("e", "a", 60_000)).await;
     stays_the_leader(&agent, "a").await;
-    // The grant that nobody was told of is taken back: the token is the old one again.
+    // The unacknowledged grant is rolled back: the token is the old one again.
     eventually("the old token counts", async || {
         agent
             .extend("e", "a", 60_000, won.token)
@@ -529,7 +529,7 @@ async fn a_read_only_server_is_told_to_the_operator_and_not_to_everybody() {
         !refused.message().contains(&replica.port().to_string()),
         "{refused}"
     );
-    eventually("the operator is told", async || {
+    eventually("it is reported to the operator", async || {
         let log = agent.log().join("\n");
         (log.contains("a lease node failed") && log.contains("give its primary")).then_some(())
     })
@@ -594,7 +594,7 @@ async fn the_guard_begins_with_the_restart_and_not_with_the_first_campaign() {
         })
         .await;
         assert!(agent.campaign("e", "b", 1_000).await.elected);
-        eventually("the log tells of both", async || {
+        eventually("the log reports both", async || {
             logged.extend(agent.log());
             let told = |text| logged.iter().any(|line: &String| line.contains(text));
             (told("a lease node is in quarantine") && told("grants again")).then_some(())

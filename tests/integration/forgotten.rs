@@ -1,4 +1,4 @@
-//! What is said of elections that a majority of servers may merely have forgotten.
+//! Replies about elections that a majority of servers may merely have forgotten.
 
 use std::time::{Duration, Instant};
 
@@ -6,8 +6,8 @@ use tonic::Code;
 
 use crate::harness::{Nodes, eventually, extension};
 
-/// While a majority of the servers abstains because it may have forgotten a leader, it is not known whether
-/// there is one: the election is not said to be vacant, nor the leader's term to be over.
+/// While a majority of the servers is in quarantine because it may have forgotten a leader, it is not known whether
+/// there is one: the agent reports neither a vacancy nor the end of the leader's term.
 async fn nothing_is_denied_after(forgetting: &[usize]) {
     const TERM: i32 = 60_000;
     let mut nodes = Nodes::start(3).await;

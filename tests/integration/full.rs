@@ -35,7 +35,7 @@ fn is_store_full(refused: &Status) {
     assert!(refused.message().starts_with("store full: "), "{refused}");
 }
 
-/// Asserts that a new election is refused, while who leads `kept` with this token stays the leader, and resigns.
+/// Asserts that a new election is refused, while the leader of `kept` with this token stays the leader, and resigns.
 async fn keeps_its_leaders(agent: &Agent, token: u64) {
     let refused = agent.try_campaign(campaign("new", "b", 60_000)).await;
     is_store_full(&refused.expect_err("no room"));
@@ -94,7 +94,7 @@ async fn one_that_fills_a_server_keeps_others_from_new_elections_only_until_it_g
         let line = lines.find(|line| line.starts_with(&series))?;
         line.rsplit(' ').next()?.parse::<u64>().ok()
     };
-    eventually("its memory is told", async || {
+    eventually("its memory is reported", async || {
         let (used, max) = (bytes("used").await?, bytes("max").await?);
         (max == 3_000 * 1_024 && used > max).then_some(())
     })

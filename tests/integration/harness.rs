@@ -49,7 +49,7 @@ use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
 
-/// A port that nobody has, for a process that is told which to take.
+/// A free port, for a process that has to be given one.
 pub(crate) fn free_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
     listener.local_addr().expect("an address").port()
@@ -206,7 +206,7 @@ pub(crate) fn resignation(election: &str, leader: &str, token: u64) -> ResignReq
     }
 }
 
-/// From a leader with this token, or from whoever leads if there is no name.
+/// From a leader with this token, or from any leader if there is no name.
 pub(crate) fn handover(
     election: &str,
     (current_leader, token): (&str, u64),
@@ -263,7 +263,7 @@ impl Agent {
         answer.expect("an answer").into_inner()
     }
 
-    /// Who leads, or the status that says why that is not known.
+    /// The leader, or the status with the reason why it is not known.
     pub(crate) async fn leader(&self, election: &str) -> Result<String, tonic::Status> {
         let request = GetLeaderRequest {
             election: election.to_owned(),

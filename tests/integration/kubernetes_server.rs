@@ -42,7 +42,7 @@ async fn client(server: &ApiServer) -> Client {
     client_with(&server.settings(), None).await
 }
 
-/// What the API server says is wrong.
+/// The error that the API server reports.
 #[track_caller]
 fn refused<T: std::fmt::Debug>(answer: Result<T, Error>) -> Status {
     match answer {
@@ -113,7 +113,7 @@ async fn objects_are_got_as_they_were_applied() {
 }
 
 #[tokio::test]
-async fn whoever_may_not_is_told_what() {
+async fn a_caller_without_a_right_learns_which() {
     let server = ApiServer::start().await;
     let client = client(&server).await;
     let everywhere: Api<Pod> = Api::all(client.clone());

@@ -1,4 +1,4 @@
-//! Grants that take effect when nobody waits for them any more.
+//! Grants that take effect when no caller waits for them any more.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ enum GivesUp {
     AtDeadline,
 }
 
-/// Asks, and gives up long before the servers answer.
+/// Sends a request, and gives up long before the servers reply.
 async fn give_up(agent: &Agent, request: CampaignRequest, how: GivesUp, after: Duration) {
     let mut client = agent.grpc();
     let mut request = tonic::Request::new(request);
@@ -101,7 +101,7 @@ async fn tries(
     nobody_leads(&agent).await;
 }
 
-/// Waits until the agent knows that the callers have gone: an answer that it gives before that is told, and stays.
+/// Waits until the agent knows that the callers have gone: an answer that it sends before that counts, and stays.
 async fn nobody_waits(agent: &Agent) {
     eventually("nobody waits for an answer", async || {
         let metrics = agent.get("/metrics").await;
@@ -154,7 +154,7 @@ async fn five_tries_whose_callers_went_away_leave_no_leader() {
     );
 }
 
-/// A caller that gives up often asks another agent next: what each rolls back must not bring back the other's.
+/// A caller that gives up often calls another agent next: the roll-back of each must not restore the other's grant.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_tries_through_two_agents_leave_no_leader() {
     tokio::join!(
@@ -182,8 +182,8 @@ async fn tries_through_two_agents(servers: usize, request_id: &str) {
     nobody_leads(&agents[0]).await;
 }
 
-/// What one unanswered grant replaced is another one: rolling back must not bring that back for a term of
-/// which nobody was told.
+/// An unacknowledged grant replaced another one: rolling back must not restore that for a term that no reply
+/// promised.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_tries_whose_callers_went_away_leave_no_leader_on_one_server() {
     two_tries_each(1, Slow::Replies, GivesUp::Cancels, AT_ONCE).await;
@@ -214,8 +214,8 @@ async fn two_tries_on_servers_that_stood_still_leave_no_leader() {
     );
 }
 
-/// For how long leases would be held that are granted late; the servers stand still for longer, so that
-/// whoever asked has long been told that it does not lead.
+/// For how long leases would be held that are granted late; the servers stand still for longer, so that the caller
+/// got its error long before.
 const TERM: i32 = 6_000;
 const HANG: Duration = Duration::from_millis(7_000);
 
@@ -248,7 +248,7 @@ impl Hanging {
         }
     }
 
-    /// Lets somebody campaign for so many elections, one after the other: some grants are on their way when
+    /// Lets a candidate campaign for so many elections, one after the other: some grants are on their way when
     /// the agent notices that its connections are dead, and what it sends then gets nowhere.
     async fn ask(&self, elections: usize) -> Vec<tokio::task::JoinHandle<bool>> {
         let mut asked = Vec::new();
@@ -264,7 +264,7 @@ impl Hanging {
         asked
     }
 
-    /// Lets the servers go on; what they find in their sockets keeps nobody out.
+    /// Lets the servers go on; what they find in their sockets blocks no candidate.
     async fn go_on(self, elections: usize) {
         for server in &self.nodes.servers[..2] {
             server.signal("CONT");
@@ -291,13 +291,13 @@ impl Hanging {
         let kept_out: Vec<_> = join_all(campaigns).await.into_iter().flatten().collect();
         assert!(
             kept_out.is_empty(),
-            "led by one that was told that it does not lead: {kept_out:?}"
+            "led by one whose reply says that it does not lead: {kept_out:?}"
         );
     }
 }
 
-/// A grant that servers carry out after more than the operation timeout and the term is not one: the caller
-/// was told an error, and the agent has given up to roll it back.
+/// A grant that servers carry out after more than the operation timeout and the term has no effect: the caller got an
+/// error, and the agent no longer rolls it back.
 #[tokio::test(flavor = "multi_thread")]
 async fn grants_that_are_carried_out_after_the_term_elect_nobody() {
     const ELECTIONS: usize = 40;

@@ -44,7 +44,7 @@ impl Leads {
 
     fn send(&self, what: impl Into<Option<What>>) {
         let message = LeadRequest { what: what.into() };
-        // A stream that has ended tells so by its events.
+        // A stream that has ended reports so by its events.
         let _ = self.messages.send(message);
     }
 
@@ -192,7 +192,7 @@ async fn a_stream_leads_while_it_pings(store: Store) {
     let seq = stream.ping();
     assert_eq!(stream.pong(seq).await, []);
     assert!(agent.remaining("e").await > TERM as u64 - 200);
-    // One candidate leads at a time, whoever asks.
+    // One candidate leads at a time, whatever agent is asked.
     let other = agent.try_campaign(campaign("e", "b", TERM)).await;
     assert!(!other.expect("an answer").elected);
 
@@ -272,7 +272,7 @@ async fn a_stream_that_ends_gives_nothing_up_and_another_goes_on_with_its_token(
         let other = two.try_campaign(campaign(election, "b", TERM)).await;
         assert!(!other.expect("an answer").elected, "{election}");
     }
-    // It is given up by somebody who knows the token.
+    // A caller that knows the token gives it up.
     assert!(two.resign("g", "a", token("g")).await.value);
 
     let mut second = two.lead("a", SELDOM).await;
@@ -359,7 +359,7 @@ async fn a_thousand_elections_are_extended_with_a_few_scripts() {
     let seq = stream.ping();
     assert_eq!(stream.pong(seq).await, []);
     let made = scripts().await - before;
-    // Ten for each node, and what the agent asks of itself.
+    // Ten for each node, and the agent's own requests.
     assert!((30..60).contains(&made), "{made} scripts");
 }
 
@@ -382,7 +382,7 @@ async fn without_a_quorum_a_leader_is_in_jeopardy_and_goes_on_when_it_is_back() 
     );
     assert!(standings[0].reason.contains("quorum"), "{standings:?}");
     assert_eq!(standings[0].valid_for, 0);
-    // Who joins now waits, and is told why.
+    // A Join now waits, and reports why.
     stream.join("f");
     let waits = stream.stands("f", Is::Waiting).await;
     assert!(waits.reason.contains("quorum"), "{waits:?}");
@@ -589,7 +589,7 @@ async fn an_election_may_be_joined_again_while_it_is_left() {
     assert_eq!(stream.pong(seq).await, []);
 }
 
-/// The usual end of a program: it leaves what it leads, and says no more.
+/// The usual end of a program: it leaves what it leads, and sends nothing more.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_left_is_given_up_though_nothing_more_is_said() {
     let nodes = Nodes::start(3).await;

@@ -1,4 +1,4 @@
-//! Rate limits over the wire: whose requests count together, and what those are told who ask too often.
+//! Rate limits over the wire: which requests count together, and the replies to callers over the limit.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use crate::harness::{Agent, Ask, Protocol, eventually, new_token};
 /// How many requests pass at once.
 const BURST: usize = 8;
 
-/// An agent that lets each caller ask once a second, after as many as these.
+/// An agent that lets each caller send one request a second, after as many as these.
 async fn agent(burst: usize, settings: &[(&str, &str)]) -> Agent {
     let burst = burst.to_string();
     let limits = [
@@ -27,7 +27,7 @@ async fn agent(burst: usize, settings: &[(&str, &str)]) -> Agent {
     Agent::start(&[&limits, settings].concat()).await
 }
 
-/// How many of these pass when they are asked at once, and how many can of one caller's: meanwhile it may ask more.
+/// How many of these pass when they are sent at once, and how many can of one caller's: meanwhile more become due.
 async fn passed(agent: &Agent, asks: Vec<Ask>) -> (usize, usize) {
     let asked = Instant::now();
     let told = join_all(asks.into_iter().map(|ask| ask.told(agent.address()))).await;
@@ -75,7 +75,7 @@ async fn identities_are_counted_over_all_connections_and_protocols_and_apart() {
         move |protocol| Ask::new(protocol).with("authorization", &bearer)
     };
     apart(&agent, by(&one), by(&other)).await;
-    // Nor do they count for those who are nobody.
+    // Nor do they count for anonymous callers.
     let (passing, _) = passed(&agent, a_burst(Ask::new)).await;
     assert_eq!(passing, BURST);
 }
@@ -90,7 +90,7 @@ async fn those_who_prove_nothing_are_counted_by_their_addresses() {
     apart(&agent, from("127.0.0.2"), from("127.0.0.3")).await;
 }
 
-/// For whom a proxy says that it asks.
+/// The client that a proxy names.
 fn on_behalf_of(client: &str) -> impl Fn(Protocol) -> Ask {
     move |protocol| Ask::new(protocol).with("x-forwarded-for", client)
 }
@@ -103,7 +103,7 @@ async fn the_clients_of_a_trusted_proxy_are_counted_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_is_not_trusted_cannot_ask_in_others_names() {
+async fn an_untrusted_peer_cannot_send_requests_in_others_names() {
     let agent = agent(BURST, &[("EA_TRUSTED_PROXIES", "127.0.0.2")]).await;
     let clients = (0..6 * BURST).map(|n| format!("203.0.113.{n}"));
     let asks = clients.map(|client| on_behalf_of(&client)(Protocol::Rest));
@@ -111,10 +111,10 @@ async fn whoever_is_not_trusted_cannot_ask_in_others_names() {
     assert!((BURST..=most).contains(&passing), "{passing} of {most}");
 }
 
-/// Asks until that is refused: what the refusal says, and since when its words count.
+/// Sends requests until one is refused: the refusal, and since when its time counts.
 async fn refused(agent: &Agent, protocol: Protocol) -> (HeaderMap, Instant) {
     let headers = eventually("refused", async || {
-        // One by one: the refusal is the last that the agent has to say.
+        // One by one: the refusal is the agent's last reply.
         let (code, headers) = Ask::new(protocol).told(agent.address()).await;
         (code == Code::ResourceExhausted).then_some(headers)
     })
@@ -123,7 +123,7 @@ async fn refused(agent: &Agent, protocol: Protocol) -> (HeaderMap, Instant) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_too_often_is_told_when_to_ask_again_and_passes_then() {
+async fn a_caller_over_its_limit_learns_when_to_retry_and_passes_then() {
     let agent = agent(1, &[]).await;
     for protocol in Protocol::ALL {
         let (headers, told) = refused(&agent, protocol).await;
@@ -150,7 +150,7 @@ async fn who_asks_too_often_is_told_when_to_ask_again_and_passes_then() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn probes_and_metrics_pass_whoever_asks_too_often() {
+async fn probes_and_metrics_pass_a_caller_over_its_limit() {
     let agent = agent(1, &[]).await;
     refused(&agent, Protocol::Rest).await;
     for _ in 0..20 {

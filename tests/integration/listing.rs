@@ -1,5 +1,5 @@
-//! Elections that are held are listed, whatever becomes of the index that listings are made from; and a listing
-//! that cannot be whole says so.
+//! Elections that are held are listed, whatever happens to the index of listings; and a listing that cannot be
+//! complete reports so.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -168,7 +168,7 @@ async fn the_slot(cluster: &Cluster) -> (u16, usize, usize) {
     (slot, from, (from + 1) % 3)
 }
 
-/// Whoever lists or campaigns is sent to the importing server, where the leases are not yet.
+/// Listings and campaigns are redirected to the importing server, where the leases are not yet.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_moves_with_its_index_first_takes_no_election_off_the_list() {
     let (cluster, agent, elections) = six_on_a_cluster().await;
@@ -211,7 +211,7 @@ async fn an_importing_server_drops_nothing() {
     let of_e0 = ["marker", "lease:default/e0", "floor:default/e0"];
     moves.extend(of_e0.map(|key| format!("ela:{{0}}:{key}")));
     opened.migrate(&moves).await;
-    // A server that has the marker from another abstains; as if it had waited.
+    // A server with the incarnation record of another is in quarantine; as if it had waited.
     let ready = "ela:{0}:marker";
     let mut settled = cmd("HSET");
     let info = cluster.nodes[to].info("server", "run_id").await;
@@ -234,7 +234,7 @@ async fn an_importing_server_drops_nothing() {
     lists(&agent, &elections, false).await;
 }
 
-/// The index stays behind where nobody looks for it any more.
+/// The index stays behind where no agent reads it any more.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_is_lost_with_a_migration_given_up_half_way_comes_back() {
     let (cluster, agent, elections) = six_on_a_cluster().await;
@@ -275,7 +275,7 @@ async fn listed_as_they_are_extended_beside(agent: &Agent, elections: &[Held], b
     .await;
 }
 
-/// No server has changed and nothing was redirected: only looking finds it.
+/// No server has changed and nothing was redirected: only the lookup finds it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_is_deleted_while_nothing_else_happens_comes_back() {
     let servers = [Redis::start().await];
@@ -371,7 +371,7 @@ async fn a_server_that_is_down_does_not_take_the_others_elections_off_the_list()
     let elections = one_in_each_shard(&agent, &cluster).await;
     lists(&agent, &sorted(&elections), false).await;
     let others = sorted(&elections[1..]);
-    // Stopped, it says nothing; its connections are good as far as can be known.
+    // Stopped, it is silent; its connections seem good.
     cluster.nodes[3].kill();
     cluster.nodes[0].signal("STOP");
     lists(&agent, &others, true).await;
@@ -402,7 +402,7 @@ async fn a_server_that_is_down_does_not_take_the_others_elections_off_the_list()
     assert_eq!(answer.status, 200);
     assert_eq!(answer.body["incomplete"], true, "{answer:?}");
     assert_eq!(answer.body["leaders"].as_array().map(Vec::len), Some(2));
-    // Nobody serves anything: a quorum of one node gives no answer.
+    // No slot is served: a quorum of one node gives no answer.
     for node in &mut cluster.nodes {
         node.kill();
     }
@@ -435,7 +435,7 @@ async fn a_slot_that_nobody_serves_leaves_the_others_listed() {
     .await;
 }
 
-/// What a hand may do to a lease or to the index, and whether an election may be missing then.
+/// Damage by hand to a lease or to the index, and whether an election may be missing then.
 fn damages() -> Vec<(Vec<&'static [u8]>, bool)> {
     const LEASE: &[u8] = b"ela:{0}:lease:default/e2";
     const INDEX: &[u8] = b"ela:{0}:index";
@@ -544,7 +544,7 @@ async fn what_a_quorum_of_servers_lists_is_complete() {
     let agent = on_servers(&servers).await;
     let elections = elected(&agent, six()).await;
     let lease = "ela:{0}:lease:default/e2";
-    // Grants reach the third server, too, but nobody waits for it.
+    // Grants reach the third server, too, but the agent does not wait for it.
     eventually("all servers hold all", async || {
         for server in &servers {
             let held: u32 = ask(server, &["ZCARD", KEYS_OF_INDEX[0]]).await;
@@ -561,7 +561,7 @@ async fn what_a_quorum_of_servers_lists_is_complete() {
     let mut known = elections.clone();
     known.remove(2);
     lists(&agent, &known, true).await;
-    // A server that is down and one that cannot say leave none that could make a quorum of two.
+    // Without the server that is down and the one that cannot answer, no quorum of two is left.
     ask::<u32>(&servers[1], &["DEL", lease]).await;
     servers[2].kill();
     lists(&agent, &known, true).await;

@@ -1,4 +1,4 @@
-//! What is logged: every leadership that changes, and the rest as it is wanted just now.
+//! The log: every change of leadership, and the rest by the present level.
 
 use std::{
     fs,
@@ -21,7 +21,7 @@ use crate::harness::{
     eventually, eventually_within, extension, new_token, owned, signal,
 };
 
-/// The lines of the audit trail that are new and say this.
+/// The new lines of the audit trail with this message.
 fn audited(agent: &Agent, message: &str) -> Vec<Value> {
     let lines = agent.log().into_iter();
     let lines = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
@@ -78,7 +78,7 @@ async fn every_change_of_a_leadership_is_logged_whatever_the_level() {
         ("new_leader", json!("a")),
         ("token", token),
         ("cause", json!("campaign")),
-        // Nobody is asked who they are.
+        // Callers are not authenticated.
         ("caller", json!("anonymous")),
         ("mode", json!("none")),
         ("peer", json!("127.0.0.1")),
@@ -143,7 +143,7 @@ async fn audit_lines_name_the_caller_its_address_and_its_request() {
     let expected = ["worker", "token", "203.0.113.9", "r-1"].map(|text| json!(text));
     assert_eq!(by(&line), expected, "{line}");
 
-    // Whoever comes after a term lapsed has not made it lapse.
+    // The next candidate after a lapsed term did not cause the lapse.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     assert_eq!(ask(Method::POST, "worker", "r-2", 60_000).await.status, 200);
     let mut lines = Vec::new();
@@ -176,7 +176,7 @@ async fn audit_lines_name_the_caller_its_address_and_its_request() {
         assert_eq!(line[member], value, "{member}: {line}");
     }
 
-    // However many there are, the log has a few and says how many it has not.
+    // However many there are, the log has a few and reports how many it suppressed.
     let many = 300;
     join_all((0..many).map(|_| ask(Method::POST, "other", "r-4", 1_000))).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -211,7 +211,7 @@ async fn audit_lines_name_the_caller_its_address_and_its_request() {
 }
 
 #[tokio::test]
-async fn whoever_may_not_see_the_agent_is_in_the_audit_trail_too() {
+async fn a_denied_read_of_the_agent_is_in_the_audit_trail_too() {
     let directory = TempDir::new().expect("a directory");
     let (token, line) = new_token(&["worker"]);
     fs::write(directory.path().join("tokens"), line).expect("written");
@@ -410,7 +410,7 @@ async fn a_hangup_has_the_level_read_again_and_changes_nothing_if_that_fails() {
 }
 
 #[tokio::test]
-async fn whoever_may_administer_the_agent_says_what_is_logged() {
+async fn a_caller_with_admin_rights_sets_the_log_level() {
     let open = Agent::on(&InProcess, &[]).await;
     let debug = || Some(json!({"level": "election_agent=debug,h2=warn"}));
     let refused = open.rest(Method::PUT, "/log", debug()).await;
@@ -482,7 +482,7 @@ async fn whoever_may_administer_the_agent_says_what_is_logged() {
     .await;
 }
 
-/// An agent whose log nobody reads for now.
+/// An agent whose log is not read for now.
 struct Unread {
     child: Child,
     log: Option<BufReader<ChildStderr>>,
@@ -571,7 +571,7 @@ async fn a_reader_of_the_log_that_stalls_stops_nothing_and_what_it_missed_is_cou
     let extended = client.clone().extend_elected_term(extend).await;
     assert!(extended.expect("an answer").into_inner().value);
 
-    // Somebody reads again.
+    // The log is read again.
     let (told, read) = mpsc::channel();
     let mut log = agent.log.take().expect("not read yet");
     std::thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! Agents as separate processes on real stores, asked by real clients.
+//! Agents as separate processes on real stores, called by real clients.
 
 #![expect(
     clippy::expect_used,

@@ -293,7 +293,7 @@ async fn a_node_that_stops_dies_and_forgets_is_told_apart() {
 
     three.servers[2].signal("STOP");
     assert!(three.agent.extend("e", "a", 60_000, won.token).await.value);
-    eventually("the extension is told to have timed out", async || {
+    eventually("the extension is counted as timed out", async || {
         let count = value(
             &metrics(&three.agent).await,
             &errors(&ill, "extend", "timeout"),
@@ -301,7 +301,7 @@ async fn a_node_that_stops_dies_and_forgets_is_told_apart() {
         (count >= 1.0).then_some(())
     })
     .await;
-    eventually("the node is told to be down", async || {
+    eventually("the node is reported down", async || {
         let text = metrics(&three.agent).await;
         let up = value(&text, &format!("node_up{}", of(&ill, "")))?;
         let guard = value(
@@ -330,7 +330,7 @@ async fn a_node_that_stops_dies_and_forgets_is_told_apart() {
 
     three.servers[2].signal("CONT");
     three.servers[2].kill();
-    eventually("calls are told not to have been sent", async || {
+    eventually("calls are counted as not sent", async || {
         let _ = three.agent.extend("e", "a", 60_000, won.token).await;
         let count = value(
             &metrics(&three.agent).await,
@@ -342,7 +342,7 @@ async fn a_node_that_stops_dies_and_forgets_is_told_apart() {
 
     three.servers[2].forget();
     three.servers[2].run().await;
-    eventually("the node is told to be up, and to abstain", async || {
+    eventually("the node is reported up, and in quarantine", async || {
         let text = metrics(&three.agent).await;
         let guard = value(
             &text,

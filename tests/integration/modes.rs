@@ -129,7 +129,7 @@ async fn an_old_primary_that_wakes_up_is_not_used() {
     sentinels.failed_over_from(0, stopped).await;
     elected_later(&agent, "after", "b", stopped).await;
     sentinels.servers[0].signal("CONT");
-    // Until the Sentinels tell it otherwise, it takes itself for the primary.
+    // Until the Sentinels demote it, it takes itself for the primary.
     for n in 0..20 {
         let election = format!("e{n}");
         elected_later(&agent, &election, "b", stopped).await;
@@ -167,7 +167,7 @@ async fn without_a_majority_of_sentinels_the_primary_is_not_used() {
     let won = agent.campaign("e", "a", 60_000).await;
     assert!(won.elected);
     sentinels.sentinels[0].kill();
-    // What has been said before counts for five seconds.
+    // Earlier replies of Sentinels count for five seconds.
     let unconfirmed = Instant::now();
     while unconfirmed.elapsed() < Duration::from_secs(6) {
         assert!(
@@ -479,7 +479,7 @@ async fn leaders_of_all_partitions_are_listed_in_order_and_once() {
     assert_eq!(listed, names);
 }
 
-/// A cluster of one member, over TLS: it tells no address of its own, so it is reached as before.
+/// A cluster of one member, over TLS: it announces no address of its own, so it is reached as before.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_is_spoken_to_over_tls_with_its_password() {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
@@ -534,7 +534,7 @@ async fn scripts_run(cluster: &Cluster) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn watching_a_cluster_costs_a_few_scripts_a_second() {
     let clusters = [Cluster::start().await];
-    // With the guard, all partitions are looked at once more when they have been marked.
+    // With the guard, all partitions are probed once more after their incarnation records are written.
     for (guard, says) in [("on", "\"guard\":0"), ("off", "\"up\":true")] {
         let settings = [("EA_RESTART_GUARD", guard), ("EA_REDIS_PREFIX", guard)];
         let agent = Agent::on(&clusters[..], &settings).await;

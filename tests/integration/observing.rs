@@ -71,7 +71,7 @@ fn told(what: &What) -> Option<String> {
     })
 }
 
-/// The last state of each election that a stream has told. The next must come after it, unless it was rolled back.
+/// The last state of each election that a stream has sent. The next must come after it, unless it was rolled back.
 #[derive(Debug, Default)]
 pub(crate) struct Monotone(HashMap<String, (u64, bool)>);
 
@@ -128,7 +128,7 @@ impl Watched {
         timeout(Duration::from_secs(20), next).await.ok()
     }
 
-    /// Reads until all of this is told, in any order and whatever was missed; gives what else was told.
+    /// Reads until all of this has come, in any order and whatever was missed; gives the rest.
     pub(crate) async fn until(&mut self, wanted: &[&str]) -> Vec<String> {
         let (mut wanted, mut others) = (wanted.to_vec(), Vec::new());
         while !wanted.is_empty() {
@@ -236,7 +236,7 @@ async fn an_observer_sees_the_present_state_and_then_every_change(store: Store) 
     let mut of_kind = agent.observe(ObserveRequest::default()).await;
     observed.expect(&["e a PRESENT", "synced"]).await;
     of_kind.expect(&["e a PRESENT", "synced"]).await;
-    // As long as changes may go unheard, others may have led in between.
+    // As long as hints may be missed, others may have led in between.
     agent.has_observers(2).await;
     // Extensions are no changes.
     assert!(agent.extend("e", "a", TERM, first.token).await.value);
@@ -696,7 +696,7 @@ async fn browsers_observe_over_grpc_web() {
         }
     }
     assert_eq!(seen, ["e a PRESENT", "synced"]);
-    // A refusal is told as ever.
+    // A refusal is reported as ever.
     let ask = Ask::new(Protocol::GrpcWeb).at(OBSERVE, "");
     let body = framed(&one("").encode_to_vec());
     let (code, _) = ask.sending(body).told(agent.address()).await;

@@ -37,12 +37,12 @@ async fn agent(api: &ApiServer, given: &[(&str, &str)]) -> Agent {
     Agent::start(&settings).await
 }
 
-/// What the agent says of the pods of `web`.
+/// The agent's reply about the pods of `web`.
 async fn web(agent: &Agent) -> Answer {
     agent.get("/kube/shop/web/pods").await
 }
 
-/// Waits until the agent says this of the pods of `web`.
+/// Waits until the agent replies this about the pods of `web`.
 async fn eventually_web<T>(agent: &Agent, what: &str, says: impl Fn(&[Value]) -> Option<T>) -> T {
     eventually(what, async || {
         let answer = web(agent).await;
@@ -82,7 +82,7 @@ fn another(name: &str) -> Value {
     pod
 }
 
-/// Waits until the agent tells of this pod.
+/// Waits until the agent lists this pod.
 async fn told_of(agent: &Agent, name: &str) {
     eventually_within(LONG, name, async || {
         let answer = web(agent).await;
@@ -95,7 +95,7 @@ fn has(items: &[Value], name: &str) -> Option<()> {
     names(items).contains(&name).then_some(())
 }
 
-/// How old the answer says that it is, in milliseconds.
+/// The age that the reply reports, in milliseconds.
 fn age(answer: &Answer) -> u64 {
     let age = answer.header("x-election-agent-cache-age");
     age.parse().expect("an age")
@@ -108,7 +108,7 @@ fn names(items: &[Value]) -> Vec<&str> {
         .collect()
 }
 
-/// The pods that the agent tells over gRPC, or the status, and how old it says that they are.
+/// The pods that the agent returns over gRPC, or the status, and their reported age.
 async fn get_pods(
     agent: &Agent,
     namespace: &str,
@@ -126,7 +126,7 @@ async fn get_pods(
     Ok((answer.into_inner(), age.expect("an age")))
 }
 
-/// The agent's own word on how its lookup does, which it is ready without.
+/// The agent's report about its lookup, on which readiness does not depend.
 async fn lookup(agent: &Agent) -> Value {
     let answer = agent.get("/readyz").await;
     assert_eq!(answer.status, 200, "{answer:?}");

@@ -36,7 +36,7 @@ impl Proxy {
         let nginx = format!("daemon off; master_process off; pid {at}/pid; error_log {at}/log;");
         let (program, arguments) = match program {
             "nginx" => (program.into(), vec!["-g", &nginx, "-c"]),
-            // Without what processes on one host share to pass connections on.
+            // Without the files that processes on one host share to pass connections on.
             "envoy" => (
                 tool("python/bin/envoy"),
                 vec!["--disable-hot-restart", "--concurrency", "2", "-c"],
@@ -171,7 +171,7 @@ impl Proxied {
     }
 }
 
-/// Campaigns over REST, and gives what was answered.
+/// Campaigns over REST, and returns the reply.
 async fn rest(proxied: &Proxied, election: &str) -> Option<Value> {
     let http = reqwest::Client::new();
     let campaign = json!({"candidate": "a", "term": 60_000}).to_string();
@@ -223,7 +223,7 @@ async fn agents_are_reached(program: &str) {
         tonic::Code::InvalidArgument
     );
 
-    // One agent ends as it is told to; the other goes on answering.
+    // One agent ends after its signal; the other goes on replying.
     proxied.agents[0].signal("TERM");
     assert!(proxied.agents[0].exit().await.success());
     eventually("the proxy asks the other alone", async || {

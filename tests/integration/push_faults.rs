@@ -1,7 +1,7 @@
 //! Campaigns that wait and streams of observers, while the servers, the agents and the clients fail.
 //!
-//! Every stream checks that its states follow each other, and a record of what candidates were told shows whether
-//! anybody counts itself leader beside another.
+//! Every stream checks that its states follow each other, and a record of the replies to candidates shows whether two
+//! count themselves leaders at once.
 
 use std::{
     collections::BTreeMap,
@@ -63,7 +63,7 @@ impl Both {
         self.until(&["synced"]).await;
     }
 
-    /// Reads until both are told all of this; gives what else they were told.
+    /// Reads until both got all of this; gives the rest.
     async fn until(&mut self, wanted: &[&str]) -> Vec<String> {
         let [alone, of_kind] = &mut self.0;
         let (mut others, more) = tokio::join!(alone.until(wanted), of_kind.until(wanted));
@@ -71,7 +71,7 @@ impl Both {
         others
     }
 
-    /// What both are told until this is done.
+    /// What both get until this is done.
     async fn during<T>(&mut self, work: impl Future<Output = T>) -> (T, Vec<String>) {
         let [alone, of_kind] = &mut self.0;
         let (mut work, mut told) = (pin!(work), Vec::new());
@@ -84,7 +84,7 @@ impl Both {
         }
     }
 
-    /// Sees to it that `e` was not told to be vacant before `mark` was told to be led.
+    /// Asserts that no vacancy of `e` came before `mark` had a leader.
     async fn is_held(&mut self) {
         let [_, of_kind] = &mut self.0;
         assert_no_vacancy(&of_kind.until(&["mark m CAMPAIGN"]).await);
@@ -161,7 +161,7 @@ async fn without_subscriptions_changes_are_found_and_with_them_they_are_heard_ag
     // A read in flight may find a change before its hint arrives: hints are counted, not the changes they announced.
     let hints = async || near.metric("hints_total").await;
     let heard_since = async |before: u64| {
-        eventually("a hint is heard", async || {
+        eventually("a hint is received", async || {
             (hints().await > before).then_some(())
         })
         .await;
@@ -191,7 +191,7 @@ async fn without_subscriptions_changes_are_found_and_with_them_they_are_heard_ag
     let won = leads(waiting, &near, LONG).await;
     observed.until(&[ELECTED]).await;
     change(&mut observed, &won).await;
-    assert_eq!(hints().await, before, "nothing is heard");
+    assert_eq!(hints().await, before, "no hint is received");
     assert!(near.metric("observed_changes_unannounced_total").await > 0);
 
     for server in 0..3 {
@@ -283,7 +283,7 @@ async fn a_slot_that_moves_makes_no_vacancy_and_forgets_nobody() {
     let to = (from + 1) % 3;
     cluster.move_slot(slot, to).await;
     assert!(agent.extend("e", "a", LONG, leader.token).await.value);
-    // What happens while the slot is open is announced by a server to which nobody listens yet.
+    // A server to which no agent has subscribed yet announces what happens while the slot is open.
     let moving = cluster.open_slot(slot, to, from).await;
     moving.migrate(&moving.keys().await).await;
     agent.elect("mark", "m", LONG).await;
@@ -294,7 +294,7 @@ async fn a_slot_that_moves_makes_no_vacancy_and_forgets_nobody() {
     observed.until(&[ELECTED]).await;
 }
 
-/// Notes what a candidate was told that asked at this time, if it was elected.
+/// Records the reply to a candidate that campaigned at this time, if it was elected.
 fn note(record: &Record, election: &str, asked: Instant, told: &CampaignResult) {
     if told.elected {
         let elected = What::Elected {
@@ -306,7 +306,7 @@ fn note(record: &Record, election: &str, asked: Instant, told: &CampaignResult) 
     }
 }
 
-/// Nobody counted itself leader beside another, and tokens rose.
+/// No two candidates counted themselves leaders at once, and tokens rose.
 fn assert_kept(record: &Record) {
     let findings = check::check(&record.entries(), &[]);
     let broken = [findings.overlaps, findings.regressions].concat();
@@ -335,7 +335,7 @@ async fn while_the_agent_of_those_who_wait_is_stopped_another_agents_leads() {
         waiting.spawn(async move { (asked, answer.await.expect("no panic")) });
         stopped.has_waiters(number + 1).await;
     }
-    // The first is granted the election, and its agent is stopped before it hears of that.
+    // The first is granted the election, and its agent is stopped before the grant's reply arrives.
     for node in 0..3 {
         nodes.gate("stopped", node).hold_replies("w0");
     }
@@ -526,7 +526,7 @@ impl Known {
     }
 }
 
-/// Waits for an election again and again, and resigns whenever it is elected, until it has led and is told to stop.
+/// Waits for an election again and again, and resigns whenever it is elected, until it has led and has to stop.
 async fn takes_turns(
     agents: Known,
     election: String,

@@ -6,7 +6,7 @@ use tonic::Code;
 
 use crate::harness::{Agent, Redis, campaign, eventually, extension};
 
-/// Asks again and again for this long; the other candidate must never be elected.
+/// Campaigns repeatedly for this long; the other candidate must never be elected.
 async fn never_elected(agent: &Agent, leader: &str, time: Duration) {
     let asked = Instant::now();
     while asked.elapsed() < time {
@@ -57,7 +57,7 @@ async fn a_lease_is_written_to_all_and_one_server_may_die() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_costs_the_others_no_time() {
     const STOPPED: Duration = Duration::from_secs(12);
-    // Whoever waits for the server that is stopped is not answered in time.
+    // A request that waits for the stopped server gets no reply in time.
     let settings = [
         ("EA_REDIS_OPERATION_TIMEOUT", "6s"),
         ("EA_REQUEST_TIMEOUT", "5s"),
@@ -68,7 +68,7 @@ async fn a_server_that_stops_costs_the_others_no_time() {
     three[1].signal("STOP");
     let mut took: Vec<Duration> = Vec::new();
     let stopped = Instant::now();
-    // The agent first waits for the server, then finds it dead, then tries to connect: nobody notices.
+    // The agent first waits for the server, then finds it dead, then tries to connect: callers notice nothing.
     let mut pace = tokio::time::interval(Duration::from_millis(4));
     for n in 0.. {
         pace.tick().await;
@@ -132,7 +132,7 @@ async fn servers_that_come_back_empty_elect_nobody_while_the_leader_has_time() {
     let mut three = Redis::several(3, &[]).await;
     let agent = Agent::on(&three[..], &[]).await;
     let won = agent.campaign("e", "a", 60_000).await;
-    // Every server has the lease and the agent has seen every marker.
+    // Every server has the lease and the agent has seen every incarnation record.
     eventually("all are marked", async || {
         let nodes = agent.get("/readyz").await.body["nodes"].clone();
         (0..3).all(|node| nodes[node]["guard"] == 0).then_some(())
@@ -179,7 +179,7 @@ async fn one_empty_server_is_healed_by_the_next_extension() {
         token.filter(|token| *token == won.token)
     })
     .await;
-    // The healed server and one other are enough.
+    // The repaired server and one other are enough.
     three[1].kill();
     assert!(agent.extend("e", "a", 60_000, won.token).await.value);
     never_elected(&agent, "a", Duration::from_millis(500)).await;
@@ -205,7 +205,7 @@ async fn servers_rolled_back_to_an_earlier_leader_elect_nobody_while_the_later_h
         server.kill();
         server.run().await;
     }
-    // Two of three servers now say that a leads; b was told so by all of them, and has time left.
+    // Two of three servers now report that a leads; all of them elected b before, which has time left.
     let asked = Instant::now();
     while asked.elapsed() < Duration::from_secs(2) {
         for candidate in ["a", "c"] {
@@ -222,7 +222,7 @@ async fn servers_rolled_back_to_an_earlier_leader_elect_nobody_while_the_later_h
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_and_of_a_hundred_candidates_one_wins_soon_though_a_server_is_down() {
     let mut three = Redis::several(3, &[]).await;
-    // Whoever waits for the server that is down is not answered in time.
+    // A request that waits for the server that is down gets no reply in time.
     let settings = [
         ("EA_REDIS_OPERATION_TIMEOUT", "1m"),
         ("EA_REQUEST_TIMEOUT", "45s"),
@@ -232,7 +232,7 @@ async fn of_two_and_of_a_hundred_candidates_one_wins_soon_though_a_server_is_dow
         Agent::on(&three[..], &settings).await,
     ];
     assert!(agents[0].campaign("warm-up", "a", 1_000).await.elected);
-    // At first nobody knows that it does not answer; a split vote must not wait for it.
+    // At first no agent knows that it does not reply; a split vote must not wait for it.
     three[2].signal("STOP");
     one_wins_soon(&agents, 100, "stopped").await;
     three[2].kill();

@@ -39,7 +39,7 @@ impl Callers {
     }
 }
 
-/// What a caller is answered.
+/// The reply to a caller.
 async fn ask(
     agent: &Agent,
     token: &str,
@@ -138,7 +138,7 @@ async fn a_term_that_lapses_gives_its_place_back() {
     let agent = Agent::start(&[("EA_MAX_HELD_PER_IDENTITY", "1")]).await;
     let (won, until) = agent.elect("e1", "a", 1_000).await;
     assert!(won.elected);
-    // Who proves no name counts as one, whatever its candidates are called.
+    // Callers without a proven name count as one, whatever their candidates are called.
     let refused = agent.try_campaign(campaign("e2", "b", 1_000)).await;
     if std::time::Instant::now() < until {
         assert_eq!(
@@ -150,7 +150,7 @@ async fn a_term_that_lapses_gives_its_place_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_kind_holds_as_many_as_it_may_whoever_they_are_of() {
+async fn a_kind_holds_as_many_as_it_may_whatever_their_identities() {
     let callers = Callers::new();
     let agent = callers.agent(&[("EA_MAX_HELD_PER_KIND", "2")]).await;
     let (ann, bob) = (&*callers.ann, &*callers.bob);
@@ -165,7 +165,7 @@ async fn a_kind_holds_as_many_as_it_may_whoever_they_are_of() {
         "{refused:?}"
     );
     assert_eq!(campaigns(&agent, bob, "other/3", "bob").await, WON);
-    // Who stands by for an election that is held is told who leads.
+    // A candidate for an election that is held gets the leader.
     assert_eq!(campaigns(&agent, bob, "batch/1", "bob").await, LOST);
 }
 

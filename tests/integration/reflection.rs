@@ -1,4 +1,4 @@
-//! A client that knows nothing of the service but what reflection tells, as grpcurl does.
+//! A client that knows the service only by reflection, as grpcurl does.
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, Value};
 use tonic::{

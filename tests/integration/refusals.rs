@@ -1,4 +1,4 @@
-//! What every layer refuses is told in every protocol, by the row of the error table.
+//! The refusals of every layer are reported in every protocol, by the row of the error table.
 
 use std::{collections::BTreeSet, convert::Infallible, fs, net::SocketAddr, path::Path};
 
@@ -29,7 +29,7 @@ use crate::harness::{
 
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
-/// A JSON Web Token that says nothing but its issuer, and that nobody has signed.
+/// A JSON Web Token that holds nothing but its issuer, without a signature.
 const TOKEN: &str = "Bearer eyJhbGciOiJFZERTQSJ9.eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIn0.AA";
 
 /// Services behind a listener in this process.
@@ -56,7 +56,7 @@ impl Agent {
         }
     }
 
-    /// With these settings. `worker` has a token, if tokens are asked for.
+    /// With these settings. `worker` has a token, if tokens are required.
     async fn start(settings: &[(&str, &str)]) -> Self {
         let directory = TempDir::new().expect("a directory");
         let at = |name: &str| directory.path().join(name).display().to_string();
@@ -160,7 +160,7 @@ async fn is_told(
 struct Seen(BTreeSet<&'static str>);
 
 impl Seen {
-    /// Asks over every protocol what this layer refuses, in this agent.
+    /// Sends over every protocol what this layer refuses, to this agent.
     async fn refuses(
         &mut self,
         layer: &'static str,
@@ -258,7 +258,7 @@ async fn what_a_layer_refuses_is_told_in_every_protocol() {
     })
     .await;
 
-    // Nobody serves the issuer's keys.
+    // The issuer's keys are not served.
     let gone = HttpServer::start(|_| http::Response::default())
         .await
         .url("/keys");
@@ -274,7 +274,7 @@ async fn what_a_layer_refuses_is_told_in_every_protocol() {
     })
     .await;
 
-    // Whoever serves the keys takes the connection, and says nothing.
+    // The server of the keys accepts the connection, and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let silent_url = format!("http://{}/keys", silent.local_addr().expect("an address"));
     let waiting = Agent::start(&[

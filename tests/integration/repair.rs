@@ -1,4 +1,4 @@
-//! A server that lacks a leader's lease gets it back, whatever followers do meanwhile.
+//! A server that lacks a leader's lease is repaired, whatever followers do meanwhile.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl Drop for Followers {
     }
 }
 
-/// Waits until the agent says that the third server is up, or that it is not.
+/// Waits until the agent reports that the third server is up, or that it is not.
 async fn third_is(agent: &Agent, up: bool) {
     eventually(&format!("the third server is up: {up}"), async || {
         let ready = agent.get("/readyz").await;
@@ -48,7 +48,7 @@ async fn third_is(agent: &Agent, up: bool) {
 }
 
 /// One of three servers stands still for longer than a term, so that the lease lapses there, and goes on; then
-/// another one dies. The leader's extensions must have given the lease back by then.
+/// another one dies. The leader's extensions must have repaired the lease by then.
 async fn is_repaired_while_followers_campaign(pause: Option<Duration>) {
     let mut nodes = Nodes::start(3).await;
     let settings = [("EA_MAX_TERM", "5s"), ("EA_REDIS_OPERATION_TIMEOUT", "1s")];
@@ -72,14 +72,14 @@ async fn is_repaired_while_followers_campaign(pause: Option<Duration>) {
     leader.extends(2).await;
 }
 
-/// A server on which a lease has lapsed is given it back by the leader's extensions.
+/// The leader's extensions repair a server on which the lease has lapsed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stood_still_is_repaired_where_nobody_else_campaigns() {
     is_repaired_while_followers_campaign(None).await;
 }
 
-/// A vote that lost must not keep the leader's lease from being given back: only grants that may have counted
-/// forbid older tokens.
+/// A vote that lost must not prevent the repair of the leader's lease: only grants that may have counted forbid older
+/// tokens.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stood_still_is_repaired_while_followers_campaign_now_and_then() {
     is_repaired_while_followers_campaign(Some(Duration::from_secs(1))).await;

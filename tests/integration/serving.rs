@@ -350,7 +350,7 @@ async fn a_shutdown_does_not_wait_for_connections_without_requests() {
     half.write_all(b"GET /livez HTTP/1.1\r\nhost:")
         .await
         .expect("sent");
-    // An HTTP/2 client that has gone away without a word: it answers no ping.
+    // An HTTP/2 client that has silently gone: it answers no ping.
     let mut gone = tokio::net::TcpStream::connect(agent.address())
         .await
         .expect("connects");
@@ -441,7 +441,7 @@ async fn streams_are_under_way_until_they_end_and_what_is_answered_at_once_passe
     }
     let refused = health.watch(readiness()).await.expect_err("a third");
     assert_eq!(refused.code(), Code::ResourceExhausted);
-    // Whatever watches the agent keeps nobody from its elections.
+    // Monitoring the agent blocks no elections.
     assert_eq!(agent.get("/election/e").await.status, 404);
     for path in ["/livez", "/readyz", "/metrics"] {
         assert_eq!(agent.get(path).await.status, 200, "{path}");

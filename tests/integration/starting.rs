@@ -73,7 +73,7 @@ impl Drop for Started {
     }
 }
 
-/// A server that takes connections and says nothing.
+/// A server that accepts connections and sends nothing.
 fn silent() -> TcpListener {
     TcpListener::bind(("127.0.0.1", 0)).expect("a port")
 }
@@ -156,7 +156,7 @@ async fn a_name_lookup_that_gets_no_answer_does_not_hold_the_end() {
         ("LD_PRELOAD", &library),
     ]);
     // It has started, and looks the name up again and again.
-    eventually("it tells why", async || {
+    eventually("it reports why", async || {
         let (_, body) = agent.get("/readyz").await?;
         body.contains("lease nodes answer").then_some(())
     })

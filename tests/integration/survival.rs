@@ -2,7 +2,7 @@
 //! and agents fail.
 //!
 //! A seed fixes the schedule: which faults come in which order, which servers they strike and how long they
-//! last, and what candidates make up their minds to do. (Processes take the time they take, so the same
+//! last, and what candidates decide to do. (Processes take the time they take, so the same
 //! schedule need not end the same.) `SURVIVAL_SEED` replays one. A few faults come unless `SURVIVAL_SECONDS` says
 //! for how long all of them are to come; `make test-faults` gives every topology two minutes, and terms that are
 //! longer.
@@ -39,14 +39,14 @@ const ELECTIONS: [&str; 3] = ["e0", "e1", "e2"];
 /// An election whose leader does nothing but extend its term.
 const STEADY: &str = "e3";
 const CANDIDATES: usize = 6;
-/// How long candidates go on when nothing fails any more: so that enough happens to tell, even if nobody could
-/// be elected before.
+/// How long candidates go on when nothing fails any more: so that enough happens, even if nobody could be elected
+/// before.
 const AFTERWARDS: Duration = Duration::from_secs(5);
 /// The term of those that lead when nothing fails any more, in ms: one that every agent grants.
 const LAST_TERM: i32 = 2_000;
-/// How long a repair may take that goes on beside an answer.
+/// How long a repair in the background of a reply may take.
 const REPAIRED: Duration = Duration::from_secs(1);
-/// Agents say how nodes do by what they saw at most so long ago.
+/// The largest age of the state of nodes that agents report.
 const REPORTED: Duration = Duration::from_millis(1_100);
 
 /// The longest terms and the operation timeouts that agents have, in ms: each agent has one of each.
@@ -56,7 +56,7 @@ struct Bounds {
     timeouts: [u32; 2],
 }
 
-/// Servers abstain for the longest term after most faults, so that terms are short where time is.
+/// Servers are in quarantine for the longest term after most faults, so that terms are short where time is.
 const BRIEF: Bounds = Bounds {
     max_terms: [2_000, 3_000],
     timeouts: [300, 1_000],
@@ -109,7 +109,7 @@ async fn nobody_leads_beside_another_while_clusters_of_three_and_agents_fail() {
 /// each other for dead.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
-/// Runs a schedule of faults, and checks what candidates were told meanwhile.
+/// Runs a schedule of faults, and checks the replies to candidates meanwhile.
 async fn survive<T: Topology>() {
     let _alone = ONE_AT_A_TIME.lock().await;
     let seed = number("SURVIVAL_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
@@ -126,8 +126,8 @@ async fn survive<T: Topology>() {
     for (max_term, timeout) in bounds.max_terms.into_iter().zip(bounds.timeouts) {
         agents.push(start(&settings, max_term, timeout).await);
     }
-    // A first start without faults: the nodes are new, and every agent sees that they are marked. Servers that come up one
-    // after the other on a busy machine may be in quarantine once.
+    // A first start without faults: the nodes are new, and every agent sees their incarnation records. Servers that
+    // come up one after the other on a busy machine may be in quarantine once.
     let patience = 2 * bounds.longest_term() + Duration::from_secs(2);
     eventually_within(patience, "a first leader", async || {
         let first = campaign("warm-up", "a", 1_000);
@@ -162,7 +162,7 @@ async fn survive<T: Topology>() {
     );
     let steady = steady.steady();
     let steady_name = steady.name();
-    // It leads until what its servers have is looked at, longer than others.
+    // It leads until the check of its servers, longer than others.
     let stop_steady = Arc::new(AtomicBool::new(false));
     let steady = tokio::spawn(steady.contend(Arc::clone(&stop_steady)));
     for election in ELECTIONS.into_iter().chain([STEADY]) {
@@ -212,7 +212,7 @@ async fn survive<T: Topology>() {
                 sleep(REPORTED).await;
                 well(&agents).await;
             }
-            // Else the next fault comes while servers still abstain because of this one.
+            // Else the next fault comes while servers are still in quarantine because of this one.
             sleep(Duration::from_millis(rng.u64(50..500))).await;
         }
         if started.elapsed() >= time {
@@ -251,13 +251,13 @@ async fn survive<T: Topology>() {
     }
 }
 
-/// Sees to it that every server has the leader's lease when its term was extended twice.
+/// Asserts that every server has the leader's lease when its term was extended twice.
 async fn is_repaired<T: Topology>(topology: &T, agents: &[Agent], leader: &str) {
     for agent in agents {
         let extended = agent.extend(STEADY, leader, LAST_TERM, 0).await;
         assert!(extended.value, "the leader does not lead: {extended:?}");
     }
-    // What is repaired is repaired beside the answer, but at once.
+    // The repair runs in the background of the reply, but at once.
     eventually_within(REPAIRED, "every server has the lease", async || {
         let leases = topology.leases(STEADY).await;
         let is_leaders = |lease: &Option<(String, u64)>| {
@@ -270,7 +270,7 @@ async fn is_repaired<T: Topology>(topology: &T, agents: &[Agent], leader: &str) 
     .await;
 }
 
-/// Sees to it that the agent lists whom it says to lead, and nobody else.
+/// Asserts that the agent lists the leaders that it reports, and no others.
 async fn listings_agree(agent: &Agent, steady: &str, longest_term: Duration) {
     let what = "a listing that is complete and agrees";
     // An index that was lost with a server is complete again when every leader has extended.
@@ -300,7 +300,7 @@ async fn listings_agree(agent: &Agent, steady: &str, longest_term: Duration) {
     .await;
 }
 
-/// Prints what happened, and fails when a promise was broken or too little happened to tell.
+/// Prints what happened, and fails when a promise was broken or too little happened.
 fn report(record: &Record, logs: &[String], seed: u64, ended: Instant) {
     let (entries, faults) = (record.entries(), record.faults());
     let findings = check::check(&entries, &faults);
@@ -347,7 +347,7 @@ fn table<K: Display>(rows: impl Iterator<Item = (K, String)>) -> Vec<String> {
         .collect()
 }
 
-/// Waits until every agent says that every node answers and abstains from nothing.
+/// Waits until every agent reports that every node replies and none is in quarantine.
 async fn well(agents: &[Agent]) {
     eventually_within(Duration::from_secs(60), "all nodes are well", async || {
         for agent in agents {

@@ -1,4 +1,4 @@
-//! TLS on both ports: what is spoken, who is let in, and certificates that change.
+//! TLS on both ports: versions, admission of clients, and certificates that change.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -24,7 +24,7 @@ pub(crate) async fn channel(
         .await
 }
 
-/// Whether somebody who connects so is elected.
+/// Whether a client that connects so is elected.
 async fn elected(agent: &Agent, tls: ClientTlsConfig, election: &str) -> bool {
     let Ok(channel) = channel(agent, tls).await else {
         return false;
@@ -69,7 +69,7 @@ async fn grpc_and_both_versions_of_http_are_spoken_over_tls() {
     assert!(!old, "TLS 1.1 is not spoken");
     let (_, unknown) = curl(&agent, &[]);
     assert!(!unknown, "curl knows no authority that vouches for it");
-    // Whoever speaks no TLS is not answered.
+    // A client without TLS gets no reply.
     let plain = reqwest::get(format!("http://{}/livez", agent.address())).await;
     plain.expect_err("no plain HTTP");
 }
@@ -111,7 +111,7 @@ async fn certificates_that_change_are_used_without_a_restart_and_connections_go_
     let mut open = ElectionClient::new(open);
     assert!(!elected(&agent, next.client(), "early").await);
 
-    // A key that does not match yet changes nothing, and is told.
+    // A key that does not match yet changes nothing, and is reported.
     fs::copy(next.path("localhost.key"), authority.path("localhost.key")).expect("copied");
     agent.logs("the former ones still are").await;
     assert!(elected(&agent, authority.client(), "meanwhile").await);
@@ -140,7 +140,7 @@ async fn a_client_that_does_not_shake_hands_is_closed() {
     assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
 }
 
-/// Whoever resumed a session would be let in by a certificate that has expired since.
+/// A resumed session would admit a client whose certificate has expired since.
 #[tokio::test]
 async fn sessions_are_not_resumed_where_clients_show_certificates() {
     let authority = Authority::new();

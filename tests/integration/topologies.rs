@@ -73,7 +73,7 @@ async fn a_primary_that_comes_back_after_a_failover_is_made_to_follow_the_new_on
     deployment.servers[0].signal("STOP");
     deployment.failed_over_from(0, stopped).await;
     deployment.sentinels[2].run().await;
-    // Before it is told of the failover, the old primary takes itself for one: a zombie.
+    // Before it learns of the failover, the old primary takes itself for one: a zombie.
     deployment.servers[0].signal("CONT");
     let zombie = eventually("it answers", async || role(&deployment.servers[0]).await).await;
     let primary = deployment.settled().await;

@@ -28,7 +28,7 @@ async fn nobody_is_elected_before(agent: &Agent, until: Instant) {
     }
 }
 
-/// As [`nobody_is_elected_before`], but then somebody is.
+/// As [`nobody_is_elected_before`], but then a candidate is.
 async fn elected_not_before(agent: &Agent, until: Instant) {
     nobody_is_elected_before(agent, until).await;
     eventually_within(PATIENCE, "the next leader", async || {
@@ -117,8 +117,8 @@ impl Past {
     }
 }
 
-/// A server that comes back with older data knows that another agent grants longer terms, and waits for
-/// these: its leader, whom it does not know, has time left.
+/// A server that comes back with older data knows that another agent grants longer terms, and waits for these: that
+/// agent's leader, which it does not know, has time left.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_was_rolled_back_waits_for_the_longest_term_and_not_for_the_next_agents() {
     let past = PAST.roll_back().await;
@@ -183,7 +183,7 @@ async fn data_that_are_older_than_the_longest_term_still_say_how_long_it_is() {
 }
 
 /// An agent whose servers need not abstain after a restart elects nobody while one whose servers have to runs
-/// on the same: that has promised its leader a term which the server has forgotten.
+/// on the same: the latter has promised its leader a term which the server has forgotten.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_without_a_guard_elects_nobody_beside_one_that_has_it() {
     let mut nodes = Nodes::start(1).await;
@@ -214,7 +214,7 @@ async fn a_vote_that_a_patient_agent_counts_keeps_a_hasty_one_from_repairing() {
     nodes.gate("hasty", 2).cut();
     let leader = Leader::elect(&hasty, "sitting", TERM).await;
 
-    // The third one votes for the contender; what the others are asked is on its way.
+    // The third one votes for the contender; the requests to the others are on their way.
     let on_its_way = [0, 1].map(|node| nodes.gate("patient", node));
     for gate in &on_its_way {
         gate.hold_requests("contender");
@@ -234,7 +234,7 @@ async fn a_vote_that_a_patient_agent_counts_keeps_a_hasty_one_from_repairing() {
     })
     .await;
 
-    // It restarts empty, and is given the leader's lease, if it may be.
+    // It restarts empty, and is repaired with the leader's lease, if it may be.
     nodes.forget(&[2]).await;
     nodes.gate("hasty", 2).open();
     let opened = Instant::now();
@@ -265,7 +265,7 @@ async fn a_vote_that_a_patient_agent_counts_keeps_a_hasty_one_from_repairing() {
 }
 
 /// Majorities of a list and of a longer one need not meet: the agent that comes with the longer one, and is
-/// the first on a server that has restarted empty, makes no second leader, and says what is wrong.
+/// the first on a server that has restarted empty, makes no second leader, and reports what is wrong.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_with_a_longer_list_that_is_first_on_an_empty_server_makes_no_second_leader() {
     const TERM: i32 = 2_000;
@@ -319,8 +319,8 @@ async fn another_list_on_one_server_stops_an_agent_on_all() {
     assert!(first.win("e", "a", 1_000).await.is_some(), "not disturbed");
 }
 
-/// A server that could not be asked when the agent started does not vote before it has said with which list it
-/// is used.
+/// A server that could not be reached when the agent started does not vote before it has reported the list that it is
+/// used with.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_reached_late_does_not_vote_before_it_was_asked_for_its_list() {
     let mut nodes = Nodes::start(5).await;

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::harness::{Agent, Redis};
 
-/// Why the agent says that it cannot connect, each reason once, until now.
+/// The agent's reasons why it cannot connect, each once, until now.
 fn reasons(agent: &Agent) -> Vec<String> {
     let lines = agent.log().into_iter();
     let lines = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
@@ -47,7 +47,7 @@ async fn a_server_that_takes_no_more_clients_is_told_as_such_and_connected_to_wh
     agent.readiness(200, &[]).await;
 }
 
-/// A server that closes every connection with these words, at once or when it was asked something.
+/// A server that closes every connection with these words, at once or at the first request.
 fn closing(words: &'static str, asked: bool) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -103,7 +103,7 @@ async fn what_a_server_says_before_it_closes_is_told_instead_of_how_the_connecti
             );
         }
     }
-    // There is nothing better to report of one that says nothing.
+    // There is nothing better to report of a silent one.
     let port = closing("", true);
     let url = format!("redis://127.0.0.1:{port}");
     let agent = Agent::start(&[("EA_REDIS_URLS", &url)]).await;

@@ -1,5 +1,5 @@
 //! Agents of version 0.1.0 and of this one on the same servers, as in a rolling update and back: an election has one
-//! leader, whoever is asked, and tokens rise.
+//! leader, whatever agent replies, and tokens rise.
 
 mod old_agent;
 
@@ -30,7 +30,7 @@ use old_agent::{Claim, Claimed, OPERATION_TIMEOUT, OldAgent};
 const MAX_TERM: Duration = Duration::from_secs(8);
 const TERM: i32 = 8_000;
 const OLD_TERM: u64 = 8_000;
-/// The longest term of agents that have heard of no longer one.
+/// The longest term of agents that know of no longer one.
 const SHORT: Duration = Duration::from_secs(1);
 
 /// Three servers that agents of both versions use.
@@ -48,7 +48,7 @@ impl Fleet {
         OldAgent::start(&self.servers, max_term).await
     }
 
-    /// An agent of this version that has asked every server.
+    /// An agent of this version that has probed every server.
     async fn newer(&self, max_term: Duration) -> Agent {
         let max_term = format!("{}ms", max_term.as_millis());
         let timeout = format!("{}ms", OPERATION_TIMEOUT.as_millis());
@@ -87,14 +87,14 @@ impl Fleet {
         value.map(|value| String::from_utf8_lossy(&value).into_owned())
     }
 
-    /// Sees to it that no script of either version, nor a command in one, has failed on any server since that was
+    /// Asserts that no script of either version, nor a command in one, has failed on any server since that was
     /// started.
     async fn no_script_has_failed(&self) {
         for server in &self.servers {
             let mut info = cmd("INFO");
             let commands: String = server.ask(info.arg("commandstats")).await.expect("known");
             let failed = commands.lines().find(|line| {
-                // Clients tell their names, which servers need not understand.
+                // Clients send their names, which servers need not understand.
                 let is_client = line.starts_with("cmdstat_client|");
                 // A script that the server was not given yet is no failure.
                 let is_by_hash = line.starts_with("cmdstat_evalsha:");
@@ -136,7 +136,7 @@ fn held(election: &str, leader: &str, token: u64) -> Vec<(String, String, u64)> 
     vec![(election.to_owned(), leader.to_owned(), token)]
 }
 
-/// Waits until the old agent does not abstain any more, and elects.
+/// Waits until the old agent is not in quarantine any more, and elects.
 async fn old_elects_at_last(old: &OldAgent, election: &str, candidate: &str) -> (u64, Instant) {
     eventually_within(Duration::from_secs(30), "an old leader", async || {
         let claim = Claim::new(election, candidate, 1_000);
@@ -149,7 +149,7 @@ async fn old_elects_at_last(old: &OldAgent, election: &str, candidate: &str) -> 
     .await
 }
 
-/// The leader's term is over when another is told that it is elected.
+/// The leader's term is over when another gets the reply that it is elected.
 fn has_no_time_left(until: Instant, told: Instant) {
     let left = until.saturating_duration_since(told);
     assert!(
@@ -240,7 +240,7 @@ async fn an_old_agent_knows_the_leader_that_a_new_one_elected() {
     fleet.no_script_has_failed().await;
 }
 
-/// A server that has lost its data is taken for what it is where all others have markers of the old agent only: it
+/// A server that has lost its data is recognized where all others have incarnation records of the old agent only: it
 /// waits, and the others grant.
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_only_an_old_agent_marked_are_not_new_to_a_new_one() {
@@ -269,7 +269,7 @@ async fn servers_that_forget_wait_for_an_old_agent_with_longer_terms() {
     let new = fleet.newer(SHORT).await;
     new.serves().await;
     let old = fleet.older(MAX_TERM).await;
-    // Agents hear of each other once a second.
+    // Agents read each other's registrations once a second.
     eventually("the guard is known", async || {
         let mut get = cmd("HGET");
         let guard = fleet.servers[0].ask::<u64>(get.arg("ela:{0}:marker").arg("guard"));
@@ -294,7 +294,7 @@ async fn servers_that_forget_wait_for_an_old_agent_with_longer_terms() {
 }
 
 /// An agent with shorter terms takes no lease of an old agent for one of a clock that was set back, and does not make
-/// it shorter: also not in the second before it hears of the old agent's terms.
+/// it shorter: also not in the second before it reads the old agent's terms.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agents_lease_lasts_where_new_agents_grant_shorter_terms() {
     let fleet = Fleet::start().await;
@@ -313,7 +313,7 @@ async fn an_old_agents_lease_lasts_where_new_agents_grant_shorter_terms() {
     }
 }
 
-/// An old agent abstains on servers that have forgotten for as long as the new agent's terms last that it has heard of.
+/// An old agent abstains on servers that have forgotten for as long as the new agent's terms last that it knows of.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agent_waits_for_a_new_one_with_longer_terms() {
     let mut fleet = Fleet::start().await;
@@ -328,7 +328,7 @@ async fn an_old_agent_waits_for_a_new_one_with_longer_terms() {
     fleet.no_script_has_failed().await;
 }
 
-/// A marker that a new agent wrote when a server had restarted is one to the old agent, too.
+/// The old agent recognizes the incarnation record that a new agent wrote when a server had restarted.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agent_abstains_where_a_new_one_has_marked_a_restart() {
     let mut fleet = Fleet::start().await;
@@ -345,7 +345,7 @@ async fn an_old_agent_abstains_where_a_new_one_has_marked_a_restart() {
             .then_some(())
     })
     .await;
-    // One that has just been started knows only what the servers say.
+    // One that has just been started knows only what the servers report.
     let old = fleet.older(MAX_TERM).await;
     let (_, told) = eventually_within(2 * MAX_TERM, "an old leader", async || {
         match old.claim(Claim::new("e", "other", 1_000)).await {
@@ -358,7 +358,7 @@ async fn an_old_agent_abstains_where_a_new_one_has_marked_a_restart() {
     fleet.no_script_has_failed().await;
 }
 
-/// What a new agent repairs beneath an old agent's grant comes back when that is withdrawn.
+/// What a new agent repairs beneath an old agent's grant comes back when that is rolled back.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_old_agents_withdrawal_restores_what_a_new_agent_repaired_beneath_it() {
     let fleet = Fleet::start().await;
@@ -427,7 +427,7 @@ async fn a_new_agents_withdrawal_restores_an_old_agents_lease() {
     fleet.no_script_has_failed().await;
 }
 
-/// Candidates that ask agents of both versions in turn, for some seconds: none leads beside another, and tokens rise.
+/// Candidates that call agents of both versions in turn, for some seconds: none leads beside another, and tokens rise.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_leads_beside_another_while_agents_of_both_versions_are_asked() {
     const ELECTIONS: [&str; 3] = ["e0", "e1", "e2"];

@@ -57,17 +57,17 @@ impl Agent {
             .expect("a number")
     }
 
-    /// Waits until so many campaigns wait, and changes are heard.
+    /// Waits until so many campaigns wait, and the agent receives changes.
     pub(crate) async fn has_waiters(&self, waiters: u64) {
         self.settles("waiters", waiters, true).await;
     }
 
-    /// Waits until there are so many observers, and changes are heard.
+    /// Waits until there are so many observers, and the agent receives changes.
     pub(crate) async fn has_observers(&self, observers: u64) {
         self.settles("observers", observers, true).await;
     }
 
-    /// Waits until the metric has this value, and changes are heard, or are not.
+    /// Waits until the metric has this value, and the agent receives changes, or does not.
     async fn settles(&self, metric: &str, expected: u64, hears: bool) {
         let deaf = u64::from(!hears);
         eventually(metric, async || {
@@ -137,7 +137,7 @@ async fn who_waits_is_elected_when_the_term_ends(store: Store) {
     agent.is_idle().await;
 }
 
-/// Nobody else who waits is elected, and the new leader need not wait for the end of the term that it was handed.
+/// No other waiter is elected, and the new leader need not wait for the end of the term that it was handed.
 async fn who_waits_is_told_of_a_handover_to_it(store: Store) {
     let fixture = Fixture::on(store).await;
     let agent = &fixture.agent;
@@ -167,7 +167,7 @@ async fn who_waits_is_told_of_a_handover_to_it(store: Store) {
     other.abort();
 }
 
-/// Hints of other agents reach the one where the campaign waits: a look after ten seconds would come too late.
+/// Hints of other agents reach the one where the campaign waits: a read after ten seconds would come too late.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resignation_at_another_agent_elects_who_waits_here() {
     let nodes = Nodes::start(3).await;
@@ -296,7 +296,7 @@ async fn an_agent_that_shuts_down_answers_who_waits() {
     assert!(agent.exit().await.success());
 }
 
-/// The rights that docs/STORES.md lists suffice; without those for channels, elections are polled and the agent says
+/// The rights that docs/STORES.md lists suffice; without those for channels, elections are polled and the agent reports
 /// what to add.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_without_the_right_to_channels_polls_and_says_what_to_add() {
@@ -324,7 +324,7 @@ async fn an_agent_without_the_right_to_channels_polls_and_says_what_to_add() {
         let leader = agent.elect("e", "a", 60_000).await.0;
         let waiting = agent.waits("e", "b", 60_000);
         agent.settles("waiters", 1, hears).await;
-        // Hints are counted as long as somebody is interested in the election.
+        // Hints are counted as long as the election has waiters or observers.
         let _still = agent.waits("e", "c", 60_000);
         agent.settles("waiters", 2, hears).await;
         if !hears {

@@ -17,7 +17,7 @@ use tokio::{net::TcpListener, sync::oneshot};
 
 use crate::harness::{Agent, Proxy, Redis, campaign, eventually};
 
-/// The ids of the connections that others than this question have.
+/// The ids of all connections except that of this query.
 async fn connections(redis: &Redis) -> Vec<u64> {
     let list: String = redis.ask(cmd("CLIENT").arg("LIST")).await.expect("a list");
     let others = list.lines().filter(|line| !line.contains("cmd=client"));
@@ -109,7 +109,7 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
     });
     standing.await.expect("runs");
 
-    // The others' connections are pinged in each round, also in those in which the first one's says nothing.
+    // The others' connections are pinged in each round, also in those in which the first one's is silent.
     let pings = async || redis.calls("ping").await;
     let before = pings().await;
     eventually("the others were looked at several times", async || {
@@ -134,11 +134,11 @@ async fn a_worker_that_stands_still_takes_no_connection_from_the_others() {
 #[tokio::test]
 async fn a_connection_on_which_nothing_comes_back_is_replaced_alone() {
     let redis = Redis::start().await;
-    // Connections to it are made, but nobody takes them.
+    // Connections to it are made, but not accepted.
     let hole = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
     let hole = hole.local_addr().expect("an address").port();
     let proxy = Proxy::to_each(vec![redis.port(), hole, redis.port()]).await;
-    // Longer than this test waits: nobody else may wait for that connection.
+    // Longer than this test waits: no other request may wait for that connection.
     let settings = [("EA_WORKERS", "2"), ("EA_REDIS_OPERATION_TIMEOUT", "60s")];
     let agent = Agent::on(&proxy, &settings).await;
     eventually("each has a connection", async || {
@@ -160,7 +160,7 @@ async fn a_name_that_leads_to_more_than_one_server_is_not_used() {
     let (one, two) = (Redis::start().await, Redis::start().await);
     let proxy = Proxy::to_each(vec![one.port(), two.port()]).await;
     let agent = Agent::on(&proxy, &[("EA_WORKERS", "2")]).await;
-    let refused = eventually("it is told", async || {
+    let refused = eventually("it is reported", async || {
         let ready = agent.get("/readyz").await;
         ready
             .text("message")

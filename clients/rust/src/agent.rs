@@ -76,8 +76,8 @@ impl Agent {
         Observer::new(self.clone(), scope.into())
     }
 
-    /// Tells whether a fencing token is the present leader's: for those who work for a leader and have no storage that
-    /// compares tokens. A leader asks its [`Term`](crate::Term).
+    /// Returns whether a fencing token is the present leader's: for programs that work for a leader and have no storage
+    /// that compares tokens. A leader checks its [`Term`](crate::Term).
     ///
     /// # Errors
     ///
@@ -186,11 +186,11 @@ impl Agent {
             })
             .await?;
         State::of(answer.value).ok_or_else(|| Error::NotKnown {
-            reason: "the agent's answer says neither who leads nor that nobody does".to_owned(),
+            reason: "the agent's reply names neither a leader nor a vacancy".to_owned(),
         })
     }
 
-    /// Campaigns once, for those who extend on their own; [`lead`](Self::lead) does all of it.
+    /// Campaigns once, for callers that extend on their own; [`lead`](Self::lead) does all of it.
     ///
     /// # Errors
     ///
@@ -304,13 +304,13 @@ impl Agent {
             .await
             .map_err(|failure| failure.of_change())?;
         match granted(&answer.value) {
-            // An attempt before has done it.
+            // An earlier attempt has done it.
             Err(Error::Lost(Lost::NoTerm)) if answer.uncertain => Ok(()),
             result => result,
         }
     }
 
-    /// Moves a leadership to another candidate, and returns until when that may act. It takes the leadership up by
+    /// Moves a leadership to another candidate, and returns until when that one may act. It gets its token by
     /// campaigning.
     ///
     /// # Errors
@@ -338,12 +338,9 @@ impl Agent {
             .map_err(|failure| failure.of_change())?;
         match granted(&answer.value) {
             Ok(()) => Ok(answer.sent.plus(promised(&answer.value, term))),
-            // An attempt before may have moved it.
+            // An earlier attempt may have moved it.
             Err(_) if answer.uncertain => Err(Error::NotKnown {
-                reason: format!(
-                    "{}; an attempt before was not answered",
-                    answer.value.reason
-                ),
+                reason: format!("{}; an earlier attempt got no reply", answer.value.reason),
             }),
             Err(error) => Err(error),
         }
@@ -372,7 +369,7 @@ impl Agent {
         Ok(answer.value.items.into_iter().map(Pod::of).collect())
     }
 
-    /// Asks a question, which changes nothing.
+    /// Sends a request that changes nothing.
     async fn ask<Q, R, F, W>(&self, request: &Q, send: F) -> Result<Answer<R>, Error>
     where
         Q: Clone,
@@ -560,7 +557,7 @@ impl AgentBuilder {
     }
 }
 
-/// The host's name, the process's number, and what tells agents of one process apart.
+/// The host's name, the process's number, and a random part that distinguishes agents of one process.
 fn name_of_process() -> Result<String, Error> {
     #[cfg(unix)]
     let host = rustix::system::uname()

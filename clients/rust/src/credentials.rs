@@ -1,4 +1,4 @@
-//! What a caller shows to agents, and whom it trusts.
+//! Credentials of a caller, and the authorities that it trusts.
 
 use std::{
     fmt, fs,
@@ -16,7 +16,7 @@ use tonic::{
 
 use crate::{Error, pool::deepest};
 
-/// How often files of certificates are looked at.
+/// How often files of certificates are checked.
 const LOOK: Duration = Duration::from_secs(1);
 
 type Source =
@@ -150,7 +150,7 @@ impl Tls {
         })
     }
 
-    /// Looks at the files, if that was not done just now. Returns the number of their version.
+    /// Checks the files, if that was not done just now. Returns the number of their version.
     pub(crate) fn version(&self) -> u64 {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let files = self.authorities.is_some() || self.identity.is_some();

@@ -16,7 +16,7 @@ pub enum Error {
     /// The caller does not lead, or no longer.
     #[error("lost: {0}")]
     Lost(#[from] Lost),
-    /// It is not known whether the agent did what was asked: it may have, or may do it yet.
+    /// It is not known whether the request took effect: it may have, or may take effect later.
     #[error("the outcome is not known: {reason}")]
     #[non_exhaustive]
     NotKnown {
@@ -29,10 +29,10 @@ pub enum Error {
     Refused {
         /// What kind of refusal.
         code: Code,
-        /// What the agent said about it.
+        /// The agent's message.
         message: String,
     },
-    /// No agent was reached: there was no connection, or, of a question, each ended without an answer. Nothing was
+    /// No agent was reached: there was no connection, or, for a read, each ended without a reply. Nothing was
     /// changed.
     #[error("no agent was reached: {}", listed(endpoints))]
     #[non_exhaustive]

@@ -1,4 +1,4 @@
-//! What the caller wants to be told, and the thread that tells it.
+//! The caller's callbacks, and the thread that calls them.
 
 use std::{
     fmt,
@@ -42,7 +42,7 @@ pub enum Standing {
     Refused {
         /// What kind of refusal.
         code: Code,
-        /// What the agent said about it.
+        /// The agent's message.
         message: String,
     },
     /// The leadership is lost.
@@ -111,7 +111,7 @@ static CALLS: LazyLock<mpsc::Sender<Call>> = LazyLock::new(|| {
         .spawn(move || {
             for call in calls {
                 if std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).is_err() {
-                    tracing::error!("a function that was to be told of a leadership has panicked");
+                    tracing::error!("a leadership callback has panicked");
                 }
             }
         });

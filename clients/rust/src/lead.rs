@@ -1,4 +1,4 @@
-//! Leading: what the caller asks for.
+//! Leading: the caller's interface.
 
 use std::{
     fmt,
@@ -32,7 +32,7 @@ const LEAVE: Duration = Duration::from_secs(1);
 /// How long a leadership lasts unless it is extended, if not said otherwise.
 const TERM: Duration = Duration::from_secs(15);
 
-/// How long work may go on after it was told to end, if not said otherwise.
+/// How long work may go on after the loss was reported to it, if not said otherwise.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// The longest margin, unless it is asked for.
@@ -48,7 +48,7 @@ pub struct Lead {
     pub(crate) hooks: Hooks,
 }
 
-/// What is asked for, without the functions.
+/// The settings, without the functions.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) kind: String,
@@ -77,7 +77,7 @@ impl Settings {
 
     /// # Errors
     ///
-    /// What no agent can tell is wrong.
+    /// The settings are wrong in a way that no agent can detect.
     fn check(&self) -> Result<(), Error> {
         millis(self.term, "the term")?;
         if self.term < Duration::from_secs(1) {
@@ -148,7 +148,7 @@ impl Lead {
         self
     }
 
-    /// For how long the term is still extended after the work was told that it is lost because it could not be
+    /// For how long the term is still extended after a loss was reported to the work because it could not be
     /// extended: the time that the work has to end. 5 s unless given. After it the work's future is dropped.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
@@ -284,7 +284,7 @@ impl Lead {
 
     /// Waits until elected, runs the work, and resigns after it has ended.
     ///
-    /// The work is told by [`Term::lost`] that the leadership is lost. If it goes on for longer than the
+    /// [`Term::lost`] reports the loss of the leadership to the work. If it goes on for longer than the
     /// [`grace`](Self::grace), its future is dropped, and the term lapses. If it panics, the candidate resigns before
     /// the panic goes on.
     ///
@@ -323,8 +323,8 @@ impl Lead {
         };
         drop(work);
         let led = leadership.term.check();
-        // Who has lost to another has nothing to give up. Otherwise the work has ended: the next may lead at once, also
-        // if the time was over.
+        // A leader that lost to another has nothing to give up. Otherwise the work has ended: the next may lead at
+        // once, also if the time was over.
         if matches!(led, Ok(()) | Err(Lost::TermOver | Lost::ClockJumped))
             && let Err(error) = leadership.resign().await
         {
@@ -421,7 +421,7 @@ impl Keeping {
     }
 }
 
-/// Waits until elected by a stream. `None`: calls have to do.
+/// Waits until elected over a stream. `None`: the caller falls back to calls.
 async fn granted(
     told: &mut mpsc::UnboundedReceiver<Told>,
     hooks: &Hooks,

@@ -17,7 +17,7 @@ mod known;
 /// How many events wait to be read. Agents conflate the rest.
 const EVENTS: usize = 16;
 
-/// What an observer is told.
+/// What an observer receives.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {

@@ -1,8 +1,8 @@
-//! Connections to the agents, and the way of a call from one to the next.
+//! Connections to the agents, and the routing of a call from one to the next.
 //!
 //! Each address has channels of its own. One address that answered last is preferred; when it fails, or keeps silent
 //! for a while, the others are tried at once. A channel whose call got no answer in time is replaced, as its connection
-//! may lead nowhere: HTTP/2's own keep-alive, which agents allow every 20 s at most, finds out later.
+//! may be dead: HTTP/2's own keep-alive, which agents allow every 20 s at most, detects that later.
 
 use std::{
     collections::HashMap,
@@ -46,7 +46,7 @@ const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(10);
 const RESOLVED_FOR: Duration = Duration::from_secs(30);
 /// How long a name may take to be resolved.
 const RESOLVE: Duration = Duration::from_secs(2);
-/// Agents take 1000 streams a connection: what waits leaves room.
+/// Agents accept 1000 streams a connection: waiting calls leave room for others.
 const WAITS_A_CHANNEL: usize = 500;
 
 /// How many runtimes have channels at once.
@@ -231,7 +231,7 @@ struct State {
     preferred: Option<Route>,
 }
 
-/// How a call goes about it.
+/// How a call is tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     /// When to give up.
@@ -277,7 +277,7 @@ pub(crate) struct Answer<R> {
     pub(crate) value: R,
     /// An instant before the request was sent.
     pub(crate) sent: Deadline,
-    /// An attempt before may have been carried out, or may be yet.
+    /// An earlier attempt may have taken effect, or may take effect later.
     pub(crate) uncertain: bool,
 }
 
@@ -285,9 +285,9 @@ pub(crate) struct Answer<R> {
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) refusal: Option<(Code, String)>,
-    /// An attempt may have been carried out, or may be yet.
+    /// An attempt may have taken effect, or may take effect later.
     pub(crate) uncertain: bool,
-    /// No agent has said anything, or been silent: no connection was made, or each ended under its request.
+    /// No agent has replied, and none has kept silent: no connection was made, or each ended during its request.
     unheard: bool,
     tried: Vec<(String, String)>,
 }
@@ -301,7 +301,7 @@ impl Failure {
         }
     }
 
-    /// The error of a call that changes something: what may have been done in an earlier attempt is not known.
+    /// The error of a call that changes something: the effect of earlier attempts is not known.
     pub(crate) fn of_change(self) -> Error {
         match self.refusal {
             Some((code, message)) if !self.uncertain => Error::Refused { code, message },
@@ -330,11 +330,11 @@ enum Failed {
     Unsent(String),
     /// The agent refused, and changed nothing.
     Refused(Code, String),
-    /// The connection ended under the request. Whether it was carried out is not known.
+    /// The connection ended during the request. Whether it took effect is not known.
     Broken(String),
-    /// Whether it was carried out is not known.
+    /// Whether it took effect is not known.
     Unknown(String),
-    /// The same, of an attempt that had less time than others: it says less than those before.
+    /// The same, of an attempt that had less time than others: earlier failures say more.
     CutShort(String),
 }
 
@@ -381,7 +381,7 @@ impl Pool {
                 known.1 = Instant::now();
                 match found {
                     Ok(mut addresses) => {
-                        // What was known keeps its place.
+                        // Known addresses keep their places.
                         let mut all = known.0.clone();
                         all.retain(|address| addresses.contains(address));
                         addresses.retain(|address| !all.contains(address));
@@ -709,7 +709,7 @@ fn failed(status: &Status) -> Failed {
     }
     match unsent(status) {
         Some(why) => Failed::Unsent(why),
-        // What an agent says has no source here.
+        // An agent's own reply has no source here.
         None if status.source().is_some() => Failed::Broken(describe(status)),
         None => Failed::Unknown(describe(status)),
     }
@@ -721,7 +721,7 @@ pub(crate) fn unsent(status: &Status) -> Option<String> {
     while let Some(error) = source {
         if let Some(connect) = error.downcast_ref::<tonic::ConnectError>() {
             let why = deepest(connect.0.as_ref());
-            // What an agent without encryption answers is no message of TLS.
+            // The reply of an agent without encryption is no TLS message.
             let hint = match why.contains("InvalidContentType") {
                 true => ": it speaks no TLS, as an agent at http:// does",
                 false => "",
@@ -778,7 +778,7 @@ impl Failures {
         self.put_last(label, why, false);
     }
 
-    /// The same, of an endpoint where no agent has said anything.
+    /// The same, of an endpoint where no agent has replied.
     fn put_unheard(&mut self, label: String, why: String) {
         self.put_last(label, why, true);
     }

@@ -1,4 +1,4 @@
-//! Who campaigns within this process.
+//! Turns of candidates to campaign within this process.
 //!
 //! A leader's own campaign succeeds with a new token, and fences the leader. So two leaderships of one process under
 //! the same name take turns: the second campaigns when the first has resigned, or its term is over.

@@ -1,8 +1,8 @@
 //! Leading by streams: one for up to 1000 elections of a candidate with the same term.
 //!
 //! A ping extends all terms that a stream leads. The task of a stream owns it: it joins, pings, opens the next stream
-//! when an agent says goodbye or keeps silent, and goes on there with the tokens. What an agent does not offer, or
-//! refuses, is left to [`unary`](crate::unary), whose errors say more.
+//! when an agent says goodbye or keeps silent, and goes on there with the tokens. [`unary`](crate::unary) does what an
+//! agent does not offer or refuses, and reports better errors.
 
 use std::{
     fmt,
@@ -28,7 +28,7 @@ mod task;
 
 /// How many elections a stream takes.
 const ELECTIONS: usize = 1_000;
-/// For how long an agent that offers no streams is not asked for one again.
+/// For how long no stream is requested again from an agent that offers none.
 const NOT_OFFERED: Duration = Duration::from_secs(60);
 
 /// All streams of an [`Agent`](crate::Agent).
@@ -39,7 +39,7 @@ pub(crate) struct Streams {
     not_offered: Arc<Mutex<Option<Instant>>>,
 }
 
-/// One stream, as those who lead by it hold it. Its task ends with the last of them; what they led then lapses.
+/// A handle to one stream, held by each leadership on it. Its task ends with the last handle; the terms then lapse.
 struct Stream {
     candidate: String,
     term: Duration,
@@ -58,11 +58,11 @@ impl Drop for Stream {
     }
 }
 
-/// What a stream's task is asked to do.
+/// A command to a stream's task.
 enum Command {
     Join(Box<Joining>),
     Leave(usize, oneshot::Sender<Result<(), Left>>),
-    /// Nobody leads any more: what was led lapses.
+    /// The leadership is dropped: its term lapses.
     Lapse(usize),
 }
 
@@ -76,7 +76,7 @@ struct Joining {
     told: mpsc::UnboundedSender<Told>,
 }
 
-/// What a stream's task tells those who lead by it.
+/// What a stream's task reports to a leadership on it.
 #[derive(Debug)]
 pub(crate) enum Told {
     Waiting {
@@ -86,7 +86,7 @@ pub(crate) enum Told {
     Granted(Arc<Shared>),
     /// There is no stream at the moment.
     NotKnown(Error),
-    /// The election has left the stream: calls have to do.
+    /// The election has left the stream: calls take over.
     Fallback,
 }
 
@@ -94,7 +94,7 @@ pub(crate) enum Told {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Left {
     Lost(Lost),
-    /// The request may have been carried out, or may be yet.
+    /// The request may have taken effect, or may take effect later.
     NotKnown,
     /// Nothing was sent.
     NotJoined,

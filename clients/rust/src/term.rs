@@ -1,4 +1,4 @@
-//! A term: what the work of a leader looks at.
+//! A term, as the work of a leader sees it.
 
 use std::{
     fmt,
@@ -20,7 +20,7 @@ use crate::{
 
 /// A term of leadership, as the work of the leader sees it. Clones see the same term.
 ///
-/// The clock decides: [`check`](Self::check) and [`remaining`](Self::remaining) look at it each time, whatever the
+/// The clock decides: [`check`](Self::check) and [`remaining`](Self::remaining) read it each time, whatever the
 /// network or the runtime do. A term that was lost stays lost.
 #[derive(Clone)]
 pub struct Term {
@@ -35,7 +35,7 @@ impl Term {
         Self { shared, seen }
     }
 
-    /// The fencing token: larger than that of every leader before. Give it to whatever stores the work.
+    /// The fencing token: larger than that of every leader before. Give it to the storage that keeps the work.
     #[must_use]
     pub fn token(&self) -> u64 {
         self.shared.token
@@ -102,7 +102,7 @@ impl Term {
     pub async fn renewed(&mut self) -> Result<Deadline, Lost> {
         let mut changes = self.shared.now.subscribe();
         loop {
-            // The clock first: it may know what nobody has reported.
+            // The clock first: it may know of a loss that was not reported yet.
             self.shared.look();
             let now = *changes.borrow_and_update();
             if let Some(lost) = now.lost {
@@ -190,7 +190,7 @@ pub(crate) struct Now {
     pub(crate) lost: Option<Lost>,
 }
 
-/// A term, as whoever extends it and whoever works under it share it.
+/// A term, shared by the task that extends it and the work under it.
 pub(crate) struct Shared {
     pub(crate) kind: String,
     pub(crate) election: String,
@@ -240,7 +240,7 @@ impl Shared {
         shared
     }
 
-    /// What is known, and what the clock says about it.
+    /// The known state, after a check of the clock.
     pub(crate) fn look(&self) -> Now {
         let now = *self.now.borrow();
         if now.lost.is_some() {
@@ -272,7 +272,7 @@ impl Shared {
         self.lose_if(why, |_| true);
     }
 
-    /// The leader gives the term up: who still looks at it must not act. That is no loss to report.
+    /// The leader gives the term up: work that still checks it must not act. That is no loss to report.
     pub(crate) fn give_up(&self) {
         self.now.send_if_modified(|now| {
             let first = now.lost.is_none();
@@ -303,7 +303,7 @@ impl Shared {
 
     /// The term was extended. A promise that lasts longer still holds, and a loss that was reported stays one.
     pub(crate) fn extend(&self, valid_until: Deadline, anchor: Anchor) {
-        // If the time was over before the extension arrived, the work has been told, or is about to be.
+        // If the time was over before the extension arrived, the loss has been reported to the work, or is about to be.
         self.look();
         let mut relieved = None;
         self.now.send_modify(|now| {

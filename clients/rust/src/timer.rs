@@ -3,7 +3,7 @@
 //! On Linux it sleeps in a `timerfd` of CLOCK_BOOTTIME, which fires on time also when the machine was suspended
 //! meanwhile, and which another thread can set to an earlier time without waking the sleeper: `clock_nanosleep` would
 //! need a signal for that. Elsewhere, and when the process has no file descriptor left, the thread waits for a
-//! condition variable, whose clock may stop during a suspension: in steps, after each of which it looks at the clock.
+//! condition variable, whose clock may stop during a suspension: in steps, after each of which it checks the clock.
 
 use std::{
     any::Any,
@@ -14,16 +14,16 @@ use std::{
 
 use crate::Deadline;
 
-/// How long the condition variable waits at the most before the thread looks at the clock again.
+/// How long the condition variable waits at the most before the thread checks the clock again.
 const STEP: Duration = Duration::from_millis(100);
 
-/// What looks at the clock when its time has come.
+/// Checks the clock when its time has come.
 pub(crate) trait Timed: Send + Sync {
-    /// Looks at the clock. Returns when to look next, if at all.
+    /// Checks the clock. Returns when to check next, if at all.
     fn due(&self) -> Option<Deadline>;
 }
 
-/// Has `timed` look at the clock at the deadline, and again when it says so, as long as somebody else holds it.
+/// Makes `timed` check the clock at the deadline, and again when it says so, as long as it has another owner.
 pub(crate) fn watch(at: Deadline, timed: Weak<dyn Timed>) {
     TIMER.add(at, Task::Look(timed));
 }
@@ -82,7 +82,7 @@ impl Timer {
             .name("election-timer".to_owned())
             .spawn(move || thread.run());
         if let Err(error) = spawned {
-            // Terms still end by the clock, for those who look at it.
+            // Terms still end by the clock, for callers that check it.
             tracing::error!(%error, "no thread for the timer: `Term::lost` resolves only when it is polled");
         }
         timer
@@ -115,7 +115,7 @@ impl Timer {
                     due.extend(entries.pop());
                 }
             }
-            // Without the lock: those who are told may start other timers.
+            // Without the lock: a callback may start other timers.
             for entry in due {
                 if let Task::Look(timed) = entry.task
                     && let Some(strong) = timed.upgrade()
@@ -196,7 +196,7 @@ impl Alarm {
     fn wait(&self) {
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if let Some(timerfd) = &self.timerfd {
-            // An interruption is a reason to look, as well.
+            // An interruption is a reason to check, as well.
             let _ = rustix::io::read(timerfd, &mut [0; 8]);
             return;
         }

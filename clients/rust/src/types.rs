@@ -1,4 +1,4 @@
-//! What agents report, and what is asked of them.
+//! Replies of agents, and requests to them.
 
 use std::time::Duration;
 
@@ -86,7 +86,7 @@ pub struct Verified {
     /// What the answer is based on.
     pub state: Option<State>,
     /// Until then no other candidate is elected unless the leader resigns or hands over. Counted from before the
-    /// question was sent. `None` if the token is not current.
+    /// request was sent. `None` if the token is not current.
     pub valid_until: Option<Deadline>,
 }
 
@@ -207,7 +207,7 @@ impl From<String> for OfKind {
     }
 }
 
-/// One campaign, for those who extend on their own. [`Agent::lead`](crate::Agent::lead) does all of it.
+/// One campaign, for callers that extend on their own. [`Agent::lead`](crate::Agent::lead) does all of it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing is asked before it is given to `Agent::campaign`"]
 pub struct Campaign {
@@ -381,7 +381,7 @@ pub struct ReplicaSet {
     pub max_replicas: i32,
 }
 
-/// Milliseconds for the wire: rounded down, as a longer term than asked for is nobody's wish.
+/// Milliseconds for the wire: rounded down, so that no term is longer than requested.
 pub(crate) fn millis(duration: Duration, what: &str) -> Result<i32, Error> {
     i32::try_from(duration.as_millis())
         .map_err(|_| Error::Config(format!("{what} is too long: {duration:?}")))
@@ -421,7 +421,7 @@ impl Cause {
 }
 
 impl State {
-    /// `None` if the message says neither who leads nor that nobody does.
+    /// `None` if the message names neither a leader nor a vacancy.
     pub(crate) fn of(state: proto::State) -> Option<Self> {
         let cause = Cause::of(state.cause());
         let leader = match state.phase() {

@@ -15,7 +15,7 @@ use crate::{
     types::{duration, millis},
 };
 
-/// How long one call waits for a vacancy: an agent that has gone without a word is found out after it.
+/// How long one call waits for a vacancy: after it the client detects an agent that has silently gone.
 const WAIT: Duration = Duration::from_secs(20);
 /// How much longer than the wait a call may take.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -94,7 +94,7 @@ pub(crate) fn request_id() -> Result<String, Error> {
     Ok(id)
 }
 
-/// Tells of a wait, once for each leader.
+/// Reports a wait, once for each leader.
 #[derive(Debug)]
 pub(crate) struct Waiting<'a> {
     hooks: &'a Hooks,
@@ -214,7 +214,7 @@ pub(crate) async fn campaign(
                     _ => patience.pause(Duration::from_millis(750)).await,
                 }
                 if patience.is_over() {
-                    // One last look, at once.
+                    // One last try, at once.
                     may_wait = false;
                 }
                 pause = Duration::from_millis(100);
@@ -223,7 +223,7 @@ pub(crate) async fn campaign(
             Err(failure) => failure,
         };
         match failure.refusal.as_ref().map(|(code, _)| *code) {
-            // The grant of an attempt before is over.
+            // The grant of an earlier attempt is over.
             Some(Code::AlreadyExists) => id = request_id()?,
             // The agent may be set to shorter waits than this.
             Some(Code::InvalidArgument) if may_wait => {
@@ -347,8 +347,8 @@ pub(crate) fn promised(value: &proto::BoolValue, term: Duration) -> Duration {
     }
 }
 
-/// Extends a term every third of it, until it is lost for certain, or `grace` after the work was told that its time is
-/// over.
+/// Extends a term every third of it, until it is lost for certain, or `grace` after a loss by the clock was reported to
+/// the work.
 pub(crate) async fn keep(
     pool: Arc<Pool>,
     settings: Settings,
@@ -397,10 +397,10 @@ pub(crate) async fn keep(
     }
 }
 
-/// Resolves when the term need not be extended any more: after a grace for work that was told that its time is over.
+/// Resolves when the term need not be extended any more: after a grace, if the clock has ended the term.
 pub(crate) async fn grace_over(term: &Arc<Shared>, grace: Duration) {
     let why = Term::new(Arc::clone(term)).lost().await;
-    // Whoever leads now has a larger token: there is nothing to extend.
+    // The present leader has a larger token: there is nothing to extend.
     if matches!(why, Lost::TermOver | Lost::ClockJumped) {
         sleep(grace).await;
     }
@@ -437,7 +437,7 @@ fn report(
 /// Asks the application whether it is alive.
 pub(crate) struct Alive {
     ask: Option<Arc<dyn Fn() -> bool + Send + Sync>>,
-    /// The answer that is awaited. One question at a time: an application that hangs is asked once.
+    /// The answer that is awaited. One call at a time: an application that hangs is asked once.
     asked: tokio::sync::Mutex<Option<tokio::sync::oneshot::Receiver<bool>>>,
 }
 
@@ -465,7 +465,7 @@ impl Alive {
                 // Not a thread of the runtime: that would wait for a function that hangs when it shuts down.
                 let spawned = std::thread::Builder::new()
                     .name("election-alive".to_owned())
-                    // Nobody waits any more if the leadership has ended. A panic drops the sender.
+                    // Nothing waits any more if the leadership has ended. A panic drops the sender.
                     .spawn(move || _ = sender.send(ask()));
                 if spawned.is_err() {
                     return Err("no thread to call alive() on");
@@ -509,7 +509,7 @@ pub(crate) async fn resign(
         .await;
     match answer {
         Ok(answer) if answer.value.value => Ok(()),
-        // An attempt before has done it.
+        // An earlier attempt has done it.
         Ok(answer) if (uncertain || answer.uncertain) && answer.value.reason == "NO_TERM" => Ok(()),
         Ok(answer) => Err(Error::Lost(
             Lost::of_reason(&answer.value.reason).unwrap_or(Lost::NoTerm),

@@ -43,10 +43,11 @@ const PAGE = 1_000;
 
 /** What observing may be given. */
 export interface ObserveOptions extends Abortable {
-  /** Is called when all present states have been told: once, however often the observer connects again. */
+  /** Is called when all present states have been reported: once, however often the observer connects again. */
   onSynced?: (() => void) | undefined;
   /**
-   * Is called when it changes whether the states told last are known to be the present ones, which they are at first.
+   * Is called when it changes whether the states reported last are known to be the present ones, which they are at
+   * first.
    */
   onCertainty?: ((certainty: { certain: boolean; unconfirmedFor: number; reason: string }) => void) | undefined;
 }
@@ -86,8 +87,8 @@ export abstract class Calls {
 
   /**
    * Follows who leads: first the present states, then each change. It connects again by itself, to whichever agent
-   * answers, and tells no state twice in a row. Of an election that changes while it is not read, the last state is
-   * told.
+   * answers, and reports no state twice in a row. Of an election that changes while it is not read, the last state is
+   * reported.
    *
    * It ends when the loop is left, `return` is called, or the signal is aborted.
    *
@@ -103,8 +104,8 @@ export abstract class Calls {
   }
 
   /**
-   * As {@link observe}, with what else the agent tells, in order: that all present states have been told, and whether
-   * they are certain.
+   * As {@link observe}, with the agent's other events, in order: that all present states have been reported, and
+   * whether they are certain.
    *
    * @throws {@link Refused}, {@link ConfigError}, the signal's reason
    */
@@ -115,8 +116,8 @@ export abstract class Calls {
   }
 
   /**
-   * Tells whether a fencing token is the present leader's: for those who work for a leader and have no storage that
-   * compares tokens. A leader asks its term.
+   * Returns whether a fencing token is the present leader's: for programs that work for a leader and have no storage
+   * that compares tokens. A leader checks its term.
    *
    * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
    */
@@ -183,12 +184,12 @@ export abstract class Calls {
     const request = { election: electionOf(election), kind: kindOf(kind) };
     const { value } = await this.ask(Election.method.getElection, request, options);
     const state = stateOf(value);
-    if (state === undefined) throw new NotKnown("the agent's answer says neither who leads nor that nobody does");
+    if (state === undefined) throw new NotKnown("the agent's reply names neither a leader nor a vacancy");
     return state;
   }
 
   /**
-   * Campaigns once, for those who extend on their own. That another candidate leads is no error.
+   * Campaigns once, for callers that extend on their own. That another candidate leads is no error.
    *
    * @throws {@link Refused}, {@link NotKnown}, {@link Unreachable}, {@link ConfigError}
    */
@@ -251,14 +252,14 @@ export abstract class Calls {
     const plan = idempotent(this.timeout, abortable(options).signal);
     const request = leading(resignation, "the resignation");
     const { value, uncertain } = await this.change(plan, Election.method.resign, request);
-    // An attempt before has done it.
+    // An earlier attempt has done it.
     if (!value.value && value.reason === "NO_TERM" && uncertain) return;
     granted(value);
   }
 
   /**
-   * Moves a leadership to another candidate, and resolves with until when that may act, on the scale of
-   * `performance.now()`. It takes the leadership up by campaigning.
+   * Moves a leadership to another candidate, and resolves with until when that one may act, on the scale of
+   * `performance.now()`. It gets its token by campaigning.
    *
    * @throws {@link Lost} if the leader that hands over does not lead with its token, {@link Refused}, {@link NotKnown},
    *   {@link Unreachable}, {@link ConfigError}
@@ -278,8 +279,8 @@ export abstract class Calls {
     const plan = oneByOne(this.timeout, signal);
     const { value, sent, uncertain } = await this.change(plan, Election.method.handover, request);
     if (!value.value && uncertain) {
-      // An attempt before may have moved it.
-      throw new NotKnown(`${value.reason}; an attempt before was not answered`);
+      // An earlier attempt may have moved it.
+      throw new NotKnown(`${value.reason}; an earlier attempt got no reply`);
     }
     granted(value);
     return this.toPublic(sent.at + promised(value, term));
@@ -310,7 +311,7 @@ export abstract class Calls {
     return at - this.pool.clock.asleep();
   }
 
-  /** Asks a question, which changes nothing. */
+  /** Sends a request that changes nothing. */
   private async ask<I extends DescMessage, O extends DescMessage>(
     method: DescMethodUnary<I, O>,
     request: MessageInitShape<I>,

@@ -22,7 +22,7 @@ export function shown(value: unknown): string {
  */
 export function object<T extends object>(value: T | undefined, what: string): T {
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    // No text: somebody may have given a token in its place.
+    // No text: the caller may have given a token in its place.
     throw new ConfigError(`${what}: an object is needed, and this is ${typeof value === "string" ? "a string" : shown(value)}`);
   }
   return value;
@@ -67,7 +67,7 @@ export function abortable<T extends { signal?: AbortSignal | undefined }>(value:
 }
 
 /**
- * Milliseconds for the wire: rounded down, as a longer term than asked for is nobody's wish.
+ * Milliseconds for the wire: rounded down, so that no term is longer than requested.
  *
  * @internal
  */

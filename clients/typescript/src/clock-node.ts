@@ -1,7 +1,7 @@
 import { closeSync, openSync, readSync } from "node:fs";
 import { type Clock, ComparedClock, type Moment } from "./clock.js";
 
-/** What Linux tells of its uptime is cut to so many ms. */
+/** Linux cuts its uptime to so many ms. */
 const RESOLUTION = 10;
 /** By so many ms numbers may be inexact. */
 const SLACK = 1;

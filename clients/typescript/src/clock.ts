@@ -7,8 +7,8 @@ export interface Moment {
 /**
  * The clock that terms are measured with, in ms.
  *
- * It is `performance.now()`, and where that does not count the time that a suspended machine misses and something else
- * tells it, that time is added.
+ * It is `performance.now()`, and where that does not count the time that a suspended machine misses and another
+ * source reports it, that time is added.
  *
  * @internal
  */
@@ -32,7 +32,7 @@ export function isAhead(counted: number, wall: number): boolean {
   return wall > counted + counted / 100 + 50;
 }
 
-/** @internal The clock of a system that does not tell whether it was suspended: the wall clock betrays it. */
+/** @internal The clock of a system that does not report suspensions: the wall clock shows them. */
 export class ComparedClock implements Clock {
   now(): number {
     return performance.now();

@@ -23,7 +23,7 @@ const KEEP_ALIVE = 20_000;
 const KEEP_ALIVE_ANSWER = 10_000;
 /** Agents close connections without calls after this, too, unless configured otherwise. In ms. */
 const IDLE = 30_000;
-/** How often files of certificates are looked at, in ms. */
+/** How often files of certificates are checked, in ms. */
 const LOOK = 1_000;
 
 /** Files for encrypted connections. New connections use their present content. */
@@ -40,7 +40,7 @@ export interface TlsFiles {
 
 /** @internal What is in the files, and which version of them that is. */
 export class Tls {
-  /** With a private key: not even shown to those who print an agent. */
+  /** With a private key: not shown when an agent is printed. */
   #contents: SecureContextOptions = {};
   private looked = -Infinity;
   private count = 0;
@@ -80,7 +80,7 @@ export class Tls {
     return contents;
   }
 
-  /** Looks at the files, if that was not done just now. Returns the number of their version. */
+  /** Checks the files, if that was not done just now. Returns the number of their version. */
   version(): number {
     const { caFile, certFile } = this.files;
     const now = performance.now();
@@ -222,7 +222,7 @@ class NodeChannel implements Channel {
   async ready(): Promise<void> {
     if ((await this.manager.connect()) !== "error") return;
     const error = this.manager.error();
-    // What an agent without encryption answers is no message of TLS.
+    // The reply of an agent without encryption is no TLS message.
     if (/wrong version number/i.test(deepest(error))) throw new Error("it speaks no TLS, as an agent at http:// does");
     throw error ?? new Error("there is no connection");
   }

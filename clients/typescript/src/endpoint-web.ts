@@ -64,7 +64,7 @@ export class WebEndpoint implements Endpoint {
 
 /** How pages reach an agent. */
 export interface TransportOptions {
-  /** See each call on its way: to add a credential, or to tell what has failed. */
+  /** Intercept each call: to add a credential, or to report a failure. */
   interceptors?: Interceptor[] | undefined;
   /** How long a call may take, in ms; for ever unless given. */
   timeout?: number | undefined;
@@ -84,7 +84,7 @@ export function agentTransport(baseUrl: string, options: TransportOptions = {}):
 }
 
 /**
- * One stream of `Leadership.Observe`, as the agent sends it, for those who connect again by themselves. Made with the
+ * One stream of `Leadership.Observe`, as the agent sends it, for callers that reconnect by themselves. Made with the
  * parts that connect-web's transport is made of.
  *
  * A stream of its transport (2.3.0) keeps some 130 bytes of each message until it ends, since it races every read
@@ -102,7 +102,7 @@ export async function* observations(
   const response = await fetch(createMethodUrl(baseUrl, Leadership.method.observe), {
     method: "POST",
     headers: requestHeader(true, undefined, headers, false),
-    // Some versions of connect say less of its type than they know.
+    // Some versions of connect declare less of its type than there is.
     body: encodeEnvelope(0, toBinary(ObserveRequestSchema, create(ObserveRequestSchema, request))) as Uint8Array<ArrayBuffer>,
     signal,
     ...FETCH,

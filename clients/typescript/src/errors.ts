@@ -64,7 +64,7 @@ export class Lost extends ElectionError {
   }
 }
 
-/** It is not known whether the agent did what was asked: it may have, or may do it yet. */
+/** It is not known whether the request took effect: it may have, or may take effect later. */
 export class NotKnown extends ElectionError {
   override readonly name = "NotKnown";
 
@@ -83,7 +83,7 @@ export class Refused extends ElectionError {
   constructor(
     /** What kind of refusal. */
     readonly code: RefusalCode,
-    /** What the agent said about it. */
+    /** The agent's message. */
     readonly detail: string,
   ) {
     super(`refused (${code}): ${detail}`);
@@ -99,7 +99,7 @@ export interface Tried {
 }
 
 /**
- * No agent was reached: there was no connection, or, of a question, each ended without an answer. Nothing was changed.
+ * No agent was reached: there was no connection, or, for a read, each ended without a reply. Nothing was changed.
  */
 export class Unreachable extends ElectionError {
   override readonly name = "Unreachable";
@@ -112,7 +112,7 @@ export class Unreachable extends ElectionError {
   }
 }
 
-/** A setting of the agent or of the call is wrong: an address, a file, a duration. Nothing was asked. */
+/** A setting of the agent or of the call is wrong: an address, a file, a duration. Nothing was sent. */
 export class ConfigError extends ElectionError {
   override readonly name = "ConfigError";
 }

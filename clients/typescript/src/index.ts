@@ -91,7 +91,7 @@ export interface LeadOptions extends Hooks, Abortable {
   /** For how many ms to wait to be elected; 0: not at all. For ever unless given. */
   wait?: number | undefined;
   /**
-   * For how many ms the term is still extended after the work was told that it is lost because it could not be
+   * For how many ms the term is still extended after a loss was reported to the work because it could not be
    * extended: the time that the work has to end. 5000 unless given. After it the term lapses.
    */
   grace?: number | undefined;
@@ -162,7 +162,7 @@ export class Agent extends Calls {
    * Waits until elected, runs the work, and resigns after the work has *ended*, so that the next candidate leads at
    * once.
    *
-   * The work is told by the term's `signal` that the leadership is lost. If it goes on for longer than the grace, the
+   * The term's `signal` reports the loss of the leadership to the work. If it goes on for longer than the grace, the
    * term is not extended any more and lapses, which is reported to `onState` and in the log; nothing can stop the work,
    * and this goes on waiting for it.
    *
@@ -262,7 +262,7 @@ function random(bytes: Uint8Array): void {
   bytes.set(randomBytes(bytes.length));
 }
 
-/** The host's name, the process's number, and what tells agents of one process apart. */
+/** The host's name, the process's number, and a random part that distinguishes agents of one process. */
 function nameOfProcess(): string {
   // Of a host's name, at most what a candidate's name has room for.
   const host = hostname().replace(/\p{Cc}/gu, "").slice(0, 48);

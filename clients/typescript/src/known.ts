@@ -14,9 +14,9 @@ interface Standing {
 /**
  * What to do with a state.
  *
- * - `news`: it was not told before
- * - `same`: it was told last
- * - `older`: what was told last came later, unless something was rolled back or forgotten: a quorum has to say
+ * - `news`: it was not reported before
+ * - `same`: it was reported last
+ * - `older`: the last reported state is later, unless something was rolled back or forgotten: a quorum has to decide
  *
  * @internal
  */
@@ -27,11 +27,11 @@ export function keyOf(state: { kind: string; election: string }): string {
   return `${state.kind}\n${state.election}`;
 }
 
-/** @internal Of each election, what was told last, and so what may be told next. */
+/** @internal Of each election, the last reported state, and so what may be reported next. */
 export class Known {
   private readonly states = new Map<string, Standing>();
 
-  /** What a state is to an observer who was told the others. */
+  /** Compares a state with those that were reported before. */
   judge(state: State): Verdict {
     const known = this.states.get(keyOf(state));
     if (known === undefined) return "news";
@@ -41,12 +41,12 @@ export class Known {
     return older && state.cause !== "rolledBack" ? "older" : "news";
   }
 
-  /** The state is told. */
+  /** The state is reported. */
   put(state: State): void {
     const { kind, election, token, leader } = state;
     this.states.set(keyOf(state), { kind, election, token, vacant: leader === undefined });
     if (this.states.size <= 2 * VACANT) return;
-    // Which ones go does not matter: what they would tell is verified.
+    // Any may be dropped: a quorum verifies what they would have decided.
     let vacant = 0;
     for (const [key, standing] of this.states) {
       vacant += Number(standing.vacant);
@@ -54,12 +54,12 @@ export class Known {
     }
   }
 
-  /** Whether anything was told of the election. */
+  /** Whether anything was reported of the election. */
   has(state: State): boolean {
     return this.states.has(keyOf(state));
   }
 
-  /** The elections that were told as held and are not among these. */
+  /** The elections that were reported as held and are not among these. */
   heldBeside(states: ReadonlyMap<string, State>): { kind: string; election: string }[] {
     const beside = [...this.states].filter(([key, { vacant }]) => !vacant && !states.has(key));
     return beside.map(([, { kind, election }]) => ({ kind, election }));

@@ -11,7 +11,7 @@ export interface Logger {
   info?(message: string, fields: LogFields): void;
   /** A leadership that is lost or in jeopardy, and what has to be tried again. */
   warn?(message: string, fields: LogFields): void;
-  /** What somebody has to see to. */
+  /** A problem that an operator has to solve. */
   error?(message: string, fields: LogFields): void;
 }
 
@@ -24,7 +24,7 @@ const CONSOLE: Logger = {
 const LEVELS = ["debug", "info", "warn", "error"] as const;
 
 /**
- * A log that never fails: no leadership is lost, and no loss is left untold, because nobody could write it down.
+ * A log that never fails: a log that cannot be written loses no leadership, and hides no loss.
  *
  * @throws ConfigError: a level is no function
  * @internal

@@ -16,7 +16,7 @@ const SILENCE = 12_000;
 const OPEN = 3_000;
 /** How long it may take to its first message, in ms: without a quorum, that is a heartbeat. */
 const FIRST = 6_000;
-/** How long nothing is said about a stream that has broken, in ms: another is open by then, mostly. */
+/** How long a broken stream is not reported, in ms: another is usually open by then. */
 const QUIET = 1_000;
 /** How often in a row an agent may refuse for reasons that may pass. */
 const REFUSALS = 4;
@@ -27,13 +27,13 @@ const BRIEF = 1_000;
 /** How many events wait to be read. Agents conflate the rest. */
 const EVENTS = 16;
 
-/** What an observer is told. */
+/** What an observer receives. */
 export type ObserverEvent =
   /** An election's state: the present one at first, then each change. */
   | { is: "state"; state: State }
-  /** All present states have been told. Once, however often the observer connects again. */
+  /** All present states have been reported. Once, however often the observer connects again. */
   | { is: "synced" }
-  /** Whether the states told last are known to be the present ones. True until told otherwise. */
+  /** Whether the states reported last are known to be the present ones. True until reported otherwise. */
   | {
       is: "certainty";
       certain: boolean;
@@ -83,7 +83,7 @@ interface Session {
   end(): void;
 }
 
-/** What a stream said first. */
+/** The first messages of a stream. */
 interface Present {
   states: Map<string, State>;
   doubt: Certainty | undefined;
@@ -91,7 +91,7 @@ interface Present {
 
 type Opened = { session: Session; present: Present };
 
-/** A queue with room for so many: who puts more in waits. */
+/** A queue with room for so many: putting more in waits. */
 class Bounded<T> {
   private readonly items: T[] = [];
   private filled: Deferred<void> | undefined;
@@ -125,7 +125,7 @@ class Bounded<T> {
     this.filled = undefined;
   }
 
-  /** A promise of its own for each wait: what races against one for all leaves something behind each time. */
+  /** A promise of its own for each wait: racing against a shared one leaks a little each time. */
   async take(): Promise<T> {
     while (this.items.length === 0) {
       if (this.failure !== undefined) throw this.failure.error;
@@ -200,13 +200,13 @@ export function leaving<T>(
 /** Opens a stream, and the next one when that ends or is about to. */
 class Follower {
   private readonly known = new Known();
-  /** Whether the observer was told. */
+  /** Whether `synced` was reported. */
   private synced = false;
-  /** What the observer was told. */
+  /** The certainty that was reported last. */
   private certain = true;
   /** How long to wait after a stream that was brief, in ms. */
   private pause: number = PAUSES[0];
-  /** When a stream said something last that was certain. */
+  /** When a stream last sent something certain. */
   private confirmed = performance.now();
 
   constructor(
@@ -241,7 +241,7 @@ class Follower {
     }
   }
 
-  /** Opens a stream, however long it takes; says that nothing is certain when it takes long. */
+  /** Opens a stream, however long it takes; reports uncertainty when it takes long. */
   private async reopen(why: string): Promise<Opened> {
     let refusals = 0;
     let pause: number = PAUSES[0];
@@ -291,7 +291,7 @@ class Follower {
     await this.tell({ is: "certainty", certain: false, unconfirmedFor, reason });
   }
 
-  /** Reads until the stream has broken, which is said in words, or another is to take its place. */
+  /** Reads until the stream has broken, and returns why, or until another is to take its place. */
   private async read(session: Session): Promise<Opened | string> {
     let next: Promise<Opened | undefined> | undefined;
     let message = session.stream.next();
@@ -309,7 +309,7 @@ class Follower {
       if (result === TIMED_OUT) return `no heartbeat within ${SILENCE} ms`;
       if ("opened" in result) {
         if (result.opened !== undefined) return result.opened;
-        // The old one goes on for a moment; then `reopen` finds out what is wrong.
+        // The old one goes on for a moment; then `reopen` determines what is wrong.
         next = undefined;
         continue;
       }
@@ -323,7 +323,7 @@ class Follower {
       }
       const what = result.value.what;
       message = session.stream.next();
-      // What has failed meanwhile is found by the next turn.
+      // The next turn finds what has failed meanwhile.
       message.catch(() => {});
       switch (what.case) {
         case "state": {
@@ -337,7 +337,7 @@ class Follower {
         case "goodbye": {
           const { reason, reconnectAfter } = what.value;
           this.pool.log.debug?.("a stream of observations is about to end", { reason });
-          // Its connection ends, too; who shuts down does not come back soon.
+          // Its connection ends, too; an agent that shuts down does not come back soon.
           this.pool.discard(session.connection);
           if (reason !== "AGE") this.pool.avoid(session.route);
           next ??= sleep(Math.max(reconnectAfter, this.pauseAfter(session)), this.signal)
@@ -355,11 +355,11 @@ class Follower {
     }
   }
 
-  /** A stream has begun: tells what is new in what it said first. */
+  /** A stream has begun: reports what is new in its first messages. */
   private async takeOver(present: Present): Promise<void> {
     const gone = this.known.heldBeside(present.states);
     for (const state of present.states.values()) await this.state(state, true);
-    // A listing may lack an election that is held: no vacancy is told before a quorum has said so.
+    // A listing may lack an election that is held: no vacancy is reported before a quorum has confirmed it.
     for (const { kind, election } of gone) await this.report(await this.ask(kind, election), true);
     if (!this.synced) {
       this.synced = true;
@@ -374,7 +374,7 @@ class Follower {
     await this.report(verdict === "older" ? await this.ask(state.kind, state.election) : state, again);
   }
 
-  /** Tells a state unless it was the last. */
+  /** Reports a state unless it was the last. */
   private async report(state: State, again: boolean): Promise<void> {
     if (this.known.judge(state) === "same") return;
     state.missed ||= again && this.known.has(state);
@@ -465,14 +465,14 @@ class Follower {
         othersFailed = true;
       }
     }
-    // Newer ones that are not reached at the moment may be later.
+    // Newer ones may be unreachable at the moment.
     if (older !== undefined && !othersFailed) throw older;
     this.pool.forgetAddresses();
     throw new NotKnown(listed(tried));
   }
 }
 
-/** Reads what a stream says first. */
+/** Reads the first messages of a stream. */
 async function presentStates(stream: AsyncIterator<Observation>, signal: AbortSignal): Promise<Present> {
   const present: Present = { states: new Map(), doubt: undefined };
   for (let patience = FIRST; ; patience = SILENCE) {

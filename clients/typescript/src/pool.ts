@@ -11,7 +11,7 @@ import { Mailbox, TIMED_OUT, after, jittered, onAbort, reasonOf, sleep, within }
 const RESOLVED_FOR = 30_000;
 /** How long a name may take to be resolved, in ms. */
 const RESOLVE = 2_000;
-/** Agents take 1000 streams a connection: what waits leaves room. */
+/** Agents accept 1000 streams a connection: waiting calls leave room for others. */
 const WAITS_A_CHANNEL = 500;
 
 /** @internal An endpoint as it was configured. */
@@ -22,7 +22,7 @@ export interface Endpoint {
   readonly baseUrl: string;
   /** The addresses of its name. */
   resolve(): Promise<string[]>;
-  /** What people read of a route. */
+  /** The route, for people. */
   describe(address: string): string;
   /** Which version of the files of certificates new channels use. */
   version(): number;
@@ -57,7 +57,7 @@ export interface Connection {
   retired: boolean;
 }
 
-/** @internal How a call goes about it. Times are in ms, instants on the scale of performance.now(). */
+/** @internal How a call is tried. Times are in ms, instants on the scale of performance.now(). */
 export interface Plan {
   /** When to give up. */
   until: number;
@@ -89,7 +89,7 @@ export function idempotent(time: number, signal?: AbortSignal): Plan {
   };
 }
 
-/** @internal A call that is repeated only after the attempt before has ended. */
+/** @internal A call that is repeated only after the previous attempt has ended. */
 export function oneByOne(time: number, signal?: AbortSignal): Plan {
   return { ...idempotent(time, signal), attempt: Math.min(Math.max(time / 3, 900), time), hedge: undefined };
 }
@@ -99,7 +99,7 @@ export interface Answer<T> {
   value: T;
   /** Before the request was sent. */
   sent: Moment;
-  /** An attempt before may have been carried out, or may be yet. */
+  /** An earlier attempt may have taken effect, or may take effect later. */
   uncertain: boolean;
 }
 
@@ -107,9 +107,9 @@ export interface Answer<T> {
 export class Failure extends Error {
   constructor(
     readonly refusal: { code: RefusalCode; detail: string } | undefined,
-    /** An attempt may have been carried out, or may be yet. */
+    /** An attempt may have taken effect, or may take effect later. */
     readonly uncertain: boolean,
-    /** No agent has said anything, or been silent: no connection was made, or each ended under its request. */
+    /** No agent has replied, and none has kept silent: no connection was made, or each ended during its request. */
     private readonly unheard: boolean,
     private readonly tried: readonly Tried[],
   ) {
@@ -121,7 +121,7 @@ export class Failure extends Error {
     return this.refusal === undefined ? listed(this.tried) : `${this.refusal.code}: ${this.refusal.detail}`;
   }
 
-  /** The error of a call that changes something: what may have been done in an earlier attempt is not known. */
+  /** The error of a call that changes something: the effect of earlier attempts is not known. */
   ofChange(uncertain = this.uncertain): ElectionError {
     if (this.refusal !== undefined) {
       return uncertain
@@ -142,18 +142,18 @@ type Failed =
   | { is: "unsent"; why: string }
   /** The agent refused, and changed nothing. */
   | { is: "refused"; code: RefusalCode; why: string }
-  /** The connection ended under the request. Whether it was carried out is not known. */
+  /** The connection ended during the request. Whether it took effect is not known. */
   | { is: "broken"; why: string }
-  /** Whether it was carried out is not known. */
+  /** Whether it took effect is not known. */
   | { is: "unknown"; why: string }
-  /** The same, of an attempt that had less time than others: it says less than those before. */
+  /** The same, of an attempt that had less time than others: earlier failures say more. */
   | { is: "cut short"; why: string };
 
 type Ended<T> = { route: Route } & ({ is: "answered"; value: T; sent: Moment } | Failed);
 
 /**
- * The code of an error that means that nothing was changed. What was cut, or is no gRPC, means nothing: it is given codes
- * of refusals, too, by who could not read it.
+ * The code of an error that means that nothing was changed. A reply that was cut or is no gRPC means nothing: its
+ * readers may give it the code of a refusal, too.
  *
  * @internal
  */
@@ -179,7 +179,9 @@ export function refusalOf(error: ConnectError): RefusalCode | undefined {
   }
 }
 
-/** Whether it came as a status. Only some versions of connect say so; the trailers are those of the status in all. */
+/**
+ * Whether it came as a status. Only some versions of connect report that; the trailers are those of the status in all.
+ */
 function isStatus(error: ConnectError): boolean {
   return (
     error.metadata.has("grpc-status") ||
@@ -188,7 +190,7 @@ function isStatus(error: ConnectError): boolean {
   );
 }
 
-/** Whether the agent, or what stands before it, has said this: a status, or a response that is no gRPC. */
+/** Whether the agent, or a proxy before it, has sent this: a status, or a response that is no gRPC. */
 function isSaid(error: ConnectError): boolean {
   return isStatus(error) || /^(HTTP \d|unsupported |protocol error)/.test(error.rawMessage);
 }
@@ -252,11 +254,11 @@ class Failures {
 }
 
 /**
- * Connections to the agents, and the way of a call from one to the next.
+ * Connections to the agents, and the routing of a call from one to the next.
  *
  * Each address has channels of its own. One address that answered last is preferred; when it fails, or keeps silent for
  * a while, the others are tried at once. A channel whose call got no answer in time is replaced, as its connection may
- * lead nowhere: HTTP/2's own keep-alive, which agents allow every 20 s at most, finds out later.
+ * be dead: HTTP/2's own keep-alive, which agents allow every 20 s at most, detects that later.
  *
  * @internal
  */
@@ -266,7 +268,7 @@ export class Pool {
   private readonly addresses = new Map<number, { known: string[]; at: number }>();
   private preferred: string | undefined;
   private waits = 0;
-  /** Not even shown to those who print an agent. */
+  /** Not shown when an agent is printed. */
   readonly #credentials: Credentials;
 
   constructor(
@@ -315,7 +317,7 @@ export class Pool {
     const before = this.addresses.get(index)?.known ?? [];
     let known = before;
     if (why === "") {
-      // What was known keeps its place.
+      // Known addresses keep their places.
       known = before.filter((address) => found.includes(address));
       known.push(...found.filter((address) => !known.includes(address)));
     } else if (before.length === 0) {
@@ -433,7 +435,7 @@ export class Pool {
       return await this.rounds(plan, method, message, over.signal);
     } finally {
       forget();
-      // Attempts that nobody waits for any more end: what they are granted is rolled back.
+      // Abandoned attempts end: the agent rolls back what they are granted.
       over.abort();
     }
   }
@@ -487,7 +489,7 @@ export class Pool {
           case "refused":
             failures.uncertain ||= running > 0;
             failures.refusal = { code: result.code, detail: result.why };
-            // An older agent among newer ones changes nothing, and another may have what is asked for.
+            // An older agent among newer ones changes nothing, and another may offer the call.
             if (result.code !== "UNIMPLEMENTED") throw failures.over();
             break;
           case "unsent":

@@ -1,6 +1,6 @@
 /**
- * The generated code, of the repository's proto/election_agent/v1/election_agent.proto: messages and services, for those
- * who make calls that the client does not have.
+ * The generated code, of the repository's proto/election_agent/v1/election_agent.proto: messages and services, for
+ * callers of RPCs that the client does not have.
  *
  * @packageDocumentation
  * @module proto

@@ -1,7 +1,7 @@
 import { NotKnown } from "./errors.js";
 import * as proto from "./proto.js";
 
-/** Why a state is told. `unknown`: for a reason that this version does not know. */
+/** Why a state is reported. `unknown`: for a reason that this version does not know. */
 export type Cause = "present" | "campaign" | "resign" | "handover" | "expiry" | "rolledBack" | "unknown";
 
 /** The state of an election. */
@@ -14,11 +14,11 @@ export interface State {
   leader: Leader | undefined;
   /** The leader's fencing token; of a vacant election the highest token that is remembered, 0 if none is. */
   token: number;
-  /** Why the state is told. */
+  /** Why the state is reported. */
   cause: Cause;
   /** Identifies the leadership or the vacancy. It stays the same while the leader extends its term. */
   position: string;
-  /** Others may have led between the state told before and this one. */
+  /** Others may have led between the state reported before and this one. */
   missed: boolean;
 }
 
@@ -53,7 +53,7 @@ export interface Verified {
   state: State | undefined;
   /**
    * Until then, on the scale of `performance.now()`, no other candidate is elected unless the leader resigns or hands
-   * over. Counted from before the question was sent. Undefined if the token is not current.
+   * over. Counted from before the request was sent. Undefined if the token is not current.
    */
   validUntil: number | undefined;
 }
@@ -85,7 +85,7 @@ export type Scope =
   | { kind: string; election?: undefined; prefix?: undefined; all?: undefined }
   | { all: true; kind?: undefined; election?: undefined; prefix?: undefined };
 
-/** One campaign, for those who extend on their own. `lead` does all of it. */
+/** One campaign, for callers that extend on their own. `lead` does all of it. */
 export interface Campaign {
   /** The election's name. */
   election: string;
@@ -258,7 +258,7 @@ function causeOf(cause: proto.State_Cause): Cause {
   }
 }
 
-/** @internal Undefined if the message says neither who leads nor that nobody does. */
+/** @internal Undefined if the message names neither a leader nor a vacancy. */
 export function stateOf(state: proto.State): State | undefined {
   let leader: Leader | undefined;
   switch (state.phase) {

@@ -30,10 +30,10 @@ export function reasonOf(signal: AbortSignal): unknown {
   return signal.reason ?? new DOMException("This operation was aborted", "AbortError");
 }
 
-/** Who is called when a signal is aborted: by one listener, as Node.js warns of more than ten. */
+/** The functions to call when a signal is aborted: by one listener, as Node.js warns of more than ten. */
 const waiting = /* @__PURE__ */ new WeakMap<AbortSignal, { calls: Set<() => void>; listener: () => void }>();
 
-/** @internal Calls when the signal is aborted, at once if it is. Returns what takes the call back. */
+/** @internal Calls when the signal is aborted, at once if it is. Returns what cancels the call. */
 export function onAbort(signal: AbortSignal | undefined, call: () => void): () => void {
   if (signal === undefined) return () => {};
   if (signal.aborted) {

@@ -1,7 +1,7 @@
 /**
  * The client for browsers: by gRPC-Web. It observes, reads, verifies tokens, and makes the plain calls.
  *
- * A page does not lead: browsers throttle the timers of pages that nobody looks at, freeze and discard them, and have
+ * A page does not lead: browsers throttle the timers of hidden pages, freeze and discard them, and have
  * no streams in both directions. Let a service lead, and the page observe it.
  *
  * @packageDocumentation

@@ -8,7 +8,7 @@ use clap::{
     value_parser,
 };
 
-/// Commands that ask no agent.
+/// Commands that call no agent.
 const DOCUMENTS: [&str; 3] = ["completions", "install", "man"];
 
 pub(crate) const EXIT_CODES: &str = "\
@@ -23,7 +23,7 @@ Exit codes:
   127  there is no such command to run
   128+n  the command was ended by signal n";
 
-/// The heading of the arguments that say which agent is asked.
+/// The heading of the arguments that name the agent.
 pub(crate) const AGENT: &str = "Agent";
 
 /// `eactl`'s command line.
@@ -39,7 +39,7 @@ pub fn eactl() -> Command {
         .subcommands(bare_commands())
 }
 
-/// The commands, each with the arguments that say which agent is asked and how: for a program with commands of its own.
+/// The commands, each with the arguments that name the agent: for a program with commands of its own.
 #[must_use]
 pub fn commands() -> Vec<Command> {
     let commands = bare_commands().into_iter();
@@ -106,7 +106,7 @@ fn bare_commands() -> Vec<Command> {
             .args([election(), kind(), candidate_of_leader(), token("The leader's fencing token")]),
         handover(),
         Command::new("verify")
-            .about("Tells whether a fencing token is the present leader's: exits with 0 if so, 1 if not, 3 if unknown")
+            .about("Checks whether a fencing token is the present leader's: exits with 0 if so, 1 if not, 3 if unknown")
             .args([election(), kind(), token("The token in question")]),
         pods(),
         Command::new("completions")
@@ -134,7 +134,7 @@ const ABOUT_RUN: &str = "\
 Waits to be elected, runs a command, and resigns when it has ended.
 
 The command is found in PATH and started without a shell, in a process group of its own, with \
-ELECTION_AGENT_TOKEN (the fencing token, to be given to whatever stores the work), ELECTION_AGENT_ELECTION, \
+ELECTION_AGENT_TOKEN (the fencing token, for the storage that keeps the work), ELECTION_AGENT_ELECTION, \
 ELECTION_AGENT_KIND and ELECTION_AGENT_CANDIDATE. The term is extended while it runs.
 
 No process of the group outlives the term. If the term cannot be extended, the group gets SIGTERM --grace and 0.5 s \
@@ -209,8 +209,8 @@ fn elect() -> Command {
         .about("Waits to be elected, and leads until a signal, without a command")
         .long_about(
             "Waits to be elected, and leads until SIGTERM or SIGINT, or until the leadership is lost; then resigns. With \
-             --http, also tells other programs who leads, as the leader-elector sidecar of Kubernetes does, and goes on \
-             after a loss.",
+             --http, also reports the leader to other programs, as the leader-elector sidecar of Kubernetes does, and \
+             goes on after a loss.",
         )
         .after_help(EXIT_CODES)
         .args([
@@ -236,8 +236,8 @@ fn elect() -> Command {
                 .long_help(
                     "Answers GET / on this address with {\"name\": the leader, \"token\": its fencing token, \"leading\": \
                      whether it is this candidate, \"valid_for\": for how many ms it may act}. `leading` and `valid_for` \
-                     are true of the moment of the answer; a program that acts on them keeps within `valid_for`, \
-                     counted from before it asked. Implies --again.",
+                     are true of the moment of the reply; a program that acts on them keeps within `valid_for`, \
+                     counted from before it sent the request. Implies --again.",
                 ),
         ])
 }
@@ -285,8 +285,8 @@ fn handover() -> Command {
     Command::new("handover")
         .about("Moves a leadership to another candidate, in the leader's name")
         .long_about(
-            "Moves a leadership to another candidate, in the leader's name. The other takes it up by campaigning, which \
-             tells it its token. The leader's work must have ended.",
+            "Moves a leadership to another candidate, in the leader's name. The other takes it up by campaigning, and \
+             gets its token. The leader's work must have ended.",
         )
         .args([
             election(),

@@ -7,7 +7,7 @@ use election_agent_client::{Agent, Error};
 
 use crate::failure::Failure;
 
-/// How long a question may take, with all its attempts: people wait for the answer.
+/// How long a request may take, with all its attempts: a person waits for the reply.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The agent, by `--agent` and the credentials; nothing is connected yet.
@@ -15,7 +15,7 @@ pub(crate) fn agent(given: &ArgMatches) -> Result<Agent, Failure> {
     agent_within(given, TIMEOUT)
 }
 
-/// The same, with another time for questions.
+/// The same, with another timeout for requests.
 pub(crate) fn agent_within(given: &ArgMatches, timeout: Duration) -> Result<Agent, Failure> {
     let file = |name| given.get_one::<PathBuf>(name);
     let endpoints = given.get_one::<String>("agent");
@@ -30,7 +30,7 @@ pub(crate) fn agent_within(given: &ArgMatches, timeout: Duration) -> Result<Agen
             && given.value_source("token_file") == Some(ValueSource::EnvVariable)
     };
     if let Some(path) = file("token_file").filter(|path| !unset(path)) {
-        // Read now, so that a file that is not there, or holds nothing, is told before anything is asked.
+        // Read now, so that a missing or empty file is reported before any request.
         let wrong = |why: &dyn std::fmt::Display| {
             Failure::own(format!("--token-file {}: {why}", path.display()))
         };

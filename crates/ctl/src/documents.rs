@@ -1,4 +1,4 @@
-//! What the program makes of itself: completions, the manual page, a copy.
+//! Documents of the program: completions, the manual page, and its own copy.
 
 use std::{
     fs::{self, File},
@@ -50,7 +50,7 @@ fn copy(program: &Path, to: &Path) -> io::Result<()> {
         fs::rename(&beside, to)
     });
     if done.is_err() {
-        // Says less than why it could not be copied.
+        // Its error says less than that of the copy.
         let _ = fs::remove_file(&beside);
     }
     done

@@ -58,7 +58,7 @@ pub(crate) async fn elect(given: &ArgMatches) -> Result<u8, Failure> {
         };
         let held = match held {
             Ok(held) => held,
-            // What was wrong from the beginning stays so; what comes later may pass.
+            // An error of the first campaign stays; a later one may pass.
             Err(failure) if first || !again || failure.code() == Failure::NOT_ELECTED => {
                 return Err(failure);
             }
@@ -79,7 +79,7 @@ pub(crate) async fn elect(given: &ArgMatches) -> Result<u8, Failure> {
             sidecar.leads(None);
         }
         let term = held.term().clone();
-        // Also when the output has failed: nobody works under the term any more.
+        // Also when the output has failed: no work runs under the term any more.
         held.resign(term.check().is_err()).await;
         match ended? {
             None => {

@@ -38,7 +38,7 @@ impl Failure {
         Self::new(Self::OWN, message.to_string())
     }
 
-    /// The end of a command that nobody listens to any more.
+    /// The end of a command whose output nobody reads any more.
     pub(crate) fn silent() -> Self {
         Self::new(0, "")
     }

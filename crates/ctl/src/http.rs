@@ -1,6 +1,6 @@
-//! The sidecar: tells programs beside it who leads.
+//! The sidecar: reports the leader to programs beside it.
 //!
-//! The programs were written for Kubernetes' leader-elector: they ask `GET /` and compare `name` with their own name.
+//! The programs were written for Kubernetes' leader-elector: they send `GET /` and compare `name` with their own name.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,13 +22,13 @@ use crate::{failure::Failure, leading::Candidacy, output::complain};
 /// How long a client may take for the head of a request.
 const HEAD: Duration = Duration::from_secs(10);
 
-/// How many connections are served at once. Others wait to be accepted: who leads needs files, too.
+/// How many connections are served at once. Others wait to be accepted: leading needs files, too.
 const CONNECTIONS: usize = 256;
 
 /// The pause after a connection could not be accepted, or the observer was refused.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What the programs beside are told.
+/// The reply to the programs beside.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct LeaderDocument {
     /// The leader's name; empty if nobody leads, or if it is not known.
@@ -39,7 +39,7 @@ struct LeaderDocument {
     valid_for: u64,
 }
 
-/// An HTTP server that answers who leads.
+/// An HTTP server that reports the leader.
 #[derive(Clone, Debug)]
 pub(crate) struct Sidecar(Arc<Mutex<Standing>>);
 
@@ -115,7 +115,7 @@ impl Sidecar {
                 .header_read_timeout(HEAD)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::spawn(async move {
-                // Of interest to the client only, which knows.
+                // An error concerns the client only, which sees it.
                 let _ = connection.await;
                 drop(place);
             });

@@ -29,11 +29,11 @@ const RESIGN: Duration = Duration::from_secs(5);
 /// The same when no agent has answered for a while.
 const RESIGN_LOST: Duration = Duration::from_secs(1);
 
-/// Who wants to lead what.
+/// A candidate, and the election it campaigns for.
 #[derive(Debug)]
 pub(crate) struct Candidacy {
     pub(crate) agent: Agent,
-    /// The same, asked whether it is there at all.
+    /// The same with a shorter timeout, to check that an agent replies.
     probed: Agent,
     pub(crate) kind: String,
     pub(crate) election: String,
@@ -44,7 +44,7 @@ pub(crate) struct Candidacy {
 }
 
 impl Candidacy {
-    /// As the command line says it. Who leads `again` and again waits, unless told otherwise.
+    /// Reads the command line. With `again` the candidate waits for ever unless `--wait` is given.
     pub(crate) fn new(given: &ArgMatches, again: bool) -> Result<Self, Failure> {
         let text = |name| given.try_get_one::<String>(name).ok().flatten().cloned();
         let agent = connection::agent(given)?;
@@ -65,7 +65,7 @@ impl Candidacy {
         })
     }
 
-    /// Makes sure that an agent answers: who waits for ever would not hear of a wrong address.
+    /// Makes sure that an agent replies: a candidate that waits for ever would not notice a wrong address.
     pub(crate) async fn reach(&self) -> Result<(), Failure> {
         match self.probed.state(&self.election, &self.kind).await {
             Err(error @ (Error::Unreachable { .. } | Error::Config(_))) => Err(Failure::own(error)),
@@ -75,7 +75,7 @@ impl Candidacy {
                     ..
                 },
             ) => Err(Failure::own(error)),
-            // Who may lead may not be allowed to read, and a quorum may be there when the election is decided.
+            // A candidate may lack the right to read, and a quorum may be there when the election is decided.
             _ => Ok(()),
         }
     }
@@ -108,7 +108,7 @@ impl Candidacy {
     }
 }
 
-/// Tells people why a term is not extended, each reason once.
+/// Prints why a term is not extended, each reason once.
 fn reporter() -> impl Fn(&Standing) + Send + Sync + 'static {
     let told = Arc::new(Mutex::new(String::new()));
     move |standing| {
@@ -142,7 +142,7 @@ impl Held {
         &self.term
     }
 
-    /// The term, as one who works under it follows it.
+    /// The term, for the work under it.
     pub(crate) fn lease(&self) -> Followed {
         Followed(self.term.clone())
     }

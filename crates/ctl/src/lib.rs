@@ -71,11 +71,11 @@ pub fn run(line: clap::Command, matches: &ArgMatches) -> ExitCode {
     }
 }
 
-/// The exit code for a malformed command line, after saying what is wrong with it; success for `--help` and
+/// Prints what is wrong with a malformed command line and returns its exit code; success for `--help` and
 /// `--version`.
 #[must_use]
 pub fn usage(error: &clap::Error) -> ExitCode {
-    // There is nobody to be told if it cannot be written.
+    // A failed write cannot be reported.
     let _ = error.print();
     match error.use_stderr() {
         true => ExitCode::from(Failure::OWN),
@@ -114,7 +114,7 @@ fn block_on(future: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Fai
         .build();
     let runtime = runtime.map_err(Failure::own)?;
     let done = runtime.block_on(future);
-    // A look-up of a name may be under way on another thread: nobody waits for it.
+    // A name lookup may be under way on another thread: nothing waits for it.
     runtime.shutdown_background();
     done
 }

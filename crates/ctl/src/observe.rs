@@ -72,7 +72,7 @@ pub(crate) async fn observe(given: &ArgMatches) -> Result<u8, Failure> {
         while let Some(event) = events.recv().await {
             let event = event?;
             synced += usize::from(event == Event::Synced);
-            // All present states have been told when those of each election have.
+            // All present states are reported when those of each election are.
             if event == Event::Synced && synced < several {
                 continue;
             }
@@ -269,7 +269,7 @@ impl Board {
         self.states.insert(key, Row { state, end });
     }
 
-    /// Notes how long a leadership lasts that is known. Of one that is not, the observer is told.
+    /// Notes how long a known leadership lasts. The observer reports an unknown one.
     fn refresh(&mut self, mut state: State) {
         let known = self
             .states
@@ -294,7 +294,7 @@ impl Board {
             let (agent, sender) = (self.agent.clone(), self.sender.clone());
             let (kind, election) = (row.state.kind.clone(), row.state.election.clone());
             tokio::spawn(async move {
-                // Without an answer the time that is left stays what it was.
+                // Without a reply the remaining time stays as it was.
                 if let Ok(state) = agent.state(&election, &kind).await {
                     let _ = sender.send(state).await;
                 }
@@ -304,7 +304,7 @@ impl Board {
 
     fn draw(&mut self) -> Result<(), Failure> {
         let known = crossterm::terminal::size().ok();
-        // Some terminals do not tell, and say that they have none.
+        // Some terminals do not know their size, and report zero.
         let size = known.filter(|(width, height)| *width > 0 && *height > 0);
         let (width, height) = size.unwrap_or((80, 24));
         let text = self.text(usize::from(width), usize::from(height).saturating_sub(2));

@@ -14,22 +14,22 @@ use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 use crate::failure::Failure;
 
-/// Whether programs read what is told on the standard error, too.
+/// Whether messages on the standard error are JSON, for programs.
 static IN_JSON: OnceLock<()> = OnceLock::new();
 
-/// From now on, what is told is an object of JSON a line.
+/// Prints messages as a JSON object a line from now on.
 pub(crate) fn complain_in_json() {
-    // Said before, if it fails.
+    // Fails only if it was set before.
     let _ = IN_JSON.set(());
 }
 
-/// Tells people something on the standard error.
+/// Prints a message on the standard error.
 pub(crate) fn complain(what: fmt::Arguments<'_>) {
     let what = what.to_string();
     tell(&what, &json!({ "message": what }));
 }
 
-/// Tells why the command has failed.
+/// Prints why the command has failed.
 pub(crate) fn report(failure: &Failure) {
     let what = failure.to_string();
     tell(
@@ -46,7 +46,7 @@ fn tell(what: &str, object: &Value) {
         let program = Path::new(&program).file_name().unwrap_or_default();
         format!("{}: {}", program.display(), printable(what.to_owned()))
     };
-    // There is nobody to be told if it cannot be written.
+    // A failed write cannot be reported.
     let _ = writeln!(io::stderr(), "{line}");
 }
 
@@ -72,8 +72,8 @@ pub(crate) fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) 
     lines.join("\n")
 }
 
-/// Without what a terminal obeys, or shows in another order than it is read. Names, values and reasons are others'
-/// texts; agents let no control characters pass, but who answers may be no agent.
+/// Replaces characters that control a terminal or reorder its text. Names, values and reasons come from others;
+/// agents reject control characters, but the peer may be no agent.
 pub(crate) fn printable(text: String) -> String {
     if !text.contains(is_harmful) {
         return text;
@@ -89,7 +89,7 @@ fn is_harmful(letter: char) -> bool {
     letter.is_control() || turns
 }
 
-/// What of a line's beginning a terminal shows in so many columns.
+/// The beginning of a line that fits in so many columns of a terminal.
 pub(crate) fn fitting(line: &str, columns: usize) -> &str {
     let mut used = 0;
     let end = line.char_indices().find(|(_, letter)| {
@@ -99,7 +99,7 @@ pub(crate) fn fitting(line: &str, columns: usize) -> &str {
     end.map_or(line, |(end, _)| line.get(..end).unwrap_or(line))
 }
 
-/// Text, with spaces up to so many columns.
+/// Pads text with spaces to so many columns.
 pub(crate) fn padded(text: &str, columns: usize) -> String {
     let missing = columns.saturating_sub(text.width());
     format!("{text}{:missing$}", "")

@@ -1,4 +1,4 @@
-//! Commands that ask an agent once.
+//! Commands that send a single request.
 
 use std::time::Duration;
 
@@ -104,7 +104,7 @@ pub(crate) async fn kinds(given: &ArgMatches) -> Result<u8, Failure> {
     Ok(complete(listed.incomplete))
 }
 
-/// A list that lacks something is not known.
+/// Fails if the list is incomplete.
 fn complete(incomplete: bool) -> u8 {
     if incomplete {
         complain(format_args!(

@@ -1,4 +1,4 @@
-//! The clients with agents that find out who asks, by each mode.
+//! The clients with agents that authenticate callers, by each mode.
 
 use std::fs;
 
@@ -14,7 +14,7 @@ use crate::harness::{
     new_token, owned, token_now,
 };
 
-/// Somebody whom agents with these settings know, by one mode.
+/// A caller that agents with these settings know, by one mode.
 struct Caller {
     settings: Vec<(String, String)>,
     name: &'static str,
@@ -25,7 +25,7 @@ struct Caller {
     _kubernetes: Option<ApiServer>,
 }
 
-/// What proves who asks.
+/// The caller's credential.
 enum Shows {
     Nothing,
     Token(String),
@@ -64,7 +64,7 @@ impl Caller {
             Mode::Mtls => {
                 settings.extend(owned(&[
                     ("EA_TLS_CLIENT_CA_FILE", &*authority.path("ca.pem")),
-                    // So that who shows none is told what is missing.
+                    // So that a caller without a certificate learns what is missing.
                     ("EA_TLS_CLIENT_AUTH", "optional"),
                 ]));
                 Shows::Certificate
@@ -99,7 +99,7 @@ impl Caller {
         Agent::start(&settings).await
     }
 
-    /// What grpcio is to show.
+    /// The credential that grpcio sends.
     fn arguments(&self) -> Vec<String> {
         match &self.shows {
             Shows::Nothing => Vec::new(),

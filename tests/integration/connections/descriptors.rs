@@ -20,7 +20,7 @@ use crate::harness::{
     Agent, Authority, Redis, campaign, command_after, eventually, eventually_within, owned,
 };
 
-/// What is answered to a request over this connection, the head of it at least; nothing if it is closed.
+/// The reply to a request over this connection, its head at least; nothing if it is closed.
 async fn answer(stream: &mut TcpStream, request: &str) -> String {
     let sent = stream.write_all(request.as_bytes()).await;
     let mut answer = vec![0; 4096];
@@ -29,7 +29,7 @@ async fn answer(stream: &mut TcpStream, request: &str) -> String {
     String::from_utf8_lossy(&answer[..length]).into_owned()
 }
 
-/// What a probe over a connection of its own is answered.
+/// The reply to a probe over a connection of its own.
 async fn probe(agent: &Agent, path: &str) -> String {
     let Ok(mut stream) = TcpStream::connect(agent.address()).await else {
         return String::new();
@@ -92,7 +92,7 @@ async fn clients_that_take_all_connections_keep_neither_lease_nodes_nor_probes_a
     let taken = clients.len() as u64;
     // Those that probed before may not have ended yet.
     assert!((8..=fit).contains(&taken), "{taken} of {fit}");
-    // And such as say nothing, in all that is spare: they stay for a moment.
+    // And silent ones, in all spare places: they stay for a moment.
     let mut silent = Vec::new();
     for _ in 0..32 {
         silent.push(TcpStream::connect(agent.address()).await.expect("connects"));
@@ -128,7 +128,7 @@ async fn clients_that_take_all_connections_keep_neither_lease_nodes_nor_probes_a
         "POST /election/k/e HTTP/1.1\r\nhost: agent\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len(),
     );
-    // The server has lost its memory, so that nobody is elected for a while; but it is asked.
+    // The server has lost its memory, so that nobody is elected for a while; but it gets requests.
     let answered = answer(&mut clients[0], &request).await;
     assert!(
         answered.starts_with("HTTP/1.1"),
@@ -186,7 +186,7 @@ async fn probes_of_every_protocol_have_a_moment_when_all_places_are_taken_and_no
         })
         .await;
 
-        // Such as never say anything have the spare places for a moment only.
+        // Silent clients have the spare places for a moment only.
         let mut silent = Vec::new();
         for _ in 0..8 {
             silent.push(TcpStream::connect(agent.address()).await.expect("connects"));

@@ -1,4 +1,4 @@
-//! An HTTP/2 client that sends what it is told, byte by byte, also what no library would send.
+//! An HTTP/2 client that sends given bytes, also what no library would send.
 
 use std::time::Duration;
 
@@ -122,7 +122,7 @@ impl Client {
         }
     }
 
-    /// Why the agent says that it ends the connection: its code and words. None when it just closes.
+    /// The agent's reason to end the connection: its code and words. None when it just closes.
     pub(super) async fn goaway(&mut self) -> Option<(u32, String)> {
         let payload = self.next_of(GOAWAY).await?.payload;
         let code = payload[4..8].try_into().expect("four bytes");
@@ -135,7 +135,7 @@ impl Client {
         while self.next().await.is_some() {}
     }
 
-    /// Asks on this stream, and waits for the whole answer, which has to be 200.
+    /// Sends a request on this stream, and waits for the whole reply, which has to be 200.
     pub(super) async fn ask(&mut self, stream: u32, path: &str) {
         let request = headers("GET", path);
         self.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, &request))

@@ -1,4 +1,4 @@
-//! Who requests say is at the other end.
+//! The peer that requests report.
 
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
@@ -17,7 +17,7 @@ use tokio_util::sync::DropGuard;
 use super::{REQUEST, Stream};
 use crate::harness::{Authority, serve};
 
-/// A server whose answers say who asks, and its address.
+/// A server whose replies name the peer, and its address.
 async fn who_asks(tls: Option<Acceptor>) -> (SocketAddr, DropGuard) {
     let service = tower::service_fn(|request: Request<Body>| async move {
         let peer = request.extensions().get::<Peer>().expect("a peer");
@@ -60,7 +60,7 @@ async fn requests_tell_who_is_at_the_other_end() {
             true => Box::new(authority.shake_hands(stream, identity).await),
             false => Box::new(stream),
         };
-        // Both requests of a connection tell the same.
+        // Both requests of a connection report the same.
         for _ in 0..2 {
             stream.write_all(REQUEST).await.expect("sent");
             let mut answer = [0; 1024];

@@ -134,7 +134,7 @@ async fn what_has_begun_over_http_2_has_to_end_and_what_has_not_may_wait() {
         client.closed().await;
     }
 
-    // A channel that connects, and asks later, and again.
+    // A channel that connects, and sends requests later, and again.
     let mut quiet = Client::connect(&agent).await;
     for stream in [1, 3] {
         assert!(timeout(LONG, quiet.next_of(GOAWAY)).await.is_err());

@@ -263,7 +263,7 @@ fn the_agent_listens_where_it_is_probed_and_has_the_time_to_stop() {
         let grace = number(&pod(deployment)["spec"]["terminationGracePeriodSeconds"]);
         let pause = number(&container["lifecycle"]["preStop"]["sleep"]["seconds"]);
         let drain = humantime::parse_duration(&settings["EA_SHUTDOWN_GRACE"]).expect("a duration");
-        // And a second for withdrawals.
+        // And a second for roll-backs.
         assert!(grace > pause + drain.as_secs() + 1, "{what}: {grace} s");
     }
 }

@@ -1,11 +1,11 @@
-//! Whom pods may ask, and how they are asked for their metrics.
+//! Where pods may connect to, and how their metrics are scraped.
 
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{items, name, of_kind, renders, settings};
 
-/// Networks that are nobody's on the internet: private (RFC 1918, RFC 4193) and link-local.
+/// Networks that are not on the internet: private (RFC 1918, RFC 4193) and link-local.
 const PRIVATE: [&str; 5] = [
     "10.0.0.0/8",
     "172.16.0.0/12",

@@ -21,7 +21,7 @@ fn unknown<'a>(variables: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
         .collect()
 }
 
-/// What `election-agent config` says to these.
+/// The output of `election-agent config` for these.
 fn accepted(what: &str, settings: &BTreeMap<String, String>) {
     let settings: Vec<_> = settings
         .iter()
@@ -118,7 +118,7 @@ fn settings_of_the_unit_exist_and_are_valid() {
             .expect("a duration")
             .as_secs()
     };
-    // And a second for withdrawals.
+    // And a second for roll-backs.
     let grace = seconds(&given["EA_SHUTDOWN_GRACE"]) + 1;
     assert!(seconds(&value("TimeoutStopSec")) > grace);
     let state = format!("/var/lib/{}/", value("StateDirectory"));
@@ -204,7 +204,7 @@ fn rights_are_bound_to_the_agents_service_account_alone() {
         }
         let bound = of_kind(objects, "ClusterRoleBinding").next().is_some();
         let deployment = of_kind(objects, "Deployment").next().expect("one");
-        // A token only for those who ask the API server.
+        // A token only for pods that call the API server.
         let token = &deployment["spec"]["template"]["spec"]["automountServiceAccountToken"];
         assert_eq!(*token, bound, "{what}");
     }

@@ -8,7 +8,7 @@ use axum::{
 };
 use tokio::sync::{RwLock, RwLockWriteGuard};
 
-/// The largest token that was let in. Whoever works holds the lock to read.
+/// The largest token that was admitted. Each running request holds the read lock.
 #[derive(Clone)]
 pub struct Fence(Arc<RwLock<u64>>);
 

@@ -40,7 +40,7 @@ def sqlite(path):
     assert body() == "of 34"
     fenced(db, "e", 34, lambda db: None)
 
-    # Whoever is in the middle of its work is waited for.
+    # Waits for work that has begun.
     both, order = Barrier(2), []
 
     def first(db):

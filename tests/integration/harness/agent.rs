@@ -47,7 +47,7 @@ impl Answer {
     }
 }
 
-/// The settings that say where leases are kept.
+/// The settings of the store.
 const STORES: [&str; 3] = ["EA_STORE", "EA_REDIS_URLS", "EA_EMBEDDED_PATH"];
 
 /// The agent's binary, with only these settings; in memory, unless they say where leases are kept.
@@ -139,7 +139,7 @@ impl Agent {
         });
         let mut early_log = Vec::new();
         let limit = Duration::from_secs(20);
-        // Without holding up servers of the test, which the agent may be asking.
+        // Without blocking servers of the test, which the agent may be calling.
         let address = eventually_within(limit, "the agent says where it listens", async || {
             loop {
                 let line = match log.try_recv() {
@@ -212,7 +212,7 @@ impl Agent {
         self.rest(Method::GET, path, None).await
     }
 
-    /// Waits until `/readyz` has the status, and says all of this.
+    /// Waits until `/readyz` has the status, and reports all of this.
     pub(crate) async fn readiness(&self, status: u16, says: &[&str]) {
         eventually(&format!("{status} and {says:?}"), async || {
             let answer = self.get("/readyz").await;

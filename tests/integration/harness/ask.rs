@@ -137,7 +137,7 @@ impl Ask {
         assert_eq!(response.version(), expected);
         response.into()
     }
-    /// What is told, as a gRPC status, and the answer's headers.
+    /// The reply as a gRPC status, and its headers.
     pub(crate) async fn told(self, address: SocketAddr) -> (Code, HeaderMap) {
         let protocol = self.protocol;
         let (answer, _) = self.send(address).await.into_parts();
@@ -150,7 +150,7 @@ impl Ask {
                 row.unwrap_or_else(|| panic!("{answer:?}")).grpc()
             }
             (_, Some(status)) => Code::from_bytes(status.as_bytes()),
-            // Refusals are told in the headers.
+            // Refusals are in the headers.
             (_, None) => Code::Ok,
         };
         (code, answer.headers)

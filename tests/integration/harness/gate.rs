@@ -1,8 +1,8 @@
 //! A server behind gates: each agent has its own way to it, on which messages are held, or which is cut.
 //!
 //! All agents are given the same address, so that they have the same list of servers; the password with which
-//! they connect says whose connection it is. Before an agent, any word in the first bytes of a connection says that of
-//! its clients.
+//! they connect identifies the agent of a connection. Before an agent, any word in the first bytes of a connection
+//! identifies its client.
 
 use std::{
     collections::BTreeMap,

@@ -48,7 +48,7 @@ pub(crate) struct HttpServer {
 pub(crate) struct Reset(CancellationToken);
 
 impl Reset {
-    /// What was written before is sent; then the client is told that the connection is reset.
+    /// What was written before is sent; then the connection is reset.
     pub(crate) fn now(&self) {
         self.0.cancel();
     }

@@ -1,4 +1,4 @@
-//! Somebody who issues JSON Web Tokens.
+//! An issuer of JSON Web Tokens.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::owned;
 
-/// Who issues, and for whom.
+/// The issuer, and the audience.
 pub(crate) const ISSUER: &str = "https://issuer.example";
 pub(crate) const AUDIENCE: &str = "election-agent";
 

@@ -34,9 +34,9 @@ use self::{
 };
 use super::{AUDIENCE, HttpServer, eventually, owned};
 
-/// Whose token `good` is.
+/// The owner of the token `good`.
 pub(crate) const SERVICE_ACCOUNT: &str = "system:serviceaccount:batch:worker";
-/// Who the agent is to the API server.
+/// The agent's identity at the API server.
 pub(crate) const USER: &str = "system:serviceaccount:election:agent";
 /// The kubeconfig's context that leads to this server, and the one that leads nowhere.
 pub(crate) const CONTEXT: &str = "here";
@@ -55,11 +55,11 @@ pub(crate) struct ApiServer {
 pub(crate) enum Reviews {
     /// `good` is the service account's.
     AsEver,
-    /// The agent may not ask.
+    /// The agent lacks the right.
     Forbidden,
-    /// `good` is meant for others.
+    /// `good` has another audience.
     OfOthers,
-    /// Not until it is told to answer otherwise.
+    /// Not until another answer is set.
     Held,
 }
 
@@ -149,7 +149,7 @@ impl ApiServer {
         self.state.reviews.send_replace(mode);
     }
 
-    /// How many token reviews it was asked for.
+    /// How many token reviews it has received.
     pub(crate) fn answered(&self) -> usize {
         self.count("create", "tokenreviews")
     }
@@ -167,12 +167,12 @@ impl ApiServer {
         new.clone_into(&mut self.state.token.lock().expect("unlocked"));
     }
 
-    /// What it was asked until now, whatever the answer.
+    /// The requests until now, whatever the replies.
     pub(crate) fn requests(&self) -> Vec<Asked> {
         self.state.asked.lock().expect("unlocked").clone()
     }
 
-    /// How often it was asked this (`get`, `list`, `watch`, `create`).
+    /// How many requests had this verb (`get`, `list`, `watch`, `create`).
     pub(crate) fn count(&self, verb: &str, resource: &str) -> usize {
         let asked = self.state.asked.lock().expect("unlocked");
         let asked = asked
@@ -266,7 +266,7 @@ impl ApiServer {
         self.state.hasty.store(at_once, Relaxed);
     }
 
-    /// Whether from now on it does not know of a right that the agent has not whether it has.
+    /// Whether from now on it reaches no verdict on a right that the agent lacks.
     pub(crate) fn lose_authorizer(&self, lost: bool) {
         self.state.undecided.store(lost, Relaxed);
     }
@@ -276,7 +276,7 @@ impl ApiServer {
         "nobody's".clone_into(&mut self.state.token.lock().expect("unlocked"));
     }
 
-    /// Forgets what happened until now: whoever was told less, or goes on with a list, finds it gone.
+    /// Forgets what happened until now: a watch from an earlier version, or the rest of a list, is gone.
     pub(crate) fn compact(&self, gone: Gone) {
         self.state.faults.lock().expect("unlocked").gone = gone;
         self.store().compact();
@@ -292,7 +292,7 @@ impl ApiServer {
         self.state.watches.tell(&Command::End);
     }
 
-    /// Tells all watches that they are too far behind, which ends them.
+    /// Reports to all watches that they are too far behind, which ends them.
     pub(crate) fn expire_watches(&self) {
         let version = self.version();
         let failure = status::Failure::too_old(version, version + 1);
@@ -309,7 +309,7 @@ impl ApiServer {
         self.state.watches.tell(&Command::ResetInNextEvent);
     }
 
-    /// Answers nothing and tells watches nothing, until it is released.
+    /// Answers nothing and sends watches nothing, until it is released.
     pub(crate) fn hold(&self) {
         self.state.held.send_replace(true);
     }

@@ -36,7 +36,7 @@ impl Nodes {
         Self { servers, gates }
     }
 
-    /// One agent's way to one server. Agents are told apart by these names, of which none is part of another.
+    /// One agent's way to one server. These names identify agents; none is part of another.
     pub(crate) fn gate(&self, agent: &str, node: usize) -> Gate {
         self.gates[node].of(agent)
     }
@@ -59,7 +59,7 @@ impl Nodes {
             .map(|node| self.gates[*node].url(name))
             .collect();
         let urls = urls.join(",");
-        // One connection to each server for requests, and one for what goes on beside them.
+        // One connection to each server for requests, and one for the background runtime.
         let own = [("EA_REDIS_URLS", urls.as_str()), ("EA_WORKERS", "1")];
         Agent::start(&[&own, settings].concat()).await
     }
@@ -75,20 +75,20 @@ impl Nodes {
     }
 }
 
-/// Until when a leader may act that was told *elected*: counted from before it asked.
+/// Until when a leader may act after the reply *elected*: counted from before its request.
 pub(crate) fn elected_until(asked: Instant, result: &CampaignResult) -> Instant {
     let valid_for = u64::try_from(result.valid_for).expect("not negative");
     asked + Duration::from_millis(valid_for)
 }
 
-/// Until when a leader may act that was told that its term is extended: for the term less the allowance for
-/// drift, counted from before it asked.
+/// Until when a leader may act after a confirmed extension: for the term less the allowance for drift, counted from
+/// before its request.
 pub(crate) fn extended_until(asked: Instant, term: i32) -> Instant {
     let term = u64::try_from(term).expect("not negative");
     asked + Duration::from_millis(term - term / 100 - 2)
 }
 
-/// What may fail, and then says why.
+/// The result of a call that may fail with a reason.
 impl Agent {
     pub(crate) async fn try_campaign(
         &self,
@@ -142,7 +142,7 @@ impl Agent {
         result.map(tonic::Response::into_inner)
     }
 
-    /// Whether the agent says that each node can be used and grants.
+    /// Whether the agent reports that each node can be used and grants.
     pub(crate) async fn every_node_grants(&self) -> bool {
         let ready = self.get("/readyz").await;
         let grants = |node: &serde_json::Value| node["up"] == true && node["guard"] == 0;
@@ -150,7 +150,7 @@ impl Agent {
         nodes.is_some_and(|nodes| !nodes.is_empty() && nodes.iter().all(grants))
     }
 
-    /// Waits until the agent has asked every node in vain or not, and says that each can be used and grants.
+    /// Waits until the agent has probed every node, and reports that each can be used and grants.
     pub(crate) async fn serves(&self) {
         eventually("every node is up and grants", async || {
             self.every_node_grants().await.then_some(())
@@ -203,7 +203,7 @@ impl Leader {
         }
     }
 
-    /// Until when it may act, as far as it has been told.
+    /// Until when it may act, by the replies so far.
     pub(crate) fn until(&self) -> Instant {
         lock(&self.known).until
     }

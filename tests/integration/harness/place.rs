@@ -1,11 +1,11 @@
-//! Where agents keep their leases, as their settings say it.
+//! Where agents keep their leases, as settings.
 
 use super::{Agent, Cluster, Proxy, Redis, Sentinels};
 
 const URLS: &str = "EA_REDIS_URLS";
 const MODE: &str = "EA_REDIS_MODE";
 
-/// Servers that an agent can be told to use.
+/// Servers that an agent can be configured to use.
 pub(crate) trait Place {
     fn settings(&self) -> Vec<(&'static str, String)>;
 }

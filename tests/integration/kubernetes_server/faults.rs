@@ -20,7 +20,7 @@ use crate::harness::{
     fixtures::{self, NAMESPACE},
 };
 
-/// Asks as nothing but HTTP does: without retries.
+/// Sends a plain HTTP request, without retries.
 async fn ask(server: &ApiServer, path: &str) -> reqwest::Result<Response> {
     let request = reqwest::Client::new().get(format!("{}{path}", server.url()));
     request.bearer_auth("the-agents-own").send().await
@@ -83,7 +83,7 @@ async fn connections_are_reset_in_the_middle_of_a_line() {
         answer.chunk().await.expect_err("broken off");
         assert_eq!(server.watching("pods"), 0);
     }
-    // Whoever asks again is told what was lost.
+    // A repeated request gets what was lost.
     let pods: Api<Pod> = Api::all(client(&server).await);
     expect(&pods, &WatchParams::default(), begin, &["ADDED a@1001"]).await;
 }
@@ -107,7 +107,7 @@ async fn nothing_is_answered_or_told_until_it_is_released() {
     })
     .await;
     let told = timeout(Duration::from_millis(100), stream.next()).await;
-    assert!(told.is_err(), "it was told of what happened");
+    assert!(told.is_err(), "it received what happened");
     assert!(!asking.is_finished());
     server.release();
     let list = asking.await.expect("no panic").expect("a list");

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::{client, refused};
 use crate::harness::{ApiServer, Gone, eventually, fixtures};
 
-/// What a watch is told, as `ADDED name@version`.
+/// The events of a watch, as `ADDED name@version`.
 fn told(event: Option<Result<WatchEvent<Pod>, kube::Error>>) -> String {
     let object = |kind: &str, pod: &Pod| {
         let version = pod.resource_version().unwrap_or_default();
@@ -40,7 +40,7 @@ pub(super) fn pod(namespace: &str, name: &str) -> serde_json::Value {
     pod
 }
 
-/// Starts a watch, and expects to be told this.
+/// Starts a watch, and expects these events.
 pub(super) async fn expect(api: &Api<Pod>, params: &WatchParams, version: u64, expected: &[&str]) {
     let stream = api.watch(params, &version.to_string()).await;
     let mut stream = pin!(stream.expect("a stream"));
@@ -86,7 +86,7 @@ async fn what_happened_since_a_version_is_told_again() {
     expect(&here, &labelled, begin, &["ADDED a@1001", "DELETED a@1003"]).await;
     // From no version in particular: what there is.
     expect(&everywhere, &params, 0, &["ADDED b@1002"]).await;
-    // With streaming lists, a watcher asks for more; they are off, as they are by default.
+    // With streaming lists, a watcher requests more; they are off, as they are by default.
     let streaming = watcher::Config::default().streaming_lists();
     let mut streaming = pin!(watcher(everywhere, streaming));
     let refusal = match streaming.next().await.expect("an event") {
@@ -140,7 +140,7 @@ async fn what_was_before_the_history_is_gone_in_either_way() {
     let refusal = refused(pods.watch(&params, &begin.to_string()).await.map(drop));
     assert_eq!((refusal.code, &*refusal.reason), (410, "Expired"));
     assert_eq!(refusal.message, "too old resource version: 1000 (1001)");
-    // What is known still is told.
+    // What is still known is sent.
     server.apply(pod("x", "b"));
     expect(&pods, &params, begin + 1, &["ADDED b@1002"]).await;
 }

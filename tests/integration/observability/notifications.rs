@@ -1,4 +1,4 @@
-//! Alertmanager takes its configuration, and keeps back what another alert tells already.
+//! Alertmanager accepts its configuration, and inhibits what another alert reports already.
 
 use std::{
     collections::BTreeSet,
@@ -131,7 +131,7 @@ async fn kept_back(firing: &[&[(&str, &str)]]) -> BTreeSet<String> {
     // The client wants one, also for what is not encrypted.
     election_agent::tls::install_provider();
     let client = reqwest::Client::new();
-    // Alertmanager's inhibitor hears of alerts in their order, and after they have been taken. When it keeps back the
+    // Alertmanager's inhibitor receives alerts in their order, and after they have been accepted. When it inhibits the
     // last, it knows them all.
     let last = [
         [
@@ -200,7 +200,7 @@ async fn a_lost_quorum_keeps_back_what_follows_from_it_in_its_own_deployment() {
     ];
     let others = [
         warning("ElectionAgentNodeDown", "b"),
-        // Somebody else has to see to it.
+        // Another team has to act on it.
         warning("ElectionAgentCertificateExpiry", "a"),
         warning("ElectionAgentDown", "a"),
     ];

@@ -1,4 +1,4 @@
-//! Panels that are empty where all is well say why; those that are empty where nothing is seen do not.
+//! Panels that are empty when all is well say why; those that are empty without data do not.
 
 use std::{collections::BTreeSet, fs};
 

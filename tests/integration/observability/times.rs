@@ -1,4 +1,4 @@
-//! Alerts fire in time: not after what they tell of is over, and not for what is over by itself sooner.
+//! Alerts fire in time: not after their condition is over, and not for what is over by itself sooner.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,13 +12,13 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long an alert's condition holds.
 enum Holds {
-    /// Until somebody acts.
+    /// Until a person acts.
     UntilMended,
     /// For this long, and then it is over.
     For(Duration),
     /// For the shortest window that the expression looks back over, after the last event.
     Window,
-    /// For longer, but whoever is told later than this is told too late.
+    /// For longer, but a notification later than this is too late.
     LateAfter(Duration),
 }
 
@@ -34,7 +34,7 @@ fn default(variable: &str) -> Duration {
 fn bounds() -> BTreeMap<&'static str, (Duration, Holds)> {
     // Leaders that cannot extend stop, and guards end, after it.
     let term = default("EA_MAX_TERM");
-    // And the second for withdrawals.
+    // And the second for roll-backs.
     let stops = default("EA_SHUTDOWN_GRACE") + SECOND;
     let nothing = Duration::ZERO;
     BTreeMap::from([

@@ -15,7 +15,7 @@ use crate::harness::{
 
 const GET_PODS: &str = "/grpc.election_agent.v1.Election/GetPods";
 const WEB_PODS: &str = "/kube/shop/web/pods";
-/// Watches are heard of every few seconds, and so what is not there is soon known to have gone.
+/// Watches are confirmed every few seconds, so what is not there is soon known to have gone.
 const OFTEN: [(&str, &str); 1] = [("EA_KUBE_MAX_STALENESS", "5s")];
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn pods_that_have_come_to_a_bad_end_are_told_as_they_are() {
         ])
     })
     .await;
-    // Its deletion was asked for, but it may run on for ever.
+    // Its deletion was requested, but it may run on for ever.
     assert_eq!(lost, ("Running".into(), "NodeLost".into(), false.into()));
     assert_eq!(evicted, ("Failed".into(), "Evicted".into(), false.into()));
 }
@@ -300,7 +300,7 @@ async fn ownership_that_changes_is_followed() {
             .then_some(())
     })
     .await;
-    // Released: somebody took a label away, to look into the pod undisturbed.
+    // Released: a person removed a label, to debug the pod undisturbed.
     api.update("Pod", "shop", "web-6bb5d7c9f8-k8mzt", |pod| {
         pod["metadata"]
             .as_object_mut()

@@ -24,7 +24,7 @@ async fn a_watch_that_breaks_off_is_resumed_where_it_was() {
     for (at, breaks) in breaks.into_iter().enumerate() {
         api.bookmarks();
         breaks(&api);
-        // What happens while nobody watches is not missed.
+        // What happens while no watch runs is not missed.
         let name = format!("web-7d4b9c6f5d-new{at}");
         api.apply(another(&name));
         added.push(name.clone());
@@ -121,7 +121,7 @@ async fn an_api_server_that_refuses_at_first_is_asked_again() {
             .then_some(())
     })
     .await;
-    // What it said is told, and all that differs is logged.
+    // Its message is reported, and all that differs is logged.
     let told = lookup(&agent).await["namespaces"][0]["error"].to_string();
     assert!(told.contains("etcdserver"), "{told}");
     let log = agent.log().join("\n");
@@ -182,7 +182,7 @@ async fn without_an_api_server_elections_go_on_and_pods_are_told_until_they_are_
             None
         })
         .await;
-        // Told as long as they were young enough, and not only those that were young.
+        // Served as long as they were fresh enough, and not only the fresh ones.
         let oldest = ages.iter().max().copied().expect("answers before that");
         assert!((200..=5_000).contains(&oldest), "{oldest}");
         assert_eq!((refused.status, refused.text("code")), (503, "Unavailable"));
@@ -243,7 +243,7 @@ async fn an_api_server_that_falls_silent_is_noticed() {
     .await;
     assert_eq!(agent_campaigns(&agent).await.1, 200);
     api.release();
-    eventually_within(LONG, "they are told again", async || {
+    eventually_within(LONG, "they are listed again", async || {
         (web(&agent).await.status == 200).then_some(())
     })
     .await;

@@ -9,7 +9,7 @@ use tonic::{Code, Request};
 use super::{LONG, age, agent, eventually_web, server, told_of, web};
 use crate::harness::{Agent, ApiServer, Right, eventually_within};
 
-/// An agent that has told of four pods, and reads them anew soon.
+/// An agent that has listed four pods, and reads them anew soon.
 async fn with_four_pods() -> (ApiServer, Agent) {
     let api = server(Right::looking_up()).await;
     let agent = agent(&api, &[("EA_KUBE_CACHE_TTL", "100ms")]).await;

@@ -84,7 +84,7 @@ async fn with_fewer_rights_pods_are_read_once_for_all_who_ask() {
         })
     };
     assert_eq!(reading(asked(&api)), [1, 1, 2, 0]);
-    // Also when there is nothing: made-up names are asked for once. The siblings of the pods are known.
+    // Also when there is nothing: made-up names are requested once. The siblings of the pods are known.
     for _ in 0..10 {
         assert_eq!(agent.get("/kube/shop/gone/pods").await.status, 404);
         assert_eq!(agent.get("/kube/shop/pods/gone/siblings").await.status, 404);
@@ -195,7 +195,7 @@ async fn only_the_namespaces_that_are_named_are_looked_at_each_by_its_own_rights
             (json!("team"), json!("on demand"))
         ]
     );
-    // Nothing was asked outside of them.
+    // No request went outside of them.
     let asked = api.requests();
     let outside = asked
         .iter()
@@ -243,9 +243,9 @@ async fn a_missing_right_is_named_with_its_verb_resource_and_namespace() {
             assert!(printed.contains(text), "{text}: {printed}");
         }
     }
-    // Nobody asked for the lookup: everything else works, and the same is told to whom it concerns.
+    // The lookup is not configured: everything else works, and requests for pods get the same reason.
     let agent = Agent::start(&settings).await;
-    let told = eventually("it is told", async || {
+    let told = eventually("it is reported", async || {
         let told = web(&agent).await;
         (told.status == 501).then_some(told)
     })
@@ -344,7 +344,7 @@ async fn rights_that_the_api_server_does_not_know_of_are_asked_for_again() {
     let api = server(Vec::new()).await;
     api.lose_authorizer(true);
     let agent = Agent::start(&api.settings()).await;
-    let told = eventually("it is told", async || {
+    let told = eventually("it is reported", async || {
         let told = lookup(&agent).await["off"].to_string();
         agent_log_has(&agent, "context deadline exceeded").then_some(told)
     })

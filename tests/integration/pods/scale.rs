@@ -1,4 +1,4 @@
-//! Many pods: what they cost, and how quickly they are told.
+//! Many pods: what they cost, and how quickly they are listed.
 //!
 //! With `--nocapture` it prints figures; it fails on none that a slow day could spoil.
 
@@ -17,7 +17,7 @@ const EVENTS_PER_SECOND: u32 = 200;
 /// The first questions after the events began, which are not measured, and those after them.
 const WARM_UP: usize = 500;
 const MEASURED: usize = 5_000;
-/// The C library keeps memory for each thread by itself: how much nobody uses depends on how many cores there are.
+/// The C library keeps memory for each thread by itself: how much is unused depends on the number of cores.
 const ONE_ARENA: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "1")];
 /// In bytes; the Deployments and ReplicaSets are counted in.
 const MOST_FOR_A_POD: usize = 1_024;
@@ -45,7 +45,7 @@ async fn twenty_thousand_pods_are_told_at_once_and_take_little_room() {
     println!("{PODS} pods: first answer after {first:?}, {each} bytes each");
     assert!(each <= MOST_FOR_A_POD, "a pod takes {each} bytes");
 
-    // Events go on and on while pods are asked for.
+    // Events continue while pods are requested.
     let publishing = async {
         let mut ticks = interval(Duration::from_secs(1) / EVENTS_PER_SECOND);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -81,7 +81,7 @@ async fn twenty_thousand_pods_are_told_at_once_and_take_little_room() {
         "{MEASURED} questions in {:?}, {EVENTS_PER_SECOND} events a second: p50 {p50:?}, p99 {p99:?}",
         began.elapsed()
     );
-    // What happened was seen, and the API server was asked for nothing but watches.
+    // The changes arrived, and the API server served nothing but watches.
     let (namespace, name) = &pods[0];
     api.update("Pod", namespace, name, |pod| {
         pod["status"]["podIP"] = "10.99.99.99".into();

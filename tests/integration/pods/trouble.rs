@@ -41,7 +41,7 @@ async fn a_pod_that_is_known_before_its_replica_set_is_not_told_as_one_whose_rep
         }
         items
     };
-    eventually_within(LONG, "what came later is told", async || {
+    eventually_within(LONG, "what came later is listed", async || {
         has(&told().await, "web-7d4b9c6f5d-later")
     })
     .await;
@@ -54,7 +54,7 @@ async fn a_pod_that_is_known_before_its_replica_set_is_not_told_as_one_whose_rep
         (503, "Unavailable")
     );
     api.mend("watch", "replicasets");
-    eventually_within(LONG, "it is told with its replica set", async || {
+    eventually_within(LONG, "it is listed with its replica set", async || {
         let items = told().await;
         (items.len() == 6 && items[0]["replicaSet"]["revision"] == 4).then_some(())
     })
@@ -74,7 +74,7 @@ async fn rights_that_are_taken_away_are_told_and_waited_for() {
     })
     .await;
     api.apply(another("web-7d4b9c6f5d-newer"));
-    eventually_within(LONG, "it is told", async || {
+    eventually_within(LONG, "it is listed", async || {
         let told = lookup(&agent).await["namespaces"][0]["error"].to_string();
         told.contains("is forbidden").then_some(())
     })

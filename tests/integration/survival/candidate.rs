@@ -24,15 +24,15 @@ use super::record::{Hold, Naming, Record, What};
 const SHORTEST: i32 = 1_000;
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// How long what was asked of a server may be on its way after the answer: the longest operation timeout of any agent,
+/// How long a request to a server may be on its way after the reply: the longest operation timeout of any agent,
 /// and the time that processes take on a busy machine.
 const IN_FLIGHT: Duration = Duration::from_millis(2_000);
 /// For how long servers stand still, at most. They carry out extensions when they go on, but no grants.
 const STANDSTILL: Duration = Duration::from_secs(15);
-/// How often it is asked who leads.
+/// How often the leader is read.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
-/// An agent to be asked.
+/// An agent to call.
 #[derive(Clone)]
 struct Known {
     channel: Channel,
@@ -68,7 +68,7 @@ impl Agents {
         (ElectionClient::new(agent.channel), agent.max_term)
     }
 
-    /// Asks all the time who leads an election, and notes what is said.
+    /// Reads the leader of an election all the time, and records it.
     pub(crate) async fn watch(
         self,
         election: &'static str,
@@ -101,14 +101,14 @@ pub(crate) struct Candidate {
     /// How often it has died.
     deaths: usize,
     election: String,
-    /// The longest term that it asks for, in ms.
+    /// The longest term that it requests, in ms.
     longest: i32,
-    /// Whether it does nothing but extend when it leads, and leads on when it is told to stop.
+    /// Whether it does nothing but extend when it leads, and leads on when it has to stop.
     steady: bool,
     agents: Agents,
     rng: Rng,
     record: Record,
-    /// Whether it has asked to resign or hand over since it was last elected: what it holds by its name is
+    /// Whether it has requested to resign or hand over since it was last elected: what it holds by its name is
     /// given up, and must not be extended.
     gave_up: bool,
 }
@@ -155,7 +155,7 @@ impl Candidate {
         format!("c{}.{}", self.number, self.deaths)
     }
 
-    /// Campaigns and leads until it is told to stop.
+    /// Campaigns and leads until it has to stop.
     pub(crate) async fn contend(mut self, stop: Arc<AtomicBool>) {
         let mut tries = 0;
         while !stop.load(Ordering::Relaxed) {
@@ -171,7 +171,7 @@ impl Candidate {
                     // A retry, perhaps through another agent.
                     self.campaign(&id).await
                 } else if !self.gave_up {
-                    // Perhaps it was granted after all: the name alone is enough to ask.
+                    // Perhaps it was granted after all: the name alone suffices for the request.
                     self.extend_unasked().await
                 } else {
                     None
@@ -212,7 +212,7 @@ impl Candidate {
                 66..82 => return self.resign(leading.token).await,
                 82..88 => return self.hand_over(leading.token).await,
                 88..93 => {
-                    // Paused, perhaps past its term: it looks at the time before it acts again.
+                    // Paused, perhaps past its term: it checks the time before it acts again.
                     let longest = u64::from(self.longest.unsigned_abs());
                     self.pause(0..longest + 500).await;
                 }
@@ -295,7 +295,7 @@ impl Candidate {
     }
 
     async fn resign(&mut self, token: u64) {
-        // Whoever resigns has stopped before.
+        // A leader that resigns has stopped before.
         self.gave_up = true;
         self.note(What::Resigns);
         let request = ResignRequest {

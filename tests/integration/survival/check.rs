@@ -2,7 +2,7 @@
 //!
 //! - At most one candidate may act as leader of an election at any instant.
 //! - A grant's token is larger than that of every grant answered before.
-//! - Nobody is called the leader for longer than what was asked for it can last.
+//! - No candidate is named as the leader for longer than its requests can last.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,8 +57,8 @@ pub(crate) fn check(entries: &[Entry], faults: &[Fault]) -> Findings {
         let grants: Vec<_> = entries.iter().filter_map(|entry| granted(entry)).collect();
         for (n, one) in grants.iter().enumerate() {
             for later in &grants[n + 1..] {
-                // Of grants that were asked for at the same time and came too late to be of use, nobody
-                // can tell the order.
+                // The order of grants that were requested at the same time and came too late to be of use
+                // is not known.
                 let ordered = one.answered <= later.asked || (one.used && later.used);
                 // A request that is repeated because its answer came too late gets that answer again.
                 let repeated = one.candidate == later.candidate && !one.used;
@@ -78,7 +78,7 @@ pub(crate) fn check(entries: &[Entry], faults: &[Fault]) -> Findings {
     findings
 }
 
-/// Looks for candidates that are called leaders although nothing that was asked for them can be in force.
+/// Looks for candidates that are named as leaders although none of their requests can be in force.
 pub(crate) fn phantoms(namings: &[Naming], holds: &[Hold]) -> Vec<String> {
     let mut found = BTreeMap::new();
     for naming in namings {
@@ -206,7 +206,7 @@ fn around(at: Instant, entries: &[&Entry], faults: &[Fault]) -> String {
 pub(crate) struct Outage {
     /// How often it happened.
     pub(crate) times: usize,
-    /// The longest time in which nobody who asked about some election got an answer.
+    /// The longest time in which no request about some election got an answer.
     pub(crate) silent: Duration,
     /// The longest time in which some election had no leader and no campaign for it was decided.
     pub(crate) vacant: Duration,
@@ -379,7 +379,7 @@ mod tests {
             elected(40, "a", 6, 50),
         ];
         assert_eq!(found(&below_one_long_ago), (0, 1));
-        // Asked for early, granted late: storage sees the tokens in the order in which they are used.
+        // Requested early, granted late: storage sees the tokens in the order in which they are used.
         let slow = [elected(10, "a", 5, 20), asked(0, 30, "b", 4, 40)];
         assert_eq!(found(&slow), (0, 1));
     }

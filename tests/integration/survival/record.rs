@@ -1,4 +1,4 @@
-//! What candidates asked, were told and did, in real time, and which faults there were meanwhile.
+//! The requests, replies and actions of candidates, in real time, and the faults meanwhile.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -43,7 +43,7 @@ pub(crate) struct Hold {
     pub(crate) until: Instant,
 }
 
-/// A candidate was called the leader to somebody who asked.
+/// A reply named the candidate as the leader.
 #[derive(Debug, Clone)]
 pub(crate) struct Naming {
     pub(crate) election: String,
@@ -54,25 +54,25 @@ pub(crate) struct Naming {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum What {
-    /// It is told that it leads. It may act until then; not at all if that is past.
+    /// Its reply says that it leads. It may act until then; not at all if that is past.
     Elected {
         asked: Instant,
         token: u64,
         until: Instant,
     },
-    /// It is told that another leads.
+    /// Its reply says that another leads.
     NotElected,
-    /// It is told that it leads until then.
+    /// Its reply says that it leads until then.
     Extended { until: Instant },
-    /// It is told that it does not lead.
+    /// Its reply says that it does not lead.
     Refused,
     /// It acts no more, and is about to resign.
     Resigns,
     /// It acts no more, and is about to hand over.
     HandsOver,
-    /// It is told that the election was vacant, or moved, as it asked.
+    /// Its reply says that the election was vacated, or moved, as requested.
     GivenUp,
-    /// It acts no more: its time is over, or it was told that it does not lead.
+    /// It acts no more: its time is over, or a reply said that it does not lead.
     Stops,
     /// It died: it does nothing more, but its time is its own until it is over.
     Dies,

@@ -27,13 +27,13 @@ pub(crate) trait Topology: Sized {
 
     async fn start() -> Self;
 
-    /// What tells an agent where to keep its leases.
+    /// The settings of an agent's store.
     fn settings(&self) -> Vec<(&'static str, String)>;
 
     /// Waits until the deployment can bear another fault.
     async fn ready(&mut self) {}
 
-    /// Brings a fault about, and mends it. `whole_term` is the longest term of any agent and its operation timeout.
+    /// Causes a fault, and ends it. `whole_term` is the longest term of any agent and its operation timeout.
     async fn suffer(&mut self, fault: Self::Fault, whole_term: Duration, rng: &mut Rng);
 
     /// The leader and token that each server has which a vote comes from, if it has one.
@@ -49,7 +49,7 @@ async fn last(rng: &mut Rng, ms: std::ops::Range<u64>) {
     sleep(Duration::from_millis(rng.u64(ms))).await;
 }
 
-/// Stops replicas, and returns when their primary has written something that they did not hear of.
+/// Stops replicas, and returns when their primary has written something that they did not receive.
 async fn cut_off(servers: &[Redis], primary: usize, replicas: &[usize]) {
     for replica in replicas {
         servers[*replica].signal("STOP");
@@ -73,7 +73,7 @@ async fn offset(server: &Redis, of: &str) -> u64 {
     offset.parse().expect("a number")
 }
 
-/// Says how much of what its primary had written a promoted replica did not have.
+/// Prints how much of what its primary had written a promoted replica did not have.
 async fn lost_writes(written: u64, promoted: &Redis) {
     // Counted from one on.
     let known = offset(promoted, "second_repl_offset").await - 1;

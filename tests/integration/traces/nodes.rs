@@ -1,4 +1,4 @@
-//! What lease nodes are asked, and what becomes of it under faults.
+//! Calls to lease nodes, and their outcome under faults.
 
 use tonic::Code;
 
@@ -117,7 +117,7 @@ async fn a_lease_that_is_healed_is_told() {
     let won = agent.campaign("e", "a", 60_000).await;
     let mut connection = servers[2].connect().await;
     // The node may be the last to answer, and then what it lacks is found after the request is answered; and it
-    // is not healed before its marker is known.
+    // is not repaired before its incarnation record is known.
     let (request, repaired) = eventually("a healing", async || {
         let forgotten: i64 = redis::cmd("DEL")
             .arg("ela:{0}:lease:default/e")

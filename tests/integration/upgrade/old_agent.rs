@@ -57,7 +57,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 const TEND_EVERY: Duration = Duration::from_secs(1);
 
 /// An agent of version 0.1.0 with the default prefix, without its processes and connections. Cheap to clone; it
-/// looks after its servers until all clones are dropped.
+/// probes its servers until all clones are dropped.
 #[derive(Clone)]
 pub(crate) struct OldAgent {
     knows: Arc<Knows>,
@@ -70,15 +70,15 @@ struct Knows {
     list: String,
     /// `EA_MAX_TERM`, which is its restart guard.
     max_term: Duration,
-    /// The longest restart guard that it has heard of, and when.
+    /// The longest restart guard that it has read, and when.
     heard: Mutex<(Duration, Instant)>,
-    /// Whether it has ever seen a marker.
+    /// Whether it has ever seen an incarnation record.
     seen: AtomicBool,
     /// The largest token that it has proposed or seen.
     token: AtomicU64,
 }
 
-/// What a candidate asks for.
+/// A candidate's request.
 #[derive(Debug, Clone)]
 pub(crate) struct Claim {
     pub(crate) election: String,
@@ -90,7 +90,7 @@ pub(crate) struct Claim {
     pub(crate) over: Option<(String, u64)>,
 }
 
-/// A grant that was asked for.
+/// A grant that was requested.
 #[derive(Debug, Clone)]
 pub(crate) struct Grant {
     claim: Claim,
@@ -98,7 +98,7 @@ pub(crate) struct Grant {
     attempt: u64,
 }
 
-/// What a majority said to a claim.
+/// The verdict of a majority on a claim.
 #[derive(Debug)]
 pub(crate) enum Claimed {
     Won {
@@ -163,7 +163,7 @@ impl Claim {
 }
 
 impl OldAgent {
-    /// Starts to look after the servers, once at once and then every second.
+    /// Starts to probe the servers, at once and then every second.
     pub(crate) async fn start(servers: &[Redis], max_term: Duration) -> Self {
         let mut names: Vec<_> = servers
             .iter()
@@ -216,14 +216,14 @@ impl OldAgent {
         }
     }
 
-    /// Asks one server alone for a grant, and gives what it says.
+    /// Requests a grant from one server alone, and returns its reply.
     pub(crate) async fn grant_on(&self, node: usize, claim: Claim) -> (Grant, String) {
         let grant = self.knows.grant(claim);
         let reply = self.knows.ask_for(node, &grant, true).await;
         (grant, reply.expect("a reply"))
     }
 
-    /// Takes a grant back on all servers.
+    /// Rolls a grant back on all servers.
     pub(crate) async fn withdraw(&self, grant: &Grant) {
         self.knows.withdraw(grant).await;
     }
@@ -347,7 +347,7 @@ impl Knows {
         self.token.fetch_max(token, Ordering::Relaxed);
     }
 
-    /// Registers, looks at the markers, and writes those that are missing if it is known what that means.
+    /// Registers, reads the incarnation records, and writes missing ones if the reason of their absence is known.
     async fn tend(&self, wanted: bool) {
         let guard = millis(self.longest_guard()).to_string();
         let incarnation_record = [key("marker")];
@@ -711,7 +711,7 @@ fn term_of(term: i32) -> u64 {
 }
 
 impl OldAgent {
-    /// Goes on when the caller has gone away, and takes back then what was granted.
+    /// Goes on when the caller has gone away, and rolls back then what was granted.
     async fn claim_for_caller(&self, claim: Claim) -> Result<Claimed, Status> {
         let (send, receive) = oneshot::channel();
         let agent = self.clone();

@@ -43,7 +43,7 @@ class AliveCheck:
     def _begin(self, function: Alive) -> asyncio.Future[bool]:
         def ask() -> bool:
             answer = function()
-            # A coroutine is true, whatever it would return.
+            # A coroutine is truthy, whatever it would return.
             why = _threads.awaitable(answer)
             if why is not None:
                 raise TypeError(why)
@@ -52,6 +52,6 @@ class AliveCheck:
             return bool(answer)
 
         asked = asyncio.wrap_future(_threads.run(ask, "election-alive"))
-        # Nobody waits any more if the leadership has ended.
+        # Nothing waits any more if the leadership has ended.
         asked.add_done_callback(lambda done: done.cancelled() or done.exception())
         return asked

@@ -1,4 +1,4 @@
-"""What a caller shows to agents, and whom it trusts."""
+"""Credentials of a caller, and the authorities that it trusts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("election_agent_client")
 
 LOOK = 1.0
-"""How often files of certificates are looked at, in seconds."""
+"""How often files of certificates are checked, in seconds."""
 
 TokenSource = Callable[[], Union[str, Awaitable[str]]]
 Path = Union[str, "os.PathLike[str]"]
@@ -202,7 +202,7 @@ class Tls:
         return _Contents(authorities, certificate, key)
 
     def _match(self) -> None:
-        # gRPC would only say later that no connection succeeds.
+        # gRPC would only report later that no connection succeeds.
         import ssl
 
         try:
@@ -216,7 +216,7 @@ class Tls:
             ) from error
 
     def version(self) -> int:
-        """Looks at the files, if that was not done just now. Returns the number of their version."""
+        """Checks the files, if that was not done just now. Returns the number of their version."""
         if (self._ca_file is None and self._cert_file is None) or time.monotonic() - self._looked < LOOK:
             return self._version
         self._looked = time.monotonic()

@@ -17,7 +17,7 @@ class _Grpc:
     used = False
     """This package has used it here, or in the process that this one was forked from."""
     lost = False
-    """Its threads were left behind by a fork: what is asked gets no answer."""
+    """A fork left its threads behind: requests get no reply."""
 
 
 def use() -> None:

@@ -1,4 +1,4 @@
-"""What the caller wants to be told, and the thread that tells it."""
+"""The caller's callbacks, and the thread that calls them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class ExtensionRefused:
     code: Code
     """What kind of refusal."""
     message: str
-    """What the agent said about it."""
+    """The agent's message."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ Standing = Union[Waiting, Leading, Jeopardy, Unanswered, ExtensionRefused, Leade
 
 OnState = Callable[[Standing], object]
 OnJeopardy = Callable[[Any], object]
-"""With the term: of the class that who leads has of it."""
+"""With the term, of the class that the leader's interface uses."""
 OnLost = Callable[[LostReason], object]
 Alive = Callable[[], bool]
 
@@ -144,7 +144,7 @@ class _Calls:
             try:
                 why = _threads.awaitable(call())
             except Exception:
-                _log.exception("a function that was to be told of a leadership has failed")
+                _log.exception("a leadership callback has failed")
             except BaseException as error:
                 # Those after it are called all the same.
                 why = (
@@ -152,7 +152,7 @@ class _Calls:
                     " signal.raise_signal do"
                 )
             if why is not None:
-                _log.error("a function that was to be told of a leadership has failed: %s", why)
+                _log.error("a leadership callback has failed: %s", why)
 
 
 _CALLS = _Calls()

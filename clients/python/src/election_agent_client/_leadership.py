@@ -1,4 +1,4 @@
-"""A leadership: how it is won, kept and given up. All of it runs on one event loop."""
+"""A leadership: won, kept and given up, on one event loop."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Runtime:
         self._closed = False
 
     def finish(self, leadership: Leadership) -> asyncio.Task[Optional[LostReason]]:
-        """Gives a leadership up whose work has ended, also if nobody waits for it."""
+        """Gives up a leadership whose work has ended, also if nothing waits for it."""
 
         async def finish() -> Optional[LostReason]:
             try:
@@ -141,7 +141,7 @@ class Leadership:
     async def finish(self) -> Optional[LostReason]:
         """The work has ended: gives the leadership up, unless it is another's. Returns why it was lost before.
 
-        It is given up also if who waits for that is cancelled: nobody works under it any more.
+        It is given up also if the waiting task is cancelled: no work is left under it.
         """
         return await asyncio.shield(self.runtime.finish(self))
 
@@ -149,7 +149,7 @@ class Leadership:
         """What `finish` does."""
         led = self.state.look()
         if led not in (None, LostReason.TERM_OVER, LostReason.CLOCK_JUMPED):
-            # Who has lost to another has nothing to give up.
+            # A leader that lost to another has nothing to give up.
             try:
                 await self._stop()
             finally:
@@ -168,7 +168,7 @@ class Leadership:
         return led
 
     async def lapse(self) -> None:
-        """The term is not extended any more, and is not given up: somebody may still work under it."""
+        """Stops extending the term without giving it up: work may still run under it."""
         try:
             await self._stop()
         finally:
@@ -277,7 +277,7 @@ async def start(runtime: Runtime, seats: Seats, settings: Settings, hooks: Hooks
 
 
 async def _granted(joined: Joined, hooks: Hooks, patience: Patience) -> Optional[TermState]:
-    """Waits until elected by a stream. None: calls have to do."""
+    """Waits until elected over a stream. None: the caller falls back to calls."""
     teller = _unary.Teller(hooks)
     last: ElectionAgentError = NotKnown("no answer in time")
     loop = asyncio.get_running_loop()

@@ -27,7 +27,7 @@ SILENCE = 12.0
 OPEN = 3.0
 """How many seconds an agent may take to open a stream."""
 QUIET = 1.0
-"""For how many seconds nothing is said about a stream that has broken: another is open by then, mostly."""
+"""For how many seconds a broken stream is not reported: another is usually open by then."""
 REFUSALS = 4
 """How often in a row an agent may refuse for reasons that may pass."""
 PAUSE = (0.05, 1.0)
@@ -50,7 +50,7 @@ class Verdict(enum.Enum):
     SAME = enum.auto()
     """It was reported last."""
     OLDER = enum.auto()
-    """What was reported last came later, unless something was rolled back or forgotten: a quorum has to say."""
+    """The last reported state is later, unless something was rolled back or forgotten: a quorum has to decide."""
 
 
 class Known:
@@ -61,7 +61,7 @@ class Known:
         self._states: dict[Name, tuple[int, bool]] = {}
 
     def judge(self, state: State) -> Verdict:
-        """What a state is to an observer who was told the others."""
+        """Compares a state with those that were reported before."""
         standing = (state.token, not state.is_held)
         known = self._states.get((state.kind, state.election))
         if known is None:
@@ -76,7 +76,7 @@ class Known:
         """The state is reported."""
         self._states[state.kind, state.election] = (state.token, not state.is_held)
         if len(self._states) > 2 * VACANT:
-            # Which ones go does not matter: what they would tell is verified.
+            # Any may be dropped: a quorum verifies what they would have decided.
             vacant = [name for name, (_, is_vacant) in self._states.items() if is_vacant]
             for name in vacant[VACANT:]:
                 del self._states[name]
@@ -106,7 +106,7 @@ class _Session:
         self.opened = 0.0
         """When, by the event loop's clock."""
         self.states: dict[Name, State] = {}
-        """What it said first."""
+        """Its first messages."""
         self.doubt: Optional[pb.Certainty] = None
 
     async def open(self, pool: Pool, request: pb.ObserveRequest) -> None:
@@ -186,7 +186,7 @@ async def open_session(pool: Pool, request: pb.ObserveRequest) -> _Session:
         tried.append((pool.label(route), why))
         others_failed = True
     pool.forget_addresses()
-    # Newer ones that are not reached at the moment may be later.
+    # Newer ones may be unreachable at the moment.
     if not_offered is not None and not others_failed:
         raise not_offered
     raise NotKnown(listed(tried))
@@ -209,11 +209,11 @@ class Follower:
         self._loop = asyncio.get_running_loop()
         self._known = Known()
         self._synced = False
-        """Whether the observer was told."""
+        """Whether `Synced` was reported."""
         self._certain = True
-        """What the observer was told."""
+        """The certainty that was reported last."""
         self._confirmed = self._loop.time()
-        """When a stream said something last that was certain."""
+        """When a stream last sent something certain."""
         self._session: Optional[_Session] = None
         self._next: Optional[asyncio.Task[_Session]] = None
         """The next stream, while it is being opened."""
@@ -256,7 +256,7 @@ class Follower:
         return await open_session(self._pool, self._request)
 
     async def _reopen(self, why: str, after: float) -> _Session:
-        """Opens a stream, however long it takes; says that nothing is certain when it takes long."""
+        """Opens a stream, however long it takes; reports uncertainty when it takes long."""
         refusals, pause = 0, PAUSE[0]
         while True:
             opening = asyncio.ensure_future(self._open(after))
@@ -348,7 +348,7 @@ class Follower:
 
     def _goodbye(self, session: _Session, goodbye: pb.Goodbye) -> None:
         _log.debug("a stream of observations is about to end: %s", goodbye.reason)
-        # Its connection ends, too; who shuts down does not come back soon.
+        # Its connection ends, too; an agent that shuts down does not come back soon.
         self._pool.discard(session.connection)
         if goodbye.reason != "AGE":
             self._pool.avoid(session.route)
@@ -358,12 +358,12 @@ class Follower:
         self._next = self._loop.create_task(self._open(after))
 
     async def _take_over(self, session: _Session) -> None:
-        """A stream has begun: reports what is new in what it said first."""
+        """A stream has begun: reports what is new in its first messages."""
         present, session.states = session.states, {}
         gone = self._known.held_beside(present)
         for state in present.values():
             await self._state(state, True)
-        # A listing may lack an election that is held: no vacancy is reported before a quorum has said so.
+        # A listing may lack an election that is held: no vacancy is reported before a quorum has confirmed it.
         for kind, election in gone:
             await self._report(await self._ask(kind, election), True)
         if not self._synced:

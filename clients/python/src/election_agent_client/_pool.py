@@ -1,8 +1,8 @@
-"""Connections to the agents, and the way of a call from one to the next.
+"""Connections to the agents, and the routing of a call from one to the next.
 
 Each address has channels of its own. One address that answered last is preferred; when it fails, or keeps silent for a
-while, the others are tried at once. A channel whose call got no answer in time is replaced, as its connection may lead
-nowhere: HTTP/2's own keep-alive, which agents allow every 20 s at most, finds out later.
+while, the others are tried at once. A channel whose call got no answer in time is replaced, as its connection may be
+dead: HTTP/2's own keep-alive, which agents allow every 20 s at most, detects that later.
 
 A pool belongs to an event loop.
 """
@@ -41,7 +41,7 @@ RESOLVED_FOR = 30.0
 RESOLVE = 2.0
 """How long a name may take to be resolved, in seconds."""
 WAITS_A_CHANNEL = 500
-"""Agents take 1000 streams a connection: what waits leaves room."""
+"""Agents accept 1000 streams a connection: waiting calls leave room for others."""
 
 NO_TOKEN = "there was no token in time"
 
@@ -227,7 +227,7 @@ class WaitLane:
 
 @dataclass
 class Plan:
-    """How a call goes about it. Times are those of the event loop."""
+    """How a call is tried. Times are those of the event loop."""
 
     within: float
     """When to give up, in seconds from now."""
@@ -249,7 +249,7 @@ class Plan:
 
     @staticmethod
     def one_by_one(within: float) -> Plan:
-        """A call that is repeated only after the attempt before has ended."""
+        """A call that is repeated only after the previous attempt has ended."""
         return Plan(within, min(max(within / 3, 0.9), within))
 
 
@@ -262,7 +262,7 @@ class Answer(Generic[Answered]):
     """An instant before the request was sent, by the clock of terms."""
     anchor: _clock.Anchor
     uncertain: bool
-    """An attempt before may have been carried out, or may be yet."""
+    """An earlier attempt may have taken effect, or may take effect later."""
 
 
 @dataclass
@@ -280,12 +280,12 @@ class Failure(Exception):
     not_offered: Optional[tuple[Code, str]] = None
     """An agent does not offer this: one of another version may."""
     uncertain: bool = False
-    """An attempt may have been carried out, or may be yet."""
+    """An attempt may have taken effect, or may take effect later."""
     tried: list[_Tried] = field(default_factory=list)
     """Of each endpoint the last."""
 
     def put(self, label: str, why: str, unheard: bool = False) -> None:
-        """`unheard`: no agent has said anything."""
+        """`unheard`: no agent has replied."""
         for known in self.tried:
             if known.label == label:
                 known.why, known.unheard = why, unheard
@@ -312,11 +312,11 @@ class Failure(Exception):
         return listed(self.endpoints())
 
     def of_change(self) -> ElectionAgentError:
-        """The error of a call that changes something: what may have been done in an earlier attempt is not known."""
+        """The error of a call that changes something: the effect of earlier attempts is not known."""
         if self.refusal is not None:
             if not self.uncertain:
                 return Refused(*self.refusal)
-            before = listed(self.endpoints()) or "an attempt that was not answered"
+            before = listed(self.endpoints()) or "an attempt that got no reply"
             return NotKnown(f"{self.refusal[0]}: {self.refusal[1]}; before: {before}")
         if self.uncertain:
             return NotKnown(listed(self.endpoints()))
@@ -359,7 +359,7 @@ def unsent(error: grpc.aio.AioRpcError) -> Optional[str]:
 
 
 def _hint(text: str) -> str:
-    # What an agent without encryption answers is no message of TLS.
+    # The reply of an agent without encryption is no TLS message.
     return ": it speaks no TLS, as an agent at http:// does" if "WRONG_VERSION_NUMBER" in text else ""
 
 
@@ -422,7 +422,7 @@ class Pool:
                         why = f"its name was not resolved within {RESOLVE} s" if late else str(addresses)
                         wrong.append((self.endpoints[index].label, why))
                 else:
-                    # What was known keeps its place.
+                    # Known addresses keep their places.
                     kept = [address for address in known if address in addresses]
                     known = kept + [address for address in addresses if address not in kept]
                 self._addresses[index] = (known, self._loop.time())
@@ -487,7 +487,7 @@ class Pool:
         endpoint = self.endpoints[route.endpoint]
         why = unsent(error) or describe(error)
         if endpoint.tls is None and "Socket closed" in why:
-            # All that gRPC says of an agent that answers with an alert of TLS.
+            # gRPC reports nothing more of an agent that replies with a TLS alert.
             why += f" (an agent with TLS is reached at https://{endpoint.authority})"
         return why
 
@@ -593,7 +593,7 @@ class Pool:
             else:
                 failure.uncertain = True
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and short:
-                    # It had less time than others: it says less than those before.
+                    # It had less time than others: earlier failures say more.
                     failure.put_first(label, self.explain(route, error))
                 else:
                     broken = error.code() is grpc.StatusCode.UNAVAILABLE and any(sign in details for sign in BROKEN)
@@ -632,7 +632,7 @@ class Pool:
             return Answer(value, sent, anchor, False)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED or unsent(error) is not None:
-                # It may lead nowhere; and one that has failed waits before it connects again.
+                # It may be dead; and one that has failed waits before it connects again.
                 self.discard(connection)
             raise
         finally:

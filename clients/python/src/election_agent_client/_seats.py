@@ -1,4 +1,4 @@
-"""Who campaigns within this process.
+"""Turns of candidates to campaign within this process.
 
 A leader's own campaign succeeds with a new token, and fences the leader. So two leaderships of one agent under the same
 name take turns: the second campaigns when the first has resigned, or its term is over. Threads and event loops share
@@ -24,7 +24,7 @@ class _Waiter:
         self.turn: asyncio.Future[None] = self.loop.create_future()
 
     def wake(self) -> bool:
-        """False: the event loop is closed, and nobody waits."""
+        """False: the event loop is closed, and nothing waits."""
 
         def set_result() -> None:
             if not self.turn.done():

@@ -56,7 +56,7 @@ class NotOpened(Exception):
         super().__init__(error)
         self.error = error
         self.silent = silent
-        """An agent has said nothing for all the time it had."""
+        """An agent has sent nothing in all the time it had."""
 
 
 class _NotWelcome(Exception):
@@ -172,7 +172,7 @@ class Session:
         self._hello = Sent.now(self._loop)
         call = self._call = self.connection.stream("Leadership/Lead", pb.LeadEvent)(metadata=metadata)
         hello = pb.Hello(candidate=candidate, ping_every=int(ping_every * 1000))
-        # Some agents say nothing before they know who is there. A write waits for the connection: read beside it.
+        # Some agents reply only after Hello. A write waits for the connection: read beside it.
         self.send(hello=hello)
         self._tasks.append(self._loop.create_task(self._write()))
         first = await call.read()
@@ -211,7 +211,7 @@ class Session:
                     return
                 await self._call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, grpc.aio.UsageError):
-            pass  # The stream has ended, which its events tell.
+            pass  # The stream has ended, which its events report.
 
     def send(self, **what: Any) -> None:
         if not self._closed and os.getpid() == self._pid:

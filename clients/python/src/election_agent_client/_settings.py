@@ -1,4 +1,4 @@
-"""What callers ask for, checked before anything is sent."""
+"""The settings of callers, checked before anything is sent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DEFAULT_KIND = "default"
 TERM = 15.0
 """How long a leadership lasts unless it is extended, in seconds, if not said otherwise."""
 GRACE = 5.0
-"""How long work may go on after it was told to end, in seconds, if not said otherwise."""
+"""How long work may go on after the loss was reported to it, in seconds, if not said otherwise."""
 MARGIN = 1.0
 """The longest margin, in seconds, unless it is asked for."""
 NAME_BYTES = 256
@@ -52,7 +52,7 @@ def limit(duration: Optional[Duration], what: str) -> Optional[float]:
 
 
 def millis(value: float, what: str) -> int:
-    """Milliseconds for the wire: rounded down, as a longer term than asked for is nobody's wish."""
+    """Milliseconds for the wire: rounded down, so that no term is longer than requested."""
     if value * 1000 > MILLIS:
         raise ConfigError(f"{what} is too long: {value} s; at most {MILLIS // 1000} s")
     # A thousandth of a millisecond for what floats cannot represent: 1.001 s are 1001 ms.

@@ -1,8 +1,8 @@
 """Leading by streams: one for up to 1000 elections of a candidate with the same term.
 
 A ping extends all terms that a stream leads. A stream joins, pings, opens the next session when an agent says goodbye
-or keeps silent, and goes on there with the tokens. What an agent does not offer, or refuses, is left to calls, whose
-errors say more. All of it runs on one event loop.
+or keeps silent, and goes on there with the tokens. Calls do what an agent does not offer or refuses, and report
+better errors. All of it runs on one event loop.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = logging.getLogger("election_agent_client")
 ELECTIONS = 1_000
 """How many elections a stream takes."""
 NOT_OFFERED = 60.0
-"""For how many seconds an agent that offers no streams is not asked for one again."""
+"""For how many seconds no stream is requested again from an agent that offers none."""
 PONG = (0.25, 0.75)
 """The shortest and the longest time in which a ping is to be answered before another agent is tried, in seconds."""
 LEAVE = 2.0
@@ -59,7 +59,7 @@ class ToldNotKnown:
 
 
 class ToldFallback:
-    """The election has left the stream: calls have to do."""
+    """The election has left the stream: calls take over."""
 
 
 Told = Union[ToldWaiting, ToldGranted, ToldNotKnown, ToldFallback]
@@ -70,7 +70,7 @@ class NotJoined(Exception):
 
 
 class NotLeft(Exception):
-    """The request to give up may have been carried out, or may be yet."""
+    """The request to give up may have taken effect, or may take effect later."""
 
 
 class LeftLost(Exception):
@@ -91,7 +91,7 @@ class Stage(enum.Enum):
     LEADING = enum.auto()
     """Somebody works under it."""
     LAPSING = enum.auto()
-    """Nobody works under it any more who is not told by the clock. It is given up when its time is over."""
+    """No work is left under it except what the clock ends. It is given up when its time is over."""
     LEAVING = enum.auto()
     """It is being given up."""
 
@@ -162,7 +162,7 @@ class Joined:
         self.lapse()
 
     def end(self, why: Optional[LostReason]) -> None:
-        """It has left the stream: tells those who lead by it."""
+        """It has left the stream: notifies the leadership."""
         if self.stage is Stage.LEADING:
             if why is not None and self.term is not None:
                 self.term.lose(why)
@@ -173,7 +173,7 @@ class Joined:
                 self.left.set_exception(LeftLost(why))
 
     def fall_back(self) -> None:
-        """Calls have to go on with it."""
+        """Calls take over."""
         self.told.put_nowait(ToldFallback())
         if self.stage is Stage.LEAVING and self.left is not None and not self.left.done():
             self.left.set_exception(NotLeft())
@@ -226,7 +226,7 @@ class Streams:
 
 
 class Stream:
-    """One stream, over one session after another. It ends with the last of those who lead by it."""
+    """One stream, over one session after another. It ends with the last leadership on it."""
 
     def __init__(self, streams: Streams, pool: Pool, settings: Settings, hooks: Hooks) -> None:
         self._streams = streams
@@ -251,7 +251,7 @@ class Stream:
         self._failures = 0
         """How often in a row agents were reached and gave no stream, or one that brought nothing."""
         self._heard = False
-        """Whether the present session has said something of an election."""
+        """Whether the present session has reported on an election."""
         self._answered_once = False
         """Whether a ping of the present session was answered."""
         self._asking: Optional[asyncio.Task[None]] = None
@@ -262,7 +262,7 @@ class Stream:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open(0.0)
 
-    # Those who lead by it.
+    # The interface of leaderships.
 
     def join(self, joined: Joined) -> None:
         if self._ended:
@@ -284,7 +284,7 @@ class Stream:
         if not joined.is_in or self._ended:
             raise NotJoined
         if self._session is None:
-            # Nobody to tell: calls do it.
+            # No agent to send Leave to: a call resigns.
             self._remove(joined)
             self._end_if_unused()
             raise NotJoined
@@ -345,7 +345,7 @@ class Stream:
             self._session = None
 
     async def close(self) -> None:
-        """Ends it: what was led lapses."""
+        """Ends it: its terms lapse."""
         for joined in list(self.elections.values()) + self._queue:
             if joined.left is not None and not joined.left.done():
                 joined.left.set_exception(NotLeft())
@@ -380,11 +380,11 @@ class Stream:
         except NotAlive as error:
             self._not_opened(NotKnown(str(error)))
         except NotOffered:
-            _log.debug("the agent offers no streams to lead by: calls have to do")
+            _log.debug("the agent offers no streams to lead by: falling back to calls")
             self._streams.not_offered()
             self._fall_back()
         except StreamRefused as error:
-            _log.warning("the agent refuses a stream to lead by: calls have to do: %s", error)
+            _log.warning("the agent refuses a stream to lead by: falling back to calls: %s", error)
             self._fall_back()
         except NotOpened as error:
             # Silence took as long as several failures.
@@ -413,7 +413,7 @@ class Stream:
         for joined in self.elections.values():
             if joined.stage is Stage.LEADING:
                 joined.extends = None
-        # The old session took their farewell, or did not.
+        # The old session received their Leave, or did not.
         self._forget_leaving(-1.0)
         for joined in list(self.elections.values()):
             self._send_join(joined)
@@ -443,8 +443,8 @@ class Stream:
         return jittered(self._pause)
 
     def _give_up(self, why: str) -> None:
-        """Streams come to nothing here."""
-        _log.warning("there is no stream to lead by: calls have to do: %s", why)
+        """Gives up on streams."""
+        _log.warning("there is no stream to lead by: falling back to calls: %s", why)
         self._streams.not_offered()
         self._fall_back()
 
@@ -473,7 +473,7 @@ class Stream:
             self._open(self._next_pause())
 
     def _forget_leaving(self, older: float) -> None:
-        """Whether these were given up is not known: calls find out, if anybody asks."""
+        """Whether these were given up is not known: calls determine it, if a caller waits."""
         now = self._loop.time()
         for joined in list(self.elections.values()):
             if joined.stage is Stage.LEAVING and now - joined.since > older:
@@ -529,7 +529,7 @@ class Stream:
         now = _clock.now_ns()
         for joined in list(self.elections.values()):
             if joined.stage is Stage.LAPSING and now >= joined.until:
-                # Whoever still looks at the term is told by the clock that it is over. The pings went on for the
+                # The clock ends the term for work that still checks it. The pings went on for the
                 # others.
                 if self._session is not None:
                     self._send_leave(joined, joined.token)
@@ -612,7 +612,7 @@ class Stream:
     def _goodbye(self, goodbye: pb.Goodbye) -> None:
         _log.debug("a stream to lead by is about to end: %s", goodbye.reason)
         if self._session is not None:
-            # Its connection ends, too; who shuts down does not come back soon.
+            # Its connection ends, too; an agent that shuts down does not come back soon.
             self._pool.discard(self._session.connection)
             if goodbye.reason != "AGE":
                 self._pool.avoid(self._session.route)
@@ -637,7 +637,7 @@ class Stream:
             self._opening.cancel()
             self._opening = None
         self._arm_silent()
-        # What is listed was not extended, or says itself until when.
+        # A listed election was not extended, or carries its own validity.
         listed = {(standing.kind, standing.election) for standing in pong.standings}
         for name, joined in list(self.elections.items()):
             extends = joined.extends
@@ -654,7 +654,7 @@ class Stream:
         joined = self.elections.get((standing.kind, standing.election))
         if joined is None:
             return
-        # Its name is a word of Python's.
+        # Its name is a Python keyword.
         is_ = getattr(standing, "is")
         if is_ == pb.Standing.WAITING:
             if joined.stage is Stage.WAITING:
@@ -685,7 +685,7 @@ class Stream:
                 # Somebody gave it up in the candidate's name.
                 self._ended_election(joined, LostReason.NO_TERM)
         elif is_ == pb.Standing.REFUSED:
-            _log.debug("a stream to lead by refuses an election: calls have to do: %s", standing.reason)
+            _log.debug("a stream to lead by refuses an election: falling back to calls: %s", standing.reason)
             self._remove(joined)
             joined.fall_back()
             self._join_queued()

@@ -1,4 +1,4 @@
-"""Runs functions that may hang on threads of their own: the caller's, and the look-up of names.
+"""Runs functions that may hang on threads of their own: the caller's, and name lookups.
 
 Not on threads of an executor: a function that hangs would take them from the program's own work, and an executor waits
 for it when the interpreter ends.
@@ -38,7 +38,7 @@ def run(function: Callable[[], Any], name: str) -> concurrent.futures.Future[Any
 
 
 class Once:
-    """Runs a function that may hang, and nothing beside it: who asks meanwhile gets the same result."""
+    """Runs one call of a function that may hang: callers that arrive meanwhile get the same result."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -54,7 +54,7 @@ class Once:
 
 
 def awaitable(result: Any) -> Optional[str]:
-    """Why the result of a function that was to be plain is none: it has to be awaited, and nobody does."""
+    """Why the result of a function that has to be plain is none: it would have to be awaited."""
     if not inspect.isawaitable(result):
         return None
     if inspect.iscoroutine(result):

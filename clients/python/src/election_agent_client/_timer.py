@@ -1,7 +1,7 @@
 """The timer that ends terms: a thread of its own, shared by the process, which needs neither an event loop nor a
 network.
 
-It waits in steps and looks at the clock after each, as what it waits with may stand still while the machine is
+It waits in steps and checks the clock after each, as the clock of its waits may stand still while the machine is
 suspended. The thread runs while there is something to wait for.
 """
 
@@ -19,12 +19,12 @@ from typing import Callable, Optional
 from . import _clock
 
 STEP = 0.1
-"""How long the thread waits at the most before it looks at the clock again, in seconds."""
+"""How long the thread waits at the most before it checks the clock again, in seconds."""
 
 _log = logging.getLogger("election_agent_client")
 
 Look = Callable[[], Optional[int]]
-"""Looks at the clock. Returns when to look next, if at all."""
+"""Checks the clock. Returns when to check next, if at all."""
 
 
 class Timer:
@@ -52,7 +52,7 @@ class Timer:
                 try:
                     thread.start()
                 except BaseException:
-                    # There are too many threads: the next who needs the timer tries again.
+                    # There are too many threads: the next use of the timer tries again.
                     self._entries.clear()
                     self._end()
                     raise
@@ -79,7 +79,7 @@ class Timer:
                     self._end()
                     return
                 first = self._entries[0][0] if self._entries else now
-            # Without the lock: those who are called may start other timers.
+            # Without the lock: a callback may start other timers.
             for look in due:
                 try:
                     again = look()

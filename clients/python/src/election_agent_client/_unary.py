@@ -21,7 +21,7 @@ from .term import TermState, wait_lost
 _log = logging.getLogger("election_agent_client")
 
 WAIT = 20.0
-"""How long one call waits for a vacancy, in seconds: an agent that has gone without a word is found out after it."""
+"""How long one call waits for a vacancy, in seconds: after it the client detects an agent that has silently gone."""
 ANSWER = 5.0
 """How much longer than the wait a call may take, in seconds."""
 AT_ONCE = 10.0
@@ -47,7 +47,7 @@ class Granted:
 
 
 class Teller:
-    """Tells of a wait, once for each leader."""
+    """Reports a wait, once for each leader."""
 
     def __init__(self, hooks: Hooks) -> None:
         self._hooks = hooks
@@ -112,13 +112,13 @@ async def campaign(pool: Pool, settings: Settings, hooks: Hooks, patience: Patie
             if early:
                 await patience.pause(0.1 if early == 1 else 0.75)
             if patience.is_over():
-                # One last look, at once.
+                # One last try, at once.
                 may_wait = False
             pause = 0.1
             continue
         code = None if failure.refusal is None else failure.refusal[0]
         if code is Code.ALREADY_EXISTS:
-            # The grant of an attempt before is over.
+            # The grant of an earlier attempt is over.
             attempt_id = request_id()
         elif code is Code.INVALID_ARGUMENT and may_wait:
             # The agent may be set to shorter waits than this.
@@ -250,10 +250,9 @@ async def keep(pool: Pool, settings: Settings, hooks: Hooks, term: TermState, ex
 
 
 async def grace_over(term: TermState, grace: float) -> None:
-    """Returns when the term need not be extended any more: after a grace for work that was told that its time is
-    over."""
+    """Returns when the term need not be extended any more: after a grace, if the clock has ended the term."""
     why = await wait_lost(term)
-    # Whoever leads now has a larger token: there is nothing to extend.
+    # The present leader has a larger token: there is nothing to extend.
     if why in (LostReason.TERM_OVER, LostReason.CLOCK_JUMPED):
         await asyncio.sleep(grace)
 
@@ -285,6 +284,6 @@ async def resign(pool: Pool, settings: Settings, token: int, uncertain: bool) ->
     if answer.value.value:
         return
     if (uncertain or answer.uncertain) and answer.value.reason == LostReason.NO_TERM.value:
-        # An attempt before has done it.
+        # An earlier attempt has done it.
         return
     raise Lost(lost_of(answer.value.reason))

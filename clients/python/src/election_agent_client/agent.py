@@ -71,7 +71,7 @@ View = TypeVar("View", bound=BaseTerm)
 class Term(BaseTerm):
     """A term of leadership, as the work of the leader sees it.
 
-    The clock decides: `check` and `remaining` look at it each time, whatever the network, the event loop or other
+    The clock decides: `check` and `remaining` read it each time, whatever the network, the event loop or other
     threads do. A term that was lost stays lost.
     """
 
@@ -88,7 +88,7 @@ class Term(BaseTerm):
         signal = Signal(self._state)
         try:
             while True:
-                # The clock first: it may know what nobody has reported.
+                # The clock first: it may know of a loss that was not reported yet.
                 why = self._state.look()
                 if why is not None:
                     self._raise(why)
@@ -112,15 +112,16 @@ class _Body:
         self._timer: Optional[asyncio.TimerHandle] = None
         self._cancels = 0
         self._cancelling = self._pending()
-        """How often somebody else had cancelled the task before."""
+        """How often the task had been cancelled before for another reason."""
         self._listener: Optional[int] = leadership.state.listen(self._told)
         self.is_contained = is_contained
-        """Who is cancelled goes on after the body."""
-        # Lost before it began: told when the task pauses, as one that runs would be cancelled after its work has ended.
+        """The cancelled task goes on after the body."""
+        # Lost before it began: cancelled when the task pauses, as one that runs would be cancelled after its work has
+        # ended.
         self.loop.call_soon(self._look)
 
     def begin(self) -> None:
-        """Those whom a loss cancels go on after the body. Also after a body before it, of the same term."""
+        """Tasks that a loss cancels go on after the body, also after an earlier body of the same term."""
         self.is_contained = True
         task = asyncio.current_task()
         if task is not None and task is not self._task:
@@ -167,7 +168,7 @@ class _Body:
             self._cancel()
 
     def leave(self) -> None:
-        """The work has ended. Whether its task was cancelled is of no interest."""
+        """The work has ended. A cancellation of its task is ignored."""
         if self._listener is not None:
             self._leadership.state.ignore(self._listener)
             self._listener = None
@@ -272,7 +273,7 @@ class Terms:
 
     async def aclose(self) -> None:
         """Gives the last term up, whose work has ended. A loop that ends does it by itself, unless the object is
-        kept: then nothing tells that the loop has ended."""
+        kept: then nothing shows that the loop has ended."""
         led, self._led = self._led, None
         if led is not None and not led[0].state.is_forked():
             led[1].end(None)
@@ -296,7 +297,7 @@ class Terms:
 
 
 class Observer:
-    """Follows who leads: made by `Agent.observe`. Iterate over it for states, or over `events()` for all it is told.
+    """Follows who leads: made by `Agent.observe`. Iterate over it for states, or over `events()` for all events.
 
     It connects again by itself, to whichever agent answers, and reports no state twice in a row. Of an election that
     changes while it is not read, the last state is reported. Iterating raises `Refused` if trying again does not
@@ -357,7 +358,7 @@ class Observer:
         return event
 
     def _unread(self, event: Event) -> None:
-        """Who was to have the event has gone: it is the next one again."""
+        """The receiver of the event has gone: it is the next one again."""
         self._events.appendleft(event)
         self._changed.set()
 
@@ -600,7 +601,7 @@ class Agent:
         - `candidate`: the name to campaign under. It has to be unique among processes: one that campaigns under the
           name of the leader takes its leadership over.
         - `wait`: how long to wait to be elected; 0: not at all; None: for ever.
-        - `grace`: for how long the term is still extended after the body was told that it is lost because it could
+        - `grace`: for how long the term is still extended after a loss was reported to the body because it could
           not be extended.
         - `margin`: how long before the end of the term the leadership counts as lost: at most half of the term. A
           tenth of the term, but at most 1 s, unless given.
@@ -616,7 +617,7 @@ class Agent:
         Leaderships of one agent under the same names take turns: the second waits for the first.
 
         Raises `ConfigError` at once, and when it is entered `NotElected` after `wait`, `NotKnown` or `Unreachable` if
-        no agent answered at its end, `Refused`. If who leads is cancelled while it resigns, the resignation goes on,
+        no agent answered at its end, `Refused`. If the leader is cancelled while it resigns, the resignation goes on,
         and `close` waits for it.
         """
         settings, hooks = self._lead(
@@ -648,7 +649,7 @@ class Agent:
 
         The candidate resigns when the loop asks for the next term, or ends. With `async with term:` a loss cancels
         the body, and the loop leads again. Without it a loss cancels the task that iterates: the work must not go on.
-        Who keeps the object beyond the loop calls its `aclose()`: nothing else tells that the loop has ended.
+        Code that keeps the object beyond the loop calls its `aclose()`: nothing else shows that the loop has ended.
         """
         settings, hooks = self._lead(
             election, kind, term, value, candidate, wait, grace, margin, alive, on_state, on_jeopardy, on_lost
@@ -741,8 +742,8 @@ class Agent:
         return Observer(self, observe_request(election, kind, prefix, all_kinds))
 
     async def verify(self, election: str, token: int, *, kind: str = DEFAULT_KIND) -> Verified:
-        """Tells whether a fencing token is the present leader's: for those who work for a leader and have no storage
-        that compares tokens. A leader asks its `Term`.
+        """Returns whether a fencing token is the present leader's: for programs that work for a leader and have no
+        storage that compares tokens. A leader checks its `Term`.
 
         Raises `Refused`, `NotKnown`, `Unreachable`.
         """
@@ -771,7 +772,7 @@ class Agent:
         answer = await self._ask("Election/GetElection", request, pb.State)
         state = state_of(answer.value)
         if state is None:
-            raise NotKnown("the agent's answer says neither who leads nor that nobody does")
+            raise NotKnown("the agent's reply names neither a leader nor a vacancy")
         return state
 
     async def leaders(self, *, kind: str = DEFAULT_KIND, all_kinds: bool = False) -> Leaders:
@@ -820,7 +821,7 @@ class Agent:
         wait: Duration = 0,
         request_id: Optional[str] = None,
     ) -> Campaigned:
-        """Campaigns once, for those who extend on their own; `lead` does all of it. `request_id` names this attempt
+        """Campaigns once, for callers that extend on their own; `lead` does all of it. `request_id` names this attempt
         to get elected, so that it can be repeated; a random one unless given. That another candidate leads is no
         error.
 
@@ -899,7 +900,7 @@ class Agent:
         )
         pool = self._runtime().pool
         answer = await _change(pool, Plan.idempotent(self._timeout), "Election/Resign", request, pb.BoolValue)
-        # If an attempt before was not answered, it may have done it.
+        # If an earlier attempt got no reply, it may have done it.
         done = answer.uncertain and answer.value.reason == LostReason.NO_TERM.value
         if not answer.value.value and not done:
             raise Lost(lost_of(answer.value.reason))
@@ -915,8 +916,8 @@ class Agent:
         token: int = 0,
     ) -> int:
         """Moves a leadership to another candidate, and returns until when that may act, in ns of the clock of
-        `Term.valid_until`. That candidate takes the leadership up by campaigning. `leader` and `token` (0: any) are
-        those of who hands over; give neither when the election is vacant.
+        `Term.valid_until`. That candidate gets its token by campaigning. `leader` and `token` (0: any) are
+        those of the leader that hands over; give neither when the election is vacant.
 
         Raises `Lost` if the leader that hands over does not lead with its token, `Refused`, `NotKnown`, `Unreachable`.
         """
@@ -935,8 +936,8 @@ class Agent:
         if answer.value.value:
             return answer.sent + promised(answer.value, length)
         if answer.uncertain:
-            # An attempt before may have moved it.
-            raise NotKnown(f"{answer.value.reason}; an attempt before was not answered")
+            # An earlier attempt may have moved it.
+            raise NotKnown(f"{answer.value.reason}; an earlier attempt got no reply")
         raise Lost(lost_of(answer.value.reason))
 
     async def pods(self, namespace: str, *, deployment: Optional[str] = None, pod: Optional[str] = None) -> list[Pod]:
@@ -955,7 +956,7 @@ class Agent:
         return [pod_of(item) for item in answer.value.items]
 
     async def _ask(self, method: str, request: Message, answer: type[Answered]) -> Answer[Answered]:
-        """Asks a question, which changes nothing."""
+        """Sends a request that changes nothing."""
         try:
             return await self._runtime().pool.call(Plan.idempotent(self._timeout), method, request, answer)
         except Failure as failure:
@@ -1063,7 +1064,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 
 def _without_term(call: Decorated, at: Optional[float]) -> Decorated:
-    """What looks at the parameters of a decorated function is not told of the one that its callers do not give."""
+    """Inspection of a decorated function does not show the parameter that its callers do not give."""
     if at is not None:
         signature = inspect.signature(call)
         parameters = [each for name, each in signature.parameters.items() if name != "term"]
@@ -1094,7 +1095,7 @@ def observe_request(
 
 
 def _name_of_process() -> str:
-    """The host's name, the process's number, and what tells agents of one process apart."""
+    """The host's name, the process's number, and a random part that distinguishes agents of one process."""
     # Of a host's name, at most what a candidate's name has room for.
     host = "".join(char for char in socket.gethostname() if char.isprintable())[:48] or "host"
     return f"{host}-{os.getpid()}-{_settings.request_id()[:8]}"

@@ -87,7 +87,7 @@ class Lost(ElectionAgentError):
 
 
 class NotKnown(ElectionAgentError):
-    """It is not known whether the agent did what was asked: it may have, or may do it yet."""
+    """It is not known whether the request took effect: it may have, or may take effect later."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -106,14 +106,14 @@ class Refused(ElectionAgentError):
         self.code = code
         """What kind of refusal."""
         self.message = message
-        """What the agent said about it."""
+        """The agent's message."""
 
     def __str__(self) -> str:
         return f"refused ({self.code}): {self.message}"
 
 
 class Unreachable(ElectionAgentError):
-    """No agent was reached: there was no connection, or, of a question, each ended without an answer. Nothing was
+    """No agent was reached: there was no connection, or, for a read, each ended without a reply. Nothing was
     changed."""
 
     def __init__(self, endpoints: list[tuple[str, str]]) -> None:
@@ -126,7 +126,7 @@ class Unreachable(ElectionAgentError):
 
 
 class ConfigError(ElectionAgentError, ValueError):
-    """A setting of the agent or of the call is wrong: an address, a file, a duration. Nothing was asked."""
+    """A setting of the agent or of the call is wrong: an address, a file, a duration. Nothing was sent."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -143,7 +143,7 @@ def listed(endpoints: list[tuple[str, str]]) -> str:
 
 
 def lost_of(reason: str) -> LostReason:
-    """The reason of a definite denial. One that is not known is none that lets the caller lead on."""
+    """The reason of a definite denial. An unknown reason is a denial, too."""
     try:
         return LostReason(reason)
     except ValueError:

@@ -83,7 +83,7 @@ class _Background:
         try:
             loop.run_forever()
         finally:
-            # What they leave to others ends, too.
+            # Tasks that they started end, too.
             while tasks := asyncio.all_tasks(loop):
                 for task in tasks:
                     task.cancel()
@@ -149,8 +149,8 @@ def _at_exit() -> None:
 class SyncTerm(BaseTerm):
     """A term of leadership, as the work of the leader sees it.
 
-    The clock decides: `check` and `remaining` look at it each time, whatever the network or other threads do. A term
-    that was lost stays lost. Python cannot stop work that does not look: work that takes longer than a moment calls
+    The clock decides: `check` and `remaining` read it each time, whatever the network or other threads do. A term
+    that was lost stays lost. Python cannot stop work that does not check: work that takes longer than a moment calls
     `check`, or pauses with `sleep`.
     """
 
@@ -189,7 +189,7 @@ class SyncTerm(BaseTerm):
                 return False
             with self._state.changed:
                 if self._state.lost is None and not done():
-                    # Whatever happens to the timer's thread, the clock is looked at.
+                    # Whatever happens to the timer's thread, the clock is checked.
                     self._state.changed.wait(0.5 if left is None else min(0.5, left))
         return done()
 
@@ -242,8 +242,8 @@ class SyncLoopTerm(SyncTerm):
 
 
 class SyncObserver:
-    """Follows who leads: made by `SyncAgent.observe`. Iterate over it for states, or over `events()` for all it is
-    told.
+    """Follows who leads: made by `SyncAgent.observe`. Iterate over it for states, or over `events()` for all
+    events.
 
     It connects again by itself, to whichever agent answers, and reports no state twice in a row. Of an election that
     changes while it is not read, the last state is reported. Iterating raises `Refused` if trying again does not
@@ -435,7 +435,7 @@ class SyncAgent:
         undo: Callable[[Result], object],
         on: Optional[asyncio.AbstractEventLoop] = None,
     ) -> Result:
-        """Runs a coroutine whose result somebody has to take over. If a signal interrupts the thread that waits for
+        """Runs a coroutine whose result the caller has to take over. If a signal interrupts the thread that waits for
         it, also at the last moment, the result is undone, on the event loop."""
         self._agent._check_process()
         loop = _BACKGROUND.loop(id(self)) if on is None else on
@@ -486,7 +486,7 @@ class SyncAgent:
         body runs, and resigns after it has ended. Arguments are those of `Agent.lead`.
 
         When the leadership is lost, `SyncTerm.check` and `SyncTerm.sleep` raise `Lost`, and so does the `with` if its
-        body ends without an error. A body that does not look goes on: Python cannot stop a thread. If it goes on for
+        body ends without an error. A body that does not check goes on: Python cannot stop a thread. If it goes on for
         longer than `grace`, the term lapses. With `alive` the term is extended only while the application says that
         it works.
         """
@@ -619,7 +619,7 @@ class SyncAgent:
         return SyncObserver(self, lambda: self._agent.observe(election, kind=kind, prefix=prefix, all_kinds=all_kinds))
 
     def verify(self, election: str, token: int, *, kind: str = DEFAULT_KIND) -> Verified:
-        """Tells whether a fencing token is the present leader's, as `Agent.verify` does."""
+        """Returns whether a fencing token is the present leader's, as `Agent.verify` does."""
         return self._run(self._agent.verify(election, token, kind=kind))
 
     def state(self, election: str, *, kind: str = DEFAULT_KIND) -> State:

@@ -1,4 +1,4 @@
-"""A term: what the work of a leader looks at."""
+"""A term, as the work of a leader sees it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORKED = "this process was forked from the one that leads: make an Agent of its 
 
 
 class TermState:
-    """A term, as whoever extends it and whoever works under it share it. All threads may use it."""
+    """A term, shared by the task that extends it and the work under it. All threads may use it."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class TermState:
         self.token = token
         self.margin = margin
         self.hooks = hooks
-        # A handler of a signal may look at a term whose lock its thread holds.
+        # A signal handler may check a term whose lock its thread holds.
         self.changed = threading.Condition(threading.RLock())
         self.valid_until = valid_until
         self.anchor = anchor
@@ -62,7 +62,7 @@ class TermState:
         return os.getpid() != self._pid
 
     def look(self) -> Optional[LostReason]:
-        """Looks at the clock. Returns why the leadership is lost, if it is."""
+        """Checks the clock. Returns why the leadership is lost, if it is."""
         if self.lost is not None:
             return self.lost
         if self.is_forked():
@@ -74,7 +74,7 @@ class TermState:
         return self.lost
 
     def due(self) -> Optional[int]:
-        """For the timer: looks at the clock, and says when to look next."""
+        """For the timer: checks the clock, and returns when to check next."""
         return self.valid_until - self.margin if self.look() is None else None
 
     def _expire(self) -> None:
@@ -101,7 +101,7 @@ class TermState:
         self.hooks.lost(why)
 
     def give_up(self) -> None:
-        """The leader gives the term up: who still looks at it must not act. That is no loss to report."""
+        """The leader gives the term up: work that still checks it must not act. That is no loss to report."""
         with self.changed:
             first = self.lost is None
             if first:
@@ -111,7 +111,7 @@ class TermState:
 
     def extend(self, valid_until: int, anchor: _clock.Anchor) -> None:
         """The term was extended. A promise that lasts longer still holds, and a loss that was reported stays one."""
-        # If the time was over before the extension arrived, the work has been told, or is about to be.
+        # If the time was over before the extension arrived, the loss has been reported to the work, or is about to be.
         self.look()
         with self.changed:
             if valid_until > self.valid_until:
@@ -176,10 +176,10 @@ class Signal:
         try:
             self._loop.call_soon_threadsafe(self._event.set)
         except RuntimeError:
-            pass  # The event loop is closed: nobody waits.
+            pass  # The event loop is closed: nothing waits.
 
     async def wait(self) -> None:
-        """Returns after the next change. Look first, then wait."""
+        """Returns after the next change. Check first, then wait."""
         await self._event.wait()
         self._event.clear()
 
@@ -203,7 +203,7 @@ async def wait_lost(state: TermState) -> LostReason:
 class BaseTerm:
     """A term of leadership, as the work of the leader sees it.
 
-    The clock decides: `check` and `remaining` look at it each time, whatever the network, the event loop or other
+    The clock decides: `check` and `remaining` read it each time, whatever the network, the event loop or other
     threads do. A term that was lost stays lost.
     """
 
@@ -213,7 +213,7 @@ class BaseTerm:
 
     @property
     def token(self) -> int:
-        """The fencing token: larger than that of every leader before. Give it to whatever stores the work."""
+        """The fencing token: larger than that of every leader before. Give it to the storage that keeps the work."""
         return self._state.token
 
     @property

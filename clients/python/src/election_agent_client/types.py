@@ -52,7 +52,7 @@ class Leader:
     name: str
     """The leader's name."""
     token: int
-    """The leader's fencing token. For who looks on: a leader's own work uses the token of its term."""
+    """The leader's fencing token. For observers: a leader's own work uses the token of its term."""
     remaining: float
     """How long the term lasts unless it is extended, in seconds, when the agent looked."""
     value: str
@@ -104,7 +104,7 @@ class Certainty:
 
 
 Event = Union[State, Synced, Certainty]
-"""What an observer is told."""
+"""What an observer receives."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Verified:
     """What the answer is based on."""
     valid_until: Optional[int]
     """Until then no other candidate is elected unless the leader resigns or hands over: in ns of the clock of
-    `Term.valid_until`, counted from before the question was sent. None if the token is not current."""
+    `Term.valid_until`, counted from before the request was sent. None if the token is not current."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def leader_of(leader: pb.Leader) -> Leader:
 
 
 def state_of(state: pb.State) -> Optional[State]:
-    """None if the message says neither who leads nor that nobody does."""
+    """None if the message names neither a leader nor a vacancy."""
     if state.phase == pb.State.HELD and state.HasField("leader"):
         leader = leader_of(state.leader)
     elif state.phase == pb.State.VACANT:

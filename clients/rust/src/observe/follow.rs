@@ -26,7 +26,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(12);
 /// How long an agent may take to open a stream.
 const OPEN: Duration = Duration::from_secs(3);
-/// How long nothing is said about a stream that has broken: another is open by then, mostly.
+/// How long a broken stream is not reported: another is usually open by then.
 const QUIET: Duration = Duration::from_secs(1);
 /// How often in a row an agent may refuse for reasons that may pass.
 const REFUSALS: u32 = 4;
@@ -86,13 +86,13 @@ struct Follower {
     scope: Scope,
     events: Events,
     known: Known,
-    /// Whether the observer was told.
+    /// Whether `Synced` was reported.
     synced: bool,
-    /// What the observer was told.
+    /// The certainty that was reported last.
     certain: bool,
     /// How long to wait after a stream that was brief.
     pause: Duration,
-    /// When a stream said something last that was certain.
+    /// When a stream last sent something certain.
     confirmed: Instant,
 }
 
@@ -134,7 +134,7 @@ impl Follower {
         self.events.send(Ok(event)).await.map_err(|_| End::Gone)
     }
 
-    /// Opens a stream, however long it takes; says that nothing is certain when it takes long.
+    /// Opens a stream, however long it takes; reports uncertainty when it takes long.
     async fn reopen(&mut self, why: &str, mut after: Duration) -> Result<(Session, Present), End> {
         let mut why = why.to_owned();
         let (mut refusals, mut pause) = (0, PAUSE.0);
@@ -190,7 +190,7 @@ impl Follower {
                 biased;
                 opened = &mut next => match opened {
                     Ok((session, present)) => return Ok(Ended::Next(Box::new(session), present)),
-                    // The old one goes on for a moment; then `reopen` finds out what is wrong.
+                    // The old one goes on for a moment; then `reopen` determines what is wrong.
                     Err(error) => {
                         tracing::debug!(%error, "no stream to go on with");
                         next = Box::pin(std::future::pending());
@@ -229,7 +229,7 @@ impl Follower {
                     );
                     leaving = true;
                     let pool = self.agent.pool();
-                    // Its connection ends, too; who shuts down does not come back soon.
+                    // Its connection ends, too; an agent that shuts down does not come back soon.
                     pool.discard(&session.connection);
                     if goodbye.reason != "AGE" {
                         pool.avoid(session.route);
@@ -250,13 +250,13 @@ impl Follower {
         }
     }
 
-    /// A stream has begun: reports what is new in what it said first.
+    /// A stream has begun: reports what is new in its first messages.
     async fn take_over(&mut self, present: Present) -> Result<(), End> {
         let gone = self.known.held_beside(&present.states);
         for state in present.states.into_values() {
             self.state(state, true).await?;
         }
-        // A listing may lack an election that is held: no vacancy is reported before a quorum has said so.
+        // A listing may lack an election that is held: no vacancy is reported before a quorum has confirmed it.
         for (kind, election) in gone {
             let state = self.ask(&kind, &election).await?;
             self.report(state, true).await?;
@@ -400,7 +400,7 @@ async fn open(agent: &Agent, scope: &Scope) -> Result<(Session, Present), Error>
     }
     pool.forget_addresses();
     let reason = listed(&tried);
-    // Newer ones that are not reached at the moment may be later.
+    // Newer ones may be unreachable at the moment.
     let older = older.filter(|_| !others_failed);
     Err(older.unwrap_or(Error::NotKnown { reason }))
 }

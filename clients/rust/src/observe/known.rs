@@ -1,4 +1,4 @@
-//! What an observer was told last, and what it may be told next.
+//! What was reported to an observer last, and what may be reported next.
 
 use std::collections::HashMap;
 
@@ -36,12 +36,12 @@ pub(crate) enum Verdict {
     News,
     /// It was reported last.
     Same,
-    /// What was reported last came later, unless something was rolled back or forgotten: a quorum has to say.
+    /// The last reported state is later, unless something was rolled back or forgotten: a quorum has to decide.
     Older,
 }
 
 impl Known {
-    /// What a state is to an observer who was told the others.
+    /// Compares a state with those that were reported before.
     pub(crate) fn judge(&self, state: &State) -> Verdict {
         let standing = Standing::of(state);
         match self.states.get(&key(state)) {
@@ -56,7 +56,7 @@ impl Known {
     pub(crate) fn put(&mut self, state: &State) {
         self.states.insert(key(state), Standing::of(state));
         if self.states.len() > 2 * VACANT {
-            // Which ones go does not matter: what they would tell is verified.
+            // Any may be dropped: a quorum verifies what they would have decided.
             let mut vacant = 0;
             self.states.retain(|_, standing| {
                 vacant += usize::from(standing.vacant);

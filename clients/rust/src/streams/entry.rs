@@ -37,7 +37,7 @@ pub(super) enum Stage {
         term: Arc<Shared>,
         extends: Option<Extends>,
     },
-    /// Nobody works under it any more who is not told by the clock. It is given up when its time is over.
+    /// No work is left under it except what the clock ends. It is given up when its time is over.
     Lapsing { token: u64, until: Deadline },
     /// It is being given up.
     Leaving {
@@ -91,11 +91,11 @@ impl Entry {
     }
 
     pub(super) fn tell(&self, told: Told) {
-        // Whoever waited may have gone.
+        // The waiter may have gone.
         let _ = self.told.send(told);
     }
 
-    /// It has left the stream: tells those who lead by it.
+    /// It has left the stream: notifies the leadership.
     pub(super) fn end(self, why: Option<Lost>) {
         match self.stage {
             Stage::Leading { term, .. } => {
@@ -115,7 +115,7 @@ impl Entry {
         }
     }
 
-    /// Calls have to go on with it.
+    /// Calls take over.
     pub(super) fn fall_back(self) {
         self.tell(Told::Fallback);
         if let Stage::Leaving {

@@ -71,12 +71,12 @@ impl Sent {
 pub(super) enum NotOpen {
     /// Older agents have none.
     NotOffered,
-    /// The application does not say that it is alive: why.
+    /// The application does not report that it is alive: why.
     NotAlive(&'static str),
     Refused(String),
     Failed {
         error: Error,
-        /// An agent has said nothing for all the time it had.
+        /// An agent has sent nothing in all the time it had.
         silent: bool,
     },
 }
@@ -169,7 +169,7 @@ impl Session {
                 candidate: candidate.to_owned(),
                 ping_every: i32::try_from(ping_every.as_millis()).unwrap_or(0),
             });
-            // Some agents say nothing before they know who is there.
+            // Some agents reply only after Hello.
             let _ = requests.send(proto::LeadRequest {
                 what: Some(message),
             });
@@ -206,7 +206,7 @@ impl Session {
     }
 
     pub(super) fn send(&self, what: What) {
-        // Fails when the stream has ended, which its events tell.
+        // Fails when the stream has ended, which its events report.
         let _ = self.requests.send(proto::LeadRequest { what: Some(what) });
     }
 

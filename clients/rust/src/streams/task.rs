@@ -67,7 +67,7 @@ pub(super) struct Task {
     failures: u32,
     worth: Worth,
     ping_at: Instant,
-    /// The question whether the application is alive, before a ping.
+    /// The check that the application is alive, before a ping.
     asking: Option<Asking>,
 }
 
@@ -75,7 +75,7 @@ pub(super) struct Task {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Worth {
     Nothing,
-    /// The agent has said something of an election.
+    /// The agent has reported on an election.
     Heard,
     /// A ping was answered.
     Answered,
@@ -123,7 +123,7 @@ impl Task {
         }
     }
 
-    /// Runs until nobody is left who leads by it, or agents offer no streams.
+    /// Runs until no leadership is left on it, or agents offer no streams.
     pub(super) async fn run(mut self) {
         self.open(Duration::ZERO);
         loop {
@@ -132,7 +132,9 @@ impl Task {
                 Event::Command(None) => return,
                 Event::Opened(Ok(session)) => self.opened(*session),
                 Event::Opened(Err(NotOpen::NotOffered)) => {
-                    tracing::debug!("the agent offers no streams to lead by: calls have to do");
+                    tracing::debug!(
+                        "the agent offers no streams to lead by: falling back to calls"
+                    );
                     self.not_offered();
                     return self.fall_back();
                 }
@@ -143,7 +145,7 @@ impl Task {
                 Event::Opened(Err(NotOpen::Refused(why))) => {
                     tracing::warn!(
                         why,
-                        "the agent refuses a stream to lead by: calls have to do"
+                        "the agent refuses a stream to lead by: falling back to calls"
                     );
                     return self.fall_back();
                 }
@@ -289,7 +291,7 @@ impl Task {
                 *extends = None;
             }
         }
-        // The old stream took their farewell, or did not.
+        // The old stream received their Leave, or did not.
         self.forget_leaving(|_| true);
         for entry in self.entries.values() {
             if let Some(join) = entry.join() {
@@ -325,7 +327,7 @@ impl Task {
         jittered(self.pause)
     }
 
-    /// Goes on with another stream after the present one has ended. Returns `false` if streams come to nothing here.
+    /// Goes on with another stream after the present one has ended. Returns `false` if streams do not work here.
     fn goes_on_after(&mut self, why: &str) -> bool {
         tracing::debug!(why, "a stream to lead by has ended");
         if let Some(session) = self.session.take() {
@@ -352,14 +354,14 @@ impl Task {
         true
     }
 
-    /// Streams come to nothing here.
+    /// Gives up on streams.
     fn give_up(self, why: &str) {
-        tracing::warn!(why, "there is no stream to lead by: calls have to do");
+        tracing::warn!(why, "there is no stream to lead by: falling back to calls");
         self.not_offered();
         self.fall_back();
     }
 
-    /// Whether these were given up is not known: calls find out, if anybody asks.
+    /// Whether these were given up is not known: calls determine it, if a caller waits.
     fn forget_leaving(&mut self, which: impl Fn(Instant) -> bool) {
         let leaving = self
             .entries
@@ -433,7 +435,7 @@ impl Task {
                     Stage::Waiting => 0,
                 };
                 if self.session.is_none() {
-                    // Nobody to tell: calls do it.
+                    // No agent to send Leave to: a call resigns.
                     self.remove(number);
                     let _ = left.send(Err(Left::NotJoined));
                     return;
@@ -536,7 +538,7 @@ impl Task {
             })
             .collect();
         for (number, token) in over {
-            // Whoever still looks at the term is told by the clock that it is over. The pings went on for the others.
+            // The clock ends the term for work that still checks it. The pings went on for the others.
             if let Some(entry) = self.entries.get_mut(&number) {
                 let leave = entry.leave(token);
                 entry.stage = Stage::Leaving {
@@ -553,7 +555,7 @@ impl Task {
     }
 
     fn fall_back(mut self) {
-        // What joins from now on finds nobody, and falls back, too.
+        // Later joins find no task, and fall back, too.
         self.commands.close();
         for (_, entry) in self.entries.drain() {
             entry.fall_back();
@@ -593,7 +595,7 @@ impl Task {
                     "a stream to lead by is about to end"
                 );
                 if let Some(session) = &self.session {
-                    // Its connection ends, too; who shuts down does not come back soon.
+                    // Its connection ends, too; an agent that shuts down does not come back soon.
                     self.pool.discard(&session.connection);
                     if goodbye.reason != "AGE" {
                         self.pool.avoid(session.route);
@@ -624,7 +626,7 @@ impl Task {
             // The stream works, after all.
             self.opening = None;
         }
-        // What is listed was not extended, or says itself until when.
+        // A listed election was not extended, or carries its own validity.
         let listed = |entry: &Entry| {
             let named = |standing: &proto::Standing| {
                 standing.election == entry.settings.election && standing.kind == entry.settings.kind
@@ -708,7 +710,7 @@ impl Task {
             Is::Refused => {
                 tracing::debug!(
                     reason = standing.reason,
-                    "a stream to lead by refuses an election: calls have to do"
+                    "a stream to lead by refuses an election: falling back to calls"
                 );
                 if let Some(entry) = self.remove(number) {
                     entry.fall_back();

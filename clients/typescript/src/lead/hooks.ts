@@ -60,9 +60,9 @@ export class Told {
     if (onJeopardy !== undefined) this.call(() => onJeopardy(term));
   }
 
-  /** Soon, so that who looks at a term is not interrupted. */
+  /** Soon, so that code that checks a term is not interrupted. */
   private call(hook: () => unknown): void {
-    const failed = (error: unknown) => this.log.error?.("a function that was to be told of a leadership has failed", { error });
+    const failed = (error: unknown) => this.log.error?.("a leadership callback has failed", { error });
     queueMicrotask(() => {
       try {
         const result = hook();

@@ -21,14 +21,14 @@ export interface Context extends Leads {
   readonly log: Logger;
 }
 
-/** A place in a stream, and what is heard there. */
+/** A place in a stream, and what is reported there. */
 class Place implements Listener {
   readonly joined: Joined;
-  /** The term, once it is granted; undefined if calls have to do. */
+  /** The term, once it is granted; undefined if the caller falls back to calls. */
   readonly elected = new Deferred<Shared | undefined>();
-  /** Calls have to go on. */
+  /** Calls take over. */
   readonly fallenBack = new Deferred<void>();
-  /** What to say when the patience is over. */
+  /** The error when the patience is over. */
   last: ElectionError = new NotKnown("no answer in time");
   private readonly tell: Waiting;
   private term: Shared | undefined;
@@ -48,7 +48,9 @@ class Place implements Listener {
     this.elected.resolve(term);
   }
 
-  /** Nobody wants to lead any more. What was granted at this moment is given up: nobody has worked under it. */
+  /**
+   * The candidate does not want to lead any more. What was granted at this moment is given up: no work ran under it.
+   */
   abandon(): void {
     if (this.term === undefined) {
       this.joined.lapse();
@@ -102,7 +104,7 @@ export class HeldTerm extends Term {
     // How long ago the stream extended it last is not known.
     else void place.fallenBack.promise.then(() => this.keep(performance.now()));
     shared.onEnd((why) => {
-      // Whoever leads now has a larger token: there is nothing to extend.
+      // The present leader has a larger token: there is nothing to extend.
       if (why !== "TermOver" && why !== "ClockJumped") this.stop();
       else if (!this.over.signal.aborted) this.grace = after(clamped(settings.grace), () => this.tooLong());
     });
@@ -143,7 +145,7 @@ export class HeldTerm extends Term {
     this.place?.joined.lapse();
     const { clock, validUntil } = this.shared;
     const timer: unknown = setTimeout(this.giveBackSeat, clamped(validUntil - clock.now()));
-    // That nobody of this process may campaign yet is no reason for it to live.
+    // A seat that is not free yet does not keep the process alive.
     (timer as { unref?: () => void }).unref?.();
   }
 

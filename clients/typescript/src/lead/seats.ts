@@ -2,7 +2,7 @@ import type { Who } from "./term.js";
 import { Deferred, TIMED_OUT, within } from "../wait.js";
 
 /**
- * Who campaigns within this process.
+ * Turns of candidates to campaign within this process.
  *
  * A leader's own campaign succeeds with a new token, and fences the leader. So two leaderships of one process under the
  * same name take turns: the second campaigns when the first has resigned, or its term is over.
@@ -33,7 +33,7 @@ export class Seats {
       else if (this.queues.get(key) === queue) this.queues.delete(key);
     };
     if (queue[0] === turn) return giveBack;
-    // Who waits for a turn keeps the process alive: what ends a turn may not.
+    // A waiter keeps the process alive: what ends a turn may not.
     const wait = setInterval(() => {}, 2 ** 30);
     try {
       if ((await within(turn.promise, ms, signal)) !== TIMED_OUT) return giveBack;

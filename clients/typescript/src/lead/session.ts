@@ -25,10 +25,10 @@ export interface Sent {
 export type NotOpen =
   /** Older agents have none. */
   | { not: "offered" }
-  /** The application does not say that it is alive. */
+  /** The application does not report that it is alive. */
   | { not: "alive"; why: string }
   | { not: "permitted"; why: string }
-  /** `silent`: an agent has said nothing for all the time it had. */
+  /** `silent`: an agent has sent nothing in all the time it had. */
   | { not: "reached"; error: ElectionError; silent: boolean };
 
 /** @internal */
@@ -217,7 +217,7 @@ async function openAt(
     connected = true;
     over.signal.throwIfAborted();
     const hello = sentNow(pool);
-    // Some agents say nothing before they know who is there.
+    // Some agents reply only after Hello.
     requests.put(create(LeadRequestSchema, { what: { case: "hello", value: { candidate, pingEvery } } }));
     const response = await pool.stream(connection, Leadership.method.lead, headers, requests, over.signal);
     const events = response.message[Symbol.asyncIterator]();

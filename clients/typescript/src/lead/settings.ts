@@ -3,7 +3,7 @@ import { millis } from "../check.js";
 
 /** @internal How long a leadership lasts unless it is extended, if not said otherwise, in ms. */
 export const TERM = 15_000;
-/** @internal How long work may go on after it was told to end, if not said otherwise, in ms. */
+/** @internal How long work may go on after the loss was reported to it, if not said otherwise, in ms. */
 export const GRACE = 5_000;
 /** The longest margin, unless it is asked for, in ms. */
 const MARGIN = 1_000;
@@ -23,12 +23,12 @@ export interface Settings {
 
 /** @internal What is taken for a margin that is not given. */
 export function marginOf(term: unknown): number {
-  // What is no number is told by whoever checks the term.
+  // The check of the term reports what is no number.
   return typeof term !== "number" ? 0 : Math.min(MARGIN, Math.floor(term / 10));
 }
 
 /**
- * Checks what no agent can tell is wrong.
+ * Checks for mistakes that no agent can detect.
  *
  * @throws ConfigError
  * @internal

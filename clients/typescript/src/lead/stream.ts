@@ -20,14 +20,14 @@ const FAILURES = 2;
 /** The longest pause between attempts to open a stream, in ms. */
 const PAUSE = 500;
 
-/** @internal What a stream tells those who lead by it. */
+/** @internal What a stream reports to a leadership on it. */
 export interface Listener {
   waiting(leader: string | undefined): void;
   /** The term is extended from now on. */
   granted(term: Shared): void;
   /** There is no stream at the moment. */
   notKnown(error: ElectionError): void;
-  /** The election has left the stream: calls have to do. */
+  /** The election has left the stream: calls take over. */
   fallBack(): void;
 }
 
@@ -48,7 +48,7 @@ type Stage =
   | { is: "unconfirmed"; token: number; extends: Extends }
   /** Somebody works under it. */
   | { is: "leading"; term: Shared; extends: Extends | undefined }
-  /** Nobody works under it any more who is not told by the clock. It is given up when its time is over. */
+  /** No work is left under it except what the clock ends. It is given up when its time is over. */
   | { is: "lapsing"; token: number; until: number }
   /** It is being given up. */
   | { is: "leaving"; token: number; since: number; left: Deferred<Left> | undefined };
@@ -95,14 +95,14 @@ class Entry {
     return { case: "leave", value: { kind, election, token: BigInt(token) } };
   }
 
-  /** It has left the stream: tells those who lead by it. */
+  /** It has left the stream: notifies the leadership. */
   end(why: LostReason | undefined): void {
     const { stage } = this;
     if (stage.is === "leading" && why !== undefined) stage.term.lose(why);
     if (stage.is === "leaving") stage.left?.resolve(why === undefined ? "resigned" : { lost: why });
   }
 
-  /** Calls have to go on with it. */
+  /** Calls take over. */
   fallBack(): void {
     this.listener.fallBack();
     if (this.stage.is === "leaving") this.stage.left?.resolve("not known");
@@ -127,8 +127,8 @@ interface Joining {
 
 /**
  * A stream for elections of a candidate with the same term. A ping extends all terms that it leads. It pings, opens the
- * next stream when an agent says goodbye or keeps silent, and goes on there with the tokens. What an agent does not
- * offer, or refuses, is left to calls, whose errors say more.
+ * next stream when an agent says goodbye or keeps silent, and goes on there with the tokens. Calls do what an agent
+ * does not offer or refuses, and report better errors.
  *
  * @internal
  */
@@ -141,7 +141,9 @@ export class LeadStream {
   private opening: AbortController | undefined;
   /** The present stream ends soon, whatever it answers. */
   private leaving = false;
-  /** What the present stream has been good for. `answered`: a ping was. `heard`: something was said of an election. */
+  /**
+   * What the present stream has been good for. `answered`: a ping was. `heard`: the agent has reported on an election.
+   */
   private worth: "nothing" | "heard" | "answered" = "nothing";
   /** How long a ping may be unanswered, in ms. */
   private pong: number;
@@ -155,7 +157,7 @@ export class LeadStream {
   private numbers = 0;
   private lapsing = 0;
   private readonly pingEvery: number;
-  /** How many lead by it, or want to. */
+  /** How many leaderships are on it, or want to be. */
   size = 0;
   /** It is of no use any more. */
   over = false;
@@ -201,17 +203,17 @@ export class LeadStream {
     return joined;
   }
 
-  /** Nobody leads any more. What was led lapses. */
+  /** No leadership is left. The terms lapse. */
   private stop(): void {
     if (this.over) return;
     this.over = true;
     this.timer?.();
-    // Whatever becomes of it, it is not opened again.
+    // It is not opened again in any case.
     this.opening?.abort();
     this.opening = undefined;
     this.session?.end();
     this.session = undefined;
-    // Who waits for a confirmation goes on by calls.
+    // Waiters for a confirmation go on by calls.
     for (const entry of this.entries.values()) {
       if (entry.stage.is === "leaving") entry.stage.left?.resolve("not known");
     }
@@ -262,7 +264,7 @@ export class LeadStream {
     const entry = this.entries.get(number);
     if (entry === undefined) return "not joined";
     if (this.session === undefined) {
-      // Nobody to tell: calls do it.
+      // No agent to send Leave to: a call resigns.
       this.remove(number);
       return "not joined";
     }
@@ -334,7 +336,7 @@ export class LeadStream {
       // Until the new stream says that it leads.
       if (stage.is === "leading") stage.extends = undefined;
     }
-    // The old stream took their farewell, or did not.
+    // The old stream received their Leave, or did not.
     this.forgetLeaving(() => true);
     for (const entry of this.entries.values()) {
       const join = entry.join();
@@ -348,11 +350,11 @@ export class LeadStream {
   private notOpened(why: NotOpen): void {
     switch (why.not) {
       case "offered":
-        this.pool.log.debug?.("the agent offers no streams to lead by: calls have to do", {});
+        this.pool.log.debug?.("the agent offers no streams to lead by: falling back to calls", {});
         this.notOffered();
         return this.fallBack();
       case "permitted":
-        this.pool.log.warn?.("the agent refuses a stream to lead by: calls have to do", { why: why.why });
+        this.pool.log.warn?.("the agent refuses a stream to lead by: falling back to calls", { why: why.why });
         return this.fallBack();
       case "alive":
         return this.openAgain(new NotKnown(why.why));
@@ -416,14 +418,14 @@ export class LeadStream {
     else this.open(this.nextPause());
   }
 
-  /** Streams come to nothing here. */
+  /** Gives up on streams. */
   private giveUp(why: string): void {
-    this.pool.log.warn?.("there is no stream to lead by: calls have to do", { why });
+    this.pool.log.warn?.("there is no stream to lead by: falling back to calls", { why });
     this.notOffered();
     this.fallBack();
   }
 
-  /** Whether these were given up is not known: calls find out, if anybody asks. */
+  /** Whether these were given up is not known: calls determine it, if a caller waits. */
   private forgetLeaving(which: (since: number) => boolean): void {
     for (const [number, { stage }] of this.entries) {
       if (stage.is === "leaving" && which(stage.since)) this.remove(number)?.fallBack();
@@ -454,7 +456,7 @@ export class LeadStream {
     }
   }
 
-  /** Has a look when there is something to do next. */
+  /** Sets the timer for what is due next. */
   private arm(): void {
     if (this.over) return;
     let at = Infinity;
@@ -522,7 +524,7 @@ export class LeadStream {
     for (const [number, entry] of this.entries) {
       const { stage } = entry;
       if (stage.is !== "lapsing" || now < stage.until) continue;
-      // Whoever still looks at the term is told by the clock that it is over. The pings went on for the others.
+      // The clock ends the term for work that still checks it. The pings went on for the others.
       this.become(entry, { is: "leaving", token: stage.token, since: performance.now(), left: undefined });
       if (this.session === undefined) this.remove(number);
       else this.session.send(entry.leave(stage.token));
@@ -557,7 +559,7 @@ export class LeadStream {
       case "goodbye": {
         const { reason, reconnectAfter } = what.value;
         this.pool.log.debug?.("a stream to lead by is about to end", { reason });
-        // Its connection ends, too; who shuts down does not come back soon.
+        // Its connection ends, too; an agent that shuts down does not come back soon.
         this.pool.discard(session.connection);
         if (reason !== "AGE") this.pool.avoid(session.route);
         this.leaving = true;
@@ -580,7 +582,7 @@ export class LeadStream {
       this.opening?.abort();
       this.opening = undefined;
     }
-    // What is listed was not extended, or says itself until when.
+    // A listed election was not extended, or carries its own validity.
     const listed = new Set(pong.standings.map((standing) => this.key(standing)));
     for (const [number, { stage, settings }] of this.entries) {
       const extend = "extends" in stage ? stage.extends : undefined;
@@ -622,7 +624,9 @@ export class LeadStream {
         else if (stage.is === "leading" && stage.term.token === tokenFrom(standing.token)) this.ended(number, "NoTerm");
         break;
       case Is.REFUSED:
-        this.pool.log.debug?.("a stream to lead by refuses an election: calls have to do", { reason: standing.reason });
+        this.pool.log.debug?.("a stream to lead by refuses an election: falling back to calls", {
+          reason: standing.reason,
+        });
         this.remove(number)?.fallBack();
         this.joinQueued();
         break;
@@ -644,7 +648,7 @@ export class LeadStream {
     if (join !== undefined) this.session?.send(join);
   }
 
-  /** The agent says that the caller leads: for so many ms, counted from when the caller sent a ping. */
+  /** The agent reports that the caller leads: for so many ms, counted from when the caller sent a ping. */
   private granted(
     number: number,
     token: number,

@@ -7,7 +7,7 @@ import { Alive, type Leads } from "./unary.js";
 
 /** How many elections a stream takes. */
 const ELECTIONS = 1_000;
-/** For how long an agent that offers no streams is not asked for one again, in ms. */
+/** For how long no stream is requested again from an agent that offers none, in ms. */
 const NOT_OFFERED = 60_000;
 
 /** @internal All streams of an agent: one for up to 1000 elections of a candidate with the same term. */

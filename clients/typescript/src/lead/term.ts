@@ -8,7 +8,7 @@ import type { Timed, Timer } from "./timer.js";
 /**
  * A term of leadership, as the work of the leader sees it.
  *
- * The clock decides: `check`, `remaining` and `signal` look at it each time, whatever the network or the event loop do.
+ * The clock decides: `check`, `remaining` and `signal` read it each time, whatever the network or the event loop do.
  * A term that was lost stays lost.
  */
 export class Term {
@@ -18,7 +18,7 @@ export class Term {
     protected readonly shared: Shared,
   ) {}
 
-  /** The fencing token: larger than that of every leader before. Give it to whatever stores the work. */
+  /** The fencing token: larger than that of every leader before. Give it to the storage that keeps the work. */
   get token(): number {
     return this.shared.token;
   }
@@ -53,7 +53,7 @@ export class Term {
   }
 
   /**
-   * Looks whether the leader may still act.
+   * Checks that the leader may still act.
    *
    * @throws {@link Lost} if it may not, from the moment at which `signal` is aborted by the loss
    */
@@ -100,7 +100,7 @@ export interface Who {
   readonly candidate: string;
 }
 
-/** @internal A term, as whoever extends it and whoever works under it share it. */
+/** @internal A term, shared by what extends it and the work under it. */
 export class Shared implements Timed {
   readonly kind: string;
   readonly election: string;
@@ -135,7 +135,7 @@ export class Shared implements Timed {
     return this.validUntil - this.clock.asleep();
   }
 
-  /** Why it is lost, by what is known and by what the clock says. */
+  /** Why it is lost, by what is known and by the clock. */
   look(): LostReason | undefined {
     if (this.why !== undefined) return this.why;
     const now = this.clock.now();
@@ -158,7 +158,7 @@ export class Shared implements Timed {
     this.told.lost(why);
   }
 
-  /** The leader gives the term up: who still looks at it must not act. That is no loss to report. */
+  /** The leader gives the term up: work that still checks it must not act. That is no loss to report. */
   giveUp(): void {
     if (this.why === undefined) this.end("NoTerm");
   }
@@ -190,7 +190,7 @@ export class Shared implements Timed {
     if (lost !== undefined) return Promise.reject(new Lost(lost));
     if (this.renewal === undefined) {
       this.renewal = new Deferred();
-      // Who waited may have gone.
+      // The waiter may have gone.
       this.renewal.promise.catch(() => {});
     }
     return this.renewal.promise;
@@ -198,7 +198,7 @@ export class Shared implements Timed {
 
   /** The term was extended. A promise that lasts longer still holds, and a loss that was reported stays one. */
   extend(validUntil: number, anchor: Moment): void {
-    // If the time was over before the extension arrived, the work has been told, or is about to be.
+    // If the time was over before the extension arrived, the loss has been reported to the work, or is about to be.
     const lost = this.look();
     if (validUntil > this.validUntil) {
       this.validUntil = validUntil;

@@ -1,12 +1,12 @@
 import type { Clock } from "../clock.js";
 import { clamped } from "../wait.js";
 
-/** The longest time in ms after which the clock is looked at: timers stop while the machine is suspended. */
+/** The longest time in ms after which the clock is checked: timers stop while the machine is suspended. */
 const STEP = 100;
 
-/** @internal What looks at the clock when its time has come. */
+/** @internal Checks the clock when its time has come. */
 export interface Timed {
-  /** Looks at the clock. Returns when to look next, by the clock of terms; undefined: not again. */
+  /** Checks the clock. Returns when to check next, by the clock of terms; undefined: not again. */
   due(): number | undefined;
 }
 
@@ -22,14 +22,14 @@ export class Timer {
 
   constructor(private readonly clock: Clock) {}
 
-  /** Has `timed` look at the clock at that time, and again when it says so. */
+  /** Makes `timed` check the clock at that time, and again when it says so. */
   watch(at: number, timed: Timed): void {
     this.watched.add(timed);
     this.earliest = Math.min(this.earliest, at);
     this.arm();
   }
 
-  /** Looks no more. */
+  /** Stops checking. */
   forget(timed: Timed): void {
     if (this.watched.delete(timed) && this.watched.size === 0) {
       this.earliest = Infinity;

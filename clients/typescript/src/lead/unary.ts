@@ -10,7 +10,7 @@ import type { Standing, Told } from "./hooks.js";
 import type { Settings } from "./settings.js";
 import type { Shared } from "./term.js";
 
-/** How long one call waits for a vacancy, in ms: an agent that has gone without a word is found out after it. */
+/** How long one call waits for a vacancy, in ms: after it the client detects an agent that has silently gone. */
 const WAIT = 20_000;
 /** How much longer than the wait a call may take, in ms. */
 const ANSWER = 5_000;
@@ -59,7 +59,7 @@ export class Patience {
   }
 }
 
-/** @internal Tells of a wait, once for each leader. */
+/** @internal Reports a wait, once for each leader. */
 export class Waiting {
   private last = "";
 
@@ -136,7 +136,7 @@ export async function campaign(
       // Of an older agent, which does not wait, or of one that shuts down.
       early = performance.now() - asked < wait / 2 || wait === 0 ? early + 1 : 0;
       if (early > 0) await rest(early === 1 ? 100 : 750);
-      // One last look, at once.
+      // One last try, at once.
       if (patience.isOver()) mayWait = false;
       pause = 100;
       continue;
@@ -148,7 +148,7 @@ export async function campaign(
     }
     switch (failure.refusal?.code) {
       case "ALREADY_EXISTS":
-        // The grant of an attempt before is over.
+        // The grant of an earlier attempt is over.
         id = requestId(random);
         break;
       case "INVALID_ARGUMENT":
@@ -286,7 +286,7 @@ export async function keep(
 
 /** @internal Asks the application whether it is alive. */
 export class Alive {
-  /** The answer that is awaited. One question at a time: an application that hangs is asked once. */
+  /** The answer that is awaited. One call at a time: an application that hangs is asked once. */
   private asked: Promise<string | undefined> | undefined;
 
   constructor(private readonly question: (() => boolean | Promise<boolean>) | undefined) {}
@@ -332,7 +332,7 @@ export async function resign(pool: Pool, settings: Settings, token: number, unce
   }
   const { value } = answer;
   if (value.value) return;
-  // An attempt before has done it.
+  // An earlier attempt has done it.
   if ((uncertain || answer.uncertain) && value.reason === "NO_TERM") return;
   throw new Lost(lostReason(value.reason) ?? "NoTerm");
 }

@@ -40,7 +40,7 @@ impl Cgroup {
                 path.display()
             )
         };
-        // A process is moved by who may write to the list of the cgroup that it leaves, too.
+        // Moving a process needs the right to write to the list of the cgroup that it leaves, too.
         let list = own.join("cgroup.procs");
         access(&list, Access::WRITE_OK).map_err(|error| refused(&list, &error))?;
         let unique = fastrand::u32(..);
@@ -86,7 +86,7 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
-        // Fails if it is not empty: then it is worth looking at.
+        // Fails if it is not empty: then an operator may inspect it.
         let _ = fs::remove_dir(&self.0);
     }
 }

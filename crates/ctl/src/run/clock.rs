@@ -1,4 +1,4 @@
-//! CLOCK_BOOTTIME: a clock that nobody sets, and that goes on while the machine is suspended.
+//! CLOCK_BOOTTIME: a clock that cannot be set, and that goes on while the machine is suspended.
 
 use std::{
     fmt, io,

@@ -145,7 +145,7 @@ fn watch(group: &Group, cgroup: Option<&Path>) -> io::Result<()> {
             PollFd::new(&supervisor, PollFlags::IN),
             PollFd::new(&alarm, PollFlags::IN),
         ];
-        // An error is as good as the end of a sleep: what counts is looked at.
+        // An error is as good as the end of a sleep: the deadline is checked either way.
         let _ = poll(&mut descriptors, Some(&LONGEST_SLEEP));
         // The supervisor never writes: its socket is readable when it has ended.
         let alone = !descriptors[0].revents().is_empty();

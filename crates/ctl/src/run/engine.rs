@@ -1,4 +1,4 @@
-//! What a supervisor does when, without doing it: events in, actions out.
+//! Decides what a supervisor does when, without I/O: events in, actions out.
 //!
 //! ```text
 //! valid_until - 0.5 s - grace    SIGTERM, unless the term has been extended
@@ -21,7 +21,7 @@ const LOSS_GRACE: Duration = Duration::from_secs(1);
 pub(crate) enum Cause {
     /// The term could not be extended in time.
     NotExtended,
-    /// The agent has said that another leads, or that the term is over.
+    /// The agent has reported that another leads, or that the term is over.
     Lost(String),
     /// It was asked to end, and asked again.
     Asked,
@@ -31,7 +31,7 @@ pub(crate) enum Cause {
 pub(crate) enum Event {
     /// The term is now valid until this instant.
     Extended(Instant),
-    /// The leadership is lost, as the agent says.
+    /// The leadership is lost, as the agent reports.
     Lost(String),
     /// SIGTERM has come.
     Terminate,

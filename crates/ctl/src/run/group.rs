@@ -1,8 +1,8 @@
-//! A process group: who is in it, and how it is ended.
+//! A process group: its members, and how it is ended.
 //!
 //! The number of a group is that of its leader, and the kernel hands a number out again only when no process has it
 //! as its id and none is in the group of that number; a zombie counts as a process. A supervisor therefore leaves the
-//! leader unreaped for as long as anybody may send a signal to the number.
+//! leader unreaped for as long as a signal may be sent to the number.
 //!
 //! `kill(-group, SIGKILL)` is atomic: every member has the signal pending when it returns, and the kernel lets none
 //! of them fork any more. After it, the group can only shrink.
@@ -41,9 +41,10 @@ impl Group {
         self.id
     }
 
-    /// Sends a signal to every member, and to the leader wherever it is. For a supervisor that has not reaped the leader.
+    /// Sends a signal to every member, and to the leader wherever it is. For a supervisor that has not reaped the
+    /// leader.
     pub(crate) fn signal(&self, signal: Signal) {
-        // Both fail only if there is nobody who may be sent a signal, which is as well.
+        // Both fail only if no process may be signalled, which is as well.
         let _ = kill_process_group(self.id, signal);
         if signal == Signal::KILL || getpgid(Some(self.id)).is_ok_and(|group| group != self.id) {
             let _ = kill_process(self.id, signal);
@@ -60,7 +61,7 @@ impl Group {
     ///
     /// If the leader is there, the number is the group's, and one call kills all at once. Between the two calls, the
     /// leader would have to be reaped and the kernel, which hands numbers out in turn, would have to hand out all the
-    /// others. If the leader is gone, each member is held by a descriptor before it is looked at again and killed, so
+    /// others. If the leader is gone, each member is held by a descriptor before it is checked again and killed, so
     /// that a number that has passed to another process is noticed.
     pub(crate) fn kill_from_outside(&self) {
         match &self.leader {
@@ -69,14 +70,14 @@ impl Group {
                 return;
             }
             Some(leader) if is_unreaped(leader) => {
-                // Fails if nobody is there.
+                // Fails if there is no member.
                 let _ = kill_process_group(self.id, Signal::KILL);
                 let _ = pidfd_send_signal(leader, Signal::KILL);
                 return;
             }
             Some(_) => {}
         }
-        // Members may fork between the look and the kill: until a look finds nobody.
+        // Members may fork between the check and the kill: repeat until a check finds none.
         for _ in 0..MOST_LOOKS {
             let Some(members) = living(self.id) else {
                 return;
@@ -91,7 +92,7 @@ impl Group {
     }
 }
 
-/// How often a group without a leader is looked at: each time, all that are there are killed.
+/// How often a group without a leader is checked: each check kills all members that it finds.
 const MOST_LOOKS: u32 = 10_000;
 
 fn is_unreaped(leader: &OwnedFd) -> bool {
@@ -200,7 +201,7 @@ mod tests {
         group.kill_from_outside();
         leader.wait().expect("reaped");
         assert!(is_over(id));
-        // The leader is gone: the number is looked at, and nobody is found.
+        // The leader is gone: the check of the number finds no member.
         group.kill_from_outside();
     }
 }

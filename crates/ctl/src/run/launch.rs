@@ -101,7 +101,7 @@ impl Launch {
 
     /// Why the process could not become the command. For when it has ended: `None` if it was the command that ended.
     pub(crate) fn failure(&self) -> Option<io::Error> {
-        // What others have inherited of the socket must not hold this up.
+        // Other processes that inherited the socket must not block this.
         self.socket.set_nonblocking(true).ok()?;
         let mut code = [0; 4];
         (&self.socket).read_exact(&mut code).ok()?;
@@ -121,7 +121,7 @@ pub(crate) fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
         return own_error;
     };
     let killed_with_it = set_parent_process_death_signal(Some(Signal::KILL)).is_ok();
-    // It may have ended before the kernel was asked.
+    // The supervisor may have ended before this call.
     if !killed_with_it || getppid() != Some(supervisor) {
         return own_error;
     }
@@ -136,7 +136,7 @@ pub(crate) fn main(mut args: impl Iterator<Item = OsString>) -> ExitCode {
         return own_error;
     }
     let error = become_command(&program, name, args);
-    // The supervisor says what was wrong.
+    // The supervisor reports what was wrong.
     let _ = socket.write_all(&error.raw_os_error().unwrap_or_default().to_ne_bytes());
     own_error
 }
@@ -172,8 +172,8 @@ fn wait(socket: &UnixStream) -> io::Result<()> {
 
 /// Returns only if that fails.
 ///
-/// Not by the standard library, whose `exec` lets the C library give a shell what the kernel does not know, such as a
-/// program for another processor.
+/// Not by the standard library, whose `exec` lets the C library pass to a shell what the kernel does not know, such as
+/// a program for another processor.
 fn become_command(
     program: &OsStr,
     name: OsString,

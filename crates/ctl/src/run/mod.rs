@@ -15,12 +15,12 @@
 //!    [`deadman`]).
 //! 4. When the supervisor ends, the kernel kills the command (PDEATHSIG), and the deadman the group.
 //! 5. The leader of the group stays a zombie until the group was killed and the deadman has ended, so that the group's
-//!    number is nobody else's ([`group`]).
+//!    number cannot pass to another process ([`group`]).
 //! 6. The supervisor resigns when the group is over, and never before.
 //!
 //! What stays: a machine on which neither process runs in time, supervisor and deadman killed at the same instant (the
 //! command ends by PDEATHSIG, what it has started does not), a group that changes its user so that signals do not reach
-//! it, and processes that leave the group without `--cgroup`. The fencing token guards what these write.
+//! it, and processes that leave the group without `--cgroup`. The fencing token fences what these write.
 
 mod cgroup;
 pub mod clock;
@@ -155,7 +155,8 @@ async fn under(
     outcome
 }
 
-/// Tells the reader that the leadership is over: by a line, and by the end of the stream if there is not to be another.
+/// Reports to the reader that the leadership is over: by a line, and by the end of the stream if there is not to be
+/// another.
 fn end(status: &mut Option<StatusStream>, line: &Status<'_>, again: bool) {
     if let Some(stream) = status {
         stream.write(line);

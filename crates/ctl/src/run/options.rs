@@ -26,7 +26,7 @@ pub(crate) fn status_fd(given: &ArgMatches) -> Option<u16> {
 }
 
 impl Options {
-    /// Checks all that can be checked without asking an agent.
+    /// Checks all that can be checked without an agent.
     pub(crate) fn new(given: &ArgMatches) -> Result<Self, Failure> {
         let command: Vec<OsString> = given
             .get_many("command")
@@ -65,7 +65,7 @@ impl Options {
     }
 }
 
-/// A term is extended every third of it: half of it must be left for a second try before the command is told to end.
+/// A term is extended every third of it: half of it must be left for a second try before the command is asked to end.
 fn check_grace(grace: Duration, term: Duration) -> Result<(), Failure> {
     let need = grace.saturating_add(MARGIN);
     if need <= term / 2 {

@@ -60,7 +60,7 @@ fn is_executable(file: &Path) -> bool {
     file.is_file() && access(file, Access::EXEC_OK).is_ok()
 }
 
-/// Why the kernel would not execute the file. C libraries give what it does not know to a shell, so that a text would
+/// Why the kernel would not execute the file. C libraries pass an unknown format to a shell, so that a text would
 /// run as a script, and any other file would do anything.
 fn why_not(file: &Path) -> Option<String> {
     // One that cannot be read may be executed.
@@ -83,7 +83,7 @@ fn why_not(file: &Path) -> Option<String> {
     })
 }
 
-/// What the kernel reads of a file to find out what it is.
+/// How much the kernel reads of a file to determine its format.
 const HEAD: u64 = 256;
 
 #[cfg(test)]

@@ -23,12 +23,12 @@ pub(crate) struct Signals(Vec<(Number, Signal)>);
 
 impl Signals {
     /// Signals that are ignored already, as `nohup` has it, stay ignored, here and by the command. Those that are
-    /// blocked are not: whoever started this process may have forgotten to unblock them. The command blocks none.
+    /// blocked are not: the parent process may have forgotten to unblock them. The command blocks none.
     ///
     /// To be called before other threads are started, which inherit what is blocked.
     pub(crate) fn new() -> io::Result<Self> {
         let ignored = ignored();
-        // A leader that were suspended would lose its term.
+        // A suspended leader would lose its term.
         let own = [Number::CHILD, Number::CONT, Number::TSTP];
         let mut signals = Vec::new();
         for number in FORWARDED.into_iter().chain(own) {

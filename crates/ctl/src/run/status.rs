@@ -25,7 +25,7 @@ pub(crate) struct StatusStream(Stream);
 enum Stream {
     /// Never blocks.
     Own(File),
-    /// What others may hold, too, so that it cannot be set to be non-blocking.
+    /// Others may hold it, too, so it cannot be made non-blocking.
     Shared(File),
     Socket(OwnedFd),
 }
@@ -43,8 +43,8 @@ pub(crate) struct Status<'a> {
 }
 
 impl StatusStream {
-    /// Takes over a descriptor that was inherited: nobody else, above all not the command, holds it any more, so that
-    /// its reader meets the end of the stream.
+    /// Takes over an inherited descriptor: no other process, above all not the command, holds it any more, so that
+    /// its reader gets the end of the stream.
     ///
     /// To be called before anything is opened: a number that was closed must not pass to another file.
     pub(crate) fn take(number: u16) -> Result<Self, String> {
@@ -87,7 +87,7 @@ impl StatusStream {
 impl Stream {
     fn of(inherited: OwnedFd, number: u16) -> io::Result<Self> {
         match FileType::from_raw_mode(fstat(&inherited)?.st_mode) {
-            // With the position that those who hold it share: lines of both follow each other.
+            // Shares the position with its other holders: lines of both follow each other.
             FileType::RegularFile => Ok(Self::Own(inherited.into())),
             FileType::Socket => Ok(Self::Socket(inherited)),
             // A pipe that another user has made may be written to, but not be opened.
@@ -135,7 +135,7 @@ fn duplicate(number: u16) -> io::Result<OwnedFd> {
     }
 }
 
-/// Opens the stream anew, so that it can be non-blocking without being so for others who hold the same one.
+/// Opens the stream anew, so that it can be non-blocking without affecting its other holders.
 fn reopen(number: u16) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     OpenOptions::new()

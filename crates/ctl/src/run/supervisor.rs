@@ -18,10 +18,10 @@ use super::{
 };
 use crate::{failure::Failure, output::complain};
 
-/// How often a group is looked at whose leader has ended.
+/// How often a group is checked whose leader has ended.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// How often the terminal is looked at that the command waits for.
+/// How often the terminal that the command waits for is checked.
 const LOOK_AT_TERMINAL: Duration = Duration::from_millis(100);
 
 /// The leadership under which a command runs.
@@ -42,7 +42,7 @@ pub(crate) enum Change {
     Lost(String),
 }
 
-/// What others than the command are told.
+/// What is reported to others than the command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Report {
     /// The term is valid until this instant.
@@ -204,7 +204,7 @@ pub(crate) async fn supervise(
     })
 }
 
-/// The failure that tells what `--cgroup` lacks.
+/// The failure that names what `--cgroup` lacks.
 pub(crate) fn cgroup_failure(why: &str) -> Failure {
     Failure::own(format!("--cgroup: {why}"))
 }
@@ -341,7 +341,7 @@ impl Run {
         members.is_some_and(|members| members.is_empty()) && !escaped
     }
 
-    /// Lends the terminal if this process has come to its foreground, as by a shell's `fg`, which does not tell a
+    /// Lends the terminal if this process has come to its foreground, as by a shell's `fg`, which does not notify a
     /// process that was not stopped.
     fn resume(&mut self) {
         if let Some(terminal) = &self.terminal

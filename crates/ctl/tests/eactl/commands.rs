@@ -327,7 +327,7 @@ fn a_sidecar_tells_who_leads() {
         (&json!("first"), &json!(true))
     );
     assert!(answer["valid_for"].as_u64().is_some_and(|left| left > 0));
-    eventually("the second has heard", || {
+    eventually("the second has observed it", || {
         let answer = get(&two, "/").1;
         let expected =
             json!({ "name": "first", "token": answer["token"], "leading": false, "valid_for": 0 });
@@ -341,7 +341,7 @@ fn a_sidecar_tells_who_leads() {
         (&answer["name"], &answer["leading"]),
         (&json!("second"), &json!(true))
     );
-    // As soon as it hears that another leads, and before its term is to be extended.
+    // As soon as it observes that another leads, and before its term is to be extended.
     let token = answer["token"].to_string();
     let handed = output(
         &agent.url(),

@@ -235,7 +235,7 @@ fn a_process_of_a_control_group_does_not_escape() {
     let options = ["--term", "20s", "--grace", "200ms", "--cgroup"];
     let mut run = Run::start(&agent.url(), "a", &options, script);
     if run.code() == Some(125) {
-        // Where no control group is delegated, it says so before anything is asked.
+        // Where no control group is delegated, it says so before any request.
         let told = run.stderr();
         assert!(told.contains("--cgroup: "), "{told}");
         assert!(run.lead().is_empty() && run.read("beats").is_empty());
@@ -315,7 +315,7 @@ fn a_first_process_of_a_container_reaps_orphans() {
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     assert_eq!(crate::support::text(&output.stdout), "", "no zombies");
 
-    // The same while no command runs. What is asked about are processes that the shell has left to its successor.
+    // The same while no command runs. The test checks processes that the shell has left to its successor.
     let script = r#"
         (sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status; kill -TERM 1) &
         (sh -c 'sleep 0.3 & exit 0') &

@@ -1,4 +1,4 @@
-//! What is wrong is told, with what to change, and nothing is done.
+//! Mistakes are reported with what to change, and nothing is done.
 
 use std::{fs, path::PathBuf};
 
@@ -6,7 +6,7 @@ use test_agent::Agent;
 
 use crate::support::{eactl, file, finished, json, output, text};
 
-/// Runs a command that leaves a mark, and checks that it was not run, and what was told.
+/// Runs a command that leaves a mark, and checks that it did not run, and the message.
 #[track_caller]
 fn refused(agent: &str, options: &[&str], code: i32, says: &[&str]) {
     refused_with(agent, options, &["touch", "ran"], code, says);

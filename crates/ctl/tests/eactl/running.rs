@@ -1,4 +1,4 @@
-//! What a command sees, and what becomes of its end.
+//! The environment of a command, and the effect of its end.
 
 use std::{
     io::{Read as _, Write as _},

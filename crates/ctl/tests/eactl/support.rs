@@ -21,13 +21,13 @@ use rustix::{
 };
 use serde_json::Value;
 
-/// How long something may take that takes no time on a machine with nothing else to do.
+/// How long something may take that is immediate on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A short term with the longest grace that it allows.
 pub(crate) const SHORT: [&str; 4] = ["--term", "3s", "--grace", "1s"];
 
-/// Asks again and again until there is an answer.
+/// Polls until there is a result.
 pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

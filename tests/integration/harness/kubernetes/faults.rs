@@ -2,7 +2,7 @@
 
 use super::{requests::Asked, status::Failure};
 
-/// How an API server tells a watch that it starts too far back.
+/// How an API server reports to a watch that it starts too far back.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) enum Gone {
     /// By an error event, as it usually does.

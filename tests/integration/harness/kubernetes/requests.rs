@@ -1,4 +1,4 @@
-//! What is asked of an API server.
+//! Requests to an API server.
 
 use http::{Method, Uri};
 use url::form_urlencoded;
@@ -19,7 +19,7 @@ pub(crate) struct Asked {
     pub(crate) query: Vec<(String, String)>,
 }
 
-/// Why a request is none of what this server knows.
+/// Why this server does not know a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Unknown {
     Path,

@@ -70,9 +70,9 @@ impl Right {
     }
 }
 
-/// Whether it may be asked for.
+/// Whether the request is permitted.
 pub(crate) fn permit(rights: &[Right], asked: &Asked) -> bool {
-    // Every authenticated user may ask what it may do.
+    // Every authenticated user may query its rights.
     asked.verb == "create"
         || rights.iter().any(|right| {
             right.covers(

@@ -25,7 +25,7 @@ pub(crate) struct Step {
     pub(crate) changes: Vec<Change>,
     /// In the order of an API server's lists.
     pub(crate) pods: Vec<PodState>,
-    /// The revision that the Deployment says it is at.
+    /// The Deployment's own revision.
     pub(crate) revision: u64,
 }
 

@@ -55,7 +55,7 @@ pub(crate) struct State {
     pub(crate) reviews: watch::Sender<Reviews>,
     /// Whether watches end at once.
     pub(crate) hasty: AtomicBool,
-    /// Whether it comes to no verdict on rights that it does not know of.
+    /// Whether it reaches no verdict on rights that it does not know.
     pub(crate) undecided: AtomicBool,
 }
 
@@ -103,7 +103,7 @@ impl State {
         answer.unwrap_or_else(|failure| failure.response())
     }
 
-    /// What comes before a request is looked at: faults, who asks, and whether they may.
+    /// Checks before a request is handled: faults, authentication, and rights.
     fn admit(
         &self,
         request: &Request<Bytes>,

@@ -1,4 +1,4 @@
-//! What an API server says when it does not do as it is asked.
+//! Failures that an API server reports.
 
 use http::{Response, header};
 use serde_json::{Map, Value, json};

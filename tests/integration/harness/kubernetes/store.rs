@@ -105,7 +105,7 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// What those who see only such objects are told of it.
+    /// The event for watches that select only such objects.
     pub(crate) fn event(
         &self,
         namespace: Option<&str>,
@@ -279,7 +279,7 @@ impl Store {
         self.version
     }
 
-    /// From now on nobody can ask for what was before.
+    /// From now on earlier versions are gone.
     pub(crate) fn compact(&mut self) {
         self.compacted = self.version;
     }

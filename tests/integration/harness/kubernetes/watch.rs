@@ -27,7 +27,7 @@ use crate::harness::http::{Body, Reset};
 /// After how many bytes events go out in another frame.
 const FRAME: usize = 64 * 1024;
 
-/// What a running watch is told to do, once it has sent what happened before.
+/// A command to a running watch, for after it has sent what happened before.
 #[derive(Debug, Clone)]
 pub(crate) enum Command {
     Bookmark,
@@ -77,7 +77,7 @@ impl Watches {
     }
 }
 
-/// What a client asks to be told.
+/// The events that a client requests.
 #[derive(Debug)]
 pub(crate) struct Wanted {
     pub(crate) resource: Resource,
@@ -95,12 +95,12 @@ pub(crate) struct Watch {
     opening: String,
     /// What there was when it began, unless it goes on from a version.
     initial: VecDeque<Arc<Object>>,
-    /// All changes up to here have been told of.
+    /// All changes up to here have been sent.
     version: u64,
     changed: watch::Receiver<u64>,
     deadline: Instant,
     told: mpsc::UnboundedReceiver<Command>,
-    /// What it was told and has not done.
+    /// Pending commands.
     to_do: VecDeque<Command>,
     reset: Reset,
     reset_in_next: bool,
@@ -204,7 +204,7 @@ impl Watch {
         }
     }
 
-    /// The lines of what is not told yet, not all of it when it is much.
+    /// The lines of what is not sent yet, not all of it when it is much.
     fn events(&mut self) -> Vec<u8> {
         let mut lines = Vec::new();
         let full = |lines: &Vec<u8>| lines.len() > FRAME || self.reset_in_next && !lines.is_empty();

@@ -112,7 +112,7 @@ impl<const N: usize> Topology for Clusters<N> {
     async fn leases(&self, election: &str) -> Vec<Option<(String, u64)>> {
         let mut leases = Vec::new();
         for cluster in &self.clusters {
-            // Marks of the election outlive its lease, so the slot is known where that is lacking.
+            // The election's high-water mark outlives its lease, so the slot is known where the lease is lacking.
             let marks = format!("*:floor:default/{election}");
             let slot = cluster.slots_with(&marks).await.into_iter().next();
             let lease = match slot {

@@ -100,7 +100,7 @@ impl Topology for Failover {
             Fault::Stop => {
                 servers[primary].signal("STOP");
                 self.deployment.failed_over_from(primary, began).await;
-                // Agents may not yet know, or have been told long ago, when it wakes up.
+                // Agents may not know yet, or have known for long, when it wakes up.
                 last(rng, 0..6_000).await;
                 self.deployment.servers[primary].signal("CONT");
             }
