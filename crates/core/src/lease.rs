@@ -124,7 +124,7 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Writes a lease that a quorum is known to hold to a node that lacks it.
     ///
-    /// The node accepts a repair (`true`) until [`Repair::not_after`] and only in the incarnation that [`Repair::run`]
+    /// The node accepts a repair (`true`) until [`Repair::not_after`] and only in the incarnation that [`Repair::incarnation`]
     /// names, also while it is in quarantine. Every vote that an earlier incarnation may have forgotten must no longer
     /// count: the incarnation must be older than the longest vote lifetime that the agent or the record knows. The
     /// token must be at least the highest acknowledged token and, after a resignation, above the token that was given
@@ -286,7 +286,7 @@ pub struct ProbeRequest {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Incarnation {
     /// Its name.
-    pub run: String,
+    pub id: String,
     /// When this agent first had a reply from it.
     pub seen: Instant,
 }
@@ -420,7 +420,7 @@ pub struct Repair {
     /// How long the lease lasts from now on, at least.
     pub term: Term,
     /// The incarnation in which the node is known to lack the lease.
-    pub run: String,
+    pub incarnation: String,
     /// What the node may have in its place.
     pub onto: Onto,
     /// The longest guard and the longest vote lifetime that the agent knows of.
@@ -463,7 +463,7 @@ pub struct Unrecorded {
     /// The partition's number; 0 where there is only one.
     pub partition: u16,
     /// The incarnation.
-    pub run: String,
+    pub incarnation: String,
 }
 
 /// A request to delete a lease.

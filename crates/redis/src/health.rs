@@ -25,7 +25,7 @@ const SWEEP: Duration = Duration::from_secs(2);
 /// What is known of a server's incarnation records.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Swept {
-    run: String,
+    incarnation: String,
     /// When this incarnation first replied.
     seen: Option<Instant>,
     partitions: Vec<u16>,
@@ -68,7 +68,7 @@ struct Probed {
     partition: u16,
     /// How long the server is in quarantine; `None` if it has no incarnation record.
     wait: Option<Duration>,
-    run: String,
+    incarnation: String,
     /// The commands for which the agent's user lacks permission.
     lacks: String,
     policy: String,
@@ -81,14 +81,14 @@ impl Swept {
     /// the partitions that have another server now, or one that may have forgotten.
     fn note(&mut self, probed: &Probed, partitions: &[u16]) -> Vec<u16> {
         let mut changed = Vec::new();
-        if self.run != probed.run || self.partitions != partitions {
+        if self.incarnation != probed.incarnation || self.partitions != partitions {
             changed = partitions.to_vec();
-            if self.run == probed.run {
+            if self.incarnation == probed.incarnation {
                 let known: BTreeSet<_> = self.partitions.iter().collect();
                 changed.retain(|partition| !known.contains(partition));
             }
             *self = Self {
-                run: probed.run.clone(),
+                incarnation: probed.incarnation.clone(),
                 seen: Some(Instant::now()),
                 partitions: partitions.to_vec(),
                 left: partitions.iter().copied().collect(),
@@ -99,7 +99,8 @@ impl Swept {
         self.left.remove(&probed.partition);
         match probed.wait {
             None => {
-                self.unrecorded.insert(probed.partition, probed.run.clone());
+                self.unrecorded
+                    .insert(probed.partition, probed.incarnation.clone());
             }
             Some(wait) => {
                 self.unrecorded.remove(&probed.partition);
@@ -151,12 +152,12 @@ impl Redis {
                 .ready_at
                 .map(|at| at.saturating_duration_since(Instant::now()));
             probe.guard = probe.guard.max(wait);
-            probe.unrecorded.extend(
-                swept
-                    .unrecorded
-                    .into_iter()
-                    .map(|(partition, run)| Unrecorded { partition, run }),
-            );
+            probe.unrecorded.extend(swept.unrecorded.into_iter().map(
+                |(partition, incarnation)| Unrecorded {
+                    partition,
+                    incarnation,
+                },
+            ));
             if !swept.left.is_empty() {
                 errors.push(NodeError::NotSent(format!(
                     "{}: {} of its {} partitions have not been probed yet",
@@ -166,7 +167,7 @@ impl Redis {
                 )));
             }
             if shard.partitions.contains(&0) {
-                known.identity = Some(swept.run);
+                known.identity = Some(swept.incarnation);
             }
             let memory = Memory {
                 server: shard.server.clone(),
@@ -302,7 +303,7 @@ impl Redis {
         let probed = || {
             let mut lines = reply.splitn(11, '\n');
             let mut line = || lines.next();
-            let (wait, run, clock) = (line()?, line()?, line()?);
+            let (wait, incarnation, clock) = (line()?, line()?, line()?);
             let (guard, guard_age, vote, vote_age) = (line()?, line()?, line()?, line()?);
             let (lacks, policy, used, max) = (line()?, line()?, line()?, line()?);
             let millis = |text: &str| text.parse().map(Duration::from_millis).ok();
@@ -312,7 +313,7 @@ impl Redis {
                     "" => None,
                     wait => Some(millis(wait)?),
                 },
-                run: run.to_owned(),
+                incarnation: incarnation.to_owned(),
                 clock: clock.parse().ok()?,
                 guard: Registered {
                     bound: millis(guard)?,
@@ -370,7 +371,7 @@ impl Redis {
             };
             let call = Call::new(&SCRIPTS.mark, [(&keys.incarnation_record).into()])
                 .arg(millis(wait))
-                .arg(&part.run)
+                .arg(&part.incarnation)
                 .arg(bounds.guard.map_or(0, millis))
                 .arg(millis(bounds.vote));
             match &*self.reply(part.partition, &call).await? {
@@ -404,7 +405,7 @@ impl Redis {
             return None;
         }
         Some(Incarnation {
-            run: swept.run.clone(),
+            id: swept.incarnation.clone(),
             seen: swept.seen?,
         })
     }

@@ -583,7 +583,7 @@ impl LeaseNode for Redis {
             .arg(repair.lease.value.as_str())
             .arg(repair.lease.elected_at)
             .arg(self.retention_ms())
-            .arg(&repair.run)
+            .arg(&repair.incarnation)
             .arg(match repair.onto {
                 Onto::Own => "own",
                 Onto::Vacant => "vacant",

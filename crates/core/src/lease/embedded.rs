@@ -108,7 +108,7 @@ impl Embedded {
             name: "in-process".to_owned(),
             settings,
             clock,
-            state: Mutex::new(State::new(Memory::new(new_run()))),
+            state: Mutex::new(State::new(Memory::new(new_incarnation()))),
             log: None,
             hints: broadcast::Sender::new(HINTS),
         }
@@ -119,7 +119,7 @@ impl Embedded {
     #[must_use]
     pub fn restored(&self) -> Self {
         let mut memory = self.lock().memory.clone();
-        memory.run = new_run();
+        memory.incarnation = new_incarnation();
         Self {
             name: self.name.clone(),
             settings: self.settings,
@@ -161,7 +161,7 @@ impl Embedded {
     ) -> Result<Self, NodeError> {
         let (log, mut stored) = Log::open(path, settings.guard, names, clock, backend)?;
         let now = Instant::now();
-        let mut memory = Memory::new(new_run());
+        let mut memory = Memory::new(new_incarnation());
         for (election, record) in std::mem::take(&mut stored.elections) {
             let (held, high_water_mark) = stored.restore(&record, now, settings.retention)?;
             if let Some(held) = held {
@@ -295,7 +295,7 @@ impl Embedded {
     }
 }
 
-fn new_run() -> u64 {
+fn new_incarnation() -> u64 {
     fastrand::u64(..)
 }
 
@@ -408,8 +408,10 @@ impl LeaseNode for Embedded {
     ) -> Result<usize, NodeError> {
         let written = self
             .run(None, |memory, now| {
-                let run = memory.run.to_string();
-                let of_this = unrecorded.iter().any(|part| part.run == run);
+                let incarnation = memory.incarnation.to_string();
+                let of_this = unrecorded
+                    .iter()
+                    .any(|part| part.incarnation == incarnation);
                 of_this && memory.mark(wait, bounds, now)
             })
             .await?;
@@ -420,16 +422,19 @@ impl LeaseNode for Embedded {
         // A log that cannot be written shows here, before a request meets it. Requests that need no write are served
         // anyway: the quorum still calls a node that fails probes.
         self.writable()?;
-        let ((guard, longest_guard, longest_vote), run) = self
+        let ((guard, longest_guard, longest_vote), incarnation) = self
             .run(None, |memory, now| {
-                (memory.probe(request, now), memory.run.to_string())
+                (memory.probe(request, now), memory.incarnation.to_string())
             })
             .await?;
         Ok(Probe {
             guard,
             unrecorded: match guard {
                 Some(_) => Vec::new(),
-                None => vec![Unrecorded { partition: 0, run }],
+                None => vec![Unrecorded {
+                    partition: 0,
+                    incarnation,
+                }],
             },
             longest_guard,
             longest_vote,
@@ -456,7 +461,7 @@ impl LeaseNode for Embedded {
         let state = self.lock();
         let known = !self.is_guarded() || state.memory.record.is_some();
         known.then(|| Incarnation {
-            run: state.memory.run.to_string(),
+            id: state.memory.incarnation.to_string(),
             seen: state.began,
         })
     }

@@ -29,7 +29,7 @@ const REQUESTS: usize = 8;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Memory {
     /// Names this incarnation. A restored copy does not keep it.
-    pub(super) run: u64,
+    pub(super) incarnation: u64,
     pub(super) leases: BTreeMap<Box<str>, Held>,
     pub(super) high_water_marks: BTreeMap<Box<str>, Retained>,
     pub(super) record: Option<Record>,
@@ -86,7 +86,7 @@ pub(super) struct Retained {
 /// Since when the node remembers, and the bounds that agents have registered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Record {
-    pub(super) run: u64,
+    pub(super) incarnation: u64,
     /// Since when this incarnation remembers; `None` for a new node, which has nothing to forget.
     pub(super) since: Option<Instant>,
     /// How long after `since` the incarnation may grant.
@@ -100,9 +100,9 @@ pub(super) struct Record {
 impl Memory {
     /// An empty memory of the incarnation with this name.
     #[must_use]
-    pub fn new(run: u64) -> Self {
+    pub fn new(incarnation: u64) -> Self {
         Self {
-            run,
+            incarnation,
             leases: BTreeMap::new(),
             high_water_marks: BTreeMap::new(),
             record: None,
@@ -115,17 +115,17 @@ impl Memory {
 
     /// The memory that a restart from a copy of this one restores, in another incarnation.
     #[must_use]
-    pub fn restored(&self, run: u64) -> Self {
+    pub fn restored(&self, incarnation: u64) -> Self {
         Self {
-            run,
+            incarnation,
             ..self.clone()
         }
     }
 
     /// The name of this incarnation.
     #[must_use]
-    pub fn run(&self) -> u64 {
-        self.run
+    pub fn incarnation_id(&self) -> u64 {
+        self.incarnation
     }
 
     /// Executes a quorum's call, as a node that makes nothing durable.
@@ -194,15 +194,15 @@ impl Memory {
     /// incarnation is in quarantine for the longest known guard, however long ago that was registered: the age of the
     /// restored memory is unknown. A clock that was set back behind the record's beginning makes no wait longer than it
     /// was.
-    fn incarnation(&mut self, guard: Duration, now: Instant) -> Option<Record> {
+    fn current_record(&mut self, guard: Duration, now: Instant) -> Option<Record> {
         let record = self.record.as_mut()?;
-        if record.run != self.run {
+        if record.incarnation != self.incarnation {
             let remembered = match holds(Rule::NodeDecidesGuard) {
                 true => record.guard,
                 false => Duration::ZERO,
             };
             *record = Record {
-                run: self.run,
+                incarnation: self.incarnation,
                 since: Some(now),
                 wait: guard.max(remembered),
                 guard: remembered,
@@ -219,7 +219,7 @@ impl Memory {
 
     /// Whether the node may grant to an agent with these bounds, and otherwise why not.
     fn may_grant(&mut self, bounds: Bounds, now: Instant) -> Result<(), GrantReply> {
-        let record = self.incarnation(bounds.guard.unwrap_or_default(), now);
+        let record = self.current_record(bounds.guard.unwrap_or_default(), now);
         match (record, bounds.guard) {
             (None, None) => Ok(()),
             (None, Some(_)) => Err(GrantReply::Unrecorded),
@@ -242,7 +242,9 @@ impl Memory {
         match self.record {
             _ if !holds(Rule::ForgettingIsNotVacancy) => Absence::Known,
             None if guarded => Absence::Unrecorded,
-            Some(record) if record.run != self.run || !record.left(now).is_zero() => {
+            Some(record)
+                if record.incarnation != self.incarnation || !record.left(now).is_zero() =>
+            {
                 Absence::NotKnown
             }
             _ => Absence::Known,
@@ -422,11 +424,13 @@ impl Memory {
 
     pub(super) fn repair(&mut self, repair: &Repair, retention: Duration, now: Instant) -> bool {
         let (election, lease) = (&repair.election, &repair.lease);
-        let record = self.incarnation(repair.bounds.guard.unwrap_or_default(), now);
+        let record = self.current_record(repair.bounds.guard.unwrap_or_default(), now);
         if repair.bounds.guard.is_some() && record.is_none() {
             return false;
         }
-        if repair.run != self.run.to_string() && holds(Rule::RepairInTheSameIncarnation) {
+        if repair.incarnation != self.incarnation.to_string()
+            && holds(Rule::RepairInTheSameIncarnation)
+        {
             return false;
         }
         if now > repair.not_after && holds(Rule::RepairInForce) {
@@ -677,7 +681,7 @@ impl Memory {
         let written = self.record.is_none();
         if written {
             self.record = Some(Record {
-                run: self.run,
+                incarnation: self.incarnation,
                 since: (!wait.is_zero()).then_some(now),
                 wait,
                 guard: bounds.guard.unwrap_or_default(),
@@ -716,7 +720,7 @@ impl Memory {
             .guard
             .unwrap_or_default()
             .max(request.guard.bound);
-        let Some(mut record) = self.incarnation(guard, now) else {
+        let Some(mut record) = self.current_record(guard, now) else {
             return Default::default();
         };
         record.register(request, now);

@@ -789,7 +789,7 @@ mod tests {
         let claim = claim();
         let unacknowledged = grant_of(&claim);
         node.grant(&unacknowledged).await.expect("granted");
-        let run = node.incarnation(&claim.election).expect("it has one").run;
+        let incarnation = node.incarnation(&claim.election).expect("it has one").id;
         let leader = async || match node.read(&claim.election).await {
             Ok(Reading::Held(lease)) => lease.leader.as_str().to_owned(),
             reading => panic!("{reading:?}"),
@@ -809,7 +809,7 @@ mod tests {
                     remaining: MINUTE,
                 },
                 term: claim.term,
-                run: run.clone(),
+                incarnation: incarnation.clone(),
                 onto,
                 bounds: unacknowledged.bounds,
                 not_after: Instant::now() + MINUTE,

@@ -235,13 +235,13 @@ impl Election {
             }
         }
         for node in nodes.iter() {
-            let run = state.nodes[node].memory.run().to_string();
+            let id = state.nodes[node].memory.incarnation_id().to_string();
             let known = &mut state.agents[agent].known[node];
             let seen = match known {
-                Some((incarnation, _)) if incarnation.run == run => incarnation.seen,
+                Some((incarnation, _)) if incarnation.id == id => incarnation.seen,
                 _ => now,
             };
-            *known = Some((Incarnation { run, seen }, now));
+            *known = Some((Incarnation { id, seen }, now));
         }
     }
 
@@ -481,10 +481,10 @@ impl Election {
 
     fn restart(&self, state: &mut State, node: usize, wiped: bool) {
         let node = &mut state.nodes[node];
-        let run = node.memory.run() + 1;
+        let incarnation = node.memory.incarnation_id() + 1;
         node.memory = match &node.saved {
-            Some(saved) if !wiped => saved.restored(run),
-            _ => Memory::new(run),
+            Some(saved) if !wiped => saved.restored(incarnation),
+            _ => Memory::new(incarnation),
         };
     }
 

@@ -326,10 +326,10 @@ impl LeaseNode for Handle {
             .await?;
         *self.0.sample.lock().expect("not poisoned") = Some((asked, clock));
         let mut known = self.0.incarnation.lock().expect("not poisoned");
-        let run = incarnation.map(|incarnation| incarnation.run);
-        if known.as_ref().map(|known| &known.run) != run.as_ref() {
-            *known = run.map(|run| Incarnation {
-                run,
+        let id = incarnation.map(|incarnation| incarnation.id);
+        if known.as_ref().map(|known| &known.id) != id.as_ref() {
+            *known = id.map(|id| Incarnation {
+                id,
                 seen: Instant::now(),
             });
         }

@@ -68,7 +68,7 @@ const NAMES: Names = Names {
 };
 
 /// Stands for the node's own incarnation.
-const OWN_RUN: &str = "own";
+const OWN_INCARNATION: &str = "own";
 
 /// An operation of a node.
 #[derive(Debug, Clone)]
@@ -124,13 +124,14 @@ fn timeless(lease: Lease) -> Lease {
 }
 
 /// The incarnation that serves the election, with or without a record.
-async fn own_run(node: &dyn LeaseNode, election: &ElectionId) -> Result<Option<String>, NodeError> {
+async fn own_incarnation(
+    node: &dyn LeaseNode,
+    election: &ElectionId,
+) -> Result<Option<String>, NodeError> {
     let unrecorded = node.probe(PROBE).await?.unrecorded;
     Ok(match unrecorded.into_iter().next() {
-        Some(part) => Some(part.run),
-        None => node
-            .incarnation(election)
-            .map(|incarnation| incarnation.run),
+        Some(part) => Some(part.incarnation),
+        None => node.incarnation(election).map(|incarnation| incarnation.id),
     })
 }
 
@@ -148,10 +149,10 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         }
         Op::Repair(repair) => {
             // A repair names an incarnation, which has another name on each node: its own, or another.
-            let own = own_run(node, &repair.election).await?;
-            let own = own.filter(|_| repair.run == OWN_RUN);
+            let own = own_incarnation(node, &repair.election).await?;
+            let own = own.filter(|_| repair.incarnation == OWN_INCARNATION);
             let repair = Repair {
-                run: own.unwrap_or_default(),
+                incarnation: own.unwrap_or_default(),
                 not_after: in_time(repair.not_after),
                 ..repair.clone()
             };
@@ -181,10 +182,10 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         Op::Kinds(after, limit) => Reply::Kinds(node.kinds(after.as_ref(), *limit).await?),
         Op::Mark(wait, of_this_run) => {
             let any = ElectionId::new("k", "a").expect("valid");
-            let own = own_run(node, &any).await?.filter(|_| *of_this_run);
+            let own = own_incarnation(node, &any).await?.filter(|_| *of_this_run);
             let unrecorded = Unrecorded {
                 partition: 0,
-                run: own.unwrap_or_default(),
+                incarnation: own.unwrap_or_default(),
             };
             Reply::Marked(node.mark(&[unrecorded], *wait, BOUNDS).await?)
         }
@@ -344,19 +345,19 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
             })
     };
     let extend_many = prop::collection::vec(extend().prop_map(Arc::new), 0..4);
-    let run = prop_oneof![9 => Just(OWN_RUN), 1 => Just("another")];
+    let incarnation = prop_oneof![9 => Just(OWN_INCARNATION), 1 => Just("another")];
     let repair = (
         election(),
         candidate(),
         token(),
         term(terms),
         value(),
-        run,
+        incarnation,
         prop::sample::select(vec![Onto::Own, Onto::Vacant, Onto::Unacknowledged]),
         (bounds(), not_after()),
     )
         .prop_map(
-            |(election, leader, token, term, value, run, onto, (bounds, not_after))| {
+            |(election, leader, token, term, value, incarnation, onto, (bounds, not_after))| {
                 Op::Repair(Repair {
                     election,
                     lease: Lease {
@@ -367,7 +368,7 @@ fn op(terms: &'static [i64]) -> impl Strategy<Value = Op> {
                         remaining: term.duration(),
                     },
                     term,
-                    run: run.to_owned(),
+                    incarnation: incarnation.to_owned(),
                     onto,
                     bounds,
                     not_after,

@@ -32,8 +32,8 @@ use tokio::{
 };
 
 use super::{
-    BOUNDS, Candidate, ElectionId, OWN_RUN, Op, PROBE, Reply, RequestId, SETTINGS, Term, Token,
-    Value, apply, on_server, op, pair, pair_with, past, same_replies,
+    BOUNDS, Candidate, ElectionId, OWN_INCARNATION, Op, PROBE, Reply, RequestId, SETTINGS, Term,
+    Token, Value, apply, on_server, op, pair, pair_with, past, same_replies,
 };
 
 /// How many random sequences may pass before one of them differs.
@@ -355,7 +355,7 @@ fn repair(n: u64) -> Step {
             remaining: seconds(60),
         },
         term: term(),
-        run: OWN_RUN.to_owned(),
+        incarnation: OWN_INCARNATION.to_owned(),
         onto: Onto::Unacknowledged,
         bounds: BOUNDS,
         not_after: past() + seconds(1),

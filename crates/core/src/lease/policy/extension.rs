@@ -240,7 +240,7 @@ impl Extending {
                 election: self.extend.election.clone(),
                 lease: lease.clone(),
                 term: self.extend.term,
-                run: incarnation.run,
+                incarnation: incarnation.id,
                 onto: match purpose {
                     Purpose::Raise => Onto::Own,
                     // The lease counts as held there: a candidate with an unacknowledged lease on top of it might win
