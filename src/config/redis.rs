@@ -10,7 +10,7 @@ use election_redis::{Deployment, Sentinels, Server};
 use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use super::names::{
-    EA_ALLOW_EVICTION, EA_EMBEDDED_PATH, EA_ENV, EA_REDIS_MASTER, EA_REDIS_MODE,
+    EA_ALLOW_EVICTION, EA_EMBEDDED_PATH, EA_ENV, EA_MAX_TERM, EA_REDIS_MASTER, EA_REDIS_MODE,
     EA_REDIS_OPERATION_TIMEOUT, EA_REDIS_PARTITIONS, EA_REDIS_PREFIX, EA_REDIS_SENTINEL_PASSWORD,
     EA_REDIS_SENTINEL_USERNAME, EA_REDIS_TLS_CA_FILE, EA_REDIS_URLS, EA_REDIS_URLS_NEXT,
     EA_RESTART_GUARD, EA_STORE, EA_TOKEN_RETENTION, Variable,
@@ -20,20 +20,20 @@ use crate::tls;
 
 /// Names of the Redis settings in errors of the nodes.
 pub const REDIS_NAMES: election_redis::Names = election_redis::Names {
-    urls: "EA_REDIS_URLS",
-    mode: "EA_REDIS_MODE",
-    master: "EA_REDIS_MASTER",
-    sentinel_username: "EA_REDIS_SENTINEL_USERNAME",
-    sentinel_password: "EA_REDIS_SENTINEL_PASSWORD",
-    prefix: "EA_REDIS_PREFIX",
-    allow_eviction: "EA_ALLOW_EVICTION",
+    urls: EA_REDIS_URLS.name(),
+    mode: EA_REDIS_MODE.name(),
+    master: EA_REDIS_MASTER.name(),
+    sentinel_username: EA_REDIS_SENTINEL_USERNAME.name(),
+    sentinel_password: EA_REDIS_SENTINEL_PASSWORD.name(),
+    prefix: EA_REDIS_PREFIX.name(),
+    allow_eviction: EA_ALLOW_EVICTION.name(),
 };
 
 /// Names of the settings in errors of the embedded node.
 pub const EMBEDDED_NAMES: embedded::Names = embedded::Names {
-    path: "EA_EMBEDDED_PATH",
-    restart_guard: "EA_RESTART_GUARD",
-    max_term: "EA_MAX_TERM",
+    path: EA_EMBEDDED_PATH.name(),
+    restart_guard: EA_RESTART_GUARD.name(),
+    max_term: EA_MAX_TERM.name(),
 };
 
 pub(super) const SETTINGS: &[Setting] = &[

@@ -333,7 +333,8 @@ fn meant(variable: &str, value: &str) -> Option<&'static str> {
     let holds_url = ["redis://", "rediss://"]
         .iter()
         .any(|scheme| value.contains(scheme));
-    let by_value = || (holds_url && variable.starts_with("EA_")).then_some("EA_REDIS_URLS");
+    let by_value =
+        || (holds_url && variable.starts_with("EA_")).then_some(names::EA_REDIS_URLS.name());
     names::meant(variable).or_else(by_value)
 }
 

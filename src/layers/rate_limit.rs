@@ -13,7 +13,7 @@
 //! [GCRA](https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm).
 //!
 //! Refusals: RateLimited (RESOURCE_EXHAUSTED, 429), with the time of the next attempt; Internal (INTERNAL, 500) if the
-//! request carries no caller.
+//! request carries no caller or no peer, whether there is a limit or not.
 
 use std::{
     hash::{BuildHasher as _, Hash, RandomState},
@@ -193,15 +193,18 @@ impl RateLimiter {
     }
 }
 
-/// Refuses requests over the rate of this limiter, if there is one.
+/// Refuses requests over the rate of this limiter, if there is one, and all requests without a caller or a peer.
 ///
 /// Not by `tower`'s optional layer: it would double the types, and the names, of all layers around.
 pub fn rate_limit(
     limiter: Option<RateLimiter>,
 ) -> CheckLayer<impl Fn(&mut Request<Body>) -> Result<(), Problem> + Clone> {
-    check(move |request| match &limiter {
-        Some(limiter) => limiter.check(request),
-        None => Ok(()),
+    check(move |request| {
+        caller(request.extensions())?;
+        peer(request.extensions())?;
+        limiter
+            .as_ref()
+            .map_or(Ok(()), |limiter| limiter.check(request))
     })
 }
 
@@ -288,21 +291,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_has_not_passed_authentication_is_refused() {
-        let mut request = from("10.0.0.1");
-        request.extensions_mut().remove::<Caller>();
-        let refused = limiter(10, 5, "")
-            .check(&mut request)
-            .expect_err("no caller");
-        assert_eq!(refused.code, Code::Internal);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_without_a_peer_is_refused() {
-        let mut request = from("10.0.0.1");
-        request.extensions_mut().remove::<Peer>();
-        let refused = limiter(10, 5, "").check(&mut request).expect_err("no peer");
-        assert_eq!(refused.code, Code::Internal);
+    async fn a_request_without_a_caller_or_a_peer_is_refused_whatever_the_limit() {
+        let answers = service_fn(|_: Request<Body>| async { Ok::<_, Problem>(()) });
+        for limiter in [None, Some(limiter(10, 5, ""))] {
+            let service = rate_limit(limiter).layer(answers);
+            for path in ["/election/e", "/livez"] {
+                let request = || {
+                    let mut request = Request::new(Body::empty());
+                    *request.uri_mut() = path.parse().expect("a path");
+                    let peer = Peer::new("10.0.0.1".parse().expect("an address"), None);
+                    request.extensions_mut().insert(peer);
+                    let caller = Caller::Known(Identity::anonymous());
+                    request.extensions_mut().insert(caller);
+                    classified(request)
+                };
+                let ask = |request| service.clone().oneshot(request);
+                assert_eq!(ask(request()).await, Ok(()), "{path}");
+                let (mut nobody, mut nowhere) = (request(), request());
+                nobody.extensions_mut().remove::<Caller>();
+                nowhere.extensions_mut().remove::<Peer>();
+                for request in [nobody, nowhere] {
+                    let refused = ask(request).await.expect_err("refused");
+                    assert_eq!(refused.code, Code::Internal, "{path}");
+                }
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,10 +5,13 @@
 
 use std::{fmt, str::FromStr};
 
+use strum::{EnumString, IntoStaticStr, VariantArray};
+
 use crate::types::{ElectionId, Token};
 
-/// What a node did to an election.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// What a node did to an election. Hints name it by its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EnumString, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "lowercase")]
 pub enum Cause {
     /// It granted the election to a candidate.
     Campaign,
@@ -17,23 +20,11 @@ pub enum Cause {
     /// The leader gave it up.
     Resign,
     /// A grant was rolled back.
+    #[strum(serialize = "rollback")]
     RolledBack,
     /// A lease that other nodes hold was written.
+    #[strum(serialize = "repair")]
     Repaired,
-}
-
-impl Cause {
-    /// The word for it in a hint.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Campaign => "campaign",
-            Self::Handover => "handover",
-            Self::Resign => "resign",
-            Self::RolledBack => "rollback",
-            Self::Repaired => "repair",
-        }
-    }
 }
 
 /// A report that a node has changed an election.
@@ -50,7 +41,7 @@ pub struct Hint {
 /// `cause`, `token` and the election's path, one a line.
 impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (cause, path) = (self.cause.name(), self.election.path());
+        let (cause, path) = (<&str>::from(self.cause), self.election.path());
         write!(f, "{cause}\n{}\n{path}", self.token)
     }
 }
@@ -65,14 +56,7 @@ impl FromStr for Hint {
     fn from_str(text: &str) -> Result<Self, NoHint> {
         let mut lines = text.splitn(3, '\n');
         let mut line = || lines.next().ok_or(NoHint);
-        let cause = match line()? {
-            "campaign" => Cause::Campaign,
-            "handover" => Cause::Handover,
-            "resign" => Cause::Resign,
-            "rollback" => Cause::RolledBack,
-            "repair" => Cause::Repaired,
-            _ => return Err(NoHint),
-        };
+        let cause = line()?.parse().map_err(|_| NoHint)?;
         let token = line()?.parse().ok().and_then(Token::new).ok_or(NoHint)?;
         let election = ElectionId::from_path(line()?).map_err(|_| NoHint)?;
         Ok(Self {
@@ -99,13 +83,7 @@ mod tests {
 
     #[test]
     fn a_hint_is_read_back_as_it_was_written_and_nothing_else_is_one() {
-        for cause in [
-            Cause::Campaign,
-            Cause::Handover,
-            Cause::Resign,
-            Cause::RolledBack,
-            Cause::Repaired,
-        ] {
+        for &cause in Cause::VARIANTS {
             let hint = Hint {
                 election: ElectionId::new("batch", "köln 1").expect("valid"),
                 cause,
