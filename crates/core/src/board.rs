@@ -161,9 +161,9 @@ pub struct Patience {
     pub ending: CancellationToken,
 }
 
-/// Receives what the board does.
+/// Receives the events of the board.
 pub trait BoardObserver: fmt::Debug + Send + Sync + 'static {
-    /// A change was reported to a watch this long after the agent had first heard of it.
+    /// A change was reported to an observer this long after the agent first learned of it.
     fn delivered(&self, after: Duration);
 }
 

@@ -119,8 +119,8 @@ impl Swept {
 }
 
 impl Redis {
-    /// Looks at every server. A server with many partitions is looked at as a whole only when something has changed.
-    /// Otherwise each look covers one partition after the other, so that health checks do not load a cluster.
+    /// Checks every server. A check covers all partitions of a server only when something has changed. Otherwise each
+    /// check covers the next partition, so that health checks do not load a cluster.
     pub(super) async fn check_health(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
         let (shards, unserved) = self.connections.shards();
         self.swept()
@@ -160,7 +160,7 @@ impl Redis {
             ));
             if !swept.left.is_empty() {
                 errors.push(NodeError::NotSent(format!(
-                    "{}: {} of its {} partitions have not been probed yet",
+                    "{}: {} of its {} partitions have not been checked yet",
                     shard.server,
                     swept.left.len(),
                     swept.partitions.len()
@@ -256,7 +256,7 @@ impl Redis {
             return Ok((swept, last));
         }
         if !request.write {
-            // A later look, which may write records, covers each partition.
+            // A later check, which may write records, covers each partition.
             return Ok((swept, last));
         }
         let unrecorded = swept.unrecorded.keys().copied();

@@ -132,7 +132,7 @@ impl Pings {
         }
     }
 
-    /// The last message until this instant.
+    /// Returns the last message up to this instant.
     fn until(&self, instant: Instant) -> Option<Received> {
         let earlier = self.earlier.iter().rev();
         let mut all = std::iter::once(&self.last).chain(earlier);

@@ -150,9 +150,9 @@ pub(super) async fn state(
     }))
 }
 
-/// Adds the state's position to the answer as its entity tag. A caller that knows this position has the answer: 304.
-/// That holds for vacant elections, too, although the standard ignores `If-None-Match` where there is nothing: the
-/// vacancy is the answer here.
+/// Adds the state's position to the reply as its entity tag. Responds with 304 to a caller that knows this position,
+/// also for a vacant election: the standard ignores `If-None-Match` for a missing resource, but here the vacancy is the
+/// content.
 fn at(
     known: &KnownPositions<'_>,
     state: &lease::State,
@@ -173,7 +173,7 @@ struct KnownPositions<'a> {
 }
 
 impl<'a> KnownPositions<'a> {
-    /// Those of `If-None-Match`, and this one.
+    /// Creates the positions of `If-None-Match`, and this one.
     fn new(headers: &'a HeaderMap, after: Option<&'a str>) -> Self {
         Self { headers, after }
     }
@@ -496,7 +496,7 @@ pub(super) async fn log(
             "the agent does not control this process's log",
         ));
     }
-    tracing::info!(%caller, level = filter.directives(), "what is logged was changed");
+    tracing::info!(%caller, level = filter.directives(), "changed the log level");
     Ok(JsonReply(wanted))
 }
 

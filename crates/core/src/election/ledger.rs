@@ -27,7 +27,7 @@ const REMEMBERED: usize = 100_000;
 /// shorter when the reply arrives than when the node sent it.
 const PRECISION: Duration = Duration::from_millis(250);
 
-/// Receives what becomes of elections.
+/// Receives changes of leaders and outcomes of requests.
 pub trait LedgerObserver: fmt::Debug + Send + Sync + 'static {
     /// The leader of an election changed, or the election became vacant.
     fn changed(&self, change: &Change<'_>);

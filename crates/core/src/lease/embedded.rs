@@ -419,7 +419,7 @@ impl LeaseNode for Embedded {
     }
 
     async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError> {
-        // A log that cannot be written shows here, before a request meets it. Requests that need no write are served
+        // Reports a log that cannot be written before a request fails on it. Requests that need no write are served
         // anyway: the quorum still calls a node that fails probes.
         self.writable()?;
         let ((guard, longest_guard, longest_vote), incarnation) = self

@@ -83,7 +83,7 @@ impl IncarnationRecords {
         }
     }
 
-    /// How nodes are to be probed.
+    /// How to probe nodes.
     pub(super) fn look(&self, write: bool, closed: bool) -> ProbeRequest {
         ProbeRequest {
             own: self.own,

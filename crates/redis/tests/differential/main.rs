@@ -47,7 +47,7 @@ const NONE: Registered = Registered {
     age: Duration::ZERO,
 };
 
-/// A look that may write.
+/// A probe that may write.
 const PROBE: ProbeRequest = ProbeRequest {
     own: BOUNDS,
     guard: NONE,
@@ -191,7 +191,7 @@ async fn apply(node: &dyn LeaseNode, op: &Op) -> Result<Reply, NodeError> {
         }
         Op::Probe(request) => {
             let probe = node.probe(*request).await?;
-            // One that only reads is not told how long the node abstains.
+            // A probe that only reads does not report how long the node is in quarantine.
             let guard = probe.guard.filter(|_| request.write);
             let longest = [probe.longest_guard, probe.longest_vote].map(|told| Registered {
                 age: rounded_age(told.age),
@@ -449,7 +449,7 @@ async fn pair_with(
 ) -> (Embedded, RedisNode) {
     let nodes = deployment.identity();
     let real = node(deployment, &format!("p{prefix}"), &nodes).await;
-    // What it is not asked for, it does not know: its run.
+    // The node learns its incarnation from a probe.
     real.probe(PROBE).await.expect("answers");
     if marked {
         for node in [&model as &dyn LeaseNode, &real] {
