@@ -9,10 +9,10 @@
 
 mod changes;
 mod queue;
+mod subscription;
 mod table;
 #[cfg(test)]
 mod tests;
-mod watch;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -25,8 +25,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+pub use subscription::{Doubt, Event, Scope};
 pub use table::{Counts, MOST_ELECTIONS};
-pub use watch::{Doubt, Event, Scope};
 
 use crate::{
     election::{Campaign, Elections, Outcome, Wait, state::Position},
@@ -34,8 +34,8 @@ use crate::{
     types::{Candidate, ElectionId},
 };
 use queue::Place;
+use subscription::Subscription;
 use table::Table;
-use watch::Watch;
 
 /// The timeout of a read or listing of the board.
 const READ_WITHIN: Duration = Duration::from_secs(5);
@@ -322,10 +322,10 @@ impl Board {
     /// Observes elections: reports their present states first, then changes.
     #[must_use]
     pub fn observe(&self, scope: Scope) -> Observation {
-        let watch = self.with(|table, now| table.watch(scope, now));
+        let subscription = self.with(|table, now| table.subscribe(scope, now));
         Observation {
             board: self.clone(),
-            watch,
+            subscription,
         }
     }
 
@@ -579,13 +579,13 @@ impl Drop for Queued {
 #[derive(Debug)]
 pub struct Observation {
     board: Board,
-    watch: Arc<Watch>,
+    subscription: Arc<Subscription>,
 }
 
 impl Observation {
     /// The next event. Cancel-safe.
     pub async fn next(&mut self) -> Event {
-        let event = self.watch.next().await;
+        let event = self.subscription.next().await;
         if let Event::State { seen, cause, .. } = &event
             && *cause != Cause::Present
         {
@@ -596,13 +596,13 @@ impl Observation {
 
     /// The next event, if there is one now.
     pub fn take(&mut self) -> Option<Event> {
-        self.watch.take()
+        self.subscription.take()
     }
 }
 
 impl Drop for Observation {
     fn drop(&mut self) {
         self.board
-            .with(|table, now| table.unwatch(&self.watch, now));
+            .with(|table, now| table.unsubscribe(&self.subscription, now));
     }
 }

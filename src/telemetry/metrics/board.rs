@@ -60,7 +60,7 @@ impl Board {
     pub(super) fn report(&self, counts: &Counts) {
         for (gauge, count) in [
             (&self.waiters, counts.waiters),
-            (&self.observers, counts.watches),
+            (&self.observers, counts.subscriptions),
             (&self.elections, counts.elections),
             (&self.deaf, usize::from(counts.deaf && counts.running)),
         ] {

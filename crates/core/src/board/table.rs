@@ -12,7 +12,7 @@ use super::{
     Cause, Seen,
     changes::Changes,
     queue::Place,
-    watch::{Calls, Scope, Watch},
+    subscription::{Calls, Scope, Subscription},
 };
 use crate::{
     election::Error,
@@ -100,7 +100,7 @@ pub struct Counts {
     /// Campaigns that wait.
     pub waiters: usize,
     /// Observations.
-    pub watches: usize,
+    pub subscriptions: usize,
     /// Whether the board's task runs, which listens to nodes.
     pub running: bool,
     /// Nodes from which the board receives hints.
@@ -143,7 +143,7 @@ struct Entry {
     queue: VecDeque<Arc<Place>>,
     /// Whether a waiter of the queue is claiming.
     claiming: bool,
-    watches: HashMap<u64, Arc<Watch>>,
+    subscriptions: HashMap<u64, Arc<Subscription>>,
     unconfirmed: Unconfirmed,
 }
 
@@ -185,7 +185,7 @@ struct Group {
     scope: Scope,
     /// When the first observation began.
     since: Instant,
-    watches: HashMap<u64, Arc<Watch>>,
+    subscriptions: HashMap<u64, Arc<Subscription>>,
     /// Whether all its elections have been listed once.
     synced: bool,
     listing: bool,
@@ -206,7 +206,7 @@ pub(super) struct Table {
     /// Rises whenever the board stops listening. Reports of earlier eras do not count.
     pub(super) era: u64,
     listeners: usize,
-    next_watch: u64,
+    next_subscription: u64,
     /// Whether the board's task runs.
     pub(super) running: bool,
     totals: Counts,
@@ -226,7 +226,7 @@ impl Table {
             heard_since: None,
             era: 0,
             listeners: 0,
-            next_watch: 0,
+            next_subscription: 0,
             running: false,
             totals: Counts::default(),
             changes: Changes::default(),
@@ -253,14 +253,14 @@ impl Table {
     }
 
     pub(super) fn counts(&self) -> Counts {
-        let watches = self.entries.values().map(|entry| entry.watches.len());
-        let grouped = self.groups.iter().map(|group| group.watches.len());
+        let subscriptions = self.entries.values().map(|entry| entry.subscriptions.len());
+        let grouped = self.groups.iter().map(|group| group.subscriptions.len());
         let waiters = self.entries.values().map(|entry| entry.queue.len());
         Counts {
             elections: self.entries.len(),
             timers: self.due.len(),
             waiters: waiters.sum(),
-            watches: watches.sum::<usize>() + grouped.sum::<usize>(),
+            subscriptions: subscriptions.sum::<usize>() + grouped.sum::<usize>(),
             running: self.running,
             heard_nodes: self.heard.count(),
             deaf: self.is_deaf(),
@@ -312,7 +312,7 @@ impl Table {
             allowance: Allowance::new(HINTED_READS, now),
             queue: VecDeque::new(),
             claiming: false,
-            watches: HashMap::new(),
+            subscriptions: HashMap::new(),
             unconfirmed: None,
         };
         self.entries.insert(Arc::clone(&id), entry);
@@ -513,7 +513,9 @@ impl Table {
             Ok(state) => self.found(&id, &state, again, began, now),
             Err(error) => {
                 if let Some(since) = doubt(&mut entry.unconfirmed, &error, began) {
-                    self.each_watch(&id, |watch, calls| watch.doubt(since, &error, calls));
+                    self.each_subscription(&id, |subscription, calls| {
+                        subscription.doubt(since, &error, calls)
+                    });
                 }
                 self.arm(&id, now + jittered(POLL_EVERY, 0.2), false);
             }
@@ -592,9 +594,9 @@ impl Table {
                 }
                 entry.since = now;
                 entry.granted = None;
-                self.report(id, |watch, calls| match first {
-                    true => watch.discovered(&seen, missed, calls),
-                    false => watch.changed(&seen, calls),
+                self.report(id, |subscription, calls| match first {
+                    true => subscription.discovered(&seen, missed, calls),
+                    false => subscription.changed(&seen, calls),
                 });
             }
             None => {
@@ -617,7 +619,7 @@ impl Table {
         };
         entry.unheard = unheard;
         if doubted {
-            self.each_watch(id, Watch::trust);
+            self.each_subscription(id, Subscription::trust);
         }
         let Some(entry) = self.entries.get_mut(id) else {
             return;
@@ -743,21 +745,23 @@ impl Table {
     }
 
     /// Adds an observation.
-    pub(super) fn watch(&mut self, scope: Scope, now: Instant) -> Arc<Watch> {
-        self.next_watch += 1;
-        let watch = Arc::new(Watch::new(self.next_watch, scope));
-        let scope = watch.scope();
+    pub(super) fn subscribe(&mut self, scope: Scope, now: Instant) -> Arc<Subscription> {
+        self.next_subscription += 1;
+        let subscription = Arc::new(Subscription::new(self.next_subscription, scope));
+        let scope = subscription.scope();
         match scope {
             Scope::One(election) => {
                 let id = self.entry(election, now);
                 if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.watches.insert(watch.id(), Arc::clone(&watch));
+                    entry
+                        .subscriptions
+                        .insert(subscription.id(), Arc::clone(&subscription));
                     if let Some(seen) = &entry.known {
-                        watch.present(seen, &mut self.calls);
-                        watch.synced(&mut self.calls);
+                        subscription.present(seen, &mut self.calls);
+                        subscription.synced(&mut self.calls);
                     }
                     if let Some((since, error)) = &entry.unconfirmed {
-                        watch.doubt(*since, error, &mut self.calls);
+                        subscription.doubt(*since, error, &mut self.calls);
                     }
                     if entry.known.is_none() {
                         self.arm(&id, now, false);
@@ -768,18 +772,20 @@ impl Table {
                 let mut groups = self.groups.iter_mut();
                 match groups.find(|group| group.scope == *scope) {
                     Some(group) => {
-                        group.watches.insert(watch.id(), Arc::clone(&watch));
+                        group
+                            .subscriptions
+                            .insert(subscription.id(), Arc::clone(&subscription));
                         if group.synced {
-                            present(&self.entries, &watch, &mut self.calls);
+                            present(&self.entries, &subscription, &mut self.calls);
                         }
                         if let Some((since, error)) = &group.unconfirmed {
-                            watch.doubt(*since, error, &mut self.calls);
+                            subscription.doubt(*since, error, &mut self.calls);
                         }
                     }
                     None => self.groups.push(Group {
                         scope: scope.clone(),
                         since: now,
-                        watches: [(watch.id(), Arc::clone(&watch))].into(),
+                        subscriptions: [(subscription.id(), Arc::clone(&subscription))].into(),
                         synced: false,
                         listing: false,
                         due: now,
@@ -791,30 +797,30 @@ impl Table {
                     if let Some((since, error)) = &entry.unconfirmed
                         && scope.covers(id)
                     {
-                        watch.doubt(*since, error, &mut self.calls);
+                        subscription.doubt(*since, error, &mut self.calls);
                     }
                 }
             }
         }
-        watch
+        subscription
     }
 
     /// Removes an observation, and the elections that nobody else observes or waits for.
-    pub(super) fn unwatch(&mut self, watch: &Watch, now: Instant) {
-        if let Scope::One(election) = watch.scope() {
+    pub(super) fn unsubscribe(&mut self, subscription: &Subscription, now: Instant) {
+        if let Scope::One(election) = subscription.scope() {
             if let Some(id) = self.id(election) {
                 if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.watches.remove(&watch.id());
+                    entry.subscriptions.remove(&subscription.id());
                 }
                 self.forget_if_idle(&id, now);
             }
             return;
         }
         for group in &mut self.groups {
-            group.watches.remove(&watch.id());
+            group.subscriptions.remove(&subscription.id());
         }
         let before = self.groups.len();
-        self.groups.retain(|group| !group.watches.is_empty());
+        self.groups.retain(|group| !group.subscriptions.is_empty());
         if self.groups.len() < before {
             let all: Vec<_> = self.entries.keys().cloned().collect();
             for id in all {
@@ -848,22 +854,22 @@ impl Table {
             Some(Err(error)) => {
                 group.due = group.due.min(now + jittered(POLL_EVERY, 0.2));
                 if let Some(since) = doubt(&mut group.unconfirmed, &error, began) {
-                    for watch in group.watches.values() {
-                        watch.doubt(since, &error, &mut self.calls);
+                    for subscription in group.subscriptions.values() {
+                        subscription.doubt(since, &error, &mut self.calls);
                     }
                 }
                 return;
             }
             None => {
-                for watch in group.watches.values() {
-                    watch.too_many(&mut self.calls);
+                for subscription in group.subscriptions.values() {
+                    subscription.too_many(&mut self.calls);
                 }
                 return;
             }
         };
         if group.unconfirmed.take().is_some() {
-            for watch in group.watches.values() {
-                watch.trust(&mut self.calls);
+            for subscription in group.subscriptions.values() {
+                subscription.trust(&mut self.calls);
             }
         }
         let mut held = std::collections::HashSet::with_capacity(leases.len());
@@ -888,18 +894,22 @@ impl Table {
         }
         let group = &mut self.groups[place];
         if !std::mem::replace(&mut group.synced, true) {
-            for watch in group.watches.values() {
-                present(&self.entries, watch, &mut self.calls);
+            for subscription in group.subscriptions.values() {
+                present(&self.entries, subscription, &mut self.calls);
             }
         }
     }
 
     /// Reports a state to all observers of the election. A group receives none before all present states are known.
-    fn report(&mut self, id: &Arc<ElectionId>, act: impl Fn(&Arc<Watch>, &mut Calls)) {
+    fn report(&mut self, id: &Arc<ElectionId>, act: impl Fn(&Arc<Subscription>, &mut Calls)) {
         self.each_of(id, |group| group.synced, act);
     }
 
-    fn each_watch(&mut self, id: &Arc<ElectionId>, act: impl Fn(&Arc<Watch>, &mut Calls)) {
+    fn each_subscription(
+        &mut self,
+        id: &Arc<ElectionId>,
+        act: impl Fn(&Arc<Subscription>, &mut Calls),
+    ) {
         self.each_of(id, |_| true, act);
     }
 
@@ -907,17 +917,17 @@ impl Table {
         &mut self,
         id: &Arc<ElectionId>,
         among: impl Fn(&Group) -> bool,
-        act: impl Fn(&Arc<Watch>, &mut Calls),
+        act: impl Fn(&Arc<Subscription>, &mut Calls),
     ) {
         if let Some(entry) = self.entries.get(id) {
-            for watch in entry.watches.values() {
-                act(watch, &mut self.calls);
+            for subscription in entry.subscriptions.values() {
+                act(subscription, &mut self.calls);
             }
         }
         let groups = self.groups.iter().filter(|group| among(group));
         for group in groups.filter(|group| group.scope.covers(id)) {
-            for watch in group.watches.values() {
-                act(watch, &mut self.calls);
+            for subscription in group.subscriptions.values() {
+                act(subscription, &mut self.calls);
             }
         }
     }
@@ -936,7 +946,7 @@ impl Table {
             && entry.unconfirmed.is_none();
         let grouped = || self.groups.iter().any(|group| group.scope.covers(id));
         let wanted =
-            !entry.queue.is_empty() || !entry.watches.is_empty() || (!settled && grouped());
+            !entry.queue.is_empty() || !entry.subscriptions.is_empty() || (!settled && grouped());
         if !wanted {
             // If the election is in doubt, no observer is left to receive the end of the doubt.
             self.disarm(id);
@@ -946,14 +956,20 @@ impl Table {
 }
 
 /// Reports all present states to an observer of a group.
-fn present(entries: &HashMap<Arc<ElectionId>, Entry>, watch: &Arc<Watch>, calls: &mut Calls) {
-    let covered = entries.iter().filter(|(id, _)| watch.scope().covers(id));
+fn present(
+    entries: &HashMap<Arc<ElectionId>, Entry>,
+    subscription: &Arc<Subscription>,
+    calls: &mut Calls,
+) {
+    let covered = entries
+        .iter()
+        .filter(|(id, _)| subscription.scope().covers(id));
     for (_, entry) in covered {
         if let Some(seen) = entry.known.as_ref().filter(|seen| seen.until.is_some()) {
-            watch.present(seen, calls);
+            subscription.present(seen, calls);
         }
     }
-    watch.synced(calls);
+    subscription.synced(calls);
 }
 
 /// The order of states: by token, and a vacancy after the term of the same token.

@@ -364,7 +364,7 @@ async fn an_observer_sees_present_states_first_and_then_every_change() {
             "one of two"
         );
         let counts = there.counts();
-        assert_eq!(counts.watches, 1);
+        assert_eq!(counts.subscriptions, 1);
         assert!(counts.elections <= 1, "{counts:?}");
         drop(observation);
         there.until_nothing_is_left().await;
@@ -413,16 +413,17 @@ async fn watches_of_a_kind_share_a_listing() {
     board.wins("few1", "b").await;
     board.wins("other", "c").await;
     let of = |prefix: &str| Scope::Kind(Kind::new("").expect("valid"), prefix.into());
-    let mut watches = ["few", "many", "none", "other"].map(|prefix| board.observe(of(prefix)));
+    let mut subscriptions =
+        ["few", "many", "none", "other"].map(|prefix| board.observe(of(prefix)));
     let expected: [&[&str]; 4] = [
         &["few1 b Present", "synced"],
         &["too many"],
         &["synced"],
         &["other c Present", "synced"],
     ];
-    for (watch, expected) in watches.iter_mut().zip(expected) {
+    for (subscription, expected) in subscriptions.iter_mut().zip(expected) {
         for expected in expected {
-            assert_eq!(next(watch).await, *expected);
+            assert_eq!(next(subscription).await, *expected);
         }
     }
 }

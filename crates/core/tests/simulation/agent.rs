@@ -180,12 +180,12 @@ impl Agent {
             elections,
             timers,
             waiters,
-            watches,
+            subscriptions,
             running,
             ..
         } = self.board.counts();
         assert_eq!(
-            (elections, timers, waiters, watches, running),
+            (elections, timers, waiters, subscriptions, running),
             (0, 0, 0, 0, false),
             "the board is not empty although nobody waits or observes, after\n{}",
             record.history()

@@ -1,7 +1,7 @@
 //! The table alone, in orders of events that are rare on a board.
 
 use super::{
-    super::{queue::Place, table::Table, watch::Event},
+    super::{queue::Place, subscription::Event, table::Table},
     *,
 };
 use tokio::time::advance;
@@ -58,8 +58,8 @@ fn one() -> Scope {
 }
 
 /// The texts of all events.
-fn events(watch: &Watch) -> Vec<String> {
-    std::iter::from_fn(|| watch.take())
+fn events(subscription: &Subscription) -> Vec<String> {
+    std::iter::from_fn(|| subscription.take())
         .map(|event| match event {
             Event::State { seen, missed, .. } => {
                 let missed = if missed { " missed" } else { "" };
@@ -83,7 +83,7 @@ fn events(watch: &Watch) -> Vec<String> {
 #[test]
 fn older_claims_do_not_answer_a_hint() {
     let (mut table, now) = table();
-    let _watch = table.watch(one(), now);
+    let _subscription = table.subscribe(one(), now);
     assert_eq!(table.take_due(now).len(), 1);
     table.learn(&election("e"), held(1), now, now);
     let later = now + SECOND;
@@ -113,7 +113,7 @@ fn older_claims_do_not_answer_a_hint() {
 fn a_group_knows_all_present_states_when_it_is_complete() {
     for (read, known) in [(true, true), (true, false), (false, true), (false, false)] {
         let (mut table, now) = table();
-        let _watch = table.watch(one(), now);
+        let _subscription = table.subscribe(one(), now);
         if known {
             assert_eq!(table.take_due(now).len(), 1);
             table.learn(&election("e"), held(1), now, now);
@@ -123,7 +123,7 @@ fn a_group_knows_all_present_states_when_it_is_complete() {
         if read {
             assert_eq!(table.take_due(now).len(), 1);
         }
-        let group = table.watch(kind(), now);
+        let group = table.subscribe(kind(), now);
         assert_eq!(table.take_listing(now), [kind()]);
         assert_eq!(events(&group), [""; 0], "it is not complete");
         let listed = vec![(election("e"), lease(1))];
@@ -131,7 +131,7 @@ fn a_group_knows_all_present_states_when_it_is_complete() {
         assert_eq!(events(&group), ["held 1", "synced"], "{read} {known}");
         table.learn(&election("e"), vacant(1), now + MS, now + MS);
         assert_eq!(events(&group), ["vacant"], "{read} {known}");
-        let late = table.watch(kind(), now);
+        let late = table.subscribe(kind(), now);
         assert_eq!(
             events(&late),
             ["synced"],
@@ -152,7 +152,7 @@ fn groups_of_a_kind_are_listed_together() {
         Scope::All,
         of("a", "y"),
     ];
-    let watches = scopes.map(|scope| table.watch(scope, now));
+    let subscriptions = scopes.map(|scope| table.subscribe(scope, now));
     assert_eq!(
         table.take_listing(now),
         [of("a", ""), of("a", "x"), of("a", "y")]
@@ -167,7 +167,7 @@ fn groups_of_a_kind_are_listed_together() {
         [of("a", "x")],
         "the others are being listed"
     );
-    drop(watches);
+    drop(subscriptions);
 }
 
 /// The unread events of a reader that stands still are dropped, and it receives only that fact.
@@ -179,10 +179,10 @@ async fn who_does_not_read_for_long_is_told_so_and_nothing_else() {
         table.learn(&election("e"), held(number), now, now);
     };
     let (reads, stands) = (
-        table.watch(one(), Instant::now()),
-        table.watch(one(), Instant::now()),
+        table.subscribe(one(), Instant::now()),
+        table.subscribe(one(), Instant::now()),
     );
-    let late = table.watch(one(), Instant::now());
+    let late = table.subscribe(one(), Instant::now());
     change(&mut table, 1);
     assert_eq!(events(&reads), ["held 1", "synced"]);
     assert_eq!(events(&stands), ["held 1", "synced"]);
@@ -213,7 +213,7 @@ async fn who_does_not_read_for_long_is_told_so_and_nothing_else() {
 #[test]
 fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten() {
     let (mut table, mut now) = table();
-    let group = table.watch(kind(), now);
+    let group = table.subscribe(kind(), now);
     assert_eq!(table.take_listing(now), [kind()]);
     table.listed(&kind(), Some(Ok(Vec::new())), now, now);
     assert_eq!(events(&group), ["synced"]);
@@ -260,7 +260,7 @@ fn forget(table: &mut Table, found: &Result<State, Error>) -> Instant {
 #[test]
 fn a_group_is_not_told_again_of_a_leader_that_has_gone() {
     let (mut table, now) = table();
-    let group = table.watch(kind(), now);
+    let group = table.subscribe(kind(), now);
     let found = || Some(Ok(vec![(election("e"), lease(1))]));
     assert_eq!(table.take_listing(now), [kind()]);
     table.listed(&kind(), found(), now, now);
@@ -292,11 +292,11 @@ fn a_group_is_not_told_again_of_a_leader_that_has_gone() {
 #[test]
 fn a_listing_from_before_the_watch_does_not_complete_it() {
     let (mut table, now) = table();
-    let first = table.watch(kind(), now);
+    let first = table.subscribe(kind(), now);
     assert_eq!(table.take_listing(now), [kind()]);
-    table.unwatch(&first, now);
+    table.unsubscribe(&first, now);
     let later = now + MS;
-    let second = table.watch(kind(), later);
+    let second = table.subscribe(kind(), later);
     assert_eq!(table.take_listing(later), [kind()]);
     table.listed(&kind(), Some(Ok(Vec::new())), now, later + MS);
     assert_eq!(events(&second), [""; 0]);
@@ -311,14 +311,14 @@ fn every_doubt_of_every_watch_ends() {
         Err(Error::DeadlineExceeded)
     }
     let (mut table, now) = table();
-    let mut watches = vec![table.watch(kind(), now), table.watch(one(), now)];
+    let mut subscriptions = vec![table.subscribe(kind(), now), table.subscribe(one(), now)];
     table.take_listing(now);
     table.listed(&kind(), Some(failed()), now, now);
-    watches.push(table.watch(kind(), now));
+    subscriptions.push(table.subscribe(kind(), now));
     table.take_due(now);
     table.learn(&election("e"), failed(), now, now);
-    watches.push(table.watch(kind(), now));
-    watches.push(table.watch(one(), now));
+    subscriptions.push(table.subscribe(kind(), now));
+    subscriptions.push(table.subscribe(one(), now));
     table.learn(&election("e"), failed(), now, now);
     table.heard(0, &hint(Hinted::Campaign, 7), now);
     let other = Hint {
@@ -327,24 +327,24 @@ fn every_doubt_of_every_watch_ends() {
     };
     table.heard(0, &other, now);
     table.learn(&election("other"), failed(), now, now);
-    for watch in &watches {
-        assert_eq!(events(watch), ["uncertain"]);
+    for subscription in &subscriptions {
+        assert_eq!(events(subscription), ["uncertain"]);
     }
     // No observer of the election alone is left, but the groups are still in doubt.
-    table.unwatch(&watches.remove(4), now);
-    table.unwatch(&watches.remove(1), now);
+    table.unsubscribe(&subscriptions.remove(4), now);
+    table.unsubscribe(&subscriptions.remove(1), now);
     table.listed(&kind(), Some(Ok(Vec::new())), now, now);
     table.learn(&election("e"), held(7), now, now);
-    for watch in &watches {
-        let events = events(watch);
+    for subscription in &subscriptions {
+        let events = events(subscription);
         assert!(!events.contains(&"certain".to_owned()), "{events:?}");
     }
     table.learn(&election("other"), vacant(7), now, now);
-    for watch in &watches {
-        assert_eq!(events(watch), ["certain"]);
+    for subscription in &subscriptions {
+        assert_eq!(events(subscription), ["certain"]);
     }
-    for watch in watches {
-        table.unwatch(&watch, now);
+    for subscription in subscriptions {
+        table.unsubscribe(&subscription, now);
     }
     assert!(table.is_idle());
     assert_eq!(table.counts().timers, 0);
@@ -445,26 +445,26 @@ fn reads_are_paced_at_the_end_of_a_term_and_while_they_fail() {
 #[test]
 fn reads_that_began_earlier_take_nothing_back() {
     let (mut table, now) = table();
-    let watch = table.watch(one(), now);
+    let subscription = table.subscribe(one(), now);
     let later = now + SECOND;
     table.learn(&election("e"), held(2), later, later);
-    assert_eq!(events(&watch), ["held 2", "synced"]);
+    assert_eq!(events(&subscription), ["held 2", "synced"]);
     for older in [held(1), vacant(1)] {
         table.learn(&election("e"), older, now, later);
-        assert_eq!(events(&watch), [""; 0]);
+        assert_eq!(events(&subscription), [""; 0]);
     }
     table.learn(&election("e"), held(1), later, later);
-    assert_eq!(events(&watch), ["held 1"], "it was rolled back");
+    assert_eq!(events(&subscription), ["held 1"], "it was rolled back");
     table.learn(&election("e"), vacant(1), later, later);
     table.learn(&election("e"), held(1), now, later);
-    assert_eq!(events(&watch), ["vacant"]);
+    assert_eq!(events(&subscription), ["vacant"]);
 }
 
 /// Elections that a listing lacks may be vacant. More new elections than a group may read one by one cause a listing.
 #[test]
 fn groups_read_what_a_listing_lacks_and_list_what_they_cannot_read() {
     let (mut table, now) = table();
-    let group = table.watch(kind(), now);
+    let group = table.subscribe(kind(), now);
     assert_eq!(table.take_listing(now), [kind()]);
     let held = vec![(election("e"), lease(1))];
     table.listed(&kind(), Some(Ok(held)), now, now);
@@ -489,7 +489,7 @@ fn groups_read_what_a_listing_lacks_and_list_what_they_cannot_read() {
 fn a_watch_of_too_many_elections_says_so() {
     for listing in [Some(Ok(())), None] {
         let (mut table, now) = table();
-        let group = table.watch(kind(), now);
+        let group = table.subscribe(kind(), now);
         let all = |()| {
             let number = 0..=MOST_ELECTIONS;
             let leases = number.map(|number| (election(&number.to_string()), lease(1)));
@@ -526,7 +526,7 @@ fn what_is_due_soon_is_read_in_one_batch() {
 #[test]
 fn changes_are_remembered_with_their_causes() {
     let (mut table, start) = table();
-    let watch = table.watch(one(), start);
+    let subscription = table.subscribe(one(), start);
     let mut now = start;
     let mut read = |table: &mut Table, state| {
         now += SECOND;
@@ -541,7 +541,7 @@ fn changes_are_remembered_with_their_causes() {
         read(&mut table, vacant(number));
         read(&mut table, held(number + 1));
     }
-    table.unwatch(&watch, now);
+    table.unsubscribe(&subscription, now);
     let changes = table.changes().of(&election("e"));
     assert_eq!(changes.len(), 64);
     let tokens = changes.iter().map(|change| match &change.state {
@@ -568,7 +568,7 @@ fn an_election_that_is_new_to_a_group_has_changed_if_a_hint_says_so() {
         (Hinted::Handover, Cause::Handover),
     ] {
         let (mut table, now) = table();
-        let _watch = table.watch(Scope::All, now);
+        let _subscription = table.subscribe(Scope::All, now);
         assert_eq!(table.take_listing(now).len(), 1);
         table.listed(&Scope::All, Some(Ok(Vec::new())), now, now);
         let later = now + SECOND;
@@ -591,7 +591,7 @@ fn a_vacancy_after_a_term_that_no_read_saw_is_reported() {
         (None, Cause::Resign, true),
     ] {
         let (mut table, now) = table();
-        let watch = table.watch(one(), now);
+        let subscription = table.subscribe(one(), now);
         table.take_due(now);
         table.learn(&election("e"), vacant(1), now, now);
         let later = now + SECOND;
@@ -611,7 +611,7 @@ fn a_vacancy_after_a_term_that_no_read_saw_is_reported() {
         // A token that the nodes forget is no change.
         table.learn(&election("e"), Ok(State::Vacant(None)), later, later);
         assert_eq!(table.changes().of(&election("e")).len(), 1);
-        table.unwatch(&watch, later);
+        table.unsubscribe(&subscription, later);
     }
 }
 
@@ -625,7 +625,7 @@ fn a_vacancy_without_a_token_has_its_cause() {
         (None, SECOND, Cause::RolledBack),
     ] {
         let (mut table, now) = table();
-        let watch = table.watch(one(), now);
+        let subscription = table.subscribe(one(), now);
         table.take_due(now);
         table.learn(&election("e"), held(7), now, now);
         let later = now + after;
@@ -644,7 +644,7 @@ fn a_vacancy_without_a_token_has_its_cause() {
             "{change:?}"
         );
         assert_eq!(change.cause, told, "{hinted:?}");
-        table.unwatch(&watch, later);
+        table.unsubscribe(&subscription, later);
     }
 }
 

@@ -88,7 +88,7 @@ pub struct Doubt {
 
 /// An observation. It holds the last state of each election that has changed, not every state.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct Subscription {
     id: u64,
     scope: Scope,
     /// Where its reader runs.
@@ -119,20 +119,20 @@ struct Pending {
 /// Waking a reader on another thread takes a system call, and its connection is written before the next one is awake.
 /// A task on the readers' own thread wakes all of them first, and those that share a connection share a write.
 #[derive(Debug, Default)]
-pub(super) struct Calls(Vec<Vec<Arc<Watch>>>);
+pub(super) struct Calls(Vec<Vec<Arc<Subscription>>>);
 
 impl Calls {
-    fn add(&mut self, watch: &Arc<Watch>, pending: &mut Pending) {
+    fn add(&mut self, subscription: &Arc<Subscription>, pending: &mut Pending) {
         if std::mem::replace(&mut pending.called, true) {
             return;
         }
         let together = self.0.iter_mut().find(|it| {
             it.first()
-                .is_some_and(|first| first.runs_on() == watch.runs_on())
+                .is_some_and(|first| first.runs_on() == subscription.runs_on())
         });
         match together {
-            Some(together) => together.push(Arc::clone(watch)),
-            None => self.0.push(vec![Arc::clone(watch)]),
+            Some(together) => together.push(Arc::clone(subscription)),
+            None => self.0.push(vec![Arc::clone(subscription)]),
         }
     }
 
@@ -142,14 +142,14 @@ impl Calls {
             match together.first().and_then(|first| first.runtime.clone()) {
                 Some(runtime) if together.len() > 1 => {
                     runtime.spawn(async move {
-                        for watch in together {
-                            watch.ready.notify_one();
+                        for subscription in together {
+                            subscription.ready.notify_one();
                         }
                     });
                 }
                 _ => {
-                    for watch in together {
-                        watch.ready.notify_one();
+                    for subscription in together {
+                        subscription.ready.notify_one();
                     }
                 }
             }
@@ -173,7 +173,7 @@ struct Change {
     missed: bool,
 }
 
-impl Watch {
+impl Subscription {
     pub(super) fn new(id: u64, scope: Scope) -> Self {
         Self {
             id,
@@ -343,25 +343,28 @@ mod tests {
     #[test]
     fn readers_of_a_runtime_are_woken_together_and_once() {
         let runtimes = [runtime(), runtime()];
-        let watches: Vec<_> = (0..6)
+        let subscriptions: Vec<_> = (0..6)
             .map(|id| {
                 let _entered = runtimes[id as usize % 2].enter();
-                Arc::new(Watch::new(id, Scope::All))
+                Arc::new(Subscription::new(id, Scope::All))
             })
             .collect();
-        let reading: Vec<_> = watches
+        let reading: Vec<_> = subscriptions
             .iter()
-            .map(|watch| {
-                let (runtime, watch) = (&runtimes[watch.id() as usize % 2], Arc::clone(watch));
-                runtime.spawn(async move { watch.next().await })
+            .map(|subscription| {
+                let (runtime, subscription) = (
+                    &runtimes[subscription.id() as usize % 2],
+                    Arc::clone(subscription),
+                );
+                runtime.spawn(async move { subscription.next().await })
             })
             .collect();
         let alive = |number: usize| runtimes[number].metrics().num_alive_tasks();
         let mut calls = Calls::default();
-        for watch in &watches {
-            watch.synced(&mut calls);
+        for subscription in &subscriptions {
+            subscription.synced(&mut calls);
             // The reader has not read since.
-            watch.too_many(&mut calls);
+            subscription.too_many(&mut calls);
         }
         let sizes: Vec<_> = calls.0.iter().map(Vec::len).collect();
         assert_eq!(sizes, [3, 3]);
@@ -377,14 +380,16 @@ mod tests {
     fn who_has_read_is_woken_again() {
         let runtime = runtime();
         runtime.block_on(async {
-            let watch = Arc::new(Watch::new(0, Scope::All));
+            let subscription = Arc::new(Subscription::new(0, Scope::All));
             for certain in [false, true] {
                 let mut calls = Calls::default();
                 match certain {
-                    false => watch.doubt(Instant::now(), &Error::DeadlineExceeded, &mut calls),
-                    true => watch.trust(&mut calls),
+                    false => {
+                        subscription.doubt(Instant::now(), &Error::DeadlineExceeded, &mut calls)
+                    }
+                    true => subscription.trust(&mut calls),
                 }
-                let reading = watch.next();
+                let reading = subscription.next();
                 calls.wake();
                 assert!(
                     matches!(reading.await, Event::Certainty(doubt) if doubt.is_none() == certain)
