@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -22,6 +22,7 @@ use election_proto::{
     standing::Is,
 };
 use futures_util::{StreamExt as _, future::ready};
+use parking_lot::Mutex;
 use tokio::{net::TcpListener, sync::mpsc, task::AbortHandle};
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{
@@ -311,9 +312,7 @@ impl Leadership for Service {
             .take_while(|message| ready(message.is_some()))
             .filter_map(ready)
             .inspect(move |message| {
-                asks.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .asked(message, &book, number);
+                asks.lock().asked(message, &book, number);
             });
         let mut answers = self.leadership().lead(asked).await?.into_inner();
         let (sender, passed) = mpsc::unbounded_channel();
@@ -326,10 +325,7 @@ impl Leadership for Service {
                 };
                 let Some(answer) = answer else { return };
                 if let Ok(answer) = &answer {
-                    let granted = stream
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .answered(answer, &service.book);
+                    let granted = stream.lock().answered(answer, &service.book);
                     if granted && service.faults.loses_grant() {
                         let _ = sender.send(Err(Status::unavailable("the answer is lost")));
                         return;

@@ -1,12 +1,8 @@
 //! What happened in a scenario, as programs, forwarders and the witness saw it.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::protocol::{Event, Name, now};
@@ -217,13 +213,13 @@ impl Default for Book {
 impl Book {
     /// Changes the record, and tells those who wait.
     pub fn write(&self, write: impl FnOnce(&mut Record)) {
-        write(&mut self.record.lock().unwrap_or_else(PoisonError::into_inner));
+        write(&mut self.record.lock());
         self.version.send_modify(|version| *version += 1);
     }
 
     /// Reads the record.
     pub fn read<T>(&self, read: impl FnOnce(&Record) -> T) -> T {
-        read(&self.record.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&self.record.lock())
     }
 
     /// Notes what the driver does.

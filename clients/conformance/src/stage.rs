@@ -1,12 +1,6 @@
 //! Agents, what stands before them, programs, and a witness.
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use election_proto::{
     ObserveRequest,
@@ -14,6 +8,7 @@ use election_proto::{
     observation, observe_request,
     state::{Cause, Phase},
 };
+use parking_lot::Mutex;
 use test_agent::Agent;
 use test_servers::{Clock, Redis};
 use tokio::{
@@ -244,7 +239,7 @@ impl Player {
     }
 
     fn errors(&self) -> String {
-        let errors = self.errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let errors = self.errors.lock();
         errors.clone()
     }
 }
@@ -335,13 +330,13 @@ impl Play {
                                 book.write(|record| record.events.push(event));
                             }
                             Err(error) => {
-                                let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                                let mut kept = kept.lock();
                                 *kept += &format!("{error}: {line}\n");
                             }
                         }
                     }
                     Ok(Some(line)) = complaints.next_line() => {
-                        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut kept = kept.lock();
                         *kept += &line;
                         kept.push('\n');
                     }

@@ -5,10 +5,11 @@ use std::{
     future::Future,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use tonic::{
     metadata::{Ascii, MetadataMap, MetadataValue},
     transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
@@ -49,7 +50,7 @@ impl Tokens {
             // Read each time: the file is small, and no sign of a change is as sure as its content.
             Self::File(path, last) => {
                 let read = fs::read_to_string(path);
-                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut last = last.lock();
                 match read {
                     Ok(token) if !token.trim().is_empty() => *last = Some(token.trim().to_owned()),
                     // It may be in the middle of being replaced.
@@ -131,7 +132,7 @@ impl Tls {
     /// [`Error::Config`]: one cannot be read, or holds nothing that could be of use.
     pub(crate) fn load(&self) -> Result<(), Error> {
         let contents = self.read()?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         state.contents = contents;
         state.looked = Some(Instant::now());
         Ok(())
@@ -152,7 +153,7 @@ impl Tls {
 
     /// Checks the files, if that was not done just now. Returns the number of their version.
     pub(crate) fn version(&self) -> u64 {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let files = self.authorities.is_some() || self.identity.is_some();
         if !files || state.looked.is_some_and(|looked| looked.elapsed() < LOOK) {
             return state.version;
@@ -186,7 +187,7 @@ impl Tls {
     ///
     /// What is wrong with the files.
     pub(crate) fn apply(&self, endpoint: Endpoint) -> Result<Endpoint, String> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         self.configure(endpoint, &state.contents)
     }
 

@@ -11,7 +11,7 @@ use std::{
     future::Future,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -19,6 +19,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use hyper_util::rt::TokioIo;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     net::TcpStream,
     runtime,
@@ -170,7 +171,7 @@ impl Configured {
             stream.set_nodelay(true)?;
             Ok::<_, std::io::Error>(TokioIo::new(stream))
         });
-        let mut template = self.template.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut template = self.template.lock();
         if let Some(tls) = &self.tls {
             let version = tls.version();
             // They were good when they were read.
@@ -349,7 +350,7 @@ impl Pool {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Where calls may go, the best first; and the endpoints whose names have no address.

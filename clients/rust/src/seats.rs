@@ -5,9 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -35,7 +36,7 @@ impl Seats {
             who.election.clone(),
             who.candidate.clone(),
         );
-        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seats = self.0.lock();
         if let Some(seat) = seats.get(&name).and_then(Weak::upgrade) {
             return seat;
         }

@@ -7,12 +7,13 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     runtime,
     sync::{mpsc, oneshot},
@@ -110,15 +111,12 @@ impl Streams {
     }
 
     fn streams(&self) -> MutexGuard<'_, Vec<Weak<Stream>>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+        self.streams.lock()
     }
 
     /// Whether the agents offer streams, as far as is known, and the caller wants them.
     pub(crate) fn are_offered(&self) -> bool {
-        let since = self
-            .not_offered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let since = self.not_offered.lock();
         self.wanted && since.is_none_or(|since| since.elapsed() > NOT_OFFERED)
     }
 

@@ -8,9 +8,11 @@
 use std::{
     any::Any,
     collections::BinaryHeap,
-    sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, LazyLock, Weak},
     time::Duration,
 };
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::Deadline;
 
@@ -89,7 +91,7 @@ impl Timer {
     }
 
     fn entries(&self) -> MutexGuard<'_, BinaryHeap<Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        self.entries.lock()
     }
 
     fn add(&self, at: Deadline, task: Task) {
@@ -163,7 +165,7 @@ impl Alarm {
     }
 
     fn at(&self) -> MutexGuard<'_, Option<Deadline>> {
-        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+        self.at.lock()
     }
 
     fn set(&self, at: Deadline) {
@@ -202,20 +204,12 @@ impl Alarm {
         }
         let mut at = self.at();
         while !at.is_some_and(Deadline::has_passed) {
-            let step = at.map_or(Duration::MAX, |at| at.remaining().min(STEP));
-            let waited = if step == Duration::MAX {
-                self.changed.wait(at)
-            } else {
-                self.changed
-                    .wait_timeout(at, step)
-                    .map(|(at, _)| at)
-                    .map_err(|error| {
-                        let (at, timeout) = error.into_inner();
-                        let _ = timeout;
-                        PoisonError::new(at)
-                    })
-            };
-            at = waited.unwrap_or_else(PoisonError::into_inner);
+            match *at {
+                Some(until) => {
+                    self.changed.wait_for(&mut at, until.remaining().min(STEP));
+                }
+                None => self.changed.wait(&mut at),
+            }
         }
         *at = None;
     }

@@ -349,7 +349,7 @@ async fn rights_that_the_api_server_does_not_know_of_are_asked_for_again() {
         agent_log_has(&agent, "context deadline exceeded").then_some(told)
     })
     .await;
-    assert!(told.contains("has not said yet"), "{told}");
+    assert!(told.contains("has not reported"), "{told}");
     assert_eq!(web(&agent).await.status, 503, "it is not off");
     api.lose_authorizer(false);
     api.set_rights(Right::watching());

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     str::FromStr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -21,6 +21,7 @@ use election_proto::{
     lead_event, lead_request, leadership_client::LeadershipClient, observation, observe_request,
     standing::Is, state::Phase,
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
@@ -53,7 +54,7 @@ struct Orders {
 type All = Arc<Mutex<HashMap<u64, Arc<Orders>>>>;
 
 fn orders(all: &All, id: u64) -> Arc<Orders> {
-    let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all = all.lock();
     let new = || {
         Arc::new(Orders {
             alive: AtomicBool::new(true),
@@ -168,10 +169,7 @@ impl Term {
         } else {
             sent
         };
-        let mut until = self
-            .valid_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut until = self.valid_until.lock();
         if from + valid_for > until.0 {
             until.0 = from + valid_for;
             let left = Duration::from_nanos(until.0.saturating_sub(now()));
@@ -181,18 +179,12 @@ impl Term {
     }
 
     fn until(&self) -> u64 {
-        let until = self
-            .valid_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let until = self.valid_until.lock();
         until.0
     }
 
     fn is_over(&self) -> bool {
-        let until = *self
-            .valid_until
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let until = *self.valid_until.lock();
         let margin = Duration::from_nanos(self.margin);
         if is(Mutant::MonotonicClock) {
             Instant::now() + margin >= until.1

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -13,6 +13,7 @@ use client_conformance::protocol::{Body, Command, Event, Lead, Name, commands, n
 use election_agent_client::{
     Agent, Cause, Error, Event as Observed, Lost, NotCurrent, Scope, Standing, Term,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{mpsc, watch};
 
 /// What commands say to a body.
@@ -26,7 +27,7 @@ struct Orders {
 type All = Arc<Mutex<HashMap<u64, Arc<Orders>>>>;
 
 fn orders(all: &All, id: u64) -> Arc<Orders> {
-    let mut all: MutexGuard<'_, _> = all.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut all: MutexGuard<'_, _> = all.lock();
     let new = || {
         let orders = Orders::default();
         orders.alive.store(true, Ordering::SeqCst);

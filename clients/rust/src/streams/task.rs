@@ -1,13 +1,8 @@
 //! The task of a stream.
 
-use std::{
-    collections::HashMap,
-    future::pending,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, future::pending, pin::Pin, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, sleep_until},
@@ -248,10 +243,7 @@ impl Task {
     }
 
     fn not_offered(&self) {
-        *self
-            .not_offered
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.not_offered.lock() = Some(Instant::now());
     }
 
     /// Begins to open another stream.

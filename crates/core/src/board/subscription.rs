@@ -385,7 +385,7 @@ mod tests {
                 let mut calls = Calls::default();
                 match certain {
                     false => {
-                        subscription.doubt(Instant::now(), &Error::DeadlineExceeded, &mut calls)
+                        subscription.doubt(Instant::now(), &Error::DeadlineExceeded, &mut calls);
                     }
                     true => subscription.trust(&mut calls),
                 }

@@ -514,7 +514,7 @@ impl Table {
             Err(error) => {
                 if let Some(since) = doubt(&mut entry.unconfirmed, &error, began) {
                     self.each_subscription(&id, |subscription, calls| {
-                        subscription.doubt(since, &error, calls)
+                        subscription.doubt(since, &error, calls);
                     });
                 }
                 self.arm(&id, now + jittered(POLL_EVERY, 0.2), false);
