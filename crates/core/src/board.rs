@@ -140,7 +140,7 @@ pub struct Settings {
 /// A caller that waits on a stream for longer than a request may take.
 pub trait Waiter: fmt::Debug + Send + Sync + 'static {
     /// When its last message arrived. A grant counts from before then, instead of from the beginning of the wait.
-    fn heard(&self) -> Instant;
+    fn last_message(&self) -> Instant;
 
     /// Called when the campaign begins to wait because of this leader.
     fn waits(&self, leader: &Lease);
@@ -285,7 +285,7 @@ impl Board {
     /// Claims the election for a campaign that has waited.
     async fn claim(&self, campaign: &Campaign, patience: &Patience) -> Result<Outcome, Error> {
         let waiter = patience.waiter.as_ref();
-        let since = waiter.map_or(patience.since, |waiter| waiter.heard());
+        let since = waiter.map_or(patience.since, |waiter| waiter.last_message());
         let waited = since.elapsed();
         let wait = Wait {
             since,
@@ -388,7 +388,7 @@ impl Board {
         let nodes = self.0.elections.quorum().nodes();
         let mut listening = JoinSet::new();
         for (number, node) in nodes.into_iter().enumerate() {
-            listening.spawn(Ear::new(&self, number).listen(node));
+            listening.spawn(HintListener::new(&self, number).listen(node));
         }
         let (mut reading, mut listing) = (JoinSet::new(), JoinSet::new());
         loop {
@@ -506,13 +506,13 @@ impl Board {
 type Held = Vec<(ElectionId, Lease)>;
 
 /// Listens to a node for the board.
-struct Ear {
+struct HintListener {
     board: Board,
     node: usize,
     era: u64,
 }
 
-impl Ear {
+impl HintListener {
     fn new(board: &Board, node: usize) -> Self {
         Self {
             board: board.clone(),
@@ -532,18 +532,18 @@ impl Ear {
 
     async fn listen(self, node: Arc<dyn LeaseNode>) {
         let mut pause = LISTEN_AGAIN.0;
-        let mut told = None;
+        let mut reported = None;
         loop {
             let began = Instant::now();
             let error = node.listen(&self).await;
-            self.reports(|table, now| table.unheard(self.node, now));
+            self.reports(|table, now| table.disconnected(self.node, now));
             let lasted = began.elapsed() > LISTEN_AGAIN.1;
             if lasted {
                 pause = LISTEN_AGAIN.0;
             }
-            if told.as_ref() != Some(&error) {
+            if reported.as_ref() != Some(&error) {
                 tracing::warn!(node = node.name(), %error, "the agent receives no hints from a lease node");
-                told = Some(error);
+                reported = Some(error);
             }
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(LISTEN_AGAIN.1);
@@ -551,13 +551,13 @@ impl Ear {
     }
 }
 
-impl Listener for Ear {
-    fn hears(&self, listeners: usize) {
-        self.reports(|table, now| table.hears(self.node, listeners, now));
+impl Listener for HintListener {
+    fn connected(&self, listeners: usize) {
+        self.reports(|table, now| table.connected(self.node, listeners, now));
     }
 
-    fn heard(&self, hint: Hint) {
-        self.reports(|table, now| table.heard(self.node, &hint, now));
+    fn hinted(&self, hint: Hint) {
+        self.reports(|table, now| table.hinted(self.node, &hint, now));
     }
 }
 

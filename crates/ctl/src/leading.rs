@@ -110,7 +110,7 @@ impl Candidacy {
 
 /// Prints why a term is not extended, each reason once.
 fn reporter() -> impl Fn(&Standing) + Send + Sync + 'static {
-    let told = Arc::new(Mutex::new(String::new()));
+    let reported = Arc::new(Mutex::new(String::new()));
     move |standing| {
         let what = match standing {
             Standing::Jeopardy { reason, .. } => {
@@ -122,11 +122,11 @@ fn reporter() -> impl Fn(&Standing) + Send + Sync + 'static {
             }
             _ => String::new(),
         };
-        let mut told = told.lock();
-        if !what.is_empty() && *told != what {
+        let mut reported = reported.lock();
+        if !what.is_empty() && *reported != what {
             complain(format_args!("{what}"));
         }
-        *told = what;
+        *reported = what;
     }
 }
 

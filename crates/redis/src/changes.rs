@@ -86,7 +86,7 @@ async fn try_listen(
         }
         tokio::select! {
             received = receive.recv() => match received {
-                Some(Received::Hint(hint)) => listener.heard(hint),
+                Some(Received::Hint(hint)) => listener.hinted(hint),
                 Some(Received::Ended(why)) => return Err(format!("{}: {why}", redis.name)),
                 None => return Err(format!("{}: no subscription is left", redis.name)),
             },
@@ -97,7 +97,7 @@ async fn try_listen(
                 }
                 let pings = subscriptions.iter_mut().map(|one| one.listeners(redis.limit));
                 let listeners = try_join_all(pings).await?;
-                listener.hears(listeners.into_iter().max().unwrap_or_default());
+                listener.connected(listeners.into_iter().max().unwrap_or_default());
             }
         }
     }

@@ -77,7 +77,7 @@ impl Failover {
     /// Starts querying.
     pub(super) fn start(watched: Sentinels, reach: Reach) -> Self {
         let nudge = Arc::new(Notify::new());
-        let (said, hear) = mpsc::channel(watched.sentinels.len());
+        let (said, reports) = mpsc::channel(watched.sentinels.len());
         let (publish, state) = watch::channel(State {
             primary: None,
             reason: format!("no Sentinel has named the primary {} yet", watched.master),
@@ -95,7 +95,7 @@ impl Failover {
             };
             tasks.spawn(asking.run());
         }
-        tasks.spawn(direct(watched, reach, hear, publish));
+        tasks.spawn(direct(watched, reach, reports, publish));
         Self {
             state,
             nudge,
@@ -169,11 +169,11 @@ struct Named {
 async fn direct(
     watched: Sentinels,
     reach: Reach,
-    mut hear: mpsc::Receiver<(usize, Said)>,
+    mut reports: mpsc::Receiver<(usize, Said)>,
     publish: watch::Sender<State>,
 ) {
     let mut all: Vec<Option<Said>> = vec![None; watched.sentinels.len()];
-    while let Some((number, said)) = hear.recv().await {
+    while let Some((number, said)) = reports.recv().await {
         all[number] = Some(said);
         let agreed = agreed(&all);
         let known = publish.borrow().primary.clone();

@@ -119,14 +119,14 @@ impl Pings {
         }
     }
 
-    fn hear(&mut self, heard: Received) {
-        let last = std::mem::replace(&mut self.last, heard);
+    fn receive(&mut self, message: Received) {
+        let last = std::mem::replace(&mut self.last, message);
         // A caller that pings constantly uses no more memory than others.
         let before = self.earlier.back();
-        if before.is_none_or(|before| heard.at >= before.at + APART) {
+        if before.is_none_or(|before| message.at >= before.at + APART) {
             self.earlier.push_back(last);
         }
-        let is_old = |next: &Received| heard.at > next.at + KEPT;
+        let is_old = |next: &Received| message.at > next.at + KEPT;
         while self.earlier.get(1).is_some_and(is_old) {
             self.earlier.pop_front();
         }
@@ -136,7 +136,7 @@ impl Pings {
     fn until(&self, instant: Instant) -> Option<Received> {
         let earlier = self.earlier.iter().rev();
         let mut all = std::iter::once(&self.last).chain(earlier);
-        all.find(|heard| heard.at <= instant).copied()
+        all.find(|message| message.at <= instant).copied()
     }
 }
 
@@ -179,7 +179,7 @@ struct Leading {
     /// [`None`] before Hello.
     candidate: Option<Candidate>,
     ping_every: Duration,
-    heard: Arc<Mutex<Pings>>,
+    pings: Arc<Mutex<Pings>>,
     joined: HashMap<ElectionId, Joined>,
     /// The number of the last campaign.
     number: u64,
@@ -221,7 +221,7 @@ impl Leading {
             limit,
             candidate: None,
             ping_every: Duration::ZERO,
-            heard: Arc::new(Mutex::new(Pings::new(now))),
+            pings: Arc::new(Mutex::new(Pings::new(now))),
             joined: HashMap::new(),
             number: 0,
             campaigns: FuturesUnordered::new(),
@@ -289,8 +289,8 @@ impl Leading {
                     self.outbox.clear();
                     self.goodbye(Reason::Slow);
                 }
-                message = messages.next(), if self.hears() => match message {
-                    Some(message) => self.hear(message?)?,
+                message = messages.next(), if self.receives() => match message {
+                    Some(message) => self.receive(message?)?,
                     None => return Ok(()),
                 },
                 extended = or_never(&mut self.extension) => {
@@ -317,7 +317,7 @@ impl Leading {
     }
 
     /// Whether there is room for the effects of another message.
-    fn hears(&self) -> bool {
+    fn receives(&self) -> bool {
         self.outbox.len() < MOST_UNREAD
             && self.outbox.refusals() < MOST_REFUSALS
             && self.resignations.len() < MOST_ELECTIONS
@@ -325,7 +325,7 @@ impl Leading {
 
     /// When the caller has been silent for too long to be elected.
     fn silent_at(&self) -> Instant {
-        self.heard.lock().last.at + 2 * self.ping_every
+        self.pings.lock().last.at + 2 * self.ping_every
     }
 
     fn waits_for_any(&self) -> bool {
@@ -333,7 +333,7 @@ impl Leading {
         joined.any(|joined| matches!(joined.place, Place::Waiting { .. }))
     }
 
-    fn hear(&mut self, message: proto::LeadRequest) -> Result<(), Problem> {
+    fn receive(&mut self, message: proto::LeadRequest) -> Result<(), Problem> {
         let Some(what) = message.what else {
             return Err(
                 Invalid("a message is empty: give hello, join, ping or leave".to_owned()).into(),
@@ -385,7 +385,7 @@ impl Leading {
         };
         self.candidate = Some(candidate);
         self.ping_every = Duration::from_millis(every.unsigned_abs());
-        *self.heard.lock() = Pings::new(Instant::now());
+        *self.pings.lock() = Pings::new(Instant::now());
         self.outbox.welcome(proto::Welcome {
             agent: self.agent.clone(),
             ping_every: i32::try_from(every).unwrap_or(i32::MAX),
@@ -468,16 +468,16 @@ impl Leading {
     }
 
     fn ping(&mut self, seq: u64) -> Result<(), Invalid> {
-        let mut heard = self.heard.lock();
-        let last = heard.last.seq;
+        let mut pings = self.pings.lock();
+        let last = pings.last.seq;
         if seq <= last {
             return Err(Invalid(format!(
                 "`seq` is {seq} after {last}: give every ping a larger one"
             )));
         }
         let at = Instant::now();
-        heard.hear(Received { seq, at });
-        drop(heard);
+        pings.receive(Received { seq, at });
+        drop(pings);
         self.ping = Some(seq);
         self.extend();
         let silent = self.joined.iter();
@@ -568,13 +568,13 @@ mod tests {
             let gate = scene.gate.clone();
             let leading =
                 Leading::new(gate, "agent", life, ending, (allowance, places), 2 * SECOND);
-            let (messages, mut heard) = mpsc::unbounded_channel();
-            let (events, told) = mpsc::channel(1);
-            let heard = stream::poll_fn(move |cx| heard.poll_recv(cx));
-            tokio::spawn(leading.run(heard, events));
+            let (messages, mut received) = mpsc::unbounded_channel();
+            let (events, sent) = mpsc::channel(1);
+            let received = stream::poll_fn(move |cx| received.poll_recv(cx));
+            tokio::spawn(leading.run(received, events));
             let stream = Self {
                 messages,
-                events: told,
+                events: sent,
             };
             stream.say(What::Hello(proto::Hello {
                 candidate: candidate.to_owned(),
@@ -706,13 +706,13 @@ mod tests {
             let _ = stream.messages.send(Ok(ping));
             tokio::task::yield_now().await;
         }
-        let mut told = Vec::new();
-        while told.last().is_none_or(|last| last != "end") {
-            told.push(stream.next().await);
+        let mut replies = Vec::new();
+        while replies.last().is_none_or(|last| last != "end") {
+            replies.push(stream.next().await);
         }
         // One event was on its way.
-        assert!(told.len() <= 3, "{told:?}");
-        assert_eq!(told[0], "welcome");
+        assert!(replies.len() <= 3, "{replies:?}");
+        assert_eq!(replies[0], "welcome");
     }
 
     #[tokio::test(start_paused = true)]
@@ -777,9 +777,9 @@ mod tests {
         let began = Instant::now();
         let at = |ms| began + Duration::from_millis(ms);
         let mut pings = Pings::new(began);
-        let seq = |pings: &Pings, ms| pings.until(at(ms)).map(|heard| heard.seq);
+        let seq = |pings: &Pings, ms| pings.until(at(ms)).map(|message| message.seq);
         for (seq, ms) in [(1, 1_000), (2, 2_000), (3, 2_010), (4, 2_020), (5, 3_000)] {
-            pings.hear(Received { seq, at: at(ms) });
+            pings.receive(Received { seq, at: at(ms) });
         }
         assert_eq!(seq(&pings, 999), Some(0));
         assert_eq!(seq(&pings, 1_999), Some(1));
@@ -789,11 +789,11 @@ mod tests {
         assert_eq!(seq(&pings, 2_999), Some(4));
         assert_eq!(seq(&pings, 3_000), Some(5));
         for turn in 0..100_000 {
-            let heard = Received {
+            let message = Received {
                 seq: 6 + turn,
                 at: at(3_001 + 20 * turn),
             };
-            pings.hear(heard);
+            pings.receive(message);
         }
         assert!(pings.earlier.len() <= 8_000, "{}", pings.earlier.len());
         assert_eq!(seq(&pings, 3_001 + 20 * 99_999), Some(100_005));

@@ -385,10 +385,10 @@ pub(super) struct State {
 impl State {
     /// Creates the requested state.
     pub(super) fn new(election: &ElectionId, state: &lease::State) -> Self {
-        Self::told(election, state, Cause::Present, false)
+        Self::with_cause(election, state, Cause::Present, false)
     }
 
-    pub(super) fn told(
+    pub(super) fn with_cause(
         election: &ElectionId,
         state: &lease::State,
         cause: Cause,
@@ -805,7 +805,7 @@ pub(super) struct Change {
 impl From<Vec<Arc<Seen>>> for Changes {
     fn from(changes: Vec<Arc<Seen>>) -> Self {
         let changes = changes.iter().map(|change| Change {
-            state: State::told(
+            state: State::with_cause(
                 &change.election,
                 &agent::without_time(change),
                 change.cause,

@@ -136,9 +136,9 @@ fn event(said: Result<Said, Problem>) -> Result<sse::Event, axum::Error> {
             missed,
         }) => {
             let state = seen.state(Instant::now());
-            let told = dto::State::told(&seen.election, &state, cause, missed);
+            let state = dto::State::with_cause(&seen.election, &state, cause, missed);
             let position = seen.position().to_string();
-            event("state").id(position).json_data(told)
+            event("state").id(position).json_data(state)
         }
         Ok(Said::Synced) => Ok(event("synced").data("{}")),
         Ok(Said::Certainty(doubt)) => {

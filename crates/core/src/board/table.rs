@@ -104,7 +104,7 @@ pub struct Counts {
     /// Whether the board's task runs, which listens to nodes.
     pub running: bool,
     /// Nodes from which the board receives hints.
-    pub heard_nodes: usize,
+    pub connected_nodes: usize,
     /// Whether so few nodes send hints that the board may miss changes.
     pub deaf: bool,
     /// Hints received since the start, of elections of interest.
@@ -136,7 +136,7 @@ struct Entry {
     /// The smallest token above the known one that a hint says was granted.
     granted: Option<Token>,
     /// Whether the board may have missed changes since `known` was learnt.
-    unheard: bool,
+    may_miss: bool,
     /// How often the read for these hints was repeated.
     repeated: usize,
     allowance: Allowance,
@@ -200,9 +200,9 @@ pub(super) struct Table {
     entries: HashMap<Arc<ElectionId>, Entry>,
     due: BTreeSet<(Instant, Arc<ElectionId>)>,
     groups: Vec<Group>,
-    heard: Nodes,
+    connected: Nodes,
     /// When the board last became able to notice all changes.
-    heard_since: Option<Instant>,
+    connected_since: Option<Instant>,
     /// Rises whenever the board stops listening. Reports of earlier eras do not count.
     pub(super) era: u64,
     listeners: usize,
@@ -222,8 +222,8 @@ impl Table {
             entries: HashMap::new(),
             due: BTreeSet::new(),
             groups: Vec::new(),
-            heard: Nodes::NONE,
-            heard_since: None,
+            connected: Nodes::NONE,
+            connected_since: None,
             era: 0,
             listeners: 0,
             next_subscription: 0,
@@ -262,7 +262,7 @@ impl Table {
             waiters: waiters.sum(),
             subscriptions: subscriptions.sum::<usize>() + grouped.sum::<usize>(),
             running: self.running,
-            heard_nodes: self.heard.count(),
+            connected_nodes: self.connected.count(),
             deaf: self.is_deaf(),
             ..self.totals
         }
@@ -270,13 +270,13 @@ impl Table {
 
     /// Whether the board may miss a change: the nodes that send it no hints form a majority.
     fn is_deaf(&self) -> bool {
-        let unheard = self.electorate.nodes().without(self.heard);
-        self.electorate.any(unheard)
+        let silent = self.electorate.nodes().without(self.connected);
+        self.electorate.any(silent)
     }
 
     /// Notes that the board stopped listening to nodes.
     pub(super) fn silence(&mut self) {
-        self.heard = Nodes::NONE;
+        self.connected = Nodes::NONE;
         self.era += 1;
     }
 
@@ -307,7 +307,7 @@ impl Table {
             lazy: false,
             hinted: None,
             granted: None,
-            unheard: self.is_deaf(),
+            may_miss: self.is_deaf(),
             repeated: 0,
             allowance: Allowance::new(HINTED_READS, now),
             queue: VecDeque::new(),
@@ -398,7 +398,7 @@ impl Table {
     }
 
     /// Notes a hint.
-    pub(super) fn heard(&mut self, node: usize, hint: &Hint, now: Instant) {
+    pub(super) fn hinted(&mut self, node: usize, hint: &Hint, now: Instant) {
         let grants = matches!(hint.cause, hint::Cause::Campaign | hint::Cause::Handover);
         if !self.entries.contains_key(&hint.election) {
             let mut groups = self.groups.iter_mut();
@@ -455,29 +455,29 @@ impl Table {
     }
 
     /// Notes that the node sends hints, and how many agents listen to it.
-    pub(super) fn hears(&mut self, node: usize, listeners: usize, now: Instant) {
+    pub(super) fn connected(&mut self, node: usize, listeners: usize, now: Instant) {
         self.listeners = listeners;
-        if self.heard.has(node) {
+        if self.connected.has(node) {
             return;
         }
         let was_deaf = self.is_deaf();
-        self.heard.add(node);
+        self.connected.add(node);
         if was_deaf && !self.is_deaf() {
             // The board may have missed changes meanwhile, as may reads in flight.
-            self.heard_since = Some(now);
+            self.connected_since = Some(now);
             self.look_at_all(now);
         }
     }
 
     /// Notes that the node sends no hints.
-    pub(super) fn unheard(&mut self, node: usize, now: Instant) {
-        if !self.heard.has(node) {
+    pub(super) fn disconnected(&mut self, node: usize, now: Instant) {
+        if !self.connected.has(node) {
             return;
         }
-        self.heard.remove(node);
+        self.connected.remove(node);
         if self.is_deaf() {
             for entry in self.entries.values_mut() {
-                entry.unheard = true;
+                entry.may_miss = true;
             }
             self.look_at_all(now);
         }
@@ -565,7 +565,7 @@ impl Table {
                         .known
                         .as_ref()
                         .is_some_and(|it| matches!(it.state, State::Vacant(_)));
-                let hidden = entry.unheard || others || skipped || (first && announced.is_none());
+                let hidden = entry.may_miss || others || skipped || (first && announced.is_none());
                 let missed = hidden && !same_token;
                 if !first {
                     self.totals.changes += 1;
@@ -613,11 +613,11 @@ impl Table {
                 }
             }
         }
-        let unheard = self.is_deaf() || self.heard_since.is_some_and(|since| began < since);
+        let may_miss = self.is_deaf() || self.connected_since.is_some_and(|since| began < since);
         let Some(entry) = self.entries.get_mut(id) else {
             return;
         };
-        entry.unheard = unheard;
+        entry.may_miss = may_miss;
         if doubted {
             self.each_subscription(id, Subscription::trust);
         }

@@ -458,7 +458,7 @@ async fn forged_hints_change_nothing_and_cost_little() {
             ..hint.clone()
         };
         for hint in [hint, same] {
-            board.with(|table, now| table.heard(number as usize % 3, &hint, now));
+            board.with(|table, now| table.hinted(number as usize % 3, &hint, now));
         }
         if number % 100 == 0 {
             sleep(Duration::from_millis(10)).await;

@@ -228,10 +228,10 @@ impl Embedded {
         operation: impl FnOnce(&mut Memory, Instant) -> T,
     ) -> Result<T, NodeError> {
         let mut tokens = (None, None);
-        let heard = self.hints.receiver_count() > 0;
+        let listened = self.hints.receiver_count() > 0;
         let reply = self
             .run(Some(election), |memory, now| {
-                let token = |memory: &Memory| match heard {
+                let token = |memory: &Memory| match listened {
                     true => memory.token(election, now),
                     false => None,
                 };
@@ -445,9 +445,9 @@ impl LeaseNode for Embedded {
     async fn listen(&self, listener: &dyn Listener) -> NodeError {
         let mut hints = self.hints.subscribe();
         loop {
-            listener.hears(self.hints.receiver_count());
+            listener.connected(self.hints.receiver_count());
             match timeout(CONFIRM_EVERY, hints.recv()).await {
-                Ok(Ok(hint)) => listener.heard(hint),
+                Ok(Ok(hint)) => listener.hinted(hint),
                 Ok(Err(RecvError::Closed)) => return NodeError::unknown("the node is gone"),
                 Ok(Err(RecvError::Lagged(missed))) => {
                     return NodeError::unknown(format!("{missed} changes were missed"));

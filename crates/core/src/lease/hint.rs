@@ -71,10 +71,10 @@ impl FromStr for Hint {
 pub trait Listener: Send + Sync {
     /// The node reports every change from now on. `listeners` is the number of agents that listen to it, 0 if unknown.
     /// Called again at least every few seconds while this holds.
-    fn hears(&self, listeners: usize);
+    fn connected(&self, listeners: usize);
 
     /// The node has changed an election.
-    fn heard(&self, hint: Hint);
+    fn hinted(&self, hint: Hint);
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ impl<'a> Post<'a> {
                 (arrived, sent.iter().map(|(at, _)| *at).min())
             };
             for (_, hint) in arrived {
-                self.listener.heard(hint);
+                self.listener.hinted(hint);
             }
             let next = async {
                 match next {
@@ -91,11 +91,11 @@ impl<'a> Post<'a> {
 }
 
 impl Listener for Post<'_> {
-    fn hears(&self, listeners: usize) {
-        self.listener.hears(listeners);
+    fn connected(&self, listeners: usize) {
+        self.listener.connected(listeners);
     }
 
-    fn heard(&self, hint: Hint) {
+    fn hinted(&self, hint: Hint) {
         if self.server.chance(|faults| faults.doubled) {
             self.send(hint.clone());
         }

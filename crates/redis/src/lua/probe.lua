@@ -45,7 +45,7 @@ local legacy_guard, legacy_at = 0, now
 if legacy[1] and legacy[2] and legacy[2] ~= legacy[3] then
   legacy_guard, legacy_at = tonumber(legacy[1]), math.min(tonumber(legacy[2]), now)
 end
-local function told(wait, run, guard, guard_at, vote, vote_at)
+local function report(wait, run, guard, guard_at, vote, vote_at)
   return table.concat({wait, run, digits(now), digits(guard), digits(math.max(now - guard_at, 0)), digits(vote),
     digits(math.max(now - vote_at, 0)), lacks, policy, digits(used), of_memory('maxmemory') or '0'}, '\n')
 end
@@ -54,13 +54,13 @@ if ARGV[7] ~= '1' then
   local known = redis.call('HMGET', KEYS[1], 'run', 'guard', 'guard_at', 'vote', 'vote_at')
   local guard, guard_at = tonumber(known[2] or 0), tonumber(known[3] or now)
   if legacy_guard > guard then guard, guard_at = legacy_guard, legacy_at end
-  return told(known[1] and '0' or '', run(), guard, guard_at, tonumber(known[4] or 0), tonumber(known[5] or now))
+  return report(known[1] and '0' or '', run(), guard, guard_at, tonumber(known[4] or 0), tonumber(known[5] or now))
 end
 
 -- A server whose memory is full still extends and reads.
 go_on_when_full(KEYS[1])
 local record = incarnation(KEYS[1], math.max(tonumber(ARGV[1]) or 0, tonumber(ARGV[3]), legacy_guard))
-if not record then return told('', run(), legacy_guard, legacy_at, 0, now) end
+if not record then return report('', run(), legacy_guard, legacy_at, 0, now) end
 -- The longest bound counts: it lengthens this incarnation's wait, if it has one. The record forgets a bound when no
 -- agent has registered it for so long that everything granted under it is over.
 local function register(name, own, other, age)
@@ -83,4 +83,4 @@ end
 local wait = math.max(record.ready_at - now, 0)
 -- An agent without a guard waits where others have one.
 if ARGV[1] == '' and not is_guarded(record) then wait = 0 end
-return told(digits(wait), record.run, record.guard, record.guard_at, record.vote, record.vote_at)
+return report(digits(wait), record.run, record.guard, record.guard_at, record.vote, record.vote_at)

@@ -112,7 +112,7 @@ impl Leading {
                 waiter: Some(Arc::new(InStream {
                     election: election.clone(),
                     number,
-                    heard: Arc::clone(&self.heard),
+                    pings: Arc::clone(&self.pings),
                     waits: self.waits.0.clone(),
                 })),
                 until: now + FOR_EVER,
@@ -161,9 +161,9 @@ impl Leading {
                 provisional,
                 since,
             }) => {
-                let heard = self.heard.lock().until(since);
+                let ping = self.pings.lock().until(since);
                 let ends = since + valid_for;
-                let (Some(heard), true) = (heard, Instant::now() < ends) else {
+                let (Some(ping), true) = (ping, Instant::now() < ends) else {
                     // The grant was not reported. It may have ended, and its request id may be used.
                     let campaign = Campaign {
                         request_id: None,
@@ -179,20 +179,20 @@ impl Leading {
                     listed: provisional,
                 };
                 // The caller counts from before that ping: its clock also measures the time from there to the claim.
-                let before = since.saturating_duration_since(heard.at);
-                let valid_for = (ends - before / 100).saturating_duration_since(heard.at);
-                let told = proto::Standing {
+                let before = since.saturating_duration_since(ping.at);
+                let valid_for = (ends - before / 100).saturating_duration_since(ping.at);
+                let standing = proto::Standing {
                     token: token.get(),
                     valid_for: convert::millis_i32(valid_for),
-                    of_ping: heard.seq,
+                    of_ping: ping.seq,
                     provisional,
                     ping_valid_for: lasts(joined.campaign.term),
                     ..standing(&election, Is::Leading)
                 };
                 if self.extension.is_some() {
-                    self.uncovered.push((election, told.clone()));
+                    self.uncovered.push((election, standing.clone()));
                 }
-                self.outbox.standing(told);
+                self.outbox.standing(standing);
             }
             // The stream is ending.
             Ok(Outcome::NotElected(_)) => joined.place = Place::Silent,
@@ -223,7 +223,7 @@ impl Campaigning {
     /// Campaigns until an outcome is known.
     async fn outcome(self) -> Campaigned {
         let (campaign, patience) = (&*self.campaign, &self.patience);
-        let (mut pause, mut told) = (TRY_AGAIN.0, String::new());
+        let (mut pause, mut reported) = (TRY_AGAIN.0, String::new());
         loop {
             let outcome = self
                 .gate
@@ -237,7 +237,7 @@ impl Campaigning {
                 )) => error.to_string(),
                 outcome => return (campaign.election.clone(), self.number, outcome),
             };
-            if why != told {
+            if why != reported {
                 // An error means that the stream has ended.
                 let _ = self.waits.send(Waits {
                     election: campaign.election.clone(),
@@ -245,7 +245,7 @@ impl Campaigning {
                     leader: None,
                     reason: why.clone(),
                 });
-                told = why;
+                reported = why;
             }
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
             pause = (pause * 2).min(TRY_AGAIN.1);
@@ -258,13 +258,13 @@ impl Campaigning {
 struct InStream {
     election: ElectionId,
     number: u64,
-    heard: Arc<Mutex<Pings>>,
+    pings: Arc<Mutex<Pings>>,
     waits: mpsc::UnboundedSender<Waits>,
 }
 
 impl Waiter for InStream {
-    fn heard(&self) -> Instant {
-        self.heard.lock().last.at
+    fn last_message(&self) -> Instant {
+        self.pings.lock().last.at
     }
 
     fn waits(&self, leader: &Lease) {

@@ -20,20 +20,20 @@ pub(super) struct Extended {
     /// The ping that requested it; [`None`] if Joins with tokens did.
     ping: Option<u64>,
     /// The last ping when the extension began.
-    heard: u64,
+    last_ping: u64,
     extends: Vec<Arc<Extend>>,
-    results: Vec<Result<(), Untold>>,
+    results: Vec<Result<(), Failure>>,
 }
 
 /// The result of a resignation.
 pub(super) struct Resigned {
     election: ElectionId,
     token: Token,
-    result: Result<(), Untold>,
+    result: Result<(), Failure>,
 }
 
 /// The standing of a leader whose request failed, and why.
-type Untold = (Is, String);
+type Failure = (Is, String);
 
 impl Leading {
     /// Extends the terms that a ping or a Join requests, unless an extension is in progress: the next one follows it.
@@ -62,10 +62,10 @@ impl Leading {
                 resumed.filter_map(leads).collect()
             }
         };
-        let heard = self.heard.lock().last.seq;
+        let last_ping = self.pings.lock().last.seq;
         let of = |results| Extended {
             ping,
-            heard,
+            last_ping,
             extends: extends.clone(),
             results,
         };
@@ -83,10 +83,10 @@ impl Leading {
         let deadline = Instant::now() + self.limit;
         let extension = async move {
             let results = gate.extend_many(&caller, extends.clone(), deadline).await;
-            let results = results.into_iter().map(|it| it.map(drop).map_err(told));
+            let results = results.into_iter().map(|it| it.map(drop).map_err(failure));
             Extended {
                 ping,
-                heard,
+                last_ping,
                 extends,
                 results: results.collect(),
             }
@@ -111,7 +111,7 @@ impl Leading {
             let (is, why) = match result {
                 Ok(()) if *listed => (Is::Leading, String::new()),
                 Ok(()) => continue,
-                Err(untold) => untold,
+                Err(failure) => failure,
             };
             *listed = is != Is::Leading;
             let valid_for = match is {
@@ -122,7 +122,7 @@ impl Leading {
                 token: token.get(),
                 valid_for,
                 ping_valid_for: valid_for,
-                of_ping: if valid_for > 0 { extended.heard } else { 0 },
+                of_ping: if valid_for > 0 { extended.last_ping } else { 0 },
                 reason: why,
                 ..standing(election, is)
             });
@@ -134,13 +134,13 @@ impl Leading {
         let uncovered = std::mem::take(&mut self.uncovered);
         match extended.ping {
             Some(seq) => {
-                for (election, told) in uncovered {
+                for (election, standing) in uncovered {
                     let joined = self.joined.get(&election);
                     let leads = joined.is_some_and(|joined| {
-                        matches!(joined.place, Place::Leading { token, .. } if token.get() == told.token)
+                        matches!(joined.place, Place::Leading { token, .. } if token.get() == standing.token)
                     });
                     if leads {
-                        standings.push(told);
+                        standings.push(standing);
                     }
                 }
                 self.outbox.pong(proto::Pong { seq, standings });
@@ -194,7 +194,7 @@ impl Leading {
             Resigned {
                 election,
                 token,
-                result: result.map_err(told),
+                result: result.map_err(failure),
             }
         };
         self.resignations.push(resignation.boxed());
@@ -210,7 +210,7 @@ impl Leading {
         }
         let (is, why) = match resigned.result {
             Ok(()) => (Is::Resigned, String::new()),
-            Err(untold) => untold,
+            Err(failure) => failure,
         };
         self.outbox.standing(proto::Standing {
             token: resigned.token.get(),
@@ -228,7 +228,7 @@ impl Leading {
 }
 
 /// Returns the standing of a leader whose request failed.
-fn told(error: gate::Error) -> Untold {
+fn failure(error: gate::Error) -> Failure {
     match error {
         gate::Error::Election(election::Error::Denied(denial)) => {
             (Is::Lost, reason(denial).to_owned())

@@ -402,7 +402,7 @@ async fn true_hints_are_heard_again_after_forged_ones() {
                 },
                 token: Token::new(token.get() + number).expect("in range"),
             };
-            there.with(|table, now| table.heard(number as usize % 3, &hint, now));
+            there.with(|table, now| table.hinted(number as usize % 3, &hint, now));
             if number % 100 == 0 {
                 sleep(10 * MS).await;
             }
@@ -432,14 +432,14 @@ async fn who_listened_before_is_not_listened_to() {
     let scene = Scene::new();
     let board = scene.agent().await;
     let observation = board.observe(one("e"));
-    let ear = Ear::new(&board, 0);
+    let listener = HintListener::new(&board, 0);
     drop(observation);
     board.until_nothing_is_left().await;
-    ear.hears(1);
-    assert_eq!(board.counts().heard_nodes, 0);
+    listener.connected(1);
+    assert_eq!(board.counts().connected_nodes, 0);
     let observation = board.observe(one("e"));
-    ear.hears(1);
-    assert_eq!(board.counts().heard_nodes, 0);
+    listener.connected(1);
+    assert_eq!(board.counts().connected_nodes, 0);
     drop(observation);
     board.until_nothing_is_left().await;
 }

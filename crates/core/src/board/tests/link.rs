@@ -87,13 +87,13 @@ struct Through<'a> {
 }
 
 impl Listener for Through<'_> {
-    fn hears(&self, listeners: usize) {
-        self.listener.hears(listeners);
+    fn connected(&self, listeners: usize) {
+        self.listener.connected(listeners);
     }
 
-    fn heard(&self, hint: Hint) {
+    fn hinted(&self, hint: Hint) {
         if !self.link.has(Fault::Mute) {
-            self.listener.heard(hint);
+            self.listener.hinted(hint);
         }
     }
 }

@@ -18,7 +18,7 @@ fn table() -> (Table, Instant) {
     let now = Instant::now();
     let mut table = Table::new(Electorate::of(Nodes::first(3)));
     for node in 0..3 {
-        table.hears(node, 1, now);
+        table.connected(node, 1, now);
     }
     (table, now)
 }
@@ -87,7 +87,7 @@ fn older_claims_do_not_answer_a_hint() {
     assert_eq!(table.take_due(now).len(), 1);
     table.learn(&election("e"), held(1), now, now);
     let later = now + SECOND;
-    table.heard(0, &hint(Hinted::Resign, 1), later);
+    table.hinted(0, &hint(Hinted::Resign, 1), later);
     for _ in 0..5 {
         table.enqueue(
             &election("e"),
@@ -117,8 +117,8 @@ fn a_group_knows_all_present_states_when_it_is_complete() {
         if known {
             assert_eq!(table.take_due(now).len(), 1);
             table.learn(&election("e"), held(1), now, now);
-            table.heard(0, &hint(Hinted::Resign, 1), now);
-            table.heard(1, &hint(Hinted::Resign, 1), now);
+            table.hinted(0, &hint(Hinted::Resign, 1), now);
+            table.hinted(1, &hint(Hinted::Resign, 1), now);
         }
         if read {
             assert_eq!(table.take_due(now).len(), 1);
@@ -224,7 +224,7 @@ fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten
         (&[], "held 4 missed"),
     ] {
         for number in hints {
-            table.heard(0, &hint(Hinted::Campaign, *number), now);
+            table.hinted(0, &hint(Hinted::Campaign, *number), now);
         }
         let last = hints.last().copied().unwrap_or(4);
         match hints {
@@ -238,7 +238,7 @@ fn leaders_that_only_hints_tell_of_are_missed_also_if_the_election_was_forgotten
             }
         }
         assert_eq!(events(&group), [event]);
-        table.heard(0, &hint(Hinted::Resign, last), now);
+        table.hinted(0, &hint(Hinted::Resign, last), now);
         table.learn(&election("e"), vacant(last), now, now);
         assert_eq!(events(&group), ["vacant"]);
         now = forget(&mut table, &vacant(last));
@@ -266,7 +266,7 @@ fn a_group_is_not_told_again_of_a_leader_that_has_gone() {
     table.listed(&kind(), found(), now, now);
     assert_eq!(events(&group), ["held 1", "synced"]);
     let later = now + SECOND;
-    table.heard(0, &hint(Hinted::Resign, 1), later);
+    table.hinted(0, &hint(Hinted::Resign, 1), later);
     read(&mut table, vacant(1), later + 5 * MS);
     assert_eq!(events(&group), ["vacant"]);
     let late = later + 10 * MS;
@@ -320,12 +320,12 @@ fn every_doubt_of_every_watch_ends() {
     subscriptions.push(table.subscribe(kind(), now));
     subscriptions.push(table.subscribe(one(), now));
     table.learn(&election("e"), failed(), now, now);
-    table.heard(0, &hint(Hinted::Campaign, 7), now);
+    table.hinted(0, &hint(Hinted::Campaign, 7), now);
     let other = Hint {
         election: election("other"),
         ..hint(Hinted::Campaign, 7)
     };
-    table.heard(0, &other, now);
+    table.hinted(0, &other, now);
     table.learn(&election("other"), failed(), now, now);
     for subscription in &subscriptions {
         assert_eq!(events(subscription), ["uncertain"]);
@@ -414,13 +414,13 @@ fn a_read_follows_a_majority_of_hints() {
         (Hinted::Resign, 4),
         (Hinted::RolledBack, 4),
     ] {
-        table.heard(0, &hint(cause, number), now);
+        table.hinted(0, &hint(cause, number), now);
         assert_eq!(table.next_read(), Some(quiet), "{cause:?} {number}");
     }
-    table.heard(0, &hint(Hinted::Resign, 5), now);
-    table.heard(0, &hint(Hinted::Resign, 5), now);
+    table.hinted(0, &hint(Hinted::Resign, 5), now);
+    table.hinted(0, &hint(Hinted::Resign, 5), now);
     assert_eq!(table.next_read(), Some(now + 5 * MS));
-    table.heard(2, &hint(Hinted::Resign, 5), now);
+    table.hinted(2, &hint(Hinted::Resign, 5), now);
     assert_eq!(table.next_read(), Some(now));
 }
 
@@ -478,7 +478,7 @@ fn groups_read_what_a_listing_lacks_and_list_what_they_cannot_read() {
             election: election(&number.to_string()),
             ..hint(Hinted::Campaign, 1)
         };
-        table.heard(0, &hint, now);
+        table.hinted(0, &hint, now);
     }
     assert_eq!(table.counts().elections, 1 + 200);
     assert!(table.next_listing() <= Some(now + 500 * MS));
@@ -572,8 +572,8 @@ fn an_election_that_is_new_to_a_group_has_changed_if_a_hint_says_so() {
         assert_eq!(table.take_listing(now).len(), 1);
         table.listed(&Scope::All, Some(Ok(Vec::new())), now, now);
         let later = now + SECOND;
-        table.heard(0, &hint(cause, 1), later);
-        table.heard(1, &hint(cause, 1), later);
+        table.hinted(0, &hint(cause, 1), later);
+        table.hinted(1, &hint(cause, 1), later);
         assert_eq!(table.take_due(later).len(), 1);
         table.learn(&election("e"), held(1), later, later);
         let changes = table.changes().of(&election("e"));
@@ -597,8 +597,8 @@ fn a_vacancy_after_a_term_that_no_read_saw_is_reported() {
         let later = now + SECOND;
         for node in 0..3 {
             if let Some(cause) = hinted {
-                table.heard(node, &hint(Hinted::Campaign, 5), later);
-                table.heard(node, &hint(cause, 5), later);
+                table.hinted(node, &hint(Hinted::Campaign, 5), later);
+                table.hinted(node, &hint(cause, 5), later);
             }
         }
         table.learn(&election("e"), vacant(5), later, later);
@@ -631,7 +631,7 @@ fn a_vacancy_without_a_token_has_its_cause() {
         let later = now + after;
         for node in 0..3 {
             if let Some(cause) = hinted {
-                table.heard(node, &hint(cause, 7), later);
+                table.hinted(node, &hint(cause, 7), later);
             }
         }
         table.learn(&election("e"), Ok(State::Vacant(None)), later, later);
@@ -659,7 +659,7 @@ fn who_waits_claims_what_was_handed_to_it() {
         table.enqueue(&election("e"), Arc::clone(&named), lease(1), now, now);
         let later = now + SECOND;
         for node in 0..2 {
-            table.heard(node, &hint(cause, 2), later);
+            table.hinted(node, &hint(cause, 2), later);
         }
         assert_eq!(table.take_due(later).len(), 1);
         table.learn(&election("e"), held(2), later, later);
