@@ -330,7 +330,7 @@ struct Without {
 impl Without {
     fn unreachable(what: impl Into<String>) -> Self {
         Self {
-            what: format!("the Kubernetes API server is unavailable: {}", what.into()),
+            what: format!("the Kubernetes API server has not reported the agent's rights: {}", what.into()),
             error: Error::Unavailable(
                 "the Kubernetes API server has not reported the agent's rights yet; the log has the cause".into(),
             ),

@@ -40,7 +40,7 @@ const TO_READ: [Right; 4] = [
 /// Returns the best mode that the agent's rights permit in a namespace, or in all, and the rights that watching lacks.
 ///
 /// # Errors
-/// The server is unavailable, or reading on demand lacks rights.
+/// The server does not report the rights, or reading on demand lacks rights.
 pub(super) async fn mode(
     client: &Client,
     namespace: Option<&str>,

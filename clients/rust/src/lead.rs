@@ -148,8 +148,9 @@ impl Lead {
         self
     }
 
-    /// For how long the term is still extended after a loss was reported to the work because it could not be
-    /// extended: the time that the work has to end. 5 s unless given. After it the work's future is dropped.
+    /// For how long the client still tries to extend the term after it reported to the work that the term is lost for
+    /// lack of an extension: the time that the work has to end. 5 s unless given. After it the client drops the work's
+    /// future.
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
         self

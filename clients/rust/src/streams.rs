@@ -1,8 +1,8 @@
 //! Leading by streams: one for up to 1000 elections of a candidate with the same term.
 //!
 //! A ping extends all terms that a stream leads. The task of a stream owns it: it joins, pings, opens the next stream
-//! when an agent says goodbye or keeps silent, and goes on there with the tokens. [`unary`](crate::unary) does what an
-//! agent does not offer or refuses, and reports better errors.
+//! when an agent says goodbye or keeps silent, and goes on there with the tokens. If an agent offers no stream, or
+//! refuses an election on it, [`unary`](crate::unary) takes over, whose errors say more.
 
 use std::{
     fmt,

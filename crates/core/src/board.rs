@@ -60,7 +60,7 @@ pub enum Cause {
     Handover,
     /// The leader's term ended.
     Expiry,
-    /// A grant was rolled back because a majority had accepted it too late.
+    /// A grant that a majority had accepted was rolled back, such as one that they accepted too late.
     RolledBack,
 }
 
@@ -468,7 +468,8 @@ impl Board {
         });
     }
 
-    /// The held elections of each scope; [`None`] where there are too many. The scopes share one kind, or have none.
+    /// The held elections of each scope; [`None`] where there are too many. All scopes are of one
+    /// kind, or all cover all kinds.
     async fn list_all(
         &self,
         scopes: &[Scope],

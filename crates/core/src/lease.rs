@@ -124,12 +124,13 @@ pub trait LeaseNode: Send + Sync + 'static {
 
     /// Writes a lease that a quorum is known to hold to a node that lacks it.
     ///
-    /// The node accepts a repair (`true`) until [`Repair::not_after`] and only in the incarnation that [`Repair::incarnation`]
-    /// names, also while it is in quarantine. Every vote that an earlier incarnation may have forgotten must no longer
-    /// count: the incarnation must be older than the longest vote lifetime that the agent or the record knows. The
-    /// token must be at least the highest acknowledged token and, after a resignation, above the token that was given
-    /// up. The node must hold a lease of the same leader with no larger token, or what [`Repair::onto`] permits
-    /// besides. Under an unacknowledged lease, the repaired lease becomes the one that a rollback restores.
+    /// The node accepts a repair (`true`) until [`Repair::not_after`] and only in the incarnation that
+    /// [`Repair::incarnation`] names, also while it is in quarantine. Every vote that an earlier incarnation may have
+    /// forgotten must no longer count: the incarnation must be older than the longest vote lifetime that the agent or
+    /// the record knows. The token must be at least the highest acknowledged token and, after a resignation, above the
+    /// token that was given up. The node must hold a lease of the same leader with no larger token, or what
+    /// [`Repair::onto`] permits besides. Under an unacknowledged lease, the repaired lease becomes the one that a
+    /// rollback restores.
     ///
     /// The repaired lease is acknowledged. It keeps its request id if the token is the same; otherwise it has none.
     /// Afterwards the token is at most the high-water mark, which outlives the term by [`Settings::retention`].
@@ -177,10 +178,10 @@ pub trait LeaseNode: Send + Sync + 'static {
         bounds: Bounds,
     ) -> Result<usize, NodeError>;
 
-    /// Checks that the node works and reports what its records say. With [`ProbeRequest::write`], the node rewrites a record of
-    /// another incarnation for the current one, as [`grant`](Self::grant) does, so that the quarantine begins with the
-    /// restart and not with the first campaign after it. It also registers the agent's bounds. A longer guard makes the
-    /// wait of the present incarnation longer.
+    /// Checks that the node works and reports what its records say. With [`ProbeRequest::write`], the node rewrites a
+    /// record of another incarnation for the current one, as [`grant`](Self::grant) does, so that the quarantine begins
+    /// with the restart and not with the first campaign after it. It also registers the agent's bounds. A longer guard
+    /// makes the wait of the present incarnation longer.
     async fn probe(&self, request: ProbeRequest) -> Result<Probe, NodeError>;
 
     /// Reads several elections: one result for each, in their order. The node may take them one after another, so each

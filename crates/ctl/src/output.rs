@@ -26,19 +26,19 @@ pub(crate) fn complain_in_json() {
 /// Prints a message on the standard error.
 pub(crate) fn complain(what: fmt::Arguments<'_>) {
     let what = what.to_string();
-    complain(&what, &json!({ "message": what }));
+    write(&what, &json!({ "message": what }));
 }
 
 /// Prints why the command has failed.
 pub(crate) fn report(failure: &Failure) {
     let what = failure.to_string();
-    complain(
+    write(
         &what,
         &json!({ "error": what, "exit_code": failure.code() }),
     );
 }
 
-fn complain(what: &str, object: &Value) {
+fn write(what: &str, object: &Value) {
     let line = if IN_JSON.get().is_some() {
         object.to_string()
     } else {

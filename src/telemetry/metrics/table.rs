@@ -156,7 +156,7 @@ table! {
         "Changes of elections of interest",
         "always";
     CHANGES_UNANNOUNCED: Counter "observed_changes_unannounced_total" [] "changes",
-        "Changes, except ends of terms, that a read found before a lease node's hint",
+        "Changes, except ends of terms, that a read found while no lease node had reported them",
         "always";
     BOARD_READS: Counter "board_reads_total" [] "reads",
         "Reads of elections of interest",
@@ -269,7 +269,7 @@ fn labels() -> [(&'static str, String); 13] {
         (
             "error",
             "`timeout` (`EA_REDIS_OPERATION_TIMEOUT` passed; a caller's own deadline that came first is no error of \
-             the node's), `failed` (the node's action is unknown), `not_sent`, `full` (no memory for more; \
+             the node's), `failed` (it is not known whether the node carried out the call), `not_sent`, `full` (no memory for more; \
              nothing was done)"
                 .to_owned(),
         ),

@@ -75,7 +75,7 @@ pub(super) async fn events(
 /// the present states.
 #[utoipa::path(
     get, path = ALL_EVENTS, tag = "elections", params(EventsQuery),
-    responses((status = 200, description = "Events without end, like those of one election. If there are more than 10000 elections, the last one is `problem`, and its data a Problem",
+    responses((status = 200, description = "Events without end, like those of one election. If there are more than 10000 elections, the last event is `problem`, and its data is a Problem",
         body = String, content_type = "text/event-stream", example = "event: synced\ndata: {}\n\n"))
 )]
 pub(super) async fn all_events(

@@ -283,7 +283,7 @@ async fn a_kubernetes_that_does_not_answer_keeps_only_those_from_starting_that_m
     let printed = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{printed}");
     assert!(
-        printed.contains("the Kubernetes API server is unavailable"),
+        printed.contains("the Kubernetes API server has not reported"),
         "{printed}"
     );
 

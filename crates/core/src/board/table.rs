@@ -23,9 +23,9 @@ use crate::{
     types::{ElectionId, Token},
 };
 
-/// The interval between reads of an election without events, while hints arrive.
+/// The interval between reads of an election without events, unless the board is deaf.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
-/// The interval while they do not, and after a failed read.
+/// The interval while it is deaf, and after a failed read.
 const POLL_EVERY: Duration = Duration::from_millis(500);
 /// An election is read this much later than its term ends, as nodes count whole milliseconds.
 const PAST_THE_END: Duration = Duration::from_millis(1);

@@ -191,7 +191,7 @@ mod tests {
         source.judge(nodes());
         assert_eq!(source.next(None).map(Token::get), Some(token + 1));
 
-        // Nor are tokens followed that another agent's clock has given to one election.
+        // Nor does it follow tokens that another agent's clock has given to one election.
         let ahead = Token::new(7_000_000_000_000_000).expect("in range");
         source.seen(ahead);
         assert_eq!(source.next(None).map(Token::get), Some(token + 2));

@@ -8,7 +8,7 @@ use election_proto::{Goodbye, LeadEvent, Pong, Standing, Welcome, lead_event::Wh
 /// replaces the last one: a caller that does not read uses no more memory than its elections. All refusals are kept:
 /// they are replies, not standings.
 ///
-/// The order matters: a pong extends all elections that earlier events reported as led.
+/// The order matters: a pong reports that the terms of all elections that earlier events reported as led are extended.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     events: VecDeque<What>,
@@ -168,7 +168,7 @@ mod tests {
         assert!(outbox.is_empty());
     }
 
-    /// A pong extends all that the caller leads: a grant that the ping did not extend follows its pong.
+    /// The caller takes all that it leads as extended by a pong: a grant that the ping did not extend follows its pong.
     #[test]
     fn what_is_said_after_a_pong_stays_after_it() {
         let mut outbox = Outbox::default();

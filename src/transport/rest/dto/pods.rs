@@ -162,7 +162,7 @@ impl From<kube::Pod> for Pod {
 /// The state of the lookup of pods.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::transport::rest) struct PodLookup {
-    /// Why it is off.
+    /// Why the lookup cannot answer: it is off, is starting, or does not know the agent's rights yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     off: Option<String>,

@@ -126,7 +126,7 @@ async fn without_a_quorum_nothing_is_certain_and_nothing_vacant() {
 }
 
 /// The claim was lost, but the leader has resigned before the campaign is in the queue. The board ignores hints of an
-/// election without waiters.
+/// election without waiters and observers.
 #[tokio::test(start_paused = true)]
 async fn a_vacancy_between_the_lost_claim_and_the_queue_is_seen() {
     for watched in ["other", "e"] {
@@ -260,7 +260,7 @@ async fn a_grant_to_who_has_gone_is_rolled_back() {
     there.until_nothing_is_left().await;
 }
 
-/// A claim that no quorum decides is repeated, and does not lose its turn.
+/// A claim that no quorum decides is repeated: it keeps its turn, and takes no other's.
 #[tokio::test(start_paused = true)]
 async fn a_claim_without_a_quorum_is_repeated() {
     let scene = Scene::new();

@@ -1,10 +1,11 @@
 //! The side file `<database>.generation`: records what the database held last, so that the agent notices an older copy
 //! of the database in its place.
 //!
-//! The agent writes the sequence number of each commit to this file before a reply is built on the commit. A database
-//! with a smaller number than its side file is older than what was promised. The file is not synced with each commit.
-//! What the kernel has survives the process; after a power failure the file may be behind, which is no mismatch. It is
-//! synced within [`SYNC_WITHIN`], so that only the last moment before a power failure is without this protection.
+//! After each commit, and before a reply is built on it, the agent writes the commit's sequence number to this file. A
+//! database with a smaller number than its side file is older than what was promised. The file is not synced with each
+//! commit. What the kernel has survives the process; after a power failure the file may be behind, which is no
+//! mismatch. It is synced within [`SYNC_WITHIN`], so that only the last moment before a power failure is without this
+//! protection.
 //!
 //! An older pair of database and side file is consistent with itself. It is detected by the time of the side file's
 //! last change of any kind, which the kernel sets and no copying tool can set: it is later than the time at which the
