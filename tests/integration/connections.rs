@@ -155,7 +155,7 @@ async fn a_peer_that_takes_all_its_connections_does_not_take_those_of_others() {
     }
     let (_stream, answer) = livez_from(&agent, "127.0.0.3").await;
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-    let log = agent.log().join("\n");
+    let log = agent.logs("EA_MAX_CONNECTIONS_PER_PEER").await.join("\n");
     assert_eq!(
         log.matches("EA_MAX_CONNECTIONS_PER_PEER").count(),
         1,

@@ -57,7 +57,7 @@ async fn an_agent_goes_on_when_its_disk_has_room_again_and_has_lost_nothing() {
     agent.readiness(200, &[]).await;
     let next = agent.campaign("g", "b", TERM).await;
     assert!(next.elected && next.token > token);
-    let log = agent.log();
+    let log = agent.logs("the lease database can be written again").await;
     let count = |text: &str| log.iter().filter(|line| line.contains(text)).count();
     assert_eq!(count("the lease database cannot be written"), 1, "{log:?}");
     assert_eq!(

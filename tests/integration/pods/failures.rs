@@ -124,7 +124,12 @@ async fn an_api_server_that_refuses_at_first_is_asked_again() {
     // Its message is reported, and all that differs is logged.
     let told = lookup(&agent).await["namespaces"][0]["error"].to_string();
     assert!(told.contains("etcdserver"), "{told}");
-    let log = agent.log().join("\n");
+    let mut log = String::new();
+    eventually("both are logged", async || {
+        log.push_str(&agent.log().join("\n"));
+        (log.matches("the pods cannot be watched").count() >= 2).then_some(())
+    })
+    .await;
     assert_eq!(
         log.matches("the pods cannot be watched").count(),
         2,
@@ -212,9 +217,12 @@ async fn without_an_api_server_elections_go_on_and_pods_are_told_until_they_are_
                 .then_some(())
         })
         .await;
-        let log = agent.log().join("\n");
         let news = ["the pods are watched again", "pods are read again"];
-        assert!(news.iter().any(|news| log.contains(news)), "{log}");
+        eventually("it is logged", async || {
+            let log = agent.log().join("\n");
+            news.iter().any(|news| log.contains(news)).then_some(())
+        })
+        .await;
     }
 }
 
