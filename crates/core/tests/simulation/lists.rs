@@ -15,10 +15,23 @@ pub(crate) struct Lists {
     entries: BTreeMap<String, Instant>,
     /// The time at which the server drops all of them, unless an agent registers before.
     expires: Option<Instant>,
+    /// What agents of version 0.1.0 read.
+    legacy: Option<Legacy>,
+}
+
+/// The last registration of a single list. It counts until it expires, however short the guard of the agent that comes.
+#[derive(Debug, Clone)]
+struct Legacy {
+    list: String,
+    /// The longest guard that its agent knew.
+    guard: Duration,
+    expires: Instant,
 }
 
 /// The least time for which the server keeps registrations.
 const KEPT: Duration = Duration::from_secs(60);
+/// The least time for which it keeps what agents of version 0.1.0 read.
+const LEGACY_KEPT: Duration = Duration::from_secs(1);
 
 /// The registration that an agent requests.
 #[derive(Debug, Clone, Copy)]
@@ -63,8 +76,9 @@ impl Lists {
     /// Drops the registrations if they have expired.
     pub(crate) fn expire(&mut self, now: Instant) {
         if self.expires.is_some_and(|expires| expires <= now) {
-            *self = Self::default();
+            (self.entries, self.expires) = Default::default();
         }
+        self.legacy.take_if(|legacy| legacy.expires <= now);
     }
 
     pub(crate) fn register(
@@ -97,7 +111,13 @@ impl Lists {
         };
         let (closing, closed) = (named("closing:"), named("closed:"));
         let is_list = |field: &&String| !field.starts_with("clos");
-        let seen: BTreeSet<_> = entries.keys().filter(is_list).cloned().collect();
+        let mut seen: BTreeSet<_> = entries.keys().filter(is_list).cloned().collect();
+        if let Some(legacy) = &mut self.legacy {
+            seen.insert(legacy.list.clone());
+            // The clock was set back.
+            let longest = window.max(legacy.guard).max(LEGACY_KEPT);
+            legacy.expires = legacy.expires.min(now + longest);
+        }
         for list in &seen {
             let (theirs, their_new) = parts(list);
             let goes = match (new, their_new) {
@@ -134,6 +154,11 @@ impl Lists {
                 entries.insert(format!("closed:{old}"), now);
             }
         }
+        self.legacy = new.is_none().then(|| Legacy {
+            list: old.to_owned(),
+            guard: coming.guard,
+            expires: now + window.max(LEGACY_KEPT),
+        });
         self.entries = entries;
         self.expires = Some(expires);
         Told::Same {

@@ -178,6 +178,32 @@ async fn registrations_that_have_expired_do_not_come_back_with_the_clock() {
     told.expect("the same replies");
 }
 
+/// A shorter guard than that of the agent before, which came after the clock was set back and registered nothing.
+#[tokio::test]
+async fn a_list_that_version_0_1_0_reads_counts_until_it_expires() {
+    let redis = Redis::start().await;
+    let coming = |guard, write| ProbeRequest {
+        own: Bounds {
+            guard: Some(Duration::from_secs(guard)),
+            ..BOUNDS
+        },
+        write,
+        ..PROBE
+    };
+    let steps = [
+        Step::Comes(0, coming(60, true)),
+        Step::SetBack(600),
+        Step::Comes(0, coming(90, false)),
+        Step::Passes(35),
+        Step::Passes(35),
+        Step::Comes(1, coming(60, false)),
+        Step::Passes(35),
+        Step::Comes(1, coming(60, false)),
+    ];
+    let compared = same(&redis, "legacy", &steps).await;
+    compared.expect("the same replies");
+}
+
 #[test]
 fn redis_tells_lists_as_the_simulated_server_does() {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
