@@ -34,7 +34,7 @@ use super::check::{CheckLayer, check};
 use crate::{
     auth::{Caller, Mode},
     endpoint::{Action, Counted},
-    peer::{TrustedProxies, network},
+    peer::{Peer, TrustedProxies, network},
     status::{Code, Problem},
     transport::request::{Allowance, caller, endpoint, peer},
 };
@@ -132,14 +132,15 @@ impl RateLimiter {
     /// Counts a request of its caller. A stream whose messages count, too, gets an [`Allowance`].
     fn check(&self, request: &mut Request<Body>) -> Result<(), Problem> {
         let endpoint = endpoint(request.extensions())?;
+        let (caller, peer) = origin(request)?;
         if endpoint.counted == Counted::Never {
             return Ok(());
         }
-        let cells = match caller(request.extensions())? {
+        let cells = match caller {
             Caller::Known(identity) if identity.mode() != Mode::None => {
                 self.cells(&Key::Identity(identity.mode(), identity.name()))
             }
-            Caller::Known(_) | Caller::Public => self.cells_of_address(request)?,
+            Caller::Known(_) | Caller::Public => self.cells_of_address(peer, request),
         };
         if endpoint.action == Action::Lead {
             let limiter = self.clone();
@@ -154,16 +155,16 @@ impl RateLimiter {
     /// # Errors
     /// RateLimited; Internal if the request carries no address.
     pub(super) fn check_address(&self, request: &Request<Body>) -> Result<(), Problem> {
-        self.count(self.cells_of_address(request)?, NonZeroU32::MIN)
+        let peer = peer(request.extensions())?;
+        self.count(self.cells_of_address(peer, request), NonZeroU32::MIN)
     }
 
-    fn cells_of_address(&self, request: &Request<Body>) -> Result<[usize; 2], Problem> {
-        let peer = peer(request.extensions())?;
+    fn cells_of_address(&self, peer: &Peer, request: &Request<Body>) -> [usize; 2] {
         let address = self
             .0
             .proxies
             .client_address(peer.address, request.headers());
-        Ok(self.cells(&Key::Address(network(address))))
+        self.cells(&Key::Address(network(address)))
     }
 
     fn cells(&self, caller: &Key<'_>) -> [usize; 2] {
@@ -199,13 +200,16 @@ impl RateLimiter {
 pub fn rate_limit(
     limiter: Option<RateLimiter>,
 ) -> CheckLayer<impl Fn(&mut Request<Body>) -> Result<(), Problem> + Clone> {
-    check(move |request| {
-        caller(request.extensions())?;
-        peer(request.extensions())?;
-        limiter
-            .as_ref()
-            .map_or(Ok(()), |limiter| limiter.check(request))
+    check(move |request| match &limiter {
+        Some(limiter) => limiter.check(request),
+        None => origin(request).map(drop),
     })
+}
+
+/// The caller and the peer, which no request may lack.
+fn origin(request: &Request<Body>) -> Result<(&Caller, &Peer), Problem> {
+    let extensions = request.extensions();
+    Ok((caller(extensions)?, peer(extensions)?))
 }
 
 #[cfg(test)]
@@ -216,7 +220,7 @@ mod tests {
     use tower::{Layer as _, ServiceExt as _, service_fn};
 
     use super::*;
-    use crate::{auth::Identity, endpoint::classified, peer::Peer};
+    use crate::{auth::Identity, endpoint::classified};
 
     fn limiter(per_second: u32, burst: u32, proxies: &str) -> RateLimiter {
         let number = |number| NonZeroU32::new(number).expect("not zero");

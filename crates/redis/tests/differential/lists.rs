@@ -58,6 +58,18 @@ enum Step {
     Restarts,
 }
 
+/// The probe of an agent with this guard in seconds.
+fn request(guard: u64, write: bool) -> ProbeRequest {
+    ProbeRequest {
+        own: Bounds {
+            guard: Some(Duration::from_secs(guard)),
+            ..BOUNDS
+        },
+        write,
+        ..PROBE
+    }
+}
+
 fn step() -> impl Strategy<Value = Step> {
     let request = (
         prop::sample::select(vec![60, 60, 90]),
@@ -65,13 +77,8 @@ fn step() -> impl Strategy<Value = Step> {
         prop::bool::weighted(0.3),
     )
         .prop_map(|(guard, write, closed)| ProbeRequest {
-            own: Bounds {
-                guard: Some(Duration::from_secs(guard)),
-                ..BOUNDS
-            },
-            write,
             closed,
-            ..PROBE
+            ..request(guard, write)
         });
     prop_oneof![
         12 => (0..LISTS.len(), request).prop_map(|(list, request)| Step::Comes(list, request)),
@@ -158,22 +165,14 @@ async fn same(redis: &Redis, prefix: &str, steps: &[Step]) -> Result<(), TestCas
 #[tokio::test]
 async fn registrations_that_have_expired_do_not_come_back_with_the_clock() {
     let redis = Redis::start().await;
-    let request = ProbeRequest {
-        own: Bounds {
-            guard: Some(Duration::from_secs(60)),
-            ..BOUNDS
-        },
-        write: true,
-        ..PROBE
-    };
-    let mut steps = vec![Step::Comes(0, request)];
+    let mut steps = vec![Step::Comes(0, request(60, true))];
     steps.extend([
         Step::Passes(35),
         Step::Passes(35),
         Step::Passes(35),
         Step::Passes(35),
     ]);
-    steps.extend([Step::SetBack(600), Step::Comes(1, request)]);
+    steps.extend([Step::SetBack(600), Step::Comes(1, request(60, true))]);
     let told = same(&redis, "expired", &steps).await;
     told.expect("the same replies");
 }
@@ -182,23 +181,15 @@ async fn registrations_that_have_expired_do_not_come_back_with_the_clock() {
 #[tokio::test]
 async fn a_list_that_version_0_1_0_reads_counts_until_it_expires() {
     let redis = Redis::start().await;
-    let coming = |guard, write| ProbeRequest {
-        own: Bounds {
-            guard: Some(Duration::from_secs(guard)),
-            ..BOUNDS
-        },
-        write,
-        ..PROBE
-    };
     let steps = [
-        Step::Comes(0, coming(60, true)),
+        Step::Comes(0, request(60, true)),
         Step::SetBack(600),
-        Step::Comes(0, coming(90, false)),
+        Step::Comes(0, request(90, false)),
         Step::Passes(35),
         Step::Passes(35),
-        Step::Comes(1, coming(60, false)),
+        Step::Comes(1, request(60, false)),
         Step::Passes(35),
-        Step::Comes(1, coming(60, false)),
+        Step::Comes(1, request(60, false)),
     ];
     let compared = same(&redis, "legacy", &steps).await;
     compared.expect("the same replies");

@@ -60,7 +60,8 @@ enum Purpose {
 }
 
 /// How long the leader may act, counted from before the extension was created.
-type Extended = Result<Duration, Error>;
+/// The result of an extension: how long the leader may act.
+pub type Extended = Result<Duration, Error>;
 type Steps = Vec<Step<Extended>>;
 
 /// The tag of the first vote.

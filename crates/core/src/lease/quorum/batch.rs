@@ -3,7 +3,7 @@
 //! Each extension is a machine of its own, as if it were alone, and only its first vote is shared. After that, each
 //! machine makes its own calls, to repair nodes.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use futures_util::{
     FutureExt as _, StreamExt as _,
@@ -13,7 +13,7 @@ use futures_util::{
 use tokio::time::Instant;
 
 use super::{
-    Error, Operation, Quorum, decided,
+    Operation, Quorum, decided,
     drive::{Drive, unprobed},
     round::Round,
     span::About,
@@ -22,11 +22,10 @@ use crate::lease::{
     Extend, ExtendReply, LeaseNode, NodeError,
     policy::{
         Call, Event, Reply,
-        extension::{EXTEND, Extending},
+        extension::{EXTEND, Extended, Extending},
     },
 };
 
-type Extended = Result<Duration, Error>;
 type Replies = Vec<Result<ExtendReply, NodeError>>;
 
 /// Extensions in progress.
@@ -137,9 +136,11 @@ async fn next_of(drives: &mut [Drive<Extending>]) -> (usize, Event) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::{
         super::{
-            Options,
+            Error, Options,
             tests::{Faulty, SETTINGS, claim, grant_of},
         },
         *,

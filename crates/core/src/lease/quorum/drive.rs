@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use super::{
     Inner, Operation, Quorum,
     node::Probed,
-    round::Round,
+    round::{PendingReply, Round},
     span::{About, SPANS},
 };
 use crate::{
@@ -195,10 +195,8 @@ fn operation(call: &Call) -> Operation {
     }
 }
 
-type PendingReply = std::pin::Pin<Box<dyn Future<Output = Result<Reply, NodeError>> + Send>>;
-
 /// Calls a node.
-fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> PendingReply {
+fn put(inner: &Inner, call: &Call, number: usize, node: Arc<dyn LeaseNode>) -> PendingReply<Reply> {
     if let Some(instead) = unprobed(inner, call, number) {
         return Box::pin(ready(instead));
     }

@@ -16,7 +16,7 @@ use super::{
 use crate::lease::{LeaseNode, NodeError, policy::Nodes};
 
 /// The pending reply of a node.
-type PendingReply<T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send>>;
+pub(super) type PendingReply<T> = Pin<Box<dyn Future<Output = Result<T, NodeError>> + Send>>;
 
 impl Quorum {
     /// Calls all nodes at once, and waits for each until the operation timeout or the deadline. Nodes that must not
